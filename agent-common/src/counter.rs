@@ -1,0 +1,77 @@
+//! Per-policy counters: one enum names them for the kernel side, the agent and its output.
+
+/// What happened to a new socket. The discriminant is the index in [`CounterRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Bound to the uplink.
+    Bound = 0,
+    /// Closed off: the uplink is missing.
+    ClosedMissing = 1,
+    /// Closed off: the policy is not (or not yet) a complete one.
+    ClosedUnknown = 2,
+    /// Refused with EPERM: the socket belongs to another network namespace and the policy says so.
+    RefusedNetns = 3,
+    /// Refused with EPERM: no memory to tell the outer cgroup's program that this one has decided.
+    RefusedMemory = 4,
+    /// Left alone: the socket belongs to another network namespace.
+    LeftNetns = 5,
+    /// Left alone: the policy exempts.
+    LeftExempt = 6,
+    /// Left alone: a more specific cgroup's policy has decided.
+    LeftNested = 7,
+}
+
+/// All counters, in index order.
+pub const COUNTERS: [Counter; 8] = [
+    Counter::Bound,
+    Counter::ClosedMissing,
+    Counter::ClosedUnknown,
+    Counter::RefusedNetns,
+    Counter::RefusedMemory,
+    Counter::LeftNetns,
+    Counter::LeftExempt,
+    Counter::LeftNested,
+];
+
+impl Counter {
+    /// The stable name, as in `--json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bound => "bound",
+            Self::ClosedMissing => "closed_missing",
+            Self::ClosedUnknown => "closed_unknown",
+            Self::RefusedNetns => "refused_netns",
+            Self::RefusedMemory => "refused_memory",
+            Self::LeftNetns => "left_netns",
+            Self::LeftExempt => "left_exempt",
+            Self::LeftNested => "left_nested",
+        }
+    }
+}
+
+/// One CPU's counts of one policy slot, indexed by [`Counter`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CounterRecord {
+    /// Sockets, since the policy slot was filled.
+    pub sockets: [u64; COUNTERS.len()],
+}
+
+const _: () = assert!(size_of::<CounterRecord>() == 64);
+
+// SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for CounterRecord {}
+
+#[cfg(test)]
+mod tests {
+    use super::COUNTERS;
+
+    #[test]
+    fn indexes_are_positions() {
+        for (position, counter) in COUNTERS.iter().enumerate() {
+            assert_eq!(*counter as usize, position, "{}", counter.name());
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! What the kernel side and the agent must agree on: map names and sizes, the records in the maps, the counters, and the
+//! decision about a new socket. The decision needs no kernel helper, so it lives here and is tested on the host.
+//!
+//! **Invariant:** every value a map can hold decodes, and every value that is not a complete policy decodes to *closed*.
+//! Changing the size or meaning of anything here means raising [`ABI_VERSION`].
+#![no_std]
+#![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
+
+pub mod counter;
+pub mod decision;
+pub mod record;
+
+pub use counter::{COUNTERS, Counter, CounterRecord};
+pub use decision::{Verdict, decide};
+pub use record::{AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, attachment_flags, policy_flags};
+
+/// The version of everything in this crate. Pinned state of another version is never read, only replaced.
+pub const ABI_VERSION: u32 = 1;
+
+/// Slots in [`map::POLICIES`]. Slot 0 is never given out: it is what an unpopulated [`AttachmentRecord`] names.
+pub const POLICY_SLOTS: u32 = 4096;
+
+/// Names of the maps, as in the object file and below the pin directory.
+pub mod map {
+    /// Array of [`PolicyRecord`](crate::PolicyRecord), by policy slot.
+    pub const POLICIES: &str = "POLICIES";
+    /// Cgroup storage of [`AttachmentRecord`](crate::AttachmentRecord), by cgroup id (`u64`), shared by all programs
+    /// attached to that cgroup (Linux 5.9).
+    pub const ATTACHMENTS: &str = "ATTACHMENTS";
+    /// Per-CPU array of [`CounterRecord`](crate::CounterRecord), by policy slot.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Socket storage: present on a socket that a more specific attachment has already decided about.
+    pub const DECIDED: &str = "DECIDED";
+    /// All of them, in the order they are pinned.
+    pub const ALL: [&str; 4] = [POLICIES, ATTACHMENTS, COUNTERS, DECIDED];
+}
+
+/// Names of the programs, as in the object file and below the pin directory.
+pub mod program {
+    /// `cgroup/sock_create`.
+    pub const SOCK_CREATE: &str = "sock_create";
+}

@@ -1,0 +1,127 @@
+//! The records in the maps: plain integers without padding, each with its size asserted.
+
+/// A bound device that no interface can have: indexes are positive. A socket bound to it can be created, but `connect`
+/// and `send` fail with ENODEV (IPv4) or ENETUNREACH (IPv6).
+pub const CLOSED_IFINDEX: i32 = -1;
+
+/// Bytes kept of a policy name.
+pub const NAME_BYTES: usize = 64;
+/// Bytes kept of an interface name; an alternative name has at most 127.
+pub const INTERFACE_BYTES: usize = 128;
+
+/// Bits of [`AttachmentRecord::flags`].
+pub mod attachment_flags {
+    /// Another attachment exists on an ancestor: leave a mark on the socket, so that its program, which runs after this
+    /// one, knows that the decision has been made.
+    pub const NESTED: u32 = 1;
+    /// Made by `steer exec` or `steer attach`, not by the daemon's configuration.
+    pub const MANUAL: u32 = 1 << 1;
+}
+
+/// Bits of [`PolicyRecord::flags`].
+pub mod policy_flags {
+    /// Refuse sockets that belong to another network namespace instead of leaving them alone.
+    pub const REFUSE_OTHER_NETNS: u32 = 1;
+}
+
+/// Which policy holds for the cgroup a program is attached to. All zero until the agent has filled it: closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct AttachmentRecord {
+    /// Slot in [`POLICIES`](crate::map::POLICIES); 0 is none.
+    pub policy: u32,
+    /// [`attachment_flags`].
+    pub flags: u32,
+}
+
+/// What a policy does. Anything but these tags is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Bind to the uplink.
+    Steer = 1,
+    /// Leave the socket alone, whatever an outer cgroup's policy says.
+    Exempt = 2,
+}
+
+impl TryFrom<u32> for Kind {
+    type Error = u32;
+
+    fn try_from(tag: u32) -> Result<Self, u32> {
+        match tag {
+            1 => Ok(Self::Steer),
+            2 => Ok(Self::Exempt),
+            other => Err(other),
+        }
+    }
+}
+
+/// Who a policy slot belongs to, and so who may free it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A policy of the daemon's configuration.
+    Config = 1,
+    /// Made for `steer exec --interface` or `steer attach --interface`; freed with its last attachment.
+    Manual = 2,
+}
+
+impl TryFrom<u32> for Owner {
+    type Error = u32;
+
+    fn try_from(tag: u32) -> Result<Self, u32> {
+        match tag {
+            1 => Ok(Self::Config),
+            2 => Ok(Self::Manual),
+            other => Err(other),
+        }
+    }
+}
+
+/// A policy: the first 24 bytes are what the programs read, the rest is for people and for the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct PolicyRecord {
+    /// [`Kind`]; 0 is an empty slot.
+    pub kind: u32,
+    /// [`policy_flags`].
+    pub flags: u32,
+    /// The uplink's index in its network namespace, or [`CLOSED_IFINDEX`] while it is missing.
+    pub ifindex: i32,
+    /// [`Owner`].
+    pub owner: u32,
+    /// The network namespace in which `ifindex` has its meaning (`SO_NETNS_COOKIE`).
+    pub netns_cookie: u64,
+    /// The policy's name, UTF-8, padded with NUL.
+    pub name: [u8; NAME_BYTES],
+    /// The uplink's name as configured, UTF-8, padded with NUL; empty for an exemption.
+    pub interface: [u8; INTERFACE_BYTES],
+}
+
+const _: () = assert!(size_of::<AttachmentRecord>() == 8);
+const _: () = assert!(size_of::<PolicyRecord>() == 24 + NAME_BYTES + INTERFACE_BYTES);
+
+impl PolicyRecord {
+    /// An empty slot.
+    pub const EMPTY: Self = Self {
+        kind: 0,
+        flags: 0,
+        ifindex: 0,
+        owner: 0,
+        netns_cookie: 0,
+        name: [0; NAME_BYTES],
+        interface: [0; INTERFACE_BYTES],
+    };
+
+    /// This policy with its uplink missing.
+    #[must_use]
+    pub const fn closed(mut self) -> Self {
+        self.ifindex = CLOSED_IFINDEX;
+        self
+    }
+}
+
+// SAFETY: `repr(C)`, `Copy`, only integers, and the size assertion above rules padding out.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for AttachmentRecord {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for PolicyRecord {}

@@ -1,0 +1,61 @@
+//! Cgroups: where the hierarchy is, what is in it, what comes and goes, and a cgroup of one's own.
+//!
+//! **Invariant:** reads the hierarchy, and changes only cgroups that `scope` has made. Paths are relative to the root of
+//! the cgroup2 mount, whatever the mount point.
+
+mod hierarchy;
+mod path;
+pub mod scope;
+mod watch;
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+pub use hierarchy::{Cgroup, Hierarchy};
+pub use path::CgroupPath;
+pub use watch::{Change, Watch};
+
+/// What can go wrong with cgroups.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// No cgroup2 anywhere.
+    #[error(
+        "no cgroup2 hierarchy: none is mounted, and mounting one failed: {0} (mount one with `mount -t cgroup2 none /sys/fs/cgroup`)"
+    )]
+    NoHierarchy(#[source] io::Error),
+    /// A cgroup that does not exist.
+    #[error("there is no cgroup {path} (looked for {file})")]
+    Missing {
+        /// Its path.
+        path: CgroupPath,
+        /// The directory that was not there.
+        file: PathBuf,
+    },
+    /// Not a path below the hierarchy.
+    #[error(
+        "{0:?} is not a cgroup path: expected one like /system.slice/x.service, or a directory below the cgroup2 mount"
+    )]
+    NotAPath(String),
+    /// A file operation.
+    #[error("{action} {file}: {source}")]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        file: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The inotify instance failed.
+    #[error("watch cgroups: {0}{hint}", hint = watch_hint(.0))]
+    Watch(#[source] io::Error),
+}
+
+fn watch_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC) => " (raise fs.inotify.max_user_watches)",
+        Some(libc::EMFILE) => " (raise fs.inotify.max_user_instances)",
+        _ => "",
+    }
+}

@@ -1,0 +1,114 @@
+//! The path of a cgroup.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use super::Error;
+
+/// An absolute, normalised path from the root of the hierarchy: `/` or `/a/b`, without `.`, `..` or empty parts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(transparent)]
+pub struct CgroupPath(String);
+
+impl CgroupPath {
+    /// The root cgroup.
+    pub fn root() -> Self {
+        Self("/".to_owned())
+    }
+
+    /// Whether it is the root cgroup.
+    pub fn is_root(&self) -> bool {
+        self.0 == "/"
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its parts, outermost first; none for the root.
+    pub fn parts(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/').filter(|part| !part.is_empty())
+    }
+
+    /// The cgroup `name` in this one.
+    #[must_use]
+    pub fn child(&self, name: &str) -> Self {
+        Self(format!("{}/{name}", self.0.trim_end_matches('/')))
+    }
+
+    /// The last part; empty for the root.
+    pub fn name(&self) -> &str {
+        self.parts().last().unwrap_or_default()
+    }
+
+    /// The cgroup it is in.
+    pub fn parent(&self) -> Option<Self> {
+        let (parent, name) = self.0.rsplit_once('/')?;
+        match (parent, name) {
+            (_, "") => None,
+            ("", _) => Some(Self::root()),
+            (parent, _) => Some(Self(parent.to_owned())),
+        }
+    }
+
+    /// All cgroups it is in, the nearest first.
+    pub fn ancestors(&self) -> Vec<Self> {
+        std::iter::successors(self.parent(), Self::parent).collect()
+    }
+
+    /// Whether it is `outer` or in it.
+    pub fn is_in(&self, outer: &Self) -> bool {
+        outer.is_root() || self.0.strip_prefix(&outer.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Relative to the mount point.
+    pub(super) fn relative(&self) -> PathBuf {
+        self.parts().collect()
+    }
+}
+
+impl FromStr for CgroupPath {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if !text.starts_with('/') || text.split('/').any(|part| part == "." || part == "..") {
+            return Err(Error::NotAPath(text.to_owned()));
+        }
+        let parts = text.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>();
+        Ok(Self(format!("/{}", parts.join("/"))))
+    }
+}
+
+impl fmt::Display for CgroupPath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CgroupPath;
+
+    fn path(text: &str) -> CgroupPath {
+        text.parse().expect("a path")
+    }
+
+    #[test]
+    fn normalises() {
+        for (text, want) in [("/", "/"), ("//a//b/", "/a/b"), ("/a", "/a")] {
+            assert_eq!(path(text).as_str(), want);
+        }
+        for text in ["", "a", "/a/../b", "/./a"] {
+            assert!(text.parse::<CgroupPath>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn knows_its_family() {
+        assert_eq!(path("/a/b").ancestors(), [path("/a"), path("/")]);
+        assert_eq!(path("/").ancestors(), []);
+        assert_eq!(path("/").child("a"), path("/a"));
+        assert!(path("/a/b").is_in(&path("/a")) && path("/a").is_in(&path("/a")) && path("/a").is_in(&path("/")));
+        assert!(!path("/ab").is_in(&path("/a")) && !path("/a").is_in(&path("/a/b")));
+    }
+}

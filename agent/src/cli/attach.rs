@@ -1,0 +1,53 @@
+//! `steer attach`: steer a cgroup until `steer detach` or until it is removed.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+
+use super::{PinDirectory, target::By};
+use crate::{cgroup::Hierarchy, config::OtherNetns, datapath::Datapath, preflight::require_privilege};
+
+/// Arguments of `steer attach`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Path of the cgroup from the root of the cgroup2 hierarchy, or its directory
+    cgroup: String,
+    #[command(flatten)]
+    by: By,
+    /// What is done with sockets of other network namespaces
+    #[arg(long, value_name = "WHAT", default_value = "leave")]
+    other_netns: OtherNetns,
+    /// Steer the root cgroup: every process of the machine that no other policy holds
+    #[arg(long)]
+    yes_the_root: bool,
+}
+
+pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+    require_privilege("attach")?;
+    let hierarchy = Hierarchy::find()?;
+    let cgroup = hierarchy.open(&hierarchy.parse(&args.cgroup)?)?;
+    if cgroup.path.is_root() && !args.yes_the_root {
+        bail!(
+            "refusing to attach to the root cgroup: it would steer every process of the machine, this shell included; say \
+             --yes-the-root if that is what you want"
+        );
+    }
+    let by = args.by.resolve(args.other_netns)?;
+    let pins = pins.to_change()?;
+    let lock = pins.create_and_lock()?;
+    let mut datapath = Datapath::open_or_load(&pins, &lock)?;
+    datapath.sweep(&lock)?;
+    if let Some(existing) = datapath.attachment(cgroup.id)?
+        && !existing.is_manual()
+    {
+        bail!("{} is steered by the daemon's configuration; change it there", cgroup.path);
+    }
+    let attached =
+        by.slot(&mut datapath, &lock).and_then(|slot| datapath.attach(&lock, &hierarchy, &cgroup, slot, true));
+    datapath.sweep(&lock)?;
+    if let Err(error) = attached {
+        datapath.remove_if_unused(lock)?;
+        return Err(error.into());
+    }
+    Ok(ExitCode::SUCCESS)
+}

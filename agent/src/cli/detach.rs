@@ -1,0 +1,34 @@
+//! `steer detach`: stop steering a cgroup.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+
+use super::PinDirectory;
+use crate::{cgroup::Hierarchy, datapath::Datapath, preflight::require_privilege};
+
+/// Arguments of `steer detach`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Path of the cgroup from the root of the cgroup2 hierarchy, or its directory
+    cgroup: String,
+}
+
+pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+    require_privilege("detach")?;
+    let hierarchy = Hierarchy::find()?;
+    let cgroup = hierarchy.open(&hierarchy.parse(&args.cgroup)?)?;
+    let Some(pins) = pins.to_look() else { return Ok(ExitCode::SUCCESS) };
+    let Some(mut datapath) = Datapath::open(&pins)? else { return Ok(ExitCode::SUCCESS) };
+    let lock = datapath.lock()?;
+    if let Some(attachment) = datapath.attachment(cgroup.id)?
+        && !attachment.is_manual()
+        && pins.daemon_runs()?
+    {
+        bail!("{} is steered by the daemon's configuration, which would attach it again; change it there", cgroup.path);
+    }
+    datapath.detach(&lock, cgroup.id)?;
+    datapath.sweep(&lock)?;
+    datapath.remove_if_unused(lock)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,147 @@
+//! `steer exec`: run a command whose sockets all leave by one interface.
+//!
+//! This process becomes the command, so its terminal, signals and exit status are the command's own. Another process, the
+//! keeper, is started first; it waits outside the new cgroup and removes it when its last process has ended. Killed at
+//! any moment, neither leaves more than an empty cgroup and its pins, which the other, or the next `steer` command,
+//! sweeps up.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    process::{Command, ExitCode, Stdio},
+};
+
+use thiserror::Error;
+
+use super::{
+    PinDirectory,
+    target::{By, Resolved},
+};
+use crate::{
+    cgroup::{Hierarchy, scope, scope::Scope},
+    config::OtherNetns,
+    datapath::{Datapath, Pins},
+    preflight::require_privilege,
+};
+
+/// Arguments of `steer exec`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: that of the command; 125 if steer failed before it started, 126 if it cannot be executed, \
+                        127 if it was not found."
+)]
+pub(super) struct Args {
+    #[command(flatten)]
+    by: By,
+    /// What is done with sockets of other network namespaces
+    #[arg(long, value_name = "WHAT", default_value = "leave")]
+    other_netns: OtherNetns,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Why the command did not start.
+#[derive(Debug, Error)]
+pub(crate) enum Failed {
+    /// Something steer does.
+    #[error("{0:#}")]
+    Steer(anyhow::Error),
+    /// The command.
+    #[error("run {command:?}: {source}")]
+    Command {
+        /// What was to be run.
+        command: OsString,
+        /// Why it did not.
+        source: io::Error,
+    },
+}
+
+impl Failed {
+    /// As with env(1), nice(1) and timeout(1).
+    pub(super) fn code(&self) -> u8 {
+        match self {
+            Self::Steer(_) => 125,
+            Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
+            Self::Command { .. } => 126,
+        }
+    }
+}
+
+pub(super) fn run(args: Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+    prepare(&args, pins).map_err(Failed::Steer)?;
+    let mut command = args.command.into_iter();
+    let program = command.next().unwrap_or_default();
+    let source = Command::new(&program).args(command).exec();
+    Err(Failed::Command { command: program, source }.into())
+}
+
+/// Puts this process into a steered cgroup of its own.
+fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
+    require_privilege("exec")?;
+    let hierarchy = Hierarchy::find()?;
+    let by = args.by.resolve(args.other_netns)?;
+    let pins = pins.to_change()?;
+    let own = hierarchy.own()?;
+    for abandoned in scope::abandoned_in(&hierarchy, &own)? {
+        crate::keeper::clean_up(&hierarchy, &pins, &abandoned.cgroup.path, abandoned.cgroup.id)?;
+    }
+    let scope = Scope::create(&hierarchy, &own)?;
+    // From here on the keeper cleans up, whatever becomes of this process.
+    let wrapper = start_keeper(&scope, &pins)?;
+    attach(&hierarchy, &pins, &scope, &by)?;
+    scope.enter(&hierarchy)?;
+    // Closed on exec, which tells the keeper to begin.
+    std::mem::forget(wrapper);
+    Ok(())
+}
+
+fn attach(hierarchy: &Hierarchy, pins: &Pins, scope: &Scope, by: &Resolved) -> anyhow::Result<()> {
+    let lock = pins.create_and_lock()?;
+    let mut datapath = Datapath::open_or_load(pins, &lock)?;
+    let slot = by.slot(&mut datapath, &lock)?;
+    datapath.attach(&lock, hierarchy, &scope.cgroup, slot, true)?;
+    Ok(())
+}
+
+/// Starts the keeper in the caller's cgroup and a session of its own. Returns the descriptor whose end it waits for.
+fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
+    let (reader, writer) = io::pipe()?;
+    let (reader_fd, lock_fd) = (reader.as_raw_fd(), scope.lock_fd());
+    let inherited = [Some(reader_fd), Some(lock_fd), pins.anchor()];
+    let mut keeper = Command::new("/proc/self/exe");
+    keeper
+        .arg0("steer-keeper")
+        .arg("--bpffs")
+        .arg(pins.root())
+        .args(["keep", scope.cgroup.path.as_str(), &reader_fd.to_string(), &lock_fd.to_string()])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one closure, one argument")]
+    // SAFETY: only async-signal-safe calls between fork and exec: fcntl, setsid, fork, _exit.
+    unsafe {
+        keeper.pre_exec(move || {
+            // Inherited by the keeper, not by the command.
+            for fd in inherited.into_iter().flatten() {
+                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            if libc::setsid() < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The keeper must not be a child of the command, which may wait for all its children.
+            match libc::fork() {
+                -1 => Err(io::Error::last_os_error()),
+                0 => Ok(()),
+                _ => libc::_exit(0),
+            }
+        });
+    }
+    let status = keeper.status()?;
+    anyhow::ensure!(status.success(), "start the keeper: {status}");
+    Ok(writer)
+}

@@ -1,0 +1,22 @@
+//! `steer keep`, hidden: the keeper of a running `steer exec`.
+
+use std::process::ExitCode;
+
+use super::PinDirectory;
+use crate::{cgroup::CgroupPath, keeper};
+
+/// Arguments of the keeper. It is started by `steer exec` only.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    cgroup: CgroupPath,
+    /// Descriptor that closes when the wrapper has become its command, or has died
+    wrapper_fd: i32,
+    /// Descriptor with the lock of the cgroup's directory
+    lock_fd: i32,
+}
+
+pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+    let pins = pins.to_change()?;
+    super::block_on(keeper::keep(&args.cgroup, args.wrapper_fd, args.lock_fd, &pins))??;
+    Ok(ExitCode::SUCCESS)
+}

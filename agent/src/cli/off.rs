@@ -1,0 +1,56 @@
+//! `steer off`: the switch.
+
+use std::process::ExitCode;
+
+use super::PinDirectory;
+use crate::{
+    cgroup::{Hierarchy, scope},
+    datapath::{self, Removed},
+    preflight::require_privilege,
+};
+
+/// Arguments of `steer off`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print what was removed as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+    require_privilege("off")?;
+    let hierarchy = Hierarchy::find();
+    let name = |id: u64| {
+        let path = hierarchy.as_ref().ok().and_then(|hierarchy| hierarchy.path_of(id));
+        path.map_or_else(|| format!("cgroup {id} (removed)"), |path| path.to_string())
+    };
+    let removed = match pins.to_look() {
+        Some(pins) => datapath::off(&pins)?,
+        None => Removed::default(),
+    };
+    if let Ok(hierarchy) = &hierarchy {
+        for id in &removed.cgroups {
+            let Some(path) = hierarchy.path_of(*id).filter(scope::is_scope) else { continue };
+            if !scope::is_populated(hierarchy, &path)? {
+                scope::remove(hierarchy, &path)?;
+            }
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&removed)?);
+    } else if removed == Removed::default() {
+        println!("steer is off: there was nothing to remove");
+    } else {
+        for id in &removed.cgroups {
+            println!("detached {}", name(*id));
+        }
+        for pin in &removed.pins {
+            println!("removed {pin}");
+        }
+        println!("steer is off: {} cgroups detached, {} pins removed", removed.cgroups.len(), removed.pins.len());
+    }
+    for error in &removed.errors {
+        eprintln!("steer: {error}");
+    }
+    Ok(if removed.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,71 @@
+//! `steer status`: what is in force.
+
+use std::process::ExitCode;
+
+use comfy_table::{Table, presets};
+
+use super::PinDirectory;
+use crate::{
+    cgroup::Hierarchy,
+    preflight::require_privilege,
+    stats::{self, PolicyStatus, Status},
+};
+
+/// Arguments of `steer status`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+    require_privilege("status")?;
+    let status = match pins.to_look() {
+        Some(pins) => stats::read(&pins, &Hierarchy::find()?)?,
+        None => Status { daemon: false, policies: Vec::new() },
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print(&status);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(status: &Status) {
+    if status.policies.is_empty() {
+        println!("nothing is steered");
+    } else {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["POLICY", "UPLINK", "BOUND", "CLOSED", "REFUSED", "LEFT ALONE", "CGROUPS"]);
+        for policy in &status.policies {
+            table.add_row([
+                policy.name.clone(),
+                policy.uplink(),
+                sum(policy, "bound").to_string(),
+                sum(policy, "closed_").to_string(),
+                sum(policy, "refused_").to_string(),
+                sum(policy, "left_").to_string(),
+                cgroups(policy),
+            ]);
+        }
+        println!("{table}");
+    }
+    println!("daemon: {}", if status.daemon { "running" } else { "not running" });
+}
+
+fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {
+    policy.sockets.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, count)| count).sum()
+}
+
+fn cgroups(policy: &PolicyStatus) -> String {
+    let line = |cgroup: &stats::CgroupStatus| {
+        let path = cgroup.path.as_ref().map_or_else(|| format!("{} (removed)", cgroup.id), ToString::to_string);
+        let hand = if cgroup.manual { " (by hand)" } else { "" };
+        let broken = if cgroup.complete || cgroup.path.is_none() { "" } else { " (INCOMPLETE)" };
+        format!("{path}{hand}{broken}")
+    };
+    policy.cgroups.iter().map(line).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,41 @@
+//! The configuration as written: parsed, every mistake found at once, each with its place.
+//!
+//! **Invariant:** no I/O, and nothing of what the words mean on this host. Whoever reads the file hands its text in.
+
+mod parse;
+mod pattern;
+mod problem;
+
+pub use parse::parse;
+pub use pattern::Pattern;
+pub use problem::{Problem, Problems};
+
+/// A configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `[[policy]]`, in the order of the file.
+    pub policies: Vec<Policy>,
+}
+
+/// One `[[policy]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// `name`: unique.
+    pub name: String,
+    /// `interface`: a name or alternative name; `None` for `"none"`, which exempts.
+    pub interface: Option<String>,
+    /// `cgroups`: where it holds.
+    pub cgroups: Vec<Pattern>,
+    /// `other_netns`: what is done with sockets of other network namespaces.
+    pub other_netns: OtherNetns,
+}
+
+/// `other_netns`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OtherNetns {
+    /// Their sockets are left alone, and counted: the uplink's index means nothing there.
+    #[default]
+    Leave,
+    /// They get no sockets.
+    Refuse,
+}

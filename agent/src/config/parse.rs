@@ -1,0 +1,318 @@
+//! From the text of a file to [`Config`], or to every mistake in it.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use steer_common::record::{INTERFACE_BYTES, NAME_BYTES};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{Config, OtherNetns, Pattern, Policy, Problem, Problems};
+
+/// Parses a configuration. `file` is only named in messages.
+pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
+    let mut reader = Reader { text, problems: Vec::new() };
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        reader.problem(error.span().unwrap_or(0..0), "", "", error.message().trim_end().to_owned());
+    }
+    // Where the syntax is wrong, what the rest would mean is a guess.
+    let config = if reader.problems.is_empty() { reader.config(table.get_ref()) } else { Config::default() };
+    if reader.problems.is_empty() {
+        return Ok(config);
+    }
+    let mut problems = reader.problems;
+    problems.sort_by_key(|problem| (problem.line, problem.column));
+    Err(Problems { file: file.to_owned(), problems })
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn problem(&mut self, span: Range<usize>, key: &str, value: &str, message: impl Into<String>) {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        self.problems.push(Problem {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            key: key.to_owned(),
+            value: value.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    /// A problem with a value, which is quoted as it stands in the file.
+    fn wrong(&mut self, key: &str, value: &Spanned<DeValue<'_>>, message: impl Into<String>) {
+        let written = self.text.get(value.span()).unwrap_or_default().to_owned();
+        self.problem(value.span(), key, written.lines().next().unwrap_or_default(), message);
+    }
+
+    fn config(&mut self, table: &DeTable<'_>) -> Config {
+        let mut policies = Vec::new();
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "policy" => self.policies(value, &mut policies),
+                other => {
+                    self.problem(key.span(), other, "", "unknown key; expected [[policy]]");
+                }
+            }
+        }
+        Config { policies }
+    }
+
+    fn policies(&mut self, value: &Spanned<DeValue<'_>>, policies: &mut Vec<Policy>) {
+        let Some(tables) = value.get_ref().as_array() else {
+            self.wrong("policy", value, "expected [[policy]], with double brackets");
+            return;
+        };
+        let mut names: BTreeMap<String, usize> = BTreeMap::new();
+        let mut patterns: BTreeMap<String, String> = BTreeMap::new();
+        for (index, table) in tables.iter().enumerate() {
+            let at = format!("policy[{index}]");
+            let Some(fields) = table.get_ref().as_table() else {
+                self.wrong(&at, table, "expected a table");
+                continue;
+            };
+            let policy = self.policy(&at, table.span(), fields);
+            if let Some((name, span_of)) = &policy.name
+                && let Some(first) = names.insert(name.clone(), index)
+            {
+                self.wrong(
+                    &format!("{at}.name"),
+                    span_of,
+                    format!("policy[{first}] has this name already; expected another"),
+                );
+            }
+            for (pattern, span_of) in &policy.cgroups {
+                let normal = pattern.as_str().trim_end_matches('/').to_owned();
+                let holder = policy.name.as_ref().map_or_else(|| at.clone(), |(name, _)| format!("policy {name:?}"));
+                if let Some(first) = patterns.insert(normal, holder) {
+                    let message = format!("{first} claims the same cgroups; expected each in one policy only, once");
+                    self.wrong(&format!("{at}.cgroups"), span_of, message);
+                }
+            }
+            if let (Some((name, _)), Some(interface)) = (policy.name, policy.interface) {
+                let cgroups = policy.cgroups.into_iter().map(|(pattern, _)| pattern).collect();
+                policies.push(Policy { name, interface: interface.name(), cgroups, other_netns: policy.other_netns });
+            }
+        }
+    }
+
+    fn policy<'v, 'i>(&mut self, at: &str, span: Range<usize>, fields: &'v DeTable<'i>) -> PolicyFields<'v, 'i> {
+        let mut policy = PolicyFields::default();
+        let mut seen = (false, false, false);
+        for (key, value) in fields {
+            let name = key.get_ref().as_ref();
+            let path = format!("{at}.{name}");
+            match name {
+                "name" => {
+                    seen.0 = true;
+                    policy.name = self.short_text(&path, value, NAME_BYTES).map(|name| (name, value));
+                }
+                "interface" => {
+                    seen.1 = true;
+                    policy.interface = self.interface(&path, value);
+                }
+                "cgroups" => {
+                    seen.2 = true;
+                    policy.cgroups = self.cgroups(&path, value);
+                }
+                "other_netns" => match value.get_ref().as_str() {
+                    Some("leave") => policy.other_netns = OtherNetns::Leave,
+                    Some("refuse") => policy.other_netns = OtherNetns::Refuse,
+                    _ => self.wrong(&path, value, "expected \"leave\" or \"refuse\""),
+                },
+                _ => self.problem(
+                    key.span(),
+                    &path,
+                    self.text
+                        .get(value.span())
+                        .unwrap_or_default()
+                        .lines()
+                        .next()
+                        .unwrap_or_default()
+                        .to_owned()
+                        .as_str(),
+                    "unknown key; expected name, interface, cgroups or other_netns",
+                ),
+            }
+        }
+        for (present, key, expected) in [
+            (seen.0, "name", "expected name = \"...\", unique in the file"),
+            (seen.1, "interface", "expected interface = \"...\", the uplink's name, or \"none\" to exempt"),
+            (seen.2, "cgroups", "expected cgroups = [\"/...\"], one path or glob at least"),
+        ] {
+            if !present {
+                self.problem(span.clone(), &format!("{at}.{key}"), "", format!("missing; {expected}"));
+            }
+        }
+        policy
+    }
+
+    fn short_text(&mut self, key: &str, value: &Spanned<DeValue<'_>>, bytes: usize) -> Option<String> {
+        match value.get_ref().as_str() {
+            Some(text) if !text.is_empty() && text.len() < bytes && !text.contains(char::is_control) => {
+                Some(text.to_owned())
+            }
+            _ => {
+                self.wrong(
+                    key,
+                    value,
+                    format!("expected a string of 1 to {} bytes without control characters", bytes - 1),
+                );
+                None
+            }
+        }
+    }
+
+    fn interface(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Interface> {
+        let name = self.short_text(key, value, INTERFACE_BYTES)?;
+        if name == "none" {
+            return Some(Interface::None);
+        }
+        // As dev_valid_name() in the kernel.
+        if name == "." || name == ".." || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
+            self.wrong(key, value, "expected the name of a network interface, without space, / or :");
+            return None;
+        }
+        Some(Interface::Named(name))
+    }
+
+    fn cgroups<'v, 'i>(
+        &mut self,
+        key: &str,
+        value: &'v Spanned<DeValue<'i>>,
+    ) -> Vec<(Pattern, &'v Spanned<DeValue<'i>>)> {
+        let expected = "expected a list of cgroup2 paths or globs, as [\"/system.slice/x.service\"]";
+        let Some(list) = value.get_ref().as_array() else {
+            self.wrong(key, value, expected);
+            return Vec::new();
+        };
+        if list.is_empty() {
+            self.wrong(key, value, format!("empty; {expected}"));
+        }
+        let mut patterns = Vec::new();
+        for item in list {
+            match item.get_ref().as_str().map(Pattern::parse) {
+                Some(Ok(pattern)) if pattern.matches(&[]) => {
+                    self.wrong(
+                        key,
+                        item,
+                        "it matches the root cgroup, that is, the whole machine; expected a part of it",
+                    );
+                }
+                Some(Ok(pattern)) => patterns.push((pattern, item)),
+                Some(Err(reason)) => {
+                    self.wrong(
+                        key,
+                        item,
+                        format!("{reason}; expected a cgroup2 path or glob like \"/user.slice/**/app-*.scope\""),
+                    );
+                }
+                None => self.wrong(key, item, expected),
+            }
+        }
+        patterns
+    }
+}
+
+/// `interface`, when there is no mistake in it.
+enum Interface {
+    None,
+    Named(String),
+}
+
+impl Interface {
+    fn name(self) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Named(name) => Some(name),
+        }
+    }
+}
+
+#[derive(Default)]
+struct PolicyFields<'v, 'i> {
+    name: Option<(String, &'v Spanned<DeValue<'i>>)>,
+    interface: Option<Interface>,
+    cgroups: Vec<(Pattern, &'v Spanned<DeValue<'i>>)>,
+    other_netns: OtherNetns,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+    use crate::config::OtherNetns;
+
+    #[test]
+    fn a_whole_file() {
+        let text = r#"
+            [[policy]]
+            name = "vpn"
+            interface = "wg0"
+            cgroups = ["/system.slice/transmission.service", '/user.slice/**/app-*firefox*.scope']
+
+            [[policy]]
+            name = "direct"
+            interface = "none"
+            cgroups = ["/system.slice/transmission.service/direct"]
+            other_netns = "refuse"
+        "#;
+        let config = parse("steer.toml", text).expect("valid");
+        assert_eq!(config.policies.len(), 2);
+        assert_eq!(config.policies[0].interface.as_deref(), Some("wg0"));
+        assert_eq!(config.policies[0].cgroups[0].as_str(), "/system.slice/transmission.service");
+        assert_eq!(
+            (config.policies[1].interface.as_deref(), config.policies[1].other_netns),
+            (None, OtherNetns::Refuse)
+        );
+        assert!(parse("steer.toml", "").expect("empty is valid").policies.is_empty());
+    }
+
+    #[test]
+    fn every_mistake_at_once() {
+        let text = "color = 1
+[[policy]]
+name = \"a\"
+interface = \"wg 0\"
+cgroups = [\"/a\", \"b\", 3]
+[[policy]]
+name = \"a\"
+interfaces = \"eth0\"
+cgroups = [\"/a/\", \"/**\"]
+other_netns = true
+[[policy]]
+";
+        let problems = parse("f.toml", text).expect_err("mistakes");
+        let lines = problems.to_string();
+        let want = [
+            "f.toml:1:1: color: unknown key",
+            "f.toml:4:13: policy[0].interface = \"wg 0\": expected the name",
+            "f.toml:5:18: policy[0].cgroups = \"b\": it does not start with /",
+            "f.toml:5:23: policy[0].cgroups = 3: expected a list",
+            "f.toml:6:1: policy[1].interface: missing",
+            "f.toml:7:8: policy[1].name = \"a\": policy[0] has this name",
+            "f.toml:8:1: policy[1].interfaces = \"eth0\": unknown key",
+            "f.toml:9:12: policy[1].cgroups = \"/a/\": policy \"a\" claims the same",
+            "f.toml:9:19: policy[1].cgroups = \"/**\": it matches the root",
+            "f.toml:10:15: policy[1].other_netns = true: expected \"leave\"",
+            "f.toml:11:1: policy[2].name: missing",
+            "f.toml:11:1: policy[2].interface: missing",
+            "f.toml:11:1: policy[2].cgroups: missing",
+        ];
+        for expected in want {
+            assert!(lines.lines().any(|line| line.starts_with(expected)), "{expected}\nin\n{lines}");
+        }
+        assert_eq!(problems.problems.len(), want.len(), "{lines}");
+    }
+
+    #[test]
+    fn broken_syntax_has_a_place() {
+        let problems = parse("f.toml", "[[policy]]\nname = \n").expect_err("broken");
+        assert_eq!(problems.problems[0].line, 2, "{problems}");
+    }
+}

@@ -1,0 +1,206 @@
+//! What the daemon does about an event: names are resolved, the difference is planned, and the datapath changed.
+//!
+//! **Invariant:** a failure to steer one cgroup does not keep another from being steered.
+
+use std::collections::BTreeMap;
+
+use steer_common::Owner;
+
+use crate::{
+    cgroup::{self, CgroupPath, Hierarchy},
+    datapath::{Datapath, Error, Lock},
+    interface::{self, Table},
+    plan::{self, Actual, Desired, Step},
+    policy::Policies,
+};
+
+/// The daemon's view of the host, and its hands.
+pub(super) struct Steering {
+    datapath: Datapath,
+    hierarchy: Hierarchy,
+    policies: Policies,
+    /// Slot of each policy, by its index in `policies`.
+    slots: Vec<u32>,
+    table: Table,
+    netns_cookie: u64,
+    /// Ids of the cgroups attached by configuration: when one is removed, only its path is reported.
+    attached: BTreeMap<CgroupPath, u64>,
+}
+
+impl Steering {
+    pub(super) fn new(datapath: Datapath, hierarchy: Hierarchy, policies: Policies) -> anyhow::Result<Self> {
+        Ok(Self {
+            datapath,
+            hierarchy,
+            policies,
+            slots: Vec::new(),
+            table: Table::default(),
+            netns_cookie: interface::own_cookie()?,
+            attached: BTreeMap::new(),
+        })
+    }
+
+    /// Takes in other policies; true when they differ.
+    pub(super) fn set_policies(&mut self, policies: Policies) -> bool {
+        let differ = policies != self.policies;
+        self.policies = policies;
+        differ
+    }
+
+    /// A link came, went or was renamed.
+    pub(super) fn links_changed(&mut self, change: interface::Change) -> Result<(), Error> {
+        if !self.table.apply(change) {
+            return Ok(());
+        }
+        let lock = self.datapath.lock()?;
+        for entry in self.datapath.follow_uplinks(&lock, &self.table, self.netns_cookie)? {
+            let (name, interface) = (entry.name(), entry.interface());
+            if entry.record.ifindex > 0 {
+                log::info!("policy {name}: uplink {interface} has index {}", entry.record.ifindex);
+            } else {
+                log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it is there");
+            }
+        }
+        Ok(())
+    }
+
+    /// A cgroup came or went.
+    pub(super) fn cgroups_changed(&mut self, change: cgroup::Change, watch: &mut cgroup::Watch) -> Result<(), Error> {
+        match change {
+            cgroup::Change::Created(path) => {
+                let found = self.named_in(&path, watch)?;
+                if found.is_empty() {
+                    return Ok(());
+                }
+                let lock = self.datapath.lock()?;
+                for (cgroup_id, desired) in found {
+                    if self.datapath.attachment(cgroup_id)?.is_none_or(|existing| !existing.is_manual()) {
+                        self.attach(&lock, cgroup_id, &desired);
+                    }
+                }
+                Ok(())
+            }
+            cgroup::Change::Removed(path) => match self.attached.remove(&path) {
+                Some(cgroup_id) => {
+                    let lock = self.datapath.lock()?;
+                    log::info!("{path} is gone");
+                    self.datapath.detach(&lock, cgroup_id)
+                }
+                None => Ok(()),
+            },
+            cgroup::Change::Lost => {
+                log::warn!("the kernel dropped reports of new cgroups; looking at all of them again");
+                self.converge(watch)
+            }
+        }
+    }
+
+    /// Makes everything as the policies say.
+    pub(super) fn converge(&mut self, watch: &mut cgroup::Watch) -> Result<(), Error> {
+        let lock = self.datapath.lock()?;
+        let records = self
+            .policies
+            .targets()
+            .map(|(name, target)| {
+                let ifindex = target.interface.as_deref().and_then(|interface| self.table.resolve(interface));
+                if let (Some(interface), None) = (&target.interface, ifindex) {
+                    log::warn!(
+                        "policy {name}: uplink {interface} is missing; its sockets are closed until it is there"
+                    );
+                }
+                target.record(name, Owner::Config, ifindex, self.netns_cookie)
+            })
+            .collect::<Vec<_>>();
+        self.slots = self.datapath.put_policies(&lock, &records)?;
+        self.datapath.sweep(&lock)?;
+        let desired = self.named_in(&CgroupPath::root(), watch)?;
+        let actual = self
+            .datapath
+            .attachments()?
+            .into_iter()
+            .map(|attachment| {
+                let actual = Actual {
+                    slot: attachment.record.policy,
+                    manual: attachment.is_manual(),
+                    complete: attachment.complete,
+                };
+                (attachment.cgroup_id, actual)
+            })
+            .collect();
+        self.attached = desired
+            .iter()
+            .filter(|(id, _)| actual_is_ours(&actual, **id))
+            .map(|(&id, desired)| (desired.path.clone(), id))
+            .collect();
+        for step in plan::steps(&desired, &actual) {
+            match step {
+                Step::Attach { cgroup_id, desired } => self.attach(&lock, cgroup_id, &desired),
+                Step::Detach { cgroup_id } => {
+                    self.datapath.detach(&lock, cgroup_id)?;
+                    let path = self.hierarchy.path_of(cgroup_id);
+                    log::info!("detached {}", path.map_or_else(|| cgroup_id.to_string(), |path| path.to_string()));
+                }
+            }
+        }
+        self.datapath.retire_policies(&lock, &self.slots)
+    }
+
+    /// The cgroups at `path` and below it to which a policy is to be attached, by id. Watches those in which more may appear.
+    fn named_in(&mut self, path: &CgroupPath, watch: &mut cgroup::Watch) -> Result<BTreeMap<u64, Desired>, Error> {
+        let mut named = BTreeMap::new();
+        let mut waiting = vec![path.clone()];
+        while let Some(path) = waiting.pop() {
+            if let Some(policy) = self.policies.attaching(&path) {
+                match self.hierarchy.open(&path) {
+                    Ok(cgroup) => {
+                        named.insert(cgroup.id, Desired { path: path.clone(), slot: self.slots[policy] });
+                    }
+                    Err(cgroup::Error::Missing { .. }) => continue,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if self.policies.may_name_below(&path) {
+                // Watched before it is listed: nothing is missed in between.
+                if let Err(error) = watch.add(&self.hierarchy, &path) {
+                    log::error!("new cgroups in {path} will NOT be noticed: {error}");
+                }
+                waiting.extend(self.hierarchy.children(&path)?.into_iter().map(|child| child.path));
+            }
+        }
+        Ok(named)
+    }
+
+    /// Attaches one cgroup. One that is gone meanwhile needs nothing; another failure is logged.
+    fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) {
+        let attached = self.hierarchy.open(&desired.path).map_err(Error::from).and_then(|cgroup| {
+            if cgroup.id == cgroup_id {
+                self.datapath.attach(lock, &self.hierarchy, &cgroup, desired.slot, false)?;
+                self.attached.insert(desired.path.clone(), cgroup_id);
+                log::info!("steering {}", desired.path);
+            }
+            Ok(())
+        });
+        match attached {
+            Ok(()) | Err(Error::Cgroup(cgroup::Error::Missing { .. })) => {}
+            Err(error) => log::error!("{} is NOT steered: {error}", desired.path),
+        }
+    }
+
+    /// Takes away what another ABI version left, once this one's own links run in its place.
+    pub(super) fn replace_other_versions(&mut self) -> Result<(), Error> {
+        let lock = self.datapath.lock()?;
+        for cgroup_id in self.datapath.remove_other_versions(&lock)? {
+            let path = self.hierarchy.path_of(cgroup_id);
+            let name = path.map_or_else(|| cgroup_id.to_string(), |path| path.to_string());
+            log::warn!(
+                "{name} is steered by another version of steer, and not named in the configuration: left as it is until \
+                 it is removed, or until `steer off`"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn actual_is_ours(actual: &BTreeMap<u64, Actual>, cgroup_id: u64) -> bool {
+    actual.get(&cgroup_id).is_some_and(|actual| !actual.manual)
+}

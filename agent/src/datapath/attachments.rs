@@ -1,0 +1,253 @@
+//! Attachments: the links of one cgroup and its record.
+//!
+//! **Invariant:** a pinned link always has a filled record behind it, because links are pinned last; and an attachment
+//! below another one carries the nested flag from before its first link until after its last.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
+
+use aya_obj::generated::{BPF_F_ALLOW_MULTI, bpf_attach_type};
+use steer_common::{AttachmentRecord, attachment_flags, map};
+
+use super::{
+    Datapath, Error, Lock, bpf, object,
+    pins::{file_name, list},
+};
+use crate::cgroup::{Cgroup, Hierarchy};
+
+/// One steered cgroup, as pinned.
+#[derive(Clone, Copy, Debug)]
+pub struct Attachment {
+    /// Id of the cgroup: its inode number.
+    pub cgroup_id: u64,
+    /// What its programs read.
+    pub record: AttachmentRecord,
+    /// Whether every hook is attached and the record is filled.
+    pub complete: bool,
+    /// Whether any hook is attached: false once the cgroup has been removed.
+    pub live: bool,
+}
+
+impl Attachment {
+    /// Whether it was made by hand.
+    pub fn is_manual(&self) -> bool {
+        self.record.flags & attachment_flags::MANUAL != 0
+    }
+}
+
+impl Datapath {
+    /// All attachments, by cgroup id.
+    pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        let mut attachments = list(&self.pins.links())?
+            .iter()
+            .filter_map(|path| file_name(path).parse().ok())
+            .map(|cgroup_id| self.read_attachment(cgroup_id))
+            .collect::<Result<Vec<_>, _>>()?;
+        attachments.sort_by_key(|attachment| attachment.cgroup_id);
+        Ok(attachments)
+    }
+
+    /// The attachment of one cgroup.
+    pub fn attachment(&self, cgroup_id: u64) -> Result<Option<Attachment>, Error> {
+        if self.pins.attachment(cgroup_id).exists() { self.read_attachment(cgroup_id).map(Some) } else { Ok(None) }
+    }
+
+    fn read_attachment(&self, cgroup_id: u64) -> Result<Attachment, Error> {
+        let record = self.record(cgroup_id)?;
+        let directory = self.pins.attachment(cgroup_id);
+        let linked = |hook: &object::Hook| {
+            let link = bpf::open_pin(&directory.join(hook.name)).and_then(|link| bpf::link_info(link.as_fd()));
+            link.is_ok_and(|link| link.cgroup_id == Some(cgroup_id))
+        };
+        let links = object::HOOKS.iter().filter(|hook| linked(hook)).count();
+        Ok(Attachment {
+            cgroup_id,
+            record: record.unwrap_or_default(),
+            complete: links == object::HOOKS.len() && record.is_some_and(|record| record.policy != 0),
+            live: links > 0,
+        })
+    }
+
+    /// `None`: the cgroup was never attached, or is gone.
+    fn record(&self, cgroup_id: u64) -> Result<Option<AttachmentRecord>, Error> {
+        bpf::map_get(self.attachments.fd().as_fd(), &cgroup_id).map_err(|source| Error::Map {
+            action: "read an attachment",
+            name: map::ATTACHMENTS,
+            source,
+        })
+    }
+
+    /// Writes the record of a cgroup that has one; false when it has none.
+    fn set_record(&self, cgroup_id: u64, record: AttachmentRecord) -> Result<bool, Error> {
+        match bpf::map_set(self.attachments.fd().as_fd(), &cgroup_id, &record) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(Error::Map { action: "write an attachment", name: map::ATTACHMENTS, source }),
+        }
+    }
+
+    /// Steers a cgroup by the policy in `slot`. Doing it again changes the policy, or mends what is incomplete.
+    pub fn attach(
+        &mut self,
+        _lock: &Lock,
+        hierarchy: &Hierarchy,
+        cgroup: &Cgroup,
+        slot: u32,
+        manual: bool,
+    ) -> Result<(), Error> {
+        let mut flags = if manual { attachment_flags::MANUAL } else { 0 };
+        if self.has_outer(hierarchy, cgroup)? {
+            flags |= attachment_flags::NESTED;
+        }
+        self.mark_inner(hierarchy, cgroup)?;
+        let record = AttachmentRecord { policy: slot, flags };
+        // Where the cgroup was attached before, its record is still there: filled now, nothing is closed even for a moment.
+        self.set_record(cgroup.id, record)?;
+        let directory = self.pins.attachment(cgroup.id);
+        let mut created: Vec<(&str, OwnedFd)> = Vec::new();
+        for program in object::programs(&self.pins)? {
+            let pin = directory.join(program.hook.name);
+            if !refresh_link(&pin, &program, cgroup.id)? {
+                let link = bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
+                    .map_err(|source| refused(program.hook, hierarchy, cgroup, source))?;
+                created.push((program.hook.name, link));
+            }
+        }
+        self.set_record(cgroup.id, record)?;
+        let pinned = |action: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |source: io::Error| Error::Pin { action, path, source }
+        };
+        fs::create_dir_all(&directory).map_err(pinned("create", &directory))?;
+        for (name, link) in created {
+            let path = directory.join(name);
+            bpf::pin(link.as_fd(), &path).map_err(pinned("pin", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a cgroup's links away and forgets it. Doing it again is no error.
+    pub fn detach(&mut self, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
+        detach_links(&self.pins.attachment(cgroup_id))?;
+        // The storage lives as long as the cgroup: what is left in it would be in force again at the next attach.
+        self.set_record(cgroup_id, AttachmentRecord::default())?;
+        Ok(())
+    }
+
+    /// Whether an ancestor is attached.
+    fn has_outer(&self, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<bool, Error> {
+        for ancestor in cgroup.path.ancestors() {
+            if self.pins.attachment(hierarchy.open(&ancestor)?.id).exists() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Tells the attachments below a cgroup that there will be one above them.
+    fn mark_inner(&self, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<(), Error> {
+        for inner in hierarchy.descendants(&cgroup.path)? {
+            if !self.pins.attachment(inner.id).exists() {
+                continue;
+            }
+            if let Some(record) = self.record(inner.id)? {
+                self.set_record(
+                    inner.id,
+                    AttachmentRecord { flags: record.flags | attachment_flags::NESTED, ..record },
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the pinned programs in the place of other ones in all links.
+    pub fn refresh_programs(&mut self, _lock: &Lock) -> Result<(), Error> {
+        let programs = object::programs(&self.pins)?;
+        for directory in list(&self.pins.links())? {
+            let Ok(cgroup_id) = file_name(&directory).parse() else { continue };
+            for program in &programs {
+                refresh_link(&directory.join(program.hook.name), program, cgroup_id)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes a pinned link run `program`. False when there is no such link, or it is detached; its pin is then gone.
+fn refresh_link(pin: &Path, program: &object::Program, cgroup_id: u64) -> Result<bool, Error> {
+    let failed = |action: &'static str| {
+        let path = pin.to_owned();
+        move |source: io::Error| Error::Pin { action, path, source }
+    };
+    let link = match bpf::open_pin(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(failed("open")(source)),
+    };
+    let info = bpf::link_info(link.as_fd()).map_err(failed("read the link of"))?;
+    if info.cgroup_id != Some(cgroup_id) {
+        fs::remove_file(pin).map_err(failed("remove"))?;
+        return Ok(false);
+    }
+    if info.program_id != program.id {
+        bpf::link_update(link.as_fd(), program.fd.as_fd()).map_err(failed("replace the program of"))?;
+    }
+    Ok(true)
+}
+
+/// Detaches and unpins every link in an attachment's directory, of any ABI version, then the directory. Goes on past
+/// errors.
+pub(super) fn detach_links(directory: &Path) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    let mut try_to = |action: &'static str, path: &Path, result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            errors.push(Error::Pin { action, path: path.to_owned(), source: error });
+        }
+        _ => {}
+    };
+    for pin in list(directory)? {
+        let detached = bpf::open_pin(&pin).and_then(|link| bpf::link_detach(link.as_fd()));
+        try_to("detach", &pin, detached);
+        try_to("remove", &pin, fs::remove_file(&pin));
+    }
+    try_to("remove", directory, fs::remove_dir(directory));
+    if errors.is_empty() { Ok(()) } else { Err(Error::Several(errors)) }
+}
+
+/// The kernel's refusal of a link, with the culprit where it is another program's attachment.
+fn refused(hook: &'static object::Hook, hierarchy: &Hierarchy, cgroup: &Cgroup, source: io::Error) -> Error {
+    let hint = match source.raw_os_error() {
+        Some(libc::EPERM) => exclusive_owner(hook.attach_type, hierarchy, cgroup)
+            .unwrap_or_else(|| " (needs CAP_BPF and CAP_NET_ADMIN)".to_owned()),
+        Some(libc::EINVAL) => {
+            " (this kernel has no links for this hook; Linux 5.10 is the oldest that steer supports)".to_owned()
+        }
+        _ => String::new(),
+    };
+    Error::Attach { program: hook.name, cgroup: cgroup.path.to_string(), source, hint }
+}
+
+/// Finds the attachment without `BPF_F_ALLOW_MULTI`, on the cgroup or above it, that forbids any other.
+fn exclusive_owner(hook: bpf_attach_type, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Option<String> {
+    let ancestors = cgroup.path.ancestors();
+    std::iter::once(cgroup.path.clone()).chain(ancestors).find_map(|path| {
+        let holder = hierarchy.open(&path).ok()?;
+        let attached = bpf::query(holder.fd(), hook).ok()?;
+        let id = *attached.program_ids.first()?;
+        if attached.flags & BPF_F_ALLOW_MULTI != 0 {
+            return None;
+        }
+        let program = bpf::program_by_id(id).and_then(|program| bpf::program_info(program.as_fd()));
+        let who = program.map_or_else(
+            |_| format!("program {id}"),
+            |program| format!("program {id} {:?}, loaded by user {}", program.name, program.uid),
+        );
+        Some(format!(
+            " ({who}, is attached to {path} in a way that forbids any other, as `ip vrf exec` does; detach it with `bpftool \
+             cgroup detach`, or steer a cgroup that is not below {path})"
+        ))
+    })
+}

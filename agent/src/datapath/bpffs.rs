@@ -1,0 +1,101 @@
+//! The bpffs that holds the pins: found, or mounted.
+//!
+//! A bpffs is an instance of its own for every mount, so one mounted inside a private mount namespace, as `ip netns exec`
+//! makes, would die with it and take the enforcement along. So where this process sees none, it looks through the eyes of
+//! the processes that started it, and mounts where the outermost of them sees mounts.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    fcntl::{OFlag, open},
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+    sys::{
+        stat::Mode,
+        statfs::{FsType, statfs},
+    },
+    unistd::getppid,
+};
+
+use super::Error;
+
+const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
+const MOUNT_POINT: &str = "/sys/fs/bpf";
+
+/// A directory on a bpffs, and how this process reaches it.
+#[derive(Debug)]
+pub struct Located {
+    /// Where it is for this process.
+    pub path: PathBuf,
+    /// Keeps the way open when the directory is not visible in this mount namespace.
+    pub anchor: Option<OwnedFd>,
+}
+
+/// Where the pin directory `directory` is, if its bpffs is mounted.
+pub fn locate(directory: &Path) -> Option<Located> {
+    if is_on_bpffs(directory) {
+        return Some(Located { path: directory.to_owned(), anchor: None });
+    }
+    let below = directory.strip_prefix("/").ok()?;
+    let existing = |seen: PathBuf| seen.ancestors().find(|path| path.exists()).map(Path::to_owned);
+    ancestors().into_iter().find_map(|pid| {
+        let seen = Path::new("/proc").join(pid.to_string()).join("root").join(below);
+        let there = existing(seen.clone()).filter(|path| is_on_bpffs(path))?;
+        let anchor = open(&there, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        let rest = seen.strip_prefix(&there).ok()?;
+        let path = Path::new("/proc/self/fd").join(anchor.as_raw_fd().to_string()).join(rest);
+        Some(Located { path, anchor: Some(anchor) })
+    })
+}
+
+/// As [`locate`], mounting the bpffs if it is missing: at `/sys/fs/bpf`, or at `directory` itself when it is elsewhere.
+pub fn locate_or_mount(directory: &Path) -> Result<Located, Error> {
+    if let Some(found) = locate(directory) {
+        return Ok(found);
+    }
+    let point = if directory.starts_with(MOUNT_POINT) { Path::new(MOUNT_POINT) } else { directory };
+    let failed = |source| Error::Pin { action: "mount a bpffs at", path: point.to_owned(), source };
+    in_outermost_mount_namespace(|| mount_bpffs(point)).map_err(failed)?;
+    locate(directory).ok_or_else(|| failed(io::Error::other("it was mounted but is not visible")))
+}
+
+fn mount_bpffs(point: &Path) -> io::Result<()> {
+    log::info!("mounting a bpffs at {}", point.display());
+    fs::create_dir_all(point)?;
+    Ok(mount(Some("bpf"), point, Some("bpf"), MsFlags::empty(), Some("mode=0700"))?)
+}
+
+/// Runs `action` where the outermost process this one may look into sees mounts; on a thread of its own, for the change
+/// cannot be undone.
+fn in_outermost_mount_namespace(action: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    let open_namespace = |pid: i32| fs::File::open(format!("/proc/{pid}/ns/mnt"));
+    let namespace = ancestors().into_iter().rev().find_map(|pid| open_namespace(pid).ok());
+    let namespace = namespace.map_or_else(|| fs::File::open("/proc/self/ns/mnt"), Ok)?;
+    let enter_and_act = || {
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+        action()
+    };
+    std::thread::scope(|scope| scope.spawn(enter_and_act).join())
+        .unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
+}
+
+/// The processes that started this one, the nearest first.
+fn ancestors() -> Vec<i32> {
+    let parent_of = |pid: i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
+        (parent > 0).then_some(parent)
+    };
+    std::iter::successors(Some(getppid().as_raw()).filter(|pid| *pid > 0), |pid| parent_of(*pid)).collect()
+}
+
+/// Whether a path, or where it would be made, is on a bpffs.
+fn is_on_bpffs(path: &Path) -> bool {
+    let existing = path.ancestors().find_map(|existing| statfs(existing).ok());
+    existing.is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}

@@ -1,0 +1,131 @@
+//! The embedded object: loading it, pinning its programs and maps, and putting a new version in an old one's place.
+//!
+//! **Invariant:** maps are created once and reused by every later version of the same ABI, so policies and records live
+//! through an upgrade; a link gets its new program by `BPF_LINK_UPDATE`, which has no gap.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use aya::{EbpfLoader, include_bytes_aligned, programs::ProgramError};
+use aya_obj::generated::bpf_attach_type;
+use steer_common::{map, program};
+
+use super::{Error, Lock, Pins, bpf};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer"));
+
+/// A program of the object and where it attaches.
+pub(super) struct Hook {
+    pub(super) name: &'static str,
+    pub(super) attach_type: bpf_attach_type,
+}
+
+/// Every hook of an attachment, in the order they are attached. All of them make one attachment.
+pub(super) const HOOKS: [Hook; 1] =
+    [Hook { name: program::SOCK_CREATE, attach_type: bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE }];
+
+/// What the programs write to their log ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogLevel {
+    /// Nothing; the verifier removes the code.
+    #[default]
+    Off,
+    /// Every decision about every socket.
+    Trace,
+}
+
+impl LogLevel {
+    fn as_u8(self) -> u8 {
+        match self {
+            Self::Off => 0,
+            Self::Trace => aya_log::Level::Trace as u8,
+        }
+    }
+}
+
+pub(super) fn programs_are_pinned(pins: &Pins) -> bool {
+    HOOKS.iter().all(|hook| pins.program(hook.name).exists())
+}
+
+/// A hook with its pinned program, opened.
+pub(super) struct Program {
+    pub(super) hook: &'static Hook,
+    pub(super) fd: OwnedFd,
+    pub(super) id: u32,
+}
+
+/// Opens the pinned programs.
+pub(super) fn programs(pins: &Pins) -> Result<Vec<Program>, Error> {
+    HOOKS
+        .iter()
+        .map(|hook| {
+            let path = pins.program(hook.name);
+            let open = || {
+                let fd = bpf::open_pin(&path)?;
+                let id = bpf::program_info(fd.as_fd())?.id;
+                Ok(Program { hook, fd, id })
+            };
+            open().map_err(|source| Error::Pin { action: "open", path: path.clone(), source })
+        })
+        .collect()
+}
+
+/// Loads the object with the pinned maps where there are any, and pins its programs unless the same ones are pinned.
+/// Returns the loaded object, which is needed only to read the programs' log.
+pub fn load(pins: &Pins, _lock: &Lock, log_level: LogLevel) -> Result<aya::Ebpf, Error> {
+    pins.create()?;
+    raise_memlock();
+    let level = log_level.as_u8();
+    let mut loader = EbpfLoader::new();
+    for name in map::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader.override_global(aya_log::LEVEL, &level, false);
+    let mut object = loader.load(OBJECT)?;
+    for hook in &HOOKS {
+        pin_program(pins, &mut object, hook, log_level)?;
+    }
+    Ok(object)
+}
+
+fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogLevel) -> Result<(), Error> {
+    let failed = |source: ProgramError| Error::Program { name: hook.name, source };
+    let path = pins.program(hook.name);
+    let program: &mut aya::programs::CgroupSock = object
+        .program_mut(hook.name)
+        .ok_or_else(|| Error::Foreign { path: path.clone() })?
+        .try_into()
+        .map_err(failed)?;
+    program.load().map_err(failed)?;
+    let fd = program.fd().map_err(failed)?.as_fd();
+    let pinned = |action: &'static str| {
+        let path = path.clone();
+        move |source: io::Error| Error::Pin { action, path, source }
+    };
+    let new = bpf::program_info(fd).map_err(pinned("read the program of"))?;
+    if path.exists() {
+        let old = bpf::open_pin(&path).and_then(|old| bpf::program_info(old.as_fd())).map_err(pinned("open"))?;
+        // The tag does not cover the log level, a constant outside the instructions.
+        if old.tag == new.tag && log_level == LogLevel::Off {
+            return Ok(());
+        }
+    }
+    let next = path.with_file_name(format!("{}-next", hook.name));
+    match fs::remove_file(&next) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(pinned("replace")(error)),
+        _ => {}
+    }
+    bpf::pin(fd, &next).map_err(pinned("pin"))?;
+    fs::rename(&next, &path).map_err(pinned("replace"))
+}
+
+/// Before Linux 5.11 BPF memory counts against RLIMIT_MEMLOCK; later kernels do not look.
+fn raise_memlock() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a plain struct, read during the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {
+        log::debug!("raise RLIMIT_MEMLOCK: {}", io::Error::last_os_error());
+    }
+}

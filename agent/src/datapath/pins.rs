@@ -1,0 +1,197 @@
+//! Where the kernel objects are pinned, and the locks that order those who change them.
+//!
+//! ```text
+//! DIR                      flock(2) on it orders all changes
+//! DIR/daemon               flock(2) on it is held by the one daemon
+//! DIR/abi1/maps/NAME
+//! DIR/abi1/programs/NAME
+//! DIR/abi1/links/CGROUP_ID/NAME
+//! ```
+//!
+//! **Invariant:** `links/CGROUP_ID/NAME` exists exactly as long as steer answers for that cgroup. The layout outlives
+//! [`ABI_VERSION`]: any version can enumerate and detach the links of any other.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use steer_common::ABI_VERSION;
+
+use super::{Error, bpffs::Located};
+
+const ABI_PREFIX: &str = "abi";
+/// How long a change waits for another one to finish before it gives up.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The pin directory of one steer instance.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+    /// Keeps a way to `root` open that is not visible in this mount namespace.
+    anchor: Option<Arc<OwnedFd>>,
+}
+
+/// Held while changing anything below the pin directory.
+#[derive(Debug)]
+pub struct Lock {
+    _flock: Flock<fs::File>,
+    /// Identity of the directory, by which a daemon notices that `steer off` has taken its own away.
+    pub(crate) inode: u64,
+}
+
+/// Held by a daemon for its life.
+#[derive(Debug)]
+pub struct DaemonLock {
+    _flock: Flock<fs::File>,
+}
+
+impl Pins {
+    /// Pins below a directory, which need not exist.
+    pub fn new(located: Located) -> Self {
+        Self { root: located.path, anchor: located.anchor.map(Arc::new) }
+    }
+
+    /// What a process must inherit for [`Self::root`] to mean the same to it.
+    pub fn anchor(&self) -> Option<i32> {
+        self.anchor.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// The pin directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn abi(&self) -> PathBuf {
+        self.root.join(format!("{ABI_PREFIX}{ABI_VERSION}"))
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.abi().join("maps").join(name)
+    }
+
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.abi().join("programs").join(name)
+    }
+
+    pub(super) fn links(&self) -> PathBuf {
+        self.abi().join("links")
+    }
+
+    pub(super) fn attachment(&self, cgroup_id: u64) -> PathBuf {
+        self.links().join(cgroup_id.to_string())
+    }
+
+    fn daemon(&self) -> PathBuf {
+        self.root.join("daemon")
+    }
+
+    /// Directories of pinned state of other ABI versions.
+    pub(super) fn other_abis(&self) -> Result<Vec<PathBuf>, Error> {
+        let own = self.abi();
+        Ok(list(&self.root)?
+            .into_iter()
+            .filter(|path| *path != own && file_name(path).starts_with(ABI_PREFIX))
+            .collect())
+    }
+
+    /// Makes the directories.
+    pub(super) fn create(&self) -> Result<(), Error> {
+        for directory in [self.map(""), self.program(""), self.links()] {
+            fs::create_dir_all(&directory).map_err(|source| Error::Pin {
+                action: "create",
+                path: directory,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the right to change what is pinned. `Ok(None)`: there is no pin directory.
+    pub fn lock(&self) -> Result<Option<Lock>, Error> {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            let file = match fs::File::open(&self.root) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(source) => return Err(Error::Pin { action: "open", path: self.root.clone(), source }),
+            };
+            let inode = file.metadata().map_err(|source| self.failed("read", source))?.ino();
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(flock) => {
+                    // `steer off` may have removed the directory between the open and the lock.
+                    if fs::metadata(&self.root).is_ok_and(|now| now.ino() == inode) {
+                        return Ok(Some(Lock { _flock: flock, inode }));
+                    }
+                }
+                Err((_, nix::Error::EWOULDBLOCK)) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err((_, nix::Error::EWOULDBLOCK)) => {
+                    return Err(Error::Locked { path: self.root.clone(), seconds: LOCK_PATIENCE.as_secs() });
+                }
+                Err((_, errno)) => return Err(self.failed("lock", errno.into())),
+            }
+        }
+    }
+
+    /// As [`Self::lock`], making the directory if it is missing.
+    pub fn create_and_lock(&self) -> Result<Lock, Error> {
+        loop {
+            fs::create_dir_all(&self.root).map_err(|source| self.failed("create", source))?;
+            if let Some(lock) = self.lock()? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Becomes the one daemon of this pin directory. `Ok(None)`: there is another.
+    pub fn daemon_lock(&self, _lock: &Lock) -> Result<Option<DaemonLock>, Error> {
+        let path = self.daemon();
+        fs::create_dir_all(&path).map_err(|source| Error::Pin { action: "create", path: path.clone(), source })?;
+        try_daemon_lock(&path)
+    }
+
+    /// Whether a daemon is running.
+    pub fn daemon_runs(&self) -> Result<bool, Error> {
+        let path = self.daemon();
+        Ok(path.exists() && try_daemon_lock(&path)?.is_none())
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> Error {
+        Error::Pin { action, path: self.root.clone(), source }
+    }
+}
+
+fn try_daemon_lock(path: &Path) -> Result<Option<DaemonLock>, Error> {
+    let failed = |source| Error::Pin { action: "lock", path: path.to_owned(), source };
+    match Flock::lock(fs::File::open(path).map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+        Ok(flock) => Ok(Some(DaemonLock { _flock: flock })),
+        Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(failed(errno.into())),
+    }
+}
+
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Entries of a directory, sorted; none when it does not exist.
+pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::Pin { action: "list", path: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(failed(source)),
+    };
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
+    paths.sort();
+    Ok(paths)
+}

@@ -1,0 +1,40 @@
+//! The identity of a network namespace.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use super::Error;
+
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` gives it to programs (Linux 5.14).
+pub fn own_cookie() -> Result<u64, Error> {
+    // A unix socket belongs to a namespace too, and no policy can refuse it.
+    let socket = unix_socket().map_err(Error::Cookie)?;
+    let mut cookie = 0_u64;
+    let mut length =
+        libc::socklen_t::try_from(size_of::<u64>()).map_err(|error| Error::Cookie(io::Error::other(error)))?;
+    // SAFETY: value and length point to live variables of the sizes given.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(Error::Cookie(io::Error::last_os_error())) }
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new file descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

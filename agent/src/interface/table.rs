@@ -1,0 +1,107 @@
+//! The links of one network namespace, by index and by every name they have. Pure.
+
+use std::collections::BTreeMap;
+
+/// What is known of a link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Its name.
+    pub name: String,
+    /// Its alternative names.
+    pub alternative: Vec<String>,
+}
+
+/// A change the kernel reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A link is there, with these names: new, renamed, or changed in some other way.
+    Present(u32, Names),
+    /// The link of this index is gone.
+    Gone(u32),
+    /// This is all there is: read afresh, as after lost events.
+    All(Table),
+}
+
+/// The links there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    links: BTreeMap<u32, Names>,
+}
+
+impl Table {
+    /// Takes a change in; true when a name may resolve differently than before.
+    pub fn apply(&mut self, change: Change) -> bool {
+        match change {
+            Change::Present(index, names) => {
+                self.links.get(&index) != Some(&names) && {
+                    self.links.insert(index, names);
+                    true
+                }
+            }
+            Change::Gone(index) => self.links.remove(&index).is_some(),
+            Change::All(table) => {
+                *self != table && {
+                    *self = table;
+                    true
+                }
+            }
+        }
+    }
+
+    /// The index of the link with this name; names come before alternative ones, as in the kernel they cannot clash.
+    pub fn resolve(&self, name: &str) -> Option<i32> {
+        let named = self.links.iter().find(|(_, names)| names.name == name);
+        let found =
+            named.or_else(|| self.links.iter().find(|(_, names)| names.alternative.iter().any(|alt| alt == name)));
+        found.and_then(|(&index, _)| i32::try_from(index).ok())
+    }
+
+    /// As [`Self::resolve`], with an error that says what there is.
+    pub fn require(&self, name: &str) -> Result<i32, super::Error> {
+        self.resolve(name).ok_or_else(|| super::Error::Missing {
+            name: name.to_owned(),
+            known: self.links.values().map(|names| names.name.clone()).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Change, Names, Table};
+
+    fn names(name: &str, alternative: &[&str]) -> Names {
+        Names { name: name.to_owned(), alternative: alternative.iter().map(ToString::to_string).collect() }
+    }
+
+    #[test]
+    fn follows_links() {
+        let mut table = Table::default();
+        assert!(table.apply(Change::Present(3, names("wg0", &["tunnel"]))));
+        assert!(!table.apply(Change::Present(3, names("wg0", &["tunnel"]))), "nothing new");
+        assert_eq!((table.resolve("wg0"), table.resolve("tunnel"), table.resolve("eth0")), (Some(3), Some(3), None));
+        assert!(table.apply(Change::Present(3, names("wg1", &[]))), "renamed");
+        assert_eq!((table.resolve("wg0"), table.resolve("wg1"), table.resolve("tunnel")), (None, Some(3), None));
+        assert!(table.apply(Change::Gone(3)) && !table.apply(Change::Gone(3)));
+        assert_eq!(table.resolve("wg1"), None);
+    }
+
+    #[test]
+    fn a_recreated_link_has_its_new_index_in_either_order() {
+        let mut table = Table::default();
+        table.apply(Change::Present(3, names("wg0", &[])));
+        table.apply(Change::Gone(3));
+        table.apply(Change::Present(9, names("wg0", &[])));
+        assert_eq!(table.resolve("wg0"), Some(9));
+        let mut fresh = Table::default();
+        fresh.apply(Change::Present(9, names("wg0", &[])));
+        assert!(!table.apply(Change::All(fresh)));
+    }
+
+    #[test]
+    fn says_what_there_is() {
+        let mut table = Table::default();
+        table.apply(Change::Present(1, names("lo", &[])));
+        let message = table.require("wg0").expect_err("missing").to_string();
+        assert!(message.contains("\"wg0\"") && message.contains("lo"), "{message}");
+    }
+}

@@ -1,0 +1,18 @@
+//! steer: every socket of a cgroup leaves by its uplink, or not at all.
+//!
+//! Data flows one way through these rooms, and none imports a later one:
+//! `config` -> `policy` -> `interface` + `cgroup` -> `plan` -> `datapath` == kernel == -> `stats` -> `cli`.
+//! `daemon` and `keeper` stand outside and re-enter the pipe when something changes. ARCHITECTURE.md tells why.
+
+pub mod cgroup;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod datapath;
+pub mod demo;
+pub mod interface;
+pub mod keeper;
+pub mod plan;
+pub mod policy;
+pub mod preflight;
+pub mod stats;

@@ -1,0 +1,15 @@
+//! Parses, dispatches, and prints an error chain once.
+
+use clap::Parser as _;
+use steer::cli::{Cli, exit_code};
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    match cli.run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("steer: {error:#}");
+            exit_code(&error)
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What the configuration means: which policy holds for a cgroup, and the record that says so to the kernel. Pure.
+//!
+//! **Invariant:** every cgroup has one answer, whatever the order in which cgroups and interfaces appear.
+
+use steer_common::{
+    CLOSED_IFINDEX, Kind, Owner, PolicyRecord, policy_flags,
+    record::{INTERFACE_BYTES, NAME_BYTES},
+};
+
+use crate::{
+    cgroup::CgroupPath,
+    config::{self, Config, OtherNetns},
+};
+
+/// What a policy does, apart from where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The uplink; `None` exempts.
+    pub interface: Option<String>,
+    /// What is done with sockets of other network namespaces.
+    pub other_netns: OtherNetns,
+}
+
+impl Target {
+    /// The record of a policy with this target. `ifindex` is the uplink's index in the namespace `netns_cookie`; `None`
+    /// while it is missing.
+    pub fn record(&self, name: &str, owner: Owner, ifindex: Option<i32>, netns_cookie: u64) -> PolicyRecord {
+        let flags = match self.other_netns {
+            OtherNetns::Leave => 0,
+            OtherNetns::Refuse => policy_flags::REFUSE_OTHER_NETNS,
+        };
+        let common = PolicyRecord { owner: owner as u32, name: padded::<NAME_BYTES>(name), ..PolicyRecord::EMPTY };
+        match &self.interface {
+            None => PolicyRecord { kind: Kind::Exempt as u32, ..common },
+            Some(interface) => PolicyRecord {
+                kind: Kind::Steer as u32,
+                flags,
+                ifindex: ifindex.unwrap_or(CLOSED_IFINDEX),
+                netns_cookie,
+                interface: padded::<INTERFACE_BYTES>(interface),
+                ..common
+            },
+        }
+    }
+}
+
+/// As many whole characters as leave room for a NUL.
+fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let mut field = [0; N];
+    let end = (0..N.min(text.len() + 1)).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    field[..end].copy_from_slice(&text.as_bytes()[..end]);
+    field
+}
+
+/// The policies of a configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policies {
+    policies: Vec<config::Policy>,
+}
+
+impl Policies {
+    /// Takes a configuration's policies.
+    pub fn new(config: Config) -> Self {
+        Self { policies: config.policies }
+    }
+
+    /// Their names and targets, by index.
+    pub fn targets(&self) -> impl Iterator<Item = (&str, Target)> {
+        self.policies.iter().map(|policy| {
+            (policy.name.as_str(), Target { interface: policy.interface.clone(), other_netns: policy.other_netns })
+        })
+    }
+
+    /// Index of the policy that names this very cgroup: a plain path before a glob, then the first in the file.
+    pub fn naming(&self, path: &CgroupPath) -> Option<usize> {
+        let parts = path.parts().collect::<Vec<_>>();
+        let find = |literal: bool| {
+            self.policies.iter().position(|policy| {
+                policy.cgroups.iter().any(|pattern| pattern.is_literal() == literal && pattern.matches(&parts))
+            })
+        };
+        find(true).or_else(|| find(false))
+    }
+
+    /// Index of the policy to attach to this cgroup: the one that names it, unless the nearest named cgroup around it has
+    /// the same, which then holds here too.
+    pub fn attaching(&self, path: &CgroupPath) -> Option<usize> {
+        let own = self.naming(path)?;
+        let outer = path.ancestors().iter().find_map(|ancestor| self.naming(ancestor));
+        (outer != Some(own)).then_some(own)
+    }
+
+    /// Whether a policy could name a cgroup below this one.
+    pub fn may_name_below(&self, path: &CgroupPath) -> bool {
+        let parts = path.parts().collect::<Vec<_>>();
+        self.policies.iter().any(|policy| policy.cgroups.iter().any(|pattern| pattern.may_match_below(&parts)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use steer_common::{CLOSED_IFINDEX, Kind, Owner, policy_flags};
+
+    use super::{Policies, Target, padded};
+    use crate::{cgroup::CgroupPath, config};
+
+    fn policies() -> Policies {
+        let text = r#"
+            [[policy]]
+            name = "wide"
+            interface = "a0"
+            cgroups = ["/s/**"]
+            [[policy]]
+            name = "glob"
+            interface = "a1"
+            cgroups = ["/s/*/g", "/u/*"]
+            [[policy]]
+            name = "plain"
+            interface = "none"
+            cgroups = ["/s/x", "/s/x/g"]
+        "#;
+        Policies::new(config::parse("test", text).expect("valid"))
+    }
+
+    fn path(text: &str) -> CgroupPath {
+        text.parse().expect("a path")
+    }
+
+    #[test]
+    fn one_answer_for_every_cgroup() {
+        let policies = policies();
+        let cases = [
+            ("/", None, None),
+            ("/t", None, None),
+            ("/s", Some(0), Some(0)),
+            ("/s/y", Some(0), None),
+            ("/s/y/g", Some(0), None),
+            ("/s/x", Some(2), Some(2)),
+            ("/s/x/y", Some(0), Some(0)),
+            ("/s/x/g", Some(2), None),
+            ("/u/v", Some(1), Some(1)),
+            ("/u/v/w", None, None),
+        ];
+        for (text, naming, attaching) in cases {
+            assert_eq!(policies.naming(&path(text)), naming, "{text} is named by");
+            assert_eq!(policies.attaching(&path(text)), attaching, "{text} is attached to");
+        }
+    }
+
+    #[test]
+    fn watches_only_where_something_can_appear() {
+        let policies = policies();
+        for (text, may) in [("/", true), ("/s/q/r", true), ("/u", true), ("/u/v", false), ("/t", false)] {
+            assert_eq!(policies.may_name_below(&path(text)), may, "{text}");
+        }
+    }
+
+    #[test]
+    fn records() {
+        let steer = Target { interface: Some("wg0".to_owned()), other_netns: config::OtherNetns::Refuse };
+        let record = steer.record("vpn", Owner::Config, Some(7), 9);
+        assert_eq!((record.kind, record.ifindex, record.netns_cookie), (Kind::Steer as u32, 7, 9));
+        assert_eq!(record.flags, policy_flags::REFUSE_OTHER_NETNS);
+        assert_eq!(steer.record("vpn", Owner::Config, None, 9).ifindex, CLOSED_IFINDEX);
+        let exempt = Target { interface: None, other_netns: config::OtherNetns::Leave };
+        assert_eq!(exempt.record("direct", Owner::Config, None, 9).kind, Kind::Exempt as u32);
+    }
+
+    #[test]
+    fn names_are_cut_between_characters() {
+        assert_eq!(padded::<4>("abcdef"), *b"abc\0");
+        assert_eq!(padded::<4>("ab\u{e9}"), *b"ab\0\0");
+        assert_eq!(padded::<4>("a"), *b"a\0\0\0");
+    }
+}

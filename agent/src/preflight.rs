@@ -1,0 +1,26 @@
+//! What a command needs before it touches the kernel, refused in words a user can act on.
+
+use caps::{CapSet, Capability};
+use thiserror::Error;
+
+/// A missing privilege.
+#[derive(Debug, Error)]
+#[error("`steer {command}` needs {}: run it as root, for example with sudo", .missing.join(" and "))]
+pub struct Unprivileged {
+    command: &'static str,
+    missing: Vec<&'static str>,
+}
+
+/// Checks for the capabilities to load and attach programs. CAP_SYS_ADMIN stands in for CAP_BPF, as in the kernel.
+pub fn require_privilege(command: &'static str) -> Result<(), Unprivileged> {
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let admin = has(Capability::CAP_SYS_ADMIN);
+    let mut missing = Vec::new();
+    if !admin && !has(Capability::CAP_BPF) {
+        missing.push("CAP_BPF");
+    }
+    if !has(Capability::CAP_NET_ADMIN) {
+        missing.push("CAP_NET_ADMIN");
+    }
+    if missing.is_empty() { Ok(()) } else { Err(Unprivileged { command, missing }) }
+}

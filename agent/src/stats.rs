@@ -1,0 +1,118 @@
+//! What is in force, read from the pinned maps: the same with and without a daemon.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use steer_common::{COUNTERS, Owner};
+
+use crate::{
+    cgroup::{CgroupPath, Hierarchy},
+    datapath::{self, Datapath, Pins, PolicyEntry},
+};
+
+/// Everything `steer status` shows. The field names are stable.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Whether a daemon is running on this pin directory.
+    pub daemon: bool,
+    /// Policies, by name.
+    pub policies: Vec<PolicyStatus>,
+}
+
+/// One policy.
+#[derive(Debug, Serialize)]
+pub struct PolicyStatus {
+    /// Its name; for one made by hand, its interface.
+    pub name: String,
+    /// Whether it comes from the configuration, or was made by `exec` or `attach`.
+    pub origin: Origin,
+    /// The uplink's name; absent for an exemption.
+    pub interface: Option<String>,
+    /// The uplink's index; absent while it is missing, and for an exemption.
+    pub ifindex: Option<i32>,
+    /// Identity of the network namespace the index belongs to.
+    pub netns_cookie: Option<u64>,
+    /// The cgroups it is attached to, by path.
+    pub cgroups: Vec<CgroupStatus>,
+    /// Sockets, by what was done with them.
+    pub sockets: BTreeMap<&'static str, u64>,
+}
+
+/// Where a policy comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The daemon's configuration.
+    Config,
+    /// `steer exec` or `steer attach`.
+    Manual,
+}
+
+/// One steered cgroup.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct CgroupStatus {
+    /// Its path; absent once it has been removed.
+    pub path: Option<CgroupPath>,
+    /// Its id.
+    pub id: u64,
+    /// Whether all programs are attached.
+    pub complete: bool,
+    /// Whether it was attached by `exec` or `attach`.
+    pub manual: bool,
+}
+
+impl PolicyStatus {
+    /// The uplink as people read it.
+    pub fn uplink(&self) -> String {
+        match (&self.interface, self.ifindex) {
+            (None, _) => "none (exempt)".to_owned(),
+            (Some(interface), Some(ifindex)) => format!("{interface} ({ifindex})"),
+            (Some(interface), None) => format!("{interface} (missing)"),
+        }
+    }
+}
+
+/// Reads the status. Nothing pinned is an empty one.
+pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Error> {
+    let Some(datapath) = Datapath::open(pins)? else {
+        return Ok(Status { daemon: pins.daemon_runs()?, policies: Vec::new() });
+    };
+    let mut cgroups: BTreeMap<u32, Vec<CgroupStatus>> = BTreeMap::new();
+    for attachment in datapath.attachments()? {
+        cgroups.entry(attachment.record.policy).or_default().push(CgroupStatus {
+            path: hierarchy.path_of(attachment.cgroup_id),
+            id: attachment.cgroup_id,
+            complete: attachment.complete,
+            manual: attachment.is_manual(),
+        });
+    }
+    let mut policies = datapath
+        .policies()?
+        .into_iter()
+        .map(|entry| {
+            let cgroups = cgroups.remove(&entry.slot).unwrap_or_default();
+            policy_status(&datapath, &entry, cgroups)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
+    Ok(Status { daemon: pins.daemon_runs()?, policies })
+}
+
+fn policy_status(
+    datapath: &Datapath,
+    entry: &PolicyEntry,
+    mut cgroups: Vec<CgroupStatus>,
+) -> Result<PolicyStatus, datapath::Error> {
+    cgroups.sort();
+    let counts = datapath.counters(entry.slot)?;
+    let steers = !entry.exempts();
+    Ok(PolicyStatus {
+        name: entry.name(),
+        origin: if entry.is_owned_by(Owner::Config) { Origin::Config } else { Origin::Manual },
+        interface: steers.then(|| entry.interface()),
+        ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
+        netns_cookie: steers.then_some(entry.record.netns_cookie),
+        cgroups,
+        sockets: COUNTERS.iter().map(|counter| counter.name()).zip(counts).collect(),
+    })
+}

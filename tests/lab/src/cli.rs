@@ -1,0 +1,117 @@
+//! The command line of the probe, so that other binaries can offer it too.
+//!
+//! **Invariant:** with `--json` everything on standard output is one JSON value a line, but for the `ready` of the
+//! continuous load.
+
+use crate::{
+    load::Load,
+    probe::{Family, Outcome, Probe, Proto},
+    uplinks::{SERVER_V4, SERVER_V6},
+};
+use clap::Args;
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+/// Talk to a server as an ordinary client program and tell what happened.
+#[derive(Args, Clone, Debug)]
+pub struct ProbeArgs {
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+    /// Whom to talk to; may be given more than once [default: the lab's server, both families].
+    #[arg(long)]
+    pub target: Vec<IpAddr>,
+    /// The server's port.
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
+    /// What kind of socket to use; may be given more than once [default: tcp].
+    #[arg(long, value_enum)]
+    pub proto: Vec<Proto>,
+    /// Use TCP, UDP, ping and raw sockets.
+    #[arg(long, conflicts_with = "proto")]
+    pub all: bool,
+    /// Leave out targets of the other family.
+    #[arg(long, value_enum)]
+    pub family: Option<Family>,
+    /// How many requests to send on each socket.
+    #[arg(long, default_value_t = 1)]
+    pub count: u32,
+    /// How long connecting, sending and receiving may take, each.
+    #[arg(long, default_value_t = 1000)]
+    pub timeout_ms: u64,
+    /// Keep making TCP connections and sending datagrams until standard input closes; prints `ready` after the first
+    /// round and the counts as JSON at the end.
+    #[arg(long, conflicts_with_all = ["proto", "all", "count"])]
+    pub repeat_until_stdin_closes: bool,
+}
+
+impl ProbeArgs {
+    fn targets(&self) -> Vec<IpAddr> {
+        let default = [SERVER_V4.into(), SERVER_V6.into()];
+        let targets = if self.target.is_empty() { &default[..] } else { &self.target };
+        targets.iter().copied().filter(|&ip| self.family.is_none_or(|family| Family::of(ip) == family)).collect()
+    }
+
+    fn probes(&self) -> Vec<Probe> {
+        let protos = match self.proto.as_slice() {
+            _ if self.all => &Proto::COMMON,
+            [] => &[Proto::Tcp][..],
+            protos => protos,
+        };
+        let (targets, count, timeout_ms) = (self.targets(), self.count, self.timeout_ms);
+        let probes = protos.iter().flat_map(|&proto| {
+            targets.iter().map(move |&ip| Probe { count, timeout_ms, ..Probe::new(proto, ip, self.port) })
+        });
+        probes.collect()
+    }
+}
+
+/// Does what the arguments say; gives whether all went well.
+pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
+    if args.repeat_until_stdin_closes {
+        return repeat(args, out);
+    }
+    let mut ok = true;
+    for probe in args.probes() {
+        let outcome = probe.run();
+        ok &= outcome.is_ok();
+        if args.json {
+            writeln!(out, "{}", serde_json::to_string(&outcome)?)?;
+        } else {
+            writeln!(out, "{}", describe(&outcome))?;
+        }
+    }
+    Ok(ok)
+}
+
+fn describe(outcome: &Outcome) -> String {
+    let Outcome { proto, family, target, bound_ifindex, stage, .. } = outcome;
+    let result = match (&outcome.error, &outcome.saw) {
+        (Some(error), _) => format!("{error} at {stage:?}").to_lowercase(),
+        (None, saw) => format!("seen as {}", saw.as_deref().unwrap_or("nobody")),
+    };
+    format!("{proto:?} {family:?} {target}: ").to_lowercase()
+        + &format!("{result} (bound to interface {bound_ifindex})")
+}
+
+fn repeat(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
+    let stop = AtomicBool::new(false);
+    let targets = args.targets().into_iter().map(|ip| SocketAddr::new(ip, args.port)).collect();
+    let load = Load { targets, timeout_ms: args.timeout_ms };
+    let mut ready = Ok(());
+    let report = thread::scope(|scope| {
+        scope.spawn(|| {
+            // An input that cannot be read is as good as closed.
+            io::stdin().lock().read_to_end(&mut Vec::new()).ok();
+            stop.store(true, Ordering::Relaxed);
+        });
+        load.run(&stop, || ready = writeln!(out, "ready").and_then(|()| out.flush()))
+    });
+    ready?;
+    writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    Ok(report.errors.is_empty())
+}

@@ -1,0 +1,32 @@
+//! Labs to prove steering in: network namespaces joined by veth uplinks, a server that says which address it saw, a
+//! client program that knows nothing of steering, and captures that show what left on every other link.
+//!
+//! A lab is made of anonymous namespaces, so nothing is left on the host when its process ends, however it ends.
+//!
+//! **Invariant:** nothing here touches an interface, route, sysctl or port of the namespace the caller lives in, and
+//! nothing here knows about steer: what a lab observes is evidence only as long as it shares no code with the agent.
+
+pub mod capture;
+pub mod cli;
+mod echo;
+pub mod error;
+pub mod link;
+pub mod load;
+pub mod netns;
+pub mod packet;
+pub mod probe;
+pub mod server;
+mod sys;
+pub mod uplinks;
+pub mod wait;
+
+pub use capture::{Capture, leaks};
+pub use error::{Error, Result};
+pub use link::{Tun, create_veth};
+pub use load::{Load, LoadReport};
+pub use netns::Netns;
+pub use packet::{Direction, Kind, Packet};
+pub use probe::{Family, Outcome, Probe, Proto, Stage, parse_outcomes};
+pub use server::{Seen, Server, Transport};
+pub use uplinks::{SERVER_V4, SERVER_V6, Uplinks, client_v4, client_v6, gateway_v4, gateway_v6};
+pub use wait::{wait_for, wait_until};

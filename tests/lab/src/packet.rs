@@ -1,0 +1,232 @@
+//! What one captured packet was: its kind and its addresses, read from the network header on.
+//!
+//! **Invariant:** no input makes the parser panic or give up: a packet that it does not understand is still a packet, of
+//! kind [`Kind::Other`] or without ports, and counts as traffic. Only what the kernel sends without any process's doing
+//! is noise.
+
+use serde::Serialize;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Which way a packet went, seen from the namespace that captures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// It came from the link.
+    In,
+    /// It was sent on the link.
+    Out,
+}
+
+/// What a packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// TCP, and so MPTCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP for IPv4.
+    Icmp4,
+    /// `ICMPv6` other than neighbour discovery and MLD.
+    Icmp6,
+    /// ARP.
+    Arp,
+    /// IPv6 neighbour discovery: `ICMPv6` types 133 to 137.
+    Ndp,
+    /// IPv4 multicast group membership.
+    Igmp,
+    /// IPv6 multicast group membership.
+    Mld,
+    /// Anything else; the protocol is 0 unless it is IP.
+    Other {
+        /// As in the link-layer header.
+        ethertype: u16,
+        /// As in the IP header.
+        protocol: u8,
+    },
+}
+
+/// One captured packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Packet {
+    /// The interface's index when the packet passed.
+    pub ifindex: u32,
+    /// Which way it went.
+    pub direction: Direction,
+    /// What it carries.
+    pub kind: Kind,
+    /// The source; the sender's protocol address for ARP.
+    pub src: Option<IpAddr>,
+    /// The destination; the address asked for in ARP.
+    pub dst: Option<IpAddr>,
+    /// The source port of TCP and UDP.
+    pub src_port: Option<u16>,
+    /// The destination port of TCP and UDP.
+    pub dst_port: Option<u16>,
+    /// Bytes behind the transport header, or behind the network header where there is no transport header to read.
+    pub payload_len: usize,
+    noise: bool,
+}
+
+impl Packet {
+    /// Whether the kernel sent this by itself, without any process: an MLD report of nothing but the groups that belong
+    /// to IPv6 addresses, a router solicitation, or the probe of duplicate address detection. ARP and neighbour
+    /// solicitations that look for somebody are not noise, nor is membership of a group that a process joined.
+    pub fn is_kernel_noise(&self) -> bool {
+        self.noise
+    }
+
+    /// Reads a packet from its network header on.
+    pub(crate) fn parse(ifindex: u32, direction: Direction, ethertype: u16, bytes: &[u8]) -> Self {
+        let mut packet = Self {
+            ifindex,
+            direction,
+            kind: Kind::Other { ethertype, protocol: 0 },
+            src: None,
+            dst: None,
+            src_port: None,
+            dst_port: None,
+            payload_len: bytes.len(),
+            noise: false,
+        };
+        let understood = match i32::from(ethertype) {
+            libc::ETH_P_IP => packet.ipv4(bytes),
+            libc::ETH_P_IPV6 => packet.ipv6(bytes),
+            libc::ETH_P_ARP => {
+                packet.arp(bytes);
+                Some(())
+            }
+            _ => None,
+        };
+        // Noise is decided by the last field that is read, so a packet that breaks off before is none.
+        packet.noise &= understood.is_some();
+        packet
+    }
+
+    fn arp(&mut self, bytes: &[u8]) {
+        self.kind = Kind::Arp;
+        self.payload_len = 0;
+        self.src = ipv4_at(bytes, 14);
+        self.dst = ipv4_at(bytes, 24);
+    }
+
+    fn ipv4(&mut self, bytes: &[u8]) -> Option<()> {
+        let header_len = usize::from(bytes.first()? & 0x0f) * 4;
+        let protocol = *bytes.get(9)?;
+        self.kind = Kind::Other { ethertype: 0x0800, protocol };
+        self.src = ipv4_at(bytes, 12);
+        self.dst = ipv4_at(bytes, 16);
+        // A total length of 0 means that the packet is longer than the field can say.
+        let total_len = match usize::from(u16_at(bytes, 2)?) {
+            0 => bytes.len(),
+            len => len,
+        };
+        let later_fragment = u16_at(bytes, 6)? & 0x1fff != 0;
+        self.transport(protocol, bytes.get(header_len..)?, total_len.saturating_sub(header_len), later_fragment)
+    }
+
+    fn ipv6(&mut self, bytes: &[u8]) -> Option<()> {
+        const EXTENSIONS: [u8; 4] = [0, 43, 44, 60];
+        let mut protocol = *bytes.get(6)?;
+        self.kind = Kind::Other { ethertype: 0x86dd, protocol };
+        self.src = ipv6_at(bytes, 8);
+        self.dst = ipv6_at(bytes, 24);
+        let total_len = match usize::from(u16_at(bytes, 4)?) {
+            0 => bytes.len(),
+            len => len + 40,
+        };
+        let mut at = 40;
+        let mut later_fragment = false;
+        while EXTENSIONS.contains(&protocol) && !later_fragment {
+            let header = bytes.get(at..)?;
+            let fragment = protocol == 44;
+            later_fragment = fragment && u16_at(header, 2)? & 0xfff8 != 0;
+            at += if fragment { 8 } else { (usize::from(*header.get(1)?) + 1) * 8 };
+            protocol = *header.first()?;
+            self.kind = Kind::Other { ethertype: 0x86dd, protocol };
+        }
+        self.transport(protocol, bytes.get(at..)?, total_len.saturating_sub(at), later_fragment)
+    }
+
+    fn transport(&mut self, protocol: u8, bytes: &[u8], len: usize, later_fragment: bool) -> Option<()> {
+        self.payload_len = len;
+        let kind = match i32::from(protocol) {
+            libc::IPPROTO_TCP => Kind::Tcp,
+            libc::IPPROTO_UDP => Kind::Udp,
+            libc::IPPROTO_ICMP if self.src?.is_ipv4() => Kind::Icmp4,
+            libc::IPPROTO_IGMP if self.src?.is_ipv4() => Kind::Igmp,
+            libc::IPPROTO_ICMPV6 if self.src?.is_ipv6() => Kind::Icmp6,
+            _ => return Some(()),
+        };
+        self.kind = kind;
+        if later_fragment {
+            return Some(());
+        }
+        let header_len = match kind {
+            Kind::Tcp => usize::from(bytes.get(12)? >> 4) * 4,
+            _ => 8,
+        };
+        self.payload_len = len.saturating_sub(header_len);
+        match kind {
+            Kind::Tcp | Kind::Udp => {
+                self.src_port = u16_at(bytes, 0);
+                self.dst_port = u16_at(bytes, 2);
+            }
+            Kind::Icmp6 => self.icmp6(bytes)?,
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn icmp6(&mut self, bytes: &[u8]) -> Option<()> {
+        match *bytes.first()? {
+            133 => (self.kind, self.noise) = (Kind::Ndp, true),
+            135 => (self.kind, self.noise) = (Kind::Ndp, self.src == Some(Ipv6Addr::UNSPECIFIED.into())),
+            134 | 136 | 137 => self.kind = Kind::Ndp,
+            // MLDv1 report and done.
+            131 | 132 => (self.kind, self.noise) = (Kind::Mld, is_solicited_node(bytes, 8)),
+            143 => (self.kind, self.noise) = (Kind::Mld, mld2_names_addresses_only(bytes)?),
+            130 => self.kind = Kind::Mld,
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// Whether every record of an `MLDv2` report is about a group that exists because of an address.
+fn mld2_names_addresses_only(report: &[u8]) -> Option<bool> {
+    let records = u16_at(report, 6)?;
+    let mut at = 8;
+    for _ in 0..records {
+        let aux_words = usize::from(*report.get(at + 1)?);
+        let sources = usize::from(u16_at(report, at + 2)?);
+        if !is_solicited_node(report, at + 4) {
+            return Some(false);
+        }
+        at += 20 + sources * 16 + aux_words * 4;
+    }
+    Some(records > 0)
+}
+
+/// Whether the address at `at` is in `ff02::1:ff00:0/104`.
+fn is_solicited_node(bytes: &[u8], at: usize) -> bool {
+    const PREFIX: [u8; 13] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
+    bytes.get(at..at + 16).is_some_and(|address| address.starts_with(&PREFIX))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn ipv4_at(bytes: &[u8], at: usize) -> Option<IpAddr> {
+    Some(Ipv4Addr::from(*bytes.get(at..)?.first_chunk::<4>()?).into())
+}
+
+fn ipv6_at(bytes: &[u8], at: usize) -> Option<IpAddr> {
+    Some(Ipv6Addr::from(*bytes.get(at..)?.first_chunk::<16>()?).into())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test")]
+mod tests;

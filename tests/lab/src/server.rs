@@ -1,0 +1,262 @@
+//! A TCP and UDP server that answers everything with one line, the address it sees as the source, and remembers it.
+//!
+//! **Invariant:** what is answered is recorded first, so a client that has its answer can be looked up; a datagram is
+//! answered from the address it was sent to.
+
+use crate::{
+    error::{Doing, Result},
+    netns::Netns,
+};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+};
+use serde::Serialize;
+use socket2::{Domain, Socket, Type};
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket},
+    os::fd::{AsFd, AsRawFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    sync::oneshot,
+};
+
+/// How the server was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// TCP, or MPTCP that fell back to it.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One thing that reached the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    /// How it was reached.
+    pub transport: Transport,
+    /// The source.
+    pub peer: SocketAddr,
+    /// What came: the datagram, or a part of the stream; empty for the record that a connection was accepted.
+    pub payload: Vec<u8>,
+}
+
+/// A running server; it stops when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    port: u16,
+    log: Log,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens on every address of the namespace, both families, TCP and UDP, on one port that the kernel chooses.
+    pub fn start(netns: &Netns) -> Result<Self> {
+        let sockets = netns.run(Sockets::bind)?.doing(|| format!("listen in {netns}"))?;
+        let (port, log) = (sockets.port, Log::default());
+        let (stop, stopped) = oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let thread = thread::Builder::new().name(format!("server-{netns}")).spawn({
+            let log = log.clone();
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+                // The receiver waits for exactly this message.
+                match runtime.and_then(|runtime| runtime.block_on(async { sockets.serve(&log) }).map(|()| runtime)) {
+                    Ok(runtime) => {
+                        ready.send(Ok(())).ok();
+                        runtime.block_on(stopped).ok();
+                    }
+                    Err(error) => {
+                        ready.send(Err(error)).ok();
+                    }
+                }
+            }
+        });
+        let thread = thread.doing(|| format!("start the server of {netns}"))?;
+        is_ready
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the server's thread ended")))
+            .doing(|| format!("start the server of {netns}"))?;
+        Ok(Self { port, log, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The port of all four sockets.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What reached the server since the start or the last [`Server::take_seen`], in order.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.log.lock().clone()
+    }
+
+    /// Like [`Server::seen`], and forgets it.
+    pub fn take_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.log.lock())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic on the thread was printed there; a second one here would abort.
+            thread.join().ok();
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<Vec<Seen>>>);
+
+impl Log {
+    fn lock(&self) -> MutexGuard<'_, Vec<Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, transport: Transport, peer: SocketAddr, payload: &[u8]) {
+        self.lock().push(Seen { transport, peer, payload: payload.to_vec() });
+    }
+}
+
+fn answer(peer: SocketAddr) -> String {
+    format!("{}\n", peer.ip())
+}
+
+/// A listener and a datagram socket for each family.
+struct Sockets {
+    port: u16,
+    tcp: [TcpListener; 2],
+    udp: [UdpSocket; 2],
+}
+
+impl Sockets {
+    fn bind() -> io::Result<Self> {
+        // A port that is free for one socket may be taken for another when the namespace has other servers.
+        for _ in 0..16 {
+            match Self::bind_once() {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                result => return result,
+            }
+        }
+        Err(io::ErrorKind::AddrInUse.into())
+    }
+
+    fn bind_once() -> io::Result<Self> {
+        let v4: IpAddr = Ipv4Addr::UNSPECIFIED.into();
+        let v6: IpAddr = Ipv6Addr::UNSPECIFIED.into();
+        let first = listen(v4, 0)?;
+        let port = first.local_addr()?.port();
+        let udp = [datagrams(v4, port)?, datagrams(v6, port)?];
+        setsockopt(&udp[0], sockopt::Ipv4PacketInfo, &true)?;
+        setsockopt(&udp[1], sockopt::Ipv6RecvPacketInfo, &true)?;
+        Ok(Self { port, tcp: [first, listen(v6, port)?], udp })
+    }
+
+    /// Starts a task for each socket on the current runtime.
+    fn serve(self, log: &Log) -> io::Result<()> {
+        for listener in self.tcp {
+            tokio::spawn(accept(tokio::net::TcpListener::from_std(listener)?, log.clone()));
+        }
+        for socket in self.udp {
+            tokio::spawn(reply(tokio::net::UdpSocket::from_std(socket)?, log.clone()));
+        }
+        Ok(())
+    }
+}
+
+fn bound(ip: IpAddr, port: u16, kind: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(SocketAddr::new(ip, port)), kind.nonblocking(), None)?;
+    if ip.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&SocketAddr::new(ip, port).into())?;
+    Ok(socket)
+}
+
+fn listen(ip: IpAddr, port: u16) -> io::Result<TcpListener> {
+    let socket = bound(ip, port, Type::STREAM)?;
+    socket.listen(1024)?;
+    Ok(socket.into())
+}
+
+fn datagrams(ip: IpAddr, port: u16) -> io::Result<UdpSocket> {
+    bound(ip, port, Type::DGRAM).map(Into::into)
+}
+
+async fn accept(listener: tokio::net::TcpListener, log: Log) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                log.push(Transport::Tcp, peer, &[]);
+                tokio::spawn(converse(stream, peer, log.clone()));
+            }
+            // The peer is gone again, or file descriptors are short until a conversation ends.
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+/// Answers every part of the stream, and its end if that is all there was.
+async fn converse(mut stream: tokio::net::TcpStream, peer: SocketAddr, log: Log) {
+    let mut buffer = [0; 4096];
+    let mut answered = false;
+    while let Ok(len) = stream.read(&mut buffer).await {
+        let ended = len == 0;
+        if ended && answered {
+            return;
+        }
+        if !ended {
+            log.push(Transport::Tcp, peer, &buffer[..len]);
+        }
+        if stream.write_all(answer(peer).as_bytes()).await.is_err() || ended {
+            return;
+        }
+        answered = true;
+    }
+}
+
+async fn reply(socket: tokio::net::UdpSocket, log: Log) {
+    // No datagram makes the socket fail; should it, the clients will tell.
+    while socket.async_io(Interest::READABLE, || reply_once(&socket, &log)).await.is_ok() {}
+}
+
+/// Reads one datagram and answers it from the address that it was sent to. A reply that cannot be sent is the client's
+/// loss; as an error it would be taken for the lack of a datagram.
+fn reply_once(socket: &impl AsFd, log: &Log) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    let mut control = nix::cmsg_space!(libc::in6_pktinfo);
+    let mut parts = [IoSliceMut::new(&mut buffer)];
+    let fd = socket.as_fd().as_raw_fd();
+    let message = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut control), MsgFlags::empty())?;
+    let from = message.address.ok_or(io::ErrorKind::InvalidData)?;
+    let peer = socket_addr(&from).ok_or(io::ErrorKind::InvalidData)?;
+    let to = message.cmsgs()?.next();
+    log.push(Transport::Udp, peer, message.iovs().next().unwrap_or_default());
+
+    // The source is the datagram's destination; the way is left to the routes.
+    let (v4, v6);
+    let source = match to {
+        Some(ControlMessageOwned::Ipv4PacketInfo(info)) => {
+            v4 = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: info.ipi_addr, ipi_addr: info.ipi_addr };
+            Some(ControlMessage::Ipv4PacketInfo(&v4))
+        }
+        Some(ControlMessageOwned::Ipv6PacketInfo(info)) => {
+            v6 = libc::in6_pktinfo { ipi6_ifindex: 0, ..info };
+            Some(ControlMessage::Ipv6PacketInfo(&v6))
+        }
+        _ => None,
+    };
+    sendmsg(fd, &[IoSlice::new(answer(peer).as_bytes())], source.as_slice(), MsgFlags::empty(), Some(&from)).ok();
+    Ok(())
+}
+
+fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|&a| SocketAddr::V4(SocketAddrV4::from(a)));
+    v4.or_else(|| address.as_sockaddr_in6().map(|&a| SocketAddr::V6(SocketAddrV6::from(a))))
+}

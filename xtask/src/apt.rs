@@ -1,0 +1,62 @@
+//! Debian's packages: which are installed, and installing more.
+//!
+//! **Invariant**: packages are only ever added; the package lists are refreshed at most once, and only when they lack
+//! something or are too old to download from.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, ensure};
+
+use crate::{cargo, toolchain};
+
+/// Whether dpkg has the package installed; `false` also where there is no dpkg.
+pub(crate) fn is_installed(package: &str) -> bool {
+    let status = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .stderr(Stdio::null())
+        .output();
+    status.is_ok_and(|output| output.stdout == b"installed")
+}
+
+/// Installs packages without what they merely recommend. The error is the reason why that cannot be done here.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    ensure!(toolchain::program("apt-get").is_some(), "there is no apt-get");
+    ensure!(nix::unistd::geteuid().is_root(), "apt-get needs root");
+
+    let mut refreshed = false;
+    if !packages.iter().all(|package| is_known(package)) {
+        refresh()?;
+        refreshed = true;
+    }
+    let unknown: Vec<_> = packages.iter().copied().filter(|package| !is_known(package)).collect();
+    ensure!(unknown.is_empty(), "apt knows no package {}", unknown.join(", "));
+
+    eprintln!("setup: installing the packages {}", packages.join(" "));
+    let mut install = apt_get();
+    install.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+    match cargo::check(&mut install) {
+        Err(_) if !refreshed => {
+            refresh()?;
+            cargo::check(&mut install)
+        }
+        outcome => outcome,
+    }
+}
+
+fn is_known(package: &str) -> bool {
+    let mut show = Command::new("apt-cache");
+    show.args(["show", package]).stdout(Stdio::null()).stderr(Stdio::null());
+    show.status().is_ok_and(|status| status.success())
+}
+
+fn refresh() -> Result<()> {
+    eprintln!("setup: refreshing apt's package lists");
+    cargo::check(apt_get().arg("update"))
+}
+
+/// An apt-get that asks nothing and says nothing but what went wrong.
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.arg("-qq").env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}

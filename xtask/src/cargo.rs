@@ -1,0 +1,116 @@
+//! Starting cargo and other programs, and learning from cargo what it built.
+//!
+//! **Invariant**: the path of a built file is what cargo reports, never a guess about its target directory.
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+/// Something runnable that cargo built.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Executable {
+    /// The name of the target: a binary's name, or a test's file stem.
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    /// The directory of the package, which is where cargo starts tests.
+    pub(crate) package_dir: PathBuf,
+    pub(crate) is_test: bool,
+}
+
+/// The root of the workspace.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the xtask package lies in a directory of the workspace")
+}
+
+/// The cargo that started us, at the root of the workspace.
+pub(crate) fn cargo<const N: usize>(args: [&str; N]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+/// Runs a command to its end; any status but success is an error that shows the command line.
+pub(crate) fn check(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("start {}", display(command)))?;
+    ensure!(status.success(), "`{}` failed: {status}", display(command));
+    Ok(())
+}
+
+/// Runs a cargo build (`build ...` or `test --no-run ...`) and returns what can be run of it.
+pub(crate) fn build<const N: usize>(args: [&str; N]) -> Result<Vec<Executable>> {
+    let mut command = cargo(args);
+    command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("start {}", display(&command)))?;
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let mut executables = Vec::new();
+    for line in BufReader::new(stdout).lines() {
+        executables.extend(executable(&line.context("read cargo's messages")?));
+    }
+    let status = child.wait().context("wait for cargo")?;
+    ensure!(status.success(), "`{}` failed: {status}", display(&command));
+    Ok(executables)
+}
+
+/// Builds one binary of a package in release mode.
+pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
+    let built = build(["build", "--release", "--package", package, "--bin", name])?;
+    match built.into_iter().find(|executable| !executable.is_test && executable.name == name) {
+        Some(executable) => Ok(executable.path),
+        None => bail!("cargo built package {package} without reporting the binary {name}"),
+    }
+}
+
+/// Reads one of cargo's JSON messages; most of them are about something else.
+fn executable(message: &str) -> Option<Executable> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let text = |pointer| message.pointer(pointer)?.as_str();
+    if text("/reason")? != "compiler-artifact" {
+        return None;
+    }
+    Some(Executable {
+        name: text("/target/name")?.to_owned(),
+        path: text("/executable")?.into(),
+        package_dir: Path::new(text("/manifest_path")?).parent()?.to_owned(),
+        is_test: message.pointer("/profile/test")?.as_bool()?,
+    })
+}
+
+/// A command line as one would type it, for messages.
+pub(crate) fn display(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let mut line = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+    for arg in command.get_args() {
+        line.push(' ');
+        line.push_str(&arg.to_string_lossy());
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_artifacts_that_can_be_run_are_taken() {
+        let binary = r#"{"reason":"compiler-artifact","manifest_path":"/w/agent/Cargo.toml",
+            "target":{"name":"steer"},"profile":{"test":false},"executable":"/t/release/steer"}"#;
+        let expected = Executable {
+            name: "steer".into(),
+            path: "/t/release/steer".into(),
+            package_dir: "/w/agent".into(),
+            is_test: false,
+        };
+        assert_eq!(executable(binary), Some(expected));
+
+        let library = binary.replace("\"/t/release/steer\"", "null");
+        assert_eq!(executable(&library), None);
+        assert_eq!(executable(r#"{"reason":"build-finished","success":true}"#), None);
+        assert_eq!(executable("not JSON"), None);
+    }
+}

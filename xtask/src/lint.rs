@@ -1,0 +1,57 @@
+//! `cargo xtask lint`: form, clippy on both sides, licences and sources of dependencies, documentation.
+//!
+//! **Invariant**: it changes no file of the project, and a check that is left out says so and why.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{
+    cargo,
+    setup::{self, Setup},
+    toolchain,
+};
+
+pub(crate) fn run() -> Result<()> {
+    Setup::default().run()?;
+    step(&mut cargo::cargo(["fmt", "--all", "--check"]))?;
+    let host = ["clippy", "--workspace", "--exclude", "steer-ebpf", "--all-targets", "--", "-D", "warnings"];
+    step(&mut cargo::cargo(host))?;
+    kernel_clippy()?;
+    if toolchain::program("cargo-deny").is_some() {
+        // The fourth check, advisories, needs a download of its own and belongs to a scheduled job.
+        step(&mut cargo::cargo(["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))?;
+    } else {
+        skip("the check of dependencies", "cargo-deny is not installed");
+    }
+    let doc = ["doc", "--no-deps", "--workspace", "--exclude", "steer-ebpf"];
+    step(cargo::cargo(doc).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Lints the kernel side for its real target, as `agent/build.rs` builds it.
+fn kernel_clippy() -> Result<()> {
+    let Some(compiler) = toolchain::compiler().filter(setup::has_clippy) else {
+        skip("clippy for the kernel side", "its compiler comes without clippy");
+        return Ok(());
+    };
+    let target = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
+    let mut command = Command::new("rustup");
+    command
+        .args(["run", &compiler.name, "cargo", "clippy", "--package", "steer-ebpf", "--bins", "--release"])
+        .args(["--target", target, "-Z", "build-std=core", "--", "-D", "warnings"])
+        .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH))
+        .current_dir(cargo::root());
+    if compiler.needs_bootstrap {
+        command.env("RUSTC_BOOTSTRAP", "1");
+    }
+    step(&mut command)
+}
+
+fn step(command: &mut Command) -> Result<()> {
+    eprintln!("lint: {}", cargo::display(command));
+    cargo::check(command)
+}
+
+fn skip(what: &str, why: &str) {
+    eprintln!("lint: left out {what}: {why}; `cargo xtask setup --ci` may bring it");
+}

@@ -1,0 +1,53 @@
+//! `cargo xtask`: the one tool of the project. This file parses the command line and dispatches.
+//!
+//! **Invariant**: the tool itself never touches a cgroup, an interface or a BPF object; only what it starts does.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod apt;
+mod cargo;
+mod lint;
+mod root;
+mod run;
+mod setup;
+mod tally;
+mod test;
+mod toolchain;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Set up, run, test and lint steer")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Setup(setup::Setup),
+    Run(run::Run),
+    Test(test::Test),
+    /// Check form, lints, dependencies and documentation.
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Setup(setup) => setup.run().map(|()| ExitCode::SUCCESS),
+        Verb::Run(run) => run.run(),
+        Verb::Test(test) => test.run(),
+        Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
+    }
+}

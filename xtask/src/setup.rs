@@ -1,0 +1,188 @@
+//! `cargo xtask setup`: brings what building needs and the machine lacks.
+//!
+//! **Invariant**: it can be run again at any time; with nothing missing it changes nothing and prints nothing. Where it
+//! cannot install, it says so once, for all that is missing.
+
+use std::{fmt::Write as _, process::Command};
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::{
+    apt, cargo,
+    toolchain::{self, Compiler, LINKED},
+};
+
+/// Install what building needs and this machine lacks; silent when nothing does.
+#[derive(clap::Args, Clone, Copy, Default)]
+pub(crate) struct Setup {
+    /// Also install what only `lint` uses: cargo-deny, and clippy for the kernel side.
+    #[arg(long)]
+    ci: bool,
+}
+
+impl Setup {
+    pub(crate) fn run(self) -> Result<()> {
+        let needs: &[Need] = if self.ci { &Need::ALL } else { &Need::BUILD };
+        let missing: Vec<Need> = needs.iter().copied().filter(|need| !need.is_met()).collect();
+        if missing.contains(&Need::Rustup) {
+            return Err(by_hand(&missing, &anyhow!("the rest depends on rustup")));
+        }
+
+        let mut packages: Vec<_> = missing.iter().flat_map(|need| need.packages()).copied().collect();
+        packages.retain(|package| !apt::is_installed(package));
+        if !packages.is_empty() {
+            apt::install(&packages).map_err(|reason| by_hand(&missing, &reason))?;
+        }
+        for need in missing {
+            need.finish()?;
+            if !need.is_met() {
+                bail!("{} was installed, yet is not usable; by hand: {}", need.what(), need.remedy());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One thing that building or linting needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Rustup,
+    HostLinker,
+    Compiler,
+    BpfLinker,
+    KernelClippy,
+    Deny,
+}
+
+impl Need {
+    const BUILD: [Self; 4] = [Self::Rustup, Self::HostLinker, Self::Compiler, Self::BpfLinker];
+    const ALL: [Self; 6] =
+        [Self::Rustup, Self::HostLinker, Self::Compiler, Self::BpfLinker, Self::KernelClippy, Self::Deny];
+
+    fn is_met(self) -> bool {
+        match self {
+            Self::Rustup => toolchain::program("rustup").is_some(),
+            Self::HostLinker => toolchain::program("cc").is_some(),
+            Self::Compiler => toolchain::compiler().is_some(),
+            Self::BpfLinker => has_bpf_linker(),
+            // Debian packages clippy for its own compiler only; a nightly's comes, or does not, from rustup.
+            Self::KernelClippy => toolchain::compiler().is_some_and(|found| found.name != LINKED || has_clippy(&found)),
+            Self::Deny => toolchain::program("cargo-deny").is_some(),
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Rustup => "rustup",
+            Self::HostLinker => "a C linker, `cc`",
+            Self::Compiler => "a Rust compiler with the sources of its standard library",
+            Self::BpfLinker => "bpf-linker 0.13 or later",
+            Self::KernelClippy => "clippy for the kernel side",
+            Self::Deny => "cargo-deny",
+        }
+    }
+
+    /// What one would type to get it.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Rustup => "install rustup with a stable toolchain",
+            Self::HostLinker => "install gcc",
+            Self::Compiler => {
+                "rustup toolchain install nightly --component rust-src; or, with Debian's rustc-web, cargo-web and \
+                 rust-web-src: rustup toolchain link steer-ebpf /usr"
+            }
+            Self::BpfLinker => {
+                "with LLVM 22 and its headers (Debian: llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev): \
+                 LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version ^0.13 --locked --no-default-features \
+                 --features llvm-22"
+            }
+            Self::KernelClippy => "install Debian's rust-web-clippy",
+            Self::Deny => "cargo install cargo-deny --version ^0.20 --locked",
+        }
+    }
+
+    /// The Debian packages it takes.
+    fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Rustup | Self::Deny => &[],
+            Self::HostLinker => &["gcc", "libc6-dev"],
+            Self::Compiler => &["rustc-web", "cargo-web", "rust-web-src"],
+            Self::BpfLinker => &["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"],
+            Self::KernelClippy => &["rust-web-clippy"],
+        }
+    }
+
+    /// What remains to be done once the packages are there.
+    fn finish(self) -> Result<()> {
+        match self {
+            Self::Rustup | Self::HostLinker | Self::KernelClippy => Ok(()),
+            Self::Compiler => cargo::check(Command::new("rustup").args(["toolchain", "link", LINKED, "/usr"])),
+            Self::BpfLinker => {
+                eprintln!("setup: building bpf-linker, which takes about a minute");
+                // `--force` because an installed bpf-linker that does not start must be built anew.
+                let mut install = cargo::cargo(["install", "bpf-linker", "--version", "^0.13", "--locked", "--force"]);
+                install.args(["--quiet", "--no-default-features", "--features", "llvm-22"]);
+                cargo::check(install.env("LLVM_PREFIX", "/usr/lib/llvm-22"))
+            }
+            Self::Deny => {
+                eprintln!("setup: building cargo-deny, which takes several minutes");
+                cargo::check(&mut cargo::cargo(["install", "cargo-deny", "--version", "^0.20", "--locked", "--quiet"]))
+            }
+        }
+    }
+}
+
+/// Whether the kernel side's compiler comes with clippy.
+pub(crate) fn has_clippy(compiler: &Compiler) -> bool {
+    let output = Command::new("rustup").args(["run", &compiler.name, "cargo", "clippy", "--version"]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+/// Starts bpf-linker, since one whose LLVM has been removed is still a file.
+fn has_bpf_linker() -> bool {
+    toolchain::linker()
+        .and_then(|linker| Command::new(linker).arg("--version").output().ok())
+        .is_some_and(|output| is_recent_linker(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// Reads the answer to `bpf-linker --version`, such as `bpf-linker 0.13.0`.
+fn is_recent_linker(answer: &str) -> bool {
+    let mut numbers = answer.trim().trim_start_matches("bpf-linker ").split('.').map_while(|part| part.parse().ok());
+    (numbers.next(), numbers.next()) >= (Some(0), Some(13))
+}
+
+fn by_hand(missing: &[Need], reason: &anyhow::Error) -> anyhow::Error {
+    let mut text = format!("something is missing that cannot be installed from here ({reason:#}); by hand:");
+    for need in missing {
+        // Writing to a string does not fail.
+        let _ = write!(text, "\n  {}:\n    {}", need.what(), need.remedy());
+    }
+    anyhow!(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_or_silent_bpf_linker_does_not_count() {
+        for (answer, expected) in [
+            ("bpf-linker 0.13.0\n", true),
+            ("bpf-linker 0.14.2", true),
+            ("bpf-linker 1.0.0", true),
+            ("bpf-linker 0.9.15", false),
+            ("", false),
+        ] {
+            assert_eq!(is_recent_linker(answer), expected, "{answer}");
+        }
+    }
+
+    #[test]
+    fn the_message_names_each_missing_thing() {
+        let text = by_hand(&Need::ALL, &anyhow!("apt-get needs root")).to_string();
+        assert!(text.contains("(apt-get needs root)"), "{text}");
+        for need in Need::ALL {
+            assert!(text.contains(need.what()) && text.contains(need.remedy()), "{text}");
+        }
+    }
+}

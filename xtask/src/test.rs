@@ -1,0 +1,86 @@
+//! `cargo xtask test`: unit tests as the user who calls, then integration tests as root, then one line with the sum.
+//!
+//! **Invariant**: it succeeds only if some test ran, every executable reported, and no test failed. Tests left out for
+//! lack of root make it fail, unless they were not asked for.
+
+use std::{
+    ffi::OsString,
+    io::stdout,
+    process::{Command, ExitCode},
+};
+
+use anyhow::Result;
+
+use crate::{
+    cargo::{self, Executable},
+    root::Root,
+    setup::Setup,
+    tally::Tally,
+};
+
+/// Run the unit tests, and as root the integration tests.
+#[derive(clap::Args)]
+pub(crate) struct Test {
+    /// Run only the unit tests, which need no root.
+    #[arg(long)]
+    unit: bool,
+    /// Run only tests whose name contains this.
+    filter: Option<String>,
+    /// Arguments for the test executables.
+    #[arg(last = true)]
+    args: Vec<OsString>,
+}
+
+impl Test {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        Setup::default().run()?;
+        let mut tally = self.unit_tests()?;
+        tally += self.doc_tests()?;
+        let mut complete = true;
+        if !self.unit {
+            match Root::find().and_then(Root::prove) {
+                Ok(root) => tally += self.integration_tests(root)?,
+                Err(reason) => {
+                    eprintln!("error: the integration tests were left out: {reason:#}");
+                    complete = false;
+                }
+            }
+        }
+        if tally == Tally::default() {
+            eprintln!("error: no test was run: the filter matches none");
+            complete = false;
+        }
+        println!("{tally}");
+        Ok(if complete && tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn unit_tests(&self) -> Result<Tally> {
+        let selection = ["test", "--no-run", "--workspace", "--exclude", "steer-ebpf", "--exclude", "steer-tests"];
+        self.observe(cargo::build(selection)?, |executable| Command::new(&executable.path))
+    }
+
+    fn doc_tests(&self) -> Result<Tally> {
+        let selection = ["test", "--doc", "--workspace", "--exclude", "steer-ebpf", "--exclude", "steer-tests"];
+        Tally::observe(cargo::cargo(selection).args(&self.filter).arg("--").args(&self.args), &mut stdout())
+    }
+
+    fn integration_tests(&self, root: Root) -> Result<Tally> {
+        let steer = cargo::release_binary("steer", "steer")?;
+        let probe = cargo::release_binary("steer-lab", "steer-probe")?;
+        let variables = [("STEER_BIN", steer.as_path()), ("STEER_PROBE", probe.as_path())];
+        let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
+        self.observe(tests, |test| root.command(&test.path, &variables))
+    }
+
+    /// Runs each test executable to its end, whatever the others did.
+    fn observe(&self, built: Vec<Executable>, start: impl Fn(&Executable) -> Command) -> Result<Tally> {
+        let mut tally = Tally::default();
+        for executable in built.into_iter().filter(|executable| executable.is_test) {
+            eprintln!("     Running {} ({})", executable.name, executable.path.display());
+            let mut command = start(&executable);
+            command.args(&self.filter).args(&self.args).current_dir(&executable.package_dir);
+            tally += Tally::observe(&mut command, &mut stdout())?;
+        }
+        Ok(tally)
+    }
+}
