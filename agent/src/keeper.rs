@@ -93,16 +93,11 @@ fn follow_uplinks(pins: &Pins, table: &interface::Table, netns_cookie: u64) -> R
 /// Removes a cgroup made by `steer exec` and everything that was made for it. It must be empty: nobody can enter it
 /// afterwards but by its name, and then the kernel refuses to remove it.
 pub fn clean_up(hierarchy: &Hierarchy, pins: &Pins, path: &CgroupPath, cgroup_id: u64) -> anyhow::Result<()> {
-    if let Some(mut datapath) = Datapath::open(pins)? {
-        match datapath.lock() {
-            Ok(lock) => {
-                datapath.detach(&lock, cgroup_id)?;
-                datapath.sweep(&lock)?;
-                datapath.remove_if_unused(lock)?;
-            }
-            Err(datapath::Error::SwitchedOff { .. }) => {}
-            Err(error) => return Err(error.into()),
+    if let Some(lock) = pins.lock()? {
+        if let Some(mut datapath) = Datapath::open(pins)? {
+            datapath.detach(&lock, cgroup_id)?;
         }
+        datapath::tidy(pins, lock)?;
     }
     Ok(scope::remove(hierarchy, path)?)
 }

@@ -1,14 +1,14 @@
 //! Parses, dispatches, and prints an error chain once.
 
 use clap::Parser as _;
-use steer::cli::{Cli, exit_code};
+use steer::cli::{Cli, describe, exit_code};
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("steer: {error:#}");
+            eprintln!("steer: {}", describe(&error));
             exit_code(&error)
         }
     }

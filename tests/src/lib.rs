@@ -1,1 +1,26 @@
-//! Fixtures.
+//! What the integration tests share: a bed with a lab, cgroups and pins of its own, the daemon, and the two checks that
+//! matter: traffic leaves by its uplink alone, or does not leave.
+//!
+//! **Invariant:** every test owns all it touches, under names no other test has, so all run at once; and all of it is
+//! gone when the test ends, also when it fails.
+
+mod bed;
+mod cgroup;
+mod check;
+mod daemon;
+mod foreign;
+
+pub use bed::{Bed, NOBODY, Output};
+pub use bed::{binary, copy_program, output};
+pub use cgroup::Cgroup;
+pub use check::{Load, Spy, USERS, User, check_outcomes};
+pub use daemon::{Daemon, read_all};
+pub use foreign::exclusive_program;
+
+use std::time::Duration;
+
+/// Longer than anything a test waits for takes on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a test returns.
+pub type Outcome = anyhow::Result<()>;

@@ -1,1 +1,38 @@
-fn main() {}
+//! The integration tests: the real binary, in labs of their own, all at once. Need root; without it every test shows as
+//! ignored, with the reason.
+
+use libtest_mimic::{Arguments, Trial};
+use steer_tests::Outcome;
+
+mod attach;
+mod daemon;
+mod exec;
+mod lifecycle;
+mod nested;
+mod refusals;
+mod uplinks;
+
+type Test = (&'static str, fn() -> Outcome);
+
+fn main() {
+    let rooms: [(&str, &[Test]); 7] = [
+        ("exec", exec::TESTS),
+        ("attach", attach::TESTS),
+        ("daemon", daemon::TESTS),
+        ("nested", nested::TESTS),
+        ("uplinks", uplinks::TESTS),
+        ("lifecycle", lifecycle::TESTS),
+        ("refusals", refusals::TESTS),
+    ];
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("the integration tests make network namespaces and load BPF programs, which needs root: ignored");
+    }
+    let trials = rooms.into_iter().flat_map(|(room, tests)| {
+        tests.iter().map(move |&(name, test)| {
+            let run = move || test().map_err(|error| format!("{error:#}").into());
+            Trial::test(format!("{room}::{name}"), run).with_ignored_flag(!root)
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}

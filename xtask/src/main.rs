@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod bench;
 mod cargo;
 mod lint;
 mod root;
@@ -18,7 +19,7 @@ mod test;
 mod toolchain;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Set up, run, test and lint steer")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Set up, run, test, measure and lint steer")]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -29,6 +30,7 @@ enum Verb {
     Setup(setup::Setup),
     Run(run::Run),
     Test(test::Test),
+    Bench(bench::Bench),
     /// Check form, lints, dependencies and documentation.
     Lint,
 }
@@ -48,6 +50,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Setup(setup) => setup.run().map(|()| ExitCode::SUCCESS),
         Verb::Run(run) => run.run(),
         Verb::Test(test) => test.run(),
+        Verb::Bench(bench) => bench.run(),
         Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -4,8 +4,16 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use super::{PinDirectory, target::By};
-use crate::{cgroup::Hierarchy, config::OtherNetns, datapath::Datapath, preflight::require_privilege};
+use super::{
+    PinDirectory,
+    target::{By, Resolved},
+};
+use crate::{
+    cgroup::{Cgroup, Hierarchy},
+    config::OtherNetns,
+    datapath::{self, Datapath, Lock, Pins},
+    preflight::require_privilege,
+};
 
 /// Arguments of `steer attach`.
 #[derive(Debug, clap::Args)]
@@ -35,19 +43,20 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let by = args.by.resolve(args.other_netns)?;
     let pins = pins.to_change()?;
     let lock = pins.create_and_lock()?;
-    let mut datapath = Datapath::open_or_load(&pins, &lock)?;
-    datapath.sweep(&lock)?;
+    let attached = attach(&pins, &lock, &hierarchy, &cgroup, &by);
+    datapath::tidy(&pins, lock)?;
+    attached?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn attach(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, cgroup: &Cgroup, by: &Resolved) -> anyhow::Result<()> {
+    let mut datapath = Datapath::open_or_load(pins, lock)?;
+    datapath.sweep(lock)?;
     if let Some(existing) = datapath.attachment(cgroup.id)?
         && !existing.is_manual()
     {
         bail!("{} is steered by the daemon's configuration; change it there", cgroup.path);
     }
-    let attached =
-        by.slot(&mut datapath, &lock).and_then(|slot| datapath.attach(&lock, &hierarchy, &cgroup, slot, true));
-    datapath.sweep(&lock)?;
-    if let Err(error) = attached {
-        datapath.remove_if_unused(lock)?;
-        return Err(error.into());
-    }
-    Ok(ExitCode::SUCCESS)
+    let slot = by.slot(&mut datapath, lock)?;
+    Ok(datapath.attach(lock, hierarchy, cgroup, slot, true)?)
 }

@@ -5,7 +5,11 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use super::PinDirectory;
-use crate::{cgroup::Hierarchy, datapath::Datapath, preflight::require_privilege};
+use crate::{
+    cgroup::Hierarchy,
+    datapath::{self, Datapath},
+    preflight::require_privilege,
+};
 
 /// Arguments of `steer detach`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +32,6 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         bail!("{} is steered by the daemon's configuration, which would attach it again; change it there", cgroup.path);
     }
     datapath.detach(&lock, cgroup.id)?;
-    datapath.sweep(&lock)?;
-    datapath.remove_if_unused(lock)?;
+    datapath::tidy(&pins, lock)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -46,7 +46,7 @@ pub(super) struct Args {
 #[derive(Debug, Error)]
 pub(crate) enum Failed {
     /// Something steer does.
-    #[error("{0:#}")]
+    #[error("{}", super::describe(.0))]
     Steer(anyhow::Error),
     /// The command.
     #[error("run {command:?}: {source}")]

@@ -105,6 +105,15 @@ impl PinDirectory {
     }
 }
 
+/// An error and its causes on one line. A cause that the text before already tells is not told again.
+pub fn describe(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.is_empty() {
+        true => cause,
+        false if told.contains(&cause) => told,
+        false => format!("{told}: {cause}"),
+    })
+}
+
 /// 2 for a wrong configuration, as for a wrong command line; 1 for everything else.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref::<Problems>().is_some() {

@@ -1,9 +1,11 @@
 //! The two paths that steer the daemon itself: the configuration file, and the pin directory that `steer off` removes.
 
-use std::{io, path::Path};
+use std::{ffi::OsStr, io, path::Path};
 
 use futures_util::StreamExt as _;
-use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
+use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
+
+use crate::datapath::DAEMON_DIRECTORY;
 
 /// What changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +30,7 @@ impl Watch {
         inotify
             .watches()
             .add(directory, WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::ONLYDIR)?;
-        let pins = inotify.watches().add(pins, WatchMask::DELETE_SELF | WatchMask::ONLYDIR)?;
+        let pins = inotify.watches().add(pins, WatchMask::DELETE | WatchMask::ONLYDIR)?;
         Ok(Self { events: inotify.into_event_stream([0; 4096])?, pins })
     }
 
@@ -38,7 +40,8 @@ impl Watch {
             if event.wd != self.pins {
                 return Ok(Change::Config);
             }
-            if event.mask.contains(EventMask::DELETE_SELF) {
+            // The daemon's own directory goes first; that of the pins is not reported, for this process holds it.
+            if event.name.as_deref() == Some(OsStr::new(DAEMON_DIRECTORY)) {
                 return Ok(Change::Pins);
             }
         }

@@ -24,8 +24,8 @@ use thiserror::Error;
 
 pub use attachments::Attachment;
 pub use object::{LogLevel, load};
-pub use off::{Removed, off};
-pub use pins::{DaemonLock, Lock, Pins};
+pub use off::{Removed, off, tidy};
+pub use pins::{DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
 pub use policies::{PolicyEntry, text};
 
 /// What can go wrong with the kernel objects.

@@ -100,24 +100,26 @@ impl Datapath {
         }
         Ok(swept)
     }
+}
 
-    /// After [`Self::sweep`]: removes everything once nothing is steered, no configured policy waits for a cgroup, and no
-    /// daemon runs. Returns whether it did.
-    pub fn remove_if_unused(self, lock: Lock) -> Result<bool, Error> {
-        let unused = list(&self.pins.links())?.is_empty()
-            && self.pins.other_abis()?.is_empty()
-            && self.policies()?.is_empty()
-            && !self.pins.daemon_runs()?;
-        if unused {
-            let mut errors = Vec::new();
-            remove_tree(self.pins.root(), &mut errors);
-            for error in &errors {
-                log::warn!("{error}");
-            }
-        }
-        drop(lock);
-        Ok(unused)
+/// Sweeps, and removes everything once nothing is steered, no configured policy waits for a cgroup, and no daemon runs; also
+/// what a failed start left. Returns whether it did.
+pub fn tidy(pins: &Pins, lock: Lock) -> Result<bool, Error> {
+    let mut waiting = false;
+    if let Some(mut datapath) = Datapath::open(pins)? {
+        datapath.sweep(&lock)?;
+        waiting = !datapath.policies()?.is_empty();
     }
+    let unused = !waiting && list(&pins.links())?.is_empty() && pins.other_abis()?.is_empty() && !pins.daemon_runs()?;
+    if unused {
+        let mut errors = Vec::new();
+        remove_tree(pins.root(), &mut errors);
+        for error in &errors {
+            log::warn!("{error}");
+        }
+    }
+    drop(lock);
+    Ok(unused)
 }
 
 impl Datapath {

@@ -27,6 +27,8 @@ use steer_common::ABI_VERSION;
 
 use super::{Error, bpffs::Located};
 
+/// Name of the directory whose lock a daemon holds.
+pub const DAEMON_DIRECTORY: &str = "daemon";
 const ABI_PREFIX: &str = "abi";
 /// How long a change waits for another one to finish before it gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -90,7 +92,7 @@ impl Pins {
     }
 
     fn daemon(&self) -> PathBuf {
-        self.root.join("daemon")
+        self.root.join(DAEMON_DIRECTORY)
     }
 
     /// Directories of pinned state of other ABI versions.

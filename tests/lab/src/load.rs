@@ -12,12 +12,13 @@ use socket2::Socket;
 use std::{
     collections::BTreeMap,
     io,
+    mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-/// TCP connections and connected UDP datagrams to each target in turn.
+/// TCP connections and connected UDP datagrams, answered, to each target in turn.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// Whom to talk to.
@@ -29,7 +30,7 @@ pub struct Load {
 /// What came of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadReport {
-    /// TCP connections established and datagrams sent.
+    /// TCP connections established and datagrams answered.
     pub ok: u64,
     /// Failed attempts, by the name of the errno.
     pub errors: BTreeMap<String, u64>,
@@ -98,6 +99,8 @@ fn reach(probe: &Probe, socket: &Socket) -> io::Result<Option<IpAddr>> {
     socket.connect(&probe.address())?;
     if probe.proto == Proto::Udp {
         socket.send(b"load\n")?;
+        // Were it closed at once, the kernel would answer the answer, by a route of its own.
+        socket.recv(&mut [MaybeUninit::uninit(); 64])?;
     }
     Ok(local(socket))
 }

@@ -67,6 +67,7 @@ pub struct Packet {
     /// Bytes behind the transport header, or behind the network header where there is no transport header to read.
     pub payload_len: usize,
     noise: bool,
+    answer: bool,
 }
 
 impl Packet {
@@ -75,6 +76,12 @@ impl Packet {
     /// solicitations that look for somebody are not noise, nor is membership of a group that a process joined.
     pub fn is_kernel_noise(&self) -> bool {
         self.noise
+    }
+
+    /// Whether this is how the kernel answers a packet that no socket claims: a TCP reset, an ICMP error or echo reply, an
+    /// ARP reply or neighbour advertisement. No socket is behind these, so no binding; they go where the routing table says.
+    pub fn is_kernel_answer(&self) -> bool {
+        self.answer
     }
 
     /// Reads a packet from its network header on.
@@ -89,6 +96,7 @@ impl Packet {
             dst_port: None,
             payload_len: bytes.len(),
             noise: false,
+            answer: false,
         };
         let understood = match i32::from(ethertype) {
             libc::ETH_P_IP => packet.ipv4(bytes),
@@ -109,6 +117,7 @@ impl Packet {
         self.payload_len = 0;
         self.src = ipv4_at(bytes, 14);
         self.dst = ipv4_at(bytes, 24);
+        self.answer = u16_at(bytes, 6) == Some(ARP_REPLY);
     }
 
     fn ipv4(&mut self, bytes: &[u8]) -> Option<()> {
@@ -172,7 +181,10 @@ impl Packet {
             Kind::Tcp | Kind::Udp => {
                 self.src_port = u16_at(bytes, 0);
                 self.dst_port = u16_at(bytes, 2);
+                self.answer = kind == Kind::Tcp && *bytes.get(13)? & TCP_RST != 0;
             }
+            // Echo reply, destination unreachable, time exceeded, parameter problem.
+            Kind::Icmp4 => self.answer = matches!(*bytes.first()?, 0 | 3 | 11 | 12),
             Kind::Icmp6 => self.icmp6(bytes)?,
             _ => {}
         }
@@ -180,7 +192,10 @@ impl Packet {
     }
 
     fn icmp6(&mut self, bytes: &[u8]) -> Option<()> {
-        match *bytes.first()? {
+        let kind = *bytes.first()?;
+        // Errors, echo reply, neighbour advertisement.
+        self.answer = matches!(kind, 1..=4 | 129 | 136);
+        match kind {
             133 => (self.kind, self.noise) = (Kind::Ndp, true),
             135 => (self.kind, self.noise) = (Kind::Ndp, self.src == Some(Ipv6Addr::UNSPECIFIED.into())),
             134 | 136 | 137 => self.kind = Kind::Ndp,
@@ -193,6 +208,9 @@ impl Packet {
         Some(())
     }
 }
+
+const ARP_REPLY: u16 = 2;
+const TCP_RST: u8 = 4;
 
 /// Whether every record of an `MLDv2` report is about a group that exists because of an address.
 fn mld2_names_addresses_only(report: &[u8]) -> Option<bool> {

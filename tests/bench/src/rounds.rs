@@ -1,0 +1,128 @@
+//! The rounds: in each, every variant takes one short turn.
+//!
+//! **Invariant:** turns come in another order in each round, because what a turn leaves to be freed later is paid for by
+//! the next one. BPF statistics are off while the wall clock is read: they add to every run of a program.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::{
+    bed::Bed,
+    bpf::{self, RunTime},
+    interrupt,
+    variant::{Kind, Variant},
+};
+
+/// Nanoseconds, one number per round.
+pub(crate) type WallClock = BTreeMap<(Kind, Variant), Vec<f64>>;
+/// The same of the programs alone.
+pub(crate) type ProgramTime = BTreeMap<Variant, Vec<f64>>;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Rounds {
+    pub(crate) rounds: u32,
+    /// Sockets in one turn.
+    pub(crate) ops: u32,
+}
+
+impl Rounds {
+    /// What making and closing a socket takes.
+    pub(crate) fn wall_clock(self, bed: &mut Bed) -> Result<WallClock> {
+        let mut turns: Vec<_> =
+            Kind::ALL.into_iter().flat_map(|kind| Variant::ALL.map(|variant| (kind, variant))).collect();
+        self.take_turns(&mut turns, |&(kind, variant)| bed.worker(variant).measure(kind, self.ops))
+    }
+
+    /// What a run of each program takes by the kernel's own account, for IPv4 UDP sockets.
+    pub(crate) fn run_time(self, bed: &mut Bed) -> Result<ProgramTime> {
+        let _enabled = bpf::enable_statistics().context("enable BPF statistics")?;
+        let mut turns = [Variant::Steered, Variant::Nested, Variant::Constant, Variant::Empty];
+        self.take_turns(&mut turns, |&variant| {
+            let read = |bed: &Bed| {
+                let program = bed.program(variant).context("the variant has no program")?;
+                RunTime::of(program).context("read a program's statistics")
+            };
+            let before = read(bed)?;
+            bed.worker(variant).measure(Kind::Udp4, self.ops)?;
+            let per_run = read(bed)?.per_run_since(before);
+            per_run.with_context(|| format!("the program of {:?} did not run", variant.name()))
+        })
+    }
+
+    /// One round more than asked for; the first one, which meets cold caches, does not count.
+    fn take_turns<T: Copy + Ord>(
+        self,
+        turns: &mut [T],
+        mut take: impl FnMut(&T) -> Result<f64>,
+    ) -> Result<BTreeMap<T, Vec<f64>>> {
+        let mut order = Order(0x9e37_79b9_7f4a_7c15);
+        let mut samples = BTreeMap::<T, Vec<f64>>::new();
+        for round in 0..=self.rounds {
+            interrupt::check()?;
+            order.shuffle(turns);
+            for turn in &*turns {
+                let sample = take(turn)?;
+                if round > 0 {
+                    samples.entry(*turn).or_default().push(sample);
+                }
+            }
+        }
+        Ok(samples)
+    }
+}
+
+/// Orders that look random and are the same in every run (xorshift).
+struct Order(u64);
+
+impl Order {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        // The high half is the better one, and fits any `usize`.
+        usize::try_from(self.0 >> 33).map_or(0, |number| number % bound)
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_turn_is_taken_in_every_round_and_the_first_round_dropped() {
+        let mut taken = 0.0;
+        let mut turns = ['a', 'b', 'c'];
+        let samples = Rounds { rounds: 4, ops: 1 }.take_turns(&mut turns, |_| {
+            taken += 1.0;
+            Ok(taken)
+        });
+        let samples = samples.expect("no turn fails");
+        assert_eq!(samples.keys().collect::<String>(), "abc");
+        let mut all: Vec<f64> = samples.into_values().flatten().collect();
+        all.sort_by(f64::total_cmp);
+        assert_eq!(all, (4..=15).map(f64::from).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn each_turn_stands_in_each_place() {
+        let mut order = Order(1);
+        let mut places = [[0; 3]; 3];
+        let mut turns = [0, 1, 2];
+        for _ in 0..300 {
+            order.shuffle(&mut turns);
+            for (place, turn) in turns.into_iter().enumerate() {
+                places[turn][place] += 1;
+            }
+        }
+        assert!(places.iter().flatten().all(|count| *count > 60), "{places:?}");
+    }
+}

@@ -1,0 +1,103 @@
+//! What is compared: kinds of sockets, and ways to have them steered or not.
+//!
+//! **Invariant:** each variant is a cgroup of its own and differs from the others in nothing but what steers it.
+
+use nix::sys::socket::{AddressFamily, SockType};
+use serde::{Deserialize, Serialize};
+
+/// The interface sockets are bound to: the only one that every network namespace has, with index 1.
+pub(crate) const DEVICE: &str = "lo";
+/// Its index.
+pub(crate) const IFINDEX: i32 = 1;
+
+/// Which sockets are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Udp4,
+    Tcp4,
+    Udp6,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::Udp4, Self::Tcp4, Self::Udp6];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Udp4 => "UDP, IPv4",
+            Self::Tcp4 => "TCP, IPv4",
+            Self::Udp6 => "UDP, IPv6",
+        }
+    }
+
+    pub(crate) fn family(self) -> AddressFamily {
+        match self {
+            Self::Udp4 | Self::Tcp4 => AddressFamily::Inet,
+            Self::Udp6 => AddressFamily::Inet6,
+        }
+    }
+
+    pub(crate) fn socket_type(self) -> SockType {
+        match self {
+            Self::Udp4 | Self::Udp6 => SockType::Datagram,
+            Self::Tcp4 => SockType::Stream,
+        }
+    }
+}
+
+/// What happens to the sockets of a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Variant {
+    /// Nothing.
+    Unsteered,
+    /// Nothing either, in another cgroup: how far from 1 the ratio of equal things is.
+    Control,
+    /// The program itself binds each of them.
+    Setsockopt,
+    /// `steer attach`.
+    Steered,
+    /// `steer attach` on the cgroup and on its parent.
+    Nested,
+    /// A BPF program that stores a constant index.
+    Constant,
+    /// A BPF program that does nothing.
+    Empty,
+}
+
+impl Variant {
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Unsteered, Self::Control, Self::Setsockopt, Self::Steered, Self::Nested, Self::Constant, Self::Empty];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unsteered => "unsteered",
+            Self::Control => "unsteered again",
+            Self::Setsockopt => "setsockopt",
+            Self::Steered => "steered",
+            Self::Nested => "steered, nested",
+            Self::Constant => "constant program",
+            Self::Empty => "empty program",
+        }
+    }
+
+    /// The cgroup, below that of the benchmark.
+    pub(crate) fn cgroup(self) -> &'static str {
+        match self {
+            Self::Unsteered => "unsteered",
+            Self::Control => "control",
+            Self::Setsockopt => "setsockopt",
+            Self::Steered => "steered",
+            Self::Nested => "outer/inner",
+            Self::Constant => "constant",
+            Self::Empty => "empty",
+        }
+    }
+
+    /// What a new socket is bound to before its maker does anything.
+    pub(crate) fn device(self) -> &'static str {
+        match self {
+            Self::Unsteered | Self::Control | Self::Setsockopt | Self::Empty => "",
+            Self::Steered | Self::Nested | Self::Constant => DEVICE,
+        }
+    }
+}

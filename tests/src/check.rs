@@ -1,0 +1,209 @@
+//! The checks: what left, and by which link.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+use anyhow::{Context as _, ensure};
+use steer_lab::{
+    Capture, Family, Kind, LoadReport, Outcome, Packet, client_v4, client_v6, gateway_v4, gateway_v6, leaks,
+    parse_outcomes,
+};
+
+use crate::{
+    Bed, Cgroup,
+    bed::{self, NOBODY, binary, copy_program},
+};
+
+/// Who runs the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// With all capabilities.
+    Root,
+    /// Without any.
+    Nobody,
+}
+
+/// Both.
+pub const USERS: [User; 2] = [User::Root, User::Nobody];
+
+/// Captures on every link of the client but loopback and those that are allowed, also on links that appear later.
+pub struct Spy {
+    capture: Capture,
+    allowed: Vec<String>,
+}
+
+impl Spy {
+    /// Watches from now on. `allowed` are names of links.
+    pub fn on(bed: &Bed, allowed: &[&str]) -> anyhow::Result<Self> {
+        let with_loopback = allowed.iter().copied().chain(["lo"]).collect::<Vec<_>>();
+        let capture = Capture::start_except(&bed.net.client, &with_loopback)?;
+        Ok(Self { capture, allowed: allowed.iter().map(ToString::to_string).collect() })
+    }
+
+    /// Also allows a link that came later.
+    pub fn allow(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        Ok(self.capture.allow(ifindex)?)
+    }
+
+    /// Nothing that a process sent has left by any other link. Not counted are the kernel's own answers to packets that no
+    /// socket claims, and the look-up of a gateway's address for them: what a process sends there would follow, and count.
+    pub fn saw_nothing(&mut self) -> anyhow::Result<()> {
+        let packets = self.capture.take()?;
+        let mut leaked = leaks(&packets);
+        leaked.retain(|packet| !packet.is_kernel_answer() && !is_gateway_lookup(packet));
+        ensure!(leaked.is_empty(), "{} packets left by other links than {:?}: {leaked:#?}", leaked.len(), self.allowed);
+        Ok(())
+    }
+}
+
+fn is_gateway_lookup(packet: &Packet) -> bool {
+    // The target of a neighbour solicitation is not in its destination, but the last bytes of it are.
+    let is_gateway = |i: u8| match packet.dst {
+        Some(IpAddr::V4(dst)) => dst == gateway_v4(i),
+        Some(IpAddr::V6(dst)) => dst == gateway_v6(i) || dst.octets()[13..] == gateway_v6(i).octets()[13..],
+        None => false,
+    };
+    matches!(packet.kind, Kind::Arp | Kind::Ndp) && (is_gateway(0) || is_gateway(1))
+}
+
+impl Bed {
+    /// The client program, in a cgroup from its first instruction.
+    fn client(&self, cgroup: Option<&Cgroup>, user: User) -> anyhow::Result<Command> {
+        // A copy that nobody may execute, wherever the workspace is.
+        let program = self.directory.join("probe");
+        if !program.exists() {
+            copy_program(&binary("STEER_PROBE", "steer-probe"), &program)?;
+            fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755))?;
+        }
+        let mut command = Command::new(program);
+        if let Some(cgroup) = cgroup {
+            cgroup.enter(&mut command);
+        }
+        match user {
+            User::Root => self.net.client.enter(&mut command),
+            User::Nobody => self.net.client.enter_as(&mut command, NOBODY.0, NOBODY.1),
+        };
+        command.stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Arguments that make the client try everything once: TCP, UDP, ping and raw, IPv4 and IPv6.
+    pub fn everything(&self) -> Vec<String> {
+        let port = self.server.port().to_string();
+        ["--json", "--all", "--port", &port, "--timeout-ms", "500"].map(str::to_owned).to_vec()
+    }
+
+    /// Everything once, in a cgroup.
+    pub fn probe(&self, cgroup: Option<&Cgroup>, user: User) -> anyhow::Result<Vec<Outcome>> {
+        let output = bed::output(self.client(cgroup, user)?.args(self.everything()))?;
+        let outcomes = parse_outcomes(&output.stdout).with_context(|| format!("{output:?}"))?;
+        ensure!(outcomes.len() == 8, "{output:?}");
+        Ok(outcomes)
+    }
+
+    /// Whatever a process of the cgroup sends leaves by uplink `i`, and nothing by any other link.
+    pub fn check_steered(&self, cgroup: &Cgroup, i: u8) -> anyhow::Result<()> {
+        for user in USERS {
+            let mut spy = Spy::on(self, &[self.net.link(i)])?;
+            let mut uplink = Capture::start(&self.net.client, self.net.link(i))?;
+            let outcomes = self.probe(Some(cgroup), user)?;
+            spy.saw_nothing().with_context(|| format!("{} as {user:?}", cgroup.path()))?;
+            check_outcomes(&outcomes, user, i).with_context(|| format!("{} as {user:?}", cgroup.path()))?;
+            let packets = uplink.take()?;
+            ensure!(
+                leaks(&packets).len() >= outcomes.len(),
+                "{} as {user:?}: too few packets on the uplink",
+                cgroup.path()
+            );
+        }
+        Ok(())
+    }
+
+    /// No process of the cgroup gets a packet out by any link.
+    pub fn check_closed(&self, cgroup: &Cgroup) -> anyhow::Result<()> {
+        for user in USERS {
+            let mut spy = Spy::on(self, &[])?;
+            let outcomes = self.probe(Some(cgroup), user)?;
+            spy.saw_nothing().with_context(|| format!("{} as {user:?}", cgroup.path()))?;
+            for outcome in &outcomes {
+                ensure!(!outcome.is_ok(), "{} as {user:?} got through: {outcome:?}", cgroup.path());
+                let immediate = matches!(outcome.error.as_deref(), Some("ENODEV" | "ENETUNREACH" | "EPERM"));
+                ensure!(immediate, "{} as {user:?} was not told at once: {outcome:?}", cgroup.path());
+            }
+        }
+        Ok(())
+    }
+
+    /// Steering does not concern the cgroup: its traffic goes by the default route.
+    pub fn check_unsteered(&self, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
+        for user in USERS {
+            let outcomes = self.probe(cgroup, user)?;
+            check_outcomes(&outcomes, user, 0)?;
+            for outcome in outcomes {
+                ensure!(outcome.bound_ifindex <= 0, "{user:?} is bound: {outcome:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a client that makes sockets as fast as it can until told to stop. Returns once it has begun.
+    pub fn load(&self, cgroup: &Cgroup) -> anyhow::Result<Load> {
+        let mut command = self.client(Some(cgroup), User::Nobody)?;
+        let port = self.server.port().to_string();
+        command.args(["--repeat-until-stdin-closes", "--timeout-ms", "200", "--port", &port]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let stdin = child.stdin.take();
+        let mut stdout = BufReader::new(child.stdout.take().context("no pipe")?);
+        let mut line = String::new();
+        stdout.read_line(&mut line)?;
+        ensure!(line == "ready\n", "the client did not begin: {line:?}");
+        Ok(Load { child, stdin, stdout })
+    }
+}
+
+/// Every attempt was answered, and the server saw the address of uplink `i`. Without privilege there are no raw sockets.
+pub fn check_outcomes(outcomes: &[Outcome], user: User, i: u8) -> anyhow::Result<()> {
+    for outcome in outcomes {
+        if user == User::Nobody && outcome.proto == steer_lab::Proto::Raw {
+            ensure!(outcome.error.as_deref() == Some("EPERM"), "a raw socket without privilege: {outcome:?}");
+            continue;
+        }
+        let source = match outcome.family {
+            Family::V4 => client_v4(i).to_string(),
+            Family::V6 => client_v6(i).to_string(),
+        };
+        ensure!(outcome.is_ok(), "no answer: {outcome:?}");
+        ensure!(outcome.saw.as_deref() == Some(&source), "another source than {source}: {outcome:?}");
+    }
+    Ok(())
+}
+
+/// A client under way.
+pub struct Load {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Load {
+    /// Ends it, and returns what came of it.
+    pub fn stop(mut self) -> anyhow::Result<LoadReport> {
+        drop(self.stdin.take());
+        let mut text = String::new();
+        self.stdout.read_to_string(&mut text)?;
+        self.child.wait()?;
+        Ok(LoadReport::parse(&text)?)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,170 @@
+//! `steer attach`, `detach`, `status` and `off`.
+
+use anyhow::ensure;
+use nix::sys::signal::Signal;
+use steer_tests::{Bed, Outcome, Spy, output};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("attach_and_detach", attach_and_detach),
+    ("doing_it_twice_is_no_error", doing_it_twice_is_no_error),
+    ("another_interface_at_once", another_interface_at_once),
+    ("by_its_directory", by_its_directory),
+    ("counters_tell_what_happened", counters_tell_what_happened),
+    ("other_network_namespaces", other_network_namespaces),
+    ("off_removes_everything", off_removes_everything),
+    ("off_ends_the_daemon", off_ends_the_daemon),
+    ("a_removed_cgroup_is_swept", a_removed_cgroup_is_swept),
+    ("a_cgroup_of_the_configuration_is_left_to_the_daemon", a_cgroup_of_the_configuration_is_left_to_the_daemon),
+];
+
+fn attach_and_detach() -> Outcome {
+    let bed = Bed::new("attach")?;
+    let inner = bed.cgroup.child("inner")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
+    bed.check_steered(&bed.cgroup, 1)?;
+    bed.check_steered(&inner, 1)?;
+    bed.check_unsteered(None)?;
+    bed.succeed(&["detach", bed.cgroup.path()])?;
+    bed.check_unsteered(Some(&bed.cgroup))?;
+    ensure!(!bed.pins.exists(), "something is left");
+    Ok(())
+}
+
+fn doing_it_twice_is_no_error() -> Outcome {
+    let bed = Bed::new("attach-twice")?;
+    for _ in 0..2 {
+        bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
+    }
+    bed.check_steered(&bed.cgroup, 1)?;
+    for _ in 0..2 {
+        bed.succeed(&["detach", bed.cgroup.path()])?;
+        bed.succeed(&["off"])?;
+    }
+    bed.check_unsteered(Some(&bed.cgroup))
+}
+
+fn another_interface_at_once() -> Outcome {
+    let bed = Bed::new("attach-other")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a0"])?;
+    bed.check_steered(&bed.cgroup, 0)?;
+    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
+    bed.check_steered(&bed.cgroup, 1)?;
+    let policies = bed.status()?["policies"].as_array().map_or(0, Vec::len);
+    ensure!(policies == 1, "the first policy is still there: {}", bed.status()?);
+    Ok(())
+}
+
+fn by_its_directory() -> Outcome {
+    let bed = Bed::new("attach-directory")?;
+    bed.net.client.add_altname("a1", "a-name-that-is-longer-than-fifteen-bytes")?;
+    let directory = bed.cgroup.directory().to_string_lossy().into_owned();
+    bed.succeed(&["attach", &directory, "--interface", "a-name-that-is-longer-than-fifteen-bytes"])?;
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn counters_tell_what_happened() -> Outcome {
+    let mut bed = Bed::new("attach-count")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
+    ensure!(bed.sockets("a1", "bound")? == 0);
+    bed.check_steered(&bed.cgroup, 1)?;
+    // Eight sockets as root, and six without the privilege for raw ones, which fail before the program runs or after.
+    let bound = bed.sockets("a1", "bound")?;
+    ensure!((14..=16).contains(&bound), "{bound} bound");
+    ensure!(bed.sockets("a1", "closed_missing")? == 0);
+    let policy = bed.policy("a1")?;
+    ensure!(policy["ifindex"] == bed.net.ifindex(1)?, "{policy}");
+    ensure!(policy["origin"] == "manual" && policy["cgroups"][0]["path"] == bed.cgroup.path(), "{policy}");
+    let text = bed.succeed(&["status"])?;
+    ensure!(text.contains(bed.cgroup.path()) && text.contains("daemon: not running"), "{text}");
+    // Without a daemon nobody follows the interface: closed, even when it is there again.
+    bed.net.remove_uplink(1)?;
+    bed.check_closed(&bed.cgroup)?;
+    bed.net.create_uplink(1)?;
+    bed.check_closed(&bed.cgroup)
+}
+
+fn other_network_namespaces() -> Outcome {
+    let bed = Bed::new("attach-netns")?;
+    // The policy belongs to another namespace than the client's, in which its index may be any interface or none.
+    let elsewhere = steer_lab::Netns::new("elsewhere")?;
+    elsewhere.add_tun("t0").map(std::mem::forget)?;
+    for (other_netns, refused) in [("leave", false), ("refuse", true)] {
+        let mut command = bed.steer_here(&["attach", bed.cgroup.path(), "-i", "t0", "--other-netns", other_netns]);
+        let attached = output(elsewhere.enter(&mut command))?;
+        ensure!(attached.code == 0, "{attached:?}");
+        if refused {
+            bed.check_closed(&bed.cgroup)?;
+            ensure!(bed.sockets("t0", "refused_netns")? > 0);
+        } else {
+            bed.check_unsteered(Some(&bed.cgroup))?;
+            ensure!(bed.sockets("t0", "left_netns")? > 0);
+        }
+        ensure!(bed.sockets("t0", "bound")? == 0);
+    }
+    Ok(())
+}
+
+fn off_removes_everything() -> Outcome {
+    let bed = Bed::new("off")?;
+    let other = bed.cgroup.child("other")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
+    bed.succeed(&["attach", other.path(), "--interface", "a0"])?;
+    let said = bed.succeed(&["off"])?;
+    for expected in [format!("detached {}\n", bed.cgroup.path()), format!("detached {}\n", other.path())] {
+        ensure!(said.contains(&expected), "{said}");
+    }
+    ensure!(said.contains("2 cgroups detached"), "{said}");
+    ensure!(!bed.pins.exists(), "something is left");
+    bed.check_unsteered(Some(&bed.cgroup))?;
+    ensure!(bed.succeed(&["off"])?.contains("nothing to remove"));
+    ensure!(bed.succeed(&["status"])?.contains("nothing is steered"));
+    Ok(())
+}
+
+fn off_ends_the_daemon() -> Outcome {
+    let bed = Bed::new("off-daemon")?;
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    bed.check_steered(&bed.cgroup, 1)?;
+    bed.succeed(&["off"])?;
+    bed.check_unsteered(Some(&bed.cgroup))?;
+    ensure!(daemon.wait()? == Some(0));
+    ensure!(!bed.pins.exists(), "the daemon made its pins again");
+    Ok(())
+}
+
+fn a_removed_cgroup_is_swept() -> Outcome {
+    let bed = Bed::new("attach-removed")?;
+    let inner = bed.cgroup.child("inner")?;
+    let (path, id) = (inner.path().to_owned(), inner.id()?);
+    bed.succeed(&["attach", &path, "--interface", "a1"])?;
+    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
+    inner.remove()?;
+    let links = bed.pins.join("abi1/links");
+    let pin = links.join(id.to_string());
+    ensure!(pin.exists());
+    // The kernel detaches a removed cgroup's links in its own time; the next command after that sweeps.
+    steer_lab::wait_until("the removed cgroup to be swept", steer_tests::PATIENCE, || {
+        bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"]).is_ok() && !pin.exists()
+    })?;
+    // The same path again is another cgroup: steered by the outer one, not by what its namesake had.
+    let again = bed.cgroup.child("inner")?;
+    ensure!(again.id()? != id);
+    bed.check_steered(&again, 1)
+}
+
+fn a_cgroup_of_the_configuration_is_left_to_the_daemon() -> Outcome {
+    let bed = Bed::new("attach-config")?;
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    for arguments in [&["attach", bed.cgroup.path(), "-i", "a0"] as &[&str], &["detach", bed.cgroup.path()]] {
+        let refused = bed.run(arguments)?;
+        ensure!(refused.code == 1 && refused.stderr.contains("configuration"), "{refused:?}");
+    }
+    bed.check_steered(&bed.cgroup, 1)?;
+    spy.saw_nothing()?;
+    daemon.end(Signal::SIGTERM)?;
+    bed.succeed(&["detach", bed.cgroup.path()])?;
+    bed.check_unsteered(Some(&bed.cgroup))
+}

@@ -1,0 +1,215 @@
+//! `steer daemon` and its configuration.
+
+use std::fs;
+
+use anyhow::ensure;
+use nix::sys::signal::Signal;
+use steer_lab::wait_until;
+use steer_tests::{Bed, Daemon, Outcome, PATIENCE};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("two_policies", two_policies),
+    ("a_cgroup_that_appears_later", a_cgroup_that_appears_later),
+    ("a_cgroup_that_comes_again", a_cgroup_that_comes_again),
+    ("a_tree_that_appears_at_once", a_tree_that_appears_at_once),
+    ("reload", reload),
+    ("a_bad_reload_changes_nothing", a_bad_reload_changes_nothing),
+    ("a_policy_that_is_gone_closes_what_was_attached_to_it_by_hand", a_policy_that_is_gone_closes_by_hand),
+    ("a_second_daemon_is_refused", a_second_daemon_is_refused),
+    ("status_with_and_without_it", status_with_and_without_it),
+    ("the_kernel_log", the_kernel_log),
+];
+
+const ONE: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"@/one\"]\n";
+
+fn two_policies() -> Outcome {
+    let bed = Bed::new("daemon-two")?;
+    let (first, second, other) = (bed.cgroup.child("first")?, bed.cgroup.child("second")?, bed.cgroup.child("other")?);
+    let daemon = bed.daemon(
+        "[[policy]]\nname = \"first\"\ninterface = \"a0\"\ncgroups = [\"@/first\"]\n\
+         [[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = ['@/sec*']\n",
+    )?;
+    bed.check_steered(&first, 0)?;
+    bed.check_steered(&second, 1)?;
+    bed.check_unsteered(Some(&other))?;
+    ensure!(bed.sockets("first", "bound")? >= 14 && bed.sockets("second", "bound")? >= 14);
+    // SIGTERM leaves enforcement in place.
+    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    bed.check_steered(&second, 1)
+}
+
+fn wait_until_steered(bed: &Bed, policy: &str, cgroups: usize) -> Outcome {
+    wait_until("the cgroup to be attached", PATIENCE, || {
+        bed.policy(policy).is_ok_and(|policy| policy["cgroups"].as_array().map_or(0, Vec::len) == cgroups)
+    })?;
+    Ok(())
+}
+
+fn a_cgroup_that_appears_later() -> Outcome {
+    let bed = Bed::new("daemon-later")?;
+    let _daemon = bed.daemon(
+        "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/**/app-*firefox*.scope\", \"@/x/y\"]\n",
+    )?;
+    let slice = bed.cgroup.child("user.slice")?;
+    let scope = slice.child("app-firefox-1.scope")?;
+    wait_until_steered(&bed, "p", 1)?;
+    bed.check_steered(&scope, 1)?;
+    bed.check_unsteered(Some(&slice))?;
+    let other = slice.child("app-chrome-1.scope")?;
+    let x = bed.cgroup.child("x")?;
+    let y = x.child("y")?;
+    wait_until_steered(&bed, "p", 2)?;
+    bed.check_steered(&y, 1)?;
+    bed.check_unsteered(Some(&other))
+}
+
+fn a_cgroup_that_comes_again() -> Outcome {
+    let bed = Bed::new("daemon-again")?;
+    let daemon = bed.daemon(ONE)?;
+    let mut last = 0;
+    for _ in 0..5 {
+        let one = bed.cgroup.child("one")?;
+        ensure!(one.id()? != last);
+        last = one.id()?;
+        wait_until("the new cgroup to be attached", PATIENCE, || {
+            bed.policy("second").is_ok_and(|policy| policy["cgroups"][0]["id"] == last)
+        })?;
+        bed.check_steered(&one, 1)?;
+        one.remove()?;
+        wait_until_steered(&bed, "second", 0)?;
+    }
+    ensure!(fs::read_dir(bed.pins.join("abi1/links"))?.next().is_none(), "a removed cgroup was not forgotten");
+    daemon.end(Signal::SIGTERM)?;
+    Ok(())
+}
+
+fn a_tree_that_appears_at_once() -> Outcome {
+    let bed = Bed::new("daemon-tree")?;
+    let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/*/*/leaf\"]\n")?;
+    let mut leaves = Vec::new();
+    for i in 0..20 {
+        let tree = bed.cgroup.child(&format!("tree-{i}"))?;
+        let branch = tree.child("branch")?;
+        let leaf = branch.child("leaf")?;
+        leaves.push((leaf, branch, tree));
+    }
+    wait_until_steered(&bed, "p", 20)?;
+    bed.check_steered(&leaves[13].0, 1)
+}
+
+fn reload() -> Outcome {
+    let bed = Bed::new("daemon-reload")?;
+    let (one, two) = (bed.cgroup.child("one")?, bed.cgroup.child("two")?);
+    let daemon = bed.daemon(ONE)?;
+    bed.check_steered(&one, 1)?;
+    // By writing the file: another uplink for the one, a policy for the other.
+    bed.write_config(
+        "[[policy]]\nname = \"second\"\ninterface = \"a0\"\ncgroups = [\"@/one\"]\n\
+         [[policy]]\nname = \"new\"\ninterface = \"a1\"\ncgroups = [\"@/two\"]\n",
+    )?;
+    wait_until_steered(&bed, "new", 1)?;
+    bed.check_steered(&one, 0)?;
+    bed.check_steered(&two, 1)?;
+    // By replacing the file, as editors do, and SIGHUP.
+    let next = bed.directory.join("next.toml");
+    fs::write(
+        &next,
+        "[[policy]]\nname = \"new\"\ninterface = \"none\"\ncgroups = [\"@TWO\"]\n".replace("@TWO", two.path()),
+    )?;
+    fs::rename(&next, bed.config_file())?;
+    daemon.signal(Signal::SIGHUP)?;
+    wait_until("the first policy to be gone", PATIENCE, || bed.policy("second").is_err())?;
+    bed.check_unsteered(Some(&one))?;
+    bed.check_unsteered(Some(&two))?;
+    ensure!(bed.sockets("new", "left_exempt")? > 0);
+    Ok(())
+}
+
+fn a_bad_reload_changes_nothing() -> Outcome {
+    let bed = Bed::new("daemon-bad")?;
+    let one = bed.cgroup.child("one")?;
+    let daemon = bed.daemon(ONE)?;
+    let bad = ["[[policy]]\nname = \"second\"\ninterface = 3\nfoo = 1\ncgroups = [\"/**\"]\n", "[[policy", ""];
+    for (bad, complaint) in bad.into_iter().zip(["steer.toml:3:13", "steer.toml:1:9", "reloaded"]) {
+        bed.write_config(bad)?;
+        daemon.wait_for_log(complaint)?;
+        if !bad.is_empty() {
+            daemon.wait_for_log("what was in force stays so")?;
+            bed.check_steered(&one, 1)?;
+        }
+    }
+    // The last one is empty, which is valid: nothing is steered.
+    wait_until("the policy to be gone", PATIENCE, || bed.policy("second").is_err())?;
+    bed.check_unsteered(Some(&one))?;
+    // A file that is gone is a bad one.
+    bed.write_config(ONE)?;
+    wait_until_steered(&bed, "second", 1)?;
+    fs::remove_file(bed.config_file())?;
+    daemon.signal(Signal::SIGHUP)?;
+    daemon.wait_for_log("No such file")?;
+    bed.check_steered(&one, 1)
+}
+
+fn a_policy_that_is_gone_closes_by_hand() -> Outcome {
+    let bed = Bed::new("daemon-gone")?;
+    let hand = bed.cgroup.child("hand")?;
+    let daemon = bed.daemon(ONE)?;
+    bed.succeed(&["attach", hand.path(), "--policy", "second"])?;
+    bed.check_steered(&hand, 1)?;
+    bed.write_config("[[policy]]\nname = \"other\"\ninterface = \"a0\"\ncgroups = [\"@/other\"]\n")?;
+    wait_until("the reload", PATIENCE, || bed.policy("other").is_ok())?;
+    bed.check_closed(&hand)?;
+    // The name comes back: so does the policy.
+    bed.write_config(ONE)?;
+    wait_until("the reload", PATIENCE, || bed.policy("other").is_err())?;
+    bed.check_steered(&hand, 1)?;
+    daemon.end(Signal::SIGTERM)?;
+    Ok(())
+}
+
+fn a_second_daemon_is_refused() -> Outcome {
+    let bed = Bed::new("daemon-second")?;
+    let one = bed.cgroup.child("one")?;
+    let mut daemon = bed.daemon(ONE)?;
+    let second = bed.run(&["daemon", "--config", &bed.config_file().to_string_lossy()])?;
+    ensure!(second.code == 1 && second.stderr.contains("another steer daemon is running"), "{second:?}");
+    ensure!(daemon.is_running());
+    bed.check_steered(&one, 1)?;
+    drop(daemon);
+    // Its place is free as soon as it is dead.
+    let third = Daemon::start(&bed)?;
+    bed.check_steered(&one, 1)?;
+    ensure!(third.end(Signal::SIGINT)? == Some(0));
+    Ok(())
+}
+
+fn status_with_and_without_it() -> Outcome {
+    let bed = Bed::new("daemon-status")?;
+    let one = bed.cgroup.child("one")?;
+    let daemon = bed.daemon(ONE)?;
+    let mut with = bed.status()?;
+    ensure!(with["daemon"] == true);
+    ensure!(
+        with["policies"][0]["origin"] == "config" && with["policies"][0]["cgroups"][0]["path"] == one.path(),
+        "{with}"
+    );
+    daemon.end(Signal::SIGKILL)?;
+    let without = bed.status()?;
+    with["daemon"] = false.into();
+    ensure!(with == without, "{with}\n{without}");
+    Ok(())
+}
+
+fn the_kernel_log() -> Outcome {
+    let bed = Bed::new("daemon-log")?;
+    let one = bed.cgroup.child("one")?;
+    let silent = bed.daemon(ONE)?;
+    bed.check_steered(&one, 1)?;
+    ensure!(!silent.log().contains("bound to ifindex"), "the programs log without being asked to");
+    silent.end(Signal::SIGTERM)?;
+    let logging = Daemon::start_with(&bed, &["--kernel-log", "trace"])?;
+    bed.check_steered(&one, 1)?;
+    logging.wait_for_log(&format!("bound to ifindex {}", bed.net.ifindex(1)?))
+}

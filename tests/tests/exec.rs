@@ -1,0 +1,266 @@
+//! `steer exec`.
+
+use std::{fs, io::Write as _, process::Stdio};
+
+use anyhow::{Context as _, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use steer_lab::{parse_outcomes, wait_until};
+use steer_tests::{Bed, Outcome, PATIENCE, Spy, User, check_outcomes, output};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("everything_leaves_by_the_uplink", everything_leaves_by_the_uplink),
+    ("as_if_run_directly", as_if_run_directly),
+    ("signals_reach_the_command", signals_reach_the_command),
+    ("a_missing_interface_is_an_error_before_the_command", a_missing_interface_is_an_error_before_the_command),
+    ("nothing_is_left", nothing_is_left),
+    ("nothing_is_left_of_a_killed_command", nothing_is_left_of_a_killed_command),
+    ("steered_for_as_long_as_a_descendant_lives", steered_for_as_long_as_a_descendant_lives),
+    ("what_a_killed_keeper_leaves_is_swept_by_the_next", what_a_killed_keeper_leaves_is_swept_by_the_next),
+    ("killed_at_any_moment_leaves_nothing", killed_at_any_moment_leaves_nothing),
+    ("follows_the_uplink_without_a_daemon", follows_the_uplink_without_a_daemon),
+    ("many_at_once", many_at_once),
+    ("by_policy_of_the_daemon", by_policy_of_the_daemon),
+    ("under_a_private_sys", under_a_private_sys),
+];
+
+/// `steer exec` in a cgroup of the bed, so that no test meets another's.
+fn exec(bed: &Bed, arguments: &[&str]) -> std::process::Command {
+    let mut command = bed.steer(&["exec"]);
+    command.args(arguments);
+    bed.cgroup.enter(&mut command);
+    command
+}
+
+fn wait_until_clean(bed: &Bed) -> Outcome {
+    wait_until("the pins and the cgroup to be removed", PATIENCE, || {
+        !bed.pins.exists() && bed.cgroup.children().is_empty()
+    })
+    .with_context(|| format!("{:?} in {}", bed.cgroup.children(), bed.cgroup.path()))
+}
+
+fn everything_leaves_by_the_uplink() -> Outcome {
+    let bed = Bed::new("exec")?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let probe = steer_tests::binary("STEER_PROBE", "steer-probe");
+    let mut command = exec(&bed, &["--interface", "a1", "--"]);
+    let output = output(command.arg(probe).args(bed.everything()))?;
+    spy.saw_nothing()?;
+    let outcomes = parse_outcomes(&output.stdout)?;
+    ensure!(outcomes.len() == 8, "{output:?}");
+    check_outcomes(&outcomes, User::Root, 1)?;
+    bed.check_unsteered(None)
+}
+
+fn as_if_run_directly() -> Outcome {
+    let bed = Bed::new("exec-direct")?;
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 128 + 15)] {
+        let ran = output(exec(&bed, &["-i", "a1", "--", "sh", "-c", script]).stdin(Stdio::null()))?;
+        ensure!(ran.code == code, "{script}: {ran:?}");
+        ensure!(ran.stderr.is_empty(), "{script}: {ran:?}");
+    }
+    for (program, code) in [("/nonexistent/program", 127), ("/etc/passwd", 126)] {
+        let ran = output(&mut exec(&bed, &["-i", "a1", "--", program]))?;
+        ensure!(ran.code == code && ran.stderr.contains(program), "{ran:?}");
+    }
+
+    // The same pid, standard input and output, arguments with dashes, and no descriptor more than without steer.
+    let descriptors = output(std::process::Command::new("ls").arg("/proc/self/fd"))?.stdout.replace('\n', " ");
+    let script = "read line; echo \"$line $1 $$\"; ls /proc/self/fd | tr '\\n' ' '";
+    let mut child = exec(&bed, &["-i", "a1", "--", "sh", "-c", script, "name", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let pid = child.id();
+    child.stdin.take().context("no pipe")?.write_all(b"hello\n")?;
+    let printed = steer_tests::read_all(&mut child)?;
+    ensure!(printed == format!("hello --json {pid}\n{descriptors}"), "{printed:?}");
+    wait_until_clean(&bed)
+}
+
+fn signals_reach_the_command() -> Outcome {
+    let bed = Bed::new("exec-signal")?;
+    let script = "trap 'echo got it; exit 3' USR1; echo ready; while :; do sleep 0.01; done";
+    let mut child = exec(&bed, &["-i", "a1", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn()?;
+    let mut reader = std::io::BufReader::new(child.stdout.take().context("no pipe")?);
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut reader, &mut line)?;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGUSR1)?;
+    std::io::BufRead::read_line(&mut reader, &mut line)?;
+    ensure!(line == "ready\ngot it\n", "{line:?}");
+    ensure!(child.wait()?.code() == Some(3));
+    wait_until_clean(&bed)
+}
+
+fn a_missing_interface_is_an_error_before_the_command() -> Outcome {
+    let bed = Bed::new("exec-missing")?;
+    let witness = bed.directory.join("ran");
+    let ran = output(exec(&bed, &["-i", "wg9", "--", "touch"]).arg(&witness))?;
+    ensure!(ran.code == 125, "{ran:?}");
+    ensure!(ran.stderr.contains("\"wg9\"") && ran.stderr.contains("a0, a1"), "{ran:?}");
+    ensure!(!witness.exists(), "the command ran");
+    wait_until_clean(&bed)
+}
+
+fn nothing_is_left() -> Outcome {
+    let bed = Bed::new("exec-clean")?;
+    // The command makes cgroups of its own, and leaves them.
+    let script = "mkdir -p /proc/self/root$1/$(cut -d: -f3 /proc/self/cgroup | tail -1)/sub/deeper";
+    let mount = bed.cgroup.directory().parent().context("no parent")?.to_string_lossy().into_owned();
+    let ran = output(&mut exec(&bed, &["-i", "a1", "--", "sh", "-c", script, "x", &mount]))?;
+    ensure!(ran.code == 0, "{ran:?}");
+    wait_until_clean(&bed)
+}
+
+fn nothing_is_left_of_a_killed_command() -> Outcome {
+    let bed = Bed::new("exec-kill")?;
+    let mut child = exec(&bed, &["-i", "a1", "--", "sleep", "1000"]).spawn()?;
+    wait_until("the command to be steered", PATIENCE, || {
+        bed.policy("a1").is_ok_and(|policy| policy["cgroups"][0]["complete"] == true)
+    })?;
+    child.kill()?;
+    child.wait()?;
+    wait_until_clean(&bed)
+}
+
+fn steered_for_as_long_as_a_descendant_lives() -> Outcome {
+    let bed = Bed::new("exec-descendant")?;
+    // The command ends at once; what it left in the background is steered on.
+    let fifo = bed.directory.join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
+    let probe = steer_tests::binary("STEER_PROBE", "steer-probe");
+    let answer = bed.directory.join("answer");
+    let script = "(read go <\"$1\"; shift; out=$1; shift; exec \"$@\" >\"$out\") </dev/null >/dev/null 2>&1 &";
+    let mut command = exec(&bed, &["-i", "a1", "--", "sh", "-c", script, "x"]);
+    command.arg(&fifo).arg(&answer).arg(probe).args(bed.everything());
+    let ran = output(&mut command)?;
+    ensure!(ran.code == 0, "{ran:?}");
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    fs::write(&fifo, "go\n")?;
+    wait_until_clean(&bed)?;
+    spy.saw_nothing()?;
+    check_outcomes(&parse_outcomes(&fs::read_to_string(&answer)?)?, User::Root, 1)
+}
+
+/// Pids of the keepers of a bed.
+fn keepers(bed: &Bed) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let pins = bed.pins.to_string_lossy().into_owned();
+    pids.filter(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.starts_with("steer-keeper") && line.contains(&pins))
+    })
+    .collect()
+}
+
+fn what_a_killed_keeper_leaves_is_swept_by_the_next() -> Outcome {
+    let bed = Bed::new("exec-keeper")?;
+    let mut child = exec(&bed, &["-i", "a1", "--", "sleep", "1000"]).spawn()?;
+    wait_until("the keeper", PATIENCE, || keepers(&bed).len() == 1)?;
+    wait_until("the command to be steered", PATIENCE, || {
+        bed.policy("a1").is_ok_and(|policy| policy["cgroups"][0]["complete"] == true)
+    })?;
+    for pid in keepers(&bed) {
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    }
+    wait_until("the keeper to be gone", PATIENCE, || keepers(&bed).is_empty())?;
+
+    // While the command lives, nobody takes its cgroup for abandoned.
+    ensure!(output(&mut exec(&bed, &["-i", "a1", "--", "true"]))?.code == 0);
+    wait_until("the second command's keeper to be gone", PATIENCE, || keepers(&bed).is_empty())?;
+    ensure!(bed.policy("a1")?["cgroups"][0]["complete"] == true, "the first is no longer steered");
+
+    child.kill()?;
+    child.wait()?;
+    ensure!(bed.cgroup.children().len() == 1, "the killed keeper cleaned up");
+    ensure!(output(&mut exec(&bed, &["-i", "a1", "--", "true"]))?.code == 0);
+    wait_until_clean(&bed)
+}
+
+fn killed_at_any_moment_leaves_nothing() -> Outcome {
+    let bed = Bed::new("exec-any")?;
+    // From before it has done anything to after it has become its command.
+    for microseconds in (0..40_000).step_by(1_000) {
+        let mut child = exec(&bed, &["-i", "a1", "--", "sleep", "1000"]).spawn()?;
+        let until = std::time::Instant::now() + std::time::Duration::from_micros(microseconds);
+        while std::time::Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        child.kill()?;
+        child.wait()?;
+    }
+    wait_until("the keepers to be gone", PATIENCE, || keepers(&bed).is_empty())?;
+    // The next one sweeps up what none of them could.
+    ensure!(output(&mut exec(&bed, &["-i", "a1", "--", "true"]))?.code == 0);
+    wait_until_clean(&bed)
+}
+
+fn follows_the_uplink_without_a_daemon() -> Outcome {
+    let mut bed = Bed::new("exec-follow")?;
+    let mut child = exec(&bed, &["-i", "a1", "--", "sleep", "1000"]).spawn()?;
+    wait_until("the command to be steered", PATIENCE, || {
+        bed.policy("a1").is_ok_and(|policy| policy["ifindex"].is_i64())
+    })?;
+    bed.net.remove_uplink(1)?;
+    wait_until("the uplink to be missed", PATIENCE, || {
+        bed.policy("a1").is_ok_and(|policy| policy["ifindex"].is_null())
+    })?;
+    bed.net.create_uplink(1)?;
+    let index = bed.net.ifindex(1)?;
+    wait_until("the uplink to be found", PATIENCE, || bed.policy("a1").is_ok_and(|policy| policy["ifindex"] == index))?;
+    child.kill()?;
+    child.wait()?;
+    wait_until_clean(&bed)
+}
+
+fn many_at_once() -> Outcome {
+    let bed = Bed::new("exec-many")?;
+    let children = (0..20)
+        .map(|i: u8| exec(&bed, &["-i", if i % 2 == 0 { "a0" } else { "a1" }, "--", "true"]).spawn())
+        .collect::<Result<Vec<_>, _>>()?;
+    for mut child in children {
+        let status = child.wait()?;
+        ensure!(status.success(), "{status}");
+    }
+    wait_until_clean(&bed)
+}
+
+fn by_policy_of_the_daemon() -> Outcome {
+    let bed = Bed::new("exec-policy")?;
+    let config = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"@/unused\"]\n";
+    let daemon = bed.daemon(config)?;
+    let ran = output(&mut exec(&bed, &["--policy", "third", "--", "true"]))?;
+    ensure!(ran.code == 125 && ran.stderr.contains("\"third\""), "{ran:?}");
+    let probe = steer_tests::binary("STEER_PROBE", "steer-probe");
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let ran = output(exec(&bed, &["--policy", "second", "--"]).arg(probe).args(bed.everything()))?;
+    spy.saw_nothing()?;
+    check_outcomes(&parse_outcomes(&ran.stdout)?, User::Root, 1)?;
+    ensure!(bed.sockets("second", "bound")? >= 8);
+    daemon.end(Signal::SIGTERM)?;
+    Ok(())
+}
+
+/// `ip netns exec` gives its command a mount namespace with a fresh /sys: neither cgroup2 nor bpffs is visible.
+fn under_a_private_sys() -> Outcome {
+    let bed = Bed::new("exec-sys")?;
+    let probe = steer_tests::binary("STEER_PROBE", "steer-probe");
+    let steer = steer_tests::binary("STEER_BIN", "steer");
+    let script = "umount -R -l /sys && mount -t sysfs sysfs /sys && ! test -d /sys/fs/cgroup/unified && exec \"$@\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "--propagation", "slave", "sh", "-c", script, "x"]);
+    command.arg(steer).arg("--bpffs").arg(&bed.pins).args(["exec", "-i", "a1", "--"]).arg(probe).args(bed.everything());
+    bed.cgroup.enter(&mut command);
+    bed.net.client.enter(&mut command);
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let ran = output(&mut command)?;
+    spy.saw_nothing()?;
+    check_outcomes(&parse_outcomes(&ran.stdout).with_context(|| format!("{ran:?}"))?, User::Root, 1)
+        .with_context(|| format!("{ran:?}"))?;
+    wait_until_clean(&bed)
+}

@@ -1,0 +1,153 @@
+//! What steer refuses, and how it says so.
+
+use std::os::unix::process::CommandExt as _;
+
+use anyhow::ensure;
+use steer_tests::{Bed, NOBODY, Outcome, exclusive_program, output};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("without_privilege", without_privilege),
+    ("check_needs_no_privilege", check_needs_no_privilege),
+    ("a_wrong_configuration", a_wrong_configuration),
+    ("the_root_cgroup", the_root_cgroup),
+    ("no_such_cgroup", no_such_cgroup),
+    ("no_such_interface", no_such_interface),
+    ("no_such_policy", no_such_policy),
+    ("an_exclusive_program", an_exclusive_program),
+    ("the_root_of_a_user_namespace", the_root_of_a_user_namespace),
+];
+
+/// The binary, somewhere everybody may execute it.
+fn steer_for_all(bed: &Bed) -> anyhow::Result<std::path::PathBuf> {
+    let copy = bed.directory.join("steer");
+    steer_tests::copy_program(&steer_tests::binary("STEER_BIN", "steer"), &copy)?;
+    Ok(copy)
+}
+
+fn without_privilege() -> Outcome {
+    let bed = Bed::new("refuse-nobody")?;
+    bed.write_config("")?;
+    let steer = steer_for_all(&bed)?;
+    let cases: [&[&str]; 6] = [
+        &["exec", "-i", "a1", "--", "true"],
+        &["attach", "/x", "-i", "a1"],
+        &["detach", "/x"],
+        &["off"],
+        &["status"],
+        &["demo"],
+    ];
+    for arguments in cases {
+        let refused = output(std::process::Command::new(&steer).args(arguments).uid(NOBODY.0).gid(NOBODY.1))?;
+        let code = if arguments[0] == "exec" { 125 } else { 1 };
+        ensure!(refused.code == code, "{arguments:?}: {refused:?}");
+        for expected in [arguments[0], "CAP_BPF", "CAP_NET_ADMIN", "sudo"] {
+            ensure!(refused.stderr.contains(expected), "{arguments:?}: {refused:?}");
+        }
+    }
+    Ok(())
+}
+
+fn check_needs_no_privilege() -> Outcome {
+    let bed = Bed::new("refuse-check")?;
+    let steer = steer_for_all(&bed)?;
+    bed.write_config("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"/x\"]\n")?;
+    let mut command = std::process::Command::new(&steer);
+    command.args(["check", "--config"]).arg(bed.config_file()).uid(NOBODY.0).gid(NOBODY.1);
+    let checked = output(&mut command)?;
+    ensure!(checked.code == 0 && checked.stdout.contains("1 policy, no mistakes"), "{checked:?}");
+    Ok(())
+}
+
+fn a_wrong_configuration() -> Outcome {
+    let bed = Bed::new("refuse-config")?;
+    bed.write_config("[[policy]]\nnam = \"p\"\ninterface = \"a1\"\ncgroups = [\"x\", \"/[\"]\n")?;
+    let file = bed.config_file().to_string_lossy().into_owned();
+    for command in ["check", "daemon"] {
+        let refused = bed.run(&[command, "--config", &file])?;
+        ensure!(refused.code == 2, "{refused:?}");
+        for line in [
+            format!("{file}:1:1: policy[0].name: missing"),
+            format!("{file}:2:1: policy[0].nam = \"p\": unknown key"),
+            format!("{file}:4:12: policy[0].cgroups = \"x\""),
+            format!("{file}:4:17: policy[0].cgroups = \"/[\""),
+        ] {
+            ensure!(refused.stderr.contains(&line), "{line} in {refused:?}");
+        }
+    }
+    let missing = bed.run(&["check", "--config", "/nonexistent.toml"])?;
+    ensure!(missing.code == 1 && missing.stderr.contains("/nonexistent.toml"), "{missing:?}");
+    Ok(())
+}
+
+fn the_root_cgroup() -> Outcome {
+    let bed = Bed::new("refuse-root")?;
+    for path in ["/", "//"] {
+        let refused = bed.run(&["attach", path, "-i", "a1"])?;
+        ensure!(refused.code == 1 && refused.stderr.contains("--yes-the-root"), "{refused:?}");
+    }
+    ensure!(!bed.pins.exists(), "refused, yet something was made");
+    Ok(())
+}
+
+fn no_such_cgroup() -> Outcome {
+    let bed = Bed::new("refuse-cgroup")?;
+    for (path, expected) in [("/no/such", "there is no cgroup /no/such"), ("relative", "not a cgroup path")] {
+        let refused = bed.run(&["attach", path, "-i", "a1"])?;
+        ensure!(refused.code == 1 && refused.stderr.contains(expected), "{refused:?}");
+    }
+    Ok(())
+}
+
+fn no_such_interface() -> Outcome {
+    let bed = Bed::new("refuse-interface")?;
+    let refused = bed.run(&["attach", bed.cgroup.path(), "-i", "wg0"])?;
+    ensure!(refused.code == 1 && refused.stderr.contains("no interface \"wg0\""), "{refused:?}");
+    ensure!(!bed.pins.exists(), "refused, yet something was made");
+    Ok(())
+}
+
+fn no_such_policy() -> Outcome {
+    let bed = Bed::new("refuse-policy")?;
+    let refused = bed.run(&["attach", bed.cgroup.path(), "--policy", "vpn"])?;
+    ensure!(refused.code == 1 && refused.stderr.contains("no policy \"vpn\""), "{refused:?}");
+    ensure!(!bed.pins.exists(), "refused, yet something was made");
+    Ok(())
+}
+
+fn an_exclusive_program() -> Outcome {
+    let bed = Bed::new("refuse-exclusive")?;
+    let inner = bed.cgroup.child("inner")?;
+    exclusive_program(&bed.cgroup, "vrf_like")?;
+    for cgroup in [&bed.cgroup, &inner] {
+        let refused = bed.run(&["attach", cgroup.path(), "-i", "a1"])?;
+        ensure!(refused.code == 1, "{refused:?}");
+        for expected in ["\"vrf_like\"", bed.cgroup.path(), "ip vrf exec", "user 0"] {
+            ensure!(refused.stderr.contains(expected), "{expected} in {refused:?}");
+        }
+        ensure!(!bed.pins.exists(), "refused, yet something is left");
+    }
+    let mut command = bed.steer(&["exec", "-i", "a1", "--", "true"]);
+    let refused = output(inner.enter(&mut command))?;
+    ensure!(refused.code == 125 && refused.stderr.contains("\"vrf_like\""), "{refused:?}");
+    steer_lab::wait_until("the keeper to clean up", steer_tests::PATIENCE, || {
+        inner.children().is_empty() && !bed.pins.exists()
+    })?;
+    Ok(())
+}
+
+fn the_root_of_a_user_namespace() -> Outcome {
+    // It has every capability, but not here.
+    let bed = Bed::new("refuse-userns")?;
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "--net"]).arg(steer_tests::binary("STEER_BIN", "steer"));
+    command.arg("--bpffs").arg(&bed.pins).args(["exec", "-i", "lo", "--", "true"]);
+    let refused = output(bed.cgroup.enter(&mut command))?;
+    ensure!(refused.code == 125 && refused.stderr.contains("needs CAP_BPF"), "{refused:?}");
+    ensure!(refused.stderr.matches("Operation not permitted").count() == 1, "{refused:?}");
+    steer_lab::wait_until("the keeper to clean up", steer_tests::PATIENCE, || {
+        bed.cgroup.children().is_empty() && !bed.pins.exists()
+    })?;
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! Uplinks that are missing, go, come back, and change their names: closed, never open.
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use steer_lab::{Capture, leaks, wait_until};
+use steer_tests::{Bed, Outcome, PATIENCE, Spy};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("missing_at_the_start", missing_at_the_start),
+    ("deleted_and_made_again", deleted_and_made_again),
+    ("renamed", renamed),
+    ("by_an_alternative_name", by_an_alternative_name),
+    ("down_and_up", down_and_up),
+    ("names_change_places", names_change_places),
+    ("two_hundred_times_under_load", two_hundred_times_under_load),
+    ("the_kernels_own_answers_follow_the_routes", the_kernels_own_answers_follow_the_routes),
+];
+
+const CONFIG: &str = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n";
+
+/// Waits until the policy's uplink has this index; 0 for none.
+fn wait_for_uplink(bed: &Bed, policy: &str, ifindex: u32) -> Outcome {
+    wait_until(&format!("the uplink to have index {ifindex}"), PATIENCE, || {
+        bed.policy(policy).is_ok_and(|policy| policy["ifindex"].as_u64().unwrap_or(0) == u64::from(ifindex))
+    })?;
+    Ok(())
+}
+
+fn missing_at_the_start() -> Outcome {
+    let mut bed = Bed::new("uplink-missing")?;
+    bed.net.remove_uplink(1)?;
+    let _daemon = bed.daemon(CONFIG)?;
+    bed.check_closed(&bed.cgroup)?;
+    ensure!(bed.sockets("p", "closed_missing")? > 0 && bed.sockets("p", "bound")? == 0);
+    ensure!(bed.succeed(&["status"])?.contains("a1 (missing)"));
+    bed.net.create_uplink(1)?;
+    wait_for_uplink(&bed, "p", bed.net.ifindex(1)?)?;
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn deleted_and_made_again() -> Outcome {
+    let mut bed = Bed::new("uplink-again")?;
+    let _daemon = bed.daemon(CONFIG)?;
+    let before = bed.net.ifindex(1)?;
+    bed.net.remove_uplink(1)?;
+    // Closed whether or not the daemon has noticed yet, and when it has.
+    bed.check_closed(&bed.cgroup)?;
+    wait_for_uplink(&bed, "p", 0)?;
+    bed.check_closed(&bed.cgroup)?;
+    bed.net.create_uplink(1)?;
+    let after = bed.net.ifindex(1)?;
+    ensure!(before != after);
+    wait_for_uplink(&bed, "p", after)?;
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn renamed() -> Outcome {
+    let mut bed = Bed::new("uplink-renamed")?;
+    let _daemon = bed.daemon(CONFIG)?;
+    // The name is the policy: an interface that has lost it is not the uplink any more.
+    bed.net.rename_uplink(1, "b1")?;
+    wait_for_uplink(&bed, "p", 0)?;
+    bed.check_closed(&bed.cgroup)?;
+    bed.net.rename_uplink(1, "a1")?;
+    wait_for_uplink(&bed, "p", bed.net.ifindex(1)?)?;
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn by_an_alternative_name() -> Outcome {
+    let bed = Bed::new("uplink-alternative")?;
+    let name = "the-second-line-of-the-house";
+    let config = format!("[[policy]]\nname = \"p\"\ninterface = \"{name}\"\ncgroups = [\"@\"]\n");
+    let _daemon = bed.daemon(&config)?;
+    bed.check_closed(&bed.cgroup)?;
+    bed.net.client.add_altname("a1", name)?;
+    wait_for_uplink(&bed, "p", bed.net.ifindex(1)?)?;
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn down_and_up() -> Outcome {
+    let mut bed = Bed::new("uplink-down")?;
+    let _daemon = bed.daemon(CONFIG)?;
+    bed.net.client.set_down("a1")?;
+    bed.check_closed(&bed.cgroup)?;
+    // Down and up again loses the routes; made afresh, they are there.
+    bed.net.remove_uplink(1)?;
+    bed.net.create_uplink(1)?;
+    wait_for_uplink(&bed, "p", bed.net.ifindex(1)?)?;
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn names_change_places() -> Outcome {
+    let mut bed = Bed::new("uplink-places")?;
+    let other = bed.cgroup.child("other")?;
+    let config = format!("{CONFIG}[[policy]]\nname = \"q\"\ninterface = \"a0\"\ncgroups = [\"@/other\"]\n");
+    let _daemon = bed.daemon(&config)?;
+    let (first, second) = (bed.net.ifindex(0)?, bed.net.ifindex(1)?);
+    bed.net.rename_uplink(1, "aside")?;
+    bed.net.rename_uplink(0, "a1")?;
+    bed.net.rename_uplink(1, "a0")?;
+    wait_for_uplink(&bed, "p", first)?;
+    wait_for_uplink(&bed, "q", second)?;
+    // Each policy follows its name, so each cgroup now has the other's line.
+    bed.check_steered(&bed.cgroup, 0)?;
+    bed.check_steered(&other, 1)
+}
+
+fn two_hundred_times_under_load() -> Outcome {
+    let mut bed = Bed::new("uplink-load")?;
+    let daemon = bed.daemon(CONFIG)?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let load = bed.load(&bed.cgroup)?;
+    for round in 0..200 {
+        bed.net.remove_uplink(1)?;
+        if round % 4 == 0 {
+            wait_for_uplink(&bed, "p", 0)?;
+        }
+        bed.net.create_uplink(1)?;
+        let index = bed.net.ifindex(1)?;
+        spy.allow(index)?;
+        if round % 4 != 1 {
+            wait_for_uplink(&bed, "p", index)?;
+        }
+    }
+    // After the last one there must be traffic again.
+    let mut uplink = Capture::start(&bed.net.client, "a1")?;
+    wait_until("traffic on the new uplink", PATIENCE, || {
+        uplink.take().is_ok_and(|packets| leaks(&packets).iter().any(|packet| packet.payload_len > 0))
+    })?;
+    spy.saw_nothing()?;
+    let report = load.stop()?;
+    spy.saw_nothing()?;
+    ensure!(report.ok > 0 && !report.errors.is_empty(), "the load met no change: {report:?}");
+    ensure!(!report.bound.contains_key(&0), "a socket was unbound: {report:?}");
+    ensure!(
+        report.locals.keys().all(|local| *local == steer_lab::client_v4(1) || *local == steer_lab::client_v6(1)),
+        "{report:?}"
+    );
+    bed.check_steered(&bed.cgroup, 1).context("after the load")?;
+    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    Ok(())
+}
+
+/// A limit: a packet that no socket claims is answered by the kernel, and no socket's binding tells it by which link.
+fn the_kernels_own_answers_follow_the_routes() -> Outcome {
+    let bed = Bed::new("uplink-answers")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let mut default = Capture::start(&bed.net.client, "a0")?;
+    let closed = std::net::SocketAddr::from((steer_lab::client_v4(1), 9));
+    bed.net.server.run(|| {
+        let socket = std::net::UdpSocket::bind((steer_lab::SERVER_V4, 0))?;
+        socket.send_to(b"nobody is there", closed).map(drop)
+    })??;
+    wait_until("the port to be reported closed, by the default route", PATIENCE, || {
+        default.take().is_ok_and(|packets| {
+            leaks(&packets).iter().any(|packet| packet.kind == steer_lab::Kind::Icmp4 && packet.is_kernel_answer())
+        })
+    })?;
+    Ok(())
+}
