@@ -8,6 +8,7 @@ mod attach;
 mod daemon;
 mod exec;
 mod lifecycle;
+mod limits;
 mod nested;
 mod refusals;
 mod uplinks;
@@ -15,7 +16,7 @@ mod uplinks;
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() {
-    let rooms: [(&str, &[Test]); 7] = [
+    let rooms: [(&str, &[Test]); 8] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -23,6 +24,7 @@ fn main() {
         ("uplinks", uplinks::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
+        ("limits", limits::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {
