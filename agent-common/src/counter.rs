@@ -12,23 +12,20 @@ pub enum Counter {
     ClosedUnknown = 2,
     /// Refused with EPERM: the socket belongs to another network namespace and the policy says so.
     RefusedNetns = 3,
-    /// Refused with EPERM: no memory to tell the outer cgroup's program that this one has decided.
-    RefusedMemory = 4,
     /// Left alone: the socket belongs to another network namespace.
-    LeftNetns = 5,
+    LeftNetns = 4,
     /// Left alone: the policy exempts.
-    LeftExempt = 6,
+    LeftExempt = 5,
     /// Left alone: a more specific cgroup's policy has decided.
-    LeftNested = 7,
+    LeftNested = 6,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 8] = [
+pub const COUNTERS: [Counter; 7] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
     Counter::RefusedNetns,
-    Counter::RefusedMemory,
     Counter::LeftNetns,
     Counter::LeftExempt,
     Counter::LeftNested,
@@ -42,7 +39,6 @@ impl Counter {
             Self::ClosedMissing => "closed_missing",
             Self::ClosedUnknown => "closed_unknown",
             Self::RefusedNetns => "refused_netns",
-            Self::RefusedMemory => "refused_memory",
             Self::LeftNetns => "left_netns",
             Self::LeftExempt => "left_exempt",
             Self::LeftNested => "left_nested",
@@ -58,7 +54,7 @@ pub struct CounterRecord {
     pub sockets: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 64);
+const _: () = assert!(size_of::<CounterRecord>() == 56);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

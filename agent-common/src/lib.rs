@@ -29,14 +29,20 @@ pub mod map {
     pub const ATTACHMENTS: &str = "ATTACHMENTS";
     /// Per-CPU array of [`CounterRecord`](crate::CounterRecord), by policy slot.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Socket storage: present on a socket that a more specific attachment has already decided about.
-    pub const DECIDED: &str = "DECIDED";
     /// All of them, in the order they are pinned.
-    pub const ALL: [&str; 4] = [POLICIES, ATTACHMENTS, COUNTERS, DECIDED];
+    pub const ALL: [&str; 3] = [POLICIES, ATTACHMENTS, COUNTERS];
 }
 
 /// Names of the programs, as in the object file and below the pin directory.
 pub mod program {
     /// `cgroup/sock_create`.
     pub const SOCK_CREATE: &str = "sock_create";
+}
+
+/// Names in the object that learns the identity of a network namespace; never pinned.
+pub mod netns {
+    /// `cgroup/sock_create`, of one socket.
+    pub const PROGRAM: &str = "netns_cookie";
+    /// Array of one `u64`: the cookie of that socket's network namespace.
+    pub const MAP: &str = "NETNS_COOKIE";
 }

@@ -12,7 +12,7 @@ pub const INTERFACE_BYTES: usize = 128;
 /// Bits of [`AttachmentRecord::flags`].
 pub mod attachment_flags {
     /// Another attachment exists on an ancestor: leave a mark on the socket, so that its program, which runs after this
-    /// one, knows that the decision has been made.
+    /// one, knows that the decision has been made, and takes the mark away.
     pub const NESTED: u32 = 1;
     /// Made by `steer exec` or `steer attach`, not by the daemon's configuration.
     pub const MANUAL: u32 = 1 << 1;

@@ -18,6 +18,7 @@ unsafe impl Sync for Definition {}
 
 /// Spelt out because the wrapper of `aya_ebpf` knows only the key that gives each attach type a storage of its own. With a
 /// plain `u64` key (Linux 5.9) all programs on a cgroup share one record.
+#[expect(clippy::cast_possible_truncation, reason = "sizes of a few bytes")]
 #[unsafe(link_section = "maps")]
 #[unsafe(export_name = "ATTACHMENTS")]
 static ATTACHMENTS: Definition = Definition(UnsafeCell::new(bpf_map_def {

@@ -7,10 +7,13 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, unreachable_pub, reason = "the entry points that the attribute macros make")]
+#![expect(clippy::needless_pass_by_value, reason = "so the macros call them")]
+#![expect(clippy::inline_always, reason = "a call is what the verifier and the CPU find dear")]
 
 mod attachment;
 mod decided;
 mod policy;
+mod runtime;
 mod socket;
 
 use aya_ebpf::{
@@ -30,19 +33,20 @@ const ALLOW: i32 = 1;
 pub fn sock_create(ctx: SockContext) -> i32 {
     let attachment = attachment::current();
     let slot = attachment.policy;
+    let nested = attachment.flags & attachment_flags::NESTED != 0;
     if decided::is_marked(&ctx) {
+        if !nested {
+            decided::unmark(&ctx);
+        }
         policy::count(slot, Counter::LeftNested);
         return ALLOW;
     }
+    if nested {
+        decided::mark(&ctx);
+    }
     // SAFETY: the helper takes the program's own context (Linux 5.8 for sock_create).
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let verdict = decide(policy::get(slot), netns_cookie);
-    if attachment.flags & attachment_flags::NESTED != 0 && !decided::mark(&ctx) {
-        // Without the mark the outer cgroup's policy would take the socket over.
-        policy::count(slot, Counter::RefusedMemory);
-        return REFUSE;
-    }
-    match verdict {
+    match decide(policy::get(slot), netns_cookie) {
         Verdict::Bind(ifindex) => {
             socket::bind(&ctx, ifindex);
             policy::count(slot, Counter::Bound);
@@ -67,13 +71,3 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         }
     }
 }
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// Needed for helpers that the kernel offers to programs under a GPL-compatible licence only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

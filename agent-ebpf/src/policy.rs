@@ -22,7 +22,13 @@ pub(crate) fn get(slot: u32) -> Option<&'static PolicyRecord> {
 #[inline(always)]
 pub(crate) fn count(slot: u32, counter: Counter) {
     if let Some(record) = COUNTERS.get_ptr_mut(slot) {
+        // The compiler knows the enum's values and would leave the bound out, which the verifier of Linux 6.1 misses (6.18
+        // works it out from the branches taken).
+        let index = core::hint::black_box(counter as usize);
         // SAFETY: the slot is this CPU's own. A program that runs in between on the same CPU may cost a count, no more.
-        unsafe { (*record).sockets[counter as usize] += 1 };
+        let record = unsafe { &mut *record };
+        if let Some(sockets) = record.sockets.get_mut(index) {
+            *sockets += 1;
+        }
     }
 }

@@ -66,7 +66,7 @@ impl Uplinks {
         Ok(Self {
             links: interface::Watch::new()?,
             table: interface::Table::default(),
-            netns_cookie: interface::own_cookie()?,
+            netns_cookie: datapath::netns_cookie()?,
         })
     }
 }
@@ -95,7 +95,7 @@ fn follow_uplinks(pins: &Pins, table: &interface::Table, netns_cookie: u64) -> R
 pub fn clean_up(hierarchy: &Hierarchy, pins: &Pins, path: &CgroupPath, cgroup_id: u64) -> anyhow::Result<()> {
     if let Some(lock) = pins.lock()? {
         if let Some(mut datapath) = Datapath::open(pins)? {
-            datapath.detach(&lock, cgroup_id)?;
+            datapath.detach(&lock, hierarchy, cgroup_id)?;
         }
         datapath::tidy(pins, lock)?;
     }

@@ -56,11 +56,8 @@ impl Cgroup {
     /// Lets a command start in it.
     pub fn enter<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let procs = self.directory.join("cgroup.procs");
-        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one closure, one argument")]
         // SAFETY: opens and writes one file; the path was allocated before.
-        unsafe {
-            command.pre_exec(move || fs::write(&procs, "0"))
-        }
+        unsafe { command.pre_exec(move || fs::write(&procs, "0")) }
     }
 
     /// The names of the cgroups in it.

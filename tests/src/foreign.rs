@@ -29,6 +29,7 @@ struct Load {
 
 #[repr(C)]
 #[derive(Default)]
+#[expect(clippy::struct_field_names, reason = "the names of the kernel")]
 struct Attach {
     target_fd: u32,
     attach_bpf_fd: u32,

@@ -149,13 +149,14 @@ fn steered_for_as_long_as_a_descendant_lives() -> Outcome {
 /// Pids of the keepers of a bed.
 fn keepers(bed: &Bed) -> Vec<i32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let pins = bed.pins.to_string_lossy().into_owned();
-    pids.filter(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|line| line.starts_with("steer-keeper") && line.contains(&pins))
-    })
-    .collect()
+    processes
+        .filter(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.starts_with("steer-keeper") && line.contains(&pins))
+        })
+        .collect()
 }
 
 fn what_a_killed_keeper_leaves_is_swept_by_the_next() -> Outcome {
@@ -221,7 +222,7 @@ fn follows_the_uplink_without_a_daemon() -> Outcome {
 fn many_at_once() -> Outcome {
     let bed = Bed::new("exec-many")?;
     let children = (0..20)
-        .map(|i: u8| exec(&bed, &["-i", if i % 2 == 0 { "a0" } else { "a1" }, "--", "true"]).spawn())
+        .map(|i: u8| exec(&bed, &["-i", if i.is_multiple_of(2) { "a0" } else { "a1" }, "--", "true"]).spawn())
         .collect::<Result<Vec<_>, _>>()?;
     for mut child in children {
         let status = child.wait()?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use steer_lab::{LoadReport, client_v4, client_v6, wait_until};
 use steer_tests::{Bed, Daemon, Outcome, PATIENCE, Spy};
@@ -146,7 +146,8 @@ fn reloads_under_load() -> Outcome {
             format!("[[policy]]\nname = \"round-{round}\"\ninterface = \"none\"\ncgroups = [\"@/none-{round}\"]\n");
         let own = format!("[[policy]]\nname = \"{policy}\"\ninterface = \"a1\"\ncgroups = [{cgroups}]\n");
         bed.write_config(&format!("{rest}{own}{marker}"))?;
-        wait_until("the reload", PATIENCE, || bed.policy(&format!("round-{round}")).is_ok())?;
+        wait_until("the reload", PATIENCE, || bed.policy(&format!("round-{round}")).is_ok())
+            .with_context(|| format!("round {round}: {:?}\n{}", bed.status(), daemon.log()))?;
     }
     let report = load.stop()?;
     spy.saw_nothing()?;

@@ -66,6 +66,16 @@ pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
     }
 }
 
+/// Cargo's directory for what is made and may be deleted.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    let mut command = cargo(["metadata", "--no-deps", "--format-version", "1"]);
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("start {}", display(&command)))?;
+    ensure!(output.status.success(), "`{}` failed: {}", display(&command), output.status);
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("read cargo's metadata")?;
+    let directory = metadata.get("target_directory").and_then(Value::as_str);
+    Ok(directory.context("cargo's metadata names no target directory")?.into())
+}
+
 /// Reads one of cargo's JSON messages; most of them are about something else.
 fn executable(message: &str) -> Option<Executable> {
     let message: Value = serde_json::from_str(message).ok()?;

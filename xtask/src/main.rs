@@ -17,6 +17,7 @@ mod setup;
 mod tally;
 mod test;
 mod toolchain;
+mod vm;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Set up, run, test, measure and lint steer")]
@@ -31,6 +32,7 @@ enum Verb {
     Run(run::Run),
     Test(test::Test),
     Bench(bench::Bench),
+    Vm(vm::Vm),
     /// Check form, lints, dependencies and documentation.
     Lint,
 }
@@ -51,6 +53,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run(run) => run.run(),
         Verb::Test(test) => test.run(),
         Verb::Bench(bench) => bench.run(),
+        Verb::Vm(vm) => vm.run(),
         Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
     }
 }

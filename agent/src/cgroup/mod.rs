@@ -12,7 +12,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-pub use hierarchy::{Cgroup, Hierarchy};
+pub use hierarchy::{Cgroup, Found, Hierarchy};
 pub use path::CgroupPath;
 pub use watch::{Change, Watch};
 

@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     {
         bail!("{} is steered by the daemon's configuration, which would attach it again; change it there", cgroup.path);
     }
-    datapath.detach(&lock, cgroup.id)?;
+    datapath.detach(&lock, &hierarchy, cgroup.id)?;
     datapath::tidy(&pins, lock)?;
     Ok(ExitCode::SUCCESS)
 }

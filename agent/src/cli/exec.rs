@@ -19,7 +19,7 @@ use super::{
     target::{By, Resolved},
 };
 use crate::{
-    cgroup::{Hierarchy, scope, scope::Scope},
+    cgroup::{CgroupPath, Hierarchy, scope, scope::Scope},
     config::OtherNetns,
     datapath::{Datapath, Pins},
     preflight::require_privilege,
@@ -84,9 +84,7 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     let by = args.by.resolve(args.other_netns)?;
     let pins = pins.to_change()?;
     let own = hierarchy.own()?;
-    for abandoned in scope::abandoned_in(&hierarchy, &own)? {
-        crate::keeper::clean_up(&hierarchy, &pins, &abandoned.cgroup.path, abandoned.cgroup.id)?;
-    }
+    sweep(&hierarchy, &pins, &own);
     let scope = Scope::create(&hierarchy, &own)?;
     // From here on the keeper cleans up, whatever becomes of this process.
     let wrapper = start_keeper(&scope, &pins)?;
@@ -95,6 +93,18 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     // Closed on exec, which tells the keeper to begin.
     std::mem::forget(wrapper);
     Ok(())
+}
+
+/// Removes what killed processes left here. What cannot be removed does not keep the command from running.
+fn sweep(hierarchy: &Hierarchy, pins: &Pins, parent: &CgroupPath) {
+    let swept = scope::abandoned_in(hierarchy, parent).map_err(anyhow::Error::from).and_then(|abandoned| {
+        abandoned
+            .iter()
+            .try_for_each(|scope| crate::keeper::clean_up(hierarchy, pins, &scope.cgroup.path, scope.cgroup.id))
+    });
+    if let Err(error) = swept {
+        log::warn!("clean up after an earlier `steer exec`: {}", super::describe(&error));
+    }
 }
 
 fn attach(hierarchy: &Hierarchy, pins: &Pins, scope: &Scope, by: &Resolved) -> anyhow::Result<()> {

@@ -127,5 +127,5 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 /// A runtime for commands that speak netlink.
 fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(future))
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
 }

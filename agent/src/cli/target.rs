@@ -40,7 +40,7 @@ impl By {
         } else {
             let ifindex = super::block_on(interface::read())??.require(interface)?;
             let target = Target { interface: Some(interface.clone()), other_netns };
-            target.record(interface, Owner::Manual, Some(ifindex), interface::own_cookie()?)
+            target.record(interface, Owner::Manual, Some(ifindex), datapath::netns_cookie()?)
         };
         Ok(Resolved::Record(Box::new(record)))
     }

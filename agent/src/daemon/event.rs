@@ -17,6 +17,8 @@ pub(super) enum Event {
     Hangup,
     Terminate,
     PinsRemoved,
+    /// Something failed a moment ago.
+    Behind,
 }
 
 /// Where events come from.

@@ -4,14 +4,17 @@
 //! It holds nothing that is not pinned or read from the host, so it may be killed at any moment; the next one adopts what
 //! it finds.
 //!
-//! **Invariant:** one event at a time, each carried to its end under the lock. An event that cannot be handled is logged
-//! and leaves in force what was.
+//! **Invariant:** one event at a time, each carried to its end under the lock. One that cannot be is logged, leaves in force
+//! what was, and is not forgotten: everything is looked at again until it succeeds.
 
 mod event;
 mod files;
 mod steering;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use tokio::io::{Interest, unix::AsyncFd};
@@ -24,6 +27,9 @@ use crate::{
 };
 use event::{Event, Sources};
 use steering::Steering;
+
+/// How long after a failure everything is looked at again.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How to run.
 #[derive(Debug)]
@@ -49,7 +55,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     };
     let mut object = datapath::load(&pins, &lock, options.kernel_log)?;
     let mut datapath = Datapath::open(&pins)?.context("the pins just made are gone")?;
-    datapath.refresh_programs(&lock)?;
+    datapath.refresh(&lock, &hierarchy)?;
     drop(lock);
     let _logger = match options.kernel_log {
         LogLevel::Off => None,
@@ -65,8 +71,15 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("notify the service manager")?;
     log::info!("ready: steering by {}", options.config_file.display());
 
+    let mut behind = false;
     loop {
-        let handled = match sources.next().await? {
+        let event = tokio::select! {
+            event = sources.next() => event?,
+            () = tokio::time::sleep(PATIENCE), if behind => Event::Behind,
+        };
+        let caught_up = matches!(event, Event::Behind);
+        let handled = match event {
+            Event::Behind => steering.catch_up(&mut sources.cgroups),
             Event::Links(change) => steering.links_changed(change),
             Event::Cgroups(change) => steering.cgroups_changed(change, &mut sources.cgroups),
             Event::ConfigChanged | Event::Hangup => reload(&options, &mut steering, &mut sources),
@@ -77,12 +90,15 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
             Event::PinsRemoved => Err(datapath::Error::SwitchedOff { path: pins.root().to_owned() }),
         };
         match handled {
-            Ok(()) => {}
+            Ok(()) => behind &= !caught_up,
             Err(datapath::Error::SwitchedOff { .. }) => {
                 log::info!("ending; steer was switched off");
                 return Ok(());
             }
-            Err(error) => log::error!("{error}"),
+            Err(error) => {
+                log::error!("{error}; trying again in {} s", PATIENCE.as_secs());
+                behind = true;
+            }
         }
     }
 }
@@ -90,6 +106,11 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
 /// A bad file is reported and changes nothing.
 fn reload(options: &Options, steering: &mut Steering, sources: &mut Sources) -> Result<(), datapath::Error> {
     match read_config(&options.config_file) {
+        // More likely cut off than meant; and what it would mean is that nothing is steered any more.
+        Ok(config) if config.policies.is_empty() => log::error!(
+            "{} has no policy and was not reloaded; what was in force stays so (`steer off` ends steering)",
+            options.config_file.display()
+        ),
         Ok(config) => {
             let policies = Policies::new(config);
             if steering.set_policies(policies) {

@@ -8,7 +8,7 @@ use steer_common::Owner;
 
 use crate::{
     cgroup::{self, CgroupPath, Hierarchy},
-    datapath::{Datapath, Error, Lock},
+    datapath::{self, Datapath, Error, Lock},
     interface::{self, Table},
     plan::{self, Actual, Desired, Step},
     policy::Policies,
@@ -35,7 +35,7 @@ impl Steering {
             policies,
             slots: Vec::new(),
             table: Table::default(),
-            netns_cookie: interface::own_cookie()?,
+            netns_cookie: datapath::netns_cookie()?,
             attached: BTreeMap::new(),
         })
     }
@@ -64,6 +64,14 @@ impl Steering {
         Ok(())
     }
 
+    /// After a failure: all of it again.
+    pub(super) fn catch_up(&mut self, watch: &mut cgroup::Watch) -> Result<(), Error> {
+        let lock = self.datapath.lock()?;
+        self.datapath.follow_uplinks(&lock, &self.table, self.netns_cookie)?;
+        drop(lock);
+        self.converge(watch)
+    }
+
     /// A cgroup came or went.
     pub(super) fn cgroups_changed(&mut self, change: cgroup::Change, watch: &mut cgroup::Watch) -> Result<(), Error> {
         match change {
@@ -84,7 +92,7 @@ impl Steering {
                 Some(cgroup_id) => {
                     let lock = self.datapath.lock()?;
                     log::info!("{path} is gone");
-                    self.datapath.detach(&lock, cgroup_id)
+                    self.datapath.forget(&lock, cgroup_id)
                 }
                 None => Ok(()),
             },
@@ -136,7 +144,7 @@ impl Steering {
             match step {
                 Step::Attach { cgroup_id, desired } => self.attach(&lock, cgroup_id, &desired),
                 Step::Detach { cgroup_id } => {
-                    self.datapath.detach(&lock, cgroup_id)?;
+                    self.datapath.detach(&lock, &self.hierarchy, cgroup_id)?;
                     let path = self.hierarchy.path_of(cgroup_id);
                     log::info!("detached {}", path.map_or_else(|| cgroup_id.to_string(), |path| path.to_string()));
                 }

@@ -16,7 +16,7 @@ use super::{
     Datapath, Error, Lock, bpf, object,
     pins::{file_name, list},
 };
-use crate::cgroup::{Cgroup, Hierarchy};
+use crate::cgroup::{Cgroup, CgroupPath, Found, Hierarchy};
 
 /// One steered cgroup, as pinned.
 #[derive(Clone, Copy, Debug)]
@@ -99,10 +99,10 @@ impl Datapath {
         manual: bool,
     ) -> Result<(), Error> {
         let mut flags = if manual { attachment_flags::MANUAL } else { 0 };
-        if self.has_outer(hierarchy, cgroup)? {
+        if self.has_outer(hierarchy, &cgroup.path)? {
             flags |= attachment_flags::NESTED;
         }
-        self.mark_inner(hierarchy, cgroup)?;
+        self.mark_inner(hierarchy, &cgroup.path)?;
         let record = AttachmentRecord { policy: slot, flags };
         // Where the cgroup was attached before, its record is still there: filled now, nothing is closed even for a moment.
         self.set_record(cgroup.id, record)?;
@@ -130,7 +130,16 @@ impl Datapath {
     }
 
     /// Takes a cgroup's links away and forgets it. Doing it again is no error.
-    pub fn detach(&mut self, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
+    pub fn detach(&mut self, lock: &Lock, hierarchy: &Hierarchy, cgroup_id: u64) -> Result<(), Error> {
+        self.forget(lock, cgroup_id)?;
+        match hierarchy.path_of(cgroup_id) {
+            Some(path) => self.refresh_inner(hierarchy, &path),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Self::detach`], for a cgroup that has been removed: nothing is in it.
+    pub fn forget(&mut self, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
         detach_links(&self.pins.attachment(cgroup_id))?;
         // The storage lives as long as the cgroup: what is left in it would be in force again at the next attach.
         self.set_record(cgroup_id, AttachmentRecord::default())?;
@@ -138,8 +147,8 @@ impl Datapath {
     }
 
     /// Whether an ancestor is attached.
-    fn has_outer(&self, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<bool, Error> {
-        for ancestor in cgroup.path.ancestors() {
+    fn has_outer(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Error> {
+        for ancestor in path.ancestors() {
             if self.pins.attachment(hierarchy.open(&ancestor)?.id).exists() {
                 return Ok(true);
             }
@@ -147,24 +156,43 @@ impl Datapath {
         Ok(false)
     }
 
-    /// Tells the attachments below a cgroup that there will be one above them.
-    fn mark_inner(&self, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<(), Error> {
-        for inner in hierarchy.descendants(&cgroup.path)? {
-            if !self.pins.attachment(inner.id).exists() {
-                continue;
+    /// The attachments below a cgroup, with their records.
+    fn inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<Vec<(Found, AttachmentRecord)>, Error> {
+        let mut inner = Vec::new();
+        for found in hierarchy.descendants(path)? {
+            if self.pins.attachment(found.id).exists()
+                && let Some(record) = self.record(found.id)?
+            {
+                inner.push((found, record));
             }
-            if let Some(record) = self.record(inner.id)? {
+        }
+        Ok(inner)
+    }
+
+    /// Tells the attachments below a cgroup that there will be one above them.
+    fn mark_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
+        for (found, record) in self.inner(hierarchy, path)? {
+            self.set_record(found.id, AttachmentRecord { flags: record.flags | attachment_flags::NESTED, ..record })?;
+        }
+        Ok(())
+    }
+
+    /// Tells the attachments below a cgroup that has none any more whether there is still one above them.
+    fn refresh_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
+        for (found, record) in self.inner(hierarchy, path)? {
+            if record.flags & attachment_flags::NESTED != 0 && !self.has_outer(hierarchy, &found.path)? {
                 self.set_record(
-                    inner.id,
-                    AttachmentRecord { flags: record.flags | attachment_flags::NESTED, ..record },
+                    found.id,
+                    AttachmentRecord { flags: record.flags & !attachment_flags::NESTED, ..record },
                 )?;
             }
         }
         Ok(())
     }
 
-    /// Puts the pinned programs in the place of other ones in all links.
-    pub fn refresh_programs(&mut self, _lock: &Lock) -> Result<(), Error> {
+    /// Puts the pinned programs in the place of other ones in all links, and mends the nested flags, which a process that was
+    /// killed between two steps may have left behind.
+    pub fn refresh(&mut self, _lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
         let programs = object::programs(&self.pins)?;
         for directory in list(&self.pins.links())? {
             let Ok(cgroup_id) = file_name(&directory).parse() else { continue };
@@ -172,7 +200,7 @@ impl Datapath {
                 refresh_link(&directory.join(program.hook.name), program, cgroup_id)?;
             }
         }
-        Ok(())
+        self.refresh_inner(hierarchy, &CgroupPath::root())
     }
 }
 

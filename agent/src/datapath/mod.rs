@@ -11,6 +11,7 @@
 mod attachments;
 mod bpf;
 pub mod bpffs;
+mod netns;
 mod object;
 mod off;
 mod pins;
@@ -23,6 +24,7 @@ use steer_common::{CounterRecord, PolicyRecord, map};
 use thiserror::Error;
 
 pub use attachments::Attachment;
+pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Removed, off, tidy};
 pub use pins::{DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
@@ -107,6 +109,17 @@ pub enum Error {
         source: io::Error,
         /// Whose attachment forbids ours, where that can be told.
         hint: String,
+    },
+    /// The network namespace has no readable identity.
+    #[error(transparent)]
+    Interface(#[from] crate::interface::Error),
+    /// Its identity could not be learned from a program.
+    #[error("learn the network namespace's cookie from a program, as before Linux 5.14: {action}: {source}")]
+    Netns {
+        /// What was attempted.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
     },
     /// Something about a cgroup.
     #[error(transparent)]

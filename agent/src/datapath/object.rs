@@ -122,7 +122,7 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
 }
 
 /// Before Linux 5.11 BPF memory counts against RLIMIT_MEMLOCK; later kernels do not look.
-fn raise_memlock() {
+pub(super) fn raise_memlock() {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: a plain struct, read during the call.
     if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {

@@ -89,7 +89,7 @@ impl Datapath {
             if attachment.live {
                 used.insert(attachment.record.policy);
             } else {
-                self.detach(lock, attachment.cgroup_id)?;
+                self.forget(lock, attachment.cgroup_id)?;
                 swept += 1;
             }
         }

@@ -36,7 +36,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// The network namespace has no readable identity.
-    #[error("read the network namespace's cookie: {0} (SO_NETNS_COOKIE, Linux 5.14)")]
+    #[error("read the network namespace's cookie: {0}")]
     Cookie(#[source] io::Error),
 }
 

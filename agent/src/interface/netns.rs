@@ -9,8 +9,9 @@ use super::Error;
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// The cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` gives it to programs (Linux 5.14).
-pub fn own_cookie() -> Result<u64, Error> {
+/// The cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` gives it to programs. `None`: this
+/// kernel does not tell (before Linux 5.14).
+pub fn own_cookie() -> Result<Option<u64>, Error> {
     // A unix socket belongs to a namespace too, and no policy can refuse it.
     let socket = unix_socket().map_err(Error::Cookie)?;
     let mut cookie = 0_u64;
@@ -26,7 +27,13 @@ pub fn own_cookie() -> Result<u64, Error> {
             &raw mut length,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(Error::Cookie(io::Error::last_os_error())) }
+    if result == 0 {
+        return Ok(Some(cookie));
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        error => Err(Error::Cookie(error)),
+    }
 }
 
 fn unix_socket() -> io::Result<OwnedFd> {

@@ -19,7 +19,9 @@ use steer_common::{ABI_VERSION, program};
 
 use crate::{
     bpf,
+    statistic::Spread,
     variant::{DEVICE, IFINDEX, Variant},
+    window,
     worker::Worker,
 };
 
@@ -30,8 +32,8 @@ pub(crate) struct Bed {
     steered: OwnedFd,
     constant: OwnedFd,
     empty: OwnedFd,
-    _steering: Steering,
-    _cgroups: Cgroups,
+    steering: Steering,
+    cgroups: Cgroups,
     cpu: usize,
 }
 
@@ -58,8 +60,8 @@ impl Bed {
             steered,
             constant,
             empty,
-            _steering: steering,
-            _cgroups: cgroups,
+            steering,
+            cgroups,
             cpu,
         })
     }
@@ -71,6 +73,11 @@ impl Bed {
 
     pub(crate) fn worker(&mut self, variant: Variant) -> &mut Worker {
         &mut self.workers[variant as usize]
+    }
+
+    /// How long cgroups that appear are unsteered, in microseconds.
+    pub(crate) fn window(&self, count: u32) -> Result<Spread> {
+        window::measure(&self.steering.steer, &self.steering.pins, &self.cgroups.base, count)
     }
 
     /// The program that runs for the sockets of a variant, if there is one.

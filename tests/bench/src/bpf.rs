@@ -120,7 +120,7 @@ impl RunTime {
 
     /// Nanoseconds per run since `earlier`; `None` when it has not run.
     pub(crate) fn per_run_since(self, earlier: Self) -> Option<f64> {
-        let runs = u32::try_from(self.runs - earlier.runs).ok().filter(|runs| *runs > 0)?;
-        Some((self.time - earlier.time).as_secs_f64() * 1e9 / f64::from(runs))
+        let runs = u32::try_from(self.runs.saturating_sub(earlier.runs)).ok().filter(|runs| *runs > 0)?;
+        Some(self.time.saturating_sub(earlier.time).as_secs_f64() * 1e9 / f64::from(runs))
     }
 }

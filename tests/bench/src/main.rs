@@ -12,6 +12,7 @@ mod report;
 mod rounds;
 mod statistic;
 mod variant;
+mod window;
 mod worker;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -55,7 +56,8 @@ impl Run {
         let rounds = Rounds { rounds: self.rounds, ops: self.ops };
         let wall = rounds.wall_clock(&mut bed)?;
         let run_time = rounds.run_time(&mut bed)?;
-        let report = Report::new(Machine::read(bed.cpu())?, rounds, &wall, &run_time);
+        let window = bed.window(self.rounds)?;
+        let report = Report::new(Machine::read(bed.cpu())?, rounds, &wall, &run_time, window);
         // Cleaned up before anything is printed, so that what fails in it stands out at the end of neither.
         drop(bed);
         if self.json {

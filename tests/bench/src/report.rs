@@ -30,7 +30,7 @@ const PAIRS: [(Variant, Variant); 5] = [
 
 /// One pair of variants, by the wall clock.
 #[derive(Debug, Serialize)]
-struct Ratio {
+struct Comparison {
     sockets: Kind,
     measured: &'static str,
     against: &'static str,
@@ -50,7 +50,7 @@ struct RunTime {
 
 #[derive(Debug, Serialize)]
 struct Goal {
-    goal: &'static str,
+    what: &'static str,
     met: bool,
     measured: Vec<f64>,
 }
@@ -60,18 +60,27 @@ struct Goal {
 pub(crate) struct Report {
     machine: Machine,
     command: String,
-    ratios: Vec<Ratio>,
+    comparisons: Vec<Comparison>,
     run_times: Vec<RunTime>,
+    /// Microseconds.
+    unsteered_after_appearing: Spread,
     goals: [Goal; 3],
 }
 
 impl Report {
-    pub(crate) fn new(machine: Machine, rounds: Rounds, wall: &WallClock, programs: &ProgramTime) -> Self {
-        let ratios: Vec<_> =
-            PAIRS.iter().flat_map(|&pair| Kind::ALL.map(|kind| Ratio::new(wall, kind, pair))).collect();
+    pub(crate) fn new(
+        machine: Machine,
+        rounds: Rounds,
+        wall: &WallClock,
+        programs: &ProgramTime,
+        unsteered_after_appearing: Spread,
+    ) -> Self {
+        let comparisons: Vec<_> =
+            PAIRS.iter().flat_map(|&pair| Kind::ALL.map(|kind| Comparison::new(wall, kind, pair))).collect();
         let run_times: Vec<_> = programs.keys().map(|variant| RunTime::new(programs, *variant)).collect();
         let medians = |pair: (Variant, Variant)| {
-            let ours = ratios.iter().filter(|ratio| (ratio.measured, ratio.against) == (pair.0.name(), pair.1.name()));
+            let ours =
+                comparisons.iter().filter(|ratio| (ratio.measured, ratio.against) == (pair.0.name(), pair.1.name()));
             ours.map(|ratio| ratio.ratio.median).collect::<Vec<_>>()
         };
         let steered = run_times.iter().filter(|program| program.program == Variant::Steered.name());
@@ -91,11 +100,11 @@ impl Report {
         ];
         let Rounds { rounds, ops } = rounds;
         let command = format!("cargo xtask bench --rounds {rounds} --ops {ops}");
-        Self { machine, command, ratios, run_times, goals }
+        Self { machine, command, comparisons, run_times, unsteered_after_appearing, goals }
     }
 }
 
-impl Ratio {
+impl Comparison {
     fn new(wall: &WallClock, sockets: Kind, (measured, against): (Variant, Variant)) -> Self {
         let (a, b) = (&wall[&(sockets, measured)], &wall[&(sockets, against)]);
         Self {
@@ -123,8 +132,8 @@ impl RunTime {
 }
 
 impl Goal {
-    fn new(goal: &'static str, measured: Vec<f64>, is_met: impl Fn(f64) -> bool) -> Self {
-        Self { goal, met: measured.iter().all(|number| is_met(*number)), measured }
+    fn new(what: &'static str, measured: Vec<f64>, is_met: impl Fn(f64) -> bool) -> Self {
+        Self { what, met: measured.iter().all(|number| is_met(*number)), measured }
     }
 }
 
@@ -135,7 +144,7 @@ impl fmt::Display for Report {
 
         writeln!(formatter, "Making and closing a socket, and the ratio of the two in each round:\n")?;
         let mut table = table(["sockets", "measured", "against", "ns", "ns", "ratio min", "median", "max"], 3);
-        for Ratio { sockets, measured, against, measured_ns, against_ns, ratio } in &self.ratios {
+        for Comparison { sockets, measured, against, measured_ns, against_ns, ratio } in &self.comparisons {
             let [measured_ns, against_ns] = [measured_ns, against_ns].map(|ns| format!("{ns:.0}"));
             let [min, median, max] = [ratio.min, ratio.median, ratio.max].map(|ratio| format!("{ratio:.3}"));
             table.add_row([sockets.name(), measured, against, &measured_ns, &against_ns, &min, &median, &max]);
@@ -150,10 +159,17 @@ impl fmt::Display for Report {
         }
         writeln!(formatter, "{table}\n")?;
 
-        for Goal { goal, met, measured } in &self.goals {
+        let Spread { min, median, max } = self.unsteered_after_appearing;
+        writeln!(
+            formatter,
+            "A cgroup that the daemon's configuration names is steered {median:.0} \u{b5}s after it has appeared (median; {min:.0} \
+             to {max:.0}).\n"
+        )?;
+
+        for Goal { what, met, measured } in &self.goals {
             let verdict = if *met { "met" } else { "NOT met" };
             let measured: Vec<_> = measured.iter().map(|number| format!("{number:.3}")).collect();
-            writeln!(formatter, "Goal {verdict}: {goal} ({}).", measured.join(", "))?;
+            writeln!(formatter, "Goal {verdict}: {what} ({}).", measured.join(", "))?;
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ struct Job {
 struct Answer {
     elapsed: Duration,
     /// What one more socket, made before the clock was read, was bound to.
-    device: OsString,
+    device: String,
 }
 
 /// What a worker process does.
@@ -65,7 +65,7 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
 
 impl Job {
     fn run(self) -> nix::Result<Answer> {
-        let device = getsockopt(&self.socket()?, BindToDevice)?;
+        let device = getsockopt(&self.socket()?, BindToDevice)?.to_string_lossy().into_owned();
         let wanted = OsString::from(DEVICE);
         let start = Instant::now();
         if self.bind {

@@ -1,0 +1,146 @@
+//! Which kernel is meant, and where its image and its modules are.
+//!
+//! **Invariant**: a kernel is described by what is in its image, not by the name of the file.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::debian;
+
+/// What can be asked for by name, and the Debian suite that has it. The last one moves with Debian.
+const NAMED: [(&str, &str); 4] =
+    [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie"), ("latest", "trixie-backports")];
+
+/// A kernel as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// The newest of a Debian suite.
+    Debian { name: &'static str, suite: &'static str },
+    /// The image in this file.
+    File(PathBuf),
+}
+
+impl FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(&(name, suite)) = NAMED.iter().find(|(name, _)| *name == text) {
+            return Ok(Self::Debian { name, suite });
+        }
+        if Path::new(text).is_file() {
+            return Ok(Self::File(text.into()));
+        }
+        let names: Vec<_> = NAMED.iter().map(|(name, _)| *name).collect();
+        Err(format!("neither a file nor one of {}", names.join(", ")))
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Debian { name, .. } => formatter.write_str(name),
+            Self::File(path) => write!(formatter, "{}", path.display()),
+        }
+    }
+}
+
+impl Wanted {
+    pub(super) fn is_file(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
+
+    /// Finds it, downloading it to below `place` unless it is there already.
+    pub(super) fn obtain(&self, flavour: &str, place: &Path, refresh: bool) -> Result<Kernel> {
+        match self {
+            Self::File(image) => Kernel::read(image),
+            Self::Debian { suite, .. } => {
+                let unpacked = place.join("kernels").join(suite).join(flavour);
+                if refresh || image_below(&unpacked).is_err() {
+                    debian::unpack_kernel(suite, flavour, &place.join("apt").join(suite), &unpacked)?;
+                }
+                Kernel::read(&image_below(&unpacked)?)
+            }
+        }
+    }
+}
+
+/// A kernel that can be booted.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    /// As `uname -r` prints it; "unknown" for an image that does not tell.
+    pub(super) release: String,
+    pub(super) image: PathBuf,
+    /// Its directory of modules; none for a kernel that came without.
+    pub(super) modules: Option<PathBuf>,
+}
+
+impl Kernel {
+    fn read(image: &Path) -> Result<Self> {
+        let image = fs::canonicalize(image).with_context(|| format!("find {}", image.display()))?;
+        let bytes = fs::read(&image).with_context(|| format!("read {}", image.display()))?;
+        let release = release(&bytes).unwrap_or_else(|| "unknown".to_owned());
+        let beside = image.parent().unwrap_or(Path::new("/"));
+        let above = beside.parent().unwrap_or(Path::new("/"));
+        let modules =
+            [beside.to_owned(), above.join("lib/modules").join(&release), above.join("usr/lib/modules").join(&release)];
+        let modules = modules.into_iter().find(|directory| directory.join("kernel").is_dir());
+        Ok(Self { release, image, modules })
+    }
+}
+
+/// The image in a tree of unpacked packages: Debian keeps it in `boot`, from 7.x on with the modules.
+fn image_below(unpacked: &Path) -> Result<PathBuf> {
+    let mut places = vec![unpacked.join("boot")];
+    for modules in ["lib/modules", "usr/lib/modules"] {
+        let directories = fs::read_dir(unpacked.join(modules)).into_iter().flatten().flatten();
+        places.extend(directories.map(|directory| directory.path()));
+    }
+    for place in places {
+        for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("vmlinuz") {
+                return Ok(entry.path());
+            }
+        }
+    }
+    bail!("there is no kernel image below {}", unpacked.display())
+}
+
+/// Reads the release out of a bzImage: the set-up header (boot protocol 2.00) points to it.
+fn release(image: &[u8]) -> Option<String> {
+    if image.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let pointer = usize::from(u16::from_le_bytes([*image.get(0x20e)?, *image.get(0x20f)?]));
+    let version = image.get(0x200 + pointer..)?.split(|&byte| byte == 0 || byte == b' ').next()?;
+    String::from_utf8(version.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_release_is_read_from_the_image() {
+        let mut image = vec![0; 0x400];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x20e..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
+        image[0x300..0x312].copy_from_slice(b"6.1.0-1-amd64 (d@x");
+        assert_eq!(release(&image).as_deref(), Some("6.1.0-1-amd64"));
+        assert_eq!(release(b"\x7fELF"), None);
+        assert_eq!(release(&image[..0x300]).as_deref(), Some(""), "cut short");
+    }
+
+    #[test]
+    fn names_and_files_are_told_apart() {
+        let named: Wanted = "6.1".parse().expect("6.1 is a name");
+        assert_eq!(named, Wanted::Debian { name: "6.1", suite: "bookworm" });
+        let file: Wanted = "/proc/self/exe".parse().expect("this program is a file");
+        assert!(file.is_file());
+        assert!("6.99".parse::<Wanted>().is_err_and(|error| error.contains("5.10, 6.1, 6.12, latest")));
+    }
+}

@@ -1,0 +1,78 @@
+//! One run of QEMU: a kernel, an initramfs, and what comes out of the serial console.
+//!
+//! **Invariant**: pure emulation with one virtual CPU. KVM is never used, because a /dev/kvm that opens need not work; and
+//! with several CPUs under emulation kernels die now and then while they patch their own code.
+
+use std::{
+    io::Read as _,
+    path::Path,
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::NEEDS;
+
+/// A boot takes seconds; what lasts this long hangs.
+const PATIENCE: Duration = Duration::from_mins(3);
+
+const MACHINE: &[&str] = &[
+    "-nodefaults",
+    "-no-user-config",
+    "-no-reboot",
+    "-display",
+    "none",
+    "-serial",
+    "stdio",
+    "-machine",
+    "q35,usb=off,vmport=off,hpet=off",
+    "-accel",
+    "tcg",
+    "-cpu",
+    "max",
+    "-smp",
+    "1",
+    "-m",
+    "512M",
+    // A panic reboots, and a reboot ends QEMU.
+    "-append",
+    "console=ttyS0 panic=-1 quiet",
+];
+
+/// Boots and returns the console's output, complete or up to the end of our patience.
+pub(super) fn boot(kernel: &Path, initramfs: &Path) -> Result<String> {
+    let mut command = Command::new(NEEDS[0].0);
+    command.args(MACHINE).arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+    let mut qemu = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start QEMU")?;
+    let mut console = qemu.stdout.take().expect("stdout is piped");
+    let (sender, receiver) = mpsc::channel();
+    // The pipe ends with QEMU, and the thread with the pipe.
+    let reader = thread::spawn(move || {
+        let mut chunk = [0; 4096];
+        while let Ok(count @ 1..) = console.read(&mut chunk) {
+            if sender.send(chunk[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    let start = Instant::now();
+    let mut output = Vec::new();
+    let ended = loop {
+        match receiver.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+            Ok(chunk) => output.extend(chunk),
+            Err(mpsc::RecvTimeoutError::Disconnected) => break true,
+            Err(mpsc::RecvTimeoutError::Timeout) => break false,
+        }
+    };
+    if !ended {
+        qemu.kill().context("end QEMU")?;
+        output.extend(format!("\n(ended after {} s)\n", PATIENCE.as_secs()).bytes());
+    }
+    qemu.wait().context("wait for QEMU")?;
+    drop(receiver);
+    reader.join().expect("the reader does not panic");
+    Ok(String::from_utf8_lossy(&output).replace('\r', ""))
+}

@@ -1,0 +1,80 @@
+//! The table of kernels and results.
+//!
+//! **Invariant**: one row for each kernel that was asked for, also when it could not be had.
+
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
+
+/// One kernel and what came of it.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    /// As asked for.
+    pub(super) kernel: String,
+    /// What it turned out to be.
+    pub(super) release: String,
+    pub(super) result: String,
+    pub(super) passed: bool,
+    /// Start to power-off of the machine; none if it was not started.
+    pub(super) took: Option<Duration>,
+}
+
+impl Row {
+    /// A row that says nothing was started.
+    pub(super) fn new(kernel: String) -> Self {
+        Self { kernel, release: "-".to_owned(), result: "not started".to_owned(), passed: false, took: None }
+    }
+
+    pub(super) fn passed(&self) -> bool {
+        self.passed
+    }
+
+    fn time(&self) -> String {
+        self.took.map_or_else(|| "-".to_owned(), |took| format!("{:.1} s", took.as_secs_f64()))
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} ({}): {}, {}", self.kernel, self.release, self.result, self.time())
+    }
+}
+
+/// All of them, in columns.
+pub(super) fn render(rows: &[Row]) -> String {
+    let head = ["kernel", "release", "result", "time"].map(str::to_owned);
+    let lines = rows.iter().map(|row| [row.kernel.clone(), row.release.clone(), row.result.clone(), row.time()]);
+    let lines: Vec<[String; 4]> = std::iter::once(head).chain(lines).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    let (first, second, third) = (width(0), width(1), width(2));
+    let mut text = String::new();
+    for [kernel, release, result, time] in &lines {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{kernel:first$}  {release:second$}  {result:third$}  {time}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let passed = Row {
+            release: "5.10.0-1-amd64".to_owned(),
+            result: "ok".to_owned(),
+            passed: true,
+            took: Some(Duration::from_millis(4210)),
+            ..Row::new("5.10".to_owned())
+        };
+        let text = render(&[passed, Row::new("6.1".to_owned())]);
+        assert_eq!(
+            text,
+            "kernel  release         result       time\n\
+             5.10    5.10.0-1-amd64  ok           4.2 s\n\
+             6.1     -               not started  -\n"
+        );
+    }
+}
