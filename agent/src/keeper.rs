@@ -5,8 +5,9 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{self, Read as _},
     os::fd::{FromRawFd as _, OwnedFd},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -28,14 +29,22 @@ pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins)
     let cgroup_id = hierarchy.open(path)?.id;
     // The wrapper writes nothing: the end of the pipe is the message.
     fs::File::from(wrapper).read_to_end(&mut Vec::new()).context("wait for the wrapper")?;
-    wait_until_empty(&hierarchy, path, pins).await?;
-    clean_up(&hierarchy, pins, path, cgroup_id)
+    loop {
+        wait_until_empty(&hierarchy, path, pins).await?;
+        if clean_up(&hierarchy, pins, path, cgroup_id)? {
+            return Ok(());
+        }
+    }
 }
 
-/// Follows the uplink for as long as any process is in the cgroup. Should netlink fail, the uplink is no longer followed,
-/// which closes the cgroup when the uplink goes; the waiting goes on.
+/// Follows the uplink for as long as any process is in the cgroup. Should that fail, it is tried again, with the links read
+/// afresh.
 async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins) -> anyhow::Result<()> {
-    let events = fs::File::open(hierarchy.directory(path).join("cgroup.events")).context("open cgroup.events")?;
+    let events = match fs::File::open(hierarchy.directory(path).join("cgroup.events")) {
+        Ok(events) => events,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context("open cgroup.events"),
+    };
     // cgroup.events signals a change by POLLPRI.
     // SAFETY: the file stays open, and the same, for as long as the `AsyncFd` owns it.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) }?;
@@ -46,7 +55,7 @@ async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins)
             followed = follow(&mut uplinks, pins) => {
                 if let Err(error) = followed {
                     log::error!("{error:#}");
-                    uplinks = Err(error);
+                    uplinks = Uplinks::new();
                 }
             }
         }
@@ -69,15 +78,25 @@ impl Uplinks {
             netns_cookie: datapath::netns_cookie()?,
         })
     }
+
+    async fn follow(&mut self, pins: &Pins) -> anyhow::Result<()> {
+        if self.table.apply(self.links.next().await?) {
+            follow_uplinks(pins, &self.table, self.netns_cookie)?;
+        }
+        Ok(())
+    }
 }
 
-/// Waits for a change of links and carries it over. Never ends when it cannot.
+/// Waits for a change of links and carries it over. After a failure it waits a moment, so that it is not tried in a circle.
 async fn follow(uplinks: &mut anyhow::Result<Uplinks>, pins: &Pins) -> anyhow::Result<()> {
-    let Ok(uplinks) = uplinks else { return std::future::pending().await };
-    if uplinks.table.apply(uplinks.links.next().await?) {
-        follow_uplinks(pins, &uplinks.table, uplinks.netns_cookie)?;
+    let followed = match uplinks {
+        Ok(uplinks) => uplinks.follow(pins).await,
+        Err(error) => Err(anyhow::anyhow!("{error:#}")),
+    };
+    if followed.is_err() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    Ok(())
+    followed
 }
 
 /// Brings every policy of this network namespace up to date. Nothing is steered any more after `steer off`: no error.
@@ -90,14 +109,17 @@ fn follow_uplinks(pins: &Pins, table: &interface::Table, netns_cookie: u64) -> R
     }
 }
 
-/// Removes a cgroup made by `steer exec` and everything that was made for it. It must be empty: nobody can enter it
-/// afterwards but by its name, and then the kernel refuses to remove it.
-pub fn clean_up(hierarchy: &Hierarchy, pins: &Pins, path: &CgroupPath, cgroup_id: u64) -> anyhow::Result<()> {
+/// Removes a cgroup made by `steer exec`, then everything that was made for it: no process can enter a cgroup that is gone.
+/// False when one has entered it before.
+fn clean_up(hierarchy: &Hierarchy, pins: &Pins, path: &CgroupPath, cgroup_id: u64) -> anyhow::Result<bool> {
+    if !scope::remove(hierarchy, path)? {
+        return Ok(false);
+    }
     if let Some(lock) = pins.lock()? {
         if let Some(mut datapath) = Datapath::open(pins)? {
-            datapath.detach(&lock, hierarchy, cgroup_id)?;
+            datapath.forget(&lock, cgroup_id)?;
         }
-        datapath::tidy(pins, lock)?;
+        datapath::tidy(pins, lock, hierarchy)?;
     }
-    Ok(scope::remove(hierarchy, path)?)
+    Ok(true)
 }

@@ -44,7 +44,8 @@ pub enum Step {
     },
 }
 
-/// The steps from `actual` to `desired`, both by cgroup id: attach from the outside in, then detach.
+/// The steps from `actual` to `desired`, both by cgroup id. Attach from the inside out, then detach: what an outer policy
+/// no longer holds for has its own before the outer one changes, and keeps it until the outer one is there.
 pub fn steps(desired: &BTreeMap<u64, Desired>, actual: &BTreeMap<u64, Actual>) -> Vec<Step> {
     let mut attach = desired
         .iter()
@@ -54,7 +55,7 @@ pub fn steps(desired: &BTreeMap<u64, Desired>, actual: &BTreeMap<u64, Actual>) -
         .map(|(&cgroup_id, desired)| Step::Attach { cgroup_id, desired: desired.clone() })
         .collect::<Vec<_>>();
     attach.sort_by(|a, b| match (a, b) {
-        (Step::Attach { desired: a, .. }, Step::Attach { desired: b, .. }) => a.path.cmp(&b.path),
+        (Step::Attach { desired: a, .. }, Step::Attach { desired: b, .. }) => b.path.cmp(&a.path),
         _ => std::cmp::Ordering::Equal,
     });
     let detach = actual
@@ -82,14 +83,14 @@ mod tests {
     }
 
     #[test]
-    fn attaches_from_the_outside_in_then_detaches() {
+    fn attaches_from_the_inside_out_then_detaches() {
         let want = BTreeMap::from([(9, desired("/a", 1)), (4, desired("/a/b", 2)), (5, desired("/c", 1))]);
         let have = BTreeMap::from([(5, MADE), (7, MADE)]);
         assert_eq!(
             steps(&want, &have),
             [
-                Step::Attach { cgroup_id: 9, desired: desired("/a", 1) },
                 Step::Attach { cgroup_id: 4, desired: desired("/a/b", 2) },
+                Step::Attach { cgroup_id: 9, desired: desired("/a", 1) },
                 Step::Detach { cgroup_id: 7 },
             ]
         );

@@ -74,20 +74,29 @@ impl Policies {
     /// Index of the policy that names this very cgroup: a plain path before a glob, then the first in the file.
     pub fn naming(&self, path: &CgroupPath) -> Option<usize> {
         let parts = path.parts().collect::<Vec<_>>();
-        let find = |literal: bool| {
-            self.policies.iter().position(|policy| {
-                policy.cgroups.iter().any(|pattern| pattern.is_literal() == literal && pattern.matches(&parts))
-            })
-        };
-        find(true).or_else(|| find(false))
+        self.find(&parts, true).or_else(|| self.find(&parts, false))
     }
 
-    /// Index of the policy to attach to this cgroup: the one that names it, unless the nearest named cgroup around it has
-    /// the same, which then holds here too.
-    pub fn attaching(&self, path: &CgroupPath) -> Option<usize> {
+    fn find(&self, parts: &[&str], literal: bool) -> Option<usize> {
+        self.policies.iter().position(|policy| {
+            policy.cgroups.iter().any(|pattern| pattern.is_literal() == literal && pattern.matches(parts))
+        })
+    }
+
+    /// Index of the policy to attach to this cgroup: the one that names it. Not attached is one that only a glob names and
+    /// whose nearest attached cgroup around it has the same policy, which then holds here too. `by_hand` tells which cgroups
+    /// have another than the configuration's.
+    pub fn attaching(&self, path: &CgroupPath, by_hand: impl Fn(&CgroupPath) -> bool) -> Option<usize> {
         let own = self.naming(path)?;
-        let outer = path.ancestors().iter().find_map(|ancestor| self.naming(ancestor));
-        (outer != Some(own)).then_some(own)
+        let parts = path.parts().collect::<Vec<_>>();
+        if self.find(&parts, true).is_some() {
+            return Some(own);
+        }
+        let outer = path
+            .ancestors()
+            .into_iter()
+            .find_map(|ancestor| if by_hand(&ancestor) { Some(None) } else { self.naming(&ancestor).map(Some) });
+        (outer != Some(Some(own))).then_some(own)
     }
 
     /// Whether a policy could name a cgroup below this one.
@@ -137,14 +146,16 @@ mod tests {
             ("/s/y/g", Some(0), None),
             ("/s/x", Some(2), Some(2)),
             ("/s/x/y", Some(0), Some(0)),
-            ("/s/x/g", Some(2), None),
+            ("/s/x/g", Some(2), Some(2)),
             ("/u/v", Some(1), Some(1)),
             ("/u/v/w", None, None),
         ];
         for (text, naming, attaching) in cases {
             assert_eq!(policies.naming(&path(text)), naming, "{text} is named by");
-            assert_eq!(policies.attaching(&path(text)), attaching, "{text} is attached to");
+            assert_eq!(policies.attaching(&path(text), |_| false), attaching, "{text} is attached to");
         }
+        // Something else was attached in between by hand.
+        assert_eq!(policies.attaching(&path("/s/y/g"), |outer| *outer == path("/s/y")), Some(0));
     }
 
     #[test]

@@ -11,12 +11,14 @@ use crate::{
 };
 
 /// Everything `steer status` shows. The field names are stable.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Status {
     /// Whether a daemon is running on this pin directory.
     pub daemon: bool,
     /// Policies, by name.
     pub policies: Vec<PolicyStatus>,
+    /// Cgroups steered by another version of steer, whose records this one cannot read.
+    pub other_versions: Vec<CgroupStatus>,
 }
 
 /// One policy.
@@ -74,8 +76,13 @@ impl PolicyStatus {
 
 /// Reads the status. Nothing pinned is an empty one.
 pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Error> {
+    let other_versions = datapath::steered_by_other_versions(pins)?
+        .into_iter()
+        .map(|id| CgroupStatus { path: hierarchy.path_of(id), id, complete: true, manual: false })
+        .collect();
+    let daemon = pins.daemon_runs()?;
     let Some(datapath) = Datapath::open(pins)? else {
-        return Ok(Status { daemon: pins.daemon_runs()?, policies: Vec::new() });
+        return Ok(Status { daemon, policies: Vec::new(), other_versions });
     };
     let mut cgroups: BTreeMap<u32, Vec<CgroupStatus>> = BTreeMap::new();
     for attachment in datapath.attachments()? {
@@ -95,7 +102,7 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Erro
         })
         .collect::<Result<Vec<_>, _>>()?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
-    Ok(Status { daemon: pins.daemon_runs()?, policies })
+    Ok(Status { daemon, policies, other_versions })
 }
 
 fn policy_status(

@@ -17,6 +17,17 @@ pub(crate) const TESTS: &[Test] = &[
     ("converges_to_what_changed_while_it_was_away", converges_to_what_changed_while_it_was_away),
     ("mends_what_is_broken", mends_what_is_broken),
     ("reloads_under_load", reloads_under_load),
+    ("never_unsteered_by_a_reload", never_unsteered_by_a_reload),
+    ("a_reload_that_fails_is_made_up_for", a_reload_that_fails_is_made_up_for),
+    ("a_link_change_that_fails_is_made_up_for", a_link_change_that_fails_is_made_up_for),
+    ("a_late_report_of_a_removal_detaches_nothing", a_late_report_of_a_removal_detaches_nothing),
+    ("detached_by_hand_it_is_the_configurations_again", detached_by_hand_it_is_the_configurations_again),
+    (
+        "the_configuration_holds_below_what_was_attached_by_hand",
+        the_configuration_holds_below_what_was_attached_by_hand,
+    ),
+    ("not_from_another_network_namespace", not_from_another_network_namespace),
+    ("what_a_killed_off_leaves_is_no_obstacle", what_a_killed_off_leaves_is_no_obstacle),
 ];
 
 const CONFIG: &str = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n";
@@ -153,5 +164,152 @@ fn reloads_under_load() -> Outcome {
     spy.saw_nothing()?;
     check_report(&report)?;
     ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    Ok(())
+}
+
+/// Takes the lock that orders all changes, as a process does that was stopped in the middle of one.
+fn hold_lock(bed: &Bed) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
+    let directory = fs::File::open(&bed.pins)?;
+    let locked = nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockExclusive);
+    locked.map_err(|(_, errno)| errno.into())
+}
+
+fn policy(name: &str, interface: &str, cgroups: &str) -> String {
+    format!("[[policy]]\nname = \"{name}\"\ninterface = \"{interface}\"\ncgroups = [{cgroups}]\n")
+}
+
+/// A cgroup that is on the same uplink before and after a reload is on it all the while, whatever becomes of the policies'
+/// names and of the cgroup around it.
+fn never_unsteered_by_a_reload() -> Outcome {
+    let outer_and_inner =
+        |outer: &str, inner: &str| [policy("vpn", outer, "\"@\""), policy("direct", inner, "\"@/z*\"")].concat();
+    let cases = [
+        ("the outer one becomes exempt", policy("vpn", "a1", "\"@\""), outer_and_inner("none", "a1")),
+        ("it is exempt no longer", outer_and_inner("none", "a1"), policy("vpn", "a1", "\"@\"")),
+        (
+            "two policies change their names",
+            [policy("vpn", "a1", "\"@/z*\""), policy("direct", "none", "\"@\"")].concat(),
+            [policy("direct", "a1", "\"@/z*\""), policy("vpn", "none", "\"@\"")].concat(),
+        ),
+    ];
+    for (name, before, after) in cases {
+        let bed = Bed::new("life-open")?;
+        let _many = (0..100).map(|i| bed.cgroup.child(&format!("z{i}"))).collect::<anyhow::Result<Vec<_>>>()?;
+        let inner = bed.cgroup.child("zz")?;
+        let daemon = bed.daemon(&before)?;
+        let mut spy = Spy::on(&bed, &["a1"])?;
+        let load = bed.load(&inner)?;
+        for (round, config) in [&after, &before, &after, &before].into_iter().enumerate() {
+            bed.write_config(config)?;
+            wait_until("the reload", PATIENCE, || daemon.log().matches("reloaded").count() == round + 1)?;
+        }
+        let report = load.stop()?;
+        spy.saw_nothing().context(name)?;
+        check_report(&report).context(name)?;
+        ensure!(report.errors.is_empty(), "{name}: an interruption: {report:?}");
+    }
+    Ok(())
+}
+
+fn a_reload_that_fails_is_made_up_for() -> Outcome {
+    let bed = Bed::new("life-retry")?;
+    let v = |interface: &str| policy("vpn", interface, "\"@/v*\"");
+    let d = policy("direct", "none", "\"@/d*\"");
+    let daemon = bed.daemon(&[v("a1"), d.clone()].concat())?;
+    let lock = hold_lock(&bed)?;
+    // The same policies in another order, so in other slots; and a cgroup that appears meanwhile.
+    bed.write_config(&[d, v("a1")].concat())?;
+    daemon.wait_for_log("did not finish within")?;
+    let one = bed.cgroup.child("v1")?;
+    drop(lock);
+    daemon.wait_for_log("reloaded").or_else(|_| daemon.wait_for_log("steering"))?;
+    wait_until("the cgroup to be attached", PATIENCE, || {
+        bed.policy("vpn").is_ok_and(|policy| policy["cgroups"][0]["path"] == one.path())
+    })?;
+    bed.check_steered(&one, 1)
+}
+
+fn a_link_change_that_fails_is_made_up_for() -> Outcome {
+    let mut bed = Bed::new("life-link")?;
+    let daemon = bed.daemon(CONFIG)?;
+    let lock = hold_lock(&bed)?;
+    bed.net.remove_uplink(1)?;
+    bed.net.create_uplink(1)?;
+    daemon.wait_for_log("did not finish within")?;
+    drop(lock);
+    let index = bed.net.ifindex(1)?;
+    wait_until("the uplink to be found", PATIENCE, || bed.policy("p").is_ok_and(|policy| policy["ifindex"] == index))?;
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn a_late_report_of_a_removal_detaches_nothing() -> Outcome {
+    let bed = Bed::new("life-late")?;
+    let daemon = bed.daemon(&policy("p", "a1", "\"@/one\""))?;
+    daemon.signal(Signal::SIGSTOP)?;
+    for _ in 0..200 {
+        bed.cgroup.child("one")?.remove()?;
+    }
+    let one = bed.cgroup.child("one")?;
+    // Attached by hand while the daemon lags behind: what it hears of is the past.
+    bed.succeed(&["attach", one.path(), "-i", "a1"])?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let load = bed.load(&one)?;
+    daemon.signal(Signal::SIGCONT)?;
+    daemon.wait_for_log("ready")?;
+    let later = bed.cgroup.child("later")?;
+    drop(later);
+    bed.write_config(&policy("q", "a1", "\"@/one\""))?;
+    daemon.wait_for_log("reloaded")?;
+    let report = load.stop()?;
+    spy.saw_nothing()?;
+    check_report(&report)
+}
+
+fn detached_by_hand_it_is_the_configurations_again() -> Outcome {
+    let bed = Bed::new("life-hand")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a0"])?;
+    let _daemon = bed.daemon(CONFIG)?;
+    bed.check_steered(&bed.cgroup, 0)?;
+    bed.succeed(&["detach", bed.cgroup.path()])?;
+    wait_until("the daemon to attach it", PATIENCE, || {
+        bed.policy("p").is_ok_and(|policy| policy["cgroups"][0]["complete"] == true)
+    })?;
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn the_configuration_holds_below_what_was_attached_by_hand() -> Outcome {
+    let bed = Bed::new("life-below")?;
+    let inner = bed.cgroup.child("b")?;
+    let _daemon = bed.daemon(&policy("p", "a1", "\"@\", \"@/*\""))?;
+    bed.check_steered(&inner, 1)?;
+    bed.succeed(&["off"])?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "none"])?;
+    let _daemon = bed.daemon(&policy("p", "a1", "\"@\", \"@/*\""))?;
+    bed.check_unsteered(Some(&bed.cgroup))?;
+    bed.check_steered(&inner, 1)
+}
+
+fn not_from_another_network_namespace() -> Outcome {
+    let bed = Bed::new("life-netns")?;
+    let daemon = bed.daemon(CONFIG)?;
+    daemon.end(Signal::SIGKILL)?;
+    let config = bed.config_file().to_string_lossy().into_owned();
+    let refused = steer_tests::output(&mut bed.steer_here(&["daemon", "--config", &config]))?;
+    ensure!(refused.code == 1 && refused.stderr.contains("another network namespace"), "{refused:?}");
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn what_a_killed_off_leaves_is_no_obstacle() -> Outcome {
+    let bed = Bed::new("life-off")?;
+    for missing in ["maps/ATTACHMENTS", "maps/COUNTERS", "programs/sock_create"] {
+        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+        fs::remove_file(bed.pins.join("abi1").join(missing))?;
+        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+        bed.check_steered(&bed.cgroup, 1).context(missing)?;
+        bed.succeed(&["detach", bed.cgroup.path()])?;
+        bed.check_unsteered(Some(&bed.cgroup)).context(missing)?;
+        bed.succeed(&["off"])?;
+        ensure!(!bed.pins.exists(), "{missing}: something is left");
+    }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{DirEntryExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -110,11 +110,12 @@ impl Hierarchy {
                 Err(error) if is_gone(&error) => break,
                 Err(source) => return Err(failed(source)),
             };
-            if entry.file_type().is_ok_and(|kind| kind.is_dir())
-                && let Some(name) = entry.file_name().to_str()
-            {
-                let id = std::os::unix::fs::DirEntryExt::ino(&entry);
-                children.push(Found { path: path.child(name), id });
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            match entry.file_name().to_str() {
+                Some(name) => children.push(Found { path: path.child(name), id: entry.ino() }),
+                None => log::error!("{:?} in {path} is NOT looked at: its name is not UTF-8", entry.file_name()),
             }
         }
         children.sort_by(|a, b| a.path.cmp(&b.path));
@@ -137,10 +138,27 @@ impl Hierarchy {
 
     /// The path of the cgroup with this id; `None` when it is gone.
     pub fn path_of(&self, id: u64) -> Option<CgroupPath> {
-        let directory = open_by_id(self.root_fd.as_fd(), id).ok()?;
+        let directory = match open_by_id(self.root_fd.as_fd(), id) {
+            Ok(directory) => directory,
+            // Without CAP_DAC_READ_SEARCH it has to be looked for.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                let found = self.descendants(&CgroupPath::root()).ok()?;
+                return found.into_iter().find(|found| found.id == id).map(|found| found.path);
+            }
+            Err(_) => return None,
+        };
         let link = |fd: BorrowedFd<'_>| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok();
         let (path, root) = (link(directory.as_fd())?, link(self.root_fd.as_fd())?);
         format!("/{}", path.strip_prefix(root).ok()?.display()).parse().ok()
+    }
+
+    /// Whether the cgroup with this id has been removed. The kernel takes its time with detaching what was attached to it.
+    pub fn is_gone(&self, id: u64) -> bool {
+        match open_by_id(self.root_fd.as_fd(), id) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => self.path_of(id).is_none(),
+            Err(error) => error.raw_os_error() == Some(libc::ESTALE),
+        }
     }
 
     /// The cgroup the calling process is in.

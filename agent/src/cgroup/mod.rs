@@ -47,6 +47,14 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// A cgroup below a threaded one.
+    #[error(
+        "enter {file}: the calling process is in a threaded cgroup, below which no process can have a cgroup of its own (cgroup.type); start from another one"
+    )]
+    Threaded {
+        /// Its list of processes.
+        file: PathBuf,
+    },
     /// The inotify instance failed.
     #[error("watch cgroups: {0}{hint}", hint = watch_hint(.0))]
     Watch(#[source] io::Error),

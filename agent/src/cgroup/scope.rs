@@ -73,7 +73,11 @@ impl Scope {
     /// Moves the calling process into it.
     pub fn enter(&self, hierarchy: &Hierarchy) -> Result<(), Error> {
         let file = hierarchy.directory(&self.cgroup.path).join("cgroup.procs");
-        fs::write(&file, "0").map_err(|source| Error::File { action: "enter", file, source })
+        match fs::write(&file, "0") {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(Error::Threaded { file }),
+            Err(source) => Err(Error::File { action: "enter", file, source }),
+            Ok(()) => Ok(()),
+        }
     }
 }
 
@@ -87,30 +91,36 @@ pub fn is_populated(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Er
     }
 }
 
-/// Removes an empty cgroup with all that are in it. One that is gone already is no error.
-pub fn remove(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
+/// Removes a cgroup with all that are in it. False when a process is in one of them; true also when it is gone already.
+pub fn remove(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Error> {
     for child in hierarchy.children(path)? {
-        remove(hierarchy, &child.path)?;
+        if !remove(hierarchy, &child.path)? {
+            return Ok(false);
+        }
     }
     let file = hierarchy.directory(path);
     match fs::remove_dir(&file) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::File { action: "remove", file, source: error })
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(false),
+        Err(source) => Err(Error::File { action: "remove", file, source }),
     }
 }
 
-/// The scopes directly in `parent` that are empty and that nobody looks after, locked so that only the caller removes them.
-pub fn abandoned_in(hierarchy: &Hierarchy, parent: &CgroupPath) -> Result<Vec<Scope>, Error> {
-    let mut abandoned = Vec::new();
-    for child in hierarchy.children(parent)? {
-        if is_scope(&child.path)
-            && let Some(scope) = Scope::claim(hierarchy, &child.path)?
-            && !is_populated(hierarchy, &child.path)?
-        {
-            abandoned.push(scope);
-        }
+/// Removes a cgroup that was made here, is empty, and that nobody looks after. False when it is not such a one.
+pub fn remove_abandoned(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Error> {
+    if !is_scope(path) {
+        return Ok(false);
     }
-    Ok(abandoned)
+    // Held until it is removed, so that only one of those who find it removes it.
+    let Some(_claimed) = Scope::claim(hierarchy, path)? else { return Ok(false) };
+    Ok(!is_populated(hierarchy, path)? && remove(hierarchy, path)?)
+}
+
+/// Removes the abandoned cgroups directly in `parent`.
+pub fn sweep(hierarchy: &Hierarchy, parent: &CgroupPath) -> Result<(), Error> {
+    for child in hierarchy.children(parent)? {
+        remove_abandoned(hierarchy, &child.path)?;
+    }
+    Ok(())
 }

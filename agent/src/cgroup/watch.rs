@@ -3,7 +3,7 @@
 //! **Invariant:** a directory is watched before it is listed, so a cgroup that appears in between is reported twice and
 //! never missed. When the kernel drops events the watcher says so, and its user must look at everything again.
 
-use std::{collections::HashMap, ffi::OsStr, io};
+use std::{collections::HashMap, io};
 
 use futures_util::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
@@ -61,8 +61,9 @@ impl Watch {
                 self.paths.remove(&event.wd);
                 continue;
             }
-            let (Some(parent), Some(name)) = (self.paths.get(&event.wd), event.name.as_deref().and_then(OsStr::to_str))
-            else {
+            let (Some(parent), Some(name)) = (self.paths.get(&event.wd), event.name.as_deref()) else { continue };
+            let Some(name) = name.to_str() else {
+                log::error!("{name:?} in {parent} is NOT looked at: its name is not UTF-8");
                 continue;
             };
             if !event.mask.contains(EventMask::ISDIR) {

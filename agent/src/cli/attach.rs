@@ -44,14 +44,17 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let pins = pins.to_change()?;
     let lock = pins.create_and_lock()?;
     let attached = attach(&pins, &lock, &hierarchy, &cgroup, &by);
-    datapath::tidy(&pins, lock)?;
+    if attached.is_ok() {
+        pins.tell_daemon(&lock)?;
+    }
+    datapath::tidy(&pins, lock, &hierarchy)?;
     attached?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn attach(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, cgroup: &Cgroup, by: &Resolved) -> anyhow::Result<()> {
     let mut datapath = Datapath::open_or_load(pins, lock)?;
-    datapath.sweep(lock)?;
+    datapath.sweep(lock, hierarchy)?;
     if let Some(existing) = datapath.attachment(cgroup.id)?
         && !existing.is_manual()
     {

@@ -23,15 +23,22 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let hierarchy = Hierarchy::find()?;
     let cgroup = hierarchy.open(&hierarchy.parse(&args.cgroup)?)?;
     let Some(pins) = pins.to_look() else { return Ok(ExitCode::SUCCESS) };
-    let Some(mut datapath) = Datapath::open(&pins)? else { return Ok(ExitCode::SUCCESS) };
-    let lock = datapath.lock()?;
-    if let Some(attachment) = datapath.attachment(cgroup.id)?
-        && !attachment.is_manual()
-        && pins.daemon_runs()?
-    {
-        bail!("{} is steered by the daemon's configuration, which would attach it again; change it there", cgroup.path);
+    let Some(lock) = pins.lock()? else { return Ok(ExitCode::SUCCESS) };
+    if let Some(mut datapath) = Datapath::open(&pins)? {
+        if let Some(attachment) = datapath.attachment(cgroup.id)?
+            && !attachment.is_manual()
+            && pins.daemon_runs()?
+        {
+            bail!(
+                "{} is steered by the daemon's configuration, which would attach it again; change it there",
+                cgroup.path
+            );
+        }
+        datapath.detach(&lock, &hierarchy, cgroup.id)?;
     }
-    datapath.detach(&lock, &hierarchy, cgroup.id)?;
-    datapath::tidy(&pins, lock)?;
+    datapath::detach_other_versions(&pins, &lock, cgroup.id)?;
+    // The configuration may name it, too.
+    pins.tell_daemon(&lock)?;
+    datapath::tidy(&pins, lock, &hierarchy)?;
     Ok(ExitCode::SUCCESS)
 }

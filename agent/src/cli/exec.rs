@@ -2,8 +2,8 @@
 //!
 //! This process becomes the command, so its terminal, signals and exit status are the command's own. Another process, the
 //! keeper, is started first; it waits outside the new cgroup and removes it when its last process has ended. Killed at
-//! any moment, neither leaves more than an empty cgroup and its pins, which the other, or the next `steer` command,
-//! sweeps up.
+//! any moment, neither leaves more than an empty cgroup and its pins, which the other sweeps up, or the next `steer exec`,
+//! `attach`, `detach` or daemon on the same pins.
 
 use std::{
     ffi::OsString,
@@ -12,6 +12,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
+use anyhow::Context as _;
 use thiserror::Error;
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
     target::{By, Resolved},
 };
 use crate::{
-    cgroup::{CgroupPath, Hierarchy, scope, scope::Scope},
+    cgroup::{Hierarchy, scope, scope::Scope},
     config::OtherNetns,
     datapath::{Datapath, Pins},
     preflight::require_privilege,
@@ -84,7 +85,9 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     let by = args.by.resolve(args.other_netns)?;
     let pins = pins.to_change()?;
     let own = hierarchy.own()?;
-    sweep(&hierarchy, &pins, &own);
+    if let Err(error) = scope::sweep(&hierarchy, &own) {
+        log::warn!("remove what a killed `steer exec` left: {error}");
+    }
     let scope = Scope::create(&hierarchy, &own)?;
     // From here on the keeper cleans up, whatever becomes of this process.
     let wrapper = start_keeper(&scope, &pins)?;
@@ -95,21 +98,10 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes what killed processes left here. What cannot be removed does not keep the command from running.
-fn sweep(hierarchy: &Hierarchy, pins: &Pins, parent: &CgroupPath) {
-    let swept = scope::abandoned_in(hierarchy, parent).map_err(anyhow::Error::from).and_then(|abandoned| {
-        abandoned
-            .iter()
-            .try_for_each(|scope| crate::keeper::clean_up(hierarchy, pins, &scope.cgroup.path, scope.cgroup.id))
-    });
-    if let Err(error) = swept {
-        log::warn!("clean up after an earlier `steer exec`: {}", super::describe(&error));
-    }
-}
-
 fn attach(hierarchy: &Hierarchy, pins: &Pins, scope: &Scope, by: &Resolved) -> anyhow::Result<()> {
     let lock = pins.create_and_lock()?;
     let mut datapath = Datapath::open_or_load(pins, &lock)?;
+    datapath.sweep(&lock, hierarchy)?;
     let slot = by.slot(&mut datapath, &lock)?;
     datapath.attach(&lock, hierarchy, &scope.cgroup, slot, true)?;
     Ok(())
@@ -120,6 +112,7 @@ fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
     let (reader, writer) = io::pipe()?;
     let (reader_fd, lock_fd) = (reader.as_raw_fd(), scope.lock_fd());
     let inherited = [Some(reader_fd), Some(lock_fd), pins.anchor()];
+    let others = open_descriptors().context("list the open descriptors")?;
     let mut keeper = Command::new("/proc/self/exe");
     keeper
         .arg0("steer-keeper")
@@ -134,6 +127,10 @@ fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
     // SAFETY: only async-signal-safe calls between fork and exec: fcntl, setsid, fork, _exit.
     unsafe {
         keeper.pre_exec(move || {
+            // Whatever else the caller has handed down, as the other end of a pipe, is the command's, not the keeper's.
+            for &fd in &others {
+                libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+            }
             // Inherited by the keeper, not by the command.
             for fd in inherited.into_iter().flatten() {
                 if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
@@ -154,4 +151,11 @@ fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
     let status = keeper.status()?;
     anyhow::ensure!(status.success(), "start the keeper: {status}");
     Ok(writer)
+}
+
+/// All descriptors of this process but the standard ones.
+fn open_descriptors() -> io::Result<Vec<i32>> {
+    let entries = std::fs::read_dir("/proc/self/fd")?;
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(numbers.filter(|&fd| fd > 2).collect())
 }

@@ -31,9 +31,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     if let Ok(hierarchy) = &hierarchy {
         for id in &removed.cgroups {
             let Some(path) = hierarchy.path_of(*id).filter(scope::is_scope) else { continue };
-            if !scope::is_populated(hierarchy, &path)? {
-                scope::remove(hierarchy, &path)?;
-            }
+            scope::remove_abandoned(hierarchy, &path)?;
         }
     }
     if args.json {

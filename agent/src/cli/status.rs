@@ -23,7 +23,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     require_privilege("status")?;
     let status = match pins.to_look() {
         Some(pins) => stats::read(&pins, &Hierarchy::find()?)?,
-        None => Status { daemon: false, policies: Vec::new() },
+        None => Status::default(),
     };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
 }
 
 fn print(status: &Status) {
-    if status.policies.is_empty() {
+    if status.policies.is_empty() && status.other_versions.is_empty() {
         println!("nothing is steered");
     } else {
         let mut table = Table::new();
@@ -52,6 +52,10 @@ fn print(status: &Status) {
             ]);
         }
         println!("{table}");
+    }
+    for cgroup in &status.other_versions {
+        let path = cgroup.path.as_ref().map_or_else(|| cgroup.id.to_string(), ToString::to_string);
+        println!("{path} is steered by another version of steer");
     }
     println!("daemon: {}", if status.daemon { "running" } else { "not running" });
 }

@@ -2,13 +2,19 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use steer_common::record::{INTERFACE_BYTES, NAME_BYTES};
+use steer_common::{
+    POLICY_SLOTS,
+    record::{INTERFACE_BYTES, NAME_BYTES},
+};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
 use super::{Config, OtherNetns, Pattern, Policy, Problem, Problems};
+
+/// Leaves slots for what is attached by hand, and for policies that change.
+const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
 
 /// Parses a configuration. `file` is only named in messages.
 pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
@@ -69,6 +75,9 @@ impl Reader<'_> {
             self.wrong("policy", value, "expected [[policy]], with double brackets");
             return;
         };
+        if tables.len() > MOST_POLICIES {
+            self.wrong("policy", value, format!("{} policies; expected {MOST_POLICIES} at most", tables.len()));
+        }
         let mut names: BTreeMap<String, usize> = BTreeMap::new();
         let mut patterns: BTreeMap<String, String> = BTreeMap::new();
         for (index, table) in tables.iter().enumerate() {

@@ -17,6 +17,7 @@ pub(super) enum Event {
     Hangup,
     Terminate,
     PinsRemoved,
+    ChangedByHand,
     /// Something failed a moment ago.
     Behind,
 }
@@ -54,6 +55,7 @@ impl Sources {
             file = self.files.next() => Ok(match file? {
                 files::Change::Config => Event::ConfigChanged,
                 files::Change::Pins => Event::PinsRemoved,
+                files::Change::ByHand => Event::ChangedByHand,
             }),
             _ = self.hangup.recv() => Ok(Event::Hangup),
             change = self.cgroups.next() => Ok(Event::Cgroups(change?)),

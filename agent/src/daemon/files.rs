@@ -14,7 +14,7 @@ use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
 use tokio::time::Instant;
 
-use crate::datapath::DAEMON_DIRECTORY;
+use crate::datapath::{CHANGED_BY_HAND, DAEMON_DIRECTORY};
 
 /// How long a file must have stayed the same.
 const SETTLED: Duration = Duration::from_millis(20);
@@ -26,11 +26,14 @@ pub(super) enum Change {
     Config,
     /// The pin directory is gone.
     Pins,
+    /// A command has attached or detached something.
+    ByHand,
 }
 
 pub(super) struct Watch {
     events: EventStream<[u8; 4096]>,
     pins: WatchDescriptor,
+    commands: WatchDescriptor,
     file: PathBuf,
     /// Names under which the file is seen: its own, and that of what it links to.
     names: [OsString; 2],
@@ -58,11 +61,14 @@ impl Watch {
         for path in [&file, &target] {
             inotify.watches().add(path.parent().unwrap_or(Path::new("/")), mask)?;
         }
+        let daemon_directory = pins.join(DAEMON_DIRECTORY);
         let pins = inotify.watches().add(pins, WatchMask::DELETE | WatchMask::ONLYDIR)?;
+        let commands = inotify.watches().add(daemon_directory, WatchMask::DELETE | WatchMask::ONLYDIR)?;
         let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
         Ok(Self {
             events: inotify.into_event_stream([0; 4096])?,
             pins,
+            commands,
             names: [name(&file), name(&target)],
             file,
             changing: None,
@@ -87,6 +93,12 @@ impl Watch {
             // The daemon's own directory goes first; that of the pins is not reported, for this process holds it.
             if event.wd == self.pins && name == Some(OsStr::new(DAEMON_DIRECTORY)) {
                 return Ok(Change::Pins);
+            }
+            if event.wd == self.commands {
+                if name == Some(OsStr::new(CHANGED_BY_HAND)) {
+                    return Ok(Change::ByHand);
+                }
+                continue;
             }
             if event.wd != self.pins && self.names.iter().any(|own| Some(own.as_os_str()) == name) {
                 self.changing = Some((Fingerprint::of(&self.file), Instant::now() + SETTLED));

@@ -79,7 +79,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         };
         let caught_up = matches!(event, Event::Behind);
         let handled = match event {
-            Event::Behind => steering.catch_up(&mut sources.cgroups),
+            Event::Behind | Event::ChangedByHand => steering.catch_up(&mut sources.cgroups),
             Event::Links(change) => steering.links_changed(change),
             Event::Cgroups(change) => steering.cgroups_changed(change, &mut sources.cgroups),
             Event::ConfigChanged | Event::Hangup => reload(&options, &mut steering, &mut sources),
@@ -112,11 +112,9 @@ fn reload(options: &Options, steering: &mut Steering, sources: &mut Sources) -> 
             options.config_file.display()
         ),
         Ok(config) => {
-            let policies = Policies::new(config);
-            if steering.set_policies(policies) {
-                steering.converge(&mut sources.cgroups)?;
-                log::info!("reloaded {}", options.config_file.display());
-            }
+            steering.set_policies(Policies::new(config));
+            steering.converge(&mut sources.cgroups)?;
+            log::info!("reloaded {}", options.config_file.display());
         }
         Err(error) => {
             for line in format!("{error:#}").lines() {

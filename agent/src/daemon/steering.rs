@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::bail;
 use steer_common::Owner;
 
 use crate::{
     cgroup::{self, CgroupPath, Hierarchy},
-    datapath::{self, Datapath, Error, Lock},
+    datapath::{self, Datapath, Error, Lock, PolicyEntry},
     interface::{self, Table},
     plan::{self, Actual, Desired, Step},
     policy::Policies,
@@ -18,33 +19,50 @@ use crate::{
 pub(super) struct Steering {
     datapath: Datapath,
     hierarchy: Hierarchy,
-    policies: Policies,
-    /// Slot of each policy, by its index in `policies`.
-    slots: Vec<u32>,
+    /// What the configuration says.
+    wanted: Policies,
+    /// What has been carried out of it.
+    in_force: InForce,
     table: Table,
     netns_cookie: u64,
     /// Ids of the cgroups attached by configuration: when one is removed, only its path is reported.
     attached: BTreeMap<CgroupPath, u64>,
 }
 
+/// Policies and the slots they are in.
+#[derive(Default)]
+struct InForce {
+    policies: Policies,
+    slots: Vec<u32>,
+}
+
 impl Steering {
-    pub(super) fn new(datapath: Datapath, hierarchy: Hierarchy, policies: Policies) -> anyhow::Result<Self> {
+    pub(super) fn new(datapath: Datapath, hierarchy: Hierarchy, wanted: Policies) -> anyhow::Result<Self> {
+        let netns_cookie = datapath::netns_cookie()?;
+        let foreign = |entry: &PolicyEntry| {
+            entry.is_owned_by(Owner::Config) && !entry.exempts() && entry.record.netns_cookie != netns_cookie
+        };
+        if let Some(entry) = datapath.policies()?.iter().find(|entry| foreign(entry)) {
+            bail!(
+                "policy {} is in force for another network namespace than this one, where its uplink's index means nothing: \
+                 start the daemon there, use another --bpffs here, or end that with `steer off`",
+                entry.name()
+            );
+        }
         Ok(Self {
             datapath,
             hierarchy,
-            policies,
-            slots: Vec::new(),
+            wanted,
+            in_force: InForce::default(),
             table: Table::default(),
-            netns_cookie: datapath::netns_cookie()?,
+            netns_cookie,
             attached: BTreeMap::new(),
         })
     }
 
-    /// Takes in other policies; true when they differ.
-    pub(super) fn set_policies(&mut self, policies: Policies) -> bool {
-        let differ = policies != self.policies;
-        self.policies = policies;
-        differ
+    /// Takes in other policies, to be carried out by [`Self::converge`].
+    pub(super) fn set_policies(&mut self, policies: Policies) {
+        self.wanted = policies;
     }
 
     /// A link came, went or was renamed.
@@ -76,25 +94,28 @@ impl Steering {
     pub(super) fn cgroups_changed(&mut self, change: cgroup::Change, watch: &mut cgroup::Watch) -> Result<(), Error> {
         match change {
             cgroup::Change::Created(path) => {
-                let found = self.named_in(&path, watch)?;
+                let found = self.named_in(&path, &self.in_force, watch)?;
                 if found.is_empty() {
                     return Ok(());
                 }
                 let lock = self.datapath.lock()?;
                 for (cgroup_id, desired) in found {
                     if self.datapath.attachment(cgroup_id)?.is_none_or(|existing| !existing.is_manual()) {
-                        self.attach(&lock, cgroup_id, &desired);
+                        self.attach(&lock, cgroup_id, &desired)?;
                     }
                 }
                 Ok(())
             }
-            cgroup::Change::Removed(path) => match self.attached.remove(&path) {
-                Some(cgroup_id) => {
+            cgroup::Change::Removed(path) => match self.attached.get(&path).copied() {
+                // It may have come again meanwhile, and be attached already.
+                Some(cgroup_id) if self.hierarchy.is_gone(cgroup_id) => {
                     let lock = self.datapath.lock()?;
+                    self.datapath.forget(&lock, cgroup_id)?;
+                    self.attached.remove(&path);
                     log::info!("{path} is gone");
-                    self.datapath.forget(&lock, cgroup_id)
+                    Ok(())
                 }
-                None => Ok(()),
+                _ => Ok(()),
             },
             cgroup::Change::Lost => {
                 log::warn!("the kernel dropped reports of new cgroups; looking at all of them again");
@@ -103,11 +124,11 @@ impl Steering {
         }
     }
 
-    /// Makes everything as the policies say.
+    /// Makes everything as the configuration says.
     pub(super) fn converge(&mut self, watch: &mut cgroup::Watch) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
         let records = self
-            .policies
+            .wanted
             .targets()
             .map(|(name, target)| {
                 let ifindex = target.interface.as_deref().and_then(|interface| self.table.resolve(interface));
@@ -119,10 +140,11 @@ impl Steering {
                 target.record(name, Owner::Config, ifindex, self.netns_cookie)
             })
             .collect::<Vec<_>>();
-        self.slots = self.datapath.put_policies(&lock, &records)?;
-        self.datapath.sweep(&lock)?;
-        let desired = self.named_in(&CgroupPath::root(), watch)?;
-        let actual = self
+        let slots = self.datapath.put_policies(&lock, &records)?;
+        let next = InForce { policies: self.wanted.clone(), slots };
+        self.datapath.sweep(&lock, &self.hierarchy)?;
+        let desired = self.named_in(&CgroupPath::root(), &next, watch)?;
+        let actual: BTreeMap<u64, Actual> = self
             .datapath
             .attachments()?
             .into_iter()
@@ -135,14 +157,11 @@ impl Steering {
                 (attachment.cgroup_id, actual)
             })
             .collect();
-        self.attached = desired
-            .iter()
-            .filter(|(id, _)| actual_is_ours(&actual, **id))
-            .map(|(&id, desired)| (desired.path.clone(), id))
-            .collect();
+        let ours = |id: &u64| actual.get(id).is_some_and(|actual| !actual.manual);
+        self.attached = desired.iter().filter(|(id, _)| ours(id)).map(|(&id, to)| (to.path.clone(), id)).collect();
         for step in plan::steps(&desired, &actual) {
             match step {
-                Step::Attach { cgroup_id, desired } => self.attach(&lock, cgroup_id, &desired),
+                Step::Attach { cgroup_id, desired } => self.attach(&lock, cgroup_id, &desired)?,
                 Step::Detach { cgroup_id } => {
                     self.datapath.detach(&lock, &self.hierarchy, cgroup_id)?;
                     let path = self.hierarchy.path_of(cgroup_id);
@@ -150,24 +169,36 @@ impl Steering {
                 }
             }
         }
-        self.datapath.retire_policies(&lock, &self.slots)
+        self.datapath.retire_policies(&lock, &next.slots)?;
+        self.in_force = next;
+        Ok(())
     }
 
     /// The cgroups at `path` and below it to which a policy is to be attached, by id. Watches those in which more may appear.
-    fn named_in(&mut self, path: &CgroupPath, watch: &mut cgroup::Watch) -> Result<BTreeMap<u64, Desired>, Error> {
+    fn named_in(
+        &self,
+        path: &CgroupPath,
+        in_force: &InForce,
+        watch: &mut cgroup::Watch,
+    ) -> Result<BTreeMap<u64, Desired>, Error> {
+        let manual = self.datapath.attachments_by_hand()?;
+        let by_hand = |path: &CgroupPath| {
+            !manual.is_empty() && self.hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
+        };
+        let InForce { policies, slots } = in_force;
         let mut named = BTreeMap::new();
         let mut waiting = vec![path.clone()];
         while let Some(path) = waiting.pop() {
-            if let Some(policy) = self.policies.attaching(&path) {
+            if let Some(&slot) = policies.attaching(&path, by_hand).and_then(|policy| slots.get(policy)) {
                 match self.hierarchy.open(&path) {
                     Ok(cgroup) => {
-                        named.insert(cgroup.id, Desired { path: path.clone(), slot: self.slots[policy] });
+                        named.insert(cgroup.id, Desired { path: path.clone(), slot });
                     }
                     Err(cgroup::Error::Missing { .. }) => continue,
                     Err(error) => return Err(error.into()),
                 }
             }
-            if self.policies.may_name_below(&path) {
+            if policies.may_name_below(&path) {
                 // Watched before it is listed: nothing is missed in between.
                 if let Err(error) = watch.add(&self.hierarchy, &path) {
                     log::error!("new cgroups in {path} will NOT be noticed: {error}");
@@ -178,8 +209,9 @@ impl Steering {
         Ok(named)
     }
 
-    /// Attaches one cgroup. One that is gone meanwhile needs nothing; another failure is logged.
-    fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) {
+    /// Attaches one cgroup. One that is gone meanwhile needs nothing; another failure is logged, and does not keep others from
+    /// being attached.
+    fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) -> Result<(), Error> {
         let attached = self.hierarchy.open(&desired.path).map_err(Error::from).and_then(|cgroup| {
             if cgroup.id == cgroup_id {
                 self.datapath.attach(lock, &self.hierarchy, &cgroup, desired.slot, false)?;
@@ -189,8 +221,12 @@ impl Steering {
             Ok(())
         });
         match attached {
-            Ok(()) | Err(Error::Cgroup(cgroup::Error::Missing { .. })) => {}
-            Err(error) => log::error!("{} is NOT steered: {error}", desired.path),
+            Ok(()) | Err(Error::Cgroup(cgroup::Error::Missing { .. })) => Ok(()),
+            Err(error @ Error::SwitchedOff { .. }) => Err(error),
+            Err(error) => {
+                log::error!("{} is NOT steered: {error}", desired.path);
+                Ok(())
+            }
         }
     }
 
@@ -207,8 +243,4 @@ impl Steering {
         }
         Ok(())
     }
-}
-
-fn actual_is_ours(actual: &BTreeMap<u64, Actual>, cgroup_id: u64) -> bool {
-    actual.get(&cgroup_id).is_some_and(|actual| !actual.manual)
 }

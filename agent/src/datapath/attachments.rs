@@ -1,9 +1,10 @@
 //! Attachments: the links of one cgroup and its record.
 //!
-//! **Invariant:** a pinned link always has a filled record behind it, because links are pinned last; and an attachment
-//! below another one carries the nested flag from before its first link until after its last.
+//! **Invariant:** a pinned link always has a filled record behind it, because links are pinned last; and when an attachment
+//! gets its first link, all those below it have the nested flag already.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
@@ -50,6 +51,19 @@ impl Datapath {
         Ok(attachments)
     }
 
+    /// Ids of the cgroups attached by hand.
+    pub fn attachments_by_hand(&self) -> Result<BTreeSet<u64>, Error> {
+        let mut ids = BTreeSet::new();
+        for path in list(&self.pins.links())? {
+            if let Ok(cgroup_id) = file_name(&path).parse()
+                && self.record(cgroup_id)?.is_some_and(|record| record.flags & attachment_flags::MANUAL != 0)
+            {
+                ids.insert(cgroup_id);
+            }
+        }
+        Ok(ids)
+    }
+
     /// The attachment of one cgroup.
     pub fn attachment(&self, cgroup_id: u64) -> Result<Option<Attachment>, Error> {
         if self.pins.attachment(cgroup_id).exists() { self.read_attachment(cgroup_id).map(Some) } else { Ok(None) }
@@ -89,6 +103,12 @@ impl Datapath {
         }
     }
 
+    /// Lets an attachment name another slot.
+    pub(super) fn point_to(&mut self, _lock: &Lock, attachment: &Attachment, slot: u32) -> Result<(), Error> {
+        self.set_record(attachment.cgroup_id, AttachmentRecord { policy: slot, ..attachment.record })?;
+        Ok(())
+    }
+
     /// Steers a cgroup by the policy in `slot`. Doing it again changes the policy, or mends what is incomplete.
     pub fn attach(
         &mut self,
@@ -116,12 +136,21 @@ impl Datapath {
                 created.push((program.hook.name, link));
             }
         }
-        self.set_record(cgroup.id, record)?;
+        if !self.set_record(cgroup.id, record)? {
+            // The links run a program of other maps than these.
+            return Err(Error::Foreign { path: self.pins.abi() });
+        }
+        self.still_there()?;
         let pinned = |action: &'static str, path: &Path| {
             let path = path.to_owned();
             move |source: io::Error| Error::Pin { action, path, source }
         };
-        fs::create_dir_all(&directory).map_err(pinned("create", &directory))?;
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(pinned("create", &directory)(error));
+            }
+            _ => {}
+        }
         for (name, link) in created {
             let path = directory.join(name);
             bpf::pin(link.as_fd(), &path).map_err(pinned("pin", &path))?;

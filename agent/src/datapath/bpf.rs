@@ -122,6 +122,8 @@ pub(super) struct ProgramInfo {
     pub(super) id: u32,
     /// Hash of the instructions.
     pub(super) tag: [u8; 8],
+    /// Length after the verifier, which leaves out what cannot run.
+    pub(super) xlated_bytes: u32,
     /// Name given by its loader, at most 15 bytes.
     pub(super) name: String,
     /// User that loaded it.
@@ -137,6 +139,7 @@ pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     Ok(ProgramInfo {
         id: info.id,
         tag: info.tag,
+        xlated_bytes: info.xlated_prog_len,
         name: String::from_utf8_lossy(&name).into_owned(),
         uid: info.created_by_uid,
     })

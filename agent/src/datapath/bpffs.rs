@@ -6,7 +6,10 @@
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -52,13 +55,17 @@ pub fn locate(directory: &Path) -> Option<Located> {
     })
 }
 
-/// As [`locate`], mounting the bpffs if it is missing: at `/sys/fs/bpf`, or at `directory` itself when it is elsewhere.
+/// As [`locate`], mounting the bpffs if it is missing: at `/sys/fs/bpf`, or at `directory` itself when it is elsewhere and
+/// empty.
 pub fn locate_or_mount(directory: &Path) -> Result<Located, Error> {
     if let Some(found) = locate(directory) {
         return Ok(found);
     }
     let point = if directory.starts_with(MOUNT_POINT) { Path::new(MOUNT_POINT) } else { directory };
     let failed = |source| Error::Pin { action: "mount a bpffs at", path: point.to_owned(), source };
+    if fs::read_dir(point).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(failed(io::Error::other("it is not empty, and not on a bpffs; name one below /sys/fs/bpf")));
+    }
     in_outermost_mount_namespace(|| mount_bpffs(point)).map_err(failed)?;
     locate(directory).ok_or_else(|| failed(io::Error::other("it was mounted but is not visible")))
 }
@@ -92,6 +99,14 @@ fn ancestors() -> Vec<i32> {
         (parent > 0).then_some(parent)
     };
     std::iter::successors(Some(getppid().as_raw()).filter(|pid| *pid > 0), |pid| parent_of(*pid)).collect()
+}
+
+/// Whether a file system is mounted at this very directory.
+pub(super) fn is_mount_point(directory: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev());
+    directory
+        .parent()
+        .is_some_and(|parent| device(directory).is_ok_and(|own| device(parent).is_ok_and(|its| own != its)))
 }
 
 /// Whether a path, or where it would be made, is on a bpffs.

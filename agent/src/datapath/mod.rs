@@ -26,8 +26,8 @@ use thiserror::Error;
 pub use attachments::Attachment;
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
-pub use off::{Removed, off, tidy};
-pub use pins::{DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
+pub use off::{Removed, detach_other_versions, off, steered_by_other_versions, tidy};
+pub use pins::{CHANGED_BY_HAND, DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
 pub use policies::{PolicyEntry, text};
 
 /// What can go wrong with the kernel objects.
@@ -173,7 +173,7 @@ impl Datapath {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::Pin { action: "open", path: pins.root().to_owned(), source }),
         };
-        if map::ALL.iter().any(|name| !pins.map(name).exists()) {
+        if !object::maps_are_pinned(pins) {
             return Ok(None);
         }
         Ok(Some(Self {
@@ -187,8 +187,8 @@ impl Datapath {
 
     /// Opens what is pinned, loading and pinning what is missing.
     pub fn open_or_load(pins: &Pins, lock: &Lock) -> Result<Self, Error> {
-        if let Some(datapath) = Self::open(pins)?
-            && object::programs_are_pinned(pins)
+        if object::is_complete(pins)
+            && let Some(datapath) = Self::open(pins)?
         {
             return Ok(datapath);
         }
@@ -205,6 +205,14 @@ impl Datapath {
     pub fn lock(&self) -> Result<Lock, Error> {
         match self.pins.lock()? {
             Some(lock) if lock.inode == self.root_inode => Ok(lock),
+            _ => Err(Error::SwitchedOff { path: self.pins.root().to_owned() }),
+        }
+    }
+
+    /// Fails once `steer off` has removed what this came from: it does not wait for ever for a lock that somebody holds.
+    fn still_there(&self) -> Result<(), Error> {
+        match std::fs::metadata(self.pins.root()) {
+            Ok(root) if std::os::unix::fs::MetadataExt::ino(&root) == self.root_inode => Ok(()),
             _ => Err(Error::SwitchedOff { path: self.pins.root().to_owned() }),
         }
     }

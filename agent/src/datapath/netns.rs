@@ -41,14 +41,14 @@ fn observe(hierarchy: &Hierarchy) -> Result<u64, Error> {
     let scope = Scope::create(hierarchy, &hierarchy.own()?)?;
     let observed = observe_in(hierarchy, &scope.cgroup);
     match (observed, scope::remove(hierarchy, &scope.cgroup.path)) {
-        (observed, Ok(())) => observed,
+        (observed, Ok(_)) => observed,
         (Ok(_), Err(error)) => Err(error.into()),
         (Err(first), Err(second)) => Err(Error::Several(vec![first, second.into()])),
     }
 }
 
 fn observe_in(hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<u64, Error> {
-    object::raise_memlock();
+    let _raised = object::Memlock::raise();
     let mut object = EbpfLoader::new().load(OBJECT)?;
     let program: &mut CgroupSock = object
         .program_mut(netns::PROGRAM)

@@ -12,7 +12,7 @@ use aya::{EbpfLoader, include_bytes_aligned, programs::ProgramError};
 use aya_obj::generated::bpf_attach_type;
 use steer_common::{map, program};
 
-use super::{Error, Lock, Pins, bpf};
+use super::{Error, Lock, Pins, bpf, pins::file_name};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer"));
 
@@ -45,8 +45,25 @@ impl LogLevel {
     }
 }
 
-pub(super) fn programs_are_pinned(pins: &Pins) -> bool {
-    HOOKS.iter().all(|hook| pins.program(hook.name).exists())
+pub(super) fn maps_are_pinned(pins: &Pins) -> bool {
+    map::ALL.iter().all(|name| pins.map(name).exists())
+}
+
+/// Whether programs and maps are pinned, and so belong together.
+pub(super) fn is_complete(pins: &Pins) -> bool {
+    maps_are_pinned(pins) && HOOKS.iter().all(|hook| pins.program(hook.name).exists())
+}
+
+/// Sets aside what a removal that was killed half-way has left: programs without all of their maps cannot be used, and
+/// their links, if any, are another version's from now on.
+fn set_fragments_aside(pins: &Pins) -> Result<(), Error> {
+    let abi = pins.abi();
+    if is_complete(pins) || !abi.exists() {
+        return Ok(());
+    }
+    let aside = (0..).map(|number| abi.with_file_name(format!("{}-fragment-{number}", file_name(&abi))));
+    let aside = aside.into_iter().find(|path| !path.exists()).unwrap_or_else(|| abi.clone());
+    fs::rename(&abi, &aside).map_err(|source| Error::Pin { action: "set aside", path: abi, source })
 }
 
 /// A hook with its pinned program, opened.
@@ -75,8 +92,9 @@ pub(super) fn programs(pins: &Pins) -> Result<Vec<Program>, Error> {
 /// Loads the object with the pinned maps where there are any, and pins its programs unless the same ones are pinned.
 /// Returns the loaded object, which is needed only to read the programs' log.
 pub fn load(pins: &Pins, _lock: &Lock, log_level: LogLevel) -> Result<aya::Ebpf, Error> {
+    set_fragments_aside(pins)?;
     pins.create()?;
-    raise_memlock();
+    let _raised = Memlock::raise();
     let level = log_level.as_u8();
     let mut loader = EbpfLoader::new();
     for name in map::ALL {
@@ -107,8 +125,8 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
     let new = bpf::program_info(fd).map_err(pinned("read the program of"))?;
     if path.exists() {
         let old = bpf::open_pin(&path).and_then(|old| bpf::program_info(old.as_fd())).map_err(pinned("open"))?;
-        // The tag does not cover the log level, a constant outside the instructions.
-        if old.tag == new.tag && log_level == LogLevel::Off {
+        // The tag does not cover the log level, a constant outside the instructions; what the verifier left of them does.
+        if old.tag == new.tag && old.xlated_bytes == new.xlated_bytes && log_level == LogLevel::Off {
             return Ok(());
         }
     }
@@ -121,11 +139,29 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
     fs::rename(&next, &path).map_err(pinned("replace"))
 }
 
-/// Before Linux 5.11 BPF memory counts against RLIMIT_MEMLOCK; later kernels do not look.
-pub(super) fn raise_memlock() {
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: a plain struct, read during the call.
-    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {
-        log::debug!("raise RLIMIT_MEMLOCK: {}", io::Error::last_os_error());
+/// Before Linux 5.11 BPF memory counts against RLIMIT_MEMLOCK; later kernels do not look. Dropped, the limit is what it was,
+/// for `steer exec` must not hand another one down.
+pub(super) struct Memlock(Option<libc::rlimit>);
+
+impl Memlock {
+    pub(super) fn raise() -> Self {
+        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a plain struct, written during the call.
+        if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) } != 0 {
+            return Self(None);
+        }
+        let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: a plain struct, read during the call.
+        let raised = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } == 0;
+        Self(raised.then_some(before))
+    }
+}
+
+impl Drop for Memlock {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            // SAFETY: a plain struct, read during the call.
+            unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const before) };
+        }
     }
 }

@@ -3,16 +3,22 @@
 //! **Invariant:** removal goes on past errors and reports them all; it needs nothing but the pins, so it works without a
 //! daemon, beside a hung one, and on the pins of any version.
 
-use std::{collections::BTreeSet, fs, io, os::fd::AsFd as _, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use steer_common::Owner;
 
 use super::{
     Datapath, Error, Lock, Pins,
     attachments::detach_links,
-    bpf,
+    bpf, bpffs,
     pins::{file_name, list},
 };
+use crate::cgroup::{Hierarchy, scope};
 
 /// What `off` took away.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -38,32 +44,62 @@ pub fn off(pins: &Pins) -> Result<Removed, Error> {
         }
         Err(error) => return Err(error),
     };
-    for version in list(pins.root())? {
-        for attachment in list(&version.join("links"))? {
+    for version in pins.versions()? {
+        for attachment in listed(&version.join("links"), &mut removed.errors) {
             if let Err(error) = detach_links(&attachment) {
                 removed.errors.push(error.to_string());
             }
             removed.cgroups.extend(file_name(&attachment).parse::<u64>().ok());
         }
-        for pin in
-            ["programs", "maps"].iter().map(|kind| list(&version.join(kind))).collect::<Result<Vec<_>, _>>()?.concat()
-        {
-            removed.pins.push(pin.display().to_string());
+        for kind in KINDS {
+            for pin in listed(&version.join(kind), &mut removed.errors) {
+                removed.pins.push(pin.display().to_string());
+            }
         }
     }
-    remove_tree(pins.root(), &mut removed.errors);
+    remove_pins(pins, &mut removed.errors);
     drop(lock);
     removed.cgroups.sort_unstable();
     Ok(removed)
 }
 
-/// Removes a directory with all that is in it, collecting errors.
-fn remove_tree(directory: &Path, errors: &mut Vec<String>) {
-    let entries = list(directory).unwrap_or_else(|error| {
+/// Entries of a directory; what goes wrong is only noted.
+fn listed(directory: &Path, errors: &mut Vec<String>) -> Vec<PathBuf> {
+    list(directory).unwrap_or_else(|error| {
         errors.push(error.to_string());
         Vec::new()
-    });
-    for path in entries {
+    })
+}
+
+/// Kinds of pins, in the order they are removed: a program without its maps is of no use and shows that; a map without its
+/// programs looks whole.
+const KINDS: [&str; 2] = ["programs", "maps"];
+
+/// Removes the pin directory with all that steer has made in it; and its mount, if it is one that steer has made.
+fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
+    for version in pins.versions().unwrap_or_default() {
+        for kind in KINDS {
+            remove_tree(&version.join(kind), errors);
+        }
+        remove_tree(&version, errors);
+    }
+    remove_tree(&pins.daemon(), errors);
+    if bpffs::is_mount_point(pins.root()) {
+        if let Err(error) = nix::mount::umount(pins.root()) {
+            errors.push(format!("unmount {}: {error}", pins.root().display()));
+        }
+    }
+    match fs::remove_dir(pins.root()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            errors.push(format!("remove {}: {error}", pins.root().display()));
+        }
+        _ => {}
+    }
+}
+
+/// Removes a directory with all that is in it, collecting errors.
+fn remove_tree(directory: &Path, errors: &mut Vec<String>) {
+    for path in listed(directory, errors) {
         if path.is_dir() {
             remove_tree(&path, errors);
         } else if let Err(error) = fs::remove_file(&path) {
@@ -79,18 +115,18 @@ fn remove_tree(directory: &Path, errors: &mut Vec<String>) {
 }
 
 impl Datapath {
-    /// Takes away attachments whose cgroup is gone, and slots made by hand that nobody uses. One that has lost only some
-    /// of its links is left as it is: taking the rest away would unsteer it.
-    /// Returns how many attachments went.
-    pub fn sweep(&mut self, lock: &Lock) -> Result<usize, Error> {
+    /// Takes away attachments whose cgroup is gone, what killed `steer exec`s have left, and slots made by hand that nobody
+    /// uses. One that has lost only some of its links is left as it is: taking the rest away would unsteer it.
+    pub fn sweep(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
         let mut used = BTreeSet::new();
-        let mut swept = 0;
         for attachment in self.attachments()? {
-            if attachment.live {
-                used.insert(attachment.record.policy);
-            } else {
+            let gone = !attachment.live
+                || hierarchy.is_gone(attachment.cgroup_id)
+                || (attachment.is_manual() && remove_if_abandoned(hierarchy, attachment.cgroup_id)?);
+            if gone {
                 self.forget(lock, attachment.cgroup_id)?;
-                swept += 1;
+            } else {
+                used.insert(attachment.record.policy);
             }
         }
         for entry in self.policies()? {
@@ -98,28 +134,36 @@ impl Datapath {
                 self.free_policy(entry.slot)?;
             }
         }
-        Ok(swept)
+        Ok(())
+    }
+}
+
+/// Removes the cgroup of a `steer exec` that is empty and that nobody looks after. False when it is not one.
+fn remove_if_abandoned(hierarchy: &Hierarchy, cgroup_id: u64) -> Result<bool, Error> {
+    match hierarchy.path_of(cgroup_id) {
+        Some(path) => Ok(scope::remove_abandoned(hierarchy, &path)?),
+        None => Ok(false),
     }
 }
 
 /// Sweeps, and removes everything once nothing is steered, no configured policy waits for a cgroup, and no daemon runs; also
-/// what a failed start left. Returns whether it did.
-pub fn tidy(pins: &Pins, lock: Lock) -> Result<bool, Error> {
+/// what a failed start left.
+pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
     let mut waiting = false;
     if let Some(mut datapath) = Datapath::open(pins)? {
-        datapath.sweep(&lock)?;
+        datapath.sweep(&lock, hierarchy)?;
         waiting = !datapath.policies()?.is_empty();
     }
     let unused = !waiting && list(&pins.links())?.is_empty() && pins.other_abis()?.is_empty() && !pins.daemon_runs()?;
     if unused {
         let mut errors = Vec::new();
-        remove_tree(pins.root(), &mut errors);
+        remove_pins(pins, &mut errors);
         for error in &errors {
             log::warn!("{error}");
         }
     }
     drop(lock);
-    Ok(unused)
+    Ok(())
 }
 
 impl Datapath {
@@ -149,6 +193,34 @@ impl Datapath {
         }
         Ok(left)
     }
+}
+
+/// Detaches a cgroup from what another ABI version has attached to it.
+pub fn detach_other_versions(pins: &Pins, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
+    for version in pins.other_abis()? {
+        detach_links(&version.join("links").join(cgroup_id.to_string()))?;
+        if list(&version.join("links"))?.is_empty() {
+            let mut errors = Vec::new();
+            remove_tree(&version, &mut errors);
+            for error in errors {
+                log::warn!("{error}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ids of the cgroups that another ABI version steers.
+pub fn steered_by_other_versions(pins: &Pins) -> Result<Vec<u64>, Error> {
+    let mut cgroups = Vec::new();
+    for version in pins.other_abis()? {
+        for directory in list(&version.join("links"))? {
+            if is_live(&directory)? {
+                cgroups.extend(file_name(&directory).parse::<u64>().ok());
+            }
+        }
+    }
+    Ok(cgroups)
 }
 
 /// Whether any link of an attachment's directory is still attached.

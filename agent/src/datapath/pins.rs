@@ -29,6 +29,10 @@ use super::{Error, bpffs::Located};
 
 /// Name of the directory whose lock a daemon holds.
 pub const DAEMON_DIRECTORY: &str = "daemon";
+/// Name of the directory in it that comes and goes when something was changed by hand.
+pub const CHANGED_BY_HAND: &str = "changed";
+/// How long somebody who looks for a daemon may hold its lock.
+const GLANCE: Duration = Duration::from_millis(500);
 const ABI_PREFIX: &str = "abi";
 /// How long a change waits for another one to finish before it gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -91,17 +95,19 @@ impl Pins {
         self.links().join(cgroup_id.to_string())
     }
 
-    fn daemon(&self) -> PathBuf {
+    pub(super) fn daemon(&self) -> PathBuf {
         self.root.join(DAEMON_DIRECTORY)
     }
 
-    /// Directories of pinned state of other ABI versions.
+    /// Directories of pinned state, of all ABI versions.
+    pub(super) fn versions(&self) -> Result<Vec<PathBuf>, Error> {
+        Ok(list(&self.root)?.into_iter().filter(|path| file_name(path).starts_with(ABI_PREFIX)).collect())
+    }
+
+    /// Those of other ABI versions.
     pub(super) fn other_abis(&self) -> Result<Vec<PathBuf>, Error> {
         let own = self.abi();
-        Ok(list(&self.root)?
-            .into_iter()
-            .filter(|path| *path != own && file_name(path).starts_with(ABI_PREFIX))
-            .collect())
+        Ok(self.versions()?.into_iter().filter(|path| *path != own).collect())
     }
 
     /// Makes the directories.
@@ -158,13 +164,30 @@ impl Pins {
     pub fn daemon_lock(&self, _lock: &Lock) -> Result<Option<DaemonLock>, Error> {
         let path = self.daemon();
         fs::create_dir_all(&path).map_err(|source| Error::Pin { action: "create", path: path.clone(), source })?;
-        try_daemon_lock(&path)
+        let deadline = Instant::now() + GLANCE;
+        loop {
+            // Those who only look whether there is a daemon hold the lock for a moment.
+            match try_daemon_lock(&path, FlockArg::LockExclusiveNonblock)? {
+                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+                lock => return Ok(lock),
+            }
+        }
     }
 
     /// Whether a daemon is running.
     pub fn daemon_runs(&self) -> Result<bool, Error> {
         let path = self.daemon();
-        Ok(path.exists() && try_daemon_lock(&path)?.is_none())
+        Ok(path.exists() && try_daemon_lock(&path, FlockArg::LockSharedNonblock)?.is_none())
+    }
+
+    /// Tells the daemon, if there is one, that something was changed by hand: it sees the directory come and go.
+    pub fn tell_daemon(&self, _lock: &Lock) -> Result<(), Error> {
+        let path = self.daemon().join(CHANGED_BY_HAND);
+        if !self.daemon_runs()? {
+            return Ok(());
+        }
+        let told = fs::create_dir(&path).and_then(|()| fs::remove_dir(&path));
+        told.map_err(|source| Error::Pin { action: "tell the daemon by", path, source })
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
@@ -172,9 +195,9 @@ impl Pins {
     }
 }
 
-fn try_daemon_lock(path: &Path) -> Result<Option<DaemonLock>, Error> {
+fn try_daemon_lock(path: &Path, how: FlockArg) -> Result<Option<DaemonLock>, Error> {
     let failed = |source| Error::Pin { action: "lock", path: path.to_owned(), source };
-    match Flock::lock(fs::File::open(path).map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+    match Flock::lock(fs::File::open(path).map_err(failed)?, how) {
         Ok(flock) => Ok(Some(DaemonLock { _flock: flock })),
         Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(failed(errno.into())),

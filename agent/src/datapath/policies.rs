@@ -1,11 +1,13 @@
-//! The policy slots: finding, filling, changing and freeing them.
+//! The policy slots: finding, filling and freeing them, and following uplinks.
 //!
-//! **Invariant:** a reader in the kernel sees whole words, not whole records. So a change of anything but the uplink's
-//! index goes through a closed policy, and no mixture of two neighbouring states is less strict than both.
+//! **Invariant:** what a slot means does not change while an attachment names it, except for the uplink's index, which is one
+//! word. A policy that has become another one gets another slot, and attachments are pointed to it one by one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use steer_common::{CLOSED_IFINDEX, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, map};
+use steer_common::{
+    CLOSED_IFINDEX, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, map, record::INTERFACE_BYTES,
+};
 
 use super::{Datapath, Error, Lock, map_error};
 use crate::interface::Table;
@@ -47,15 +49,9 @@ impl PolicyEntry {
     }
 }
 
-/// Whether two records are the same policy, perhaps changed. A configured policy is known by its name; one made by hand
-/// is nothing but its content, so that all who ask for the same share a slot.
+/// Whether two records are the same policy, but for where its uplink is now.
 fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
-    if old.owner != new.owner || old.name != new.name {
-        return false;
-    }
-    new.owner == Owner::Config as u32
-        || (old.kind, old.flags, old.netns_cookie, old.interface)
-            == (new.kind, new.flags, new.netns_cookie, new.interface)
+    PolicyRecord { ifindex: new.ifindex, ..*old } == *new
 }
 
 impl Datapath {
@@ -76,41 +72,32 @@ impl Datapath {
         self.policies.get(&slot, 0).map_err(|error| map_error("read a policy", map::POLICIES, error))
     }
 
-    /// Puts each record in the slot that holds the same policy, or else in a free one. Returns their numbers.
+    /// Puts each record in the slot that holds the same policy, or else in a free one. Returns their numbers; nothing is
+    /// changed when there are not enough slots.
     pub fn put_policies(&mut self, _lock: &Lock, records: &[PolicyRecord]) -> Result<Vec<u32>, Error> {
         let mut entries: BTreeMap<u32, PolicyRecord> =
             self.policies()?.into_iter().map(|entry| (entry.slot, entry.record)).collect();
         let mut slots = Vec::with_capacity(records.len());
+        let mut fresh = Vec::new();
         for record in records {
-            let same = entries.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, old)| (*slot, *old));
-            let slot = if let Some((slot, old)) = same {
-                self.change_policy(slot, &old, record)?;
-                slot
-            } else {
-                let slot = (1..POLICY_SLOTS)
-                    .find(|slot| !entries.contains_key(slot))
-                    .ok_or_else(|| Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 })?;
-                self.zero_counters(slot)?;
-                self.set_policy(slot, record)?;
-                slot
+            let same = entries.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, _)| *slot);
+            let slot = match same.or_else(|| (1..POLICY_SLOTS).find(|slot| !entries.contains_key(slot))) {
+                Some(slot) => slot,
+                None => return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 }),
             };
+            if same.is_none() {
+                fresh.push(slot);
+            }
             entries.insert(slot, *record);
             slots.push(slot);
         }
+        for slot in fresh {
+            self.zero_counters(slot)?;
+        }
+        for (slot, record) in slots.iter().zip(records) {
+            self.set_policy(*slot, record)?;
+        }
         Ok(slots)
-    }
-
-    /// Changes what is in a slot.
-    fn change_policy(&mut self, slot: u32, old: &PolicyRecord, new: &PolicyRecord) -> Result<(), Error> {
-        if old == new {
-            return Ok(());
-        }
-        let only_the_index = PolicyRecord { ifindex: new.ifindex, ..*old } == *new;
-        if !only_the_index {
-            self.set_policy(slot, &old.closed())?;
-            self.set_policy(slot, &new.closed())?;
-        }
-        self.set_policy(slot, new)
     }
 
     /// Gives every policy of the network namespace `netns_cookie` its uplink's present index, one word each, or closes it
@@ -129,24 +116,37 @@ impl Datapath {
             let ifindex = table.resolve(&text(&record.interface)).unwrap_or(CLOSED_IFINDEX);
             if ifindex != record.ifindex {
                 let followed = PolicyRecord { ifindex, ..record };
-                self.change_policy(slot, &record, &followed)?;
+                self.set_policy(slot, &followed)?;
                 changed.push(PolicyEntry { slot, record: followed });
             }
         }
         Ok(changed)
     }
 
-    /// Frees the configured policies that are not in `keep`. One that an attachment made by hand still names is closed
-    /// instead, for its slot must not come to mean another policy.
-    pub fn retire_policies(&mut self, _lock: &Lock, keep: &[u32]) -> Result<(), Error> {
-        let named: BTreeSet<u32> = self.attachments()?.iter().map(|attachment| attachment.record.policy).collect();
-        for PolicyEntry { slot, record } in self.policies()? {
+    /// Frees the configured policies that are not in `keep`. What was attached to one of them by hand is pointed to the one of
+    /// the same name in `keep`; where there is none it is closed, and the slot kept until it is detached.
+    pub fn retire_policies(&mut self, lock: &Lock, keep: &[u32]) -> Result<(), Error> {
+        let entries = self.policies()?;
+        let is_kept = |entry: &&PolicyEntry| keep.contains(&entry.slot);
+        let heirs: BTreeMap<String, u32> =
+            entries.iter().filter(is_kept).map(|entry| (entry.name(), entry.slot)).collect();
+        let attachments = self.attachments()?;
+        for PolicyEntry { slot, record } in entries {
             if record.owner != Owner::Config as u32 || keep.contains(&slot) {
                 continue;
             }
-            if named.contains(&slot) {
-                let closed = PolicyRecord { kind: Kind::Steer as u32, ..record }.closed();
-                self.change_policy(slot, &record, &closed)?;
+            let mut named = false;
+            for attachment in attachments.iter().filter(|attachment| attachment.record.policy == slot) {
+                match heirs.get(&text(&record.name)) {
+                    Some(heir) => self.point_to(lock, attachment, *heir)?,
+                    None => named = true,
+                }
+            }
+            if named {
+                // Without a name to look for, no link ever opens it again.
+                let closed = PolicyRecord { kind: Kind::Steer as u32, interface: [0; INTERFACE_BYTES], ..record };
+                self.set_policy(slot, &record.closed())?;
+                self.set_policy(slot, &closed.closed())?;
             } else {
                 self.free_policy(slot)?;
             }

@@ -2,7 +2,7 @@
 
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     link::{LinkAttribute, LinkMessage, Prop},
 };
 use rtnetlink::{MulticastGroup, packet_core::NetlinkPayload};
@@ -39,6 +39,10 @@ impl Watch {
                 return table.map(Change::All);
             }
             match self.messages.next().await.ok_or(Error::Ended)? {
+                // A bridge reports its ports under its own family, without their names, also when they only leave it.
+                NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
+                ) if link.header.interface_family != AddressFamily::Unspec => {}
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
                     return Ok(Change::Present(link.header.index, names(link)));
                 }
