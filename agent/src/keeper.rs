@@ -14,7 +14,8 @@ use anyhow::Context as _;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    cgroup::{CgroupPath, Hierarchy, scope},
+    cgroup::{Hierarchy, scope},
+    cgroup_path::CgroupPath,
     datapath::{self, Datapath, Pins},
     interface,
 };

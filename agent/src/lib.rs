@@ -5,6 +5,7 @@
 //! `daemon` and `keeper` stand outside and re-enter the pipe when something changes. ARCHITECTURE.md tells why.
 
 pub mod cgroup;
+pub mod cgroup_path;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::cgroup::CgroupPath;
+use crate::cgroup_path::CgroupPath;
 
 /// A cgroup that should be steered.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use steer_common::{
 };
 
 use crate::{
-    cgroup::CgroupPath,
+    cgroup_path::CgroupPath,
     config::{self, Config, OtherNetns},
 };
 
@@ -111,7 +111,7 @@ mod tests {
     use steer_common::{CLOSED_IFINDEX, Kind, Owner, policy_flags};
 
     use super::{Policies, Target, padded};
-    use crate::{cgroup::CgroupPath, config};
+    use crate::{cgroup_path::CgroupPath, config};
 
     fn policies() -> Policies {
         let text = r#"

@@ -6,7 +6,8 @@ use serde::Serialize;
 use steer_common::{COUNTERS, Owner};
 
 use crate::{
-    cgroup::{CgroupPath, Hierarchy},
+    cgroup::Hierarchy,
+    cgroup_path::CgroupPath,
     datapath::{self, Datapath, Pins, PolicyEntry},
 };
 

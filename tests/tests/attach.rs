@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("off_removes_everything", off_removes_everything),
     ("off_ends_the_daemon", off_ends_the_daemon),
     ("a_removed_cgroup_is_swept", a_removed_cgroup_is_swept),
+    ("a_pin_directory_of_its_own_mount", a_pin_directory_of_its_own_mount),
     ("a_cgroup_of_the_configuration_is_left_to_the_daemon", a_cgroup_of_the_configuration_is_left_to_the_daemon),
 ];
 
@@ -167,4 +168,25 @@ fn a_cgroup_of_the_configuration_is_left_to_the_daemon() -> Outcome {
     daemon.end(Signal::SIGTERM)?;
     bed.succeed(&["detach", bed.cgroup.path()])?;
     bed.check_unsteered(Some(&bed.cgroup))
+}
+
+fn a_pin_directory_of_its_own_mount() -> Outcome {
+    let bed = Bed::new("attach-mount")?;
+    let pins = bed.directory.join("bpf").to_string_lossy().into_owned();
+    let steer = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(steer_tests::binary("STEER_BIN", "steer"));
+        command.args(["--bpffs", &pins]).args(arguments);
+        output(bed.net.client.enter(&mut command))
+    };
+    let attached = steer(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    ensure!(attached.code == 0, "{attached:?}");
+    bed.check_steered(&bed.cgroup, 1)?;
+    let off = steer(&["off"])?;
+    ensure!(off.code == 0 && off.stderr.is_empty(), "{off:?}");
+    ensure!(!std::path::Path::new(&pins).exists(), "the mount is left");
+    // What is not empty is not covered by a mount.
+    std::fs::create_dir_all(format!("{pins}/something"))?;
+    let refused = steer(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    ensure!(refused.code == 1 && refused.stderr.contains("not empty"), "{refused:?}");
+    Ok(())
 }

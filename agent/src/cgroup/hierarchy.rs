@@ -10,7 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CgroupPath, Error};
+use super::Error;
+use crate::cgroup_path::CgroupPath;
 
 /// A mounted cgroup2 hierarchy.
 #[derive(Debug)]
@@ -113,10 +114,12 @@ impl Hierarchy {
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
-            match entry.file_name().to_str() {
-                Some(name) => children.push(Found { path: path.child(name), id: entry.ino() }),
-                None => log::error!("{:?} in {path} is NOT looked at: its name is not UTF-8", entry.file_name()),
-            }
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else {
+                log::error!("{} in {path} is NOT looked at: its name is not UTF-8", name.display());
+                continue;
+            };
+            children.push(Found { path: path.child(name), id: entry.ino() });
         }
         children.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(children)
@@ -167,7 +170,7 @@ impl Hierarchy {
         let text =
             fs::read_to_string(&file).map_err(|source| Error::File { action: "read", file: file.clone(), source })?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-        path.parse()
+        Ok(path.parse()?)
     }
 }
 

@@ -4,7 +4,6 @@
 //! the cgroup2 mount, whatever the mount point.
 
 mod hierarchy;
-mod path;
 pub mod scope;
 mod watch;
 
@@ -12,8 +11,9 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
+use crate::cgroup_path::{CgroupPath, InvalidPath};
+
 pub use hierarchy::{Cgroup, Found, Hierarchy};
-pub use path::CgroupPath;
 pub use watch::{Change, Watch};
 
 /// What can go wrong with cgroups.
@@ -33,10 +33,8 @@ pub enum Error {
         file: PathBuf,
     },
     /// Not a path below the hierarchy.
-    #[error(
-        "{0:?} is not a cgroup path: expected one like /system.slice/x.service, or a directory below the cgroup2 mount"
-    )]
-    NotAPath(String),
+    #[error(transparent)]
+    NotAPath(#[from] InvalidPath),
     /// A file operation.
     #[error("{action} {file}: {source}")]
     File {

@@ -7,7 +7,8 @@ use std::{fs, io, os::fd::AsRawFd as _};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{Cgroup, CgroupPath, Error, Hierarchy};
+use super::{Cgroup, Error, Hierarchy};
+use crate::cgroup_path::CgroupPath;
 
 const PREFIX: &str = "steer-exec-";
 

@@ -8,7 +8,8 @@ use std::{collections::HashMap, io};
 use futures_util::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 
-use super::{CgroupPath, Error, Hierarchy};
+use super::{Error, Hierarchy};
+use crate::cgroup_path::CgroupPath;
 
 /// One change of the hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl Watch {
             }
             let (Some(parent), Some(name)) = (self.paths.get(&event.wd), event.name.as_deref()) else { continue };
             let Some(name) = name.to_str() else {
-                log::error!("{name:?} in {parent} is NOT looked at: its name is not UTF-8");
+                log::error!("{} in {parent} is NOT looked at: its name is not UTF-8", name.display());
                 continue;
             };
             if !event.mask.contains(EventMask::ISDIR) {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::PinDirectory;
-use crate::{cgroup::CgroupPath, keeper};
+use crate::{cgroup_path::CgroupPath, keeper};
 
 /// Arguments of the keeper. It is started by `steer exec` only.
 #[derive(Debug, clap::Args)]

@@ -8,7 +8,8 @@ use anyhow::bail;
 use steer_common::Owner;
 
 use crate::{
-    cgroup::{self, CgroupPath, Hierarchy},
+    cgroup::{self, Hierarchy},
+    cgroup_path::CgroupPath,
     datapath::{self, Datapath, Error, Lock, PolicyEntry},
     interface::{self, Table},
     plan::{self, Actual, Desired, Step},

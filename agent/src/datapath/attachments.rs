@@ -17,7 +17,10 @@ use super::{
     Datapath, Error, Lock, bpf, object,
     pins::{file_name, list},
 };
-use crate::cgroup::{Cgroup, CgroupPath, Found, Hierarchy};
+use crate::{
+    cgroup::{Cgroup, Found, Hierarchy},
+    cgroup_path::CgroupPath,
+};
 
 /// One steered cgroup, as pinned.
 #[derive(Clone, Copy, Debug)]

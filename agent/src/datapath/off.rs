@@ -75,7 +75,8 @@ fn listed(directory: &Path, errors: &mut Vec<String>) -> Vec<PathBuf> {
 /// programs looks whole.
 const KINDS: [&str; 2] = ["programs", "maps"];
 
-/// Removes the pin directory with all that steer has made in it; and its mount, if it is one that steer has made.
+/// Removes the pin directory with all that steer has made in it; and its mount, if it is one that steer has made. The lock on
+/// it is still held, so the mount ends with that.
 fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
     for version in pins.versions().unwrap_or_default() {
         for kind in KINDS {
@@ -84,10 +85,10 @@ fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
         remove_tree(&version, errors);
     }
     remove_tree(&pins.daemon(), errors);
-    if bpffs::is_mount_point(pins.root()) {
-        if let Err(error) = nix::mount::umount(pins.root()) {
-            errors.push(format!("unmount {}: {error}", pins.root().display()));
-        }
+    if bpffs::is_mount_point(pins.root())
+        && let Err(error) = nix::mount::umount2(pins.root(), nix::mount::MntFlags::MNT_DETACH)
+    {
+        errors.push(format!("unmount {}: {error}", pins.root().display()));
     }
     match fs::remove_dir(pins.root()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -81,9 +81,8 @@ impl Datapath {
         let mut fresh = Vec::new();
         for record in records {
             let same = entries.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, _)| *slot);
-            let slot = match same.or_else(|| (1..POLICY_SLOTS).find(|slot| !entries.contains_key(slot))) {
-                Some(slot) => slot,
-                None => return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 }),
+            let Some(slot) = same.or_else(|| (1..POLICY_SLOTS).find(|slot| !entries.contains_key(slot))) else {
+                return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
             };
             if same.is_none() {
                 fresh.push(slot);

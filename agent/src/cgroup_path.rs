@@ -1,8 +1,15 @@
-//! The path of a cgroup.
+//! The path of a cgroup: a word that all rooms share, whether they look at the host or not.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-use super::Error;
+use thiserror::Error;
+
+/// Not the path of a cgroup.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error(
+    "{0:?} is not a cgroup path: expected one like /system.slice/x.service, or a directory below the cgroup2 mount"
+)]
+pub struct InvalidPath(String);
 
 /// An absolute, normalised path from the root of the hierarchy: `/` or `/a/b`, without `.`, `..` or empty parts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -62,17 +69,17 @@ impl CgroupPath {
     }
 
     /// Relative to the mount point.
-    pub(super) fn relative(&self) -> PathBuf {
+    pub(crate) fn relative(&self) -> PathBuf {
         self.parts().collect()
     }
 }
 
 impl FromStr for CgroupPath {
-    type Err = Error;
+    type Err = InvalidPath;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self, InvalidPath> {
         if !text.starts_with('/') || text.split('/').any(|part| part == "." || part == "..") {
-            return Err(Error::NotAPath(text.to_owned()));
+            return Err(InvalidPath(text.to_owned()));
         }
         let parts = text.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>();
         Ok(Self(format!("/{}", parts.join("/"))))
