@@ -155,6 +155,7 @@ pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error>
         datapath.sweep(&lock, hierarchy)?;
         waiting = !datapath.policies()?.is_empty();
     }
+    remove_dead_versions(pins)?;
     let unused = !waiting && list(&pins.links())?.is_empty() && pins.other_abis()?.is_empty() && !pins.daemon_runs()?;
     if unused {
         let mut errors = Vec::new();
@@ -198,9 +199,17 @@ impl Datapath {
 
 /// Detaches a cgroup from what another ABI version has attached to it.
 pub fn detach_other_versions(pins: &Pins, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
+    pins.other_abis()?.iter().try_for_each(|version| detach_links(&version.join("links").join(cgroup_id.to_string())))
+}
+
+/// Removes what is left of other versions that steer nothing, as of a start that was killed half-way.
+fn remove_dead_versions(pins: &Pins) -> Result<(), Error> {
     for version in pins.other_abis()? {
-        detach_links(&version.join("links").join(cgroup_id.to_string()))?;
-        if list(&version.join("links"))?.is_empty() {
+        let mut live = false;
+        for directory in list(&version.join("links"))? {
+            live |= is_live(&directory)?;
+        }
+        if !live {
             let mut errors = Vec::new();
             remove_tree(&version, &mut errors);
             for error in errors {
