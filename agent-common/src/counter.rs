@@ -1,6 +1,6 @@
 //! Per-policy counters: one enum names them for the kernel side, the agent and its output.
 
-/// What happened to a new socket. The discriminant is the index in [`CounterRecord`].
+/// What happened to a socket, a call or a packet. The discriminant is the index in [`CounterRecord`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Counter {
@@ -18,10 +18,22 @@ pub enum Counter {
     LeftExempt = 5,
     /// Left alone: a more specific cgroup's policy has decided.
     LeftNested = 6,
+    /// A lost binding was put back by `connect`.
+    Restored = 7,
+    /// `connect` was refused: the binding could not be put back.
+    StoppedConnect = 8,
+    /// A datagram of an unbound socket was stopped.
+    StoppedSendmsg = 9,
+    /// `setsockopt` was refused: it would have let traffic out by another link.
+    StoppedSetsockopt = 10,
+    /// A packet on its way out by another link was stopped.
+    StoppedEgress = 11,
+    /// A packet that came in by another link was dropped.
+    StoppedIngress = 12,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 7] = [
+pub const COUNTERS: [Counter; 13] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -29,6 +41,12 @@ pub const COUNTERS: [Counter; 7] = [
     Counter::LeftNetns,
     Counter::LeftExempt,
     Counter::LeftNested,
+    Counter::Restored,
+    Counter::StoppedConnect,
+    Counter::StoppedSendmsg,
+    Counter::StoppedSetsockopt,
+    Counter::StoppedEgress,
+    Counter::StoppedIngress,
 ];
 
 impl Counter {
@@ -42,6 +60,12 @@ impl Counter {
             Self::LeftNetns => "left_netns",
             Self::LeftExempt => "left_exempt",
             Self::LeftNested => "left_nested",
+            Self::Restored => "restored",
+            Self::StoppedConnect => "stopped_connect",
+            Self::StoppedSendmsg => "stopped_sendmsg",
+            Self::StoppedSetsockopt => "stopped_setsockopt",
+            Self::StoppedEgress => "stopped_egress",
+            Self::StoppedIngress => "stopped_ingress",
         }
     }
 }
@@ -50,11 +74,11 @@ impl Counter {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CounterRecord {
-    /// Sockets, since the policy slot was filled.
-    pub sockets: [u64; COUNTERS.len()],
+    /// Counts, since the policy slot was filled.
+    pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 56);
+const _: () = assert!(size_of::<CounterRecord>() == 104);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

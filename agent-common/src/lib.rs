@@ -12,7 +12,12 @@ pub mod record;
 
 pub use counter::{COUNTERS, Counter, CounterRecord};
 pub use decision::{Verdict, decide};
-pub use record::{AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, attachment_flags, policy_flags};
+pub use record::{
+    AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags, policy_flags,
+};
+
+/// Entries of [`map::DECIDERS`].
+pub const NESTED_ATTACHMENTS: u32 = 65_536;
 
 /// The version of everything in this crate. Pinned state of another version is never read, only replaced.
 pub const ABI_VERSION: u32 = 1;
@@ -29,14 +34,34 @@ pub mod map {
     pub const ATTACHMENTS: &str = "ATTACHMENTS";
     /// Per-CPU array of [`CounterRecord`](crate::CounterRecord), by policy slot.
     pub const COUNTERS: &str = "COUNTERS";
+    /// Hash of the ids of cgroups that are attached below another one; the value says nothing.
+    pub const DECIDERS: &str = "DECIDERS";
+    /// Socket storage of [`SocketRecord`](crate::SocketRecord).
+    pub const SOCKETS: &str = "SOCKETS";
     /// All of them, in the order they are pinned.
-    pub const ALL: [&str; 3] = [POLICIES, ATTACHMENTS, COUNTERS];
+    pub const ALL: [&str; 5] = [POLICIES, ATTACHMENTS, COUNTERS, DECIDERS, SOCKETS];
 }
 
 /// Names of the programs, as in the object file and below the pin directory.
 pub mod program {
-    /// `cgroup/sock_create`.
+    /// `cgroup/sock_create`: binds.
     pub const SOCK_CREATE: &str = "sock_create";
+    /// `cgroup/connect4`: puts a lost binding back.
+    pub const CONNECT4: &str = "connect4";
+    /// `cgroup/connect6`.
+    pub const CONNECT6: &str = "connect6";
+    /// `cgroup/sendmsg4`: the same for unconnected UDP sockets, and stops the datagram.
+    pub const SENDMSG4: &str = "sendmsg4";
+    /// `cgroup/sendmsg6`.
+    pub const SENDMSG6: &str = "sendmsg6";
+    /// Constant of the sendmsg programs: 0 where the kernel does not let them call `bpf_setsockopt`.
+    pub const SENDMSG_REBINDS: &str = "SENDMSG_REBINDS";
+    /// `cgroup/setsockopt`: refuses to undo a binding.
+    pub const SETSOCKOPT: &str = "setsockopt";
+    /// `cgroup_skb/egress`: the wall behind them.
+    pub const EGRESS: &str = "egress";
+    /// `cgroup_skb/ingress`.
+    pub const INGRESS: &str = "ingress";
 }
 
 /// Names in the object that learns the identity of a network namespace; never pinned.

@@ -16,12 +16,20 @@ pub mod attachment_flags {
     pub const NESTED: u32 = 1;
     /// Made by `steer exec` or `steer attach`, not by the daemon's configuration.
     pub const MANUAL: u32 = 1 << 1;
+    /// Another attachment exists below: a guard looks whether it has decided about the socket before it acts.
+    pub const HAS_INNER: u32 = 1 << 2;
 }
 
 /// Bits of [`PolicyRecord::flags`].
 pub mod policy_flags {
     /// Refuse sockets that belong to another network namespace instead of leaving them alone.
     pub const REFUSE_OTHER_NETNS: u32 = 1;
+    /// `connect` puts a lost binding back.
+    pub const RESTORE: u32 = 1 << 1;
+    /// Nothing gets out by another link, whatever the socket is bound to.
+    pub const GUARD: u32 = 1 << 2;
+    /// Nothing gets in by another link either.
+    pub const GUARD_INGRESS: u32 = 1 << 3;
 }
 
 /// Which policy holds for the cgroup a program is attached to. All zero until the agent has filled it: closed.
@@ -32,7 +40,21 @@ pub struct AttachmentRecord {
     pub policy: u32,
     /// [`attachment_flags`].
     pub flags: u32,
+    /// Id of the cgroup.
+    pub cgroup_id: u64,
 }
+
+/// What the programs keep with a socket, where they must: nested cgroups, other network namespaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SocketRecord {
+    /// Id of the cgroup whose attachment decides about the socket; 0 is none.
+    pub decider: u64,
+    /// 1 if the socket belongs to another network namespace than its policy and is left alone.
+    pub left_netns: u64,
+}
+
+const _: () = assert!(size_of::<SocketRecord>() == 16);
 
 /// What a policy does. Anything but these tags is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +118,7 @@ pub struct PolicyRecord {
     pub interface: [u8; INTERFACE_BYTES],
 }
 
-const _: () = assert!(size_of::<AttachmentRecord>() == 8);
+const _: () = assert!(size_of::<AttachmentRecord>() == 16);
 const _: () = assert!(size_of::<PolicyRecord>() == 24 + NAME_BYTES + INTERFACE_BYTES);
 
 impl PolicyRecord {

@@ -8,10 +8,15 @@
 #![no_main]
 #![expect(missing_docs, unreachable_pub, reason = "the entry points that the attribute macros make")]
 #![expect(clippy::needless_pass_by_value, reason = "so the macros call them")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "a field of a union in a context is one load")]
 #![expect(clippy::inline_always, reason = "a call is what the verifier and the CPU find dear")]
 
+mod address;
 mod attachment;
 mod decided;
+mod decider;
+mod option;
+mod packet;
 mod policy;
 mod runtime;
 mod socket;
@@ -60,6 +65,9 @@ pub fn sock_create(ctx: SockContext) -> i32 {
             ALLOW
         }
         Verdict::Leave(reason) => {
+            if matches!(reason, Counter::LeftNetns) {
+                decider::leave_netns(&ctx);
+            }
             policy::count(slot, reason);
             trace!(&ctx, "policy slot {}: {}", slot, reason.name());
             ALLOW

@@ -27,7 +27,7 @@ pub(crate) fn count(slot: u32, counter: Counter) {
         let index = core::hint::black_box(counter as usize);
         // SAFETY: the slot is this CPU's own. A program that runs in between on the same CPU may cost a count, no more.
         let record = unsafe { &mut *record };
-        if let Some(sockets) = record.sockets.get_mut(index) {
+        if let Some(sockets) = record.counts.get_mut(index) {
             *sockets += 1;
         }
     }

@@ -9,7 +9,7 @@ use steer_common::{
 
 use crate::{
     cgroup_path::CgroupPath,
-    config::{self, Config, OtherNetns},
+    config::{self, Config, Enforce, Ingress, Manner, OtherNetns},
 };
 
 /// What a policy does, apart from where.
@@ -17,21 +17,31 @@ use crate::{
 pub struct Target {
     /// The uplink; `None` exempts.
     pub interface: Option<String>,
-    /// What is done with sockets of other network namespaces.
-    pub other_netns: OtherNetns,
+    /// How.
+    pub manner: Manner,
 }
 
 impl Target {
     /// The record of a policy with this target. `ifindex` is the uplink's index in the namespace `netns_cookie`; `None`
     /// while it is missing.
     pub fn record(&self, name: &str, owner: Owner, ifindex: Option<i32>, netns_cookie: u64) -> PolicyRecord {
-        let flags = match self.other_netns {
-            OtherNetns::Leave => 0,
-            OtherNetns::Refuse => policy_flags::REFUSE_OTHER_NETNS,
+        let Manner { enforce, ingress, other_netns } = self.manner;
+        let enforced = match (enforce, ingress) {
+            (Enforce::Bind, _) => 0,
+            (Enforce::Steer, _) => policy_flags::RESTORE,
+            (Enforce::Strict, Ingress::Any) => policy_flags::RESTORE | policy_flags::GUARD,
+            (Enforce::Strict, Ingress::Uplink) => {
+                policy_flags::RESTORE | policy_flags::GUARD | policy_flags::GUARD_INGRESS
+            }
         };
+        let flags = enforced
+            | match other_netns {
+                OtherNetns::Leave => 0,
+                OtherNetns::Refuse => policy_flags::REFUSE_OTHER_NETNS,
+            };
         let common = PolicyRecord { owner: owner as u32, name: padded::<NAME_BYTES>(name), ..PolicyRecord::EMPTY };
         match &self.interface {
-            None => PolicyRecord { kind: Kind::Exempt as u32, ..common },
+            None => PolicyRecord { kind: Kind::Exempt as u32, flags, ..common },
             Some(interface) => PolicyRecord {
                 kind: Kind::Steer as u32,
                 flags,
@@ -66,9 +76,9 @@ impl Policies {
 
     /// Their names and targets, by index.
     pub fn targets(&self) -> impl Iterator<Item = (&str, Target)> {
-        self.policies.iter().map(|policy| {
-            (policy.name.as_str(), Target { interface: policy.interface.clone(), other_netns: policy.other_netns })
-        })
+        self.policies
+            .iter()
+            .map(|policy| (policy.name.as_str(), Target { interface: policy.interface.clone(), manner: policy.manner }))
     }
 
     /// Index of the policy that names this very cgroup: a plain path before a glob, then the first in the file.
@@ -168,12 +178,14 @@ mod tests {
 
     #[test]
     fn records() {
-        let steer = Target { interface: Some("wg0".to_owned()), other_netns: config::OtherNetns::Refuse };
+        let manner = config::Manner { other_netns: config::OtherNetns::Refuse, ..config::Manner::default() };
+        let steer = Target { interface: Some("wg0".to_owned()), manner };
         let record = steer.record("vpn", Owner::Config, Some(7), 9);
         assert_eq!((record.kind, record.ifindex, record.netns_cookie), (Kind::Steer as u32, 7, 9));
-        assert_eq!(record.flags, policy_flags::REFUSE_OTHER_NETNS);
+        let strict = policy_flags::RESTORE | policy_flags::GUARD;
+        assert_eq!(record.flags, strict | policy_flags::REFUSE_OTHER_NETNS, "strict is the default");
         assert_eq!(steer.record("vpn", Owner::Config, None, 9).ifindex, CLOSED_IFINDEX);
-        let exempt = Target { interface: None, other_netns: config::OtherNetns::Leave };
+        let exempt = Target { interface: None, manner: config::Manner::default() };
         assert_eq!(exempt.record("direct", Owner::Config, None, 9).kind, Kind::Exempt as u32);
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use steer_common::{COUNTERS, Owner};
+use steer_common::{COUNTERS, Owner, policy_flags};
 
 use crate::{
     cgroup::Hierarchy,
@@ -20,7 +20,12 @@ pub struct Status {
     pub policies: Vec<PolicyStatus>,
     /// Cgroups steered by another version of steer, whose records this one cannot read.
     pub other_versions: Vec<CgroupStatus>,
+    /// What gets out of strictly enforced cgroups all the same.
+    pub not_covered: Vec<&'static str>,
 }
+
+/// Sockets that neither sock_create nor cgroup_skb sees; only a BPF LSM could stop them.
+const NOT_COVERED: &str = "packet sockets (AF_PACKET), which need CAP_NET_RAW";
 
 /// One policy.
 #[derive(Debug, Serialize)]
@@ -37,8 +42,10 @@ pub struct PolicyStatus {
     pub netns_cookie: Option<u64>,
     /// The cgroups it is attached to, by path.
     pub cgroups: Vec<CgroupStatus>,
-    /// Sockets, by what was done with them.
-    pub sockets: BTreeMap<&'static str, u64>,
+    /// How it is enforced; for an exemption this says what its programs would do.
+    pub enforce: Enforce,
+    /// Sockets, calls and packets, by what was done with them.
+    pub counters: BTreeMap<&'static str, u64>,
 }
 
 /// Where a policy comes from.
@@ -51,6 +58,28 @@ pub enum Origin {
     Manual,
 }
 
+/// How a policy is enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enforce {
+    /// Sockets are bound.
+    Bind,
+    /// And lost bindings put back.
+    Steer,
+    /// And nothing gets out by another link.
+    Strict,
+}
+
+impl Enforce {
+    fn of(flags: u32) -> Self {
+        match (flags & policy_flags::GUARD, flags & policy_flags::RESTORE) {
+            (0, 0) => Self::Bind,
+            (0, _) => Self::Steer,
+            _ => Self::Strict,
+        }
+    }
+}
+
 /// One steered cgroup.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct CgroupStatus {
@@ -58,8 +87,10 @@ pub struct CgroupStatus {
     pub path: Option<CgroupPath>,
     /// Its id.
     pub id: u64,
-    /// Whether all programs are attached.
+    /// Whether all programs that the policy asks for are attached.
     pub complete: bool,
+    /// The programs that are.
+    pub programs: Vec<&'static str>,
     /// Whether it was attached by `exec` or `attach`.
     pub manual: bool,
 }
@@ -79,11 +110,11 @@ impl PolicyStatus {
 pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Error> {
     let other_versions = datapath::steered_by_other_versions(pins)?
         .into_iter()
-        .map(|id| CgroupStatus { path: hierarchy.path_of(id), id, complete: true, manual: false })
+        .map(|id| CgroupStatus { path: hierarchy.path_of(id), id, complete: true, manual: false, programs: Vec::new() })
         .collect();
     let daemon = pins.daemon_runs()?;
     let Some(datapath) = Datapath::open(pins)? else {
-        return Ok(Status { daemon, policies: Vec::new(), other_versions });
+        return Ok(Status { daemon, other_versions, ..Status::default() });
     };
     let mut cgroups: BTreeMap<u32, Vec<CgroupStatus>> = BTreeMap::new();
     for attachment in datapath.attachments()? {
@@ -92,6 +123,7 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Erro
             id: attachment.cgroup_id,
             complete: attachment.complete,
             manual: attachment.is_manual(),
+            programs: attachment.hooks,
         });
     }
     let mut policies = datapath
@@ -103,7 +135,9 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Erro
         })
         .collect::<Result<Vec<_>, _>>()?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
-    Ok(Status { daemon, policies, other_versions })
+    let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
+    let not_covered = strict.then_some(NOT_COVERED).into_iter().collect();
+    Ok(Status { daemon, policies, other_versions, not_covered })
 }
 
 fn policy_status(
@@ -121,6 +155,7 @@ fn policy_status(
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
         netns_cookie: steers.then_some(entry.record.netns_cookie),
         cgroups,
-        sockets: COUNTERS.iter().map(|counter| counter.name()).zip(counts).collect(),
+        enforce: Enforce::of(entry.record.flags),
+        counters: COUNTERS.iter().map(|counter| counter.name()).zip(counts).collect(),
     })
 }

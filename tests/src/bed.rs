@@ -98,9 +98,9 @@ impl Bed {
         policy.cloned().with_context(|| format!("no policy {name} in {status}"))
     }
 
-    /// How many sockets of a policy met this fate.
+    /// How many sockets, calls or packets of a policy met this fate.
     pub fn sockets(&self, policy: &str, counter: &str) -> anyhow::Result<u64> {
-        self.policy(policy)?["sockets"][counter].as_u64().with_context(|| format!("no counter {counter}"))
+        self.policy(policy)?["counters"][counter].as_u64().with_context(|| format!("no counter {counter}"))
     }
 
     /// Starts a daemon with this configuration and waits until it is ready. `@` in it stands for the bed's cgroup.

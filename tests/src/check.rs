@@ -73,7 +73,7 @@ fn is_gateway_lookup(packet: &Packet) -> bool {
 
 impl Bed {
     /// The client program, in a cgroup from its first instruction.
-    fn client(&self, cgroup: Option<&Cgroup>, user: User) -> anyhow::Result<Command> {
+    pub fn client(&self, cgroup: Option<&Cgroup>, user: User) -> anyhow::Result<Command> {
         // A copy that nobody may execute, wherever the workspace is.
         let program = self.directory.join("probe");
         if !program.exists() {

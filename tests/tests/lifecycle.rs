@@ -133,7 +133,13 @@ fn mends_what_is_broken() -> Outcome {
     // Somebody has unpinned the link, which detaches it.
     let pin = bed.pins.join("abi1/links").join(bed.cgroup.id()?.to_string()).join("sock_create");
     fs::remove_file(&pin)?;
-    wait_until("the kernel to detach it", PATIENCE, || bed.check_unsteered(Some(&bed.cgroup)).is_ok())?;
+    wait_until("the kernel to detach it", PATIENCE, || {
+        bed.policy("p").is_ok_and(|policy| policy["cgroups"][0]["complete"] == false)
+    })?;
+    // The others still hold.
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    bed.probe(Some(&bed.cgroup), steer_tests::User::Nobody)?;
+    spy.saw_nothing()?;
     let status = bed.succeed(&["status"])?;
     ensure!(status.contains("INCOMPLETE"), "{status}");
     let _daemon = Daemon::start(&bed)?;

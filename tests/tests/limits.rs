@@ -1,23 +1,19 @@
 //! The limits that the README names, each shown: when one of these fails, steer has become better, and the README is wrong.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
-use anyhow::ensure;
-use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, client_v4, leaks, wait_until};
+use anyhow::{Context as _, ensure};
+use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, Stage, client_v4, leaks, wait_until};
 use steer_tests::{Bed, Outcome, PATIENCE, User, check_outcomes, output};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
-    ("sockets_keep_what_they_had", sockets_keep_what_they_had),
+    ("sockets_of_others_keep_what_they_had", sockets_of_others_keep_what_they_had),
     ("this_host_is_out_of_reach", this_host_is_out_of_reach),
     ("the_uplink_needs_a_route", the_uplink_needs_a_route),
     ("a_strict_reverse_path_filter_drops_replies", a_strict_reverse_path_filter_drops_replies),
     ("the_kernels_own_answers_follow_the_routes", the_kernels_own_answers_follow_the_routes),
-    ("mptcp_leaves_by_the_default_route", mptcp_leaves_by_the_default_route),
 ];
 
 /// The test process stays outside the steered cgroup; a client in it is started by `bed`.
@@ -27,34 +23,42 @@ fn steered_bed(name: &str) -> anyhow::Result<Bed> {
     Ok(bed)
 }
 
-fn sockets_keep_what_they_had() -> Outcome {
+fn sockets_of_others_keep_what_they_had() -> Outcome {
     let bed = Bed::new("limit-kept")?;
-    let load = bed.load(&bed.cgroup)?;
+    // Made outside the steered cgroup: whoever gets to use it, it is the maker's.
     let socket = bed.net.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
-    drop(load);
     let mut default = Capture::start(&bed.net.client, "a0")?;
-    socket.send_to(b"made before", (SERVER_V4, bed.server.port()))?;
+    socket.send_to(b"made elsewhere", (SERVER_V4, bed.server.port()))?;
     ensure!(leaks(&default.take()?).iter().any(|packet| packet.kind == Kind::Udp));
     Ok(())
+}
+
+/// How far a TCP connection to `address` gets in the steered cgroup.
+fn connect_locally(bed: &Bed, address: Ipv4Addr, port: u16, user: User) -> anyhow::Result<steer_lab::Outcome> {
+    let arguments = ["--json", "--proto", "tcp", "--timeout-ms", "300"].map(str::to_owned);
+    let rest = ["--target".to_owned(), address.to_string(), "--port".to_owned(), port.to_string()];
+    let mut command = bed.client(Some(&bed.cgroup), user)?;
+    let ran = output(command.args(arguments).args(rest))?;
+    steer_lab::parse_outcomes(&ran.stdout)?.pop().context("no outcome")
 }
 
 fn this_host_is_out_of_reach() -> Outcome {
     let bed = steered_bed("limit-local")?;
     let listener = bed.net.client.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-    let port = listener.local_addr()?.port().to_string();
-    let probe = steer_tests::binary("STEER_PROBE", "steer-probe");
-    for address in [Ipv4Addr::LOCALHOST, client_v4(0)] {
-        let target = address.to_string();
-        let arguments = ["--json", "--proto", "tcp", "--target", &target, "--port", &port, "--timeout-ms", "300"];
-        let mut command = std::process::Command::new(&probe);
-        bed.cgroup.enter(&mut command);
-        let steered = output(bed.net.client.enter(&mut command).args(arguments))?;
-        ensure!(steered.stdout.contains("\"stage\":\"connect\""), "{target} was reached: {steered:?}");
+    let port = listener.local_addr()?.port();
+    let cases = [
+        (Ipv4Addr::LOCALHOST, User::Root, true),
+        (Ipv4Addr::LOCALHOST, User::Nobody, false),
+        (client_v4(0), User::Root, false),
+        (client_v4(0), User::Nobody, false),
+    ];
+    for (address, user, reached) in cases {
+        let outcome = connect_locally(&bed, address, port, user)?;
+        ensure!((outcome.stage != Stage::Connect) == reached, "{address} as {user:?}: {outcome:?}");
         // Reachable in itself.
-        bed.net.client.run(|| {
-            TcpStream::connect_timeout(&SocketAddr::new(address.into(), listener.local_addr()?.port()), PATIENCE)
-        })??;
+        let address = SocketAddr::new(address.into(), port);
+        bed.net.client.run(|| TcpStream::connect_timeout(&address, PATIENCE))??;
     }
     Ok(())
 }
@@ -103,21 +107,6 @@ fn the_kernels_own_answers_follow_the_routes() -> Outcome {
         default.take().is_ok_and(|packets| {
             leaks(&packets).iter().any(|packet| packet.kind == Kind::Icmp4 && packet.is_kernel_answer())
         })
-    })?;
-    Ok(())
-}
-
-fn mptcp_leaves_by_the_default_route() -> Outcome {
-    let bed = steered_bed("limit-mptcp")?;
-    let mut default = Capture::start(&bed.net.client, "a0")?;
-    let port = bed.server.port().to_string();
-    let target = SERVER_V4.to_string();
-    let mut command = std::process::Command::new(steer_tests::binary("STEER_PROBE", "steer-probe"));
-    command.args(["--json", "--proto", "mptcp", "--target", &target, "--port", &port, "--timeout-ms", "300"]);
-    bed.cgroup.enter(&mut command);
-    output(bed.net.client.enter(&mut command))?;
-    wait_until("the connection to be seen on the default route", Duration::from_secs(2), || {
-        default.take().is_ok_and(|packets| leaks(&packets).iter().any(|packet| packet.kind == Kind::Tcp))
     })?;
     Ok(())
 }

@@ -7,6 +7,7 @@ use steer_tests::Outcome;
 mod attach;
 mod daemon;
 mod exec;
+mod guards;
 mod lifecycle;
 mod limits;
 mod nested;
@@ -16,7 +17,7 @@ mod uplinks;
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() {
-    let rooms: [(&str, &[Test]); 8] = [
+    let rooms: [(&str, &[Test]); 9] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -25,6 +26,7 @@ fn main() {
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
+        ("guards", guards::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {

@@ -6,11 +6,10 @@ use anyhow::bail;
 
 use super::{
     PinDirectory,
-    target::{By, Resolved},
+    target::{By, How, Resolved},
 };
 use crate::{
     cgroup::{Cgroup, Hierarchy},
-    config::OtherNetns,
     datapath::{self, Datapath, Lock, Pins},
     preflight::require_privilege,
 };
@@ -22,9 +21,8 @@ pub(super) struct Args {
     cgroup: String,
     #[command(flatten)]
     by: By,
-    /// What is done with sockets of other network namespaces
-    #[arg(long, value_name = "WHAT", default_value = "leave")]
-    other_netns: OtherNetns,
+    #[command(flatten)]
+    how: How,
     /// Steer the root cgroup: every process of the machine that no other policy holds
     #[arg(long)]
     yes_the_root: bool,
@@ -40,7 +38,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
              --yes-the-root if that is what you want"
         );
     }
-    let by = args.by.resolve(args.other_netns)?;
+    let by = args.by.resolve(args.how)?;
     let pins = pins.to_change()?;
     let lock = pins.create_and_lock()?;
     let attached = attach(&pins, &lock, &hierarchy, &cgroup, &by);

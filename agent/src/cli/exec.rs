@@ -17,11 +17,10 @@ use thiserror::Error;
 
 use super::{
     PinDirectory,
-    target::{By, Resolved},
+    target::{By, How, Resolved},
 };
 use crate::{
     cgroup::{Hierarchy, scope, scope::Scope},
-    config::OtherNetns,
     datapath::{Datapath, Pins},
     preflight::require_privilege,
 };
@@ -35,9 +34,8 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     by: By,
-    /// What is done with sockets of other network namespaces
-    #[arg(long, value_name = "WHAT", default_value = "leave")]
-    other_netns: OtherNetns,
+    #[command(flatten)]
+    how: How,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -82,7 +80,7 @@ pub(super) fn run(args: Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
 fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     require_privilege("exec")?;
     let hierarchy = Hierarchy::find()?;
-    let by = args.by.resolve(args.other_netns)?;
+    let by = args.by.resolve(args.how)?;
     let pins = pins.to_change()?;
     let own = hierarchy.own()?;
     if let Err(error) = scope::sweep(&hierarchy, &own) {

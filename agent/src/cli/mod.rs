@@ -70,6 +70,9 @@ impl Cli {
         env_logger::Builder::from_env(env_logger::Env::new().filter_or("STEER_LOG", default_level))
             .format_target(false)
             .init();
+        if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_)) {
+            end_with_the_reader();
+        }
         let pins = PinDirectory(self.bpffs);
         match self.command {
             Command::Exec(args) => exec::run(args, &pins),
@@ -123,6 +126,12 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         Some(failed) => ExitCode::from(failed.code()),
         None => ExitCode::FAILURE,
     }
+}
+
+/// A command that prints ends quietly when nobody reads on, as under `| head`.
+fn end_with_the_reader() {
+    // SAFETY: the default action is no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// A runtime for commands that speak netlink.

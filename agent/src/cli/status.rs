@@ -39,15 +39,27 @@ fn print(status: &Status) {
     } else {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["POLICY", "UPLINK", "BOUND", "CLOSED", "REFUSED", "LEFT ALONE", "CGROUPS"]);
+        table.set_header([
+            "POLICY",
+            "UPLINK",
+            "ENFORCE",
+            "BOUND",
+            "CLOSED",
+            "REFUSED",
+            "LEFT ALONE",
+            "STOPPED",
+            "CGROUPS",
+        ]);
         for policy in &status.policies {
             table.add_row([
                 policy.name.clone(),
                 policy.uplink(),
+                format!("{:?}", policy.enforce).to_lowercase(),
                 sum(policy, "bound").to_string(),
                 sum(policy, "closed_").to_string(),
                 sum(policy, "refused_").to_string(),
                 sum(policy, "left_").to_string(),
+                sum(policy, "stopped_").to_string(),
                 cgroups(policy),
             ]);
         }
@@ -57,11 +69,14 @@ fn print(status: &Status) {
         let path = cgroup.path.as_ref().map_or_else(|| cgroup.id.to_string(), ToString::to_string);
         println!("{path} is steered by another version of steer");
     }
+    for what in &status.not_covered {
+        println!("not covered: {what}");
+    }
     println!("daemon: {}", if status.daemon { "running" } else { "not running" });
 }
 
 fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {
-    policy.sockets.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, count)| count).sum()
+    policy.counters.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, count)| count).sum()
 }
 
 fn cgroups(policy: &PolicyStatus) -> String {

@@ -3,7 +3,7 @@
 use steer_common::{Owner, PolicyRecord};
 
 use crate::{
-    config::OtherNetns,
+    config::{Enforce, Ingress, Manner, OtherNetns},
     datapath::{self, Datapath, Lock},
     interface,
     policy::Target,
@@ -21,6 +21,20 @@ pub(super) struct By {
     pub(super) policy: Option<String>,
 }
 
+/// How to steer; a policy of the configuration says that itself.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct How {
+    /// How far to go against a program that wants out
+    #[arg(long, value_name = "LEVEL", default_value = "strict", conflicts_with = "policy")]
+    enforce: Enforce,
+    /// By which links packets may come in; "uplink" needs --enforce strict
+    #[arg(long, value_name = "LINKS", default_value = "any", conflicts_with = "policy")]
+    ingress: Ingress,
+    /// What is done with sockets of other network namespaces
+    #[arg(long, value_name = "WHAT", default_value = "leave", conflicts_with = "policy")]
+    other_netns: OtherNetns,
+}
+
 /// What `By` means here and now.
 pub(super) enum Resolved {
     /// A policy to be made.
@@ -31,15 +45,21 @@ pub(super) enum Resolved {
 
 impl By {
     /// Looks the interface up, before anything is changed.
-    pub(super) fn resolve(&self, other_netns: OtherNetns) -> anyhow::Result<Resolved> {
+    pub(super) fn resolve(&self, how: How) -> anyhow::Result<Resolved> {
+        let How { enforce, ingress, other_netns } = how;
+        anyhow::ensure!(
+            ingress == Ingress::Any || enforce == Enforce::Strict,
+            "--ingress uplink needs --enforce strict"
+        );
+        let manner = Manner { enforce, ingress, other_netns };
         let Some(interface) = &self.interface else {
             return Ok(Resolved::Policy(self.policy.clone().unwrap_or_default()));
         };
         let record = if interface == "none" {
-            Target { interface: None, other_netns }.record("none", Owner::Manual, None, 0)
+            Target { interface: None, manner }.record("none", Owner::Manual, None, 0)
         } else {
             let ifindex = super::block_on(interface::read())??.require(interface)?;
-            let target = Target { interface: Some(interface.clone()), other_netns };
+            let target = Target { interface: Some(interface.clone()), manner };
             target.record(interface, Owner::Manual, Some(ifindex), datapath::netns_cookie()?)
         };
         Ok(Resolved::Record(Box::new(record)))

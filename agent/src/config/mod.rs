@@ -26,8 +26,42 @@ pub struct Policy {
     pub interface: Option<String>,
     /// `cgroups`: where it holds.
     pub cgroups: Vec<Pattern>,
+    /// What is done to sockets.
+    pub manner: Manner,
+}
+
+/// How a policy holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// `enforce`: how far steer goes against programs that want out.
+    pub enforce: Enforce,
+    /// `ingress`: by which links packets may come in.
+    pub ingress: Ingress,
     /// `other_netns`: what is done with sockets of other network namespaces.
     pub other_netns: OtherNetns,
+}
+
+/// `enforce`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Enforce {
+    /// Only sockets are bound, when they are created. Not for use: it shows what the others add.
+    #[value(hide = true)]
+    Bind,
+    /// And `connect` puts back a binding that was lost.
+    Steer,
+    /// And no packet gets out by another link, nor is a binding undone.
+    #[default]
+    Strict,
+}
+
+/// `ingress`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Ingress {
+    /// By any.
+    #[default]
+    Any,
+    /// By the uplink and loopback; needs `enforce = "strict"`.
+    Uplink,
 }
 
 /// `other_netns`.

@@ -11,7 +11,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Config, OtherNetns, Pattern, Policy, Problem, Problems};
+use super::{Config, Enforce, Ingress, Manner, OtherNetns, Pattern, Policy, Problem, Problems};
 
 /// Leaves slots for what is attached by hand, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
@@ -106,7 +106,7 @@ impl Reader<'_> {
             }
             if let (Some((name, _)), Some(interface)) = (policy.name, policy.interface) {
                 let cgroups = policy.cgroups.into_iter().map(|(pattern, _)| pattern).collect();
-                policies.push(Policy { name, interface: interface.name(), cgroups, other_netns: policy.other_netns });
+                policies.push(Policy { name, interface: interface.name(), cgroups, manner: policy.manner });
             }
         }
     }
@@ -130,9 +130,19 @@ impl Reader<'_> {
                     seen.2 = true;
                     policy.cgroups = self.cgroups(&path, value);
                 }
+                "enforce" => match value.get_ref().as_str() {
+                    Some("steer") => policy.manner.enforce = Enforce::Steer,
+                    Some("strict") => policy.manner.enforce = Enforce::Strict,
+                    _ => self.wrong(&path, value, "expected \"steer\" or \"strict\""),
+                },
+                "ingress" => match value.get_ref().as_str() {
+                    Some("any") => policy.manner.ingress = Ingress::Any,
+                    Some("uplink") => policy.manner.ingress = Ingress::Uplink,
+                    _ => self.wrong(&path, value, "expected \"any\" or \"uplink\""),
+                },
                 "other_netns" => match value.get_ref().as_str() {
-                    Some("leave") => policy.other_netns = OtherNetns::Leave,
-                    Some("refuse") => policy.other_netns = OtherNetns::Refuse,
+                    Some("leave") => policy.manner.other_netns = OtherNetns::Leave,
+                    Some("refuse") => policy.manner.other_netns = OtherNetns::Refuse,
                     _ => self.wrong(&path, value, "expected \"leave\" or \"refuse\""),
                 },
                 _ => self.problem(
@@ -146,9 +156,13 @@ impl Reader<'_> {
                         .unwrap_or_default()
                         .to_owned()
                         .as_str(),
-                    "unknown key; expected name, interface, cgroups or other_netns",
+                    "unknown key; expected name, interface, cgroups, enforce, ingress or other_netns",
                 ),
             }
+        }
+        if policy.manner.ingress == Ingress::Uplink && policy.manner.enforce != Enforce::Strict {
+            let message = "ingress = \"uplink\" needs enforce = \"strict\"";
+            self.problem(span.clone(), &format!("{at}.ingress"), "", message);
         }
         for (present, key, expected) in [
             (seen.0, "name", "expected name = \"...\", unique in the file"),
@@ -249,7 +263,7 @@ struct PolicyFields<'v, 'i> {
     name: Option<(String, &'v Spanned<DeValue<'i>>)>,
     interface: Option<Interface>,
     cgroups: Vec<(Pattern, &'v Spanned<DeValue<'i>>)>,
-    other_netns: OtherNetns,
+    manner: Manner,
 }
 
 #[cfg(test)]
@@ -276,7 +290,7 @@ mod tests {
         assert_eq!(config.policies[0].interface.as_deref(), Some("wg0"));
         assert_eq!(config.policies[0].cgroups[0].as_str(), "/system.slice/transmission.service");
         assert_eq!(
-            (config.policies[1].interface.as_deref(), config.policies[1].other_netns),
+            (config.policies[1].interface.as_deref(), config.policies[1].manner.other_netns),
             (None, OtherNetns::Refuse)
         );
         assert!(parse("steer.toml", "").expect("empty is valid").policies.is_empty());

@@ -10,11 +10,12 @@ use std::{
     path::Path,
 };
 
+use aya::maps::MapError;
 use aya_obj::generated::{BPF_F_ALLOW_MULTI, bpf_attach_type};
-use steer_common::{AttachmentRecord, attachment_flags, map};
+use steer_common::{AttachmentRecord, POLICY_SLOTS, attachment_flags, map};
 
 use super::{
-    Datapath, Error, Lock, bpf, object,
+    Datapath, Error, Lock, bpf, map_error, object,
     pins::{file_name, list},
 };
 use crate::{
@@ -23,13 +24,15 @@ use crate::{
 };
 
 /// One steered cgroup, as pinned.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Attachment {
     /// Id of the cgroup: its inode number.
     pub cgroup_id: u64,
     /// What its programs read.
     pub record: AttachmentRecord,
-    /// Whether every hook is attached and the record is filled.
+    /// Names of the programs that are attached.
+    pub hooks: Vec<&'static str>,
+    /// Whether these are the programs that its policy asks for, no more and no fewer, and the record is filled.
     pub complete: bool,
     /// Whether any hook is attached: false once the cgroup has been removed.
     pub live: bool,
@@ -79,12 +82,18 @@ impl Datapath {
             let link = bpf::open_pin(&directory.join(hook.name)).and_then(|link| bpf::link_info(link.as_fd()));
             link.is_ok_and(|link| link.cgroup_id == Some(cgroup_id))
         };
-        let links = object::HOOKS.iter().filter(|hook| linked(hook)).count();
+        let links: Vec<_> = object::HOOKS.iter().filter(|hook| linked(hook)).map(|hook| hook.name).collect();
+        let flags = match record {
+            Some(record) if record.policy < POLICY_SLOTS => self.policy(record.policy)?.flags,
+            _ => 0,
+        };
+        let asked = object::HOOKS.iter().filter(|hook| hook.is_asked(flags)).map(|hook| hook.name);
         Ok(Attachment {
             cgroup_id,
             record: record.unwrap_or_default(),
-            complete: links == object::HOOKS.len() && record.is_some_and(|record| record.policy != 0),
-            live: links > 0,
+            complete: asked.eq(links.iter().copied()) && record.is_some_and(|record| record.policy != 0),
+            live: !links.is_empty(),
+            hooks: links,
         })
     }
 
@@ -122,17 +131,37 @@ impl Datapath {
         manual: bool,
     ) -> Result<(), Error> {
         let mut flags = if manual { attachment_flags::MANUAL } else { 0 };
-        if self.has_outer(hierarchy, &cgroup.path)? {
+        let outer = self.outer(hierarchy, &cgroup.path)?;
+        if !outer.is_empty() {
             flags |= attachment_flags::NESTED;
+            self.add_decider(cgroup.id)?;
         }
-        self.mark_inner(hierarchy, &cgroup.path)?;
-        let record = AttachmentRecord { policy: slot, flags };
+        for (cgroup_id, record) in outer {
+            let flags = record.flags | attachment_flags::HAS_INNER;
+            self.set_record(cgroup_id, AttachmentRecord { flags, ..record })?;
+        }
+        let inner = self.inner(hierarchy, &cgroup.path)?;
+        if !inner.is_empty() {
+            flags |= attachment_flags::HAS_INNER;
+        }
+        for (found, record) in inner {
+            self.add_decider(found.id)?;
+            let flags = record.flags | attachment_flags::NESTED;
+            self.set_record(found.id, AttachmentRecord { flags, ..record })?;
+        }
+        let record = AttachmentRecord { policy: slot, flags, cgroup_id: cgroup.id };
+        let policy = self.policy(slot)?;
         // Where the cgroup was attached before, its record is still there: filled now, nothing is closed even for a moment.
         self.set_record(cgroup.id, record)?;
         let directory = self.pins.attachment(cgroup.id);
         let mut created: Vec<(&str, OwnedFd)> = Vec::new();
+        let mut superfluous = Vec::new();
         for program in object::programs(&self.pins)? {
             let pin = directory.join(program.hook.name);
+            if !program.hook.is_asked(policy.flags) {
+                superfluous.push(pin);
+                continue;
+            }
             if !refresh_link(&pin, &program, cgroup.id)? {
                 let link = bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
                     .map_err(|source| refused(program.hook, hierarchy, cgroup, source))?;
@@ -158,7 +187,7 @@ impl Datapath {
             let path = directory.join(name);
             bpf::pin(link.as_fd(), &path).map_err(pinned("pin", &path))?;
         }
-        Ok(())
+        superfluous.iter().try_for_each(|pin| detach_link(pin))
     }
 
     /// Takes a cgroup's links away and forgets it. Doing it again is no error.
@@ -172,20 +201,26 @@ impl Datapath {
 
     /// As [`Self::detach`], for a cgroup that has been removed: nothing is in it.
     pub fn forget(&mut self, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
+        // First, so that an outer policy takes over what this one no longer decides.
+        self.remove_decider(cgroup_id)?;
         detach_links(&self.pins.attachment(cgroup_id))?;
         // The storage lives as long as the cgroup: what is left in it would be in force again at the next attach.
         self.set_record(cgroup_id, AttachmentRecord::default())?;
         Ok(())
     }
 
-    /// Whether an ancestor is attached.
-    fn has_outer(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Error> {
+    /// The attachments above a cgroup.
+    fn outer(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<Vec<(u64, AttachmentRecord)>, Error> {
+        let mut outer = Vec::new();
         for ancestor in path.ancestors() {
-            if self.pins.attachment(hierarchy.open(&ancestor)?.id).exists() {
-                return Ok(true);
+            let id = hierarchy.open(&ancestor)?.id;
+            if self.pins.attachment(id).exists()
+                && let Some(record) = self.record(id)?
+            {
+                outer.push((id, record));
             }
         }
-        Ok(false)
+        Ok(outer)
     }
 
     /// The attachments below a cgroup, with their records.
@@ -201,25 +236,35 @@ impl Datapath {
         Ok(inner)
     }
 
-    /// Tells the attachments below a cgroup that there will be one above them.
-    fn mark_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
-        for (found, record) in self.inner(hierarchy, path)? {
-            self.set_record(found.id, AttachmentRecord { flags: record.flags | attachment_flags::NESTED, ..record })?;
+    /// Tells the attachments below a cgroup that has none any more whether there is still one above or below them.
+    fn refresh_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
+        let inner = self.inner(hierarchy, path)?;
+        for (found, record) in &inner {
+            let mut flags = record.flags & !(attachment_flags::NESTED | attachment_flags::HAS_INNER);
+            if !self.outer(hierarchy, &found.path)?.is_empty() {
+                flags |= attachment_flags::NESTED;
+            }
+            if inner.iter().any(|(other, _)| other.id != found.id && other.path.is_in(&found.path)) {
+                flags |= attachment_flags::HAS_INNER;
+            }
+            if flags != record.flags {
+                self.set_record(found.id, AttachmentRecord { flags, ..*record })?;
+            }
         }
         Ok(())
     }
 
-    /// Tells the attachments below a cgroup that has none any more whether there is still one above them.
-    fn refresh_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
-        for (found, record) in self.inner(hierarchy, path)? {
-            if record.flags & attachment_flags::NESTED != 0 && !self.has_outer(hierarchy, &found.path)? {
-                self.set_record(
-                    found.id,
-                    AttachmentRecord { flags: record.flags & !attachment_flags::NESTED, ..record },
-                )?;
-            }
+    fn add_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
+        let added = self.deciders.insert(cgroup_id, 1, 0);
+        added.map_err(|error| map_error("note a nested attachment", map::DECIDERS, error))
+    }
+
+    fn remove_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
+        match self.deciders.remove(&cgroup_id) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(map_error("forget a nested attachment", map::DECIDERS, error)),
         }
-        Ok(())
     }
 
     /// Puts the pinned programs in the place of other ones in all links, and mends the nested flags, which a process that was
@@ -237,7 +282,7 @@ impl Datapath {
 }
 
 /// Makes a pinned link run `program`. False when there is no such link, or it is detached; its pin is then gone.
-fn refresh_link(pin: &Path, program: &object::Program, cgroup_id: u64) -> Result<bool, Error> {
+fn refresh_link(pin: &Path, program: &object::Pinned, cgroup_id: u64) -> Result<bool, Error> {
     let failed = |action: &'static str| {
         let path = pin.to_owned();
         move |source: io::Error| Error::Pin { action, path, source }
@@ -256,6 +301,16 @@ fn refresh_link(pin: &Path, program: &object::Program, cgroup_id: u64) -> Result
         bpf::link_update(link.as_fd(), program.fd.as_fd()).map_err(failed("replace the program of"))?;
     }
     Ok(true)
+}
+
+/// Detaches and unpins one link; none is no error.
+fn detach_link(pin: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Pin { action: "detach", path: pin.to_owned(), source };
+    match bpf::open_pin(pin) {
+        Ok(link) => bpf::link_detach(link.as_fd()).and_then(|()| fs::remove_file(pin)).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Detaches and unpins every link in an attachment's directory, of any ABI version, then the directory. Goes on past

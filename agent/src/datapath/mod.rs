@@ -19,7 +19,7 @@ mod policies;
 
 use std::{io, path::PathBuf};
 
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use steer_common::{CounterRecord, PolicyRecord, map};
 use thiserror::Error;
 
@@ -163,6 +163,7 @@ pub struct Datapath {
     policies: Array<MapData, PolicyRecord>,
     counters: PerCpuArray<MapData, CounterRecord>,
     attachments: MapData,
+    deciders: HashMap<MapData, u64, u32>,
 }
 
 impl Datapath {
@@ -181,6 +182,7 @@ impl Datapath {
             policies: open_map(pins, map::POLICIES, Map::Array)?,
             counters: open_map(pins, map::COUNTERS, Map::PerCpuArray)?,
             attachments: map_data(pins, map::ATTACHMENTS)?,
+            deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
             pins: pins.clone(),
         }))
     }

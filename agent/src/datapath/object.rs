@@ -8,23 +8,47 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
 };
 
-use aya::{EbpfLoader, include_bytes_aligned, programs::ProgramError};
+use aya::{
+    EbpfLoader, include_bytes_aligned,
+    programs::{Program, ProgramError},
+};
 use aya_obj::generated::bpf_attach_type;
-use steer_common::{map, program};
+use steer_common::{map, policy_flags, program};
 
 use super::{Error, Lock, Pins, bpf, pins::file_name};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer"));
 
-/// A program of the object and where it attaches.
+/// A program of the object, where it attaches, and for which policies.
 pub(super) struct Hook {
     pub(super) name: &'static str,
     pub(super) attach_type: bpf_attach_type,
+    /// The [`policy_flags`] that ask for it; 0 is every policy.
+    asked_by: u32,
 }
 
-/// Every hook of an attachment, in the order they are attached. All of them make one attachment.
-pub(super) const HOOKS: [Hook; 1] =
-    [Hook { name: program::SOCK_CREATE, attach_type: bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE }];
+/// Every hook, in the order they are attached. Those that a policy asks for make one attachment.
+pub(super) const HOOKS: [Hook; 8] = [
+    hook(program::EGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS, policy_flags::GUARD),
+    hook(program::INGRESS, bpf_attach_type::BPF_CGROUP_INET_INGRESS, policy_flags::GUARD_INGRESS),
+    hook(program::SETSOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT, policy_flags::GUARD),
+    hook(program::SENDMSG4, bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG, policy_flags::GUARD),
+    hook(program::SENDMSG6, bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG, policy_flags::GUARD),
+    hook(program::CONNECT4, bpf_attach_type::BPF_CGROUP_INET4_CONNECT, policy_flags::RESTORE),
+    hook(program::CONNECT6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT, policy_flags::RESTORE),
+    hook(program::SOCK_CREATE, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0),
+];
+
+const fn hook(name: &'static str, attach_type: bpf_attach_type, asked_by: u32) -> Hook {
+    Hook { name, attach_type, asked_by }
+}
+
+impl Hook {
+    /// Whether a policy with these flags asks for it.
+    pub(super) fn is_asked(&self, flags: u32) -> bool {
+        self.asked_by == 0 || flags & self.asked_by != 0
+    }
+}
 
 /// What the programs write to their log ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -67,14 +91,14 @@ fn set_fragments_aside(pins: &Pins) -> Result<(), Error> {
 }
 
 /// A hook with its pinned program, opened.
-pub(super) struct Program {
+pub(super) struct Pinned {
     pub(super) hook: &'static Hook,
     pub(super) fd: OwnedFd,
     pub(super) id: u32,
 }
 
 /// Opens the pinned programs.
-pub(super) fn programs(pins: &Pins) -> Result<Vec<Program>, Error> {
+pub(super) fn programs(pins: &Pins) -> Result<Vec<Pinned>, Error> {
     HOOKS
         .iter()
         .map(|hook| {
@@ -82,7 +106,7 @@ pub(super) fn programs(pins: &Pins) -> Result<Vec<Program>, Error> {
             let open = || {
                 let fd = bpf::open_pin(&path)?;
                 let id = bpf::program_info(fd.as_fd())?.id;
-                Ok(Program { hook, fd, id })
+                Ok(Pinned { hook, fd, id })
             };
             open().map_err(|source| Error::Pin { action: "open", path: path.clone(), source })
         })
@@ -95,12 +119,24 @@ pub fn load(pins: &Pins, _lock: &Lock, log_level: LogLevel) -> Result<aya::Ebpf,
     set_fragments_aside(pins)?;
     pins.create()?;
     let _raised = Memlock::raise();
+    match load_with(pins, log_level, 1) {
+        // Before Linux 6.1 the verifier knows no bpf_setsockopt there.
+        Err(Error::Program { name: program::SENDMSG4 | program::SENDMSG6, source }) => {
+            log::debug!("the sendmsg programs cannot bind on this kernel: {source}");
+            load_with(pins, log_level, 0)
+        }
+        loaded => loaded,
+    }
+}
+
+fn load_with(pins: &Pins, log_level: LogLevel, sendmsg_rebinds: u8) -> Result<aya::Ebpf, Error> {
     let level = log_level.as_u8();
     let mut loader = EbpfLoader::new();
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
     loader.override_global(aya_log::LEVEL, &level, false);
+    loader.override_global(program::SENDMSG_REBINDS, &sendmsg_rebinds, true);
     let mut object = loader.load(OBJECT)?;
     for hook in &HOOKS {
         pin_program(pins, &mut object, hook, log_level)?;
@@ -111,12 +147,15 @@ pub fn load(pins: &Pins, _lock: &Lock, log_level: LogLevel) -> Result<aya::Ebpf,
 fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogLevel) -> Result<(), Error> {
     let failed = |source: ProgramError| Error::Program { name: hook.name, source };
     let path = pins.program(hook.name);
-    let program: &mut aya::programs::CgroupSock = object
-        .program_mut(hook.name)
-        .ok_or_else(|| Error::Foreign { path: path.clone() })?
-        .try_into()
-        .map_err(failed)?;
-    program.load().map_err(failed)?;
+    let program = object.program_mut(hook.name).ok_or_else(|| Error::Foreign { path: path.clone() })?;
+    match program {
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        _ => return Err(Error::Foreign { path }),
+    }
+    .map_err(failed)?;
     let fd = program.fd().map_err(failed)?.as_fd();
     let pinned = |action: &'static str| {
         let path = path.clone();

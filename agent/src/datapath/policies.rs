@@ -180,7 +180,7 @@ impl Datapath {
             self.counters.get(&slot, 0).map_err(|error| map_error("read the counters", map::COUNTERS, error))?;
         let mut sums = [0_u64; COUNTERS.len()];
         for record in per_cpu.iter() {
-            for (sum, count) in sums.iter_mut().zip(record.sockets) {
+            for (sum, count) in sums.iter_mut().zip(record.counts) {
                 *sum = sum.wrapping_add(count);
             }
         }

@@ -11,12 +11,13 @@ use crate::{
 use clap::Args;
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
 /// Talk to a server as an ordinary client program and tell what happened.
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 #[derive(Args, Clone, Debug)]
 pub struct ProbeArgs {
     /// Print one JSON object a line.
@@ -47,6 +48,9 @@ pub struct ProbeArgs {
     /// round and the counts as JSON at the end.
     #[arg(long, conflicts_with_all = ["proto", "all", "count"])]
     pub repeat_until_stdin_closes: bool,
+    /// Instead of talking, print the port of a UDP socket, and a line for each datagram that it hears, until killed.
+    #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes"])]
+    pub listen: bool,
 }
 
 impl ProbeArgs {
@@ -75,6 +79,9 @@ pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     if args.repeat_until_stdin_closes {
         return repeat(args, out);
     }
+    if args.listen {
+        return listen(out);
+    }
     let mut ok = true;
     for probe in args.probes() {
         let outcome = probe.run();
@@ -96,6 +103,16 @@ fn describe(outcome: &Outcome) -> String {
     };
     format!("{proto:?} {family:?} {target}: ").to_lowercase()
         + &format!("{result} (bound to interface {bound_ifindex})")
+}
+
+fn listen(out: &mut impl Write) -> io::Result<bool> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    writeln!(out, "{}", socket.local_addr()?.port())?;
+    loop {
+        out.flush()?;
+        let (length, _) = socket.recv_from(&mut [0; 64])?;
+        writeln!(out, "heard {length}")?;
+    }
 }
 
 fn repeat(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {

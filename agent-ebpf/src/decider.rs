@@ -1,0 +1,67 @@
+//! Which of several nested attachments acts on an existing socket: the most specific one.
+//!
+//! An attachment that has others above it notes in the socket's storage that it decides; the others, whose programs run
+//! after it, see that and leave the socket alone, as long as that attachment is still there. Neither the note nor the look
+//! at it happens where nothing is nested.
+//!
+//! **Invariant:** a note that cannot be made, or of an attachment that is gone, lets the outer policy act: never nobody.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::{HashMap, SkStorage},
+    helpers::generated::bpf_sk_storage_get,
+    macros::btf_map,
+    programs::SockContext,
+};
+use steer_common::{AttachmentRecord, NESTED_ATTACHMENTS, SocketRecord, attachment_flags};
+
+#[btf_map]
+static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
+
+#[btf_map]
+static DECIDERS: HashMap<u64, u32, { NESTED_ATTACHMENTS as usize }> = HashMap::new();
+
+#[inline(always)]
+fn record<'a>(socket: *mut core::ffi::c_void, flags: u64) -> Option<&'a mut SocketRecord> {
+    // SAFETY: the caller passes a socket, or the context of sock_create, which stands for one (Linux 5.3).
+    let record =
+        unsafe { bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), socket, core::ptr::null_mut(), flags) };
+    // SAFETY: null, or the storage of this map in that socket, for as long as the program runs.
+    unsafe { record.cast::<SocketRecord>().as_mut() }
+}
+
+/// Whether this attachment's policy is the one to act on the socket.
+#[inline(always)]
+pub(crate) fn is(attachment: &AttachmentRecord, socket: *mut bpf_sock) -> bool {
+    if attachment.flags & attachment_flags::HAS_INNER != 0
+        && let Some(record) = record(socket.cast(), 0)
+    {
+        let decider = record.decider;
+        // SAFETY: the value is not used.
+        if decider != attachment.cgroup_id && unsafe { DECIDERS.get(decider) }.is_some() {
+            return false;
+        }
+    }
+    if attachment.flags & attachment_flags::NESTED != 0
+        && let Some(record) = record(socket.cast(), BPF_SK_STORAGE_GET_F_CREATE.into())
+    {
+        record.decider = attachment.cgroup_id;
+    }
+    true
+}
+
+/// Notes that a new socket belongs to another network namespace and is left alone. Where that cannot be noted, a guard
+/// stops its packets.
+#[inline(always)]
+pub(crate) fn leave_netns(ctx: &SockContext) {
+    if let Some(record) = record(ctx.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE.into()) {
+        record.left_netns = 1;
+    }
+}
+
+/// Whether that has been noted.
+#[inline(always)]
+pub(crate) fn is_left(socket: *mut bpf_sock) -> bool {
+    record(socket.cast(), 0).is_some_and(|record| record.left_netns != 0)
+}

@@ -1,0 +1,189 @@
+//! The guards: what each is for, what it counts, and that they come and go together. Every way out is a row of `escape`.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::{Ipv4Addr, UdpSocket},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use steer_lab::{LoadReport, client_v4, client_v6, wait_until};
+use steer_tests::{Bed, Outcome, PATIENCE, Spy, User};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("an_old_socket_is_held", an_old_socket_is_held),
+    ("a_connection_ends_with_its_uplink", a_connection_ends_with_its_uplink),
+    ("levels_have_their_programs", levels_have_their_programs),
+    ("levels_change_by_reload", levels_change_by_reload),
+    ("an_inner_policy_is_not_held_by_the_outer_guard", an_inner_policy_is_not_held_by_the_outer_guard),
+    ("the_outer_guard_again_when_the_inner_goes", the_outer_guard_again_when_the_inner_goes),
+    ("ingress_by_the_uplink_only", ingress_by_the_uplink_only),
+    ("other_network_namespaces_are_left_alone", other_network_namespaces_are_left_alone),
+];
+
+const ALL: [&str; 7] = ["egress", "setsockopt", "sendmsg4", "sendmsg6", "connect4", "connect6", "sock_create"];
+
+fn is_local_to(report: &LoadReport, uplink: u8) -> bool {
+    report.locals.keys().all(|local| *local == client_v4(uplink) || *local == client_v6(uplink))
+}
+
+/// Sockets made before the attachment get nothing out by another link.
+fn an_old_socket_is_held() -> Outcome {
+    let bed = Bed::new("guard-old")?;
+    let load = bed.load(&bed.cgroup)?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    wait_until("sockets on the uplink", PATIENCE, || bed.sockets("a1", "bound").is_ok_and(|bound| bound > 50))?;
+    spy.saw_nothing()?;
+    ensure!(load.stop()?.ok > 0);
+    Ok(())
+}
+
+/// A policy that is closed closes what is open, too.
+fn a_connection_ends_with_its_uplink() -> Outcome {
+    let mut bed = Bed::new("guard-closed")?;
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    let load = bed.load(&bed.cgroup)?;
+    bed.net.rename_uplink(1, "renamed")?;
+    wait_until("the uplink to be missed", PATIENCE, || {
+        bed.policy("p").is_ok_and(|policy| policy["ifindex"].is_null())
+    })?;
+    // From here on nothing by any link, not by the renamed one either.
+    let mut closed = Spy::on(&bed, &[])?;
+    let before = bed.sockets("p", "closed_missing")?;
+    wait_until("more attempts", PATIENCE, || bed.sockets("p", "closed_missing").is_ok_and(|now| now > before + 50))?;
+    closed.saw_nothing()?;
+    drop(load);
+    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    Ok(())
+}
+
+fn programs(bed: &Bed, policy: &str) -> anyhow::Result<Vec<String>> {
+    let policy = bed.policy(policy)?;
+    let programs = policy["cgroups"][0]["programs"].as_array().context("no programs")?;
+    ensure!(policy["cgroups"][0]["complete"] == true, "{policy}");
+    Ok(programs.iter().filter_map(|program| program.as_str().map(str::to_owned)).collect())
+}
+
+fn levels_have_their_programs() -> Outcome {
+    let bed = Bed::new("guard-levels")?;
+    let cases: [(&str, &[&str]); 3] =
+        [("bind", &["sock_create"]), ("steer", &["connect4", "connect6", "sock_create"]), ("strict", &ALL)];
+    // Up, down again, and at once: each time exactly the programs of the level.
+    for at in [0, 1, 2, 1, 0, 2, 0] {
+        let (level, want) = cases[at];
+        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", level])?;
+        ensure!(programs(&bed, "a1")? == want, "{level}: {:?}", programs(&bed, "a1")?);
+        ensure!(bed.policy("a1")?["enforce"] == level);
+        bed.check_steered(&bed.cgroup, 1)?;
+    }
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--ingress", "uplink"])?;
+    ensure!(programs(&bed, "a1")?.contains(&"ingress".to_owned()));
+    let refused = bed.run(&["attach", bed.cgroup.path(), "-i", "a1", "--ingress", "uplink", "--enforce", "steer"])?;
+    ensure!(refused.code == 1 && refused.stderr.contains("--enforce strict"), "{refused:?}");
+    Ok(())
+}
+
+fn levels_change_by_reload() -> Outcome {
+    let bed = Bed::new("guard-reload")?;
+    let config = |enforce: &str| {
+        format!("[[policy]]\nname = \"p\"\ninterface = \"a1\"\nenforce = \"{enforce}\"\ncgroups = [\"@\"]\n")
+    };
+    let daemon = bed.daemon(&config("steer"))?;
+    ensure!(programs(&bed, "p")? == ["connect4", "connect6", "sock_create"]);
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let load = bed.load(&bed.cgroup)?;
+    for (round, enforce) in ["strict", "steer", "strict", "steer"].into_iter().enumerate() {
+        bed.write_config(&config(enforce))?;
+        wait_until("the reload", PATIENCE, || daemon.log().matches("reloaded").count() == round + 1)?;
+        ensure!(bed.policy("p")?["enforce"] == enforce);
+        ensure!((programs(&bed, "p")? == ALL) == (enforce == "strict"));
+    }
+    let report = load.stop()?;
+    spy.saw_nothing()?;
+    ensure!(report.errors.is_empty() && is_local_to(&report, 1), "{report:?}");
+    Ok(())
+}
+
+fn an_inner_policy_is_not_held_by_the_outer_guard() -> Outcome {
+    for (interface, uplink) in [("a0", 0), ("none", 0)] {
+        for outer_first in [true, false] {
+            let bed = Bed::new("guard-nested")?;
+            let inner = bed.cgroup.child("inner")?;
+            let mut order = [(bed.cgroup.path(), "a1"), (inner.path(), interface)];
+            if !outer_first {
+                order.reverse();
+            }
+            for (path, interface) in order {
+                bed.succeed(&["attach", path, "-i", interface])?;
+            }
+            let case = format!("{interface}, outer first: {outer_first}");
+            if interface == "none" {
+                bed.check_unsteered(Some(&inner)).context(case)?;
+            } else {
+                bed.check_steered(&inner, uplink).context(case)?;
+            }
+            bed.check_steered(&bed.cgroup, 1)?;
+        }
+    }
+    Ok(())
+}
+
+fn the_outer_guard_again_when_the_inner_goes() -> Outcome {
+    let bed = Bed::new("guard-again")?;
+    let inner = bed.cgroup.child("inner")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    bed.succeed(&["attach", inner.path(), "-i", "none"])?;
+    // Sockets of the exempt cgroup use the default route, until its exemption ends; then not one more packet.
+    let load = bed.load(&inner)?;
+    bed.succeed(&["detach", inner.path()])?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let before = bed.sockets("a1", "bound")?;
+    wait_until("new sockets to be bound", PATIENCE, || bed.sockets("a1", "bound").is_ok_and(|now| now > before + 50))?;
+    spy.saw_nothing()?;
+    ensure!(load.stop()?.ok > 0);
+    bed.check_steered(&inner, 1)
+}
+
+fn ingress_by_the_uplink_only() -> Outcome {
+    let bed = Bed::new("guard-ingress")?;
+    // Made before the attachment, so not bound; but in the cgroup.
+    let mut listener = bed.client(Some(&bed.cgroup), User::Nobody)?.arg("--listen").stdout(Stdio::piped()).spawn()?;
+    let mut heard = BufReader::new(listener.stdout.take().context("no pipe")?).lines();
+    let port = heard.next().context("no port")??.parse::<u16>()?;
+    let send = |to: Ipv4Addr| {
+        bed.net.server.run(move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(b"hello", (to, port)))
+    };
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--ingress", "any"])?;
+    send(client_v4(0))??;
+    ensure!(heard.next().context("nothing heard")?? == "heard 5");
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--ingress", "uplink"])?;
+    send(client_v4(0))??;
+    wait_until("the packet to be dropped", PATIENCE, || {
+        bed.sockets("a1", "stopped_ingress").is_ok_and(|stopped| stopped > 0)
+    })?;
+    // What it hears next is what came by the uplink.
+    bed.net
+        .server
+        .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(b"by the uplink", (client_v4(1), port)))??;
+    ensure!(heard.next().context("nothing heard")?? == "heard 13");
+    listener.kill()?;
+    listener.wait()?;
+    Ok(())
+}
+
+fn other_network_namespaces_are_left_alone() -> Outcome {
+    let bed = Bed::new("guard-netns")?;
+    // The policy is another namespace's; the clients' sockets are noted when they are made, and pass the guard.
+    let elsewhere = steer_lab::Netns::new("elsewhere")?;
+    let _tun = elsewhere.add_tun("t0")?;
+    let mut command = bed.steer_here(&["attach", bed.cgroup.path(), "-i", "t0"]);
+    let attached = steer_tests::output(elsewhere.enter(&mut command))?;
+    ensure!(attached.code == 0, "{attached:?}");
+    bed.check_unsteered(Some(&bed.cgroup))?;
+    ensure!(bed.sockets("t0", "stopped_egress")? == 0);
+    Ok(())
+}
