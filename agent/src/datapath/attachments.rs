@@ -156,13 +156,13 @@ impl Datapath {
         let directory = self.pins.attachment(cgroup.id);
         let mut created: Vec<(&str, OwnedFd)> = Vec::new();
         let mut superfluous = Vec::new();
-        for program in object::programs(&self.pins)? {
+        for program in self.programs()? {
             let pin = directory.join(program.hook.name);
             if !program.hook.is_asked(policy.flags) {
                 superfluous.push(pin);
                 continue;
             }
-            if !refresh_link(&pin, &program, cgroup.id)? {
+            if !refresh_link(&pin, program, cgroup.id)? {
                 let link = bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
                     .map_err(|source| refused(program.hook, hierarchy, cgroup, source))?;
                 created.push((program.hook.name, link));
@@ -207,6 +207,14 @@ impl Datapath {
         // The storage lives as long as the cgroup: what is left in it would be in force again at the next attach.
         self.set_record(cgroup_id, AttachmentRecord::default())?;
         Ok(())
+    }
+
+    fn programs(&self) -> Result<&[object::Pinned], Error> {
+        if let Some(programs) = self.programs.get() {
+            return Ok(programs);
+        }
+        let programs = object::programs(&self.pins)?;
+        Ok(self.programs.get_or_init(|| programs))
     }
 
     /// The attachments above a cgroup.
@@ -270,10 +278,10 @@ impl Datapath {
     /// Puts the pinned programs in the place of other ones in all links, and mends the nested flags, which a process that was
     /// killed between two steps may have left behind.
     pub fn refresh(&mut self, _lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
-        let programs = object::programs(&self.pins)?;
+        let programs = self.programs()?;
         for directory in list(&self.pins.links())? {
             let Ok(cgroup_id) = file_name(&directory).parse() else { continue };
-            for program in &programs {
+            for program in programs {
                 refresh_link(&directory.join(program.hook.name), program, cgroup_id)?;
             }
         }

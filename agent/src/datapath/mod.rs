@@ -17,7 +17,7 @@ mod off;
 mod pins;
 mod policies;
 
-use std::{io, path::PathBuf};
+use std::{cell::OnceCell, io, path::PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use steer_common::{CounterRecord, PolicyRecord, map};
@@ -164,6 +164,8 @@ pub struct Datapath {
     counters: PerCpuArray<MapData, CounterRecord>,
     attachments: MapData,
     deciders: HashMap<MapData, u64, u32>,
+    /// The pinned programs, opened when they are first attached.
+    programs: OnceCell<Vec<object::Pinned>>,
 }
 
 impl Datapath {
@@ -183,6 +185,7 @@ impl Datapath {
             counters: open_map(pins, map::COUNTERS, Map::PerCpuArray)?,
             attachments: map_data(pins, map::ATTACHMENTS)?,
             deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
+            programs: OnceCell::new(),
             pins: pins.clone(),
         }))
     }
