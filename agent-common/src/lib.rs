@@ -62,6 +62,9 @@ pub mod program {
     pub const EGRESS: &str = "egress";
     /// `cgroup_skb/ingress`.
     pub const INGRESS: &str = "ingress";
+    /// `cgroup/sock_release`: does nothing; attached for a moment, it makes the kernel allocate the cgroup's record, so that the
+    /// record is filled before any other program runs.
+    pub const ANCHOR: &str = "anchor";
 }
 
 /// Names in the object that learns the identity of a network namespace; never pinned.

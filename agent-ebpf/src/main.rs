@@ -32,6 +32,13 @@ const REFUSE: i32 = 0;
 /// `socket()` goes on.
 const ALLOW: i32 = 1;
 
+/// Attached for a moment, for its map: see [`steer_common::program::ANCHOR`] (sock_release is there since Linux 5.9).
+#[cgroup_sock(sock_release)]
+pub fn anchor(_ctx: SockContext) -> i32 {
+    core::hint::black_box(attachment::current());
+    ALLOW
+}
+
 /// Runs for every `socket(AF_INET | AF_INET6, ...)` of a process in an attached cgroup or below it, of the innermost
 /// attachment first (Linux 4.10; link 5.7).
 #[cgroup_sock(sock_create)]

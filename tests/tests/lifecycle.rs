@@ -89,6 +89,7 @@ fn another_abi_version_in_its_place_under_load() -> Outcome {
     let report = load.stop()?;
     spy.saw_nothing()?;
     check_report(&report)?;
+    ensure!(report.errors.is_empty(), "an interruption: {report:?}");
     bed.check_steered(&bed.cgroup, 1)
 }
 

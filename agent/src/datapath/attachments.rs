@@ -151,8 +151,13 @@ impl Datapath {
         }
         let record = AttachmentRecord { policy: slot, flags, cgroup_id: cgroup.id };
         let policy = self.policy(slot)?;
-        // Where the cgroup was attached before, its record is still there: filled now, nothing is closed even for a moment.
-        self.set_record(cgroup.id, record)?;
+        // Filled before anything runs: where the cgroup was attached before, the record is still there; elsewhere the anchor
+        // makes it.
+        let anchor = if self.set_record(cgroup.id, record)? { None } else { Some(self.anchor(hierarchy, cgroup)?) };
+        if anchor.is_some() && !self.set_record(cgroup.id, record)? {
+            // The anchor is a program of other maps than these.
+            return Err(Error::Foreign { path: self.pins.abi() });
+        }
         let directory = self.pins.attachment(cgroup.id);
         let mut created: Vec<(&str, OwnedFd)> = Vec::new();
         let mut superfluous = Vec::new();
@@ -167,10 +172,6 @@ impl Datapath {
                     .map_err(|source| refused(program.hook, hierarchy, cgroup, source))?;
                 created.push((program.hook.name, link));
             }
-        }
-        if !self.set_record(cgroup.id, record)? {
-            // The links run a program of other maps than these.
-            return Err(Error::Foreign { path: self.pins.abi() });
         }
         self.still_there()?;
         let pinned = |action: &'static str, path: &Path| {
@@ -215,6 +216,13 @@ impl Datapath {
         }
         let programs = object::programs(&self.pins)?;
         Ok(self.programs.get_or_init(|| programs))
+    }
+
+    /// Attaches the program that makes the kernel allocate the cgroup's record, until the link is dropped.
+    fn anchor(&self, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<OwnedFd, Error> {
+        let program = object::open(&self.pins, &object::ANCHOR)?;
+        bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
+            .map_err(|source| refused(program.hook, hierarchy, cgroup, source))
     }
 
     /// The attachments above a cgroup.

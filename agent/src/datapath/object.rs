@@ -28,7 +28,7 @@ pub(super) struct Hook {
 }
 
 /// Every hook, in the order they are attached. Those that a policy asks for make one attachment.
-pub(super) const HOOKS: [Hook; 8] = [
+pub(super) static HOOKS: [Hook; 8] = [
     hook(program::EGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS, policy_flags::GUARD),
     hook(program::INGRESS, bpf_attach_type::BPF_CGROUP_INET_INGRESS, policy_flags::GUARD_INGRESS),
     hook(program::SETSOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT, policy_flags::GUARD),
@@ -38,6 +38,14 @@ pub(super) const HOOKS: [Hook; 8] = [
     hook(program::CONNECT6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT, policy_flags::RESTORE),
     hook(program::SOCK_CREATE, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0),
 ];
+
+/// Makes the record of a cgroup that was never attached; see [`program::ANCHOR`].
+pub(super) static ANCHOR: Hook = hook(program::ANCHOR, bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE, 0);
+
+/// Every program of the object.
+fn all_programs() -> impl Iterator<Item = &'static Hook> {
+    HOOKS.iter().chain([&ANCHOR])
+}
 
 const fn hook(name: &'static str, attach_type: bpf_attach_type, asked_by: u32) -> Hook {
     Hook { name, attach_type, asked_by }
@@ -75,7 +83,7 @@ pub(super) fn maps_are_pinned(pins: &Pins) -> bool {
 
 /// Whether programs and maps are pinned, and so belong together.
 pub(super) fn is_complete(pins: &Pins) -> bool {
-    maps_are_pinned(pins) && HOOKS.iter().all(|hook| pins.program(hook.name).exists())
+    maps_are_pinned(pins) && all_programs().all(|hook| pins.program(hook.name).exists())
 }
 
 /// Sets aside what a removal that was killed half-way has left: programs without all of their maps cannot be used, and
@@ -97,20 +105,20 @@ pub(super) struct Pinned {
     pub(super) id: u32,
 }
 
-/// Opens the pinned programs.
+/// Opens the pinned programs of all hooks.
 pub(super) fn programs(pins: &Pins) -> Result<Vec<Pinned>, Error> {
-    HOOKS
-        .iter()
-        .map(|hook| {
-            let path = pins.program(hook.name);
-            let open = || {
-                let fd = bpf::open_pin(&path)?;
-                let id = bpf::program_info(fd.as_fd())?.id;
-                Ok(Pinned { hook, fd, id })
-            };
-            open().map_err(|source| Error::Pin { action: "open", path: path.clone(), source })
-        })
-        .collect()
+    HOOKS.iter().map(|hook| open(pins, hook)).collect()
+}
+
+/// Opens a pinned program.
+pub(super) fn open(pins: &Pins, hook: &'static Hook) -> Result<Pinned, Error> {
+    let path = pins.program(hook.name);
+    let open = || {
+        let fd = bpf::open_pin(&path)?;
+        let id = bpf::program_info(fd.as_fd())?.id;
+        Ok(Pinned { hook, fd, id })
+    };
+    open().map_err(|source| Error::Pin { action: "open", path: path.clone(), source })
 }
 
 /// Loads the object with the pinned maps where there are any, and pins its programs unless the same ones are pinned.
@@ -138,7 +146,7 @@ fn load_with(pins: &Pins, log_level: LogLevel, sendmsg_rebinds: u8) -> Result<ay
     loader.override_global(aya_log::LEVEL, &level, false);
     loader.override_global(program::SENDMSG_REBINDS, &sendmsg_rebinds, true);
     let mut object = loader.load(OBJECT)?;
-    for hook in &HOOKS {
+    for hook in all_programs() {
         pin_program(pins, &mut object, hook, log_level)?;
     }
     Ok(object)
