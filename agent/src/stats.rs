@@ -25,7 +25,7 @@ pub struct Status {
 }
 
 /// Sockets that neither sock_create nor cgroup_skb sees; only a BPF LSM could stop them.
-const NOT_COVERED: &str = "packet sockets (AF_PACKET), which need CAP_NET_RAW";
+const NOT_COVERED: &str = "packet and XDP sockets (AF_PACKET, AF_XDP), which need CAP_NET_RAW";
 
 /// One policy.
 #[derive(Debug, Serialize)]
