@@ -54,11 +54,16 @@ impl Spy {
     /// socket claims, and the look-up of a gateway's address for them: what a process sends there would follow, and count.
     pub fn saw_nothing(&mut self) -> anyhow::Result<()> {
         let packets = self.capture.take()?;
-        let mut leaked = leaks(&packets);
-        leaked.retain(|packet| !packet.is_kernel_answer() && !is_gateway_lookup(packet));
+        let leaked = sent_by_processes(leaks(&packets));
         ensure!(leaked.is_empty(), "{} packets left by other links than {:?}: {leaked:#?}", leaked.len(), self.allowed);
         Ok(())
     }
+}
+
+/// Leaves out the kernel's own answers to packets that no socket claims, and the look-up of a gateway's address for them.
+pub(crate) fn sent_by_processes(mut packets: Vec<&Packet>) -> Vec<&Packet> {
+    packets.retain(|packet| !packet.is_kernel_answer() && !is_gateway_lookup(packet));
+    packets
 }
 
 fn is_gateway_lookup(packet: &Packet) -> bool {
@@ -74,10 +79,21 @@ fn is_gateway_lookup(packet: &Packet) -> bool {
 impl Bed {
     /// The client program, in a cgroup from its first instruction.
     pub fn client(&self, cgroup: Option<&Cgroup>, user: User) -> anyhow::Result<Command> {
+        self.lab_program("STEER_PROBE", "steer-probe", cgroup, user)
+    }
+
+    /// A program of the lab, in a cgroup from its first instruction.
+    pub(crate) fn lab_program(
+        &self,
+        variable: &str,
+        name: &str,
+        cgroup: Option<&Cgroup>,
+        user: User,
+    ) -> anyhow::Result<Command> {
         // A copy that nobody may execute, wherever the workspace is.
-        let program = self.directory.join("probe");
+        let program = self.directory.join(name);
         if !program.exists() {
-            copy_program(&binary("STEER_PROBE", "steer-probe"), &program)?;
+            copy_program(&binary(variable, name), &program)?;
             fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755))?;
         }
         let mut command = Command::new(program);

@@ -8,6 +8,7 @@ mod bed;
 mod cgroup;
 mod check;
 mod daemon;
+mod escape;
 mod foreign;
 
 pub use bed::{Bed, NOBODY, Output};
@@ -15,6 +16,7 @@ pub use bed::{binary, copy_program, output};
 pub use cgroup::Cgroup;
 pub use check::{Load, Spy, USERS, User, check_outcomes};
 pub use daemon::{Daemon, read_all};
+pub use escape::{Level, Scene, Seen, Try};
 pub use foreign::exclusive_program;
 
 use std::time::Duration;

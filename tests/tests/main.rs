@@ -6,6 +6,7 @@ use steer_tests::Outcome;
 
 mod attach;
 mod daemon;
+mod escape;
 mod exec;
 mod guards;
 mod lifecycle;
@@ -38,5 +39,10 @@ fn main() {
             Trial::test(format!("{room}::{name}"), run).with_ignored_flag(!root)
         })
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+    let arguments = Arguments::from_args();
+    let conclusion = libtest_mimic::run(&arguments, trials.chain(escape::trials(root)).collect());
+    if !arguments.list && arguments.filter.is_some_and(|filter| filter.starts_with("escape")) {
+        escape::print_table();
+    }
+    conclusion.exit();
 }

@@ -24,7 +24,7 @@ pub(crate) struct Test {
     /// Run only the unit tests, which need no root.
     #[arg(long)]
     unit: bool,
-    /// Run only tests whose name contains this.
+    /// Run only tests whose name contains this; `escape` also prints what got out as a table.
     filter: Option<String>,
     /// Arguments for the test executables.
     #[arg(last = true)]
@@ -67,7 +67,9 @@ impl Test {
     fn integration_tests(&self, root: Root) -> Result<Tally> {
         let steer = cargo::release_binary("steer", "steer")?;
         let probe = cargo::release_binary("steer-lab", "steer-probe")?;
-        let variables = [("STEER_BIN", steer.as_path()), ("STEER_PROBE", probe.as_path())];
+        let escape = cargo::release_binary("steer-lab", "steer-escape")?;
+        let variables =
+            [("STEER_BIN", steer.as_path()), ("STEER_PROBE", probe.as_path()), ("STEER_ESCAPE", escape.as_path())];
         let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
         self.observe(tests, |test| root.command(&test.path, &variables))
     }

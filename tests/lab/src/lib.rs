@@ -10,6 +10,7 @@ pub mod capture;
 pub mod cli;
 mod echo;
 pub mod error;
+pub mod escape;
 pub mod link;
 pub mod load;
 pub mod netns;
@@ -22,6 +23,7 @@ pub mod wait;
 
 pub use capture::{Capture, leaks};
 pub use error::{Error, Result};
+pub use escape::{Attempt, Step, Vector};
 pub use link::{Tun, create_veth};
 pub use load::{Load, LoadReport};
 pub use netns::Netns;

@@ -14,6 +14,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, Prop, State},
     route::RouteScope,
+    rule::RuleAction,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::{
@@ -23,6 +24,9 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     time::Duration,
 };
+
+/// Before the main table's rule.
+const MARK_RULE: u32 = 1000;
 
 /// Makes a veth pair, one end in each namespace, both down.
 pub fn create_veth(a: &Netns, a_link: &str, b: &Netns, b_link: &str) -> Result<()> {
@@ -177,6 +181,28 @@ impl Netns {
             None => route.scope(RouteScope::Link),
         };
         self.rtnetlink(&doing, |handle| async move { handle.route().add(route.build()).replace().execute().await })
+    }
+
+    /// Sends what carries the mark by another routing table, with the default route of the gateway's family.
+    pub fn add_marked_route(&self, mark: u32, table: u32, gateway: IpAddr, link: &str) -> Result<()> {
+        let doing = format!("route mark {mark:#x} by {link} in {self}");
+        let index = self.ifindex(link)?;
+        self.rtnetlink(&doing, |handle| async move {
+            let rule =
+                handle.rule().add().fw_mark(mark).table_id(table).priority(MARK_RULE).action(RuleAction::ToTable);
+            match gateway {
+                IpAddr::V4(gateway) => {
+                    rule.v4().execute().await?;
+                    let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway);
+                    handle.route().add(route.output_interface(index).table_id(table).build()).execute().await
+                }
+                IpAddr::V6(gateway) => {
+                    rule.v6().execute().await?;
+                    let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway);
+                    handle.route().add(route.output_interface(index).table_id(table).build()).execute().await
+                }
+            }
+        })
     }
 
     fn change(

@@ -1,0 +1,79 @@
+//! Sockets below the IP stack or beside it.
+//!
+//! **Invariant:** what is sent is a whole IP packet to the lab's server, so that a capture knows it for what it is.
+
+use super::{At, EscapeArgs, REQUEST, Step, Tried};
+use crate::sys;
+use socket2::{Domain, Protocol, Type};
+use std::net::IpAddr;
+
+const AF_SMC: i32 = 43;
+
+impl EscapeArgs {
+    /// Packets written to the other interface itself.
+    pub(super) fn packet(&self, kind: Type, bypass: bool) -> Tried {
+        let socket = self.socket_of(Domain::PACKET, kind, None)?;
+        if bypass {
+            let on = 1_i32.to_ne_bytes();
+            sys::set_socket_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &on).at(Step::Option)?;
+        }
+        let bytes = if kind == Type::RAW { self.frame_to_server() } else { self.packet_to_server() };
+        let to = sys::packet_address(self.other_index()?, self.ethertype(), [0xff; 6]);
+        socket.send_to(&bytes, &to).at(Step::Send)?;
+        Ok("sent".to_owned())
+    }
+
+    pub(super) fn sctp(&self) -> Tried {
+        let socket = self.socket(Type::STREAM, Some(Protocol::from(libc::IPPROTO_SCTP)))?;
+        self.connect(&socket, &self.server().into())?;
+        self.talk(&socket)
+    }
+
+    /// Shared memory communications, which fall back to TCP.
+    pub(super) fn smc(&self) -> Tried {
+        let family = Protocol::from(i32::from(!self.is_v4()));
+        let socket = self.socket_of(Domain::from(AF_SMC), Type::STREAM, Some(family))?;
+        self.connect(&socket, &self.server().into())?;
+        self.talk(&socket)
+    }
+
+    fn ethertype(&self) -> u16 {
+        if self.is_v4() { 0x0800 } else { 0x86dd }
+    }
+
+    /// The packet in an Ethernet frame to everybody.
+    pub(super) fn frame_to_server(&self) -> Vec<u8> {
+        let mut frame = vec![0xff; 6];
+        frame.extend([2, 0, 0, 0, 0, 1]);
+        frame.extend(self.ethertype().to_be_bytes());
+        frame.extend(self.packet_to_server());
+        frame
+    }
+
+    /// A UDP packet to the server. The kernel that sends does not look at checksums, and a capture neither.
+    pub(super) fn packet_to_server(&self) -> Vec<u8> {
+        let len = u16::try_from(8 + REQUEST.len()).unwrap_or(u16::MAX);
+        let mut packet = match (self.source, self.server().ip()) {
+            (IpAddr::V4(source), IpAddr::V4(server)) => {
+                let [high, low] = (20 + len).to_be_bytes();
+                let mut header = vec![0x45, 0, high, low, 0, 1, 0, 0, 64, 17, 0, 0];
+                header.extend(source.octets());
+                header.extend(server.octets());
+                header
+            }
+            (IpAddr::V6(source), IpAddr::V6(server)) => {
+                let [high, low] = len.to_be_bytes();
+                let mut header = vec![0x60, 0, 0, 0, high, low, 17, 64];
+                header.extend(source.octets());
+                header.extend(server.octets());
+                header
+            }
+            _ => Vec::new(),
+        };
+        for word in [40000, self.port, len, 0] {
+            packet.extend(word.to_be_bytes());
+        }
+        packet.extend(REQUEST);
+        packet
+    }
+}

@@ -1,0 +1,157 @@
+//! Multicast: sending it, and joining a group, upon which the kernel itself sends a report.
+//!
+//! **Invariant:** after a join the program stays for as long as it has patience: the report may be late, and must find the
+//! socket still there.
+
+use super::{At, EscapeArgs, Halt, Step, Tried};
+use crate::sys::set_socket_option;
+use socket2::{Domain, Socket, Type};
+use std::{
+    io::{self, Read},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+const GROUP_V4: Ipv4Addr = Ipv4Addr::new(239, 77, 7, 7);
+const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0x77, 0x77);
+const GROUP_V4_SOURCE_SPECIFIC: Ipv4Addr = Ipv4Addr::new(232, 77, 7, 7);
+const GROUP_V6_SOURCE_SPECIFIC: Ipv6Addr = Ipv6Addr::new(0xff35, 0, 0, 0, 0, 0, 0x77, 0x77);
+
+impl EscapeArgs {
+    fn group(&self) -> IpAddr {
+        if self.is_v4() { GROUP_V4.into() } else { GROUP_V6.into() }
+    }
+
+    fn level(&self) -> i32 {
+        if self.is_v4() { libc::IPPROTO_IP } else { libc::IPPROTO_IPV6 }
+    }
+
+    pub(super) fn multicast_send(&self) -> Tried {
+        let socket = self.socket(Type::DGRAM, None)?;
+        self.send(&socket, SocketAddr::new(self.group(), self.port))
+    }
+
+    pub(super) fn multicast_if(&self, af_unspec: bool) -> Tried {
+        let socket = self.socket(Type::DGRAM, None)?;
+        if af_unspec {
+            self.disconnected(&socket, self.server())?;
+        }
+        let index = self.other_index()?;
+        if self.is_v4() {
+            // An ip_mreqn: group, address, interface.
+            let request = [[0; 4], [0; 4], index.to_ne_bytes()].concat();
+            set_socket_option(&socket, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &request).at(Step::Option)?;
+        } else {
+            socket.set_multicast_if_v6(index).at(Step::Option)?;
+        }
+        self.send(&socket, SocketAddr::new(self.group(), self.port))
+    }
+
+    /// The interface by its index.
+    pub(super) fn join(&self, kind: Type) -> Tried {
+        let socket = self.socket(kind, None)?;
+        let index = self.other_index()?;
+        self.join_by_index(&socket, index)?;
+        self.listen(&socket, kind)
+    }
+
+    /// No interface: the kernel asks its routes for one.
+    pub(super) fn join_by_route(&self) -> Tried {
+        let socket = self.socket(Type::DGRAM, None)?;
+        self.join_by_index(&socket, 0)?;
+        self.listen(&socket, Type::DGRAM)
+    }
+
+    fn join_by_index(&self, socket: &Socket, index: u32) -> Tried<()> {
+        let (name, request) = if self.is_v4() {
+            let request = [GROUP_V4.octets(), [0; 4], index.to_ne_bytes()].concat();
+            (libc::IP_ADD_MEMBERSHIP, request)
+        } else {
+            (libc::IPV6_ADD_MEMBERSHIP, [&GROUP_V6.octets()[..], &index.to_ne_bytes()].concat())
+        };
+        set_socket_option(socket, self.level(), name, &request).at(Step::Option)
+    }
+
+    /// The interface by an address of it, which only IPv4 knows.
+    pub(super) fn join_by_address(&self) -> Tried {
+        let socket = self.socket(Type::DGRAM, None)?;
+        let IpAddr::V4(source) = self.source else {
+            return Err(Halt::Inapplicable("IPv6 names interfaces by index".to_owned()));
+        };
+        socket.join_multicast_v4(&GROUP_V4, &source).at(Step::Option)?;
+        self.listen(&socket, Type::DGRAM)
+    }
+
+    /// With the request that both families have.
+    pub(super) fn join_group(&self) -> Tried {
+        let socket = self.socket(Type::DGRAM, None)?;
+        let request = [index_and_padding(self.other_index()?), storage(self.group())].concat();
+        set_socket_option(&socket, self.level(), libc::MCAST_JOIN_GROUP, &request).at(Step::Option)?;
+        self.listen(&socket, Type::DGRAM)
+    }
+
+    /// One source of a group only.
+    pub(super) fn join_source(&self) -> Tried {
+        let socket = self.socket(Type::DGRAM, None)?;
+        let group: IpAddr =
+            if self.is_v4() { GROUP_V4_SOURCE_SPECIFIC.into() } else { GROUP_V6_SOURCE_SPECIFIC.into() };
+        let index = index_and_padding(self.other_index()?);
+        let request = [index, storage(group), storage(self.server().ip())].concat();
+        set_socket_option(&socket, self.level(), libc::MCAST_JOIN_SOURCE_GROUP, &request).at(Step::Option)?;
+        self.listen(&socket, Type::DGRAM)
+    }
+
+    /// The same, with the interface by an address of it.
+    pub(super) fn join_source_by_address(&self) -> Tried {
+        let socket = self.socket(Type::DGRAM, None)?;
+        if let (IpAddr::V4(source), IpAddr::V4(server)) = (self.source, self.server().ip()) {
+            // An ip_mreq_source: group, interface, source.
+            let request = [GROUP_V4_SOURCE_SPECIFIC, source, server].map(|ip| ip.octets()).concat();
+            let name = libc::IP_ADD_SOURCE_MEMBERSHIP;
+            set_socket_option(&socket, libc::IPPROTO_IP, name, &request).at(Step::Option)?;
+        }
+        self.listen(&socket, Type::DGRAM)
+    }
+
+    /// An IPv4 group on an IPv6 socket.
+    pub(super) fn join_mapped(&self) -> Tried {
+        let socket = self.socket_of(Domain::IPV6, Type::DGRAM, None)?;
+        let index = self.other_index()?;
+        self.join_by_index(&socket, index)?;
+        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into()).at(Step::Bind)?;
+        self.stay(&socket)
+    }
+
+    /// Nobody sends to the group; what counts is that it was joined.
+    fn listen(&self, socket: &Socket, kind: Type) -> Tried {
+        if kind == Type::STREAM {
+            // Only a connection can be read from.
+            self.connect(socket, &self.server().into())?;
+        } else {
+            socket.bind(&SocketAddr::new(self.any(), 0).into()).at(Step::Bind)?;
+        }
+        self.stay(socket)
+    }
+
+    #[expect(clippy::unused_self, reason = "belongs to the attempt")]
+    fn stay(&self, mut socket: &Socket) -> Tried {
+        match socket.read(&mut [0; 64]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok("joined".to_owned()),
+            result => result.map(|_| "joined, and heard something".to_owned()).at(Step::Receive),
+        }
+    }
+}
+
+fn index_and_padding(index: u32) -> Vec<u8> {
+    [index.to_ne_bytes(), [0; 4]].concat()
+}
+
+/// An address as a `sockaddr_storage`.
+fn storage(ip: IpAddr) -> Vec<u8> {
+    let (family, mut bytes) = match ip {
+        IpAddr::V4(ip) => (libc::AF_INET, [&[0; 2][..], &ip.octets()].concat()),
+        IpAddr::V6(ip) => (libc::AF_INET6, [&[0; 6][..], &ip.octets()].concat()),
+    };
+    bytes.splice(0..0, u16::try_from(family).unwrap_or_default().to_ne_bytes());
+    bytes.resize(size_of::<libc::sockaddr_storage>(), 0);
+    bytes
+}

@@ -1,0 +1,81 @@
+//! The same without system calls per operation: io_uring.
+//!
+//! **Invariant:** one operation is in flight at a time, and all that it points to lives until it is complete.
+
+use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
+use crate::sys;
+use io_uring::{IoUring, opcode, squeue, types::Fd};
+use socket2::{SockAddr, Socket, Type};
+use std::{io, os::fd::AsRawFd};
+
+impl EscapeArgs {
+    /// Makes the socket, connects, sends and receives by way of the ring.
+    pub(super) fn uring_tcp(&self, sqpoll: bool) -> Tried {
+        let mut ring = ring(sqpoll)?;
+        let domain = i32::from(self.domain());
+        let made = run(&mut ring, &opcode::Socket::new(domain, libc::SOCK_STREAM, 0).build());
+        let fd = match made {
+            // Before Linux 5.19 the operation is unknown.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                return Err(Halt::Inapplicable("this kernel's io_uring makes no sockets".to_owned()));
+            }
+            made => made.at(Step::Socket)?,
+        };
+        let socket = Socket::from(sys::received(fd));
+        let to = SockAddr::from(self.server());
+        run(&mut ring, &opcode::Connect::new(Fd(fd), to.as_ptr().cast(), to.len()).build()).at(Step::Connect)?;
+        let len = u32::try_from(REQUEST.len()).unwrap_or(u32::MAX);
+        run(&mut ring, &opcode::Send::new(Fd(fd), REQUEST.as_ptr(), len).build()).at(Step::Send)?;
+        self.give_patience(&socket)?;
+        self.answer(&socket)
+    }
+
+    /// An option that is not set by `setsockopt(2)`; since Linux 6.7.
+    pub(super) fn uring_bind_to_device(&self) -> Tried {
+        let mut ring = ring(false)?;
+        let socket = self.socket(Type::DGRAM, None)?;
+        let (level, name) = (libc::SOL_SOCKET as u32, libc::SO_BINDTODEVICE as u32);
+        let len = u32::try_from(self.other.len()).unwrap_or(u32::MAX);
+        let value = self.other.as_ptr().cast();
+        let operation = opcode::SetSockOpt::new(Fd(socket.as_raw_fd()), level, name, value, len).build();
+        match run(&mut ring, &operation) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                return Err(Halt::Inapplicable("this kernel's io_uring sets no options".to_owned()));
+            }
+            set => set.at(Step::Option)?,
+        };
+        self.talk_to(&socket, self.server())
+    }
+
+    /// A message with the other interface named beside it.
+    pub(super) fn uring_pktinfo(&self) -> Tried {
+        let mut ring = ring(false)?;
+        let socket = self.socket(Type::DGRAM, None)?;
+        let index = self.other_index()?;
+        sys::with_pktinfo_message(REQUEST, self.server(), index, |message| {
+            run(&mut ring, &opcode::SendMsg::new(Fd(socket.as_raw_fd()), message).build())
+        })
+        .at(Step::Send)?;
+        self.answer(&socket)
+    }
+}
+
+fn ring(sqpoll: bool) -> Tried<IoUring> {
+    let mut builder = IoUring::builder();
+    if sqpoll {
+        builder.setup_sqpoll(100);
+    }
+    builder.build(4).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOSYS | libc::EPERM) => Halt::Inapplicable(format!("io_uring is not to be had ({error})")),
+        _ => Halt::Refused(Step::Place, error),
+    })
+}
+
+/// Submits one operation and waits for it.
+fn run(ring: &mut IoUring, operation: &squeue::Entry) -> io::Result<i32> {
+    // SAFETY: the caller keeps what the operation points to until this returns, which it does after completion.
+    unsafe { ring.submission().push(operation) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    let result = ring.completion().next().ok_or_else(|| io::Error::other("no completion"))?.result();
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
+}

@@ -1,0 +1,260 @@
+//! Attempts to escape, and what got out.
+//!
+//! **Invariant:** that nothing got out is only ever said of captures that have just shown that they see: behind every
+//! attempt a packet is sent by the other link from outside the cgroup, and must be in both.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::{Child, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
+use steer_lab::{
+    Attempt, Capture, Direction, Family, Kind, Packet, SERVER_V4, SERVER_V6, Step, Vector, client_v4, client_v6,
+    escape::option::MARK, gateway_v4, gateway_v6, wait_until,
+};
+
+use crate::{Bed, Cgroup, PATIENCE, User, binary, check::sent_by_processes, output};
+
+/// How much steer does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// New sockets are bound, and that is all.
+    Bind,
+    /// A lost binding is put back where a hook allows it.
+    Steer,
+    /// And nothing gets out otherwise.
+    Strict,
+}
+
+impl Level {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bind => "bind",
+            Self::Steer => "steer",
+            Self::Strict => "strict",
+        }
+    }
+
+    /// Whether the binary under test can do it.
+    pub fn is_supported(self) -> bool {
+        self == Self::Bind || has_levels()
+    }
+
+    /// Attaches a cgroup of the bed to `a1` at this level.
+    pub fn attach(self, bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<()> {
+        let mut arguments = vec!["attach", cgroup.path(), "-i", "a1"];
+        if has_levels() {
+            arguments.extend(["--enforce", self.name()]);
+        }
+        bed.succeed(&arguments).map(drop)
+    }
+}
+
+fn has_levels() -> bool {
+    static HAS_LEVELS: OnceLock<bool> = OnceLock::new();
+    *HAS_LEVELS.get_or_init(|| {
+        let mut command = std::process::Command::new(binary("STEER_BIN", "steer"));
+        output(command.args(["attach", "--help"])).is_ok_and(|help| help.stdout.contains("--enforce"))
+    })
+}
+
+/// What happens around an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scene {
+    /// Nothing: the cgroup is steered, the program runs in it.
+    Steered,
+    /// The program begins, and the cgroup is steered only after this step.
+    SteeredAfter(Step),
+    /// The server calls the client, at its address on this uplink.
+    CalledOn(u8),
+}
+
+/// One attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct Try {
+    /// What is tried.
+    pub vector: Vector,
+    /// By whom.
+    pub user: User,
+    /// With which family.
+    pub family: Family,
+    /// In what circumstances.
+    pub scene: Scene,
+    /// How long the program waits for an answer.
+    pub timeout: Duration,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Seen {
+    /// What the program says.
+    pub attempt: Attempt,
+    /// What left by other links than the uplink: as many as the client's end shows or the server's, whichever saw more.
+    pub leaked: Vec<Packet>,
+}
+
+impl Bed {
+    /// Gives a bed what the vectors need: link-local addresses, and a rule by which a mark leads to `a0`.
+    pub fn furnish_for_escapes(&self) -> anyhow::Result<()> {
+        let link_local = |last| IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last));
+        for i in 0..2 {
+            self.net.client.add_address(self.net.link(i), link_local(2), 64)?;
+            self.net.server.add_address(&self.net.server_link(i), link_local(1), 64)?;
+        }
+        for gateway in [gateway_v4(0).into(), gateway_v6(0).into()] {
+            self.net.client.add_marked_route(MARK, 100, gateway, self.net.link(0))?;
+        }
+        Ok(())
+    }
+
+    /// Makes an attempt in the bed's cgroup. It is steered at that level from the beginning or when the scene says so.
+    pub fn attempt(&self, this: Try, level: Level) -> anyhow::Result<Seen> {
+        let cgroup = self.cgroup.child(&format!("{:?}-{:?}", this.user, this.family))?;
+        if !matches!(this.scene, Scene::SteeredAfter(_)) {
+            level.attach(self, &cgroup)?;
+        }
+        let mut client = Capture::start_except(&self.net.client, &["lo", self.net.link(1)])?;
+        let mut server = Capture::start_except(&self.net.server, &["lo", &self.net.server_link(1)])?;
+        let attempt = self.run_attempt(this, &cgroup, || {
+            level.attach(self, &cgroup)?;
+            // What left before there was anything to stop it is no leak.
+            client.take().and_then(|_| server.take()).map(drop).map_err(Into::into)
+        })?;
+        let marker = self.send_marker(this.family)?;
+        let (mut left, mut arrived) = (Vec::new(), Vec::new());
+        let mut failed = None;
+        wait_until("a packet of the test's own on the other link", PATIENCE, || {
+            let took = client.take().and_then(|packets| {
+                left.extend(packets);
+                arrived.extend(server.take()?);
+                Ok(())
+            });
+            failed = took.err();
+            let has = |packets: &[Packet]| packets.iter().any(|packet| is_marker(packet, marker));
+            failed.is_some() || has(&left) && has(&arrived)
+        })?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let left = leaked(&left, Direction::Out, marker);
+        let arrived = leaked(&arrived, Direction::In, marker);
+        let leaked = if arrived.len() > left.len() { arrived } else { left };
+        Ok(Seen { attempt, leaked })
+    }
+
+    /// Runs the program; `attach` is for when it says that it is ready for that.
+    fn run_attempt(
+        &self,
+        this: Try,
+        cgroup: &Cgroup,
+        attach: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Attempt> {
+        let (gateway, source): (IpAddr, IpAddr) = match this.family {
+            Family::V4 => (gateway_v4(0).into(), client_v4(0).into()),
+            Family::V6 => (gateway_v6(0).into(), client_v6(0).into()),
+        };
+        let mut command = self.lab_program("STEER_ESCAPE", "steer-escape", Some(cgroup), this.user)?;
+        command.args(["--json", "--vector", &this.vector.name(), "--other", self.net.link(0)]);
+        command.args(["--family", if this.family == Family::V4 { "v4" } else { "v6" }]);
+        command.args(["--port", &self.server.port().to_string()]);
+        command.args(["--timeout-ms", &this.timeout.as_millis().to_string()]);
+        command.args(["--gateway", &gateway.to_string(), "--source", &source.to_string()]);
+        if let Scene::SteeredAfter(step) = this.scene {
+            command.args(["--pause-after", &format!("{step:?}").to_lowercase()]);
+        }
+        command.stdin(match this.vector {
+            Vector::Inherited => Stdio::from(self.foreign_socket(this.family)?),
+            Vector::Passed => Stdio::from(self.foreign_socket_in_transit(this.family)?),
+            _ => Stdio::piped(),
+        });
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let attempt = self.accompany(&mut child, this, attach);
+        let status = child.wait()?;
+        let mut complaint = String::new();
+        child.stderr.take().context("no pipe")?.read_to_string(&mut complaint)?;
+        attempt.with_context(|| format!("steer-escape {this:?}: {status}: {complaint}"))
+    }
+
+    /// Reads what the program says, and does the world's part.
+    fn accompany(
+        &self,
+        child: &mut Child,
+        this: Try,
+        mut attach: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Attempt> {
+        let mut stdin = child.stdin.take();
+        for line in BufReader::new(child.stdout.take().context("no pipe")?).lines() {
+            let line = line?;
+            if line.starts_with('{') {
+                return Ok(Attempt::parse(&line)?);
+            } else if let Some(port) = line.strip_prefix("listening ") {
+                self.call(this, port.parse()?)?;
+            } else {
+                attach()?;
+                stdin.as_mut().context("the program cannot go on")?.write_all(b"go on\n")?;
+            }
+        }
+        bail!("it said nothing")
+    }
+
+    /// Calls the client from the server's own address, so that the way back is the default route unless steered.
+    fn call(&self, this: Try, port: u16) -> anyhow::Result<()> {
+        let Scene::CalledOn(i) = this.scene else { bail!("nobody is to call") };
+        let (from, to): (IpAddr, IpAddr) = match this.family {
+            Family::V4 => (SERVER_V4.into(), client_v4(i).into()),
+            Family::V6 => (SERVER_V6.into(), client_v6(i).into()),
+        };
+        self.net.server.run(|| steer_lab::escape::call(from, SocketAddr::new(to, port), this.timeout))?;
+        Ok(())
+    }
+
+    /// A UDP socket made outside every steered cgroup.
+    fn foreign_socket(&self, family: Family) -> anyhow::Result<OwnedFd> {
+        Ok(self.net.client.run(|| UdpSocket::bind((any(family), 0)))??.into())
+    }
+
+    /// One end of a UNIX socket in which such a socket waits to be received.
+    fn foreign_socket_in_transit(&self, family: Family) -> anyhow::Result<OwnedFd> {
+        let socket = self.foreign_socket(family)?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let rights = [socket.as_raw_fd()];
+        let message = [std::io::IoSlice::new(&[0])];
+        let control = [ControlMessage::ScmRights(&rights)];
+        sendmsg::<SockaddrIn>(ours.as_raw_fd(), &message, &control, MsgFlags::empty(), None)?;
+        Ok(theirs.into())
+    }
+
+    /// Sends a packet by the other link from outside the cgroup; returns its source port.
+    fn send_marker(&self, family: Family) -> anyhow::Result<u16> {
+        let to: IpAddr = if family == Family::V4 { SERVER_V4.into() } else { SERVER_V6.into() };
+        let port = self.net.client.run(|| {
+            let socket = UdpSocket::bind((any(family), 0))?;
+            socket.send_to(b"marker", (to, self.server.port()))?;
+            Ok::<_, std::io::Error>(socket.local_addr()?.port())
+        })??;
+        Ok(port)
+    }
+}
+
+fn any(family: Family) -> IpAddr {
+    if family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+fn is_marker(packet: &Packet, port: u16) -> bool {
+    packet.kind == Kind::Udp && packet.src_port == Some(port)
+}
+
+fn leaked(packets: &[Packet], direction: Direction, marker: u16) -> Vec<Packet> {
+    let sent = packets.iter().filter(|packet| packet.direction == direction && !packet.is_kernel_noise()).collect();
+    sent_by_processes(sent).into_iter().filter(|packet| !is_marker(packet, marker)).cloned().collect()
+}

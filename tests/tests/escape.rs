@@ -1,0 +1,341 @@
+//! The escape suite: every way past a socket's binding that is known or feared, at every level, as root and as nobody, over
+//! IPv4 and IPv6. What counts is what a capture of every link but the uplink shows.
+//!
+//! Below the full level the rows must show the known leaks: that proves that the captures see. At the full level nothing
+//! leaks but where a row says why it cannot be otherwise.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use libtest_mimic::Trial;
+use steer_lab::{Family, Step, Vector};
+use steer_tests::{Bed, Level, Outcome, Scene, Try, USERS, User};
+
+const LEVELS: [Level; 3] = [Level::Bind, Level::Steer, Level::Strict];
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+/// For use that must work, however slow the machine.
+const LONG: Duration = Duration::from_secs(5);
+/// For an answer that nobody may be going to give.
+const SHORT: Duration = Duration::from_millis(400);
+
+/// Whose attempts get out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaks {
+    Never,
+    AsRoot,
+    Always,
+}
+
+use Leaks::{Always, AsRoot, Never};
+
+/// A row: what is tried, and what is expected of it.
+#[derive(Clone, Copy)]
+struct Row {
+    name: &'static str,
+    vector: Vector,
+    scene: Scene,
+    families: &'static [Family],
+    /// With sockets bound as they are made, and no more.
+    bind: Leaks,
+    /// With lost bindings put back on connecting.
+    steer: Leaks,
+    /// With the full enforcement, and why.
+    strict: Option<(Leaks, &'static str)>,
+    /// From which level on it must work all the same.
+    works_from: Option<Level>,
+}
+
+impl Row {
+    /// An attempt that is expected to lead nowhere at any level.
+    const fn futile(name: &'static str, vector: Vector) -> Self {
+        Self {
+            name,
+            vector,
+            scene: Scene::Steered,
+            families: &FAMILIES,
+            bind: Never,
+            steer: Never,
+            strict: None,
+            works_from: None,
+        }
+    }
+
+    /// Plain use, which goes by the uplink and must work at every level.
+    const fn plain(name: &'static str, vector: Vector) -> Self {
+        Self { works_from: Some(Level::Bind), ..Self::futile(name, vector) }
+    }
+
+    /// An attempt that only the full level stops.
+    const fn leaks(name: &'static str, vector: Vector, whose: Leaks) -> Self {
+        Self { bind: whose, steer: whose, ..Self::futile(name, vector) }
+    }
+
+    /// Use that loses its binding, and has it put back as it connects.
+    const fn repaired(name: &'static str, vector: Vector) -> Self {
+        Self { bind: Always, works_from: Some(Level::Steer), ..Self::futile(name, vector) }
+    }
+
+    const fn v4(self) -> Self {
+        Self { families: &[Family::V4], ..self }
+    }
+
+    const fn v6(self) -> Self {
+        Self { families: &[Family::V6], ..self }
+    }
+
+    const fn scene(self, scene: Scene) -> Self {
+        Self { scene, ..self }
+    }
+
+    const fn even_strict(self, leaks: Leaks, why: &'static str) -> Self {
+        Self { strict: Some((leaks, why)), ..self }
+    }
+}
+
+const ANOTHERS: &str = "the socket belongs to the cgroup that made it, not to the one that uses it";
+const PACKET: &str = "below the IP stack, where no hook of a cgroup sees it; steer attaches no security module program";
+
+const OLDER: &str =
+    "no hook of a cgroup sees what a packet socket sends, and it was made before there was one for making it";
+
+const fn made_before(step: Step) -> Scene {
+    Scene::SteeredAfter(step)
+}
+
+const ROWS: &[Row] = &[
+    Row::plain("tcp", Vector::Tcp),
+    Row::plain("tcp-fast-open", Vector::TcpFastOpen),
+    Row::plain("tcp-af-unspec", Vector::TcpAfUnspec),
+    Row::plain("tcp-accept", Vector::TcpAccept).scene(Scene::CalledOn(1)),
+    Row::futile("tcp-accept-other", Vector::TcpAccept).scene(Scene::CalledOn(0)),
+    Row::plain("udp", Vector::Udp),
+    Row::plain("udp-unconnected", Vector::UdpUnconnected),
+    Row::plain("udp-lite", Vector::UdpLite),
+    Row::plain("udp-gso", Vector::UdpGso),
+    Row::plain("ping", Vector::Ping),
+    Row::plain("raw", Vector::Raw),
+    Row::plain("zerocopy", Vector::Zerocopy),
+    Row::plain("sendfile", Vector::Sendfile),
+    Row::plain("splice", Vector::Splice),
+    Row::plain("sendmmsg", Vector::Sendmmsg),
+    Row::plain("mapped-tcp", Vector::MappedTcp).v4(),
+    Row::plain("mapped-udp", Vector::MappedUdp).v4(),
+    Row::plain("uring", Vector::Uring),
+    Row::plain("uring-sqpoll", Vector::UringSqpoll),
+    Row::repaired("mptcp", Vector::Mptcp),
+    Row::repaired("mptcp-fast-open", Vector::MptcpFastOpen),
+    Row::leaks("mptcp-accept", Vector::MptcpAccept, Always).scene(Scene::CalledOn(1)),
+    Row::leaks("mptcp-accept-other", Vector::MptcpAccept, Always).scene(Scene::CalledOn(0)),
+    Row::leaks("udp-af-unspec", Vector::UdpAfUnspec, Always),
+    Row::repaired("udp-af-unspec-connect", Vector::UdpAfUnspecConnect),
+    Row::leaks("udp-af-unspec-cork", Vector::UdpAfUnspecCork, Always),
+    Row::leaks("mapped-af-unspec", Vector::MappedAfUnspec, Always).v4(),
+    Row::leaks("ping-af-unspec", Vector::PingAfUnspec, Always),
+    Row::leaks("raw-af-unspec", Vector::RawAfUnspec, AsRoot),
+    Row::leaks("ip-pktinfo", Vector::IpPktinfo, Always).v4(),
+    Row::leaks("ip-pktinfo-cork", Vector::IpPktinfoCork, Always).v4(),
+    Row::leaks("ip-pktinfo-sendmmsg", Vector::IpPktinfoSendmmsg, Always).v4(),
+    Row::leaks("ip-pktinfo-mapped", Vector::IpPktinfoMapped, Always).v4(),
+    Row::leaks("ip-pktinfo-uring", Vector::IpPktinfoUring, Always).v4(),
+    Row::leaks("ip-pktinfo-ping", Vector::PingPktinfo, Always).v4(),
+    Row::leaks("ip-pktinfo-raw", Vector::RawPktinfo, AsRoot).v4(),
+    Row::leaks("ip-pktinfo-header", Vector::RawHeader, AsRoot).v4(),
+    Row::futile("ipv6-pktinfo", Vector::Ipv6Pktinfo).v6(),
+    Row::futile("ipv6-pktinfo-sticky", Vector::Ipv6PktinfoSticky).v6(),
+    Row::futile("ipv6-pktinfo-ping", Vector::PingPktinfo).v6(),
+    Row::futile("ipv6-pktinfo-raw", Vector::RawPktinfo).v6(),
+    Row::futile("ipv6-pktinfo-header", Vector::RawHeader).v6(),
+    Row::leaks("link-local-scope", Vector::LinkLocalScope, Always).v6(),
+    Row::futile("link-local-ping", Vector::LinkLocalPing).v6(),
+    Row::leaks("link-local-raw", Vector::LinkLocalRaw, AsRoot).v6(),
+    Row::leaks("link-local-multicast", Vector::LinkLocalMulticast, Always).v6(),
+    Row::futile("link-local-tcp", Vector::LinkLocalTcp).v6(),
+    Row { bind: Always, ..Row::futile("link-local-mptcp", Vector::LinkLocalMptcp).v6() },
+    Row { bind: Always, ..Row::futile("link-local-af-unspec", Vector::LinkLocalAfUnspec).v6() },
+    Row::leaks("bindtodevice", Vector::Bindtodevice, AsRoot),
+    Row::leaks("bindtodevice-cleared", Vector::BindtodeviceCleared, AsRoot),
+    Row { bind: AsRoot, ..Row::futile("bindtoifindex", Vector::Bindtoifindex) },
+    Row::leaks("bindtodevice-af-unspec", Vector::BindtodeviceAfUnspec, Always),
+    Row { bind: Always, ..Row::futile("bindtodevice-mptcp", Vector::BindtodeviceMptcp) },
+    Row::leaks("bindtodevice-uring", Vector::BindtodeviceUring, AsRoot),
+    Row::leaks("vrf", Vector::Vrf, AsRoot),
+    Row::futile("mark", Vector::Mark),
+    Row::leaks("mark-af-unspec", Vector::MarkAfUnspec, AsRoot),
+    Row::futile("unicast-if", Vector::UnicastIf),
+    Row::leaks("unicast-if-af-unspec", Vector::UnicastIfAfUnspec, Always),
+    Row::futile("multicast-if", Vector::MulticastIf),
+    Row::leaks("multicast-if-af-unspec", Vector::MulticastIfAfUnspec, Always),
+    Row::futile("bind-other", Vector::BindOther),
+    Row::futile("bind-other-udp", Vector::BindOtherUdp),
+    Row::futile("freebind", Vector::Freebind),
+    Row::futile("transparent", Vector::Transparent),
+    Row::futile("source-route", Vector::SourceRoute),
+    Row::futile("dontroute", Vector::Dontroute),
+    Row::futile("broadcast-subnet", Vector::BroadcastSubnet).v4(),
+    Row::futile("broadcast-limited", Vector::BroadcastLimited).v4(),
+    Row::plain("multicast-send", Vector::MulticastSend),
+    Row::leaks("join", Vector::Join, Always),
+    Row::leaks("join-by-address", Vector::JoinByAddress, Always).v4(),
+    Row::leaks("join-by-route", Vector::JoinByRoute, Always),
+    Row::leaks("join-group", Vector::JoinGroup, Always),
+    Row::leaks("join-source", Vector::JoinSource, Always),
+    Row::leaks("join-source-by-address", Vector::JoinSourceByAddress, Always).v4(),
+    Row::leaks("join-mapped", Vector::JoinMapped, Always).v4(),
+    Row::futile("join-tcp", Vector::JoinTcp),
+    Row::leaks("packet-raw", Vector::PacketRaw, AsRoot).even_strict(AsRoot, PACKET),
+    Row::leaks("packet-dgram", Vector::PacketDgram, AsRoot).even_strict(AsRoot, PACKET),
+    Row::leaks("packet-bypass", Vector::PacketBypass, AsRoot).even_strict(AsRoot, PACKET),
+    Row::leaks("xdp", Vector::Xdp, AsRoot).even_strict(AsRoot, PACKET),
+    Row::futile("sctp", Vector::Sctp),
+    Row::repaired("smc", Vector::Smc),
+    Row::futile("user-namespace", Vector::UserNamespace),
+    Row::futile("network-namespace", Vector::NetworkNamespace),
+    Row::plain("sub-cgroup", Vector::SubCgroup),
+    Row::leaks("sub-cgroup-af-unspec", Vector::SubCgroupAfUnspec, AsRoot),
+    Row::leaks("leave-cgroup", Vector::LeaveCgroup, AsRoot)
+        .even_strict(AsRoot, "whoever may write to another cgroup may go there"),
+    Row::leaks("inherited", Vector::Inherited, Always).even_strict(Always, ANOTHERS),
+    Row::leaks("passed", Vector::Passed, Always).even_strict(Always, ANOTHERS),
+    Row::repaired("tcp-made-before", Vector::Tcp).scene(made_before(Step::Socket)),
+    Row::leaks("tcp-connected-before", Vector::Tcp, Always).scene(made_before(Step::Connect)),
+    Row::leaks("udp-made-before", Vector::UdpUnconnected, Always).scene(made_before(Step::Socket)),
+    Row::leaks("udp-connected-before", Vector::Udp, Always).scene(made_before(Step::Connect)),
+    Row::leaks("mptcp-connected-before", Vector::Mptcp, Always).scene(made_before(Step::Connect)),
+    Row::leaks("packet-made-before", Vector::PacketRaw, AsRoot)
+        .scene(made_before(Step::Socket))
+        .even_strict(AsRoot, OLDER),
+];
+
+/// One trial for each row and level. Those of a level that the binary under test has not are ignored.
+pub(crate) fn trials(root: bool) -> Vec<Trial> {
+    let levels = LEVELS.map(|level| (level, root && level.is_supported()));
+    if root && levels.iter().any(|&(_, supported)| !supported) {
+        eprintln!("steer has no levels of enforcement: the escapes are tried with bound sockets only");
+    }
+    let trials = levels.into_iter().flat_map(|(level, supported)| {
+        ROWS.iter().map(move |row| {
+            let run = move || row.check(level).map_err(|error| format!("{error:#}").into());
+            Trial::test(format!("escape::{}::{}", level.name(), row.name), run).with_ignored_flag(!supported)
+        })
+    });
+    let complete = || every_vector_has_a_row().map_err(|error| format!("{error:#}").into());
+    trials.chain([Trial::test("escape::every_vector_has_a_row", complete)]).collect()
+}
+
+fn every_vector_has_a_row() -> Outcome {
+    let missing = Vector::all().iter().filter(|&&vector| ROWS.iter().all(|row| row.vector != vector));
+    let missing = missing.collect::<Vec<_>>();
+    ensure!(missing.is_empty(), "{missing:?}");
+    Ok(())
+}
+
+impl Row {
+    fn check(&self, level: Level) -> Outcome {
+        let mut complaints = Vec::new();
+        for user in USERS {
+            for &family in self.families {
+                // Its own bed: what the kernel still has to say of the last attempt must not be taken for this one's.
+                let bed = Bed::new(&format!("escape-{}-{}", level.name(), self.name))?;
+                bed.furnish_for_escapes()?;
+                let must_work = self.works_from.is_some_and(|from| level >= from);
+                let timeout = if must_work { LONG } else { SHORT };
+                let this = Try { vector: self.vector, user, family, scene: self.scene, timeout };
+                let seen = bed.attempt(this, level)?;
+                let (attempt, leaked) = (&seen.attempt, seen.leaked.len());
+                let (text, complaint) = match (attempt.is_applicable(), leaked) {
+                    (false, 0) => ("n/a".to_owned(), None),
+                    (false, _) => (format!("LEAK {leaked}"), Some("leaked without having been tried")),
+                    (true, 0) => {
+                        let text = if attempt.is_ok() { "-" } else { "x" };
+                        let complaint = if self.expects(level, user) {
+                            Some("should leak, or the captures are blind")
+                        } else if must_work && !attempt.is_ok() {
+                            Some("should work")
+                        } else {
+                            None
+                        };
+                        (text.to_owned(), complaint)
+                    }
+                    (true, _) => {
+                        let complaint = (!self.expects(level, user)).then_some("leaks");
+                        (format!("LEAK {leaked}"), complaint)
+                    }
+                };
+                record(self.name, (level, user, family), text);
+                if let Some(complaint) = complaint {
+                    complaints.push(format!("{user:?} {family:?} {complaint}: {attempt:?}, leaked {:?}", seen.leaked));
+                }
+            }
+        }
+        ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
+        Ok(())
+    }
+
+    /// Whether it leaks.
+    fn expects(&self, level: Level, user: User) -> bool {
+        let leaks = match (level, self.strict) {
+            (Level::Bind, _) => self.bind,
+            (Level::Steer, _) => self.steer,
+            (Level::Strict, None) => Never,
+            (Level::Strict, Some((leaks, _))) => leaks,
+        };
+        match leaks {
+            Never => false,
+            AsRoot => user == User::Root,
+            Always => true,
+        }
+    }
+}
+
+type Column = (Level, &'static str, &'static str);
+
+static CELLS: Mutex<BTreeMap<(&'static str, Column), String>> = Mutex::new(BTreeMap::new());
+
+fn record(row: &'static str, (level, user, family): (Level, User, Family), text: String) {
+    let user = if user == User::Root { "root" } else { "nobody" };
+    let family = if family == Family::V4 { "IPv4" } else { "IPv6" };
+    CELLS.lock().unwrap_or_else(PoisonError::into_inner).insert((row, (level, user, family)), text);
+}
+
+/// Prints what the trials saw as one table.
+pub(crate) fn print_table() {
+    let cells = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let columns: Vec<Column> = ["root", "nobody"]
+        .into_iter()
+        .flat_map(|user| ["IPv4", "IPv6"].map(|family| (user, family)))
+        .flat_map(|(user, family)| LEVELS.map(|level| (level, user, family)))
+        .collect();
+    let line = |head: &str, cells: &mut dyn Iterator<Item = String>| {
+        println!("{}", cells.fold(format!("{head:<23}"), |line, cell| format!("{line}{cell:<9}")).trim_end());
+    };
+    println!();
+    line("", &mut columns.iter().map(|(_, user, _)| (*user).to_owned()));
+    line("", &mut columns.iter().map(|(_, _, family)| (*family).to_owned()));
+    line("", &mut columns.iter().map(|(level, _, _)| level.name().to_owned()));
+    let mut reasons = Vec::new();
+    for row in ROWS {
+        let cell = |&column: &Column| cells.get(&(row.name, column)).cloned();
+        if columns.iter().all(|column| cell(column).is_none()) {
+            continue;
+        }
+        line(row.name, &mut columns.iter().map(|column| cell(column).unwrap_or_default()));
+        let leaks = |column: &Column| cell(column).is_some_and(|text| text.starts_with('L'));
+        let strict = columns.iter().filter(|column| column.0 == Level::Strict);
+        if let Some((_, why)) = row.strict
+            && row.expects(Level::Strict, User::Root)
+            && strict.into_iter().any(leaks)
+        {
+            reasons.push(format!("{}: {why}", row.name));
+        }
+    }
+    println!(
+        "\n- works, no leak    x refused or lost, no leak    LEAK n packets by another link    n/a cannot be tried here"
+    );
+    for reason in reasons {
+        println!("{reason}");
+    }
+}
