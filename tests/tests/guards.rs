@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("levels_change_by_reload", levels_change_by_reload),
     ("an_inner_policy_is_not_held_by_the_outer_guard", an_inner_policy_is_not_held_by_the_outer_guard),
     ("the_outer_guard_again_when_the_inner_goes", the_outer_guard_again_when_the_inner_goes),
+    ("a_failed_inner_attachment_decides_nothing", a_failed_inner_attachment_decides_nothing),
     ("ingress_by_the_uplink_only", ingress_by_the_uplink_only),
     ("other_network_namespaces_are_left_alone", other_network_namespaces_are_left_alone),
 ];
@@ -186,4 +187,23 @@ fn other_network_namespaces_are_left_alone() -> Outcome {
     bed.check_unsteered(Some(&bed.cgroup))?;
     ensure!(bed.sockets("t0", "stopped_egress")? == 0);
     Ok(())
+}
+
+/// What an inner attachment has noted in a socket ends with it, also when it cannot be made again.
+fn a_failed_inner_attachment_decides_nothing() -> Outcome {
+    let bed = Bed::new("guard-failed")?;
+    let inner = bed.cgroup.child("inner")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    bed.succeed(&["attach", inner.path(), "-i", "none"])?;
+    let load = bed.load(&inner)?;
+    bed.succeed(&["detach", inner.path()])?;
+    steer_tests::exclusive_program(&inner, "foreign")?;
+    let refused = bed.run(&["attach", inner.path(), "-i", "none"])?;
+    ensure!(refused.code == 1, "{refused:?}");
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let before = bed.sockets("a1", "bound")?;
+    wait_until("new sockets to be bound", PATIENCE, || bed.sockets("a1", "bound").is_ok_and(|now| now > before + 50))?;
+    spy.saw_nothing()?;
+    ensure!(load.stop()?.ok > 0);
+    bed.check_steered(&inner, 1)
 }

@@ -130,6 +130,15 @@ impl Datapath {
         slot: u32,
         manual: bool,
     ) -> Result<(), Error> {
+        let attached = self.try_attach(hierarchy, cgroup, slot, manual);
+        if attached.is_err() && !self.pins.attachment(cgroup.id).exists() {
+            // An outer policy must not believe that this one decides.
+            self.remove_decider(cgroup.id)?;
+        }
+        attached
+    }
+
+    fn try_attach(&mut self, hierarchy: &Hierarchy, cgroup: &Cgroup, slot: u32, manual: bool) -> Result<(), Error> {
         let mut flags = if manual { attachment_flags::MANUAL } else { 0 };
         let outer = self.outer(hierarchy, &cgroup.path)?;
         if !outer.is_empty() {
@@ -273,6 +282,18 @@ impl Datapath {
     fn add_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
         let added = self.deciders.insert(cgroup_id, 1, 0);
         added.map_err(|error| map_error("note a nested attachment", map::DECIDERS, error))
+    }
+
+    /// Forgets nested attachments that are no more, as after a process that was killed between two steps.
+    pub(super) fn sweep_deciders(&mut self) -> Result<(), Error> {
+        let failed = |error| map_error("list the nested attachments", map::DECIDERS, error);
+        let ids = self.deciders.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        for cgroup_id in ids {
+            if !self.pins.attachment(cgroup_id).exists() {
+                self.remove_decider(cgroup_id)?;
+            }
+        }
+        Ok(())
     }
 
     fn remove_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {

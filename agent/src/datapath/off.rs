@@ -130,6 +130,7 @@ impl Datapath {
                 used.insert(attachment.record.policy);
             }
         }
+        self.sweep_deciders()?;
         for entry in self.policies()? {
             if entry.is_owned_by(Owner::Manual) && !used.contains(&entry.slot) {
                 self.free_policy(entry.slot)?;
