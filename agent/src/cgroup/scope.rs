@@ -3,7 +3,10 @@
 //! Its directory is locked by flock(2) as long as somebody looks after it: the wrapper that made it, then the keeper. An
 //! empty one that nobody has locked was left behind by killed processes, and whoever meets it removes it.
 
-use std::{fs, io, os::fd::AsRawFd as _};
+use std::{
+    fs, io,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+};
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -60,7 +63,9 @@ impl Scope {
         };
         let directory: fs::File = cgroup.fd().try_clone_to_owned().map_err(failed("open"))?.into();
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self { cgroup, lock })),
+            // Whoever had the lock may have removed it meanwhile.
+            Ok(lock) if fs::metadata(&file).is_ok_and(|now| now.ino() == cgroup.id) => Ok(Some(Self { cgroup, lock })),
+            Ok(_) => Ok(None),
             Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(failed("lock")(errno.into())),
         }
