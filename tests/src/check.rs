@@ -1,16 +1,17 @@
 //! The checks: what left, and by which link.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     process::{Child, ChildStdin, Command, Stdio},
 };
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{
-    Capture, Family, Kind, LoadReport, Outcome, Packet, client_v4, client_v6, gateway_v4, gateway_v6, leaks,
+    Capture, Family, Kind, LoadReport, Outcome, Packet, Transport, client_v4, client_v6, gateway_v4, gateway_v6, leaks,
     parse_outcomes,
 };
 
@@ -35,6 +36,8 @@ pub const USERS: [User; 2] = [User::Root, User::Nobody];
 pub struct Spy {
     capture: Capture,
     allowed: Vec<String>,
+    /// TCP connections from before, which may still be closing.
+    earlier: BTreeSet<SocketAddr>,
 }
 
 impl Spy {
@@ -42,7 +45,9 @@ impl Spy {
     pub fn on(bed: &Bed, allowed: &[&str]) -> anyhow::Result<Self> {
         let with_loopback = allowed.iter().copied().chain(["lo"]).collect::<Vec<_>>();
         let capture = Capture::start_except(&bed.net.client, &with_loopback)?;
-        Ok(Self { capture, allowed: allowed.iter().map(ToString::to_string).collect() })
+        let tcp = bed.server.seen().into_iter().filter(|seen| seen.transport == Transport::Tcp);
+        let earlier = tcp.map(|seen| SocketAddr::new(seen.peer.ip(), seen.peer.port())).collect();
+        Ok(Self { capture, allowed: allowed.iter().map(ToString::to_string).collect(), earlier })
     }
 
     /// Also allows a link that came later.
@@ -54,7 +59,11 @@ impl Spy {
     /// socket claims, and the look-up of a gateway's address for them: what a process sends there would follow, and count.
     pub fn saw_nothing(&mut self) -> anyhow::Result<()> {
         let packets = self.capture.take()?;
-        let leaked = sent_by_processes(leaks(&packets));
+        let mut leaked = sent_by_processes(leaks(&packets));
+        leaked.retain(|packet| {
+            let source = packet.src.zip(packet.src_port).map(SocketAddr::from);
+            packet.kind != Kind::Tcp || source.is_none_or(|source| !self.earlier.contains(&source))
+        });
         ensure!(leaked.is_empty(), "{} packets left by other links than {:?}: {leaked:#?}", leaked.len(), self.allowed);
         Ok(())
     }

@@ -65,8 +65,7 @@ impl Scope {
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             // Whoever had the lock may have removed it meanwhile.
             Ok(lock) if fs::metadata(&file).is_ok_and(|now| now.ino() == cgroup.id) => Ok(Some(Self { cgroup, lock })),
-            Ok(_) => Ok(None),
-            Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
+            Ok(_) | Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(failed("lock")(errno.into())),
         }
     }
