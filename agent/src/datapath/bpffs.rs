@@ -14,7 +14,7 @@ use std::{
 };
 
 use nix::{
-    fcntl::{OFlag, open},
+    fcntl::{Flock, FlockArg, OFlag, open},
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::{
@@ -63,6 +63,12 @@ pub fn locate_or_mount(directory: &Path) -> Result<Located, Error> {
     }
     let point = if directory.starts_with(MOUNT_POINT) { Path::new(MOUNT_POINT) } else { directory };
     let failed = |source| Error::Pin { action: "mount a bpffs at", path: point.to_owned(), source };
+    // One at a time: a second mount would hide what has been pinned in the first.
+    let parent = fs::File::open(point.parent().unwrap_or(point)).map_err(failed)?;
+    let _locked = Flock::lock(parent, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))?;
+    if let Some(found) = locate(directory) {
+        return Ok(found);
+    }
     if fs::read_dir(point).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(failed(io::Error::other("it is not empty, and not on a bpffs; name one below /sys/fs/bpf")));
     }

@@ -41,7 +41,10 @@ impl Bed {
     pub(crate) fn new(steer: &Path) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace (needs root)")?;
         let cgroups = Cgroups::new()?;
-        let steering = Steering { steer: steer.to_owned(), pins: own_name(&mounted("bpf")?) };
+        let steering = Steering {
+            steer: steer.to_owned(),
+            pins: own_name(&mounted("bpf").unwrap_or_else(|_| "/sys/fs/bpf".into())),
+        };
         steering.attach(&cgroups.path(Variant::Steered))?;
         let inner = cgroups.path(Variant::Nested);
         steering.attach(inner.parent().context("the nested cgroup has no parent")?)?;
