@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use steer_lab::{LoadReport, client_v4, client_v6, wait_until};
-use steer_tests::{Bed, Outcome, PATIENCE, Spy, User};
+use steer_tests::{Bed, Cgroup, Outcome, PATIENCE, Spy, User, exclusive_program};
 
 use crate::Test;
 
@@ -133,20 +133,25 @@ fn an_inner_policy_is_not_held_by_the_outer_guard() -> Outcome {
     Ok(())
 }
 
-fn the_outer_guard_again_when_the_inner_goes() -> Outcome {
-    let bed = Bed::new("guard-again")?;
+/// The outer policy holds the inner cgroup, whose exemption has ended by what `end` does.
+fn outer_guard_takes_over(name: &str, end: impl Fn(&Bed, &Cgroup) -> Outcome) -> Outcome {
+    let bed = Bed::new(name)?;
     let inner = bed.cgroup.child("inner")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     bed.succeed(&["attach", inner.path(), "-i", "none"])?;
-    // Sockets of the exempt cgroup use the default route, until its exemption ends; then not one more packet.
+    // Sockets of the exempt cgroup use the default route, until its exemption ends; then not one more does.
     let load = bed.load(&inner)?;
-    bed.succeed(&["detach", inner.path()])?;
+    end(&bed, &inner)?;
     let mut spy = Spy::on(&bed, &["a1"])?;
     let before = bed.sockets("a1", "bound")?;
     wait_until("new sockets to be bound", PATIENCE, || bed.sockets("a1", "bound").is_ok_and(|now| now > before + 50))?;
     spy.saw_nothing()?;
     ensure!(load.stop()?.ok > 0);
     bed.check_steered(&inner, 1)
+}
+
+fn the_outer_guard_again_when_the_inner_goes() -> Outcome {
+    outer_guard_takes_over("guard-again", |bed, inner| bed.succeed(&["detach", inner.path()]).map(drop))
 }
 
 fn ingress_by_the_uplink_only() -> Outcome {
@@ -191,19 +196,11 @@ fn other_network_namespaces_are_left_alone() -> Outcome {
 
 /// What an inner attachment has noted in a socket ends with it, also when it cannot be made again.
 fn a_failed_inner_attachment_decides_nothing() -> Outcome {
-    let bed = Bed::new("guard-failed")?;
-    let inner = bed.cgroup.child("inner")?;
-    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
-    bed.succeed(&["attach", inner.path(), "-i", "none"])?;
-    let load = bed.load(&inner)?;
-    bed.succeed(&["detach", inner.path()])?;
-    steer_tests::exclusive_program(&inner, "foreign")?;
-    let refused = bed.run(&["attach", inner.path(), "-i", "none"])?;
-    ensure!(refused.code == 1, "{refused:?}");
-    let mut spy = Spy::on(&bed, &["a1"])?;
-    let before = bed.sockets("a1", "bound")?;
-    wait_until("new sockets to be bound", PATIENCE, || bed.sockets("a1", "bound").is_ok_and(|now| now > before + 50))?;
-    spy.saw_nothing()?;
-    ensure!(load.stop()?.ok > 0);
-    bed.check_steered(&inner, 1)
+    outer_guard_takes_over("guard-failed", |bed, inner| {
+        bed.succeed(&["detach", inner.path()])?;
+        exclusive_program(inner, "foreign")?;
+        let refused = bed.run(&["attach", inner.path(), "-i", "none"])?;
+        ensure!(refused.code == 1, "{refused:?}");
+        Ok(())
+    })
 }

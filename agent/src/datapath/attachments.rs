@@ -10,16 +10,15 @@ use std::{
     path::Path,
 };
 
-use aya::maps::MapError;
 use aya_obj::generated::{BPF_F_ALLOW_MULTI, bpf_attach_type};
 use steer_common::{AttachmentRecord, POLICY_SLOTS, attachment_flags, map};
 
 use super::{
-    Datapath, Error, Lock, bpf, map_error, object,
+    Datapath, Error, Lock, bpf, object,
     pins::{file_name, list},
 };
 use crate::{
-    cgroup::{Cgroup, Found, Hierarchy},
+    cgroup::{Cgroup, Hierarchy},
     cgroup_path::CgroupPath,
 };
 
@@ -98,7 +97,7 @@ impl Datapath {
     }
 
     /// `None`: the cgroup was never attached, or is gone.
-    fn record(&self, cgroup_id: u64) -> Result<Option<AttachmentRecord>, Error> {
+    pub(super) fn record(&self, cgroup_id: u64) -> Result<Option<AttachmentRecord>, Error> {
         bpf::map_get(self.attachments.fd().as_fd(), &cgroup_id).map_err(|source| Error::Map {
             action: "read an attachment",
             name: map::ATTACHMENTS,
@@ -107,7 +106,7 @@ impl Datapath {
     }
 
     /// Writes the record of a cgroup that has one; false when it has none.
-    fn set_record(&self, cgroup_id: u64, record: AttachmentRecord) -> Result<bool, Error> {
+    pub(super) fn set_record(&self, cgroup_id: u64, record: AttachmentRecord) -> Result<bool, Error> {
         match bpf::map_set(self.attachments.fd().as_fd(), &cgroup_id, &record) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -232,76 +231,6 @@ impl Datapath {
         let program = object::open(&self.pins, &object::ANCHOR)?;
         bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
             .map_err(|source| refused(program.hook, hierarchy, cgroup, source))
-    }
-
-    /// The attachments above a cgroup.
-    fn outer(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<Vec<(u64, AttachmentRecord)>, Error> {
-        let mut outer = Vec::new();
-        for ancestor in path.ancestors() {
-            let id = hierarchy.open(&ancestor)?.id;
-            if self.pins.attachment(id).exists()
-                && let Some(record) = self.record(id)?
-            {
-                outer.push((id, record));
-            }
-        }
-        Ok(outer)
-    }
-
-    /// The attachments below a cgroup, with their records.
-    fn inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<Vec<(Found, AttachmentRecord)>, Error> {
-        let mut inner = Vec::new();
-        for found in hierarchy.descendants(path)? {
-            if self.pins.attachment(found.id).exists()
-                && let Some(record) = self.record(found.id)?
-            {
-                inner.push((found, record));
-            }
-        }
-        Ok(inner)
-    }
-
-    /// Tells the attachments below a cgroup that has none any more whether there is still one above or below them.
-    fn refresh_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
-        let inner = self.inner(hierarchy, path)?;
-        for (found, record) in &inner {
-            let mut flags = record.flags & !(attachment_flags::NESTED | attachment_flags::HAS_INNER);
-            if !self.outer(hierarchy, &found.path)?.is_empty() {
-                flags |= attachment_flags::NESTED;
-            }
-            if inner.iter().any(|(other, _)| other.id != found.id && other.path.is_in(&found.path)) {
-                flags |= attachment_flags::HAS_INNER;
-            }
-            if flags != record.flags {
-                self.set_record(found.id, AttachmentRecord { flags, ..*record })?;
-            }
-        }
-        Ok(())
-    }
-
-    fn add_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
-        let added = self.deciders.insert(cgroup_id, 1, 0);
-        added.map_err(|error| map_error("note a nested attachment", map::DECIDERS, error))
-    }
-
-    /// Forgets nested attachments that are no more, as after a process that was killed between two steps.
-    pub(super) fn sweep_deciders(&mut self) -> Result<(), Error> {
-        let failed = |error| map_error("list the nested attachments", map::DECIDERS, error);
-        let ids = self.deciders.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        for cgroup_id in ids {
-            if !self.pins.attachment(cgroup_id).exists() {
-                self.remove_decider(cgroup_id)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn remove_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
-        match self.deciders.remove(&cgroup_id) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(map_error("forget a nested attachment", map::DECIDERS, error)),
-        }
     }
 
     /// Puts the pinned programs in the place of other ones in all links, and mends the nested flags, which a process that was

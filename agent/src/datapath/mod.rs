@@ -11,6 +11,7 @@
 mod attachments;
 mod bpf;
 pub mod bpffs;
+mod nesting;
 mod netns;
 mod object;
 mod off;

@@ -1,0 +1,95 @@
+//! Attachments above and below others: which of them are told so, and which may say that they decide.
+//!
+//! **Invariant:** `DECIDERS` never has a cgroup whose attachment is gone for longer than until the next sweep, and what is
+//! missing in it lets the outer policy act.
+
+use std::io;
+
+use aya::maps::MapError;
+use steer_common::{AttachmentRecord, attachment_flags, map};
+
+use super::{Datapath, Error, map_error};
+use crate::{
+    cgroup::{Found, Hierarchy},
+    cgroup_path::CgroupPath,
+};
+
+impl Datapath {
+    /// The attachments above a cgroup.
+    pub(super) fn outer(
+        &self,
+        hierarchy: &Hierarchy,
+        path: &CgroupPath,
+    ) -> Result<Vec<(u64, AttachmentRecord)>, Error> {
+        let mut outer = Vec::new();
+        for ancestor in path.ancestors() {
+            let id = hierarchy.open(&ancestor)?.id;
+            if self.pins.attachment(id).exists()
+                && let Some(record) = self.record(id)?
+            {
+                outer.push((id, record));
+            }
+        }
+        Ok(outer)
+    }
+
+    /// The attachments below a cgroup, with their records.
+    pub(super) fn inner(
+        &self,
+        hierarchy: &Hierarchy,
+        path: &CgroupPath,
+    ) -> Result<Vec<(Found, AttachmentRecord)>, Error> {
+        let mut inner = Vec::new();
+        for found in hierarchy.descendants(path)? {
+            if self.pins.attachment(found.id).exists()
+                && let Some(record) = self.record(found.id)?
+            {
+                inner.push((found, record));
+            }
+        }
+        Ok(inner)
+    }
+
+    /// Tells the attachments below a cgroup that has none any more whether there is still one above or below them.
+    pub(super) fn refresh_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
+        let inner = self.inner(hierarchy, path)?;
+        for (found, record) in &inner {
+            let mut flags = record.flags & !(attachment_flags::NESTED | attachment_flags::HAS_INNER);
+            if !self.outer(hierarchy, &found.path)?.is_empty() {
+                flags |= attachment_flags::NESTED;
+            }
+            if inner.iter().any(|(other, _)| other.id != found.id && other.path.is_in(&found.path)) {
+                flags |= attachment_flags::HAS_INNER;
+            }
+            if flags != record.flags {
+                self.set_record(found.id, AttachmentRecord { flags, ..*record })?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
+        let added = self.deciders.insert(cgroup_id, 1, 0);
+        added.map_err(|error| map_error("note a nested attachment", map::DECIDERS, error))
+    }
+
+    /// Forgets nested attachments that are no more, as after a process that was killed between two steps.
+    pub(super) fn sweep_deciders(&mut self) -> Result<(), Error> {
+        let failed = |error| map_error("list the nested attachments", map::DECIDERS, error);
+        let ids = self.deciders.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        for cgroup_id in ids {
+            if !self.pins.attachment(cgroup_id).exists() {
+                self.remove_decider(cgroup_id)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
+        match self.deciders.remove(&cgroup_id) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(map_error("forget a nested attachment", map::DECIDERS, error)),
+        }
+    }
+}
