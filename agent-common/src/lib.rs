@@ -13,14 +13,15 @@ pub mod record;
 pub use counter::{COUNTERS, Counter, CounterRecord};
 pub use decision::{Verdict, decide};
 pub use record::{
-    AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags, policy_flags,
+    AddressWords, AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags,
+    policy_flags,
 };
 
 /// Entries of [`map::DECIDERS`].
 pub const NESTED_ATTACHMENTS: u32 = 65_536;
 
 /// The version of everything in this crate. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never given out: it is what an unpopulated [`AttachmentRecord`] names.
 pub const POLICY_SLOTS: u32 = 4096;
@@ -46,7 +47,7 @@ pub mod map {
 pub mod program {
     /// `cgroup/sock_create`: binds.
     pub const SOCK_CREATE: &str = "sock_create";
-    /// `cgroup/connect4`: puts a lost binding back.
+    /// `cgroup/connect4`: puts a lost binding back, and turns a query to the policy's resolver.
     pub const CONNECT4: &str = "connect4";
     /// `cgroup/connect6`.
     pub const CONNECT6: &str = "connect6";
@@ -54,6 +55,14 @@ pub mod program {
     pub const SENDMSG4: &str = "sendmsg4";
     /// `cgroup/sendmsg6`.
     pub const SENDMSG6: &str = "sendmsg6";
+    /// `cgroup/recvmsg4`: gives an answer the name of the server that was asked.
+    pub const RECVMSG4: &str = "recvmsg4";
+    /// `cgroup/recvmsg6`.
+    pub const RECVMSG6: &str = "recvmsg6";
+    /// `cgroup/getpeername4`: the same for who the peer is.
+    pub const GETPEERNAME4: &str = "getpeername4";
+    /// `cgroup/getpeername6`.
+    pub const GETPEERNAME6: &str = "getpeername6";
     /// Constant of the sendmsg programs: 0 where the kernel does not let them call `bpf_setsockopt`.
     pub const SENDMSG_REBINDS: &str = "SENDMSG_REBINDS";
     /// `cgroup/setsockopt`: refuses to undo a binding.

@@ -1,5 +1,7 @@
 //! The records in the maps: plain integers without padding, each with its size asserted.
 
+use core::net::{IpAddr, Ipv6Addr};
+
 /// A bound device that no interface can have: indexes are positive. A socket bound to it can be created, but `connect`
 /// and `send` fail with ENODEV (IPv4) or ENETUNREACH (IPv6).
 pub const CLOSED_IFINDEX: i32 = -1;
@@ -30,6 +32,29 @@ pub mod policy_flags {
     pub const GUARD: u32 = 1 << 2;
     /// Nothing gets in by another link either.
     pub const GUARD_INGRESS: u32 = 1 << 3;
+    /// Names are asked of [`PolicyRecord::dns4`](super::PolicyRecord::dns4) where IPv4 is spoken.
+    pub const DNS4: u32 = 1 << 4;
+    /// Names are asked of [`PolicyRecord::dns6`](super::PolicyRecord::dns6) where IPv6 is spoken.
+    pub const DNS6: u32 = 1 << 5;
+}
+
+/// An IPv6 address as the kernel gives it to programs: four words in network byte order. IPv4 is mapped (`::ffff:a.b.c.d`).
+pub type AddressWords = [u32; 4];
+
+/// An address as the kernel gives it to programs.
+pub fn address_words(address: Ipv6Addr) -> AddressWords {
+    let octets = address.octets();
+    let (words, _) = octets.as_chunks::<4>();
+    core::array::from_fn(|index| u32::from_ne_bytes(words[index]))
+}
+
+/// The address in four words; a mapped one is IPv4.
+pub fn ip_address(words: AddressWords) -> IpAddr {
+    let mut octets = [0; 16];
+    for (octets, word) in octets.chunks_mut(4).zip(words) {
+        octets.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(octets).to_canonical()
 }
 
 /// Which policy holds for the cgroup a program is attached to. All zero until the agent has filled it: closed.
@@ -44,7 +69,7 @@ pub struct AttachmentRecord {
     pub cgroup_id: u64,
 }
 
-/// What the programs keep with a socket, where they must: nested cgroups, other network namespaces.
+/// What the programs keep with a socket, where they must: nested cgroups, other network namespaces, names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SocketRecord {
@@ -52,9 +77,11 @@ pub struct SocketRecord {
     pub decider: u64,
     /// 1 if the socket belongs to another network namespace than its policy and is left alone.
     pub left_netns: u64,
+    /// The name server that the program asked last, in whose name the policy's resolver answers; all zero is none.
+    pub asked: AddressWords,
 }
 
-const _: () = assert!(size_of::<SocketRecord>() == 16);
+const _: () = assert!(size_of::<SocketRecord>() == 32);
 
 /// What a policy does. Anything but these tags is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +125,7 @@ impl TryFrom<u32> for Owner {
     }
 }
 
-/// A policy: the first 24 bytes are what the programs read, the rest is for people and for the agent.
+/// A policy: the first 56 bytes are what the programs read, the rest is for people and for the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct PolicyRecord {
@@ -112,6 +139,10 @@ pub struct PolicyRecord {
     pub owner: u32,
     /// The network namespace in which `ifindex` has its meaning (`SO_NETNS_COOKIE`).
     pub netns_cookie: u64,
+    /// The resolver that is asked over IPv4, mapped; all zero is none.
+    pub dns4: AddressWords,
+    /// The resolver that is asked over IPv6; all zero is none.
+    pub dns6: AddressWords,
     /// The policy's name, UTF-8, padded with NUL.
     pub name: [u8; NAME_BYTES],
     /// The uplink's name as configured, UTF-8, padded with NUL; empty for an exemption.
@@ -119,7 +150,7 @@ pub struct PolicyRecord {
 }
 
 const _: () = assert!(size_of::<AttachmentRecord>() == 16);
-const _: () = assert!(size_of::<PolicyRecord>() == 24 + NAME_BYTES + INTERFACE_BYTES);
+const _: () = assert!(size_of::<PolicyRecord>() == 56 + NAME_BYTES + INTERFACE_BYTES);
 
 impl PolicyRecord {
     /// An empty slot.
@@ -129,6 +160,8 @@ impl PolicyRecord {
         ifindex: 0,
         owner: 0,
         netns_cookie: 0,
+        dns4: [0; 4],
+        dns6: [0; 4],
         name: [0; NAME_BYTES],
         interface: [0; INTERFACE_BYTES],
     };
@@ -147,3 +180,20 @@ unsafe impl aya::Pod for AttachmentRecord {}
 // SAFETY: as above.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for PolicyRecord {}
+
+#[cfg(test)]
+mod tests {
+    use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use super::{address_words, ip_address};
+
+    #[test]
+    fn addresses_are_in_network_order() {
+        let resolver = Ipv4Addr::new(10, 64, 0, 1);
+        let words = address_words(resolver.to_ipv6_mapped());
+        assert_eq!(words, [0, 0, 0xffff_u32.to_be(), 0x0a40_0001_u32.to_be()]);
+        assert_eq!(ip_address(words), IpAddr::V4(resolver));
+        let resolver = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
+        assert_eq!(ip_address(address_words(resolver)), IpAddr::V6(resolver));
+    }
+}

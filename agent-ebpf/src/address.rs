@@ -1,4 +1,5 @@
-//! connect4, connect6, sendmsg4, sendmsg6: a binding that was lost is put back before the route is looked up.
+//! connect4, connect6, sendmsg4, sendmsg6: a binding that was lost is put back before the route is looked up, and a query
+//! for a name is turned to the policy's resolver.
 //!
 //! MPTCP's subflows and the TCP sockets of AF_SMC never had one; a UDP socket loses it by `connect(AF_UNSPEC)`.
 //!
@@ -6,14 +7,17 @@
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    bindings::bpf_sock,
     helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use steer_common::{CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide};
+use steer_common::{CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, policy_flags};
 
-use crate::{attachment, decider, policy, socket};
+use crate::{
+    attachment, decider,
+    destination::{self, Hook},
+    dns, policy, socket,
+};
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
@@ -31,45 +35,22 @@ static SENDMSG_REBINDS: Global<u8> = Global::new(1);
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, is_loopback4(&ctx))
+    connect(&ctx, Hook::V4)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, is_loopback6(&ctx))
+    connect(&ctx, Hook::V6)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    sendmsg(&ctx, is_loopback4(&ctx))
+    sendmsg(&ctx, Hook::V4)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    sendmsg(&ctx, is_loopback6(&ctx))
-}
-
-/// 127.0.0.0/8.
-#[inline(always)]
-fn is_loopback4(ctx: &SockAddrContext) -> bool {
-    // SAFETY: a four byte load that the verifier allows in the IPv4 hooks.
-    let address = unsafe { (*ctx.sock_addr).user_ip4 };
-    u32::from_be(address) >> 24 == 127
-}
-
-/// ::1 and ::ffff:127.0.0.0/104.
-#[inline(always)]
-fn is_loopback6(ctx: &SockAddrContext) -> bool {
-    // SAFETY: four byte loads that the verifier allows in the IPv6 hooks.
-    let word = |index: usize| unsafe { u32::from_be((*ctx.sock_addr).user_ip6[index]) };
-    let (high, low) = (word(0) | word(1), (word(2), word(3)));
-    high == 0 && (low == (0, 1) || (low.0 == 0xffff && low.1 >> 24 == 127))
-}
-
-#[inline(always)]
-fn sk(ctx: &SockAddrContext) -> *mut bpf_sock {
-    // SAFETY: the hook always has a socket.
-    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+    sendmsg(&ctx, Hook::V6)
 }
 
 /// Binds to an interface, by index (Linux 6.1) or else by name; 0 unbinds. An unbound socket can always be bound, a bound
@@ -90,7 +71,7 @@ fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> boo
 #[inline(always)]
 fn acting(ctx: &SockAddrContext) -> Option<(u32, Option<&'static PolicyRecord>, Verdict)> {
     let attachment = attachment::current();
-    if !decider::is(&attachment, sk(ctx)) {
+    if !decider::is(&attachment, socket::of(ctx)) {
         return None;
     }
     let policy = policy::get(attachment.policy);
@@ -100,9 +81,9 @@ fn acting(ctx: &SockAddrContext) -> Option<(u32, Option<&'static PolicyRecord>, 
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, loopback: bool) -> i32 {
+fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some((slot, policy, verdict)) = acting(ctx) else { return ALLOW };
-    let bound = socket::bound(sk(ctx));
+    let bound = socket::bound(socket::of(ctx));
     let wanted = match verdict {
         Verdict::Leave(_) => return ALLOW,
         Verdict::Refuse(_) => return refuse(slot, Counter::StoppedConnect),
@@ -112,7 +93,8 @@ fn connect(ctx: &SockAddrContext, loopback: bool) -> i32 {
     let Some(policy) = policy else {
         return if bound == CLOSED_IFINDEX { ALLOW } else { refuse(slot, Counter::StoppedConnect) };
     };
-    if loopback {
+    dns::redirect_connection(ctx, hook, policy);
+    if destination::is_loopback(&destination::address(ctx, hook)) {
         // Bound, it would not arrive. Where the process may not be unbound, it stays bound.
         if bound != 0 {
             rebind(ctx, 0, policy);
@@ -132,15 +114,22 @@ fn connect(ctx: &SockAddrContext, loopback: bool) -> i32 {
 
 /// The output interface has been read before this hook: a binding that is put back helps the next datagram only.
 #[inline(always)]
-fn sendmsg(ctx: &SockAddrContext, loopback: bool) -> i32 {
+fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some((slot, policy, verdict)) = acting(ctx) else { return ALLOW };
-    let bound = socket::bound(sk(ctx));
+    let bound = socket::bound(socket::of(ctx));
     let wanted = match verdict {
         Verdict::Leave(_) => return ALLOW,
         Verdict::Refuse(_) => return refuse(slot, Counter::StoppedSendmsg),
         Verdict::Bind(ifindex) => ifindex,
         Verdict::Close(_) => CLOSED_IFINDEX,
     };
+    if let Some(policy) = policy {
+        dns::redirect_datagram(ctx, hook, policy);
+        if policy.flags & policy_flags::GUARD == 0 && !matches!(verdict, Verdict::Close(Counter::ClosedUnknown)) {
+            return ALLOW;
+        }
+    }
+    let loopback = destination::is_loopback(&destination::address(ctx, hook));
     if loopback || bound == wanted || bound == CLOSED_IFINDEX {
         return ALLOW;
     }

@@ -14,7 +14,7 @@ use aya_ebpf::{
     macros::btf_map,
     programs::SockContext,
 };
-use steer_common::{AttachmentRecord, NESTED_ATTACHMENTS, SocketRecord, attachment_flags};
+use steer_common::{AddressWords, AttachmentRecord, NESTED_ATTACHMENTS, SocketRecord, attachment_flags};
 
 #[btf_map]
 static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
@@ -60,7 +60,30 @@ pub(crate) fn leave_netns(ctx: &SockContext) {
     }
 }
 
-/// Whether that has been noted.
+/// Notes which attachment decides about a new socket, where nothing else of its policy would before another's guard acts.
+#[inline(always)]
+pub(crate) fn note(ctx: &SockContext, attachment: &AttachmentRecord) {
+    if let Some(record) = record(ctx.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE.into()) {
+        record.decider = attachment.cgroup_id;
+    }
+}
+
+/// Remembers the name server that a program has asked by this socket.
+#[inline(always)]
+pub(crate) fn remember_asked(socket: *mut bpf_sock, asked: &AddressWords) {
+    if let Some(record) = record(socket.cast(), BPF_SK_STORAGE_GET_F_CREATE.into()) {
+        record.asked = *asked;
+    }
+}
+
+/// That name server, if there was one.
+#[inline(always)]
+pub(crate) fn asked(socket: *mut bpf_sock) -> Option<AddressWords> {
+    let asked = record(socket.cast(), 0)?.asked;
+    (asked[0] | asked[1] | asked[2] | asked[3] != 0).then_some(asked)
+}
+
+/// Whether a socket is another network namespace's, as noted when it was made.
 #[inline(always)]
 pub(crate) fn is_left(socket: *mut bpf_sock) -> bool {
     record(socket.cast(), 0).is_some_and(|record| record.left_netns != 0)

@@ -15,6 +15,8 @@ mod address;
 mod attachment;
 mod decided;
 mod decider;
+mod destination;
+mod dns;
 mod option;
 mod packet;
 mod policy;
@@ -25,7 +27,7 @@ use aya_ebpf::{
     EbpfContext as _, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock, programs::SockContext,
 };
 use aya_log_ebpf::trace;
-use steer_common::{Counter, Verdict, attachment_flags, decide};
+use steer_common::{Counter, Verdict, attachment_flags, decide, policy_flags};
 
 /// `socket()` fails with EPERM.
 const REFUSE: i32 = 0;
@@ -56,9 +58,14 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     if nested {
         decided::mark(&ctx);
     }
+    let policy = policy::get(slot);
+    // A policy with guards notes it when the socket is used, which costs the others nothing.
+    if nested && !policy.is_some_and(|policy| policy.flags & policy_flags::GUARD != 0) {
+        decider::note(&ctx, &attachment);
+    }
     // SAFETY: the helper takes the program's own context (Linux 5.8 for sock_create).
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    match decide(policy::get(slot), netns_cookie) {
+    match decide(policy, netns_cookie) {
         Verdict::Bind(ifindex) => {
             socket::bind(&ctx, ifindex);
             policy::count(slot, Counter::Bound);

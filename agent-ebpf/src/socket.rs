@@ -1,6 +1,16 @@
 //! The raw pointer work on sockets.
 
-use aya_ebpf::{bindings::bpf_sock, programs::SockContext};
+use aya_ebpf::{
+    bindings::bpf_sock,
+    programs::{SockAddrContext, SockContext},
+};
+
+/// The socket of a call.
+#[inline(always)]
+pub(crate) fn of(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: the hook always has a socket.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+}
 
 /// Sets the device the socket is bound to.
 #[inline(always)]
@@ -14,4 +24,12 @@ pub(crate) fn bind(ctx: &SockContext, ifindex: i32) {
 pub(crate) fn bound(socket: *mut bpf_sock) -> i32 {
     // SAFETY: a four byte load that the verifier allows on every full socket.
     unsafe { (*socket).bound_dev_if }.cast_signed()
+}
+
+/// Whether a datagram socket is connected.
+#[inline(always)]
+pub(crate) fn is_connected(socket: *mut bpf_sock) -> bool {
+    const ESTABLISHED: u32 = 1;
+    // SAFETY: a four byte load that the verifier allows on every full socket (Linux 5.1).
+    unsafe { (*socket).state == ESTABLISHED }
 }

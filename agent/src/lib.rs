@@ -16,4 +16,5 @@ pub mod keeper;
 pub mod plan;
 pub mod policy;
 pub mod preflight;
+pub mod resolver;
 pub mod stats;

@@ -4,7 +4,7 @@
 
 use steer_common::{
     CLOSED_IFINDEX, Kind, Owner, PolicyRecord, policy_flags,
-    record::{INTERFACE_BYTES, NAME_BYTES},
+    record::{INTERFACE_BYTES, NAME_BYTES, address_words},
 };
 
 use crate::{
@@ -25,7 +25,7 @@ impl Target {
     /// The record of a policy with this target. `ifindex` is the uplink's index in the namespace `netns_cookie`; `None`
     /// while it is missing.
     pub fn record(&self, name: &str, owner: Owner, ifindex: Option<i32>, netns_cookie: u64) -> PolicyRecord {
-        let Manner { enforce, ingress, other_netns } = self.manner;
+        let Manner { enforce, ingress, other_netns, dns } = self.manner;
         let enforced = match (enforce, ingress) {
             (Enforce::Bind, _) => 0,
             (Enforce::Steer, _) => policy_flags::RESTORE,
@@ -38,7 +38,9 @@ impl Target {
             | match other_netns {
                 OtherNetns::Leave => 0,
                 OtherNetns::Refuse => policy_flags::REFUSE_OTHER_NETNS,
-            };
+            }
+            | if dns.v4.is_some() { policy_flags::DNS4 } else { 0 }
+            | if dns.v6.is_some() { policy_flags::DNS6 } else { 0 };
         let common = PolicyRecord { owner: owner as u32, name: padded::<NAME_BYTES>(name), ..PolicyRecord::EMPTY };
         match &self.interface {
             None => PolicyRecord { kind: Kind::Exempt as u32, flags, ..common },
@@ -47,6 +49,8 @@ impl Target {
                 flags,
                 ifindex: ifindex.unwrap_or(CLOSED_IFINDEX),
                 netns_cookie,
+                dns4: dns.v4.map_or([0; 4], |resolver| address_words(resolver.to_ipv6_mapped())),
+                dns6: dns.v6.map_or([0; 4], address_words),
                 interface: padded::<INTERFACE_BYTES>(interface),
                 ..common
             },

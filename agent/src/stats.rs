@@ -1,14 +1,15 @@
 //! What is in force, read from the pinned maps: the same with and without a daemon.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::Serialize;
-use steer_common::{COUNTERS, Owner, policy_flags};
+use steer_common::{COUNTERS, Owner, policy_flags, record::ip_address};
 
 use crate::{
     cgroup::Hierarchy,
     cgroup_path::CgroupPath,
     datapath::{self, Datapath, Pins, PolicyEntry},
+    resolver::{self, Detour},
 };
 
 /// Everything `steer status` shows. The field names are stable.
@@ -22,6 +23,8 @@ pub struct Status {
     pub other_versions: Vec<CgroupStatus>,
     /// What gets out of strictly enforced cgroups all the same.
     pub not_covered: Vec<&'static str>,
+    /// What on this machine keeps steered programs from names, or lets them be asked beside the uplink.
+    pub warnings: Vec<String>,
 }
 
 /// Sockets that neither sock_create nor cgroup_skb sees; only a BPF LSM could stop them.
@@ -42,6 +45,8 @@ pub struct PolicyStatus {
     pub netns_cookie: Option<u64>,
     /// The cgroups it is attached to, by path.
     pub cgroups: Vec<CgroupStatus>,
+    /// The resolvers that are asked, whomever a program asks; none if programs ask whom they like.
+    pub dns: Vec<IpAddr>,
     /// How it is enforced; for an exemption this says what its programs would do.
     pub enforce: Enforce,
     /// Sockets, calls and packets, by what was done with them.
@@ -137,7 +142,21 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Erro
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
     let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
     let not_covered = strict.then_some(NOT_COVERED).into_iter().collect();
-    Ok(Status { daemon, policies, other_versions, not_covered })
+    let warnings = warnings(&policies, &resolver::detours());
+    Ok(Status { daemon, policies, other_versions, not_covered, warnings })
+}
+
+/// Each detour, with the policies whose programs take it.
+fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
+    let concerned = |detour: &Detour| {
+        let steering = policies.iter().filter(|policy| policy.interface.is_some());
+        let names = steering
+            .filter(|policy| policy.dns.is_empty() || !detour.ends_with_dns())
+            .map(|policy| policy.name.as_str());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let told = detours.iter().map(|detour| (concerned(detour), detour)).filter(|(names, _)| !names.is_empty());
+    told.map(|(names, detour)| format!("{names}: {detour}")).collect()
 }
 
 fn policy_status(
@@ -155,6 +174,11 @@ fn policy_status(
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
         netns_cookie: steers.then_some(entry.record.netns_cookie),
         cgroups,
+        dns: [(policy_flags::DNS4, entry.record.dns4), (policy_flags::DNS6, entry.record.dns6)]
+            .into_iter()
+            .filter(|(flag, _)| entry.record.flags & flag != 0)
+            .map(|(_, words)| ip_address(words))
+            .collect(),
         enforce: Enforce::of(entry.record.flags),
         counters: COUNTERS.iter().map(|counter| counter.name()).zip(counts).collect(),
     })

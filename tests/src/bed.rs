@@ -59,6 +59,11 @@ impl Bed {
         })
     }
 
+    /// The part of the pin directory that belongs to the version under test.
+    pub fn abi(&self) -> PathBuf {
+        self.pins.join(format!("abi{}", steer_common::ABI_VERSION))
+    }
+
     /// The binary under test, in the client's network namespace and on the bed's pins.
     pub fn steer(&self, arguments: &[&str]) -> Command {
         let mut command = self.steer_here(arguments);

@@ -106,15 +106,20 @@ impl Bed {
             fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755))?;
         }
         let mut command = Command::new(program);
+        self.place(&mut command, cgroup, user);
+        Ok(command)
+    }
+
+    /// Lets any command run in a cgroup, in the client's network namespace, without input.
+    pub fn place(&self, command: &mut Command, cgroup: Option<&Cgroup>, user: User) {
         if let Some(cgroup) = cgroup {
-            cgroup.enter(&mut command);
+            cgroup.enter(command);
         }
         match user {
-            User::Root => self.net.client.enter(&mut command),
-            User::Nobody => self.net.client.enter_as(&mut command, NOBODY.0, NOBODY.1),
+            User::Root => self.net.client.enter(command),
+            User::Nobody => self.net.client.enter_as(command, NOBODY.0, NOBODY.1),
         };
         command.stdin(Stdio::null());
-        Ok(command)
     }
 
     /// Arguments that make the client try everything once: TCP, UDP, ping and raw, IPv4 and IPv6.

@@ -10,6 +10,7 @@ mod check;
 mod daemon;
 mod escape;
 mod foreign;
+mod private_file;
 
 pub use bed::{Bed, NOBODY, Output};
 pub use bed::{binary, copy_program, output};
@@ -18,6 +19,7 @@ pub use check::{Load, Spy, USERS, User, check_outcomes};
 pub use daemon::{Daemon, read_all};
 pub use escape::{Level, Scene, Seen, Try};
 pub use foreign::exclusive_program;
+pub use private_file::replace_file;
 
 use std::time::Duration;
 

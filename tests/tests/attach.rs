@@ -142,7 +142,7 @@ fn a_removed_cgroup_is_swept() -> Outcome {
     bed.succeed(&["attach", &path, "--interface", "a1"])?;
     bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
     inner.remove()?;
-    let links = bed.pins.join("abi1/links");
+    let links = bed.abi().join("links");
     let pin = links.join(id.to_string());
     ensure!(pin.exists());
     // The kernel detaches a removed cgroup's links in its own time; the next command after that sweeps.

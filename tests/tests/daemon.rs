@@ -80,7 +80,7 @@ fn a_cgroup_that_comes_again() -> Outcome {
         one.remove()?;
         wait_until_steered(&bed, "second", 0)?;
     }
-    ensure!(fs::read_dir(bed.pins.join("abi1/links"))?.next().is_none(), "a removed cgroup was not forgotten");
+    ensure!(fs::read_dir(bed.abi().join("links"))?.next().is_none(), "a removed cgroup was not forgotten");
     daemon.end(Signal::SIGTERM)?;
     Ok(())
 }

@@ -82,7 +82,7 @@ fn another_abi_version_in_its_place_under_load() -> Outcome {
     for _ in 0..10 {
         daemon.end(Signal::SIGKILL)?;
         // What this version has pinned becomes another version's.
-        fs::rename(bed.pins.join("abi1"), bed.pins.join("abi0"))?;
+        fs::rename(bed.abi(), bed.pins.join("abi0"))?;
         daemon = Daemon::start(&bed)?;
         ensure!(!bed.pins.join("abi0").exists(), "the other version was not removed");
     }
@@ -97,7 +97,7 @@ fn another_abi_version_that_is_not_ours() -> Outcome {
     let bed = Bed::new("life-abi-hand")?;
     let hand = bed.cgroup.child("hand")?;
     bed.succeed(&["attach", hand.path(), "-i", "a1"])?;
-    fs::rename(bed.pins.join("abi1"), bed.pins.join("abi0"))?;
+    fs::rename(bed.abi(), bed.pins.join("abi0"))?;
     let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a0\"\ncgroups = [\"@/conf\"]\n")?;
     daemon.wait_for_log("is steered by another version of steer")?;
     bed.check_steered(&hand, 1)?;
@@ -132,7 +132,7 @@ fn mends_what_is_broken() -> Outcome {
     let daemon = bed.daemon(CONFIG)?;
     daemon.end(Signal::SIGKILL)?;
     // Somebody has unpinned the link, which detaches it.
-    let pin = bed.pins.join("abi1/links").join(bed.cgroup.id()?.to_string()).join("sock_create");
+    let pin = bed.abi().join("links").join(bed.cgroup.id()?.to_string()).join("sock_create");
     fs::remove_file(&pin)?;
     wait_until("the kernel to detach it", PATIENCE, || {
         bed.policy("p").is_ok_and(|policy| policy["cgroups"][0]["complete"] == false)
@@ -310,7 +310,7 @@ fn what_a_killed_off_leaves_is_no_obstacle() -> Outcome {
     let bed = Bed::new("life-off")?;
     for missing in ["maps/ATTACHMENTS", "maps/COUNTERS", "programs/sock_create"] {
         bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
-        fs::remove_file(bed.pins.join("abi1").join(missing))?;
+        fs::remove_file(bed.abi().join(missing))?;
         bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
         bed.check_steered(&bed.cgroup, 1).context(missing)?;
         bed.succeed(&["detach", bed.cgroup.path()])?;

@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
              --yes-the-root if that is what you want"
         );
     }
-    let by = args.by.resolve(args.how)?;
+    let by = args.by.resolve(&args.how)?;
     let pins = pins.to_change()?;
     let lock = pins.create_and_lock()?;
     let attached = attach(&pins, &lock, &hierarchy, &cgroup, &by);

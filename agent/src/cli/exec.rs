@@ -80,7 +80,8 @@ pub(super) fn run(args: Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
 fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     require_privilege("exec")?;
     let hierarchy = Hierarchy::find()?;
-    let by = args.by.resolve(args.how)?;
+    let by = args.by.resolve(&args.how)?;
+    by.warn();
     let pins = pins.to_change()?;
     let own = hierarchy.own()?;
     if let Err(error) = scope::sweep(&hierarchy, &own) {

@@ -43,6 +43,7 @@ fn print(status: &Status) {
             "POLICY",
             "UPLINK",
             "ENFORCE",
+            "DNS",
             "BOUND",
             "CLOSED",
             "REFUSED",
@@ -55,6 +56,7 @@ fn print(status: &Status) {
                 policy.name.clone(),
                 policy.uplink(),
                 format!("{:?}", policy.enforce).to_lowercase(),
+                policy.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
                 sum(policy, "bound").to_string(),
                 sum(policy, "closed_").to_string(),
                 sum(policy, "refused_").to_string(),
@@ -71,6 +73,9 @@ fn print(status: &Status) {
     }
     for what in &status.not_covered {
         println!("not covered: {what}");
+    }
+    for warning in &status.warnings {
+        println!("warning: {warning}");
     }
     println!("daemon: {}", if status.daemon { "running" } else { "not running" });
 }

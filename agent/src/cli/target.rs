@@ -1,12 +1,13 @@
 //! `--interface` or `--policy`: what `exec` and `attach` steer by.
 
-use steer_common::{Owner, PolicyRecord};
+use steer_common::{Kind, Owner, PolicyRecord, policy_flags};
 
 use crate::{
-    config::{Enforce, Ingress, Manner, OtherNetns},
+    config::{Enforce, Ingress, Manner, OtherNetns, Resolvers},
     datapath::{self, Datapath, Lock},
     interface,
     policy::Target,
+    resolver,
 };
 
 /// What to steer by.
@@ -22,7 +23,7 @@ pub(super) struct By {
 }
 
 /// How to steer; a policy of the configuration says that itself.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct How {
     /// How far to go against a program that wants out
     #[arg(long, value_name = "LEVEL", default_value = "strict", conflicts_with = "policy")]
@@ -33,6 +34,9 @@ pub(super) struct How {
     /// What is done with sockets of other network namespaces
     #[arg(long, value_name = "WHAT", default_value = "leave", conflicts_with = "policy")]
     other_netns: OtherNetns,
+    /// Resolver behind the uplink, asked whomever the program asks; one of each family at most
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', conflicts_with = "policy")]
+    dns: Vec<String>,
 }
 
 /// What `By` means here and now.
@@ -45,17 +49,24 @@ pub(super) enum Resolved {
 
 impl By {
     /// Looks the interface up, before anything is changed.
-    pub(super) fn resolve(&self, how: How) -> anyhow::Result<Resolved> {
-        let How { enforce, ingress, other_netns } = how;
+    pub(super) fn resolve(&self, how: &How) -> anyhow::Result<Resolved> {
+        let How { enforce, ingress, other_netns, .. } = *how;
         anyhow::ensure!(
             ingress == Ingress::Any || enforce == Enforce::Strict,
             "--ingress uplink needs --enforce strict"
         );
-        let manner = Manner { enforce, ingress, other_netns };
+        let mut dns = Resolvers::default();
+        how.dns
+            .iter()
+            .try_for_each(|resolver| dns.add(resolver))
+            .map_err(|problem| anyhow::anyhow!("--dns: {problem}"))?;
+        let exempts = self.interface.as_deref() == Some("none");
+        anyhow::ensure!(dns.is_empty() || !exempts, "--dns needs an uplink: an exemption asks whom it likes");
+        let manner = Manner { enforce, ingress, other_netns, dns };
         let Some(interface) = &self.interface else {
             return Ok(Resolved::Policy(self.policy.clone().unwrap_or_default()));
         };
-        let record = if interface == "none" {
+        let record = if exempts {
             Target { interface: None, manner }.record("none", Owner::Manual, None, 0)
         } else {
             let ifindex = super::block_on(interface::read())??.require(interface)?;
@@ -67,6 +78,18 @@ impl By {
 }
 
 impl Resolved {
+    /// Says what will not be looked up, or not by the uplink. What a configured policy does, `steer status` says.
+    pub(super) fn warn(&self) {
+        if let Self::Record(record) = self
+            && record.kind == Kind::Steer as u32
+        {
+            let asks_its_own = record.flags & (policy_flags::DNS4 | policy_flags::DNS6) != 0;
+            for detour in resolver::detours().iter().filter(|detour| !(asks_its_own && detour.ends_with_dns())) {
+                log::warn!("{detour}");
+            }
+        }
+    }
+
     /// The slot that does it.
     pub(super) fn slot(&self, datapath: &mut Datapath, lock: &Lock) -> Result<u32, datapath::Error> {
         match self {

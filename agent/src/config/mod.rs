@@ -5,10 +5,12 @@
 mod parse;
 mod pattern;
 mod problem;
+mod resolvers;
 
 pub use parse::parse;
 pub use pattern::Pattern;
 pub use problem::{Problem, Problems};
+pub use resolvers::Resolvers;
 
 /// A configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub struct Manner {
     pub ingress: Ingress,
     /// `other_netns`: what is done with sockets of other network namespaces.
     pub other_netns: OtherNetns,
+    /// `dns`: who is asked for names, whomever the program asks.
+    pub dns: Resolvers,
 }
 
 /// `enforce`.

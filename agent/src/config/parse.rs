@@ -11,7 +11,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Config, Enforce, Ingress, Manner, OtherNetns, Pattern, Policy, Problem, Problems};
+use super::{Config, Enforce, Ingress, Manner, OtherNetns, Pattern, Policy, Problem, Problems, Resolvers};
 
 /// Leaves slots for what is attached by hand, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
@@ -145,24 +145,21 @@ impl Reader<'_> {
                     Some("refuse") => policy.manner.other_netns = OtherNetns::Refuse,
                     _ => self.wrong(&path, value, "expected \"leave\" or \"refuse\""),
                 },
-                _ => self.problem(
-                    key.span(),
-                    &path,
-                    self.text
-                        .get(value.span())
-                        .unwrap_or_default()
-                        .lines()
-                        .next()
-                        .unwrap_or_default()
-                        .to_owned()
-                        .as_str(),
-                    "unknown key; expected name, interface, cgroups, enforce, ingress or other_netns",
-                ),
+                "dns" => policy.manner.dns = self.dns(&path, value),
+                _ => {
+                    let written = self.text.get(value.span()).unwrap_or_default();
+                    let expected =
+                        "unknown key; expected name, interface, cgroups, enforce, ingress, other_netns or dns";
+                    self.problem(key.span(), &path, written.lines().next().unwrap_or_default(), expected);
+                }
             }
         }
         if policy.manner.ingress == Ingress::Uplink && policy.manner.enforce != Enforce::Strict {
             let message = "ingress = \"uplink\" needs enforce = \"strict\"";
             self.problem(span.clone(), &format!("{at}.ingress"), "", message);
+        }
+        if !policy.manner.dns.is_empty() && matches!(policy.interface, Some(Interface::None)) {
+            self.problem(span.clone(), &format!("{at}.dns"), "", "an exemption asks whom it likes; expected no dns");
         }
         for (present, key, expected) in [
             (seen.0, "name", "expected name = \"...\", unique in the file"),
@@ -203,6 +200,23 @@ impl Reader<'_> {
             return None;
         }
         Some(Interface::Named(name))
+    }
+
+    fn dns(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Resolvers {
+        let expected = "expected a list of addresses, as [\"10.64.0.1\", \"2001:db8::53\"]";
+        let mut resolvers = Resolvers::default();
+        let Some(list) = value.get_ref().as_array() else {
+            self.wrong(key, value, expected);
+            return resolvers;
+        };
+        for item in list {
+            match item.get_ref().as_str().map(|text| resolvers.add(text)) {
+                Some(Ok(())) => {}
+                Some(Err(problem)) => self.wrong(key, item, problem),
+                None => self.wrong(key, item, expected),
+            }
+        }
+        resolvers
     }
 
     fn cgroups<'v, 'i>(

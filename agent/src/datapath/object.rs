@@ -27,15 +27,22 @@ pub(super) struct Hook {
     asked_by: u32,
 }
 
-/// Every hook, in the order they are attached. Those that a policy asks for make one attachment.
-pub(super) static HOOKS: [Hook; 8] = [
+const DNS: u32 = policy_flags::DNS4 | policy_flags::DNS6;
+
+/// Every hook, in the order they are attached. Those that a policy asks for make one attachment. The IPv6 hooks see mapped
+/// IPv4 addresses, too, but for sendmsg.
+pub(super) static HOOKS: [Hook; 12] = [
     hook(program::EGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS, policy_flags::GUARD),
     hook(program::INGRESS, bpf_attach_type::BPF_CGROUP_INET_INGRESS, policy_flags::GUARD_INGRESS),
     hook(program::SETSOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT, policy_flags::GUARD),
-    hook(program::SENDMSG4, bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG, policy_flags::GUARD),
-    hook(program::SENDMSG6, bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG, policy_flags::GUARD),
-    hook(program::CONNECT4, bpf_attach_type::BPF_CGROUP_INET4_CONNECT, policy_flags::RESTORE),
-    hook(program::CONNECT6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT, policy_flags::RESTORE),
+    hook(program::RECVMSG4, bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG, policy_flags::DNS4),
+    hook(program::RECVMSG6, bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG, DNS),
+    hook(program::GETPEERNAME4, bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME, policy_flags::DNS4),
+    hook(program::GETPEERNAME6, bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME, DNS),
+    hook(program::SENDMSG4, bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG, policy_flags::GUARD | policy_flags::DNS4),
+    hook(program::SENDMSG6, bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG, policy_flags::GUARD | policy_flags::DNS6),
+    hook(program::CONNECT4, bpf_attach_type::BPF_CGROUP_INET4_CONNECT, policy_flags::RESTORE | policy_flags::DNS4),
+    hook(program::CONNECT6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT, policy_flags::RESTORE | DNS),
     hook(program::SOCK_CREATE, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0),
 ];
 

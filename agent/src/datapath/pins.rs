@@ -3,9 +3,9 @@
 //! ```text
 //! DIR                      flock(2) on it orders all changes
 //! DIR/daemon               flock(2) on it is held by the one daemon
-//! DIR/abi1/maps/NAME
-//! DIR/abi1/programs/NAME
-//! DIR/abi1/links/CGROUP_ID/NAME
+//! DIR/abiVERSION/maps/NAME
+//! DIR/abiVERSION/programs/NAME
+//! DIR/abiVERSION/links/CGROUP_ID/NAME
 //! ```
 //!
 //! **Invariant:** `links/CGROUP_ID/NAME` exists exactly as long as steer answers for that cgroup. The layout outlives

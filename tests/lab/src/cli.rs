@@ -6,6 +6,7 @@
 use crate::{
     load::Load,
     probe::{Family, Outcome, Probe, Proto},
+    resolve::Resolve,
     uplinks::{SERVER_V4, SERVER_V6},
 };
 use clap::Args;
@@ -48,6 +49,13 @@ pub struct ProbeArgs {
     /// round and the counts as JSON at the end.
     #[arg(long, conflicts_with_all = ["proto", "all", "count"])]
     pub repeat_until_stdin_closes: bool,
+    /// Instead of talking, ask the targets for the address of this name; `--proto udp` connects its socket, `udp-unconnected`
+    /// does not.
+    #[arg(long, conflicts_with_all = ["all", "count", "repeat_until_stdin_closes", "listen"])]
+    pub resolve: Option<String>,
+    /// Ask IPv4 servers by IPv6 sockets.
+    #[arg(long, requires = "resolve")]
+    pub mapped: bool,
     /// Instead of talking, print the port of a UDP socket, and a line for each datagram that it hears, until killed.
     #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes"])]
     pub listen: bool,
@@ -84,7 +92,10 @@ pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     }
     let mut ok = true;
     for probe in args.probes() {
-        let outcome = probe.run();
+        let outcome = match &args.resolve {
+            Some(name) => Resolve { probe, name: name.clone(), mapped: args.mapped }.run(),
+            None => probe.run(),
+        };
         ok &= outcome.is_ok();
         if args.json {
             writeln!(out, "{}", serde_json::to_string(&outcome)?)?;

@@ -6,6 +6,7 @@
 use crate::{
     error::{Doing, Result},
     netns::Netns,
+    service::Service,
 };
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
@@ -17,12 +18,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket},
     os::fd::{AsFd, AsRawFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, Interest},
-    sync::oneshot,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
 /// How the server was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -50,8 +47,7 @@ pub struct Seen {
 pub struct Server {
     port: u16,
     log: Log,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _service: Service,
 }
 
 impl Server {
@@ -59,30 +55,11 @@ impl Server {
     pub fn start(netns: &Netns) -> Result<Self> {
         let sockets = netns.run(Sockets::bind)?.doing(|| format!("listen in {netns}"))?;
         let (port, log) = (sockets.port, Log::default());
-        let (stop, stopped) = oneshot::channel();
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let thread = thread::Builder::new().name(format!("server-{netns}")).spawn({
+        let service = Service::start(netns, {
             let log = log.clone();
-            move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
-                // The receiver waits for exactly this message.
-                match runtime.and_then(|runtime| runtime.block_on(async { sockets.serve(&log) }).map(|()| runtime)) {
-                    Ok(runtime) => {
-                        ready.send(Ok(())).ok();
-                        runtime.block_on(stopped).ok();
-                    }
-                    Err(error) => {
-                        ready.send(Err(error)).ok();
-                    }
-                }
-            }
-        });
-        let thread = thread.doing(|| format!("start the server of {netns}"))?;
-        is_ready
-            .recv()
-            .unwrap_or_else(|_| Err(io::Error::other("the server's thread ended")))
-            .doing(|| format!("start the server of {netns}"))?;
-        Ok(Self { port, log, stop: Some(stop), thread: Some(thread) })
+            move || sockets.serve(&log)
+        })?;
+        Ok(Self { port, log, _service: service })
     }
 
     /// The port of all four sockets.
@@ -98,16 +75,6 @@ impl Server {
     /// Like [`Server::seen`], and forgets it.
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.log.lock())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic on the thread was printed there; a second one here would abort.
-            thread.join().ok();
-        }
     }
 }
 
@@ -170,7 +137,7 @@ impl Sockets {
     }
 }
 
-fn bound(ip: IpAddr, port: u16, kind: Type) -> io::Result<Socket> {
+pub(crate) fn bound(ip: IpAddr, port: u16, kind: Type) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(SocketAddr::new(ip, port)), kind.nonblocking(), None)?;
     if ip.is_ipv6() {
         socket.set_only_v6(true)?;

@@ -1,0 +1,68 @@
+//! The address in the context of a call: where it goes, or where an answer came from.
+//!
+//! **Invariant:** IPv4 addresses are mapped ones here, whichever hook they come from, so each question is asked once.
+
+use aya_ebpf::programs::SockAddrContext;
+use steer_common::AddressWords;
+
+/// Which of a pair of hooks runs; each may look at its own part of the context only.
+#[derive(Clone, Copy)]
+pub(crate) enum Hook {
+    V4,
+    V6,
+}
+
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// Whether it is an IPv4 address.
+#[inline(always)]
+pub(crate) fn is_mapped(address: &AddressWords) -> bool {
+    address[0] | address[1] == 0 && address[2] == MAPPED
+}
+
+/// 127.0.0.0/8 and ::1.
+#[inline(always)]
+pub(crate) fn is_loopback(address: &AddressWords) -> bool {
+    if is_mapped(address) {
+        u32::from_be(address[3]) >> 24 == 127
+    } else {
+        address[0] | address[1] | address[2] == 0 && address[3] == 1_u32.to_be()
+    }
+}
+
+#[inline(always)]
+pub(crate) fn address(ctx: &SockAddrContext, hook: Hook) -> AddressWords {
+    match hook {
+        // SAFETY: a four byte load that the verifier allows in the IPv4 hooks.
+        Hook::V4 => [0, 0, MAPPED, unsafe { (*ctx.sock_addr).user_ip4 }],
+        Hook::V6 => {
+            // SAFETY: four byte loads that the verifier allows in the IPv6 hooks.
+            let word = |index: usize| unsafe { (*ctx.sock_addr).user_ip6[index] };
+            [word(0), word(1), word(2), word(3)]
+        }
+    }
+}
+
+/// Puts another address in its place, which must be a mapped one in the IPv4 hooks.
+#[inline(always)]
+pub(crate) fn set_address(ctx: &SockAddrContext, hook: Hook, address: &AddressWords) {
+    match hook {
+        // SAFETY: a four byte store that the verifier allows in the IPv4 hooks.
+        Hook::V4 => unsafe { (*ctx.sock_addr).user_ip4 = address[3] },
+        Hook::V6 => {
+            // SAFETY: four byte stores that the verifier allows in the IPv6 hooks.
+            let set = |index: usize| unsafe { (*ctx.sock_addr).user_ip6[index] = address[index] };
+            set(0);
+            set(1);
+            set(2);
+            set(3);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn port(ctx: &SockAddrContext) -> u16 {
+    // SAFETY: a four byte load; the port is in its first two bytes, in network byte order.
+    let port = unsafe { (*ctx.sock_addr).user_port };
+    u16::from_be_bytes([port.to_ne_bytes()[0], port.to_ne_bytes()[1]])
+}

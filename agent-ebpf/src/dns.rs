@@ -1,0 +1,115 @@
+//! Names: whatever name server a program asks, the policy's resolver is asked by the uplink, and answers in its name.
+//!
+//! A resolver on 127.0.0.53, as most machines have one, cannot be reached by a socket that is bound to an uplink; and one
+//! that could be reached would tell the names to whomever the machine's own routes lead to.
+//!
+//! **Invariant:** only the address is changed, and only for port 53; where a query may go is decided after that, by its
+//! new address.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use steer_common::{AddressWords, Kind, PolicyRecord, policy_flags};
+
+use crate::{
+    attachment, decider,
+    destination::{self, Hook},
+    policy, socket,
+};
+
+const ALLOW: i32 = 1;
+
+const PORT: u16 = 53;
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_UDPLITE: u32 = 136;
+
+/// The policy's resolver of the same family, if it has one.
+#[inline(always)]
+fn resolver<'p>(policy: &'p PolicyRecord, asked: &AddressWords) -> Option<&'p AddressWords> {
+    if destination::is_mapped(asked) {
+        (policy.flags & policy_flags::DNS4 != 0).then_some(&policy.dns4)
+    } else {
+        (policy.flags & policy_flags::DNS6 != 0).then_some(&policy.dns6)
+    }
+}
+
+/// Turns a connection to a name server to the policy's resolver, and remembers who was asked.
+#[inline(always)]
+pub(crate) fn redirect_connection(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) {
+    if let Some((asked, resolver)) = query(ctx, hook, policy) {
+        redirect(ctx, hook, &asked, resolver);
+    }
+}
+
+/// The same for a datagram.
+#[inline(always)]
+pub(crate) fn redirect_datagram(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) {
+    if let Some((asked, resolver)) = query(ctx, hook, policy) {
+        // An IPv6 socket that is connected to a mapped address comes here with every datagram: it was redirected when it connected.
+        if asked == *resolver && socket::is_connected(socket::of(ctx)) {
+            return;
+        }
+        redirect(ctx, hook, &asked, resolver);
+    }
+}
+
+/// Where the call wants to ask, and where it is to.
+#[inline(always)]
+fn query<'p>(ctx: &SockAddrContext, hook: Hook, policy: &'p PolicyRecord) -> Option<(AddressWords, &'p AddressWords)> {
+    if destination::port(ctx) != PORT {
+        return None;
+    }
+    // SAFETY: four byte loads of the context.
+    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    if kind != SOCK_STREAM && protocol != IPPROTO_UDP && protocol != IPPROTO_UDPLITE {
+        return None;
+    }
+    let asked = destination::address(ctx, hook);
+    Some((asked, resolver(policy, &asked)?))
+}
+
+#[inline(always)]
+fn redirect(ctx: &SockAddrContext, hook: Hook, asked: &AddressWords, resolver: &AddressWords) {
+    destination::set_address(ctx, hook, resolver);
+    // Where it cannot be remembered, the answer comes in the resolver's own name, and the program may not take it.
+    decider::remember_asked(socket::of(ctx), asked);
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    rename(&ctx, Hook::V4)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    rename(&ctx, Hook::V6)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    rename(&ctx, Hook::V4)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    rename(&ctx, Hook::V6)
+}
+
+/// Gives the policy's resolver the name of the server that was asked. These hooks may not refuse.
+#[inline(always)]
+fn rename(ctx: &SockAddrContext, hook: Hook) -> i32 {
+    if destination::port(ctx) != PORT {
+        return ALLOW;
+    }
+    let attachment = attachment::current();
+    if let Some(policy) = policy::get(attachment.policy)
+        && Kind::try_from(policy.kind) == Ok(Kind::Steer)
+        && let peer = destination::address(ctx, hook)
+        && resolver(policy, &peer) == Some(&peer)
+        && decider::is(&attachment, socket::of(ctx))
+        && let Some(asked) = decider::asked(socket::of(ctx))
+        && destination::is_mapped(&asked) == destination::is_mapped(&peer)
+    {
+        destination::set_address(ctx, hook, &asked);
+    }
+    ALLOW
+}

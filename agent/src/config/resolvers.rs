@@ -1,0 +1,82 @@
+//! `dns`: which name servers a policy asks.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// The name servers of a policy, one of each family at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resolvers {
+    /// Asked over IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// Asked over IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Resolvers {
+    /// Adds an address as written; says what is wrong with it.
+    pub fn add(&mut self, text: &str) -> Result<(), String> {
+        let address: IpAddr =
+            text.parse().map_err(|_| format!("{text:?} is not an IP address; expected one like \"10.64.0.1\""))?;
+        let address = address.to_canonical();
+        if address.is_loopback() {
+            return Err(format!(
+                "{text} is this host, which a steered socket cannot reach; name one behind the uplink"
+            ));
+        }
+        if address.is_unspecified() || address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            return Err(format!("{text} is not the address of one host"));
+        }
+        let taken = match address {
+            IpAddr::V4(address) => self.v4.replace(address).is_some(),
+            IpAddr::V6(address) => self.v6.replace(address).is_some(),
+        };
+        if taken {
+            return Err(format!("{text} is the second of its family; expected one IPv4 and one IPv6 resolver at most"));
+        }
+        Ok(())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+
+    /// Those there are, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
+impl fmt::Display for Resolvers {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<_> = self.iter().map(|address| address.to_string()).collect();
+        formatter.write_str(&addresses.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Resolvers;
+
+    #[test]
+    fn one_of_each_family() {
+        let mut resolvers = Resolvers::default();
+        resolvers.add("2001:db8::53").expect("IPv6");
+        resolvers.add("::ffff:10.64.0.1").expect("mapped IPv4");
+        assert_eq!(resolvers.to_string(), "10.64.0.1, 2001:db8::53");
+        assert!(resolvers.add("10.64.0.2").expect_err("two of IPv4").contains("second of its family"));
+        for (text, want) in [
+            ("dns.example", "not an IP address"),
+            ("10.64.0.1:53", "not an IP address"),
+            ("127.0.0.53", "this host"),
+            ("::1", "this host"),
+            ("::", "not the address of one host"),
+            ("224.0.0.251", "not the address of one host"),
+        ] {
+            let problem = Resolvers::default().add(text).expect_err(text);
+            assert!(problem.contains(want), "{text}: {problem}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Whom programs of this machine ask for names, where that is not a server behind the uplink.
+//!
+//! **Invariant:** only looks. A file that is not there or cannot be read says nothing.
+
+use std::{fmt, fs, net::IpAddr, path::Path};
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
+const NSCD_SOCKET: &str = "/run/nscd/socket";
+
+/// A way in which names are looked up by somebody else than the program, whom the program's policy does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detour {
+    /// resolv.conf names an address of this host.
+    LocalServer(IpAddr),
+    /// nsswitch.conf names a module that asks systemd-resolved.
+    Resolved,
+    /// The name service cache daemon runs.
+    Nscd,
+}
+
+impl Detour {
+    /// Whether a policy's own resolvers are asked in its stead.
+    pub fn ends_with_dns(&self) -> bool {
+        matches!(self, Self::LocalServer(_))
+    }
+}
+
+impl fmt::Display for Detour {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LocalServer(address) => write!(
+                formatter,
+                "{RESOLV_CONF} names {address}, an address of this host: steered programs get no answer from it, and those \
+                 with CAP_NET_RAW get one that came beside the uplink; name a resolver behind the uplink, by `dns` in the \
+                 policy or by --dns"
+            ),
+            Self::Resolved => write!(
+                formatter,
+                "{NSSWITCH_CONF} has `resolve` for hosts: names are asked of systemd-resolved, beside the uplink; take \
+                 `resolve` out of that line"
+            ),
+            Self::Nscd => write!(
+                formatter,
+                "nscd runs ({NSCD_SOCKET}): names are asked of it, beside the uplink; switch its hosts cache off by \
+                 `enable-cache hosts no` in /etc/nscd.conf"
+            ),
+        }
+    }
+}
+
+/// What there is of this on the machine, as seen from the calling process's namespaces.
+pub fn detours() -> Vec<Detour> {
+    let read = |path| fs::read(path).unwrap_or_default();
+    let own = own_addresses();
+    let mut detours = local_servers(&read(RESOLV_CONF), &own);
+    if asks_resolved(&String::from_utf8_lossy(&read(NSSWITCH_CONF))) {
+        detours.push(Detour::Resolved);
+    }
+    if Path::new(NSCD_SOCKET).exists() {
+        detours.push(Detour::Nscd);
+    }
+    detours
+}
+
+fn own_addresses() -> Vec<IpAddr> {
+    let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+    addresses
+        .filter_map(|address| {
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .collect()
+}
+
+fn local_servers(resolv_conf: &[u8], own: &[IpAddr]) -> Vec<Detour> {
+    let servers: Vec<IpAddr> = resolv_conf::Config::parse(resolv_conf)
+        .map(|config| config.nameservers.into_iter().map(IpAddr::from).collect())
+        .unwrap_or_default();
+    let is_local = |server: &IpAddr| server.is_loopback() || server.is_unspecified() || own.contains(server);
+    servers.into_iter().filter(is_local).map(Detour::LocalServer).collect()
+}
+
+fn asks_resolved(nsswitch_conf: &str) -> bool {
+    let lines = nsswitch_conf.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let mut hosts = lines.filter_map(|line| line.trim().strip_prefix("hosts:"));
+    hosts.next_back().is_some_and(|modules| modules.split_whitespace().any(|module| module == "resolve"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Detour, asks_resolved, local_servers};
+
+    #[test]
+    fn servers_on_this_host() {
+        let own = ["192.168.1.1".parse().expect("an address")];
+        let text =
+            b"# stub\nnameserver 127.0.0.53\nnameserver 192.168.1.1\nnameserver 9.9.9.9\noptions edns0 trust-ad\n";
+        let found = local_servers(text, &own);
+        let want = ["127.0.0.53", "192.168.1.1"].map(|server| Detour::LocalServer(server.parse().expect("an address")));
+        assert_eq!(found, want);
+        assert!(local_servers(b"nameserver 9.9.9.9", &own).is_empty());
+        assert!(local_servers(b"", &own).is_empty());
+    }
+
+    #[test]
+    fn modules_for_hosts() {
+        assert!(asks_resolved("passwd: files\nhosts: mymachines resolve [!UNAVAIL=return] files dns\n"));
+        assert!(!asks_resolved("hosts: files dns # resolve\n"));
+        assert!(!asks_resolved("# hosts: resolve\nnetworks: files resolve\n"));
+        assert!(!asks_resolved(""));
+    }
+}

@@ -1,0 +1,22 @@
+//! Files of the machine that a command sees in another form.
+
+use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+/// Lets `command` see `instead` where the machine has `path`, in a mount namespace of its own. To be called before anything that
+/// takes its privileges away.
+pub fn replace_file(command: &mut Command, path: &Path, instead: &Path) {
+    let (path, instead) = (path.to_owned(), instead.to_owned());
+    let none = None::<&Path>;
+    let replace = move || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+        Ok(mount(Some(&instead), &path, none, MsFlags::MS_BIND, none)?)
+    };
+    // SAFETY: between fork and exec the closure makes three system calls, and copies paths to the stack.
+    unsafe { command.pre_exec(replace) };
+}

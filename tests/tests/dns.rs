@@ -1,0 +1,243 @@
+//! Names: whomever a program asks, the policy's resolver is asked, by the uplink, and nobody else hears of it.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use steer_lab::{
+    NameServer, SERVER_V4, SERVER_V6, client_v4, client_v6,
+    name_server::{ADDRESS_V4, LONG, Question},
+    parse_outcomes, wait_until,
+};
+use steer_tests::{Bed, Cgroup, Outcome, PATIENCE, Spy, USERS, User, output, replace_file};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("every_way_of_asking", every_way_of_asking),
+    ("the_c_library", the_c_library),
+    ("the_other_family_asks_whom_it_likes", the_other_family_asks_whom_it_likes),
+    ("without_an_uplink_nobody_is_asked", without_an_uplink_nobody_is_asked),
+    ("resolvers_change_by_reload", resolvers_change_by_reload),
+    ("the_inner_policys_resolver_is_asked", the_inner_policys_resolver_is_asked),
+    ("a_local_resolver_is_warned_of", a_local_resolver_is_warned_of),
+    ("what_cannot_be_asked_is_refused", what_cannot_be_asked_is_refused),
+];
+
+const STUB: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
+const RESOLVER_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
+const RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
+const OTHER_RESOLVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 54);
+
+/// A bed whose server has resolvers, beside a name server that nobody is to ask, and whose client has a stub of its own.
+struct Names {
+    bed: Bed,
+    far: NameServer,
+    stub: NameServer,
+}
+
+impl Names {
+    fn new(name: &str) -> anyhow::Result<Self> {
+        let bed = Bed::new(name)?;
+        let far = [RESOLVER_V4.into(), OTHER_RESOLVER.into(), RESOLVER_V6.into()];
+        for address in far {
+            bed.net.server.add_address("lo", address, if address.is_ipv4() { 32 } else { 128 })?;
+        }
+        let far = [&far[..], &[SERVER_V4.into(), SERVER_V6.into()]].concat();
+        let far = NameServer::start(&bed.net.server, &far)?;
+        let stub = NameServer::start(&bed.net.client, &[STUB.into(), Ipv6Addr::LOCALHOST.into()])?;
+        Ok(Self { bed, far, stub })
+    }
+
+    fn attach(&self, cgroup: &Cgroup, interface: &str, more: &[&str]) -> Outcome {
+        self.bed.succeed(&[&["attach", cgroup.path(), "-i", interface], more].concat()).map(drop)
+    }
+
+    /// Asks in every way, of every server.
+    fn ask(&self, cgroup: &Cgroup, user: User, servers: &[IpAddr]) -> anyhow::Result<Vec<steer_lab::Outcome>> {
+        let mut outcomes = Vec::new();
+        for name in ["short.example", &format!("{LONG}.example")] {
+            for mapped in [&[][..], &["--mapped"]] {
+                let mut command = self.bed.client(Some(cgroup), user)?;
+                command.args(["--json", "--timeout-ms", "3000", "--resolve", name]).args(mapped);
+                command.args(["--proto", "udp", "--proto", "udp-unconnected", "--proto", "tcp"]);
+                for server in servers.iter().filter(|server| mapped.is_empty() || server.is_ipv4()) {
+                    command.args(["--target", &server.to_string()]);
+                }
+                outcomes.extend(parse_outcomes(&output(&mut command)?.stdout)?);
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Every question got its answer, from the resolvers only, by uplink `a1` only.
+    fn check(&self, cgroup: &Cgroup, resolver: Ipv4Addr) -> Outcome {
+        let servers =
+            [IpAddr::from(STUB), SERVER_V4.into(), resolver.into(), Ipv6Addr::LOCALHOST.into(), SERVER_V6.into()];
+        for user in USERS {
+            let mut spy = Spy::on(&self.bed, &["a1"])?;
+            self.far.take();
+            let outcomes = self.ask(cgroup, user, &servers)?;
+            ensure!(outcomes.len() == 2 * (3 * 5 + 3 * 3), "{outcomes:?}");
+            let failed: Vec<_> = outcomes.iter().filter(|o| o.saw != Some(ADDRESS_V4.to_string())).collect();
+            ensure!(failed.is_empty(), "{user:?}: {failed:#?}");
+            spy.saw_nothing()?;
+            let asked = self.far.take();
+            ensure!(!asked.is_empty());
+            for question in asked {
+                ensure!(is_by(&question, 1), "{user:?}: {question:?}");
+                ensure!(question.server == resolver || question.server == RESOLVER_V6, "{user:?}: {question:?}");
+            }
+            ensure!(self.stub.take().is_empty(), "{user:?}: the stub on this host was asked");
+        }
+        Ok(())
+    }
+}
+
+fn is_by(question: &Question, uplink: u8) -> bool {
+    question.peer.ip() == client_v4(uplink) || question.peer.ip() == client_v6(uplink)
+}
+
+fn resolvers() -> String {
+    format!("{RESOLVER_V4},{RESOLVER_V6}")
+}
+
+fn every_way_of_asking() -> Outcome {
+    let names = Names::new("dns-ways")?;
+    for enforce in ["strict", "steer"] {
+        names.attach(&names.bed.cgroup, "a1", &["--dns", &resolvers(), "--enforce", enforce])?;
+        names.check(&names.bed.cgroup, RESOLVER_V4).context(enforce)?;
+    }
+    let policy = names.bed.policy("a1")?;
+    ensure!(policy["dns"] == serde_json::json!([RESOLVER_V4, RESOLVER_V6]), "{policy}");
+    // And what is not for port 53 goes where it went.
+    names.bed.check_steered(&names.bed.cgroup, 1)
+}
+
+/// The resolver of the C library, with the stub of systemd-resolved in resolv.conf.
+fn the_c_library() -> Outcome {
+    let names = Names::new("dns-libc")?;
+    names.attach(&names.bed.cgroup, "a1", &["--dns", &resolvers()])?;
+    let resolv_conf = names.bed.directory.join("resolv.conf");
+    fs::write(&resolv_conf, format!("nameserver {STUB}\n"))?;
+    for user in USERS {
+        for name in ["short.example", &format!("{LONG}.example")] {
+            let mut spy = Spy::on(&names.bed, &["a1"])?;
+            let mut command = Command::new("getent");
+            replace_file(&mut command, Path::new("/etc/resolv.conf"), &resolv_conf);
+            names.bed.place(&mut command, Some(&names.bed.cgroup), user);
+            let found = output(command.args(["ahosts", name]))?;
+            ensure!(found.stdout.contains(&ADDRESS_V4.to_string()), "{name} as {user:?}: {found:?}");
+            spy.saw_nothing()?;
+            let asked = names.far.take();
+            let right = |question: &Question| is_by(question, 1) && question.server == RESOLVER_V4;
+            ensure!(!asked.is_empty() && asked.iter().all(right), "{asked:?}");
+        }
+    }
+    ensure!(names.stub.take().is_empty());
+    Ok(())
+}
+
+fn the_other_family_asks_whom_it_likes() -> Outcome {
+    let names = Names::new("dns-family")?;
+    names.attach(&names.bed.cgroup, "a1", &["--dns", &RESOLVER_V4.to_string()])?;
+    let mut spy = Spy::on(&names.bed, &["a1"])?;
+    for outcome in names.ask(&names.bed.cgroup, User::Nobody, &[SERVER_V4.into(), SERVER_V6.into()])? {
+        ensure!(outcome.is_ok(), "{outcome:?}");
+    }
+    spy.saw_nothing()?;
+    let asked = names.far.take();
+    ensure!(asked.iter().all(|question| is_by(question, 1)), "{asked:?}");
+    let servers: std::collections::BTreeSet<_> = asked.iter().map(|question| question.server).collect();
+    ensure!(servers == [RESOLVER_V4.into(), SERVER_V6.into()].into(), "{servers:?}");
+    Ok(())
+}
+
+fn without_an_uplink_nobody_is_asked() -> Outcome {
+    let names = Names::new("dns-closed")?;
+    names.attach(&names.bed.cgroup, "a1", &["--dns", &resolvers()])?;
+    names.bed.net.remove_uplink(1)?;
+    let mut spy = Spy::on(&names.bed, &[])?;
+    for user in USERS {
+        for outcome in names.ask(&names.bed.cgroup, user, &[STUB.into(), SERVER_V4.into(), SERVER_V6.into()])? {
+            ensure!(!outcome.is_ok(), "{user:?}: {outcome:?}");
+        }
+    }
+    spy.saw_nothing()?;
+    ensure!(names.far.take().is_empty() && names.stub.take().is_empty());
+    Ok(())
+}
+
+fn resolvers_change_by_reload() -> Outcome {
+    let names = Names::new("dns-reload")?;
+    let config = |resolver| {
+        format!(
+            "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n\
+             dns = [\"{resolver}\", \"{RESOLVER_V6}\"]\n"
+        )
+    };
+    let daemon = names.bed.daemon(&config(RESOLVER_V4))?;
+    names.check(&names.bed.cgroup, RESOLVER_V4)?;
+    names.bed.write_config(&config(OTHER_RESOLVER))?;
+    wait_until("the reload", PATIENCE, || daemon.log().contains("reloaded"))?;
+    names.check(&names.bed.cgroup, OTHER_RESOLVER)?;
+    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    Ok(())
+}
+
+fn the_inner_policys_resolver_is_asked() -> Outcome {
+    for enforce in ["steer", "strict"] {
+        let names = Names::new("dns-nested")?;
+        let (inner, exempt) = (names.bed.cgroup.child("inner")?, names.bed.cgroup.child("exempt")?);
+        names.attach(&names.bed.cgroup, "a0", &["--dns", &OTHER_RESOLVER.to_string()])?;
+        names.attach(&inner, "a1", &["--dns", &resolvers(), "--enforce", enforce])?;
+        names.attach(&exempt, "none", &["--enforce", enforce])?;
+        names.check(&inner, RESOLVER_V4).with_context(|| format!("inner, {enforce}"))?;
+        for outcome in names.ask(&exempt, User::Nobody, &[STUB.into()])? {
+            ensure!(outcome.is_ok(), "exempt, {enforce}: {outcome:?}");
+        }
+        ensure!(names.far.take().is_empty() && !names.stub.take().is_empty());
+    }
+    Ok(())
+}
+
+fn a_local_resolver_is_warned_of() -> Outcome {
+    let bed = Bed::new("dns-local")?;
+    let resolv_conf = bed.directory.join("resolv.conf");
+    fs::write(&resolv_conf, format!("nameserver {STUB}\n"))?;
+    let steer = |arguments: &[&str]| {
+        let mut command = bed.steer_here(arguments);
+        replace_file(&mut command, Path::new("/etc/resolv.conf"), &resolv_conf);
+        output(bed.net.client.enter(&mut command))
+    };
+    let exec = |more: &[&str]| steer(&[&["exec", "-i", "a1"], more, &["--", "true"]].concat());
+    let warned = exec(&[])?;
+    ensure!(warned.code == 0 && warned.stderr.contains("127.0.0.53") && warned.stderr.contains("--dns"), "{warned:?}");
+    let quiet = exec(&["--dns", &resolvers()])?;
+    ensure!(quiet.code == 0 && quiet.stderr.is_empty(), "{quiet:?}");
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let status = steer(&["status"])?;
+    ensure!(status.stdout.contains("warning: a1: /etc/resolv.conf names 127.0.0.53"), "{status:?}");
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--dns", &resolvers()])?;
+    let status = steer(&["status"])?;
+    ensure!(!status.stdout.contains("warning") && status.stdout.contains(&RESOLVER_V6.to_string()), "{status:?}");
+    Ok(())
+}
+
+fn what_cannot_be_asked_is_refused() -> Outcome {
+    let bed = Bed::new("dns-refused")?;
+    for (interface, dns, want) in [
+        ("a1", "127.0.0.53", "is this host"),
+        ("a1", "203.0.113.53,203.0.113.54", "second of its family"),
+        ("none", "203.0.113.53", "needs an uplink"),
+    ] {
+        let refused = bed.run(&["attach", bed.cgroup.path(), "-i", interface, "--dns", dns])?;
+        ensure!(refused.code == 1 && refused.stderr.contains(want), "{refused:?}");
+    }
+    Ok(())
+}
