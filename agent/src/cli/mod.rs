@@ -55,6 +55,9 @@ enum Command {
     /// The client program of `demo`
     #[command(hide = true)]
     Probe(steer_lab::cli::ProbeArgs),
+    /// The client program of `demo` that tries to escape
+    #[command(hide = true)]
+    Escape(steer_lab::escape::EscapeArgs),
     /// What `exec` leaves behind to clean up after its command
     #[command(hide = true)]
     Keep(keep::Args),
@@ -86,6 +89,10 @@ impl Cli {
             Command::Probe(args) => {
                 let answered = steer_lab::cli::run(&args, &mut std::io::stdout().lock())?;
                 Ok(if answered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+            Command::Escape(args) => {
+                steer_lab::escape::run(&args, &mut std::io::stdout().lock())?;
+                Ok(ExitCode::SUCCESS)
             }
             Command::Keep(args) => keep::run(&args, &pins),
         }

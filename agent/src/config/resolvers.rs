@@ -17,8 +17,9 @@ pub struct Resolvers {
 impl Resolvers {
     /// Adds an address as written; says what is wrong with it.
     pub fn add(&mut self, text: &str) -> Result<(), String> {
-        let address: IpAddr =
-            text.parse().map_err(|_| format!("{text:?} is not an IP address; expected one like \"10.64.0.1\""))?;
+        let Ok(address) = text.parse::<IpAddr>() else {
+            return Err(format!("{text:?} is not an IP address; expected one like \"10.64.0.1\""));
+        };
         let address = address.to_canonical();
         if address.is_loopback() {
             return Err(format!(
