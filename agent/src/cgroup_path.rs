@@ -12,9 +12,26 @@ use thiserror::Error;
 pub struct InvalidPath(String);
 
 /// An absolute, normalised path from the root of the hierarchy: `/` or `/a/b`, without `.`, `..` or empty parts.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(transparent)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize, serde::Serialize, utoipa::ToSchema,
+)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String)]
 pub struct CgroupPath(String);
+
+impl TryFrom<String> for CgroupPath {
+    type Error = InvalidPath;
+
+    fn try_from(text: String) -> Result<Self, InvalidPath> {
+        text.parse()
+    }
+}
+
+impl From<CgroupPath> for String {
+    fn from(path: CgroupPath) -> Self {
+        path.0
+    }
+}
 
 impl CgroupPath {
     /// The root cgroup.

@@ -4,6 +4,7 @@
 //! `config` -> `policy` -> `interface` + `cgroup` -> `plan` -> `datapath` == kernel == -> `stats` -> `cli`.
 //! `daemon` and `keeper` stand outside and re-enter the pipe when something changes. ARCHITECTURE.md tells why.
 
+pub mod api;
 pub mod cgroup;
 pub mod cgroup_path;
 pub mod cli;
@@ -13,8 +14,10 @@ pub mod datapath;
 pub mod demo;
 pub mod interface;
 pub mod keeper;
+pub mod metrics;
 pub mod plan;
 pub mod policy;
 pub mod preflight;
 pub mod resolver;
 pub mod stats;
+pub mod store;

@@ -78,6 +78,11 @@ impl Policies {
         Self { policies: config.policies }
     }
 
+    /// As configured.
+    pub fn configured(&self) -> &[config::Policy] {
+        &self.policies
+    }
+
     /// Their names and targets, by index.
     pub fn targets(&self) -> impl Iterator<Item = (&str, Target)> {
         self.policies

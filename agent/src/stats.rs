@@ -2,18 +2,20 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use steer_common::{COUNTERS, Owner, policy_flags, record::ip_address};
+use utoipa::ToSchema;
 
 use crate::{
     cgroup::Hierarchy,
     cgroup_path::CgroupPath,
+    config::Enforce,
     datapath::{self, Datapath, Pins, PolicyEntry},
     resolver::{self, Detour},
 };
 
 /// Everything `steer status` shows. The field names are stable.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Whether a daemon is running on this pin directory.
     pub daemon: bool,
@@ -22,7 +24,7 @@ pub struct Status {
     /// Cgroups steered by another version of steer, whose records this one cannot read.
     pub other_versions: Vec<CgroupStatus>,
     /// What gets out of strictly enforced cgroups all the same.
-    pub not_covered: Vec<&'static str>,
+    pub not_covered: Vec<String>,
     /// What on this machine keeps steered programs from names, or lets them be asked beside the uplink.
     pub warnings: Vec<String>,
 }
@@ -31,7 +33,7 @@ pub struct Status {
 const NOT_COVERED: &str = "packet and XDP sockets (AF_PACKET, AF_XDP), which need CAP_NET_RAW";
 
 /// One policy.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct PolicyStatus {
     /// Its name; for one made by hand, its interface.
     pub name: String,
@@ -46,15 +48,16 @@ pub struct PolicyStatus {
     /// The cgroups it is attached to, by path.
     pub cgroups: Vec<CgroupStatus>,
     /// The resolvers that are asked, whomever a program asks; none if programs ask whom they like.
+    #[schema(value_type = Vec<String>)]
     pub dns: Vec<IpAddr>,
     /// How it is enforced; for an exemption this says what its programs would do.
     pub enforce: Enforce,
     /// Sockets, calls and packets, by what was done with them.
-    pub counters: BTreeMap<&'static str, u64>,
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// Where a policy comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// The daemon's configuration.
@@ -63,30 +66,8 @@ pub enum Origin {
     Manual,
 }
 
-/// How a policy is enforced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Enforce {
-    /// Sockets are bound.
-    Bind,
-    /// And lost bindings put back.
-    Steer,
-    /// And nothing gets out by another link.
-    Strict,
-}
-
-impl Enforce {
-    fn of(flags: u32) -> Self {
-        match (flags & policy_flags::GUARD, flags & policy_flags::RESTORE) {
-            (0, 0) => Self::Bind,
-            (0, _) => Self::Steer,
-            _ => Self::Strict,
-        }
-    }
-}
-
 /// One steered cgroup.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct CgroupStatus {
     /// Its path; absent once it has been removed.
     pub path: Option<CgroupPath>,
@@ -95,7 +76,7 @@ pub struct CgroupStatus {
     /// Whether all programs that the policy asks for are attached.
     pub complete: bool,
     /// The programs that are.
-    pub programs: Vec<&'static str>,
+    pub programs: Vec<String>,
     /// Whether it was attached by `exec` or `attach`.
     pub manual: bool,
 }
@@ -128,7 +109,7 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Erro
             id: attachment.cgroup_id,
             complete: attachment.complete,
             manual: attachment.is_manual(),
-            programs: attachment.hooks,
+            programs: attachment.hooks.into_iter().map(str::to_owned).collect(),
         });
     }
     let mut policies = datapath
@@ -141,9 +122,18 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Erro
         .collect::<Result<Vec<_>, _>>()?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
     let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
-    let not_covered = strict.then_some(NOT_COVERED).into_iter().collect();
+    let not_covered = strict.then(|| NOT_COVERED.to_owned()).into_iter().collect();
     let warnings = warnings(&policies, &resolver::detours());
     Ok(Status { daemon, policies, other_versions, not_covered, warnings })
+}
+
+/// As `enforce` of the configuration.
+fn enforce(flags: u32) -> Enforce {
+    match (flags & policy_flags::GUARD, flags & policy_flags::RESTORE) {
+        (0, 0) => Enforce::Bind,
+        (0, _) => Enforce::Steer,
+        _ => Enforce::Strict,
+    }
 }
 
 /// Each detour, with the policies whose programs take it.
@@ -179,7 +169,7 @@ fn policy_status(
             .filter(|(flag, _)| entry.record.flags & flag != 0)
             .map(|(_, words)| ip_address(words))
             .collect(),
-        enforce: Enforce::of(entry.record.flags),
-        counters: COUNTERS.iter().map(|counter| counter.name()).zip(counts).collect(),
+        enforce: enforce(entry.record.flags),
+        counters: COUNTERS.iter().map(|counter| counter.name().to_owned()).zip(counts).collect(),
     })
 }

@@ -74,7 +74,8 @@ impl Bed {
     /// As [`Self::steer`], in the network namespace of the test.
     pub fn steer_here(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("STEER_BIN", "steer"));
-        command.arg("--bpffs").arg(&self.pins).args(arguments).stdin(Stdio::null());
+        command.arg("--bpffs").arg(&self.pins).arg("--socket").arg(self.socket());
+        command.args(arguments).stdin(Stdio::null());
         command
     }
 
@@ -112,6 +113,11 @@ impl Bed {
     pub fn daemon(&self, config: &str) -> anyhow::Result<Daemon> {
         self.write_config(config)?;
         Daemon::start(self)
+    }
+
+    /// The socket of the daemon's API.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("api.sock")
     }
 
     /// Where [`Self::write_config`] writes.

@@ -4,6 +4,7 @@
 //! **Invariant:** every test owns all it touches, under names no other test has, so all run at once; and all of it is
 //! gone when the test ends, also when it fails.
 
+mod api;
 mod bed;
 mod cgroup;
 mod check;
@@ -12,6 +13,7 @@ mod escape;
 mod foreign;
 mod private_file;
 
+pub use api::Answer;
 pub use bed::{Bed, NOBODY, Output};
 pub use bed::{binary, copy_program, output};
 pub use cgroup::Cgroup;

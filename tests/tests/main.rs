@@ -4,6 +4,7 @@
 use libtest_mimic::{Arguments, Trial};
 use steer_tests::Outcome;
 
+mod api;
 mod attach;
 mod daemon;
 mod dns;
@@ -19,7 +20,7 @@ mod uplinks;
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() {
-    let rooms: [(&str, &[Test]); 10] = [
+    let rooms: [(&str, &[Test]); 11] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -30,6 +31,7 @@ fn main() {
         ("limits", limits::TESTS),
         ("guards", guards::TESTS),
         ("dns", dns::TESTS),
+        ("api", api::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {

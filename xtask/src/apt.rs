@@ -3,7 +3,11 @@
 //! **Invariant**: packages are only ever added; the package lists are refreshed at most once, and only when they lack
 //! something or are too old to download from.
 
-use std::process::{Command, Stdio};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Result, ensure};
 
@@ -41,6 +45,27 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         }
         outcome => outcome,
     }
+}
+
+/// Unpacks a package below `place` without installing it: for a tool whose package would start a service.
+pub(crate) fn unpack(package: &str, place: &Path) -> Result<()> {
+    fs::create_dir_all(place)?;
+    if !is_known(package) {
+        refresh()?;
+    }
+    eprintln!("setup: unpacking the package {package} to {}", place.display());
+    // Downloads as the user who calls, into the directory it runs in.
+    let mut download = apt_get();
+    download.args(["download", package, "-o", "APT::Sandbox::User=root"]).current_dir(place);
+    cargo::check(&mut download)?;
+    for entry in fs::read_dir(place)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            cargo::check(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(place))?;
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_known(package: &str) -> bool {

@@ -6,16 +6,19 @@
 use std::{
     ffi::OsString,
     io::stdout,
+    path::PathBuf,
     process::{Command, ExitCode},
 };
 
 use anyhow::Result;
 
 use crate::{
+    apt,
     cargo::{self, Executable},
     root::Root,
     setup::Setup,
     tally::Tally,
+    toolchain,
 };
 
 /// Run the unit tests, and as root the integration tests.
@@ -68,8 +71,13 @@ impl Test {
         let steer = cargo::release_binary("steer", "steer")?;
         let probe = cargo::release_binary("steer-lab", "steer-probe")?;
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
-        let variables =
-            [("STEER_BIN", steer.as_path()), ("STEER_PROBE", probe.as_path()), ("STEER_ESCAPE", escape.as_path())];
+        let promtool = promtool()?;
+        let variables = [
+            ("STEER_BIN", steer.as_path()),
+            ("STEER_PROBE", probe.as_path()),
+            ("STEER_ESCAPE", escape.as_path()),
+            ("STEER_PROMTOOL", promtool.as_path()),
+        ];
         let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
         self.observe(tests, |test| root.command(&test.path, &variables))
     }
@@ -85,4 +93,19 @@ impl Test {
         }
         Ok(tally)
     }
+}
+
+/// The checker of metrics, from Debian's package where it is not installed. Where neither can be had, the test says so.
+fn promtool() -> Result<PathBuf> {
+    if let Some(installed) = toolchain::program("promtool") {
+        return Ok(installed);
+    }
+    let place = cargo::target_directory()?.join("prometheus");
+    let unpacked = place.join("usr/bin/promtool");
+    if !unpacked.exists()
+        && let Err(error) = apt::unpack("prometheus", &place)
+    {
+        eprintln!("setup: promtool cannot be had: {error:#}");
+    }
+    Ok(unpacked)
 }

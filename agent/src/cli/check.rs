@@ -1,10 +1,8 @@
-//! `steer check`: validate a configuration.
+//! `steer check`: validate a configuration: the file, and those of single policies.
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context as _;
-
-use crate::config;
+use super::Instance;
 
 /// Arguments of `steer check`.
 #[derive(Debug, clap::Args)]
@@ -14,10 +12,12 @@ pub(super) struct Args {
     config: PathBuf,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let text = std::fs::read_to_string(&args.config).with_context(|| format!("read {}", args.config.display()))?;
-    let config = config::parse(&args.config.display().to_string(), &text)?;
-    let count = config.policies.len();
-    println!("{}: {count} {}, no mistakes", args.config.display(), if count == 1 { "policy" } else { "policies" });
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let store = instance.store(&args.config);
+    let count = store.read()?.policies.len();
+    for file in store.files()? {
+        println!("{}: no mistakes", file.display());
+    }
+    println!("{count} {}", if count == 1 { "policy" } else { "policies" });
     Ok(ExitCode::SUCCESS)
 }

@@ -1,8 +1,8 @@
 //! `steer daemon`: steer by configuration.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use super::PinDirectory;
+use super::Instance;
 use crate::{
     daemon::{self, Options},
     datapath::LogLevel,
@@ -19,9 +19,15 @@ pub(super) const CONFIG: &str = "/etc/steer/steer.toml";
                         stays. SIGTERM and SIGINT end the daemon and leave enforcement in place: `steer off` takes it away."
 )]
 pub(super) struct Args {
-    /// The configuration
+    /// The configuration; policies with files of their own are in `policies.d` beside it
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
+    /// Group that may read by the API; only root may change anything
+    #[arg(long, value_name = "GROUP")]
+    socket_group: Option<String>,
+    /// Loopback address and port where metrics are served beside, as 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
     /// Log every decision of the kernel programs; for debugging
     #[arg(long, value_name = "LEVEL", default_value = "off")]
     kernel_log: LogLevel,
@@ -37,11 +43,13 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
-    let config = daemon::read_config(&args.config)?;
+pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let store = instance.store(&args.config);
+    let config = store.read()?;
     require_privilege("daemon")?;
-    let pins = pins.to_change()?;
-    let options = Options { config_file: args.config, kernel_log: args.kernel_log };
+    let pins = instance.pins.to_change()?;
+    let (socket, socket_group) = (instance.socket.clone(), args.socket_group);
+    let options = Options { store, socket, socket_group, metrics: args.metrics, kernel_log: args.kernel_log };
     super::block_on(daemon::run(options, config, pins))??;
     Ok(ExitCode::SUCCESS)
 }

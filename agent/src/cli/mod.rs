@@ -6,22 +6,31 @@ mod daemon;
 mod demo;
 mod detach;
 mod exec;
+mod interfaces;
 mod keep;
 mod off;
+mod policy;
 mod status;
 mod target;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fs, io,
+    os::unix::fs::FileTypeExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
 use crate::{
-    config::Problems,
     datapath::{self, Pins},
+    store::{self, Store},
 };
 
 /// Where pins go unless told otherwise.
 const PIN_DIRECTORY: &str = "/sys/fs/bpf/steer";
+/// Where sockets are, and what is to be gone after a boot.
+const RUN_DIRECTORY: &str = "/run/steer";
 
 /// Makes Linux send a program's traffic through the interface you chose, and nowhere else.
 #[derive(Debug, Parser)]
@@ -30,6 +39,9 @@ pub struct Cli {
     /// Directory for pins, on a bpffs (mounted if it is missing); each is an instance of its own
     #[arg(long, global = true, value_name = "DIR", env = "STEER_BPFFS", default_value = PIN_DIRECTORY)]
     bpffs: PathBuf,
+    /// Socket of the daemon's API [default: /run/steer/NAME.sock, NAME being the last part of the pin directory]
+    #[arg(long, global = true, value_name = "SOCKET", env = "STEER_SOCKET")]
+    socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -50,6 +62,10 @@ enum Command {
     Off(off::Args),
     /// Show policies, steered cgroups and counters, with or without a daemon
     Status(status::Args),
+    /// Show, keep and forget policies
+    Policy(policy::Args),
+    /// Show the network interfaces, and whose uplinks they are
+    Interfaces(interfaces::Args),
     /// Show steering at work between network namespaces made for it
     Demo(demo::Args),
     /// The client program of `demo`
@@ -76,15 +92,18 @@ impl Cli {
         if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_)) {
             end_with_the_reader();
         }
-        let pins = PinDirectory(self.bpffs);
+        let instance = Instance::new(self.bpffs, self.socket);
+        let pins = &instance.pins;
         match self.command {
-            Command::Exec(args) => exec::run(args, &pins),
-            Command::Daemon(args) => daemon::run(args, &pins),
-            Command::Check(args) => check::run(&args),
-            Command::Attach(args) => attach::run(&args, &pins),
-            Command::Detach(args) => detach::run(&args, &pins),
-            Command::Off(args) => off::run(&args, &pins),
-            Command::Status(args) => status::run(&args, &pins),
+            Command::Exec(args) => exec::run(args, pins),
+            Command::Daemon(args) => daemon::run(args, &instance),
+            Command::Check(args) => check::run(&args, &instance),
+            Command::Attach(args) => attach::run(&args, pins),
+            Command::Detach(args) => detach::run(&args, pins),
+            Command::Off(args) => off::run(&args, &instance),
+            Command::Status(args) => status::run(&args, &instance),
+            Command::Policy(args) => policy::run(args, &instance),
+            Command::Interfaces(args) => interfaces::run(&args, &instance),
             Command::Demo(args) => demo::run(&args),
             Command::Probe(args) => {
                 let answered = steer_lab::cli::run(&args, &mut std::io::stdout().lock())?;
@@ -94,8 +113,50 @@ impl Cli {
                 steer_lab::escape::run(&args, &mut std::io::stdout().lock())?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Keep(args) => keep::run(&args, &pins),
+            Command::Keep(args) => keep::run(&args, pins),
         }
+    }
+}
+
+/// What belongs to one instance of steer: all of it follows from the name of the pin directory.
+#[derive(Debug)]
+struct Instance {
+    pins: PinDirectory,
+    socket: PathBuf,
+    /// Policies that are gone after a boot.
+    runtime: PathBuf,
+}
+
+impl Instance {
+    fn new(bpffs: PathBuf, socket: Option<PathBuf>) -> Self {
+        let name = bpffs.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let run = Path::new(RUN_DIRECTORY);
+        Self {
+            pins: PinDirectory(bpffs),
+            socket: socket.unwrap_or_else(|| run.join(format!("{name}.sock"))),
+            runtime: run.join(format!("{name}.policies.d")),
+        }
+    }
+
+    /// Removes what is not a pin: the socket of a daemon that was killed, and the policies that a boot would remove.
+    fn remove_files(&self, errors: &mut Vec<String>) {
+        let mut check = |path: &Path, removed: io::Result<()>| match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                errors.push(format!("remove {}: {error}", path.display()));
+            }
+            _ => {}
+        };
+        if fs::symlink_metadata(&self.socket).is_ok_and(|found| found.file_type().is_socket()) {
+            check(&self.socket, fs::remove_file(&self.socket));
+        }
+        check(&self.runtime, fs::remove_dir_all(&self.runtime));
+        // Not empty while there is another instance.
+        let _ = fs::remove_dir(RUN_DIRECTORY);
+    }
+
+    /// Where policies are kept, given the configuration file.
+    fn store(&self, config: &Path) -> Store {
+        Store::new(config, &self.runtime)
     }
 }
 
@@ -126,7 +187,7 @@ pub fn describe(error: &anyhow::Error) -> String {
 
 /// 2 for a wrong configuration, as for a wrong command line; 1 for everything else.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.downcast_ref::<Problems>().is_some() {
+    if let Some(store::Error::Invalid(_)) = error.downcast_ref() {
         return ExitCode::from(2);
     }
     match error.downcast_ref::<exec::Failed>() {

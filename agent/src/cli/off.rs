@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::PinDirectory;
+use super::Instance;
 use crate::{
     cgroup::{Hierarchy, scope},
     datapath::{self, Removed},
@@ -17,17 +17,18 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     require_privilege("off")?;
     let hierarchy = Hierarchy::find();
     let name = |id: u64| {
         let path = hierarchy.as_ref().ok().and_then(|hierarchy| hierarchy.path_of(id));
         path.map_or_else(|| format!("cgroup {id} (removed)"), |path| path.to_string())
     };
-    let removed = match pins.to_look() {
+    let mut removed = match instance.pins.to_look() {
         Some(pins) => datapath::off(&pins)?,
         None => Removed::default(),
     };
+    instance.remove_files(&mut removed.errors);
     if let Ok(hierarchy) = &hierarchy {
         for id in &removed.cgroups {
             let Some(path) = hierarchy.path_of(*id).filter(scope::is_scope) else { continue };

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
 
-use super::PinDirectory;
+use super::{Instance, block_on};
 use crate::{
+    api::client::Client,
     cgroup::Hierarchy,
     preflight::require_privilege,
     stats::{self, PolicyStatus, Status},
@@ -19,18 +20,28 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
-    require_privilege("status")?;
-    let status = match pins.to_look() {
-        Some(pins) => stats::read(&pins, &Hierarchy::find()?)?,
-        None => Status::default(),
-    };
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let status = read(instance)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
         print(&status);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// From the pinned maps; whoever may not read those asks the daemon.
+fn read(instance: &Instance) -> anyhow::Result<Status> {
+    if let Err(unprivileged) = require_privilege("status") {
+        return block_on(async {
+            let daemon = Client::find(&instance.socket).await.ok_or(unprivileged)?;
+            anyhow::Ok(daemon.get("/v1/status").await?)
+        })?;
+    }
+    Ok(match instance.pins.to_look() {
+        Some(pins) => stats::read(&pins, &Hierarchy::find()?)?,
+        None => Status::default(),
+    })
 }
 
 fn print(status: &Status) {

@@ -7,15 +7,18 @@ mod pattern;
 mod problem;
 mod resolvers;
 
-pub use parse::parse;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+pub use parse::{Source, parse, parse_all};
 pub use pattern::Pattern;
 pub use problem::{Problem, Problems};
 pub use resolvers::Resolvers;
 
-/// A configuration file.
+/// A configuration: one file, or several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// `[[policy]]`, in the order of the file.
+    /// `[[policy]]`, in the order of the files.
     pub policies: Vec<Policy>,
 }
 
@@ -30,6 +33,8 @@ pub struct Policy {
     pub cgroups: Vec<Pattern>,
     /// What is done to sockets.
     pub manner: Manner,
+    /// The file it is in.
+    pub file: String,
 }
 
 /// How a policy holds.
@@ -46,7 +51,8 @@ pub struct Manner {
 }
 
 /// `enforce`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Enforce {
     /// Only sockets are bound, when they are created. Not for use: it shows what the others add.
     #[value(hide = true)]
@@ -59,7 +65,8 @@ pub enum Enforce {
 }
 
 /// `ingress`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Ingress {
     /// By any.
     #[default]
@@ -69,7 +76,8 @@ pub enum Ingress {
 }
 
 /// `other_netns`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum OtherNetns {
     /// Their sockets are left alone, and counted: the uplink's index means nothing there.
     #[default]

@@ -16,33 +16,78 @@ use super::{Config, Enforce, Ingress, Manner, OtherNetns, Pattern, Policy, Probl
 /// Leaves slots for what is attached by hand, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
 
-/// Parses a configuration. `file` is only named in messages.
+/// A file of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its name, for messages.
+    pub file: String,
+    /// What is in it.
+    pub text: String,
+}
+
+/// Parses a configuration of one file.
 pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
-    let mut reader = Reader { text, problems: Vec::new() };
-    let (table, errors) = DeTable::parse_recoverable(text);
-    for error in errors {
-        reader.problem(error.span().unwrap_or(0..0), "", "", error.message().trim_end().to_owned());
+    parse_all(&[Source { file: file.to_owned(), text: text.to_owned() }])
+}
+
+/// Parses a configuration of several files, as if each followed the one before.
+pub fn parse_all(sources: &[Source]) -> Result<Config, Problems> {
+    let mut claims = Claims::default();
+    let (mut config, mut problems) = (Config::default(), Vec::new());
+    for source in sources {
+        let mut reader = Reader { source, problems: Vec::new() };
+        let (table, errors) = DeTable::parse_recoverable(&source.text);
+        for error in errors {
+            reader.problem(error.span().unwrap_or(0..0), "", "", error.message().trim_end().to_owned());
+        }
+        // Where the syntax is wrong, what the rest would mean is a guess.
+        if reader.problems.is_empty() {
+            reader.config(table.get_ref(), &mut claims, &mut config);
+        }
+        reader.problems.sort_by_key(|problem| (problem.line, problem.column));
+        problems.append(&mut reader.problems);
     }
-    // Where the syntax is wrong, what the rest would mean is a guess.
-    let config = if reader.problems.is_empty() { reader.config(table.get_ref()) } else { Config::default() };
-    if reader.problems.is_empty() {
-        return Ok(config);
+    if problems.is_empty() { Ok(config) } else { Err(Problems { problems }) }
+}
+
+/// What policies have taken for themselves, over all files.
+#[derive(Default)]
+struct Claims {
+    /// Who has a name.
+    names: BTreeMap<String, Place>,
+    /// Who has a cgroup.
+    cgroups: BTreeMap<String, Place>,
+}
+
+/// A policy, for messages.
+#[derive(Clone)]
+struct Place {
+    file: String,
+    index: usize,
+    name: Option<String>,
+}
+
+impl Place {
+    /// As named in a message about a file.
+    fn seen_from(&self, file: &str) -> String {
+        let policy =
+            self.name.as_ref().map_or_else(|| format!("policy[{}]", self.index), |name| format!("policy {name:?}"));
+        if self.file == file { policy } else { format!("{policy} of {}", self.file) }
     }
-    let mut problems = reader.problems;
-    problems.sort_by_key(|problem| (problem.line, problem.column));
-    Err(Problems { file: file.to_owned(), problems })
 }
 
 struct Reader<'a> {
-    text: &'a str,
+    source: &'a Source,
     problems: Vec<Problem>,
 }
 
 impl Reader<'_> {
     fn problem(&mut self, span: Range<usize>, key: &str, value: &str, message: impl Into<String>) {
-        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let text = &self.source.text;
+        let before = text.get(..span.start).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         self.problems.push(Problem {
+            file: self.source.file.clone(),
             line: before.matches('\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
             key: key.to_owned(),
@@ -53,33 +98,30 @@ impl Reader<'_> {
 
     /// A problem with a value, which is quoted as it stands in the file.
     fn wrong(&mut self, key: &str, value: &Spanned<DeValue<'_>>, message: impl Into<String>) {
-        let written = self.text.get(value.span()).unwrap_or_default().to_owned();
+        let written = self.source.text.get(value.span()).unwrap_or_default().to_owned();
         self.problem(value.span(), key, written.lines().next().unwrap_or_default(), message);
     }
 
-    fn config(&mut self, table: &DeTable<'_>) -> Config {
-        let mut policies = Vec::new();
+    fn config(&mut self, table: &DeTable<'_>, claims: &mut Claims, config: &mut Config) {
         for (key, value) in table {
             match key.get_ref().as_ref() {
-                "policy" => self.policies(value, &mut policies),
+                "policy" => self.policies(value, claims, &mut config.policies),
                 other => {
                     self.problem(key.span(), other, "", "unknown key; expected [[policy]]");
                 }
             }
         }
-        Config { policies }
     }
 
-    fn policies(&mut self, value: &Spanned<DeValue<'_>>, policies: &mut Vec<Policy>) {
+    fn policies(&mut self, value: &Spanned<DeValue<'_>>, claims: &mut Claims, policies: &mut Vec<Policy>) {
         let Some(tables) = value.get_ref().as_array() else {
             self.wrong("policy", value, "expected [[policy]], with double brackets");
             return;
         };
-        if tables.len() > MOST_POLICIES {
-            self.wrong("policy", value, format!("{} policies; expected {MOST_POLICIES} at most", tables.len()));
+        if policies.len() + tables.len() > MOST_POLICIES {
+            let all = policies.len() + tables.len();
+            self.wrong("policy", value, format!("{all} policies; expected {MOST_POLICIES} at most"));
         }
-        let mut names: BTreeMap<String, usize> = BTreeMap::new();
-        let mut patterns: BTreeMap<String, String> = BTreeMap::new();
         for (index, table) in tables.iter().enumerate() {
             let at = format!("policy[{index}]");
             let Some(fields) = table.get_ref().as_table() else {
@@ -87,26 +129,26 @@ impl Reader<'_> {
                 continue;
             };
             let policy = self.policy(&at, table.span(), fields);
+            let name = policy.name.as_ref().map(|(name, _)| name.clone());
+            let place = Place { file: self.source.file.clone(), index, name };
             if let Some((name, span_of)) = &policy.name
-                && let Some(first) = names.insert(name.clone(), index)
+                && let Some(first) = claims.names.insert(name.clone(), place.clone())
             {
-                self.wrong(
-                    &format!("{at}.name"),
-                    span_of,
-                    format!("policy[{first}] has this name already; expected another"),
-                );
+                let first = Place { name: None, ..first }.seen_from(&self.source.file);
+                self.wrong(&format!("{at}.name"), span_of, format!("{first} has this name already; expected another"));
             }
             for (pattern, span_of) in &policy.cgroups {
                 let normal = pattern.as_str().trim_end_matches('/').to_owned();
-                let holder = policy.name.as_ref().map_or_else(|| at.clone(), |(name, _)| format!("policy {name:?}"));
-                if let Some(first) = patterns.insert(normal, holder) {
+                if let Some(first) = claims.cgroups.insert(normal, place.clone()) {
+                    let first = first.seen_from(&self.source.file);
                     let message = format!("{first} claims the same cgroups; expected each in one policy only, once");
                     self.wrong(&format!("{at}.cgroups"), span_of, message);
                 }
             }
             if let (Some((name, _)), Some(interface)) = (policy.name, policy.interface) {
                 let cgroups = policy.cgroups.into_iter().map(|(pattern, _)| pattern).collect();
-                policies.push(Policy { name, interface: interface.name(), cgroups, manner: policy.manner });
+                let file = self.source.file.clone();
+                policies.push(Policy { name, interface: interface.name(), cgroups, manner: policy.manner, file });
             }
         }
     }
@@ -147,7 +189,7 @@ impl Reader<'_> {
                 },
                 "dns" => policy.manner.dns = self.dns(&path, value),
                 _ => {
-                    let written = self.text.get(value.span()).unwrap_or_default();
+                    let written = self.source.text.get(value.span()).unwrap_or_default();
                     let expected =
                         "unknown key; expected name, interface, cgroups, enforce, ingress, other_netns or dns";
                     self.problem(key.span(), &path, written.lines().next().unwrap_or_default(), expected);
@@ -282,7 +324,7 @@ struct PolicyFields<'v, 'i> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{Source, parse, parse_all};
     use crate::config::OtherNetns;
 
     #[test]
@@ -345,6 +387,22 @@ other_netns = true
             assert!(lines.lines().any(|line| line.starts_with(expected)), "{expected}\nin\n{lines}");
         }
         assert_eq!(problems.problems.len(), want.len(), "{lines}");
+    }
+
+    #[test]
+    fn several_files_are_one_configuration() {
+        let source = |file: &str, name, cgroup| Source {
+            file: file.to_owned(),
+            text: format!("[[policy]]\nname = \"{name}\"\ninterface = \"wg0\"\ncgroups = [\"{cgroup}\"]\n"),
+        };
+        let config = parse_all(&[source("a.toml", "a", "/a"), source("b.toml", "b", "/b")]).expect("valid");
+        let files: Vec<_> = config.policies.iter().map(|policy| policy.file.as_str()).collect();
+        assert_eq!(files, ["a.toml", "b.toml"]);
+        let problems = parse_all(&[source("a.toml", "a", "/a"), source("b.toml", "a", "/a/")]).expect_err("clashes");
+        let want = "b.toml:2:8: policy[0].name = \"a\": policy[0] of a.toml has this name already; expected another\n\
+                    b.toml:4:12: policy[0].cgroups = \"/a/\": policy \"a\" of a.toml claims the same cgroups; expected each in \
+                    one policy only, once";
+        assert_eq!(problems.to_string(), want);
     }
 
     #[test]

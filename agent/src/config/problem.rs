@@ -7,6 +7,8 @@ use thiserror::Error;
 /// One mistake and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
+    /// The file's name, for messages.
+    pub file: String,
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
@@ -21,7 +23,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}: ", self.line, self.column)?;
+        write!(formatter, "{}:{}:{}: ", self.file, self.line, self.column)?;
         if !self.key.is_empty() {
             formatter.write_str(&self.key)?;
             if !self.value.is_empty() {
@@ -33,11 +35,9 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All mistakes of a file, in the order of the file.
+/// All mistakes of a configuration, in the order of its files.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub struct Problems {
-    /// The file's name, for messages.
-    pub file: String,
     /// At least one.
     pub problems: Vec<Problem>,
 }
@@ -48,7 +48,7 @@ impl fmt::Display for Problems {
             if index > 0 {
                 formatter.write_str("\n")?;
             }
-            write!(formatter, "{}:{problem}", self.file)?;
+            write!(formatter, "{problem}")?;
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! Everything the daemon waits for, as one closed enum.
 
-use std::path::Path;
-
 use anyhow::Context as _;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
 
 use super::files;
-use crate::{cgroup, datapath::Pins, interface};
+use crate::{api, cgroup, datapath::Pins, interface, store::Store};
 
 /// What happened.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) enum Event {
     Terminate,
     PinsRemoved,
     ChangedByHand,
+    /// The API asks.
+    Asked(api::Request),
     /// Something failed a moment ago.
     Behind,
 }
@@ -30,18 +33,20 @@ pub(super) struct Sources {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
+    requests: mpsc::Receiver<api::Request>,
 }
 
 impl Sources {
-    pub(super) fn new(config_file: &Path, pins: &Pins) -> anyhow::Result<Self> {
+    pub(super) fn new(store: &Store, pins: &Pins, requests: mpsc::Receiver<api::Request>) -> anyhow::Result<Self> {
         let on = |kind: SignalKind| signal(kind).context("install a signal handler");
         Ok(Self {
             links: interface::Watch::new()?,
             cgroups: cgroup::Watch::new()?,
-            files: files::Watch::new(config_file, pins.root()).context("watch the configuration and the pins")?,
+            files: files::Watch::new(store, pins.root()).context("watch the configuration and the pins")?,
             hangup: on(SignalKind::hangup())?,
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
+            requests,
         })
     }
 
@@ -59,6 +64,8 @@ impl Sources {
             }),
             _ = self.hangup.recv() => Ok(Event::Hangup),
             change = self.cgroups.next() => Ok(Event::Cgroups(change?)),
+            // Last: whoever asks much waits. None once nobody can ask any more, as when the API could not be started.
+            Some(request) = self.requests.recv() => Ok(Event::Asked(request)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The two paths that steer the daemon itself: the configuration file, and the pin directory that `steer off` removes.
+//! The paths that steer the daemon itself: the files of policies, and the pin directory that `steer off` removes.
 //!
 //! **Invariant:** a file that is still being written is not reported: half a configuration can be a valid one.
 
@@ -14,7 +14,10 @@ use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
 use tokio::time::Instant;
 
-use crate::datapath::{CHANGED_BY_HAND, DAEMON_DIRECTORY};
+use crate::{
+    datapath::{CHANGED_BY_HAND, DAEMON_DIRECTORY},
+    store::{self, Store},
+};
 
 /// How long a file must have stayed the same.
 const SETTLED: Duration = Duration::from_millis(20);
@@ -34,32 +37,47 @@ pub(super) struct Watch {
     events: EventStream<[u8; 4096]>,
     pins: WatchDescriptor,
     commands: WatchDescriptor,
-    file: PathBuf,
-    /// Names under which the file is seen: its own, and that of what it links to.
+    /// Directories in which every file with the right ending counts.
+    directories: Vec<WatchDescriptor>,
+    store: Store,
+    /// Names under which the configuration file is seen: its own, and that of what it links to.
     names: [OsString; 2],
     changing: Option<(Fingerprint, Instant)>,
 }
 
-/// Differs whenever the file has been written or replaced.
+/// Differs whenever a file has been written, replaced, added or removed.
 #[derive(PartialEq, Eq)]
-struct Fingerprint(Option<(u64, u64, i64, i64)>);
+struct Fingerprint(Vec<(PathBuf, Option<(u64, u64, i64, i64)>)>);
 
 impl Fingerprint {
-    fn of(file: &Path) -> Self {
-        let metadata = fs::metadata(file).ok();
-        Self(metadata.map(|file| (file.ino(), file.size(), file.mtime(), file.mtime_nsec())))
+    fn of(store: &Store) -> Self {
+        let identity = |path: PathBuf| {
+            let metadata = fs::metadata(&path).ok();
+            (path, metadata.map(|file| (file.ino(), file.size(), file.mtime(), file.mtime_nsec())))
+        };
+        Self(store.files().unwrap_or_default().into_iter().map(identity).collect())
     }
 }
 
 impl Watch {
-    /// Watches the directory of the file, for editors and packagers replace files instead of writing them.
-    pub(super) fn new(config_file: &Path, pins: &Path) -> io::Result<Self> {
-        let file = std::path::absolute(config_file)?;
+    /// Watches the directory of the file, for editors and packagers replace files instead of writing them; and the directories of
+    /// policies, which are made where that is possible.
+    pub(super) fn new(store: &Store, pins: &Path) -> io::Result<Self> {
+        let file = std::path::absolute(store.file())?;
         let target = file.canonicalize()?;
         let inotify = Inotify::init()?;
         let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::ONLYDIR;
         for path in [&file, &target] {
             inotify.watches().add(path.parent().unwrap_or(Path::new("/")), mask)?;
+        }
+        let mut directories = Vec::new();
+        for directory in store.directories() {
+            let watched = fs::create_dir_all(directory)
+                .and_then(|()| inotify.watches().add(directory, mask | WatchMask::MOVED_FROM));
+            match watched {
+                Ok(watched) => directories.push(watched),
+                Err(error) => log::warn!("changes in {} will be seen on SIGHUP only: {error}", directory.display()),
+            }
         }
         let daemon_directory = pins.join(DAEMON_DIRECTORY);
         let pins = inotify.watches().add(pins, WatchMask::DELETE | WatchMask::ONLYDIR)?;
@@ -69,8 +87,9 @@ impl Watch {
             events: inotify.into_event_stream([0; 4096])?,
             pins,
             commands,
+            directories,
             names: [name(&file), name(&target)],
-            file,
+            store: store.clone(),
             changing: None,
         })
     }
@@ -80,7 +99,7 @@ impl Watch {
         loop {
             if let Some((before, settled)) = &self.changing {
                 tokio::time::sleep_until(*settled).await;
-                let now = Fingerprint::of(&self.file);
+                let now = Fingerprint::of(&self.store);
                 if now == *before {
                     self.changing = None;
                     return Ok(Change::Config);
@@ -100,8 +119,10 @@ impl Watch {
                 }
                 continue;
             }
-            if event.wd != self.pins && self.names.iter().any(|own| Some(own.as_os_str()) == name) {
-                self.changing = Some((Fingerprint::of(&self.file), Instant::now() + SETTLED));
+            let is_policy = self.directories.contains(&event.wd) && name.is_some_and(store::is_policy_file);
+            let is_config = event.wd != self.pins && self.names.iter().any(|own| Some(own.as_os_str()) == name);
+            if is_policy || is_config {
+                self.changing = Some((Fingerprint::of(&self.store), Instant::now() + SETTLED));
             }
         }
     }

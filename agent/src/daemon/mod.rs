@@ -7,24 +7,25 @@
 //! **Invariant:** one event at a time, each carried to its end under the lock. One that cannot be is logged, leaves in force
 //! what was, and is not forgotten: everything is looked at again until it succeeds.
 
+mod answering;
 mod event;
 mod files;
 mod steering;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    cgroup::Hierarchy,
-    config::{self, Config},
+    api::{self, Control, Serving, Socket},
+    cgroup::{self, Hierarchy},
+    config::Config,
     datapath::{self, Datapath, LogLevel, Pins},
     policy::Policies,
+    store::Store,
 };
+use answering::Answering;
 use event::{Event, Sources};
 use steering::Steering;
 
@@ -35,15 +36,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Options {
     /// The configuration, read again when it changes.
-    pub config_file: PathBuf,
+    pub store: Store,
+    /// Where the API listens.
+    pub socket: PathBuf,
+    /// The group that may read by the API.
+    pub socket_group: Option<String>,
+    /// Where metrics are served beside, without asking who wants them.
+    pub metrics: Option<SocketAddr>,
     /// What the kernel programs log.
     pub kernel_log: LogLevel,
-}
-
-/// Reads and parses the configuration.
-pub fn read_config(file: &Path) -> anyhow::Result<Config> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    Ok(config::parse(&file.display().to_string(), &text)?)
 }
 
 /// Runs until SIGTERM, SIGINT or `steer off`.
@@ -62,14 +63,16 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         LogLevel::Trace => Some(spawn_kernel_log(&mut object)?),
     };
 
-    let mut sources = Sources::new(&options.config_file, &pins)?;
+    let (control, requests) = Control::new();
+    let mut sources = Sources::new(&options.store, &pins, requests)?;
     let mut steering = Steering::new(datapath, hierarchy, Policies::new(config))?;
     // The first event is the table of all links; without it every uplink would look missing.
     steering.links_changed(sources.links.next().await?)?;
     steering.converge(&mut sources.cgroups)?;
     steering.replace_other_versions()?;
+    let _serving = serve(&options, control, &pins);
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("notify the service manager")?;
-    log::info!("ready: steering by {}", options.config_file.display());
+    log::info!("ready: steering by {}", options.store.file().display());
 
     let mut behind = false;
     loop {
@@ -78,11 +81,16 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
             () = tokio::time::sleep(PATIENCE), if behind => Event::Behind,
         };
         let caught_up = matches!(event, Event::Behind);
+        let hangup = matches!(event, Event::Hangup);
         let handled = match event {
             Event::Behind | Event::ChangedByHand => steering.catch_up(&mut sources.cgroups),
             Event::Links(change) => steering.links_changed(change),
             Event::Cgroups(change) => steering.cgroups_changed(change, &mut sources.cgroups),
-            Event::ConfigChanged | Event::Hangup => reload(&options, &mut steering, &mut sources),
+            Event::ConfigChanged | Event::Hangup => reload(&options.store, &mut steering, &mut sources.cgroups, hangup),
+            Event::Asked(request) => {
+                let (store, steering, cgroups) = (&options.store, &mut steering, &mut sources.cgroups);
+                Answering { store, pins: &pins, steering, cgroups, behind }.answer(request)
+            }
             Event::Terminate => {
                 log::info!("ending; what is steered stays steered (`steer off` ends that)");
                 return Ok(());
@@ -103,24 +111,58 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     }
 }
 
-/// A bad file is reported and changes nothing.
-fn reload(options: &Options, steering: &mut Steering, sources: &mut Sources) -> Result<(), datapath::Error> {
-    match read_config(&options.config_file) {
-        // More likely cut off than meant; and what it would mean is that nothing is steered any more.
-        Ok(config) if config.policies.is_empty() => log::error!(
-            "{} has no policy and was not reloaded; what was in force stays so (`steer off` ends steering)",
-            options.config_file.display()
-        ),
-        Ok(config) => {
-            steering.set_policies(Policies::new(config));
-            steering.converge(&mut sources.cgroups)?;
-            log::info!("reloaded {}", options.config_file.display());
+/// Begins to answer. Without an API there is still steering.
+fn serve(options: &Options, control: Control, pins: &Pins) -> Option<Serving> {
+    let metrics = options.metrics.and_then(|address| match api::bind_metrics(address) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            log::error!("there are no metrics at {address}: {error}");
+            None
+        }
+    });
+    let serving = Socket::bind(&options.socket, options.socket_group.as_deref())
+        .and_then(|socket| Serving::start(socket, metrics, control, pins.clone()));
+    match serving {
+        Ok(serving) => {
+            log::info!("answering at {}", options.socket.display());
+            Some(serving)
         }
         Err(error) => {
-            for line in format!("{error:#}").lines() {
+            log::error!(
+                "there is no API, and steering goes on without: listen at {}: {error}",
+                options.socket.display()
+            );
+            None
+        }
+    }
+}
+
+/// A bad file is reported and changes nothing. Unless it must be done `always`, what is as before is not carried out again.
+fn reload(
+    store: &Store,
+    steering: &mut Steering,
+    cgroups: &mut cgroup::Watch,
+    always: bool,
+) -> Result<(), datapath::Error> {
+    let file = store.file().display();
+    match store.read() {
+        // More likely cut off than meant; and what it would mean is that nothing is steered any more.
+        Ok(config) if config.policies.is_empty() && steering.has_policies() => log::error!(
+            "{file} has no policy and was not reloaded; what was in force stays so (`steer off` ends steering)"
+        ),
+        Ok(config) => {
+            let policies = Policies::new(config);
+            if always || policies != *steering.policies() {
+                steering.set_policies(policies);
+                steering.converge(cgroups)?;
+                log::info!("reloaded {file}");
+            }
+        }
+        Err(error) => {
+            for line in error.to_string().lines() {
                 log::error!("{line}");
             }
-            log::error!("{} was not reloaded; what was in force stays so", options.config_file.display());
+            log::error!("{file} was not reloaded; what was in force stays so");
         }
     }
     Ok(())

@@ -61,6 +61,21 @@ impl Steering {
         })
     }
 
+    /// The policies as read last.
+    pub(super) fn policies(&self) -> &Policies {
+        &self.wanted
+    }
+
+    /// Whether anything is to be steered.
+    pub(super) fn has_policies(&self) -> bool {
+        self.wanted.targets().next().is_some()
+    }
+
+    /// The links there are.
+    pub(super) fn links(&self) -> &Table {
+        &self.table
+    }
+
     /// Takes in other policies, to be carried out by [`Self::converge`].
     pub(super) fn set_policies(&mut self, policies: Policies) {
         self.wanted = policies;

@@ -12,7 +12,7 @@ use std::io;
 use thiserror::Error;
 
 pub use netns::own_cookie;
-pub use table::{Change, Table};
+pub use table::{Change, Names, Table};
 pub use watch::{Watch, read};
 
 /// What can go wrong with interfaces.

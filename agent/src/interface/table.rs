@@ -56,6 +56,11 @@ impl Table {
         found.and_then(|(&index, _)| i32::try_from(index).ok())
     }
 
+    /// All links, by index.
+    pub fn links(&self) -> impl Iterator<Item = (u32, &Names)> {
+        self.links.iter().map(|(&index, names)| (index, names))
+    }
+
     /// As [`Self::resolve`], with an error that says what there is.
     pub fn require(&self, name: &str) -> Result<i32, super::Error> {
         self.resolve(name).ok_or_else(|| super::Error::Missing {

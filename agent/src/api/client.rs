@@ -1,0 +1,114 @@
+//! The commands' side of the API.
+//!
+//! **Invariant:** only a daemon of the same pin directory is asked; where there is none, the command does its work alone.
+
+use std::{io, path::Path, time::Duration};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, StatusCode, body::Bytes, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+use super::Problem;
+
+/// How long a daemon may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why there is no answer, or not the one hoped for.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Nobody answers.
+    #[error("ask the daemon at {socket}: {source}")]
+    Unreachable {
+        /// Path of the socket.
+        socket: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The daemon says no.
+    #[error("the daemon refused: {}", told(.0))]
+    Refused(Problem),
+    /// The answer makes no sense.
+    #[error("the daemon's answer: {0}")]
+    Garbled(String),
+}
+
+fn told(problem: &Problem) -> String {
+    let fields = problem.errors.iter().map(|error| match error.field.as_str() {
+        "" => format!("\n  {}", error.detail),
+        field => format!("\n  {field}: {}", error.detail),
+    });
+    [problem.detail.clone()].into_iter().chain(fields).collect()
+}
+
+/// A daemon that answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    socket: &'a Path,
+}
+
+impl<'a> Client<'a> {
+    /// The daemon behind a socket; `None` if nobody listens there, or if this user may not ask.
+    pub async fn find(socket: &'a Path) -> Option<Self> {
+        UnixStream::connect(socket).await.ok().map(|_| Self { socket })
+    }
+
+    /// Reads a resource.
+    pub async fn get<T: DeserializeOwned>(self, path: &str) -> Result<T, Error> {
+        self.parse(self.send(Method::GET, path, Bytes::new()).await?)
+    }
+
+    /// Puts a resource; gives what is there now.
+    pub async fn put<T: DeserializeOwned>(self, path: &str, body: &impl Serialize) -> Result<T, Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Garbled(error.to_string()))?;
+        self.parse(self.send(Method::PUT, path, body.into()).await?)
+    }
+
+    /// Removes a resource.
+    pub async fn delete(self, path: &str) -> Result<(), Error> {
+        self.send(Method::DELETE, path, Bytes::new()).await.map(drop)
+    }
+
+    fn parse<T: DeserializeOwned>(self, (_, body): (StatusCode, Bytes)) -> Result<T, Error> {
+        serde_json::from_slice(&body).map_err(|error| Error::Garbled(error.to_string()))
+    }
+
+    async fn send(self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Error> {
+        let late = |_elapsed| self.unreachable(io::ErrorKind::TimedOut.into());
+        let (status, body) =
+            tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await.map_err(late)??;
+        // What is not well is told with 503, in the same document as what is well.
+        if status.is_success() || status == StatusCode::SERVICE_UNAVAILABLE {
+            return Ok((status, body));
+        }
+        match serde_json::from_slice(&body) {
+            Ok(problem) => Err(Error::Refused(problem)),
+            Err(_not_json) => Err(Error::Garbled(format!("{status}"))),
+        }
+    }
+
+    async fn exchange(self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Error> {
+        let broken = |error: hyper::Error| self.unreachable(io::Error::other(error));
+        let stream = UnixStream::connect(self.socket).await.map_err(|error| self.unreachable(error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "steer")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| Error::Garbled(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+        Ok((status, body))
+    }
+
+    fn unreachable(self, source: io::Error) -> Error {
+        Error::Unreachable { socket: self.socket.display().to_string(), source }
+    }
+}

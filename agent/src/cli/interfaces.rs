@@ -1,0 +1,52 @@
+//! `steer interfaces`: the links, and whose uplinks they are.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use comfy_table::{Table, presets};
+
+use super::{Instance, block_on};
+use crate::{
+    api::{InterfaceDocument, client::Client},
+    interface,
+};
+
+/// Arguments of `steer interfaces`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The configuration, where no daemon runs that knows it
+    #[arg(long, short, value_name = "FILE", default_value = super::daemon::CONFIG)]
+    config: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let links: Vec<InterfaceDocument> = block_on(async {
+        match Client::find(&instance.socket).await {
+            Some(daemon) => anyhow::Ok(daemon.get("/v1/interfaces").await?),
+            None => {
+                // Without a configuration there are links all the same.
+                let config = instance.store(&args.config).read().unwrap_or_default();
+                Ok(InterfaceDocument::all(&interface::read().await?, &config.policies))
+            }
+        }
+    })??;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&links)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["INDEX", "NAME", "ALSO", "UPLINK OF"]);
+    for link in links {
+        table.add_row([
+            link.ifindex.to_string(),
+            link.name,
+            link.alternative_names.join(", "),
+            link.policies.join(", "),
+        ]);
+    }
+    println!("{table}");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,202 @@
+//! `steer policy`: the policies as they are kept, through the daemon where one runs, or else in their files.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use comfy_table::{Table, presets};
+
+use super::{Instance, block_on};
+use crate::{
+    api::{PolicyDocument, PolicyRequest, client::Client},
+    config::{Enforce, Ingress, OtherNetns},
+    store::{Kept, Store},
+};
+
+/// Arguments of `steer policy`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The configuration, where no daemon runs that knows it
+    #[arg(long, short, value_name = "FILE", default_value = super::daemon::CONFIG, global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// All policies, and where they are kept
+    List(Output),
+    /// One policy
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Keep a policy, new or in the place of the one of this name; a daemon carries it out at once
+    Set(Set),
+    /// Forget a policy
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Output {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Set {
+    /// Its name
+    name: String,
+    /// Name or alternative name of the uplink; "none" exempts
+    #[arg(long, short, value_name = "IF")]
+    interface: String,
+    /// Path or glob of cgroups; may be given more than once
+    #[arg(long = "cgroup", value_name = "PATTERN", required = true)]
+    cgroups: Vec<String>,
+    /// How far to go against a program that wants out
+    #[arg(long, value_name = "LEVEL")]
+    enforce: Option<Enforce>,
+    /// By which links packets may come in
+    #[arg(long, value_name = "LINKS")]
+    ingress: Option<Ingress>,
+    /// What is done with sockets of other network namespaces
+    #[arg(long, value_name = "WHAT")]
+    other_netns: Option<OtherNetns>,
+    /// Resolver behind the uplink, asked whomever a program asks; one of each family at most
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    dns: Vec<String>,
+    /// Forget it at the next boot
+    #[arg(long)]
+    runtime: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let store = instance.store(&args.config);
+    block_on(async {
+        let keeper = match Client::find(&instance.socket).await {
+            Some(daemon) => Keeper::Daemon(daemon),
+            None => Keeper::Files(&store),
+        };
+        match args.action {
+            Action::List(output) => print_all(&keeper.list().await?, &output),
+            Action::Show { name, output } => print_all(&[keeper.show(&name).await?], &output),
+            Action::Set(set) => {
+                let policy = PolicyRequest {
+                    interface: set.interface,
+                    cgroups: set.cgroups,
+                    enforce: set.enforce,
+                    ingress: set.ingress,
+                    other_netns: set.other_netns,
+                    dns: set.dns,
+                    runtime: set.runtime,
+                };
+                print_all(&[keeper.put(&set.name, &policy).await?], &set.output)?;
+                keeper.warn_without_daemon();
+                Ok(())
+            }
+            Action::Remove { name } => {
+                keeper.remove(&name).await?;
+                keeper.warn_without_daemon();
+                Ok(())
+            }
+        }
+    })??;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Who keeps policies.
+enum Keeper<'a> {
+    Daemon(Client<'a>),
+    Files(&'a Store),
+}
+
+impl Keeper<'_> {
+    async fn list(&self) -> anyhow::Result<Vec<PolicyDocument>> {
+        match self {
+            Self::Daemon(daemon) => Ok(daemon.get("/v1/policies").await?),
+            Self::Files(store) => {
+                let config = store.read()?;
+                let policies = config.policies.iter();
+                Ok(policies.map(|policy| PolicyDocument::new(policy, store.kept(policy))).collect())
+            }
+        }
+    }
+
+    async fn show(&self, name: &str) -> anyhow::Result<PolicyDocument> {
+        let found = self.list().await?.into_iter().find(|policy| policy.name == name);
+        found.ok_or_else(|| anyhow::anyhow!("there is no policy {name:?}; `steer policy list` shows those there are"))
+    }
+
+    async fn put(&self, name: &str, policy: &PolicyRequest) -> anyhow::Result<PolicyDocument> {
+        match self {
+            Self::Daemon(daemon) => Ok(daemon.put(&resource(name), policy).await?),
+            Self::Files(store) => {
+                store.put(name, &policy.to_toml(name)?, policy.kept())?;
+                self.show_kept(store, name)
+            }
+        }
+    }
+
+    fn show_kept(&self, store: &Store, name: &str) -> anyhow::Result<PolicyDocument> {
+        let config = store.read()?;
+        let kept = config.policies.iter().find(|policy| policy.name == name);
+        let kept = kept.ok_or_else(|| anyhow::anyhow!("policy {name:?} was removed at the same time"))?;
+        Ok(PolicyDocument::new(kept, store.kept(kept)))
+    }
+
+    async fn remove(&self, name: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Daemon(daemon) => Ok(daemon.delete(&resource(name)).await?),
+            Self::Files(store) => Ok(store.remove(name)?),
+        }
+    }
+
+    fn warn_without_daemon(&self) {
+        if matches!(self, Self::Files(_)) {
+            eprintln!("steer: no daemon answers, so nothing is changed in the kernel yet: start `steer daemon`");
+        }
+    }
+}
+
+fn resource(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let encoded =
+        name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") });
+    format!("/v1/policies/{}", encoded.collect::<String>())
+}
+
+fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()> {
+    if output.json {
+        println!("{}", serde_json::to_string_pretty(policies)?);
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["POLICY", "INTERFACE", "ENFORCE", "INGRESS", "OTHER NETNS", "DNS", "KEPT IN", "CGROUPS"]);
+    let word = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
+    for policy in policies {
+        let kept = match policy.kept {
+            Kept::Runtime => "memory, until the next boot".to_owned(),
+            Kept::File | Kept::Stored => policy.file.clone(),
+        };
+        table.add_row([
+            policy.name.clone(),
+            policy.interface.clone(),
+            word(&policy.enforce),
+            word(&policy.ingress),
+            word(&policy.other_netns),
+            policy.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            kept,
+            policy.cgroups.join("\n"),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}

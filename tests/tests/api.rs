@@ -1,0 +1,345 @@
+//! The daemon's API, and the commands that use it.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use steer_lab::wait_until;
+use steer_tests::{Answer, Bed, Daemon, NOBODY, Outcome, PATIENCE, USERS, User, output};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_policy_comes_changes_and_goes", a_policy_comes_changes_and_goes),
+    ("policies_outlive_the_daemon", policies_outlive_the_daemon),
+    ("by_the_command_with_and_without_a_daemon", by_the_command_with_and_without_a_daemon),
+    ("a_policy_of_the_file_is_changed_there", a_policy_of_the_file_is_changed_there),
+    ("mistakes_name_the_field", mistakes_name_the_field),
+    ("only_root_changes", only_root_changes),
+    ("slow_clients_stall_nobody", slow_clients_stall_nobody),
+    ("as_described", as_described),
+    ("health", health),
+    ("metrics", metrics),
+    ("a_file_that_appears_is_a_policy", a_file_that_appears_is_a_policy),
+];
+
+const EMPTY: &str = "# no policy yet\n";
+
+fn policy(bed: &Bed, interface: &str) -> String {
+    json!({"interface": interface, "cgroups": [bed.cgroup.path()]}).to_string()
+}
+
+fn put(bed: &Bed, name: &str, body: &str) -> anyhow::Result<Answer> {
+    bed.ask(User::Root, "PUT", &format!("/v1/policies/{name}"), Some(body))
+}
+
+fn a_policy_comes_changes_and_goes() -> Outcome {
+    let bed = Bed::new("api-life")?;
+    let daemon = bed.daemon(EMPTY)?;
+    bed.check_unsteered(Some(&bed.cgroup))?;
+    let created = put(&bed, "p", &policy(&bed, "a1"))?;
+    ensure!(created.status == 201 && created.body["kept"] == "stored", "{created:?}");
+    // In force when the answer is there.
+    bed.check_steered(&bed.cgroup, 1)?;
+    let changed = put(&bed, "p", &policy(&bed, "a0"))?;
+    ensure!(changed.status == 200 && changed.body["interface"] == "a0", "{changed:?}");
+    bed.check_steered(&bed.cgroup, 0)?;
+    ensure!(bed.get("/v1/policies/p")? == changed.body);
+    ensure!(bed.get("/v1/policies")? == json!([changed.body]));
+    let attachments = bed.get("/v1/attachments")?;
+    ensure!(attachments[0]["policy"] == "p" && attachments[0]["path"] == bed.cgroup.path(), "{attachments}");
+    let interfaces = bed.get("/v1/interfaces")?;
+    let a0 = interfaces.as_array().and_then(|links| links.iter().find(|link| link["name"] == "a0"));
+    ensure!(a0.is_some_and(|a0| a0["policies"] == json!(["p"])), "{interfaces}");
+    ensure!(bed.get("/v1/counters")?[0]["counters"]["bound"].as_u64() > Some(0));
+    let removed = bed.ask(User::Root, "DELETE", "/v1/policies/p", None)?;
+    ensure!(removed.status == 204, "{removed:?}");
+    bed.check_unsteered(Some(&bed.cgroup))?;
+    for method in ["GET", "DELETE"] {
+        let missing = bed.ask(User::Root, method, "/v1/policies/p", None)?;
+        ensure!(missing.status == 404 && missing.body["status"] == 404, "{missing:?}");
+    }
+    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    ensure!(!bed.socket().exists(), "the socket is left");
+    Ok(())
+}
+
+fn policies_outlive_the_daemon() -> Outcome {
+    let bed = Bed::new("api-outlive")?;
+    let mut daemon = bed.daemon(EMPTY)?;
+    let runtime = json!({"interface": "a1", "cgroups": [bed.cgroup.child("r")?.path()], "runtime": true});
+    ensure!(
+        put(&bed, "stored", &json!({"interface": "a1", "cgroups": [format!("{}/s", bed.cgroup.path())]}).to_string())?
+            .status
+            == 201
+    );
+    ensure!(put(&bed, "runtime", &runtime.to_string())?.status == 201);
+    for _ in 0..2 {
+        let policies = bed.get("/v1/policies")?;
+        let kept: Vec<_> = [0, 1].iter().map(|&at| (&policies[at]["name"], &policies[at]["kept"])).collect();
+        ensure!(kept == [(&json!("stored"), &json!("stored")), (&json!("runtime"), &json!("runtime"))], "{policies}");
+        // Killed, its socket is left, and no hindrance.
+        daemon.end(Signal::SIGKILL)?;
+        daemon = Daemon::start(&bed)?;
+    }
+    // Off ends the daemon, and forgets what a boot would forget.
+    bed.succeed(&["off"])?;
+    ensure!(daemon.wait()? == Some(0) && !bed.socket().exists());
+    let kept = bed.succeed(&["policy", "list", "--json", "--config", &bed.config_file().to_string_lossy()])?;
+    ensure!(kept.contains("\"stored\"") && !kept.contains("\"runtime\""), "{kept}");
+    Ok(())
+}
+
+fn by_the_command_with_and_without_a_daemon() -> Outcome {
+    let bed = Bed::new("api-command")?;
+    let config = bed.config_file().to_string_lossy().into_owned();
+    bed.write_config(EMPTY)?;
+    let pattern = format!("{}/**", bed.cgroup.path());
+    let steer = |arguments: &[&str]| bed.run(&[&["policy", "--config", &config], arguments].concat());
+    let set = steer(&["set", "a b/c", "-i", "a1", "--cgroup", &pattern, "--dns", "203.0.113.53"])?;
+    ensure!(set.code == 0 && set.stderr.contains("no daemon answers"), "{set:?}");
+    let without = [steer(&["list", "--json"])?.stdout, steer(&["list"])?.stdout, steer(&["show", "a b/c"])?.stdout];
+    let daemon = Daemon::start(&bed)?;
+    let with = [steer(&["list", "--json"])?.stdout, steer(&["list"])?.stdout, steer(&["show", "a b/c"])?.stdout];
+    ensure!(without == with && with[1].contains("203.0.113.53"), "{without:#?} {with:#?}");
+    let links = bed.succeed(&["interfaces", "--json"])?;
+    let set = steer(&["set", "a b/c", "-i", "none", "--cgroup", bed.cgroup.path()])?;
+    ensure!(set.code == 0 && set.stderr.is_empty(), "{set:?}");
+    ensure!(bed.policy("a b/c")?["interface"].is_null());
+    let wrong = steer(&["set", "w", "-i", "a1", "--cgroup", "x"])?;
+    ensure!(wrong.code == 1 && wrong.stderr.contains("cgroups: \"x\": it does not start with /"), "{wrong:?}");
+    ensure!(steer(&["remove", "a b/c"])?.code == 0);
+    ensure!(steer(&["remove", "a b/c"])?.stderr.contains("there is no policy \"a b/c\""));
+    daemon.end(Signal::SIGTERM)?;
+    let again = bed.succeed(&["interfaces", "--json", "--config", &config])?;
+    let names = |text: &str| -> anyhow::Result<Vec<Value>> {
+        let links: Vec<Value> = serde_json::from_str(text)?;
+        Ok(links.into_iter().map(|link| json!([link["ifindex"], link["name"]])).collect())
+    };
+    ensure!(names(&links)? == names(&again)?, "{links} {again}");
+    Ok(())
+}
+
+fn a_policy_of_the_file_is_changed_there() -> Outcome {
+    let bed = Bed::new("api-file")?;
+    let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    let refused = [put(&bed, "p", &policy(&bed, "a0"))?, bed.ask(User::Root, "DELETE", "/v1/policies/p", None)?];
+    let file = bed.config_file();
+    for refused in refused {
+        let detail = refused.body["detail"].as_str().unwrap_or_default();
+        ensure!(refused.status == 409 && detail.contains(&*file.to_string_lossy()), "{refused:?}");
+    }
+    // Nor may another claim its cgroup.
+    let clash = put(&bed, "q", &policy(&bed, "a0"))?;
+    let error = &clash.body["errors"][0];
+    ensure!(clash.status == 422 && error["field"] == "cgroups", "{clash:?}");
+    ensure!(error["detail"].as_str().is_some_and(|detail| detail.contains("policy \"p\" of")), "{clash:?}");
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn mistakes_name_the_field() -> Outcome {
+    let bed = Bed::new("api-mistakes")?;
+    let _daemon = bed.daemon(EMPTY)?;
+    let cases = [
+        (json!({"interface": "wg 0", "cgroups": ["/x"]}), "interface"),
+        (json!({"interface": "a1", "cgroups": ["x"]}), "cgroups"),
+        (json!({"interface": "a1", "cgroups": ["/**"]}), "cgroups"),
+        (json!({"interface": "a1", "cgroups": ["/x", 3]}), "cgroups[1]"),
+        (json!({"interface": "a1", "cgroups": ["/x"], "enforce": "bind"}), "enforce"),
+        (json!({"interface": "a1", "cgroups": ["/x"], "ingress": "some"}), "ingress"),
+        (json!({"interface": "a1", "cgroups": ["/x"], "dns": ["127.0.0.53"]}), "dns"),
+        (json!({"interface": "a1", "cgroups": ["/x"], "colour": 1}), "colour"),
+        (json!({"cgroups": ["/x"]}), ""),
+    ];
+    for (body, field) in cases {
+        let answer = put(&bed, "p", &body.to_string())?;
+        ensure!(answer.status == 422 && answer.body["errors"][0]["field"] == field, "{body}: {answer:?}");
+    }
+    ensure!(put(&bed, "p", "{")?.status == 422);
+    ensure!(put(&bed, &"n".repeat(100), &policy(&bed, "a1"))?.body["errors"][0]["field"] == "name");
+    ensure!(put(&bed, "p", &" ".repeat(100 * 1024))?.status == 413);
+    ensure!(bed.ask(User::Root, "GET", "/v2/policies", None)?.status == 404);
+    ensure!(bed.ask(User::Root, "POST", "/v1/policies", Some("{}"))?.status == 405);
+    ensure!(bed.get("/v1/policies")? == json!([]), "something was kept");
+    Ok(())
+}
+
+fn only_root_changes() -> Outcome {
+    let bed = Bed::new("api-users")?;
+    fs::set_permissions(&bed.directory, fs::Permissions::from_mode(0o755))?;
+    bed.write_config(EMPTY)?;
+    // Without a group it is root's alone.
+    let daemon = Daemon::start(&bed)?;
+    let mode = fs::metadata(bed.socket())?.permissions().mode() & 0o777;
+    ensure!(mode == 0o660, "{mode:o}");
+    // curl gives 0 where it cannot connect.
+    ensure!(bed.ask(User::Nobody, "GET", "/v1/health", None)?.status == 0, "anybody may read");
+    daemon.end(Signal::SIGTERM)?;
+    let _daemon = Daemon::start_with(&bed, &["--socket-group", &NOBODY.1.to_string()])?;
+    for user in USERS {
+        for path in ["/v1/health", "/v1/status", "/v1/policies", "/v1/interfaces"] {
+            ensure!(bed.ask(user, "GET", path, None)?.status == 200, "{path} as {user:?}");
+        }
+    }
+    for (method, path) in [("PUT", "/v1/policies/p"), ("DELETE", "/v1/policies/p"), ("POST", "/v1/reload")] {
+        let refused = bed.ask(User::Nobody, method, path, Some(&policy(&bed, "a1")))?;
+        ensure!(refused.status == 403, "{method} {path}: {refused:?}");
+    }
+    ensure!(bed.ask(User::Root, "POST", "/v1/reload", None)?.status == 204);
+    Ok(())
+}
+
+/// Connections that say nothing, or half of something, and others that do not read: neither root's requests nor steering wait.
+fn slow_clients_stall_nobody() -> Outcome {
+    let bed = Bed::new("api-slow")?;
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    let mut clients = Vec::new();
+    for number in 0..20 {
+        let mut client = UnixStream::connect(bed.socket())?;
+        let said: &[u8] = match number % 4 {
+            0 => b"",
+            1 => b"GET /v1/sta",
+            2 => b"PUT /v1/policies/p HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n{\"inter",
+            _ => b"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n",
+        };
+        client.write_all(said)?;
+        clients.push(client);
+    }
+    ensure!(bed.get("/v1/health")?["ok"] == true);
+    bed.net.remove_uplink(1)?;
+    wait_until("the uplink to be missed", PATIENCE, || {
+        bed.get("/v1/status").is_ok_and(|status| status["policies"][0]["ifindex"].is_null())
+    })?;
+    bed.check_closed(&bed.cgroup)?;
+    // Whoever comes when all places are taken is hung up on, and takes none.
+    let mut crowd = Vec::new();
+    let hung_up = (0..100).any(|_| {
+        let Ok(mut client) = UnixStream::connect(bed.socket()) else { return true };
+        let _ = client.set_read_timeout(Some(std::time::Duration::from_millis(20)));
+        let ended = matches!(client.read(&mut [0]), Ok(0));
+        crowd.push(client);
+        ended
+    });
+    ensure!(hung_up, "a hundred connections are kept");
+    drop((clients, crowd));
+    wait_until("a place", PATIENCE, || bed.get("/v1/health").is_ok())?;
+    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    Ok(())
+}
+
+/// Every resource that can be read answers as the OpenAPI document says.
+fn as_described() -> Outcome {
+    let bed = Bed::new("api-document")?;
+    let _daemon =
+        bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\ndns = [\"203.0.113.53\"]\n")?;
+    bed.succeed(&["attach", bed.cgroup.child("hand")?.path(), "-i", "none"])?;
+    let document = bed.get("/v1/openapi.json")?;
+    ensure!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.")));
+    let paths = document["paths"].as_object().context("no paths")?;
+    let mut checked = 0;
+    for (path, operations) in paths {
+        for (method, operation) in operations.as_object().context("no operations")? {
+            let (concrete, wanted) = match (method.as_str(), path.contains("{name}")) {
+                ("get", false) => (path.clone(), "200"),
+                ("get", true) => (path.replace("{name}", "p"), "200"),
+                ("put", _) => (path.replace("{name}", "q"), "422"),
+                ("delete", _) => (path.replace("{name}", "q"), "404"),
+                _ => continue,
+            };
+            let answer = bed.ask(User::Root, &method.to_uppercase(), &concrete, (method == "put").then_some("{}"))?;
+            ensure!(answer.status.to_string() == wanted, "{method} {path}: {answer:?}");
+            let content = &operation["responses"][wanted]["content"];
+            let Some(schema) = content.get("application/json").map(|json| json["schema"].clone()) else {
+                ensure!(path == "/metrics" && !answer.text.is_empty(), "{method} {path} is not described");
+                continue;
+            };
+            let root = json!({"allOf": [schema], "components": document["components"]});
+            let validator = jsonschema::validator_for(&root)?;
+            let errors: Vec<_> = validator.iter_errors(&answer.body).map(|error| error.to_string()).collect();
+            ensure!(errors.is_empty(), "{method} {path}: {errors:?} in {}", answer.body);
+            checked += 1;
+        }
+    }
+    ensure!(checked >= 9, "{checked} resources only");
+    Ok(())
+}
+
+fn health() -> Outcome {
+    let bed = Bed::new("api-health")?;
+    let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    ensure!(bed.get("/v1/health")?["ok"] == true);
+    bed.write_config("[[policy]]\n")?;
+    let ill = bed.ask(User::Root, "GET", "/v1/health", None)?;
+    ensure!(
+        ill.status == 503 && ill.body["config_error"].as_str().is_some_and(|error| error.contains("missing")),
+        "{ill:?}"
+    );
+    let refused = bed.ask(User::Root, "POST", "/v1/reload", None)?;
+    ensure!(refused.status == 422, "{refused:?}");
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn a_file_that_appears_is_a_policy() -> Outcome {
+    let bed = Bed::new("api-files")?;
+    let daemon = bed.daemon(EMPTY)?;
+    let directory = bed.directory.join("policies.d");
+    let text = format!("[[policy]]\nname = \"f\"\ninterface = \"a1\"\ncgroups = [\"{}\"]\n", bed.cgroup.path());
+    fs::write(directory.join("f.toml.tmp"), "[[")?;
+    fs::write(directory.join("f.toml"), text)?;
+    daemon.wait_for_log("reloaded")?;
+    bed.check_steered(&bed.cgroup, 1)?;
+    ensure!(!daemon.log().contains("was not reloaded"), "{}", daemon.log());
+    Ok(())
+}
+
+fn metrics() -> Outcome {
+    let bed = Bed::new("api-metrics")?;
+    bed.write_config("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    // The port is of the bed's own network namespace.
+    let _daemon = Daemon::start_with(&bed, &["--metrics", "127.0.0.1:9464"])?;
+    bed.check_steered(&bed.cgroup, 1)?;
+    let answer = bed.ask(User::Root, "GET", "/metrics", None)?;
+    let bound = bed.sockets("p", "bound")?;
+    for line in [
+        format!("steer_sockets_total{{origin=\"config\",policy=\"p\",result=\"bound\"}} {bound}"),
+        "steer_uplink_present{interface=\"a1\",origin=\"config\",policy=\"p\"} 1".to_owned(),
+        "steer_steered_cgroups{origin=\"config\",policy=\"p\"} 1".to_owned(),
+        "steer_healthy 1".to_owned(),
+    ] {
+        ensure!(answer.text.lines().any(|found| found == line), "no {line} in\n{}", answer.text);
+    }
+    let over_tcp = |path: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", &format!("http://127.0.0.1:9464{path}")]);
+        output(bed.net.client.enter(&mut curl))
+    };
+    ensure!(over_tcp("/metrics")?.stdout.contains("steer_sockets_total"));
+    ensure!(over_tcp("/v1/status")?.stdout.is_empty(), "more than metrics by TCP");
+    match check_with_promtool(&answer.text)? {
+        Some(checked) => ensure!(checked.code == 0 && checked.stdout.is_empty(), "{checked:?}"),
+        None => eprintln!("api::metrics: there is no promtool, so the format is not checked by it"),
+    }
+    Ok(())
+}
+
+fn check_with_promtool(metrics: &str) -> anyhow::Result<Option<steer_tests::Output>> {
+    let promtool = std::env::var_os("STEER_PROMTOOL").unwrap_or_else(|| "promtool".into());
+    let mut command = Command::new(promtool);
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    child.stdin.take().context("no pipe")?.write_all(metrics.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let text = [output.stdout, output.stderr].concat();
+    let code = output.status.code().unwrap_or(-1);
+    Ok(Some(steer_tests::Output { code, stdout: String::from_utf8_lossy(&text).into_owned(), stderr: String::new() }))
+}
