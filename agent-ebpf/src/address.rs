@@ -11,9 +11,9 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use steer_common::{CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide};
+use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, Peer, PolicyRecord, Verdict, decide};
 
-use crate::{attachment, decider, policy, socket};
+use crate::{attachment, decider, events, peer, policy, socket};
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
@@ -31,22 +31,22 @@ static SENDMSG_REBINDS: Global<u8> = Global::new(1);
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, is_loopback4(&ctx))
+    connect(&ctx, is_loopback4(&ctx), peer::of_call4)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, is_loopback6(&ctx))
+    connect(&ctx, is_loopback6(&ctx), peer::of_call6)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    sendmsg(&ctx, is_loopback4(&ctx))
+    sendmsg(&ctx, is_loopback4(&ctx), peer::of_call4)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    sendmsg(&ctx, is_loopback6(&ctx))
+    sendmsg(&ctx, is_loopback6(&ctx), peer::of_call6)
 }
 
 /// 127.0.0.0/8.
@@ -88,29 +88,37 @@ fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> boo
 
 /// The policy that acts on this call, with what it says; `None` where another attachment or none does.
 #[inline(always)]
-fn acting(ctx: &SockAddrContext) -> Option<(u32, Option<&'static PolicyRecord>, Verdict)> {
+fn acting(ctx: &SockAddrContext) -> Option<(AttachmentRecord, Option<&'static PolicyRecord>, Verdict)> {
     let attachment = attachment::current();
     if !decider::is(&attachment, sk(ctx)) {
         return None;
     }
     let policy = policy::get(attachment.policy);
-    // SAFETY: the helper takes the program's own context (Linux 5.8).
-    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    Some((attachment.policy, policy, decide(policy, netns_cookie)))
+    Some((attachment, policy, decide(policy, netns_cookie(ctx))))
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, loopback: bool) -> i32 {
-    let Some((slot, policy, verdict)) = acting(ctx) else { return ALLOW };
+fn netns_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper takes the program's own context (Linux 5.8).
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, loopback: bool, peer: impl Fn(&SockAddrContext) -> Peer) -> i32 {
+    let Some((attachment, policy, verdict)) = acting(ctx) else { return ALLOW };
     let bound = socket::bound(sk(ctx));
     let wanted = match verdict {
         Verdict::Leave(_) => return ALLOW,
-        Verdict::Refuse(_) => return refuse(slot, Counter::StoppedConnect),
+        Verdict::Refuse(_) => return refuse(ctx, &attachment, Counter::StoppedConnect, bound, peer),
         Verdict::Bind(ifindex) => ifindex,
         Verdict::Close(_) => CLOSED_IFINDEX,
     };
     let Some(policy) = policy else {
-        return if bound == CLOSED_IFINDEX { ALLOW } else { refuse(slot, Counter::StoppedConnect) };
+        return if bound == CLOSED_IFINDEX {
+            ALLOW
+        } else {
+            refuse(ctx, &attachment, Counter::StoppedConnect, bound, peer)
+        };
     };
     if loopback {
         // Bound, it would not arrive. Where the process may not be unbound, it stays bound.
@@ -124,20 +132,20 @@ fn connect(ctx: &SockAddrContext, loopback: bool) -> i32 {
         return ALLOW;
     }
     if bound == CLOSED_IFINDEX || wanted > 0 && rebind(ctx, wanted, policy) {
-        policy::count(slot, Counter::Restored);
+        policy::count(attachment.policy, Counter::Restored);
         return ALLOW;
     }
-    refuse(slot, Counter::StoppedConnect)
+    refuse(ctx, &attachment, Counter::StoppedConnect, bound, peer)
 }
 
 /// The output interface has been read before this hook: a binding that is put back helps the next datagram only.
 #[inline(always)]
-fn sendmsg(ctx: &SockAddrContext, loopback: bool) -> i32 {
-    let Some((slot, policy, verdict)) = acting(ctx) else { return ALLOW };
+fn sendmsg(ctx: &SockAddrContext, loopback: bool, peer: impl Fn(&SockAddrContext) -> Peer) -> i32 {
+    let Some((attachment, policy, verdict)) = acting(ctx) else { return ALLOW };
     let bound = socket::bound(sk(ctx));
     let wanted = match verdict {
         Verdict::Leave(_) => return ALLOW,
-        Verdict::Refuse(_) => return refuse(slot, Counter::StoppedSendmsg),
+        Verdict::Refuse(_) => return refuse(ctx, &attachment, Counter::StoppedSendmsg, bound, peer),
         Verdict::Bind(ifindex) => ifindex,
         Verdict::Close(_) => CLOSED_IFINDEX,
     };
@@ -150,11 +158,23 @@ fn sendmsg(ctx: &SockAddrContext, loopback: bool) -> i32 {
     {
         rebind(ctx, wanted, policy);
     }
-    refuse(slot, Counter::StoppedSendmsg)
+    refuse(ctx, &attachment, Counter::StoppedSendmsg, bound, peer)
 }
 
 #[inline(always)]
-fn refuse(slot: u32, reason: Counter) -> i32 {
-    policy::count(slot, reason);
+fn refuse(
+    ctx: &SockAddrContext,
+    attachment: &AttachmentRecord,
+    reason: Counter,
+    bound: i32,
+    peer: impl Fn(&SockAddrContext) -> Peer,
+) -> i32 {
+    policy::count(attachment.policy, reason);
+    events::tell(attachment, reason, events::cgroup_id(), |record| {
+        record.netns_cookie = netns_cookie(ctx);
+        record.ifindex = bound;
+        record.peer = peer(ctx);
+        events::add_caller(record);
+    });
     REFUSE
 }

@@ -15,3 +15,10 @@ pub(crate) fn bound(socket: *mut bpf_sock) -> i32 {
     // SAFETY: a four byte load that the verifier allows on every full socket.
     unsafe { (*socket).bound_dev_if }.cast_signed()
 }
+
+/// The transport protocol of a new socket.
+#[inline(always)]
+pub(crate) fn protocol(ctx: &SockContext) -> u32 {
+    // SAFETY: the verifier allows a four byte load of `protocol` in sock_create (Linux 4.16).
+    unsafe { (*ctx.sock).protocol }
+}
