@@ -7,6 +7,7 @@ use steer_tests::Outcome;
 mod attach;
 mod daemon;
 mod escape;
+mod events;
 mod exec;
 mod guards;
 mod lifecycle;
@@ -18,7 +19,7 @@ mod uplinks;
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() {
-    let rooms: [(&str, &[Test]); 9] = [
+    let rooms: [(&str, &[Test]); 10] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -28,6 +29,7 @@ fn main() {
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
         ("guards", guards::TESTS),
+        ("events", events::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {

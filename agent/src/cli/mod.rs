@@ -5,6 +5,7 @@ mod check;
 mod daemon;
 mod demo;
 mod detach;
+mod events;
 mod exec;
 mod keep;
 mod off;
@@ -50,6 +51,8 @@ enum Command {
     Off(off::Args),
     /// Show policies, steered cgroups and counters, with or without a daemon
     Status(status::Args),
+    /// Show who is stopped, as it happens, with or without a daemon
+    Events(events::Args),
     /// Show steering at work between network namespaces made for it
     Demo(demo::Args),
     /// The client program of `demo`
@@ -82,6 +85,7 @@ impl Cli {
             Command::Detach(args) => detach::run(&args, &pins),
             Command::Off(args) => off::run(&args, &pins),
             Command::Status(args) => status::run(&args, &pins),
+            Command::Events(args) => events::run(&args, &pins),
             Command::Demo(args) => demo::run(&args),
             Command::Probe(args) => {
                 let answered = steer_lab::cli::run(&args, &mut std::io::stdout().lock())?;
