@@ -50,6 +50,11 @@ pub const COUNTERS: [Counter; 13] = [
 ];
 
 impl Counter {
+    /// The counter of this index.
+    pub fn of_index(index: u32) -> Option<Self> {
+        COUNTERS.get(usize::try_from(index).ok()?).copied()
+    }
+
     /// The stable name, as in `--json`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -86,12 +91,14 @@ unsafe impl aya::Pod for CounterRecord {}
 
 #[cfg(test)]
 mod tests {
-    use super::COUNTERS;
+    use super::{COUNTERS, Counter};
 
     #[test]
     fn indexes_are_positions() {
         for (position, counter) in COUNTERS.iter().enumerate() {
             assert_eq!(*counter as usize, position, "{}", counter.name());
+            assert_eq!(Counter::of_index(*counter as u32), Some(*counter));
         }
+        assert_eq!(Counter::of_index(u32::MAX), None);
     }
 }

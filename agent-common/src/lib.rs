@@ -8,10 +8,13 @@
 
 pub mod counter;
 pub mod decision;
+pub mod event;
+pub mod option;
 pub mod record;
 
 pub use counter::{COUNTERS, Counter, CounterRecord};
 pub use decision::{Verdict, decide};
+pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
 pub use record::{
     AddressWords, AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags,
     policy_flags,
@@ -39,8 +42,12 @@ pub mod map {
     pub const DECIDERS: &str = "DECIDERS";
     /// Socket storage of [`SocketRecord`](crate::SocketRecord).
     pub const SOCKETS: &str = "SOCKETS";
+    /// Ring buffer of [`EventRecord`](crate::EventRecord).
+    pub const EVENTS: &str = "EVENTS";
+    /// Per-CPU hash of [`LimitRecord`](crate::LimitRecord), by [`LimitKey`](crate::LimitKey).
+    pub const EVENT_LIMITS: &str = "EVENT_LIMITS";
     /// All of them, in the order they are pinned.
-    pub const ALL: [&str; 5] = [POLICIES, ATTACHMENTS, COUNTERS, DECIDERS, SOCKETS];
+    pub const ALL: [&str; 7] = [POLICIES, ATTACHMENTS, COUNTERS, DECIDERS, SOCKETS, EVENTS, EVENT_LIMITS];
 }
 
 /// Names of the programs, as in the object file and below the pin directory.
@@ -65,6 +72,12 @@ pub mod program {
     pub const GETPEERNAME6: &str = "getpeername6";
     /// Constant of the sendmsg programs: 0 where the kernel does not let them call `bpf_setsockopt`.
     pub const SENDMSG_REBINDS: &str = "SENDMSG_REBINDS";
+    /// Constant of the setsockopt program: 1 where it may ask which process calls (Linux 6.1).
+    pub const SETSOCKOPT_KNOWS_TASK: &str = "SETSOCKOPT_KNOWS_TASK";
+    /// Constant of the egress program: 1 where it may ask for the id and the cgroup of the running process (Linux 6.12).
+    pub const EGRESS_KNOWS_PID: &str = "EGRESS_KNOWS_PID";
+    /// Constant of the egress program: 1 where it may ask for its name, too (Linux 7.3).
+    pub const EGRESS_KNOWS_COMM: &str = "EGRESS_KNOWS_COMM";
     /// `cgroup/setsockopt`: refuses to undo a binding.
     pub const SETSOCKOPT: &str = "setsockopt";
     /// `cgroup_skb/egress`: the wall behind them.

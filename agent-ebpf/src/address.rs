@@ -11,12 +11,12 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use steer_common::{CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, policy_flags};
+use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, policy_flags};
 
 use crate::{
     attachment, decider,
     destination::{self, Hook},
-    dns, policy, socket,
+    dns, events, peer, policy, socket,
 };
 
 const REFUSE: i32 = 0;
@@ -69,29 +69,37 @@ fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> boo
 
 /// The policy that acts on this call, with what it says; `None` where another attachment or none does.
 #[inline(always)]
-fn acting(ctx: &SockAddrContext) -> Option<(u32, Option<&'static PolicyRecord>, Verdict)> {
+fn acting(ctx: &SockAddrContext) -> Option<(AttachmentRecord, Option<&'static PolicyRecord>, Verdict)> {
     let attachment = attachment::current();
     if !decider::is(&attachment, socket::of(ctx)) {
         return None;
     }
     let policy = policy::get(attachment.policy);
+    Some((attachment, policy, decide(policy, netns_cookie(ctx))))
+}
+
+#[inline(always)]
+fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the helper takes the program's own context (Linux 5.8).
-    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    Some((attachment.policy, policy, decide(policy, netns_cookie)))
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
-    let Some((slot, policy, verdict)) = acting(ctx) else { return ALLOW };
+    let Some((attachment, policy, verdict)) = acting(ctx) else { return ALLOW };
     let bound = socket::bound(socket::of(ctx));
     let wanted = match verdict {
         Verdict::Leave(_) => return ALLOW,
-        Verdict::Refuse(_) => return refuse(slot, Counter::StoppedConnect),
+        Verdict::Refuse(_) => return refuse(ctx, &attachment, Counter::StoppedConnect, bound, hook),
         Verdict::Bind(ifindex) => ifindex,
         Verdict::Close(_) => CLOSED_IFINDEX,
     };
     let Some(policy) = policy else {
-        return if bound == CLOSED_IFINDEX { ALLOW } else { refuse(slot, Counter::StoppedConnect) };
+        return if bound == CLOSED_IFINDEX {
+            ALLOW
+        } else {
+            refuse(ctx, &attachment, Counter::StoppedConnect, bound, hook)
+        };
     };
     dns::redirect_connection(ctx, hook, policy);
     if destination::is_loopback(&destination::address(ctx, hook)) {
@@ -106,20 +114,20 @@ fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
         return ALLOW;
     }
     if bound == CLOSED_IFINDEX || wanted > 0 && rebind(ctx, wanted, policy) {
-        policy::count(slot, Counter::Restored);
+        policy::count(attachment.policy, Counter::Restored);
         return ALLOW;
     }
-    refuse(slot, Counter::StoppedConnect)
+    refuse(ctx, &attachment, Counter::StoppedConnect, bound, hook)
 }
 
 /// The output interface has been read before this hook: a binding that is put back helps the next datagram only.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
-    let Some((slot, policy, verdict)) = acting(ctx) else { return ALLOW };
+    let Some((attachment, policy, verdict)) = acting(ctx) else { return ALLOW };
     let bound = socket::bound(socket::of(ctx));
     let wanted = match verdict {
         Verdict::Leave(_) => return ALLOW,
-        Verdict::Refuse(_) => return refuse(slot, Counter::StoppedSendmsg),
+        Verdict::Refuse(_) => return refuse(ctx, &attachment, Counter::StoppedSendmsg, bound, hook),
         Verdict::Bind(ifindex) => ifindex,
         Verdict::Close(_) => CLOSED_IFINDEX,
     };
@@ -139,11 +147,23 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     {
         rebind(ctx, wanted, policy);
     }
-    refuse(slot, Counter::StoppedSendmsg)
+    refuse(ctx, &attachment, Counter::StoppedSendmsg, bound, hook)
 }
 
 #[inline(always)]
-fn refuse(slot: u32, reason: Counter) -> i32 {
-    policy::count(slot, reason);
+fn refuse(
+    ctx: &SockAddrContext,
+    attachment: &AttachmentRecord,
+    reason: Counter,
+    bound: i32,
+    hook: Hook,
+) -> i32 {
+    policy::count(attachment.policy, reason);
+    events::tell(attachment, reason, events::cgroup_id(), |record| {
+        record.netns_cookie = netns_cookie(ctx);
+        record.ifindex = bound;
+        record.peer = peer::of_call(ctx, hook);
+        events::add_caller(record);
+    });
     REFUSE
 }

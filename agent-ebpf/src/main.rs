@@ -17,8 +17,10 @@ mod decided;
 mod decider;
 mod destination;
 mod dns;
+mod events;
 mod option;
 mod packet;
+mod peer;
 mod policy;
 mod runtime;
 mod socket;
@@ -27,7 +29,7 @@ use aya_ebpf::{
     EbpfContext as _, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock, programs::SockContext,
 };
 use aya_log_ebpf::trace;
-use steer_common::{Counter, Verdict, attachment_flags, decide, policy_flags};
+use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, Verdict, attachment_flags, decide, policy_flags};
 
 /// `socket()` fails with EPERM.
 const REFUSE: i32 = 0;
@@ -73,8 +75,9 @@ pub fn sock_create(ctx: SockContext) -> i32 {
             ALLOW
         }
         Verdict::Close(reason) => {
-            socket::bind(&ctx, steer_common::CLOSED_IFINDEX);
+            socket::bind(&ctx, CLOSED_IFINDEX);
             policy::count(slot, reason);
+            tell(&ctx, &attachment, reason, netns_cookie, CLOSED_IFINDEX);
             trace!(&ctx, "policy slot {}: {}", slot, reason.name());
             ALLOW
         }
@@ -88,8 +91,19 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         }
         Verdict::Refuse(reason) => {
             policy::count(slot, reason);
+            tell(&ctx, &attachment, reason, netns_cookie, 0);
             trace!(&ctx, "policy slot {}: {}", slot, reason.name());
             REFUSE
         }
     }
+}
+
+#[inline(always)]
+fn tell(ctx: &SockContext, attachment: &AttachmentRecord, reason: Counter, netns_cookie: u64, ifindex: i32) {
+    events::tell(attachment, reason, events::cgroup_id(), |record| {
+        record.netns_cookie = netns_cookie;
+        record.ifindex = ifindex;
+        record.peer.protocol = socket::protocol(ctx);
+        events::add_caller(record);
+    });
 }

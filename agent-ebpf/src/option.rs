@@ -2,26 +2,25 @@
 //!
 //! **Invariant:** the uplink's own index and name pass; so does every option that is not named here.
 
-use aya_ebpf::{bindings::bpf_sock, macros::cgroup_sockopt, programs::SockoptContext};
-use steer_common::{Counter, Kind, PolicyRecord};
+use aya_ebpf::{Global, bindings::bpf_sock, macros::cgroup_sockopt, programs::SockoptContext};
+use steer_common::{
+    AttachmentRecord, Counter, Kind, PolicyRecord,
+    event::KERNEL_NAME_BYTES,
+    option::{
+        IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IPV6_ADD_MEMBERSHIP, IPV6_JOIN_ANYCAST, MCAST_JOIN_GROUP,
+        MCAST_JOIN_SOURCE_GROUP, SO_BINDTODEVICE, SO_BINDTOIFINDEX, SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET,
+    },
+};
 
-use crate::{attachment, decider, policy};
+use crate::{attachment, decider, events, policy};
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
 
-const SOL_IP: i32 = 0;
-const SOL_SOCKET: i32 = 1;
-const SOL_IPV6: i32 = 41;
-const SO_BINDTODEVICE: i32 = 25;
-const SO_MARK: i32 = 36;
-const SO_BINDTOIFINDEX: i32 = 62;
-const IP_ADD_MEMBERSHIP: i32 = 35;
-const IP_ADD_SOURCE_MEMBERSHIP: i32 = 39;
-const MCAST_JOIN_GROUP: i32 = 42;
-const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
-const IPV6_ADD_MEMBERSHIP: i32 = 20;
-const IPV6_JOIN_ANYCAST: i32 = 27;
+/// Whether a program may ask here which process calls (Linux 6.1). Where it may not, the loader says 0, and the verifier leaves
+/// the calls out.
+#[unsafe(no_mangle)]
+static SETSOCKOPT_KNOWS_TASK: Global<u8> = Global::new(0);
 
 #[cgroup_sockopt(setsockopt)]
 pub fn setsockopt(ctx: SockoptContext) -> i32 {
@@ -56,16 +55,51 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
         return ALLOW;
     }
     policy::count(attachment.policy, Counter::StoppedSetsockopt);
+    tell(&ctx, &attachment, (level, option), index_at);
     REFUSE
+}
+
+#[inline(always)]
+fn tell(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), index_at: Option<usize>) {
+    events::tell(attachment, Counter::StoppedSetsockopt, events::cgroup_id(), |record| {
+        record.ifindex = index_at.and_then(|offset| index(ctx, offset)).unwrap_or(0);
+        (record.option_level, record.option) = (level, option);
+        if (level, option) == (SOL_SOCKET, SO_BINDTODEVICE) {
+            copy_name(ctx, &mut record.interface);
+        }
+        if SETSOCKOPT_KNOWS_TASK.load() != 0 {
+            events::add_caller(record);
+        }
+    });
+}
+
+/// Copies the value, a name, as far as it goes. The last byte stays as it is.
+#[inline(always)]
+fn copy_name(ctx: &SockoptContext, name: &mut [u8; KERNEL_NAME_BYTES]) {
+    let (start, end) = value(ctx);
+    for (at, byte) in name.iter_mut().enumerate().take(KERNEL_NAME_BYTES - 1) {
+        if start + at + 1 > end {
+            break;
+        }
+        // SAFETY: within the bounds just compared, as the verifier wants it.
+        *byte = unsafe { ((start + at) as *const u8).read() };
+        if *byte == 0 {
+            break;
+        }
+    }
+}
+
+/// Where the value begins and ends.
+#[inline(always)]
+fn value(ctx: &SockoptContext) -> (usize, usize) {
+    // SAFETY: eight byte loads of the context.
+    unsafe { ((*ctx.sockopt).__bindgen_anon_2.optval as usize, (*ctx.sockopt).__bindgen_anon_3.optval_end as usize) }
 }
 
 /// Four bytes of the value; `None` if it is shorter.
 #[inline(always)]
 fn word(ctx: &SockoptContext, offset: usize) -> Option<u32> {
-    // SAFETY: an eight byte load of the context.
-    let start = unsafe { (*ctx.sockopt).__bindgen_anon_2.optval } as usize;
-    // SAFETY: an eight byte load of the context.
-    let end = unsafe { (*ctx.sockopt).__bindgen_anon_3.optval_end } as usize;
+    let (start, end) = value(ctx);
     if start + offset + size_of::<u32>() > end {
         return None;
     }
@@ -88,10 +122,7 @@ fn index(ctx: &SockoptContext, offset: usize) -> Option<i32> {
 fn names(ctx: &SockoptContext, policy: &PolicyRecord) -> bool {
     const LONGEST: usize = 15;
     let mut at = 0;
-    // SAFETY: eight byte loads of the context.
-    let (start, end) = unsafe {
-        ((*ctx.sockopt).__bindgen_anon_2.optval as usize, (*ctx.sockopt).__bindgen_anon_3.optval_end as usize)
-    };
+    let (start, end) = value(ctx);
     while at < LONGEST {
         if start + at + 1 > end {
             // As long as the value goes.

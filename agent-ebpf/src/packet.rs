@@ -3,15 +3,30 @@
 //!
 //! **Invariant:** passes are the uplink, loopback, and what a policy leaves alone; everything else is stopped and counted.
 
-use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_sk_fullsock, macros::cgroup_skb, programs::SkBuffContext};
-use steer_common::{Counter, Kind};
+use aya_ebpf::{
+    Global,
+    bindings::bpf_sock,
+    helpers::generated::{bpf_sk_fullsock, bpf_skb_cgroup_id},
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use steer_common::{AttachmentRecord, Counter, EventRecord, Kind};
 
-use crate::{attachment, decider, policy};
+use crate::{attachment, decider, events, peer, policy};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
 /// The first interface of every network namespace is its loopback.
 const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Whether a program may ask here for the id and the cgroup of the running process (Linux 6.12). Where it may not, the loader
+/// says 0, and the verifier leaves the calls out.
+#[unsafe(no_mangle)]
+static EGRESS_KNOWS_PID: Global<u8> = Global::new(0);
+
+/// Whether it may ask for its name, too (Linux 7.3).
+#[unsafe(no_mangle)]
+static EGRESS_KNOWS_COMM: Global<u8> = Global::new(0);
 
 #[cgroup_skb(egress)]
 pub fn egress(ctx: SkBuffContext) -> i32 {
@@ -49,17 +64,45 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
         {
             return PASS;
         }
-        policy::count(attachment.policy, reason);
-        return STOP;
+        return stop(ctx, &attachment, reason, ifindex);
     }
     match socket(ctx) {
         Some(socket) if !decider::is(&attachment, socket) => PASS,
         Some(socket) if ours || decider::is_left(socket) => PASS,
         None if ours => PASS,
-        Some(_) | None => {
-            policy::count(attachment.policy, reason);
-            STOP
+        Some(_) | None => stop(ctx, &attachment, reason, ifindex),
+    }
+}
+
+#[inline(always)]
+fn stop(ctx: &SkBuffContext, attachment: &AttachmentRecord, reason: Counter, ifindex: u32) -> i32 {
+    policy::count(attachment.policy, reason);
+    // SAFETY: the helper takes the program's own context (Linux 4.18 for egress, 5.0 for ingress).
+    let of_socket = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
+    // The socket of a connection that is being made or closed has none.
+    let cgroup_id = if of_socket == 0 { attachment.cgroup_id } else { of_socket };
+    let incoming = matches!(reason, Counter::StoppedIngress);
+    events::tell(attachment, reason, cgroup_id, |record| {
+        record.ifindex = ifindex.cast_signed();
+        record.peer = peer::of_packet(ctx, incoming);
+        if !incoming {
+            add_sender(record, of_socket);
         }
+    });
+    STOP
+}
+
+/// Adds the running process, if it can be the one that sends. The kernel also sends of its own accord, as when it repeats a
+/// segment, in whatever process's time: most likely in that of another cgroup than the socket's.
+#[inline(always)]
+fn add_sender(record: &mut EventRecord, cgroup_id: u64) {
+    if EGRESS_KNOWS_PID.load() == 0 || events::cgroup_id() != cgroup_id {
+        return;
+    }
+    if EGRESS_KNOWS_COMM.load() == 0 {
+        record.pid = events::pid();
+    } else {
+        events::add_caller(record);
     }
 }
 

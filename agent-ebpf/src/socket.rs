@@ -33,3 +33,10 @@ pub(crate) fn is_connected(socket: *mut bpf_sock) -> bool {
     // SAFETY: a four byte load that the verifier allows on every full socket (Linux 5.1).
     unsafe { (*socket).state == ESTABLISHED }
 }
+
+/// The transport protocol of a new socket.
+#[inline(always)]
+pub(crate) fn protocol(ctx: &SockContext) -> u32 {
+    // SAFETY: the verifier allows a four byte load of `protocol` in sock_create (Linux 4.16).
+    unsafe { (*ctx.sock).protocol }
+}

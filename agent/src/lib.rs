@@ -1,7 +1,7 @@
 //! steer: every socket of a cgroup leaves by its uplink, or not at all.
 //!
 //! Data flows one way through these rooms, and none imports a later one:
-//! `config` -> `policy` -> `interface` + `cgroup` -> `plan` -> `datapath` == kernel == -> `stats` -> `cli`.
+//! `config` -> `policy` -> `interface` + `cgroup` -> `plan` -> `datapath` == kernel == -> `stats` and `events` -> `cli`.
 //! `daemon` and `keeper` stand outside and re-enter the pipe when something changes. ARCHITECTURE.md tells why.
 
 pub mod api;
@@ -12,6 +12,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod demo;
+pub mod events;
 pub mod interface;
 pub mod keeper;
 pub mod metrics;

@@ -10,7 +10,7 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::net::UnixStream,
     },
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::OnceLock,
     time::Duration,
 };
@@ -152,13 +152,8 @@ impl Bed {
         Ok(Seen { attempt, leaked })
     }
 
-    /// Runs the program; `attach` is for when it says that it is ready for that.
-    fn run_attempt(
-        &self,
-        this: Try,
-        cgroup: &Cgroup,
-        attach: impl FnMut() -> anyhow::Result<()>,
-    ) -> anyhow::Result<Attempt> {
+    /// The program that makes an attempt, in a cgroup from its first instruction.
+    pub fn escape_program(&self, this: Try, cgroup: &Cgroup) -> anyhow::Result<Command> {
         let (gateway, source): (IpAddr, IpAddr) = match this.family {
             Family::V4 => (gateway_v4(0).into(), client_v4(0).into()),
             Family::V6 => (gateway_v6(0).into(), client_v6(0).into()),
@@ -169,6 +164,17 @@ impl Bed {
         command.args(["--port", &self.server.port().to_string()]);
         command.args(["--timeout-ms", &this.timeout.as_millis().to_string()]);
         command.args(["--gateway", &gateway.to_string(), "--source", &source.to_string()]);
+        Ok(command)
+    }
+
+    /// Runs the program; `attach` is for when it says that it is ready for that.
+    fn run_attempt(
+        &self,
+        this: Try,
+        cgroup: &Cgroup,
+        attach: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Attempt> {
+        let mut command = self.escape_program(this, cgroup)?;
         if let Scene::SteeredAfter(step) = this.scene {
             command.args(["--pause-after", &format!("{step:?}").to_lowercase()]);
         }

@@ -9,6 +9,7 @@ mod attach;
 mod daemon;
 mod dns;
 mod escape;
+mod events;
 mod exec;
 mod guards;
 mod lifecycle;
@@ -20,7 +21,7 @@ mod uplinks;
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() {
-    let rooms: [(&str, &[Test]); 11] = [
+    let rooms: [(&str, &[Test]); 12] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -32,6 +33,7 @@ fn main() {
         ("guards", guards::TESTS),
         ("dns", dns::TESTS),
         ("api", api::TESTS),
+        ("events", events::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {

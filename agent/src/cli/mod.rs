@@ -5,6 +5,7 @@ mod check;
 mod daemon;
 mod demo;
 mod detach;
+mod events;
 mod exec;
 mod interfaces;
 mod keep;
@@ -66,6 +67,8 @@ enum Command {
     Policy(policy::Args),
     /// Show the network interfaces, and whose uplinks they are
     Interfaces(interfaces::Args),
+    /// Show who is stopped, as it happens, with or without a daemon
+    Events(events::Args),
     /// Show steering at work between network namespaces made for it
     Demo(demo::Args),
     /// The client program of `demo`
@@ -102,6 +105,7 @@ impl Cli {
             Command::Detach(args) => detach::run(&args, pins),
             Command::Off(args) => off::run(&args, &instance),
             Command::Status(args) => status::run(&args, &instance),
+            Command::Events(args) => events::run(&args, pins),
             Command::Policy(args) => policy::run(args, &instance),
             Command::Interfaces(args) => interfaces::run(&args, &instance),
             Command::Demo(args) => demo::run(&args),

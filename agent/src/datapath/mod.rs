@@ -11,6 +11,7 @@
 mod attachments;
 mod bpf;
 pub mod bpffs;
+mod events;
 mod nesting;
 mod netns;
 mod object;
@@ -25,6 +26,7 @@ use steer_common::{CounterRecord, PolicyRecord, map};
 use thiserror::Error;
 
 pub use attachments::Attachment;
+pub use events::{EventRing, Untold};
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Removed, detach_other_versions, off, steered_by_other_versions, tidy};
@@ -55,6 +57,15 @@ pub enum Error {
     /// The pin directory was removed by `steer off`.
     #[error("steer was switched off: {path} is gone")]
     SwitchedOff {
+        /// The pin directory.
+        path: PathBuf,
+    },
+    /// Another process reads the events.
+    #[error(
+        "the events of {path} are being read by another process; each can be read only once, so end that one first, such as another \
+         `steer events`"
+    )]
+    Read {
         /// The pin directory.
         path: PathBuf,
     },

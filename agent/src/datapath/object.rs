@@ -15,7 +15,7 @@ use aya::{
 use aya_obj::generated::bpf_attach_type;
 use steer_common::{map, policy_flags, program};
 
-use super::{Error, Lock, Pins, bpf, pins::file_name};
+use super::{Error, Lock, Pins, bpf, events, pins::file_name};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer"));
 
@@ -134,17 +134,23 @@ pub fn load(pins: &Pins, _lock: &Lock, log_level: LogLevel) -> Result<aya::Ebpf,
     set_fragments_aside(pins)?;
     pins.create()?;
     let _raised = Memlock::raise();
-    match load_with(pins, log_level, 1) {
+    let constants = events::constants();
+    match load_with(pins, log_level, &constants, 1) {
         // Before Linux 6.1 the verifier knows no bpf_setsockopt there.
         Err(Error::Program { name: program::SENDMSG4 | program::SENDMSG6, source }) => {
             log::debug!("the sendmsg programs cannot bind on this kernel: {source}");
-            load_with(pins, log_level, 0)
+            load_with(pins, log_level, &constants, 0)
         }
         loaded => loaded,
     }
 }
 
-fn load_with(pins: &Pins, log_level: LogLevel, sendmsg_rebinds: u8) -> Result<aya::Ebpf, Error> {
+fn load_with(
+    pins: &Pins,
+    log_level: LogLevel,
+    constants: &[(&str, u8)],
+    sendmsg_rebinds: u8,
+) -> Result<aya::Ebpf, Error> {
     let level = log_level.as_u8();
     let mut loader = EbpfLoader::new();
     for name in map::ALL {
@@ -152,6 +158,9 @@ fn load_with(pins: &Pins, log_level: LogLevel, sendmsg_rebinds: u8) -> Result<ay
     }
     loader.override_global(aya_log::LEVEL, &level, false);
     loader.override_global(program::SENDMSG_REBINDS, &sendmsg_rebinds, true);
+    for (name, value) in constants {
+        loader.override_global(name, value, true);
+    }
     let mut object = loader.load(OBJECT)?;
     for hook in all_programs() {
         pin_program(pins, &mut object, hook, log_level)?;

@@ -3,7 +3,7 @@
 //! ```text
 //! DIR                      flock(2) on it orders all changes
 //! DIR/daemon               flock(2) on it is held by the one daemon
-//! DIR/abiVERSION/maps/NAME
+//! DIR/abiVERSION/maps/NAME      flock(2) on the directory is held by the one reader of the events
 //! DIR/abiVERSION/programs/NAME
 //! DIR/abiVERSION/links/CGROUP_ID/NAME
 //! ```
@@ -167,9 +167,9 @@ impl Pins {
         let deadline = Instant::now() + GLANCE;
         loop {
             // Those who only look whether there is a daemon hold the lock for a moment.
-            match try_daemon_lock(&path, FlockArg::LockExclusiveNonblock)? {
+            match try_flock(&path, FlockArg::LockExclusiveNonblock)? {
                 None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
-                lock => return Ok(lock),
+                flock => return Ok(flock.map(|flock| DaemonLock { _flock: flock })),
             }
         }
     }
@@ -177,7 +177,7 @@ impl Pins {
     /// Whether a daemon is running.
     pub fn daemon_runs(&self) -> Result<bool, Error> {
         let path = self.daemon();
-        Ok(path.exists() && try_daemon_lock(&path, FlockArg::LockSharedNonblock)?.is_none())
+        Ok(path.exists() && try_flock(&path, FlockArg::LockSharedNonblock)?.is_none())
     }
 
     /// Tells the daemon, if there is one, that something was changed by hand: it sees the directory come and go.
@@ -195,10 +195,11 @@ impl Pins {
     }
 }
 
-fn try_daemon_lock(path: &Path, how: FlockArg) -> Result<Option<DaemonLock>, Error> {
+/// Locks a directory unless another process has: `Ok(None)`.
+pub(super) fn try_flock(path: &Path, how: FlockArg) -> Result<Option<Flock<fs::File>>, Error> {
     let failed = |source| Error::Pin { action: "lock", path: path.to_owned(), source };
     match Flock::lock(fs::File::open(path).map_err(failed)?, how) {
-        Ok(flock) => Ok(Some(DaemonLock { _flock: flock })),
+        Ok(flock) => Ok(Some(flock)),
         Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(failed(errno.into())),
     }

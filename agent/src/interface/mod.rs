@@ -40,6 +40,12 @@ pub enum Error {
     Cookie(#[source] io::Error),
 }
 
+/// The name of the interface that has this index now, in the calling thread's network namespace.
+pub fn name_of(ifindex: i32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(u32::try_from(ifindex).ok()?).ok()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
 fn found(known: &[String]) -> String {
     if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) }
 }

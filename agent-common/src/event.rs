@@ -1,0 +1,174 @@
+//! What the programs tell of whatever they stop, and how often: the records of a ring buffer, and the limits that keep a flood
+//! of one kind from hiding another.
+//!
+//! **Invariant:** any bytes decode, and nothing is decided by them.
+
+use crate::record::NAME_BYTES;
+
+/// Bytes of [`map::EVENTS`](crate::map::EVENTS): more than a thousand events that nobody has read yet.
+pub const EVENTS_BYTES: u32 = 256 * 1024;
+/// Entries of [`map::EVENT_LIMITS`](crate::map::EVENT_LIMITS); the one that was not needed for longest makes room.
+pub const EVENT_LIMITS: u32 = 4096;
+/// How many events of one kind each CPU tells in a [`LIMIT_PERIOD_NS`].
+pub const EVENTS_PER_PERIOD: u64 = 10;
+/// Nanoseconds.
+pub const LIMIT_PERIOD_NS: u64 = 1_000_000_000;
+/// Bytes of a process's name and of an interface's, as the kernel keeps them: with a NUL at the end.
+pub const KERNEL_NAME_BYTES: usize = 16;
+
+/// One attempt that was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct EventRecord {
+    /// When, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub boottime_ns: u64,
+    /// How many of the same kind this CPU has not told before this one, because they were too many.
+    pub untold: u64,
+    /// Id of the cgroup of who tried: of the calling process, or of a packet's socket. Where the socket's is not known, that of
+    /// the attachment, which is the same or above it.
+    pub cgroup_id: u64,
+    /// The network namespace in which `ifindex` has its meaning (`SO_NETNS_COOKIE`); 0 is not known.
+    pub netns_cookie: u64,
+    /// Slot of the policy.
+    pub policy: u32,
+    /// Index of the [`Counter`](crate::Counter) that says why.
+    pub reason: u32,
+    /// Id of the process, in the first pid namespace; 0 is not known.
+    pub pid: u32,
+    /// Index of the interface concerned: by which a packet would have left or come, to which an option would have bound, or to
+    /// which the socket is bound; 0 is none.
+    pub ifindex: i32,
+    /// The option that was refused, and its level; 0 for both is none.
+    pub option_level: i32,
+    /// See above.
+    pub option: i32,
+    /// Whom it was for, or from.
+    pub peer: Peer,
+    /// Name of the process, padded with NUL; all NUL is not known.
+    pub comm: [u8; KERNEL_NAME_BYTES],
+    /// Name of the interface that an option named, padded with NUL.
+    pub interface: [u8; KERNEL_NAME_BYTES],
+    /// Name of the policy, as in its record: the slot may have another one when this is read.
+    pub policy_name: [u8; NAME_BYTES],
+}
+
+/// The other end of a connection or a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Peer {
+    /// Its address, four words in network byte order; IPv4 is mapped (`::ffff:a.b.c.d`). All zero is none.
+    pub address: [u32; 4],
+    /// Its port, in host byte order; 0 is none.
+    pub port: u32,
+    /// The transport protocol (`IPPROTO_*`); 0 is not known.
+    pub protocol: u32,
+}
+
+const _: () = assert!(size_of::<Peer>() == 24);
+const _: () = assert!(size_of::<EventRecord>() == 80 + 2 * KERNEL_NAME_BYTES + NAME_BYTES);
+
+impl EventRecord {
+    /// One that says nothing.
+    pub const EMPTY: Self = Self {
+        boottime_ns: 0,
+        untold: 0,
+        cgroup_id: 0,
+        netns_cookie: 0,
+        policy: 0,
+        reason: 0,
+        pid: 0,
+        ifindex: 0,
+        option_level: 0,
+        option: 0,
+        peer: Peer { address: [0; 4], port: 0, protocol: 0 },
+        comm: [0; KERNEL_NAME_BYTES],
+        interface: [0; KERNEL_NAME_BYTES],
+        policy_name: [0; NAME_BYTES],
+    };
+}
+
+impl Peer {
+    /// An IPv4 address, as it is in memory, as the words of a mapped one.
+    pub const fn mapped(address: u32) -> [u32; 4] {
+        [0, 0, 0xffff_u32.to_be(), address]
+    }
+}
+
+/// Events of one kind: of one cgroup, stopped by one policy for one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct LimitKey {
+    /// As in [`EventRecord`].
+    pub cgroup_id: u64,
+    /// As in [`EventRecord`].
+    pub policy: u32,
+    /// As in [`EventRecord`].
+    pub reason: u32,
+}
+
+impl LimitKey {
+    /// The kind of an event.
+    pub const fn of(record: &EventRecord) -> Self {
+        Self { cgroup_id: record.cgroup_id, policy: record.policy, reason: record.reason }
+    }
+}
+
+/// How much of one kind one CPU has told: each keeps its own, so none waits for another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct LimitRecord {
+    /// When the period began, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub since_ns: u64,
+    /// How many were told in it.
+    pub told: u64,
+    /// How many have not been told since the last one that was.
+    pub untold: u64,
+}
+
+const _: () = assert!(size_of::<LimitKey>() == 16);
+const _: () = assert!(size_of::<LimitRecord>() == 24);
+
+impl LimitRecord {
+    /// Whether one more may be told at this time, which is then taken as told.
+    #[inline]
+    pub fn admits(&mut self, now_ns: u64) -> bool {
+        if self.is_over(now_ns) {
+            self.since_ns = now_ns;
+            self.told = 0;
+        }
+        let admits = self.told < EVENTS_PER_PERIOD;
+        self.told += u64::from(admits);
+        admits
+    }
+
+    /// Whether its period has ended.
+    #[inline]
+    pub fn is_over(&self, now_ns: u64) -> bool {
+        now_ns.wrapping_sub(self.since_ns) >= LIMIT_PERIOD_NS
+    }
+}
+
+// SAFETY: `repr(C)`, `Copy`, only integers, and the size assertions above rule padding out.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for EventRecord {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for LimitKey {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for LimitRecord {}
+
+#[cfg(test)]
+mod tests {
+    use super::{EVENTS_PER_PERIOD, LIMIT_PERIOD_NS, LimitRecord};
+
+    #[test]
+    fn a_period_admits_so_many_and_the_next_one_again() {
+        let mut limit = LimitRecord::default();
+        for start in [5 * LIMIT_PERIOD_NS, 6 * LIMIT_PERIOD_NS, 100 * LIMIT_PERIOD_NS] {
+            let admitted = (0..1000).filter(|moment| limit.admits(start + moment)).count();
+            assert_eq!(admitted as u64, EVENTS_PER_PERIOD);
+            assert!(!limit.is_over(start + LIMIT_PERIOD_NS - 1) && limit.is_over(start + LIMIT_PERIOD_NS));
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The socket options that the guard looks at, by level and number (`linux/socket.h`, `in.h`, `in6.h`).
+
+/// Level of IPv4.
+pub const SOL_IP: i32 = 0;
+/// Level of all sockets.
+pub const SOL_SOCKET: i32 = 1;
+/// Level of IPv6.
+pub const SOL_IPV6: i32 = 41;
+/// Binds to the interface of a name.
+pub const SO_BINDTODEVICE: i32 = 25;
+/// Marks packets, for routing rules.
+pub const SO_MARK: i32 = 36;
+/// Binds to the interface of an index.
+pub const SO_BINDTOIFINDEX: i32 = 62;
+/// Joins a group on the interface of an index, an address, or a route.
+pub const IP_ADD_MEMBERSHIP: i32 = 35;
+/// The same for one source.
+pub const IP_ADD_SOURCE_MEMBERSHIP: i32 = 39;
+/// Joins a group of either family, on the interface of an index.
+pub const MCAST_JOIN_GROUP: i32 = 42;
+/// The same for one source.
+pub const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
+/// Joins an IPv6 group on the interface of an index.
+pub const IPV6_ADD_MEMBERSHIP: i32 = 20;
+/// Joins an IPv6 anycast group.
+pub const IPV6_JOIN_ANYCAST: i32 = 27;
+
+/// The kernel's name of an option; `None` for those not named here.
+pub const fn name(level: i32, option: i32) -> Option<&'static str> {
+    Some(match (level, option) {
+        (SOL_SOCKET, SO_BINDTODEVICE) => "SO_BINDTODEVICE",
+        (SOL_SOCKET, SO_MARK) => "SO_MARK",
+        (SOL_SOCKET, SO_BINDTOIFINDEX) => "SO_BINDTOIFINDEX",
+        (SOL_IP, IP_ADD_MEMBERSHIP) => "IP_ADD_MEMBERSHIP",
+        (SOL_IP, IP_ADD_SOURCE_MEMBERSHIP) => "IP_ADD_SOURCE_MEMBERSHIP",
+        (SOL_IP | SOL_IPV6, MCAST_JOIN_GROUP) => "MCAST_JOIN_GROUP",
+        (SOL_IP | SOL_IPV6, MCAST_JOIN_SOURCE_GROUP) => "MCAST_JOIN_SOURCE_GROUP",
+        (SOL_IPV6, IPV6_ADD_MEMBERSHIP) => "IPV6_ADD_MEMBERSHIP",
+        (SOL_IPV6, IPV6_JOIN_ANYCAST) => "IPV6_JOIN_ANYCAST",
+        _ => return None,
+    })
+}

@@ -1,0 +1,186 @@
+//! What the programs tell of whatever they stop, as it comes out of their ring; and what they may ask the kernel for it.
+//!
+//! **Invariant:** the ring has one reader: it holds a lock as long as it reads. Two would each get a part, and put the other's
+//! place back.
+
+use std::{fs, io, ptr};
+
+use aya::{
+    maps::{Map, MapData, MapError, PerCpuHashMap, RingBuf},
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
+use futures_util::StreamExt as _;
+use inotify::{EventStream, Inotify, WatchMask};
+use nix::fcntl::{Flock, FlockArg};
+use steer_common::{EventRecord, LimitKey, LimitRecord, map, program};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{
+    Error, Pins, map_error, object, open_map,
+    pins::{file_name, try_flock},
+};
+
+/// What the programs may ask about the running process, as the constants that say so.
+pub(super) fn constants() -> [(&'static str, u8); 3] {
+    let may_ask = |program: ProgramType, helpers: &[BpfHelper]| {
+        let supported = |helper: &BpfHelper| {
+            is_helper_supported(program, *helper).inspect_err(|error| log::debug!("{helper:?} in {program:?}: {error}"))
+        };
+        u8::from(helpers.iter().all(|helper| supported(helper).unwrap_or(false)))
+    };
+    let pid = [BpfHelper::BPF_FUNC_get_current_cgroup_id, BpfHelper::BPF_FUNC_get_current_pid_tgid];
+    let comm = [pid[0], pid[1], BpfHelper::BPF_FUNC_get_current_comm];
+    [
+        (program::SETSOCKOPT_KNOWS_TASK, may_ask(ProgramType::CgroupSockopt, &comm)),
+        (program::EGRESS_KNOWS_PID, may_ask(ProgramType::CgroupSkb, &pid)),
+        (program::EGRESS_KNOWS_COMM, may_ask(ProgramType::CgroupSkb, &comm)),
+    ]
+}
+
+/// The ring of one pin directory, for its one reader.
+pub struct EventRing {
+    ring: AsyncFd<RingBuf<MapData>>,
+    limits: PerCpuHashMap<MapData, LimitKey, LimitRecord>,
+    /// Reports when the directory `version` is removed or set aside.
+    removals: EventStream<[u8; 1024]>,
+    version: String,
+    gone: bool,
+    _reader: Flock<fs::File>,
+}
+
+/// Events of one kind that were too many to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Untold {
+    /// Which kind.
+    pub kind: LimitKey,
+    /// How many.
+    pub count: u64,
+}
+
+impl EventRing {
+    /// Becomes its reader. Needs a tokio runtime. `Ok(None)`: nothing is pinned.
+    pub fn open(pins: &Pins) -> Result<Option<Self>, Error> {
+        if !object::maps_are_pinned(pins) {
+            return Ok(None);
+        }
+        // Watched before it is opened: whatever is opened of pins that are being removed, its end is not missed.
+        let removals =
+            watch(pins).map_err(|source| Error::Pin { action: "watch", path: pins.root().to_owned(), source })?;
+        let directory = pins.map("");
+        let Some(reader) = try_flock(&directory, FlockArg::LockExclusiveNonblock)? else {
+            return Err(Error::Read { path: pins.root().to_owned() });
+        };
+        let ring: RingBuf<MapData> = open_map(pins, map::EVENTS, Map::RingBuf)?;
+        // SAFETY: the map's descriptor stays open, and the same, for as long as the `AsyncFd` owns it.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+            .map_err(|error| failed("follow", map::EVENTS)(error.into()))?;
+        Ok(Some(Self {
+            ring,
+            limits: open_map(pins, map::EVENT_LIMITS, Map::PerCpuLruHashMap)?,
+            removals,
+            version: file_name(&pins.abi()),
+            gone: false,
+            _reader: reader,
+        }))
+    }
+
+    /// Takes the next record that is there.
+    pub fn take(&mut self) -> Option<EventRecord> {
+        take(self.ring.get_mut())
+    }
+
+    /// Waits for the next record. `Ok(None)`: the pins are gone, and no record is left. May be cancelled.
+    pub async fn next(&mut self) -> Result<Option<EventRecord>, Error> {
+        while !self.gone {
+            tokio::select! {
+                biased;
+                ready = self.ring.readable_mut() => {
+                    let mut ready = ready.map_err(failed("follow", map::EVENTS))?;
+                    match take(ready.get_inner_mut()) {
+                        Some(record) => return Ok(Some(record)),
+                        None => ready.clear_ready(),
+                    }
+                }
+                removal = self.removals.next() => {
+                    let removal = removal.transpose().map_err(failed("watch the pins of", map::EVENTS))?;
+                    let name = removal.and_then(|event| event.name);
+                    self.gone = name.is_none_or(|name| name == self.version.as_str());
+                }
+            }
+        }
+        Ok(self.take())
+    }
+
+    /// Takes what was too much to be told, of every kind whose period has ended by `now_ns` of `CLOCK_BOOTTIME`. Returns whether
+    /// there are others.
+    pub fn take_untold(&mut self, now_ns: u64) -> Result<(Vec<Untold>, bool), Error> {
+        let failed = |error| map_error("read what was not told", map::EVENT_LIMITS, error);
+        let (mut taken, mut others) = (Vec::new(), false);
+        for kind in self.limits.keys().collect::<Result<Vec<_>, _>>().map_err(failed)? {
+            let limits = match self.limits.get(&kind, 0) {
+                Ok(limits) => limits,
+                // It has made room for another one.
+                Err(MapError::KeyNotFound) => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            if !limits.iter().all(|limit| limit.is_over(now_ns)) {
+                others = true;
+                continue;
+            }
+            match self.limits.remove(&kind) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(failed(error)),
+            }
+            let count = limits.iter().fold(0, |sum: u64, limit| sum.saturating_add(limit.untold));
+            if count > 0 {
+                taken.push(Untold { kind, count });
+            }
+        }
+        Ok((taken, others))
+    }
+}
+
+fn watch(pins: &Pins) -> io::Result<EventStream<[u8; 1024]>> {
+    let inotify = Inotify::init()?;
+    inotify.watches().add(pins.root(), WatchMask::DELETE | WatchMask::MOVED_FROM | WatchMask::ONLYDIR)?;
+    inotify.into_event_stream([0; 1024])
+}
+
+fn take(ring: &mut RingBuf<MapData>) -> Option<EventRecord> {
+    loop {
+        let item = ring.next()?;
+        match decode(&item) {
+            Some(record) => return Some(record),
+            None => log::warn!("an event of {} bytes is not one of this version's", item.len()),
+        }
+    }
+}
+
+/// Any bytes, if they are as many as a record has.
+fn decode(bytes: &[u8]) -> Option<EventRecord> {
+    // SAFETY: as many bytes as the record has, and any bytes are one, for it is a `Pod`.
+    (bytes.len() == size_of::<EventRecord>()).then(|| unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+fn failed(action: &'static str, name: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Map { action, name, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EventRecord, decode};
+
+    #[test]
+    fn any_bytes_decode_but_not_any_number_of_them() {
+        let size = size_of::<EventRecord>();
+        for len in [0, 1, size - 1, size + 1, 2 * size] {
+            assert_eq!(decode(&vec![0xff; len]), None, "{len}");
+        }
+        assert_eq!(decode(&vec![0; size]), Some(EventRecord::EMPTY));
+        // From an odd address, too.
+        let bytes = vec![0xff; size + 1];
+        let record = decode(&bytes[1..]).expect("as many bytes as a record has");
+        assert_eq!((record.pid, record.ifindex, record.comm), (u32::MAX, -1, [0xff; 16]));
+    }
+}

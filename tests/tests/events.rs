@@ -1,0 +1,364 @@
+//! `steer events`: whoever is stopped is told, and nobody else.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, ChildStdout, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use steer_lab::{Family, SERVER_V4, SERVER_V6, Vector, client_v4, wait_until};
+use steer_tests::{Bed, Cgroup, Outcome, PATIENCE, Scene, Try, User, binary, copy_program, output};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("who_tried_what", who_tried_what),
+    ("who_finds_no_uplink", who_finds_no_uplink),
+    ("who_called_in_by_another_link", who_called_in_by_another_link),
+    ("a_flood_is_told_in_part_and_counted", a_flood_is_told_in_part_and_counted),
+    ("nothing_of_others", nothing_of_others),
+    ("followed_until_told_to_end", followed_until_told_to_end),
+    ("followed_until_off", followed_until_off),
+    ("one_reader", one_reader),
+    ("a_name_that_would_break_the_line", a_name_that_would_break_the_line),
+];
+
+/// The fields of every line.
+const FIELDS: [&str; 15] = [
+    "cgroup",
+    "cgroup_id",
+    "comm",
+    "count",
+    "ifindex",
+    "interface",
+    "option",
+    "peer",
+    "pid",
+    "policy",
+    "port",
+    "protocol",
+    "reason",
+    "summary",
+    "time",
+];
+
+/// Lines of JSON.
+fn parse(text: &str) -> anyhow::Result<Vec<Value>> {
+    text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+}
+
+/// What has happened since it was last asked.
+fn backlog(bed: &Bed) -> anyhow::Result<Vec<Value>> {
+    parse(&bed.succeed(&["events", "--once", "--json"])?)
+}
+
+/// Runs a program that tries something, and returns the id that its process had.
+fn attempt(bed: &Bed, cgroup: &Cgroup, vector: Vector, user: User, family: Family) -> anyhow::Result<u32> {
+    let this = Try { vector, user, family, scene: Scene::Steered, timeout: Duration::from_millis(200) };
+    let mut child = bed.escape_program(this, cgroup)?.stdout(Stdio::null()).spawn()?;
+    child.wait()?;
+    Ok(child.id())
+}
+
+fn who_tried_what() -> Outcome {
+    struct Case {
+        vector: Vector,
+        user: User,
+        family: Family,
+        reason: &'static str,
+        /// The other link, if it is known to be what was tried.
+        interface: Option<&'static str>,
+        option: Option<&'static str>,
+        has_peer: bool,
+    }
+    let case = |vector, user, reason| Case {
+        vector,
+        user,
+        family: Family::V4,
+        reason,
+        interface: Some("a0"),
+        option: None,
+        has_peer: true,
+    };
+    let option =
+        |vector, user, name| Case { option: Some(name), has_peer: false, ..case(vector, user, "stopped_setsockopt") };
+    let unbound = |user, family| Case { interface: None, family, ..case(Vector::UdpAfUnspec, user, "stopped_sendmsg") };
+    let cases = [
+        case(Vector::IpPktinfo, User::Nobody, "stopped_egress"),
+        case(Vector::IpPktinfo, User::Root, "stopped_egress"),
+        unbound(User::Nobody, Family::V4),
+        unbound(User::Nobody, Family::V6),
+        option(Vector::Bindtodevice, User::Root, "SO_BINDTODEVICE"),
+        option(Vector::Bindtoifindex, User::Root, "SO_BINDTOIFINDEX"),
+        option(Vector::Join, User::Nobody, "IP_ADD_MEMBERSHIP"),
+    ];
+    let bed = Bed::new("events-who")?;
+    // The process is in a cgroup below the one that is attached: it is told of.
+    let inner = bed.cgroup.child("inner")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    for case in cases {
+        let name = format!("{:?} {:?} {:?}", case.vector, case.user, case.family);
+        let pid = attempt(&bed, &inner, case.vector, case.user, case.family)?;
+        let events = backlog(&bed)?;
+        let event = events.iter().find(|event| event["reason"] == case.reason);
+        let event = event.with_context(|| format!("{name}: not among {events:#?}"))?;
+        let told = format!("{name}: {event:#}");
+        ensure!(event.as_object().is_some_and(|fields| fields.keys().eq(FIELDS)), "{told}");
+        ensure!(event["time"].as_str().is_some_and(|time| time.len() == 27 && time.ends_with('Z')), "{told}");
+        ensure!(event["policy"] == "a1" && event["count"] == 1 && event["summary"] == false, "{told}");
+        ensure!(event["cgroup"] == inner.path() && event["cgroup_id"] == inner.id()?, "{told}");
+        ensure!(event["interface"].as_str() == case.interface, "{told}");
+        ensure!(event["option"].as_str() == case.option, "{told}");
+        let by_index = case.interface.is_some() && case.option != Some("SO_BINDTODEVICE");
+        ensure!(
+            event["ifindex"].as_u64() == by_index.then(|| bed.net.ifindex(0).map(u64::from)).transpose()?,
+            "{told}"
+        );
+        let server = if case.family == Family::V4 { SERVER_V4.to_string() } else { SERVER_V6.to_string() };
+        if case.has_peer {
+            ensure!(
+                event["peer"] == server && event["port"] == bed.server.port() && event["protocol"] == "udp",
+                "{told}"
+            );
+        }
+        // Before Linux 6.12 a program that sees a packet may not ask who sends it, and before 7.3 not by which name.
+        if case.reason != "stopped_egress" {
+            ensure!(event["pid"] == pid && event["comm"] == "steer-escape", "{told}");
+        }
+        ensure!(event["pid"].is_null() || event["pid"] == pid, "{told}");
+        ensure!(event["comm"].is_null() || event["comm"] == "steer-escape", "{told}");
+    }
+    Ok(())
+}
+
+fn who_finds_no_uplink() -> Outcome {
+    let bed = Bed::new("events-missing")?;
+    let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"nowhere\"\ncgroups = [\"@\"]\n")?;
+    let pid = attempt(&bed, &bed.cgroup, Vector::Tcp, User::Nobody, Family::V4)?;
+    let events = backlog(&bed)?;
+    ensure!(events.len() == 1, "{events:#?}");
+    let event = &events[0];
+    ensure!(event["reason"] == "closed_missing" && event["policy"] == "p" && event["protocol"] == "tcp", "{event:#}");
+    ensure!(event["pid"] == pid && event["comm"] == "steer-escape" && event["ifindex"].is_null(), "{event:#}");
+    Ok(())
+}
+
+fn who_called_in_by_another_link() -> Outcome {
+    let bed = Bed::new("events-ingress")?;
+    let mut listener = bed.client(Some(&bed.cgroup), User::Nobody)?.arg("--listen").stdout(Stdio::piped()).spawn()?;
+    let mut heard = BufReader::new(listener.stdout.take().context("no pipe")?).lines();
+    let port = heard.next().context("no port")??.parse::<u16>()?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--ingress", "uplink"])?;
+    let from = bed.net.server.run(|| {
+        let socket = std::net::UdpSocket::bind((SERVER_V4, 0))?;
+        socket.send_to(b"hello", (client_v4(0), port))?;
+        socket.local_addr()
+    })??;
+    let mut events = Vec::new();
+    wait_until("the packet to be told of", PATIENCE, || {
+        events = backlog(&bed).unwrap_or_default();
+        !events.is_empty()
+    })?;
+    let event = &events[0];
+    ensure!(event["reason"] == "stopped_ingress" && event["interface"] == "a0", "{event:#}");
+    ensure!(event["cgroup"] == bed.cgroup.path() && event["pid"].is_null(), "{event:#}");
+    ensure!(event["peer"] == from.ip().to_string() && event["port"] == from.port(), "{event:#}");
+    listener.kill()?;
+    listener.wait()?;
+    Ok(())
+}
+
+fn a_flood_is_told_in_part_and_counted() -> Outcome {
+    let bed = Bed::new("events-flood")?;
+    let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"nowhere\"\ncgroups = [\"@\"]\n")?;
+    let load = bed.load(&bed.cgroup)?;
+    wait_until("a flood", PATIENCE, || bed.sockets("p", "closed_missing").is_ok_and(|closed| closed > 2000))?;
+    load.stop()?;
+    let (closed, events) = (bed.sockets("p", "closed_missing")?, backlog(&bed)?);
+    let sum = events.iter().filter_map(|event| event["count"].as_u64()).sum::<u64>();
+    ensure!(sum == closed, "{sum} of {closed} in {events:#?}");
+    let summaries = events.iter().filter(|event| event["summary"] == true).collect::<Vec<_>>();
+    ensure!(!summaries.is_empty(), "all told of {closed}");
+    for event in summaries {
+        ensure!(event.as_object().is_some_and(|fields| fields.keys().eq(FIELDS)), "{event:#}");
+        ensure!(event["policy"] == "p" && event["cgroup"] == bed.cgroup.path(), "{event:#}");
+    }
+    // What has been told is not told again.
+    ensure!(backlog(&bed)?.is_empty());
+    // A flood of one kind hides no other; and who follows is told of the rest of it when it is over.
+    let (mut follower, mut line) = Follower::start(&bed, &["--json"])?;
+    let load = bed.load(&bed.cgroup)?;
+    wait_until("a flood", PATIENCE, || bed.sockets("p", "closed_missing").is_ok_and(|now| now > closed + 2000))?;
+    attempt(&bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4)?;
+    load.stop()?;
+    let all = bed.sockets("p", "closed_missing")? - closed;
+    let (mut sum, mut refused) = (0, 0);
+    loop {
+        let event: Value = serde_json::from_str(&line)?;
+        let count = event["count"].as_u64().context("no count")?;
+        if event["reason"] == "closed_missing" {
+            sum += count;
+        } else {
+            refused += count;
+        }
+        // One by the follower's start, one in the flood.
+        ensure!(sum <= all && refused <= 2, "{refused}, and {sum} of {all}: {line}");
+        if sum == all && refused == 2 {
+            return Ok(());
+        }
+        line = follower.next()?;
+    }
+}
+
+fn nothing_of_others() -> Outcome {
+    let bed = Bed::new("events-others")?;
+    let nothing = bed.run(&["events"])?;
+    ensure!(nothing.code == 1 && nothing.stderr.contains("nothing is steered"), "{nothing:?}");
+    let (steered, exempt, other) =
+        (bed.cgroup.child("steered")?, bed.cgroup.child("steered/exempt")?, bed.cgroup.child("o")?);
+    bed.succeed(&["attach", steered.path(), "-i", "a1"])?;
+    bed.succeed(&["attach", exempt.path(), "-i", "none"])?;
+    for cgroup in [&exempt, &other] {
+        for vector in [Vector::UdpAfUnspec, Vector::Bindtodevice, Vector::IpPktinfo] {
+            attempt(&bed, cgroup, vector, User::Root, Family::V4)?;
+        }
+    }
+    // What is allowed is not told either.
+    bed.check_steered(&steered, 1)?;
+    let events = backlog(&bed)?;
+    ensure!(events.is_empty(), "{events:#?}");
+    Ok(())
+}
+
+/// `steer events`, following.
+struct Follower {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Follower {
+    /// Starts it, and returns once it has shown something.
+    fn start(bed: &Bed, arguments: &[&str]) -> anyhow::Result<(Self, String)> {
+        let pid = attempt(bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4)?;
+        let mut command = bed.steer(&["events"]);
+        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
+        let mut follower = Self { child, lines };
+        let line = follower.next()?;
+        ensure!(line.contains(&pid.to_string()), "not of process {pid}: {line}");
+        Ok((follower, line))
+    }
+
+    fn next(&mut self) -> anyhow::Result<String> {
+        Ok(self.lines.next().context("it ended")??)
+    }
+
+    fn signal(&self, signal: Signal) -> Outcome {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+    }
+
+    /// Waits for its end; returns its exit status, what it had not shown before, and what it complained of.
+    fn end(mut self) -> anyhow::Result<(std::process::ExitStatus, Vec<String>, String)> {
+        let mut rest = Vec::new();
+        for line in &mut self.lines {
+            rest.push(line?);
+        }
+        let complaint = std::io::read_to_string(self.child.stderr.take().context("no pipe")?)?;
+        Ok((self.child.wait()?, rest, complaint))
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn followed_until_told_to_end() -> Outcome {
+    let bed = Bed::new("events-follow")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let (mut follower, _) = Follower::start(&bed, &[])?;
+        let meanwhile = attempt(&bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4)?;
+        let line = follower.next()?;
+        let expected = format!(
+            " stopped_setsockopt policy=\"a1\" cgroup={:?} pid={meanwhile} comm=\"steer-escape\" option=SO_BINDTODEVICE \
+             interface=\"a0\"",
+            bed.cgroup.path()
+        );
+        ensure!(line.ends_with(&expected), "{line}");
+        follower.signal(signal)?;
+        let (status, rest, complaint) = follower.end()?;
+        ensure!(status.signal() == Some(signal as i32), "{status}");
+        ensure!(rest.is_empty() && complaint.is_empty(), "{rest:?} {complaint}");
+    }
+    // As under `| head -1`.
+    let (mut follower, line) = Follower::start(&bed, &["--json"])?;
+    parse(&line)?;
+    let stdout = std::mem::replace(&mut follower.lines, BufReader::new(empty_stdout()?).lines());
+    drop(stdout);
+    attempt(&bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4)?;
+    let (status, _, complaint) = follower.end()?;
+    ensure!(status.signal() == Some(libc::SIGPIPE) && complaint.is_empty(), "{status} {complaint}");
+    Ok(())
+}
+
+/// The output of a program that prints nothing.
+fn empty_stdout() -> anyhow::Result<ChildStdout> {
+    let mut child = std::process::Command::new("true").stdout(Stdio::piped()).spawn()?;
+    child.wait()?;
+    child.stdout.take().context("no pipe")
+}
+
+fn followed_until_off() -> Outcome {
+    let bed = Bed::new("events-off")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let (follower, _) = Follower::start(&bed, &["--json"])?;
+    bed.succeed(&["off"])?;
+    let (status, rest, complaint) = follower.end()?;
+    ensure!(status.success() && rest.is_empty(), "{status} {rest:?} {complaint}");
+    ensure!(complaint.contains("switched off"), "{complaint}");
+    ensure!(!bed.pins.exists(), "something is left");
+    Ok(())
+}
+
+fn one_reader() -> Outcome {
+    let bed = Bed::new("events-one")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let (follower, _) = Follower::start(&bed, &[])?;
+    for arguments in [&["events"] as &[&str], &["events", "--once"]] {
+        let refused = bed.run(arguments)?;
+        ensure!(refused.code == 1 && refused.stderr.contains("another `steer events`"), "{refused:?}");
+        ensure!(refused.stdout.is_empty(), "{refused:?}");
+    }
+    // It is in nobody else's way.
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a0"])?;
+    ensure!(bed.policy("a0")?["cgroups"][0]["complete"] == true);
+    follower.signal(Signal::SIGKILL)?;
+    follower.end()?;
+    bed.succeed(&["events", "--once"])?;
+    Ok(())
+}
+
+fn a_name_that_would_break_the_line() -> Outcome {
+    let bed = Bed::new("events-name")?;
+    let _daemon = bed.daemon("[[policy]]\nname = \"p q\"\ninterface = \"nowhere\"\ncgroups = [\"@\"]\n")?;
+    let program = bed.directory.join("a\" pid=1\nb");
+    copy_program(&binary("STEER_PROBE", "steer-probe"), &program)?;
+    let mut command = std::process::Command::new(&program);
+    command.args(["--target", "192.0.2.1", "--port", "1"]);
+    bed.cgroup.enter(&mut command);
+    output(bed.net.client.enter(&mut command))?;
+    let text = bed.succeed(&["events", "--once"])?;
+    ensure!(text.lines().count() == 1 && text.contains(r#" policy="p q" "#), "{text}");
+    ensure!(text.contains(r#" comm="a\" pid=1\nb" "#), "{text}");
+    Ok(())
+}
