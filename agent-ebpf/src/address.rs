@@ -151,13 +151,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
 }
 
 #[inline(always)]
-fn refuse(
-    ctx: &SockAddrContext,
-    attachment: &AttachmentRecord,
-    reason: Counter,
-    bound: i32,
-    hook: Hook,
-) -> i32 {
+fn refuse(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter, bound: i32, hook: Hook) -> i32 {
     policy::count(attachment.policy, reason);
     events::tell(attachment, reason, events::cgroup_id(), |record| {
         record.netns_cookie = netns_cookie(ctx);

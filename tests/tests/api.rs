@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     process::{Command, Stdio},
 };
@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use steer_lab::wait_until;
+use steer_lab::{Family, Vector, wait_until};
 use steer_tests::{Answer, Bed, Daemon, NOBODY, Outcome, PATIENCE, USERS, User, output};
 
-use crate::Test;
+use crate::{Test, events::attempt};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_policy_comes_changes_and_goes", a_policy_comes_changes_and_goes),
@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("as_described", as_described),
     ("health", health),
     ("metrics", metrics),
+    ("events_for_all_who_listen", events_for_all_who_listen),
     ("a_file_that_appears_is_a_policy", a_file_that_appears_is_a_policy),
 ];
 
@@ -245,6 +246,10 @@ fn as_described() -> Outcome {
     let mut checked = 0;
     for (path, operations) in paths {
         for (method, operation) in operations.as_object().context("no operations")? {
+            if path == "/v1/events" {
+                // It ends only when the client hangs up: see `events_for_all_who_listen`.
+                continue;
+            }
             let (concrete, wanted) = match (method.as_str(), path.contains("{name}")) {
                 ("get", false) => (path.clone(), "200"),
                 ("get", true) => (path.replace("{name}", "p"), "200"),
@@ -342,4 +347,38 @@ fn check_with_promtool(metrics: &str) -> anyhow::Result<Option<steer_tests::Outp
     let text = [output.stdout, output.stderr].concat();
     let code = output.status.code().unwrap_or(-1);
     Ok(Some(steer_tests::Output { code, stdout: String::from_utf8_lossy(&text).into_owned(), stderr: String::new() }))
+}
+
+/// Two clients follow; both are told, and one that is gone is no hindrance.
+fn events_for_all_who_listen() -> Outcome {
+    let bed = Bed::new("api-events")?;
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--no-buffer", "http://steer/v1/events", "--unix-socket"]).arg(bed.socket());
+    let (sender, heard) = std::sync::mpsc::channel();
+    let mut children = Vec::new();
+    for mut command in [curl, bed.steer(&["events", "--json"])] {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
+        let sender = sender.clone();
+        std::thread::spawn(move || drop(sender.send(lines.next())));
+        children.push(child);
+    }
+    // Again until both are told: who begins to listen later hears of later attempts.
+    let mut told = Vec::new();
+    wait_until("both to be told", PATIENCE, || {
+        let _ = attempt(&bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4);
+        told.extend(heard.try_iter());
+        told.len() == 2
+    })?;
+    for line in told {
+        let event: Value = serde_json::from_str(&line.context("an end")??)?;
+        ensure!(event["policy"] == "p" && event["reason"] == "stopped_setsockopt", "{event}");
+    }
+    for mut child in children {
+        child.kill()?;
+        child.wait()?;
+    }
+    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    Ok(())
 }

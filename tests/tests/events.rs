@@ -60,7 +60,7 @@ fn backlog(bed: &Bed) -> anyhow::Result<Vec<Value>> {
 }
 
 /// Runs a program that tries something, and returns the id that its process had.
-fn attempt(bed: &Bed, cgroup: &Cgroup, vector: Vector, user: User, family: Family) -> anyhow::Result<u32> {
+pub(crate) fn attempt(bed: &Bed, cgroup: &Cgroup, vector: Vector, user: User, family: Family) -> anyhow::Result<u32> {
     let this = Try { vector, user, family, scene: Scene::Steered, timeout: Duration::from_millis(200) };
     let mut child = bed.escape_program(this, cgroup)?.stdout(Stdio::null()).spawn()?;
     child.wait()?;

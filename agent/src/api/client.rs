@@ -5,7 +5,11 @@
 use std::{io, path::Path, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, StatusCode, body::Bytes, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -35,6 +39,10 @@ pub enum Error {
     Garbled(String),
 }
 
+fn refusal(body: &[u8]) -> Error {
+    serde_json::from_slice(body).map_or_else(|error| Error::Garbled(error.to_string()), Error::Refused)
+}
+
 fn told(problem: &Problem) -> String {
     let fields = problem.errors.iter().map(|error| match error.field.as_str() {
         "" => format!("\n  {}", error.detail),
@@ -60,6 +68,25 @@ impl<'a> Client<'a> {
         self.parse(self.send(Method::GET, path, Bytes::new()).await?)
     }
 
+    /// Follows a resource: gives each line to `tell`, until the daemon ends or `tell` fails.
+    pub async fn follow(self, path: &str, mut tell: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let broken = |error: hyper::Error| self.unreachable(io::Error::other(error));
+        let mut response = self.begin(Method::GET, path, Bytes::new()).await?;
+        if !response.status().is_success() {
+            let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+            return Err(refusal(&body).into());
+        }
+        let mut waiting = Vec::new();
+        while let Some(frame) = response.frame().await {
+            waiting.extend_from_slice(&frame.map_err(broken)?.into_data().unwrap_or_default());
+            while let Some(end) = waiting.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = waiting.drain(..=end).collect();
+                tell(&line)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts a resource; gives what is there now.
     pub async fn put<T: DeserializeOwned>(self, path: &str, body: &impl Serialize) -> Result<T, Error> {
         let body = serde_json::to_vec(body).map_err(|error| Error::Garbled(error.to_string()))?;
@@ -83,13 +110,17 @@ impl<'a> Client<'a> {
         if status.is_success() || status == StatusCode::SERVICE_UNAVAILABLE {
             return Ok((status, body));
         }
-        match serde_json::from_slice(&body) {
-            Ok(problem) => Err(Error::Refused(problem)),
-            Err(_not_json) => Err(Error::Garbled(format!("{status}"))),
-        }
+        Err(refusal(&body))
     }
 
     async fn exchange(self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Error> {
+        let response = self.begin(method, path, body).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await;
+        Ok((status, body.map_err(|error| self.unreachable(io::Error::other(error)))?.to_bytes()))
+    }
+
+    async fn begin(self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Error> {
         let broken = |error: hyper::Error| self.unreachable(io::Error::other(error));
         let stream = UnixStream::connect(self.socket).await.map_err(|error| self.unreachable(error))?;
         let (mut sender, connection) =
@@ -102,10 +133,7 @@ impl<'a> Client<'a> {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| Error::Garbled(error.to_string()))?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
-        Ok((status, body))
+        sender.send_request(request).await.map_err(broken)
     }
 
     fn unreachable(self, source: io::Error) -> Error {

@@ -8,12 +8,13 @@
 pub mod client;
 mod control;
 mod document;
+mod feed;
 mod policies;
 mod problem;
 mod reading;
 mod serve;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use axum::{Json, http::StatusCode, routing::get};
 use tokio::sync::Semaphore;
@@ -36,7 +37,12 @@ struct State {
     control: Control,
     pins: Pins,
     readers: Arc<Semaphore>,
+    feed: feed::Feed,
 }
+
+/// Whether a connection may last.
+#[derive(Clone, Debug, Default)]
+struct Lasting(Arc<AtomicBool>);
 
 /// Who has connected.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +69,7 @@ struct Document;
 
 impl State {
     fn new(control: Control, pins: Pins) -> Self {
-        Self { control, pins, readers: Arc::new(Semaphore::new(READERS)) }
+        Self { control, pins, readers: Arc::new(Semaphore::new(READERS)), feed: feed::Feed::default() }
     }
 }
 
@@ -82,6 +88,7 @@ fn router(state: State) -> axum::Router {
         .routes(routes!(reading::attachments))
         .routes(routes!(reading::counters))
         .routes(routes!(reading::interfaces))
+        .routes(routes!(reading::events))
         .routes(routes!(reading::health))
         .routes(routes!(reading::metrics))
         .split_for_parts();

@@ -1,9 +1,9 @@
 //! What can be read: the same as the commands show.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State as Extracted,
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
@@ -11,9 +11,10 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Health, InterfaceDocument, Problem, Request, State};
+use super::{Health, InterfaceDocument, Lasting, Problem, Request, State};
 use crate::{
     cgroup::Hierarchy,
+    events::Event,
     metrics,
     stats::{self, CgroupStatus, Status},
 };
@@ -79,6 +80,19 @@ pub(super) async fn counters(Extracted(state): Extracted<State>) -> Result<Json<
 #[utoipa::path(get, path = "/v1/interfaces", tag = "state", responses((status = OK, body = [InterfaceDocument])))]
 pub(super) async fn interfaces(Extracted(state): Extracted<State>) -> Result<Json<Vec<InterfaceDocument>>, Problem> {
     state.control.ask(Request::Interfaces).await.map(Json)
+}
+
+/// What is stopped, as it happens, until the client hangs up: one event a line, as `steer events --json` prints them; and
+/// `{"missed": N}` where the client was too slow.
+#[utoipa::path(get, path = "/v1/events", tag = "state",
+    responses((status = OK, body = Event, content_type = "application/x-ndjson")))]
+pub(super) async fn events(
+    Extracted(state): Extracted<State>,
+    Extension(lasting): Extension<Lasting>,
+) -> Result<impl IntoResponse, Problem> {
+    let events = state.feed.listen(&state.pins)?;
+    lasting.0.store(true, Ordering::Relaxed);
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], events))
 }
 
 /// How the daemon does: 503 while something that failed is tried again, or its files have mistakes.

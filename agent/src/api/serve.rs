@@ -1,6 +1,6 @@
 //! The unix socket, a TCP port for the metrics, and what a slow or greedy client meets there.
 //!
-//! **Invariant:** a connection is one request, and lasts [`LIFETIME`] at most; so many are open at once as are allowed, with room
+//! **Invariant:** a connection is one request, and lasts [`LIFETIME`] at most, but for one that follows the events; so many are open at once as are allowed, with room
 //! left for root; and a body has [`BODY`] bytes at most.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
         net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -28,7 +28,7 @@ use tokio::{
     sync::{Semaphore, oneshot},
 };
 
-use super::{Control, Peer, State, public_router, router};
+use super::{Control, Lasting, Peer, State, public_router, router};
 use crate::datapath::Pins;
 
 /// Bytes of a request's body.
@@ -195,15 +195,21 @@ impl Places {
     /// Answers on a task of its own. Who comes when all places are taken is hung up on.
     fn answer(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
         let Ok(place) = Arc::clone(&self.0).try_acquire_owned() else { return };
+        let lasting = Lasting::default();
+        let router = router.layer(Extension(lasting.clone()));
         tokio::spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-            match tokio::time::timeout(LIFETIME, connection).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => log::debug!("a client of the API: {error}"),
-                Err(_elapsed) => log::debug!("a client of the API took longer than {} s", LIFETIME.as_secs()),
+            let mut connection = std::pin::pin!(connection);
+            let answered = match tokio::time::timeout(LIFETIME, &mut connection).await {
+                Ok(answered) => answered,
+                Err(_elapsed) if lasting.0.load(Ordering::Relaxed) => connection.await,
+                Err(_elapsed) => return log::debug!("a client of the API took longer than {} s", LIFETIME.as_secs()),
+            };
+            if let Err(error) = answered {
+                log::debug!("a client of the API: {error}");
             }
             drop(place);
         });

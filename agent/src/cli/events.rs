@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::PinDirectory;
+use super::Instance;
 use crate::{
+    api::client::Client,
     datapath::Pins,
     events::{Event, Events},
     preflight::require_privilege,
@@ -19,7 +20,7 @@ use crate::{
 #[command(
     after_help = "Shows first what nobody has read yet: about a thousand events are kept, later ones counted. Of each kind \
                   (cgroup, policy, reason) ten a second are told on each CPU, the others counted, too. Each event is shown \
-                  once, so a second `steer events` is refused. Exit status: 0 after --once and `steer off`, 1 if nothing is \
+                  once, so without a daemon a second `steer events` is refused; a daemon tells all who listen. Exit status: 0 after --once and `steer off`, 1 if nothing is \
                   steered."
 )]
 pub(super) struct Args {
@@ -31,10 +32,16 @@ pub(super) struct Args {
     once: bool,
 }
 
-pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
-    require_privilege("events")?;
-    let Some(pins) = pins.to_look() else { bail!(NOTHING) };
-    super::block_on(show(args, &pins))??;
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    super::block_on(async {
+        // A daemon reads them for any number of listeners.
+        if let (false, Some(daemon)) = (args.once, Client::find(&instance.socket).await) {
+            return daemon.follow("/v1/events", |line| print_line(line, args.json)).await;
+        }
+        require_privilege("events")?;
+        let Some(pins) = instance.pins.to_look() else { bail!(NOTHING) };
+        show(args, &pins).await
+    })??;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -50,6 +57,14 @@ async fn show(args: &Args, pins: &Pins) -> anyhow::Result<()> {
     }
     eprintln!("steer: the events end: steer was switched off, or another version of it has taken over");
     Ok(())
+}
+
+/// What the daemon sends: an event, or how many this reader was too slow for.
+fn print_line(line: &[u8], json: bool) -> anyhow::Result<()> {
+    match serde_json::from_slice(line) {
+        Ok(event) => print(&event, json),
+        Err(_not_an_event) => io::stdout().lock().write_all(line).context("print an event"),
+    }
 }
 
 fn print(event: &Event, json: bool) -> anyhow::Result<()> {

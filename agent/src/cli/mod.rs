@@ -105,7 +105,7 @@ impl Cli {
             Command::Detach(args) => detach::run(&args, pins),
             Command::Off(args) => off::run(&args, &instance),
             Command::Status(args) => status::run(&args, &instance),
-            Command::Events(args) => events::run(&args, pins),
+            Command::Events(args) => events::run(&args, &instance),
             Command::Policy(args) => policy::run(args, &instance),
             Command::Interfaces(args) => interfaces::run(&args, &instance),
             Command::Demo(args) => demo::run(&args),

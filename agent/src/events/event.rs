@@ -4,25 +4,29 @@
 //! no name that a process chose breaks a line or passes for another field.
 
 use std::{
+    borrow::Cow,
     fmt,
     net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
+
 use steer_common::{Counter, EventRecord, LimitKey, Peer, option};
 
 use crate::{cgroup_path::CgroupPath, datapath::text};
 
 /// One attempt that was stopped; or a summary of those that came too fast to be told one by one, of which no more is known than
 /// cgroup, policy and reason. The field names are stable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 pub struct Event {
     /// When it was stopped; of a summary, when it was made.
     #[serde(serialize_with = "microseconds")]
+    #[schema(value_type = String)]
     pub time: Timestamp,
     /// Why, by the name of the counter in `steer status --json`.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// Whether this is a summary.
     pub summary: bool,
     /// How many attempts this is about: 1 unless it is one.
@@ -42,6 +46,7 @@ pub struct Event {
     /// Its index, in the network namespace of the socket.
     pub ifindex: Option<i32>,
     /// The address it was for, or from.
+    #[schema(value_type = Option<String>)]
     pub peer: Option<IpAddr>,
     /// The port there.
     pub port: Option<u16>,
@@ -74,7 +79,7 @@ impl Event {
     pub(super) fn summary(kind: &LimitKey, count: u64, policy: Option<String>, time: Timestamp) -> Self {
         Self {
             time,
-            reason: Counter::of_index(kind.reason).map_or("unknown", Counter::name),
+            reason: Counter::of_index(kind.reason).map_or("unknown", Counter::name).into(),
             summary: true,
             count,
             policy,
