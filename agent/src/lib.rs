@@ -17,4 +17,5 @@ pub mod plan;
 pub mod policy;
 pub mod preflight;
 pub mod resolver;
+pub mod sockets;
 pub mod stats;

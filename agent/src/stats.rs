@@ -8,7 +8,9 @@ use steer_common::{COUNTERS, Owner, policy_flags, record::ip_address};
 use crate::{
     cgroup::Hierarchy,
     cgroup_path::CgroupPath,
+    config::Existing,
     datapath::{self, Datapath, Pins, PolicyEntry},
+    policy,
     resolver::{self, Detour},
 };
 
@@ -47,6 +49,8 @@ pub struct PolicyStatus {
     pub cgroups: Vec<CgroupStatus>,
     /// The resolvers that are asked, whomever a program asks; none if programs ask whom they like.
     pub dns: Vec<IpAddr>,
+    /// What is done with sockets that are bound elsewhere when it begins to hold, or when its uplink is made again.
+    pub existing: Existing,
     /// How it is enforced; for an exemption this says what its programs would do.
     pub enforce: Enforce,
     /// Sockets, calls and packets, by what was done with them.
@@ -179,6 +183,7 @@ fn policy_status(
             .filter(|(flag, _)| entry.record.flags & flag != 0)
             .map(|(_, words)| ip_address(words))
             .collect(),
+        existing: policy::existing(entry.record.flags),
         enforce: Enforce::of(entry.record.flags),
         counters: COUNTERS.iter().map(|counter| counter.name()).zip(counts).collect(),
     })

@@ -10,6 +10,7 @@ mod check;
 mod daemon;
 mod escape;
 mod foreign;
+mod held;
 mod private_file;
 
 pub use bed::{Bed, NOBODY, Output};
@@ -19,6 +20,7 @@ pub use check::{Load, Spy, USERS, User, check_outcomes};
 pub use daemon::{Daemon, read_all};
 pub use escape::{Level, Scene, Seen, Try};
 pub use foreign::exclusive_program;
+pub use held::{Held, Served};
 pub use private_file::replace_file;
 
 use std::time::Duration;

@@ -9,6 +9,7 @@ mod daemon;
 mod dns;
 mod escape;
 mod exec;
+mod existing;
 mod guards;
 mod lifecycle;
 mod limits;
@@ -19,7 +20,7 @@ mod uplinks;
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() {
-    let rooms: [(&str, &[Test]); 10] = [
+    let rooms: [(&str, &[Test]); 11] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -30,6 +31,7 @@ fn main() {
         ("limits", limits::TESTS),
         ("guards", guards::TESTS),
         ("dns", dns::TESTS),
+        ("existing", existing::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {

@@ -11,7 +11,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Config, Enforce, Ingress, Manner, OtherNetns, Pattern, Policy, Problem, Problems, Resolvers};
+use super::{Config, Enforce, Existing, Ingress, Manner, OtherNetns, Pattern, Policy, Problem, Problems, Resolvers};
 
 /// Leaves slots for what is attached by hand, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
@@ -145,11 +145,17 @@ impl Reader<'_> {
                     Some("refuse") => policy.manner.other_netns = OtherNetns::Refuse,
                     _ => self.wrong(&path, value, "expected \"leave\" or \"refuse\""),
                 },
+                "existing" => match value.get_ref().as_str() {
+                    Some("keep") => policy.manner.existing = Existing::Keep,
+                    Some("rebind") => policy.manner.existing = Existing::Rebind,
+                    Some("destroy") => policy.manner.existing = Existing::Destroy,
+                    _ => self.wrong(&path, value, "expected \"keep\", \"rebind\" or \"destroy\""),
+                },
                 "dns" => policy.manner.dns = self.dns(&path, value),
                 _ => {
                     let written = self.text.get(value.span()).unwrap_or_default();
-                    let expected =
-                        "unknown key; expected name, interface, cgroups, enforce, ingress, other_netns or dns";
+                    let expected = "unknown key; expected name, interface, cgroups, enforce, ingress, other_netns, \
+                         existing or dns";
                     self.problem(key.span(), &path, written.lines().next().unwrap_or_default(), expected);
                 }
             }
@@ -160,6 +166,10 @@ impl Reader<'_> {
         }
         if !policy.manner.dns.is_empty() && matches!(policy.interface, Some(Interface::None)) {
             self.problem(span.clone(), &format!("{at}.dns"), "", "an exemption asks whom it likes; expected no dns");
+        }
+        if policy.manner.existing != Existing::Keep && matches!(policy.interface, Some(Interface::None)) {
+            let message = "an exemption binds no socket; expected no existing";
+            self.problem(span.clone(), &format!("{at}.existing"), "", message);
         }
         for (present, key, expected) in [
             (seen.0, "name", "expected name = \"...\", unique in the file"),
