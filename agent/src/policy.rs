@@ -139,7 +139,10 @@ mod tests {
     use steer_common::{CLOSED_IFINDEX, Kind, Owner, policy_flags};
 
     use super::{Policies, Target, padded};
-    use crate::{cgroup_path::CgroupPath, config};
+    use crate::{
+        cgroup_path::CgroupPath,
+        config::{self, Existing},
+    };
 
     fn policies() -> Policies {
         let text = r#"
@@ -203,6 +206,10 @@ mod tests {
         let strict = policy_flags::RESTORE | policy_flags::GUARD;
         assert_eq!(record.flags, strict | policy_flags::REFUSE_OTHER_NETNS, "strict is the default");
         assert_eq!(steer.record("vpn", Owner::Config, None, 9).ifindex, CLOSED_IFINDEX);
+        for existing in [Existing::Keep, Existing::Rebind, Existing::Destroy] {
+            let steer = Target { interface: None, manner: config::Manner { existing, ..manner } };
+            assert_eq!(super::existing(steer.record("vpn", Owner::Config, None, 9).flags), existing);
+        }
         let exempt = Target { interface: None, manner: config::Manner::default() };
         assert_eq!(exempt.record("direct", Owner::Config, None, 9).kind, Kind::Exempt as u32);
     }

@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("found_wherever_the_process_is", found_wherever_the_process_is),
     ("a_service_goes_on", a_service_goes_on),
     ("the_configuration_says_it", the_configuration_says_it),
+    ("before_the_daemon_has_seen_the_cgroup", before_the_daemon_has_seen_the_cgroup),
     ("the_outer_policy_takes_over", the_outer_policy_takes_over),
     ("destroyed_when_the_uplink_is_made_again", destroyed_when_the_uplink_is_made_again),
     ("rebound_when_the_uplink_is_made_again", rebound_when_the_uplink_is_made_again),
@@ -249,6 +250,18 @@ fn the_configuration_says_it() -> Outcome {
     ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
     let _daemon = Daemon::start(&bed)?;
     all_by_uplink(&bed, &mut held, 0)
+}
+
+/// What a program makes before the daemon has seen its cgroup is not steered, but taken over.
+fn before_the_daemon_has_seen_the_cgroup() -> Outcome {
+    let bed = Bed::new("existing-window")?;
+    let daemon = bed.daemon(&config("a1", "destroy").replace('@', "@/late"))?;
+    daemon.signal(Signal::SIGSTOP)?;
+    let late = bed.cgroup.child("late")?;
+    let mut held = hold(&bed, Some(&late), User::Nobody, 0)?;
+    daemon.signal(Signal::SIGCONT)?;
+    daemon.wait_for_log(&format!("existing sockets of {}: 2 bound to a1, 4 destroyed", late.path()))?;
+    reconnects(&bed, &mut held, 1)
 }
 
 fn the_outer_policy_takes_over() -> Outcome {

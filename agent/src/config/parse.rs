@@ -293,7 +293,7 @@ struct PolicyFields<'v, 'i> {
 #[cfg(test)]
 mod tests {
     use super::parse;
-    use crate::config::OtherNetns;
+    use crate::config::{Existing, Manner, OtherNetns};
 
     #[test]
     fn a_whole_file() {
@@ -355,6 +355,21 @@ other_netns = true
             assert!(lines.lines().any(|line| line.starts_with(expected)), "{expected}\nin\n{lines}");
         }
         assert_eq!(problems.problems.len(), want.len(), "{lines}");
+    }
+
+    #[test]
+    fn existing_sockets() {
+        let parsed = |interface: &str, existing: &str| {
+            let text = format!("[[policy]]\nname = \"a\"\ninterface = \"{interface}\"\ncgroups = [\"/a\"]\n");
+            parse("f.toml", &format!("{text}existing = \"{existing}\"\n"))
+        };
+        let manner = |existing| parsed("wg0", existing).expect("valid").policies[0].manner;
+        assert_eq!(manner("rebind").existing, Existing::Rebind);
+        assert_eq!(manner("destroy").existing, Existing::Destroy);
+        assert_eq!(manner("keep"), Manner::default());
+        let wrong = parsed("wg0", "leave").expect_err("a mistake").to_string();
+        assert!(wrong.contains("f.toml:5:12: policy[0].existing = \"leave\": expected \"keep\""), "{wrong}");
+        assert!(parsed("none", "rebind").expect_err("a mistake").to_string().contains("binds no socket"));
     }
 
     #[test]

@@ -115,8 +115,7 @@ impl Steering {
                 let mut changed = BTreeSet::new();
                 for (cgroup_id, desired) in found {
                     if self.datapath.attachment(cgroup_id)?.is_none_or(|existing| !existing.is_manual()) {
-                        self.attach(&lock, cgroup_id, &desired)?;
-                        changed.insert(cgroup_id);
+                        changed.extend(self.attach(&lock, cgroup_id, &desired)?);
                     }
                 }
                 self.take_over_sockets(&lock, &changed);
@@ -178,10 +177,7 @@ impl Steering {
         let mut changed = BTreeSet::new();
         for step in plan::steps(&desired, &actual) {
             match step {
-                Step::Attach { cgroup_id, desired } => {
-                    self.attach(&lock, cgroup_id, &desired)?;
-                    changed.insert(cgroup_id);
-                }
+                Step::Attach { cgroup_id, desired } => changed.extend(self.attach(&lock, cgroup_id, &desired)?),
                 Step::Detach { cgroup_id } => {
                     self.datapath.detach(&lock, &self.hierarchy, cgroup_id)?;
                     let path = self.hierarchy.path_of(cgroup_id);
@@ -233,24 +229,25 @@ impl Steering {
         Ok(named)
     }
 
-    /// Attaches one cgroup. One that is gone meanwhile needs nothing; another failure is logged, and does not keep others from
-    /// being attached.
-    fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) -> Result<(), Error> {
+    /// Attaches one cgroup, and returns its id. One that is gone meanwhile needs nothing; another failure is logged, and does
+    /// not keep others from being attached.
+    fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) -> Result<Option<u64>, Error> {
         let attached = self.hierarchy.open(&desired.path).map_err(Error::from).and_then(|cgroup| {
-            if cgroup.id == cgroup_id {
-                self.datapath.attach(lock, &self.hierarchy, &cgroup, desired.slot, false)?;
-                self.attached.insert(desired.path.clone(), cgroup_id);
-                log::info!("steering {}", desired.path);
+            if cgroup.id != cgroup_id {
+                return Ok(None);
             }
-            Ok(())
+            self.datapath.attach(lock, &self.hierarchy, &cgroup, desired.slot, false)?;
+            self.attached.insert(desired.path.clone(), cgroup_id);
+            log::info!("steering {}", desired.path);
+            Ok(Some(cgroup_id))
         });
         match attached {
-            Ok(()) | Err(Error::Cgroup(cgroup::Error::Missing { .. })) => Ok(()),
-            Err(error @ Error::SwitchedOff { .. }) => Err(error),
-            Err(error) => {
+            Err(Error::Cgroup(cgroup::Error::Missing { .. })) => Ok(None),
+            Err(error) if !matches!(error, Error::SwitchedOff { .. }) => {
                 log::error!("{} is NOT steered: {error}", desired.path);
-                Ok(())
+                Ok(None)
             }
+            attached => attached,
         }
     }
 
