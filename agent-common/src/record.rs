@@ -36,6 +36,10 @@ pub mod policy_flags {
     pub const DNS4: u32 = 1 << 4;
     /// Names are asked of [`PolicyRecord::dns6`](super::PolicyRecord::dns6) where IPv6 is spoken.
     pub const DNS6: u32 = 1 << 5;
+    /// Sockets that are bound elsewhere when the policy begins to hold are bound to the uplink. For the agent.
+    pub const EXISTING_REBIND: u32 = 1 << 6;
+    /// The same, but those that are connected are destroyed. For the agent.
+    pub const EXISTING_DESTROY: u32 = 1 << 7;
 }
 
 /// An IPv6 address as the kernel gives it to programs: four words in network byte order. IPv4 is mapped (`::ffff:a.b.c.d`).

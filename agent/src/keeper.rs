@@ -17,7 +17,7 @@ use crate::{
     cgroup::{Hierarchy, scope},
     cgroup_path::CgroupPath,
     datapath::{self, Datapath, Pins},
-    interface,
+    interface, sockets,
 };
 
 /// Waits for the wrapper to become its command, then for the cgroup to be empty, then cleans up.
@@ -53,7 +53,7 @@ async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins)
     while scope::is_populated(hierarchy, path)? {
         tokio::select! {
             ready = events.ready(Interest::PRIORITY) => ready?.clear_ready(),
-            followed = follow(&mut uplinks, pins) => {
+            followed = follow(&mut uplinks, hierarchy, pins) => {
                 if let Err(error) = followed {
                     log::error!("{error:#}");
                     uplinks = Uplinks::new();
@@ -80,18 +80,18 @@ impl Uplinks {
         })
     }
 
-    async fn follow(&mut self, pins: &Pins) -> anyhow::Result<()> {
+    async fn follow(&mut self, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
         if self.table.apply(self.links.next().await?) {
-            follow_uplinks(pins, &self.table, self.netns_cookie)?;
+            follow_uplinks(hierarchy, pins, &self.table, self.netns_cookie)?;
         }
         Ok(())
     }
 }
 
 /// Waits for a change of links and carries it over. After a failure it waits a moment, so that it is not tried in a circle.
-async fn follow(uplinks: &mut anyhow::Result<Uplinks>, pins: &Pins) -> anyhow::Result<()> {
+async fn follow(uplinks: &mut anyhow::Result<Uplinks>, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
     let followed = match uplinks {
-        Ok(uplinks) => uplinks.follow(pins).await,
+        Ok(uplinks) => uplinks.follow(hierarchy, pins).await,
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
     if followed.is_err() {
@@ -100,14 +100,21 @@ async fn follow(uplinks: &mut anyhow::Result<Uplinks>, pins: &Pins) -> anyhow::R
     followed
 }
 
-/// Brings every policy of this network namespace up to date. Nothing is steered any more after `steer off`: no error.
-fn follow_uplinks(pins: &Pins, table: &interface::Table, netns_cookie: u64) -> Result<(), datapath::Error> {
+/// Brings every policy of this network namespace up to date, and existing sockets after it. Nothing is steered any more after
+/// `steer off`: no error.
+fn follow_uplinks(
+    hierarchy: &Hierarchy,
+    pins: &Pins,
+    table: &interface::Table,
+    netns_cookie: u64,
+) -> Result<(), datapath::Error> {
     let Some(mut datapath) = Datapath::open(pins)? else { return Ok(()) };
-    match datapath.lock() {
-        Ok(lock) => datapath.follow_uplinks(&lock, table, netns_cookie).map(drop),
-        Err(datapath::Error::SwitchedOff { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
+    let lock = match datapath.lock() {
+        Err(datapath::Error::SwitchedOff { .. }) => return Ok(()),
+        lock => lock?,
+    };
+    let changed = datapath.follow_uplinks(&lock, table, netns_cookie)?;
+    sockets::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)
 }
 
 /// Removes a cgroup made by `steer exec`, then everything that was made for it: no process can enter a cgroup that is gone.

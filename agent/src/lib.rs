@@ -2,6 +2,7 @@
 //!
 //! Data flows one way through these rooms, and none imports a later one:
 //! `config` -> `policy` -> `interface` + `cgroup` -> `plan` -> `datapath` == kernel == -> `stats` and `events` -> `cli`.
+//! `sockets` carries over to existing sockets what the datapath does with new ones.
 //! `daemon` and `keeper` stand outside and re-enter the pipe when something changes. ARCHITECTURE.md tells why.
 
 pub mod api;
@@ -20,5 +21,6 @@ pub mod plan;
 pub mod policy;
 pub mod preflight;
 pub mod resolver;
+pub mod sockets;
 pub mod stats;
 pub mod store;

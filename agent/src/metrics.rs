@@ -82,7 +82,7 @@ mod tests {
 
     use super::{SOCKETS, render};
     use crate::{
-        config::Enforce,
+        config::{Enforce, Existing},
         stats::{Origin, PolicyStatus, Status},
     };
 
@@ -97,6 +97,7 @@ mod tests {
             netns_cookie: Some(1),
             cgroups: Vec::new(),
             dns: Vec::new(),
+            existing: Existing::Keep,
             enforce: Enforce::Strict,
             counters,
         };

@@ -9,7 +9,7 @@ use steer_common::{
 
 use crate::{
     cgroup_path::CgroupPath,
-    config::{self, Config, Enforce, Ingress, Manner, OtherNetns},
+    config::{self, Config, Enforce, Existing, Ingress, Manner, OtherNetns},
 };
 
 /// What a policy does, apart from where.
@@ -25,7 +25,7 @@ impl Target {
     /// The record of a policy with this target. `ifindex` is the uplink's index in the namespace `netns_cookie`; `None`
     /// while it is missing.
     pub fn record(&self, name: &str, owner: Owner, ifindex: Option<i32>, netns_cookie: u64) -> PolicyRecord {
-        let Manner { enforce, ingress, other_netns, dns } = self.manner;
+        let Manner { enforce, ingress, other_netns, dns, existing } = self.manner;
         let enforced = match (enforce, ingress) {
             (Enforce::Bind, _) => 0,
             (Enforce::Steer, _) => policy_flags::RESTORE,
@@ -38,6 +38,11 @@ impl Target {
             | match other_netns {
                 OtherNetns::Leave => 0,
                 OtherNetns::Refuse => policy_flags::REFUSE_OTHER_NETNS,
+            }
+            | match existing {
+                Existing::Keep => 0,
+                Existing::Rebind => policy_flags::EXISTING_REBIND,
+                Existing::Destroy => policy_flags::EXISTING_DESTROY,
             }
             | if dns.v4.is_some() { policy_flags::DNS4 } else { 0 }
             | if dns.v6.is_some() { policy_flags::DNS6 } else { 0 };
@@ -55,6 +60,15 @@ impl Target {
                 ..common
             },
         }
+    }
+}
+
+/// What a policy with these flags says of sockets that were there before it.
+pub fn existing(flags: u32) -> Existing {
+    match (flags & policy_flags::EXISTING_DESTROY, flags & policy_flags::EXISTING_REBIND) {
+        (0, 0) => Existing::Keep,
+        (0, _) => Existing::Rebind,
+        _ => Existing::Destroy,
     }
 }
 
@@ -130,7 +144,10 @@ mod tests {
     use steer_common::{CLOSED_IFINDEX, Kind, Owner, policy_flags};
 
     use super::{Policies, Target, padded};
-    use crate::{cgroup_path::CgroupPath, config};
+    use crate::{
+        cgroup_path::CgroupPath,
+        config::{self, Existing},
+    };
 
     fn policies() -> Policies {
         let text = r#"
@@ -194,6 +211,10 @@ mod tests {
         let strict = policy_flags::RESTORE | policy_flags::GUARD;
         assert_eq!(record.flags, strict | policy_flags::REFUSE_OTHER_NETNS, "strict is the default");
         assert_eq!(steer.record("vpn", Owner::Config, None, 9).ifindex, CLOSED_IFINDEX);
+        for existing in [Existing::Keep, Existing::Rebind, Existing::Destroy] {
+            let steer = Target { interface: None, manner: config::Manner { existing, ..manner } };
+            assert_eq!(super::existing(steer.record("vpn", Owner::Config, None, 9).flags), existing);
+        }
         let exempt = Target { interface: None, manner: config::Manner::default() };
         assert_eq!(exempt.record("direct", Owner::Config, None, 9).kind, Kind::Exempt as u32);
     }

@@ -9,8 +9,9 @@ use utoipa::ToSchema;
 use crate::{
     cgroup::Hierarchy,
     cgroup_path::CgroupPath,
-    config::Enforce,
+    config::{Enforce, Existing},
     datapath::{self, Datapath, Pins, PolicyEntry},
+    policy,
     resolver::{self, Detour},
 };
 
@@ -50,6 +51,8 @@ pub struct PolicyStatus {
     /// The resolvers that are asked, whomever a program asks; none if programs ask whom they like.
     #[schema(value_type = Vec<String>)]
     pub dns: Vec<IpAddr>,
+    /// What is done with sockets that are bound elsewhere when it begins to hold, or when its uplink is made again.
+    pub existing: Existing,
     /// How it is enforced; for an exemption this says what its programs would do.
     pub enforce: Enforce,
     /// Sockets, calls and packets, by what was done with them.
@@ -169,6 +172,7 @@ fn policy_status(
             .filter(|(flag, _)| entry.record.flags & flag != 0)
             .map(|(_, words)| ip_address(words))
             .collect(),
+        existing: policy::existing(entry.record.flags),
         enforce: enforce(entry.record.flags),
         counters: COUNTERS.iter().map(|counter| counter.name().to_owned()).zip(counts).collect(),
     })

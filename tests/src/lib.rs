@@ -11,6 +11,7 @@ mod check;
 mod daemon;
 mod escape;
 mod foreign;
+mod held;
 mod private_file;
 
 pub use api::Answer;
@@ -21,6 +22,7 @@ pub use check::{Load, Spy, USERS, User, check_outcomes};
 pub use daemon::{Daemon, read_all};
 pub use escape::{Level, Scene, Seen, Try};
 pub use foreign::exclusive_program;
+pub use held::{Held, Served};
 pub use private_file::replace_file;
 
 use std::time::Duration;

@@ -11,6 +11,7 @@ mod dns;
 mod escape;
 mod events;
 mod exec;
+mod existing;
 mod guards;
 mod lifecycle;
 mod limits;
@@ -21,7 +22,7 @@ mod uplinks;
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() {
-    let rooms: [(&str, &[Test]); 12] = [
+    let rooms: [(&str, &[Test]); 13] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -34,6 +35,7 @@ fn main() {
         ("dns", dns::TESTS),
         ("api", api::TESTS),
         ("events", events::TESTS),
+        ("existing", existing::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {

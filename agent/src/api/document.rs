@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    config::{self, Enforce, Ingress, OtherNetns},
+    config::{self, Enforce, Existing, Ingress, OtherNetns},
     interface::Table,
     store::Kept,
 };
@@ -26,6 +26,8 @@ pub struct PolicyDocument {
     pub ingress: Ingress,
     /// What is done with sockets of other network namespaces.
     pub other_netns: OtherNetns,
+    /// What is done with sockets that are there already.
+    pub existing: Existing,
     /// Who is asked for names, whomever a program asks.
     #[schema(value_type = Vec<String>)]
     pub dns: Vec<IpAddr>,
@@ -45,6 +47,7 @@ impl PolicyDocument {
             enforce: policy.manner.enforce,
             ingress: policy.manner.ingress,
             other_netns: policy.manner.other_netns,
+            existing: policy.manner.existing,
             dns: policy.manner.dns.iter().collect(),
             kept,
             file: policy.file.clone(),
@@ -69,6 +72,9 @@ pub struct PolicyRequest {
     /// What is done with sockets of other network namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other_netns: Option<OtherNetns>,
+    /// What is done with sockets that are there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub existing: Option<Existing>,
     /// Who is asked for names, whomever a program asks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<String>,
@@ -100,13 +106,15 @@ impl PolicyRequest {
             ingress: Option<Ingress>,
             #[serde(skip_serializing_if = "Option::is_none")]
             other_netns: Option<OtherNetns>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            existing: Option<Existing>,
             #[serde(skip_serializing_if = "<[_]>::is_empty")]
             dns: &'a [String],
         }
-        let Self { interface, cgroups, enforce, ingress, other_netns, dns, runtime: _ } = self;
-        let (enforce, ingress, other_netns) = (*enforce, *ingress, *other_netns);
+        let Self { interface, cgroups, enforce, ingress, other_netns, existing, dns, runtime: _ } = self;
+        let (enforce, ingress, other_netns, existing) = (*enforce, *ingress, *other_netns, *existing);
         let text = toml::to_string(&File {
-            policy: [Named { name, interface, cgroups, enforce, ingress, other_netns, dns }],
+            policy: [Named { name, interface, cgroups, enforce, ingress, other_netns, existing, dns }],
         })?;
         Ok(format!("# Kept by steer: `steer policy set` and `remove` change it.\n\n{text}"))
     }

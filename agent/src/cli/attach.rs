@@ -12,6 +12,7 @@ use crate::{
     cgroup::{Cgroup, Hierarchy},
     datapath::{self, Datapath, Lock, Pins},
     preflight::require_privilege,
+    sockets,
 };
 
 /// Arguments of `steer attach`.
@@ -58,6 +59,11 @@ fn attach(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, cgroup: &Cgroup, by: 
     {
         bail!("{} is steered by the daemon's configuration; change it there", cgroup.path);
     }
+    let netns_cookie = datapath::netns_cookie()?;
     let slot = by.slot(&mut datapath, lock)?;
-    Ok(datapath.attach(lock, hierarchy, cgroup, slot, true)?)
+    datapath.attach(lock, hierarchy, cgroup, slot, true)?;
+    for done in sockets::take_over(lock, &datapath, hierarchy, netns_cookie, &[cgroup.id].into()) {
+        println!("{done}");
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ use crate::{
     cgroup::Hierarchy,
     datapath::{self, Datapath},
     preflight::require_privilege,
+    sockets,
 };
 
 /// Arguments of `steer detach`.
@@ -35,6 +36,12 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
             );
         }
         datapath.detach(&lock, &hierarchy, cgroup.id)?;
+        if let Some(outer) = datapath.around(&hierarchy, &cgroup.path)? {
+            let netns_cookie = datapath::netns_cookie()?;
+            for done in sockets::take_over(&lock, &datapath, &hierarchy, netns_cookie, &[outer].into()) {
+                println!("{done}");
+            }
+        }
     }
     datapath::detach_other_versions(&pins, &lock, cgroup.id)?;
     // The configuration may name it, too.

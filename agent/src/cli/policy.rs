@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use super::{Instance, block_on};
 use crate::{
     api::{PolicyDocument, PolicyRequest, client::Client},
-    config::{Enforce, Ingress, OtherNetns},
+    config::{Enforce, Existing, Ingress, OtherNetns},
     store::{Kept, Store},
 };
 
@@ -67,6 +67,9 @@ struct Set {
     /// What is done with sockets of other network namespaces
     #[arg(long, value_name = "WHAT")]
     other_netns: Option<OtherNetns>,
+    /// What is done with sockets that are there already
+    #[arg(long, value_name = "WHAT")]
+    existing: Option<Existing>,
     /// Resolver behind the uplink, asked whomever a program asks; one of each family at most
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     dns: Vec<String>,
@@ -94,6 +97,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
                     enforce: set.enforce,
                     ingress: set.ingress,
                     other_netns: set.other_netns,
+                    existing: set.existing,
                     dns: set.dns,
                     runtime: set.runtime,
                 };

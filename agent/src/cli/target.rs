@@ -3,7 +3,7 @@
 use steer_common::{Kind, Owner, PolicyRecord, policy_flags};
 
 use crate::{
-    config::{Enforce, Ingress, Manner, OtherNetns, Resolvers},
+    config::{Enforce, Existing, Ingress, Manner, OtherNetns, Resolvers},
     datapath::{self, Datapath, Lock},
     interface,
     policy::Target,
@@ -37,6 +37,9 @@ pub(super) struct How {
     /// Resolver behind the uplink, asked whomever the program asks; one of each family at most
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',', conflicts_with = "policy")]
     dns: Vec<String>,
+    /// What is done with sockets that are bound elsewhere already, and when the uplink comes back with another index
+    #[arg(long, value_name = "WHAT", default_value = "keep", conflicts_with = "policy")]
+    existing: Existing,
 }
 
 /// What `By` means here and now.
@@ -50,7 +53,7 @@ pub(super) enum Resolved {
 impl By {
     /// Looks the interface up, before anything is changed.
     pub(super) fn resolve(&self, how: &How) -> anyhow::Result<Resolved> {
-        let How { enforce, ingress, other_netns, .. } = *how;
+        let How { enforce, ingress, other_netns, existing, .. } = *how;
         anyhow::ensure!(
             ingress == Ingress::Any || enforce == Enforce::Strict,
             "--ingress uplink needs --enforce strict"
@@ -62,7 +65,11 @@ impl By {
             .map_err(|problem| anyhow::anyhow!("--dns: {problem}"))?;
         let exempts = self.interface.as_deref() == Some("none");
         anyhow::ensure!(dns.is_empty() || !exempts, "--dns needs an uplink: an exemption asks whom it likes");
-        let manner = Manner { enforce, ingress, other_netns, dns };
+        anyhow::ensure!(
+            existing == Existing::Keep || !exempts,
+            "--existing needs an uplink: an exemption binds no socket"
+        );
+        let manner = Manner { enforce, ingress, other_netns, dns, existing };
         let Some(interface) = &self.interface else {
             return Ok(Resolved::Policy(self.policy.clone().unwrap_or_default()));
         };

@@ -48,6 +48,8 @@ pub struct Manner {
     pub other_netns: OtherNetns,
     /// `dns`: who is asked for names, whomever the program asks.
     pub dns: Resolvers,
+    /// `existing`: what is done with sockets that are bound elsewhere when the policy begins to hold.
+    pub existing: Existing,
 }
 
 /// `enforce`.
@@ -84,4 +86,17 @@ pub enum OtherNetns {
     Leave,
     /// They get no sockets.
     Refuse,
+}
+
+/// `existing`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Existing {
+    /// Nothing: they keep what they have, and a guard holds them.
+    #[default]
+    Keep,
+    /// They are bound to the uplink; connections that could not go on there are ended.
+    Rebind,
+    /// Connections are ended, so that programs make new ones; other sockets are bound to the uplink.
+    Destroy,
 }

@@ -11,7 +11,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Config, Enforce, Ingress, Manner, OtherNetns, Pattern, Policy, Problem, Problems, Resolvers};
+use super::{Config, Enforce, Existing, Ingress, Manner, OtherNetns, Pattern, Policy, Problem, Problems, Resolvers};
 
 /// Leaves slots for what is attached by hand, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
@@ -187,11 +187,17 @@ impl Reader<'_> {
                     Some("refuse") => policy.manner.other_netns = OtherNetns::Refuse,
                     _ => self.wrong(&path, value, "expected \"leave\" or \"refuse\""),
                 },
+                "existing" => match value.get_ref().as_str() {
+                    Some("keep") => policy.manner.existing = Existing::Keep,
+                    Some("rebind") => policy.manner.existing = Existing::Rebind,
+                    Some("destroy") => policy.manner.existing = Existing::Destroy,
+                    _ => self.wrong(&path, value, "expected \"keep\", \"rebind\" or \"destroy\""),
+                },
                 "dns" => policy.manner.dns = self.dns(&path, value),
                 _ => {
                     let written = self.source.text.get(value.span()).unwrap_or_default();
-                    let expected =
-                        "unknown key; expected name, interface, cgroups, enforce, ingress, other_netns or dns";
+                    let expected = "unknown key; expected name, interface, cgroups, enforce, ingress, other_netns, \
+                         existing or dns";
                     self.problem(key.span(), &path, written.lines().next().unwrap_or_default(), expected);
                 }
             }
@@ -202,6 +208,10 @@ impl Reader<'_> {
         }
         if !policy.manner.dns.is_empty() && matches!(policy.interface, Some(Interface::None)) {
             self.problem(span.clone(), &format!("{at}.dns"), "", "an exemption asks whom it likes; expected no dns");
+        }
+        if policy.manner.existing != Existing::Keep && matches!(policy.interface, Some(Interface::None)) {
+            let message = "an exemption binds no socket; expected no existing";
+            self.problem(span.clone(), &format!("{at}.existing"), "", message);
         }
         for (present, key, expected) in [
             (seen.0, "name", "expected name = \"...\", unique in the file"),
@@ -325,7 +335,7 @@ struct PolicyFields<'v, 'i> {
 #[cfg(test)]
 mod tests {
     use super::{Source, parse, parse_all};
-    use crate::config::OtherNetns;
+    use crate::config::{Existing, Manner, OtherNetns};
 
     #[test]
     fn a_whole_file() {
@@ -403,6 +413,21 @@ other_netns = true
                     b.toml:4:12: policy[0].cgroups = \"/a/\": policy \"a\" of a.toml claims the same cgroups; expected each in \
                     one policy only, once";
         assert_eq!(problems.to_string(), want);
+    }
+
+    #[test]
+    fn existing_sockets() {
+        let parsed = |interface: &str, existing: &str| {
+            let text = format!("[[policy]]\nname = \"a\"\ninterface = \"{interface}\"\ncgroups = [\"/a\"]\n");
+            parse("f.toml", &format!("{text}existing = \"{existing}\"\n"))
+        };
+        let manner = |existing| parsed("wg0", existing).expect("valid").policies[0].manner;
+        assert_eq!(manner("rebind").existing, Existing::Rebind);
+        assert_eq!(manner("destroy").existing, Existing::Destroy);
+        assert_eq!(manner("keep"), Manner::default());
+        let wrong = parsed("wg0", "leave").expect_err("a mistake").to_string();
+        assert!(wrong.contains("f.toml:5:12: policy[0].existing = \"leave\": expected \"keep\""), "{wrong}");
+        assert!(parsed("none", "rebind").expect_err("a mistake").to_string().contains("binds no socket"));
     }
 
     #[test]

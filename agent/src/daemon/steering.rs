@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** a failure to steer one cgroup does not keep another from being steered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use steer_common::Owner;
@@ -14,6 +14,7 @@ use crate::{
     interface::{self, Table},
     plan::{self, Actual, Desired, Step},
     policy::Policies,
+    sockets::{self, TakenOver},
 };
 
 /// The daemon's view of the host, and its hands.
@@ -87,7 +88,12 @@ impl Steering {
             return Ok(());
         }
         let lock = self.datapath.lock()?;
-        for entry in self.datapath.follow_uplinks(&lock, &self.table, self.netns_cookie)? {
+        self.follow_uplinks(&lock)
+    }
+
+    fn follow_uplinks(&mut self, lock: &Lock) -> Result<(), Error> {
+        let changed = self.datapath.follow_uplinks(lock, &self.table, self.netns_cookie)?;
+        for entry in &changed {
             let (name, interface) = (entry.name(), entry.interface());
             if entry.record.ifindex > 0 {
                 log::info!("policy {name}: uplink {interface} has index {}", entry.record.ifindex);
@@ -95,13 +101,19 @@ impl Steering {
                 log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it is there");
             }
         }
+        report(&sockets::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
         Ok(())
+    }
+
+    /// Existing sockets follow, where these cgroups have got another policy.
+    fn take_over_sockets(&self, lock: &Lock, attachments: &BTreeSet<u64>) {
+        report(&sockets::take_over(lock, &self.datapath, &self.hierarchy, self.netns_cookie, attachments));
     }
 
     /// After a failure: all of it again.
     pub(super) fn catch_up(&mut self, watch: &mut cgroup::Watch) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
-        self.datapath.follow_uplinks(&lock, &self.table, self.netns_cookie)?;
+        self.follow_uplinks(&lock)?;
         drop(lock);
         self.converge(watch)
     }
@@ -115,11 +127,13 @@ impl Steering {
                     return Ok(());
                 }
                 let lock = self.datapath.lock()?;
+                let mut changed = BTreeSet::new();
                 for (cgroup_id, desired) in found {
                     if self.datapath.attachment(cgroup_id)?.is_none_or(|existing| !existing.is_manual()) {
-                        self.attach(&lock, cgroup_id, &desired)?;
+                        changed.extend(self.attach(&lock, cgroup_id, &desired)?);
                     }
                 }
+                self.take_over_sockets(&lock, &changed);
                 Ok(())
             }
             cgroup::Change::Removed(path) => match self.attached.get(&path).copied() {
@@ -175,18 +189,23 @@ impl Steering {
             .collect();
         let ours = |id: &u64| actual.get(id).is_some_and(|actual| !actual.manual);
         self.attached = desired.iter().filter(|(id, _)| ours(id)).map(|(&id, to)| (to.path.clone(), id)).collect();
+        let mut changed = BTreeSet::new();
         for step in plan::steps(&desired, &actual) {
             match step {
-                Step::Attach { cgroup_id, desired } => self.attach(&lock, cgroup_id, &desired)?,
+                Step::Attach { cgroup_id, desired } => changed.extend(self.attach(&lock, cgroup_id, &desired)?),
                 Step::Detach { cgroup_id } => {
                     self.datapath.detach(&lock, &self.hierarchy, cgroup_id)?;
                     let path = self.hierarchy.path_of(cgroup_id);
+                    if let Some(path) = &path {
+                        changed.extend(self.datapath.around(&self.hierarchy, path)?);
+                    }
                     log::info!("detached {}", path.map_or_else(|| cgroup_id.to_string(), |path| path.to_string()));
                 }
             }
         }
-        self.datapath.retire_policies(&lock, &next.slots)?;
+        changed.extend(self.datapath.retire_policies(&lock, &next.slots)?);
         self.in_force = next;
+        self.take_over_sockets(&lock, &changed);
         Ok(())
     }
 
@@ -225,24 +244,25 @@ impl Steering {
         Ok(named)
     }
 
-    /// Attaches one cgroup. One that is gone meanwhile needs nothing; another failure is logged, and does not keep others from
-    /// being attached.
-    fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) -> Result<(), Error> {
+    /// Attaches one cgroup, and returns its id. One that is gone meanwhile needs nothing; another failure is logged, and does
+    /// not keep others from being attached.
+    fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) -> Result<Option<u64>, Error> {
         let attached = self.hierarchy.open(&desired.path).map_err(Error::from).and_then(|cgroup| {
-            if cgroup.id == cgroup_id {
-                self.datapath.attach(lock, &self.hierarchy, &cgroup, desired.slot, false)?;
-                self.attached.insert(desired.path.clone(), cgroup_id);
-                log::info!("steering {}", desired.path);
+            if cgroup.id != cgroup_id {
+                return Ok(None);
             }
-            Ok(())
+            self.datapath.attach(lock, &self.hierarchy, &cgroup, desired.slot, false)?;
+            self.attached.insert(desired.path.clone(), cgroup_id);
+            log::info!("steering {}", desired.path);
+            Ok(Some(cgroup_id))
         });
         match attached {
-            Ok(()) | Err(Error::Cgroup(cgroup::Error::Missing { .. })) => Ok(()),
-            Err(error @ Error::SwitchedOff { .. }) => Err(error),
-            Err(error) => {
+            Err(Error::Cgroup(cgroup::Error::Missing { .. })) => Ok(None),
+            Err(error) if !matches!(error, Error::SwitchedOff { .. }) => {
                 log::error!("{} is NOT steered: {error}", desired.path);
-                Ok(())
+                Ok(None)
             }
+            attached => attached,
         }
     }
 
@@ -258,5 +278,11 @@ impl Steering {
             );
         }
         Ok(())
+    }
+}
+
+fn report(done: &[TakenOver]) {
+    for done in done.iter().filter(|done| !done.is_nothing()) {
+        log::info!("{done}");
     }
 }

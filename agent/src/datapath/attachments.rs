@@ -58,10 +58,19 @@ impl Datapath {
 
     /// Ids of the cgroups attached by hand.
     pub fn attachments_by_hand(&self) -> Result<BTreeSet<u64>, Error> {
+        self.attachments_with(|record| record.flags & attachment_flags::MANUAL != 0)
+    }
+
+    /// Ids of the cgroups attached to one of these slots.
+    pub fn attachments_to(&self, slots: &[u32]) -> Result<BTreeSet<u64>, Error> {
+        self.attachments_with(|record| slots.contains(&record.policy))
+    }
+
+    fn attachments_with(&self, wanted: impl Fn(&AttachmentRecord) -> bool) -> Result<BTreeSet<u64>, Error> {
         let mut ids = BTreeSet::new();
         for path in list(&self.pins.links())? {
             if let Ok(cgroup_id) = file_name(&path).parse()
-                && self.record(cgroup_id)?.is_some_and(|record| record.flags & attachment_flags::MANUAL != 0)
+                && self.record(cgroup_id)?.is_some_and(|record| wanted(&record))
             {
                 ids.insert(cgroup_id);
             }

@@ -33,6 +33,23 @@ impl Datapath {
         Ok(outer)
     }
 
+    /// The attachment that holds a cgroup which has none of its own: the nearest above it.
+    pub fn around(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<Option<u64>, Error> {
+        Ok(self.outer(hierarchy, path)?.first().map(|(id, _)| *id))
+    }
+
+    /// The cgroups about whose sockets the attachment of a cgroup decides: itself, and those below with none in between.
+    pub fn decided_by(&self, hierarchy: &Hierarchy, attached: Found) -> Result<Vec<Found>, Error> {
+        let mut decided = vec![attached];
+        let mut looked_into = 0;
+        while let Some(found) = decided.get(looked_into) {
+            let children = hierarchy.children(&found.path)?;
+            decided.extend(children.into_iter().filter(|child| !self.pins.attachment(child.id).exists()));
+            looked_into += 1;
+        }
+        Ok(decided)
+    }
+
     /// The attachments below a cgroup, with their records.
     pub(super) fn inner(
         &self,

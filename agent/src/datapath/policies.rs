@@ -72,6 +72,14 @@ impl Datapath {
         self.policies.get(&slot, 0).map_err(|error| map_error("read a policy", map::POLICIES, error))
     }
 
+    /// The policy that a cgroup is attached to.
+    pub fn policy_of(&self, cgroup_id: u64) -> Result<Option<PolicyRecord>, Error> {
+        match self.record(cgroup_id)? {
+            Some(attachment) if attachment.policy < POLICY_SLOTS => self.policy(attachment.policy).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Puts each record in the slot that holds the same policy, or else in a free one. Returns their numbers; nothing is
     /// changed when there are not enough slots.
     pub fn put_policies(&mut self, _lock: &Lock, records: &[PolicyRecord]) -> Result<Vec<u32>, Error> {
@@ -123,13 +131,15 @@ impl Datapath {
     }
 
     /// Frees the configured policies that are not in `keep`. What was attached to one of them by hand is pointed to the one of
-    /// the same name in `keep`; where there is none it is closed, and the slot kept until it is detached.
-    pub fn retire_policies(&mut self, lock: &Lock, keep: &[u32]) -> Result<(), Error> {
+    /// the same name in `keep`; where there is none it is closed, and the slot kept until it is detached. Returns the ids
+    /// of the cgroups whose attachments were pointed to another.
+    pub fn retire_policies(&mut self, lock: &Lock, keep: &[u32]) -> Result<Vec<u64>, Error> {
         let entries = self.policies()?;
         let is_kept = |entry: &&PolicyEntry| keep.contains(&entry.slot);
         let heirs: BTreeMap<String, u32> =
             entries.iter().filter(is_kept).map(|entry| (entry.name(), entry.slot)).collect();
         let attachments = self.attachments()?;
+        let mut inherited = Vec::new();
         for PolicyEntry { slot, record } in entries {
             if record.owner != Owner::Config as u32 || keep.contains(&slot) {
                 continue;
@@ -137,7 +147,10 @@ impl Datapath {
             let mut named = false;
             for attachment in attachments.iter().filter(|attachment| attachment.record.policy == slot) {
                 match heirs.get(&text(&record.name)) {
-                    Some(heir) => self.point_to(lock, attachment, *heir)?,
+                    Some(heir) => {
+                        self.point_to(lock, attachment, *heir)?;
+                        inherited.push(attachment.cgroup_id);
+                    }
                     None => named = true,
                 }
             }
@@ -150,7 +163,7 @@ impl Datapath {
                 self.free_policy(slot)?;
             }
         }
-        Ok(())
+        Ok(inherited)
     }
 
     /// Empties a slot that no attachment names any more.

@@ -4,9 +4,11 @@
 //! continuous load.
 
 use crate::{
+    hold::Hold,
     load::Load,
     probe::{Family, Outcome, Probe, Proto},
     resolve::Resolve,
+    server::serve_here,
     uplinks::{SERVER_V4, SERVER_V6},
 };
 use clap::Args;
@@ -59,6 +61,13 @@ pub struct ProbeArgs {
     /// Instead of talking, print the port of a UDP socket, and a line for each datagram that it hears, until killed.
     #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes"])]
     pub listen: bool,
+    /// Keep the sockets: for each line of standard input one request on each, and a line with all outcomes as JSON. A socket
+    /// that failed is made afresh the next time.
+    #[arg(long, conflicts_with_all = ["count", "repeat_until_stdin_closes", "resolve", "listen"])]
+    pub hold: bool,
+    /// Instead of talking, answer by TCP and UDP on the port that is printed, until killed.
+    #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold"])]
+    pub serve: bool,
 }
 
 impl ProbeArgs {
@@ -89,6 +98,12 @@ pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     }
     if args.listen {
         return listen(out);
+    }
+    if args.serve {
+        match serve_here(|port| writeln!(out, "{port}").and_then(|()| out.flush()))? {}
+    }
+    if args.hold {
+        return hold(args, out);
     }
     let mut ok = true;
     for probe in args.probes() {
@@ -124,6 +139,16 @@ fn listen(out: &mut impl Write) -> io::Result<bool> {
         let (length, _) = socket.recv_from(&mut [0; 64])?;
         writeln!(out, "heard {length}")?;
     }
+}
+
+fn hold(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
+    let mut hold = Hold::new(args.probes());
+    for line in io::stdin().lines() {
+        line?;
+        writeln!(out, "{}", serde_json::to_string(&hold.round())?)?;
+        out.flush()?;
+    }
+    Ok(true)
 }
 
 fn repeat(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {

@@ -112,6 +112,13 @@ impl Outcome {
     pub fn is_ok(&self) -> bool {
         self.error.is_none()
     }
+
+    /// Reads back from the kernel what it knows of the socket.
+    pub(crate) fn look_at(&mut self, socket: &Socket) -> io::Result<()> {
+        self.local = local(socket);
+        self.bound_ifindex = sys::socket_option(socket, libc::SOL_SOCKET, sys::SO_BINDTOIFINDEX)?;
+        Ok(())
+    }
 }
 
 /// Reads the lines that `steer-probe --json` prints.
@@ -135,7 +142,19 @@ impl Probe {
 
     /// Tries it, on the calling thread and so in its network namespace.
     pub fn run(&self) -> Outcome {
-        let mut outcome = Outcome {
+        let mut outcome = self.begin();
+        let result = self.open().and_then(|socket| {
+            let result = self.talk(&socket, &mut outcome);
+            outcome.look_at(&socket)?;
+            result
+        });
+        outcome.error = result.err().map(|error| errno_name(&error));
+        outcome
+    }
+
+    /// What is known before there is a socket.
+    pub(crate) fn begin(&self) -> Outcome {
+        Outcome {
             proto: self.proto,
             family: self.family(),
             target: self.target,
@@ -144,15 +163,7 @@ impl Probe {
             bound_ifindex: -1,
             stage: Stage::Socket,
             error: None,
-        };
-        let result = self.open().and_then(|socket| {
-            let result = self.talk(&socket, &mut outcome);
-            outcome.local = local(&socket);
-            outcome.bound_ifindex = sys::socket_option(&socket, libc::SOL_SOCKET, sys::SO_BINDTOIFINDEX)?;
-            result
-        });
-        outcome.error = result.err().map(|error| errno_name(&error));
-        outcome
+        }
     }
 
     /// A fresh socket with the timeouts set.
@@ -181,28 +192,36 @@ impl Probe {
     }
 
     fn talk(&self, socket: &Socket, outcome: &mut Outcome) -> io::Result<()> {
-        let connected = self.proto != Proto::UdpUnconnected;
-        if connected {
-            outcome.stage = Stage::Connect;
-            socket.connect(&self.address())?;
+        self.connect(socket, outcome)?;
+        (0..self.count.max(1)).try_for_each(|sequence| self.exchange(socket, sequence, outcome))
+    }
+
+    /// Connects the socket, if it is of a kind that is.
+    pub(crate) fn connect(&self, socket: &Socket, outcome: &mut Outcome) -> io::Result<()> {
+        if self.proto == Proto::UdpUnconnected {
+            return Ok(());
         }
-        for sequence in 0..self.count.max(1) {
-            outcome.stage = Stage::Send;
-            let echo = Echo::new(self.target.is_ipv4(), sequence);
-            let request: &[u8] =
-                if matches!(self.proto, Proto::Ping | Proto::Raw) { echo.request() } else { b"steer-probe\n" };
-            if connected {
-                (&*socket).write_all(request)?;
-            } else {
-                socket.send_to(request, &self.address())?;
-            }
-            outcome.stage = Stage::Receive;
-            outcome.saw = Some(match self.proto {
-                Proto::Tcp | Proto::Mptcp => read_line(socket)?,
-                Proto::Udp | Proto::UdpUnconnected => read_datagram(socket)?,
-                Proto::Ping | Proto::Raw => self.read_reply(socket, &echo)?,
-            });
+        outcome.stage = Stage::Connect;
+        socket.connect(&self.address())
+    }
+
+    /// Sends one request, and waits for its answer.
+    pub(crate) fn exchange(&self, socket: &Socket, sequence: u32, outcome: &mut Outcome) -> io::Result<()> {
+        outcome.stage = Stage::Send;
+        let echo = Echo::new(self.target.is_ipv4(), sequence);
+        let request: &[u8] =
+            if matches!(self.proto, Proto::Ping | Proto::Raw) { echo.request() } else { b"steer-probe\n" };
+        if self.proto == Proto::UdpUnconnected {
+            socket.send_to(request, &self.address())?;
+        } else {
+            (&*socket).write_all(request)?;
         }
+        outcome.stage = Stage::Receive;
+        outcome.saw = Some(match self.proto {
+            Proto::Tcp | Proto::Mptcp => read_line(socket)?,
+            Proto::Udp | Proto::UdpUnconnected => read_datagram(socket)?,
+            Proto::Ping | Proto::Raw => self.read_reply(socket, &echo)?,
+        });
         Ok(())
     }
 

@@ -78,6 +78,16 @@ impl Server {
     }
 }
 
+/// Serves in the calling thread's namespace for as long as the process lives, once `ready` has been told the port.
+pub(crate) fn serve_here(ready: impl FnOnce(u16) -> io::Result<()>) -> io::Result<std::convert::Infallible> {
+    let sockets = Sockets::bind()?;
+    ready(sockets.port)?;
+    tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
+        sockets.serve(&Log::default())?;
+        std::future::pending().await
+    })
+}
+
 #[derive(Clone, Debug, Default)]
 struct Log(Arc<Mutex<Vec<Seen>>>);
 

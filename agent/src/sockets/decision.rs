@@ -1,0 +1,194 @@
+//! What is done with a socket that was there before its policy. Pure.
+//!
+//! **Invariant:** a socket that can reach this host only is left alone, and so is one that is bound to its uplink.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::diag::{Protocol, Socket};
+use crate::config::Existing;
+
+/// The first interface of every network namespace.
+const LOOPBACK_IFINDEX: i32 = 1;
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// It is bound to the uplink, and goes on.
+    Bind,
+    /// It is destroyed. One of UDP, which survives that, is then bound to the uplink.
+    Destroy,
+}
+
+/// The links of the network namespace and their addresses.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Host {
+    pub(super) links: BTreeSet<i32>,
+    /// With the index of their link.
+    pub(super) addresses: Vec<(i32, IpAddr)>,
+}
+
+/// Decides about a socket whose policy says `existing`; `uplink` is its uplink's index, and not positive while it is
+/// missing.
+pub(super) fn decide(socket: &Socket, existing: Existing, uplink: i32, host: &Host) -> Option<Action> {
+    if socket.bound() == uplink || host.is_all_of(socket) {
+        return None;
+    }
+    let ends = match existing {
+        Existing::Keep => return None,
+        // A listener that ends is a service that ends; and what is connected to nobody has nobody to connect to again.
+        _ if socket.peer().is_none() => false,
+        Existing::Destroy => true,
+        Existing::Rebind => !host.goes_on(socket, uplink),
+    };
+    match (ends, uplink > 0) {
+        (false, true) => Some(Action::Bind),
+        (true, true) => Some(Action::Destroy),
+        // Nobody can be bound to what is missing; but a program need not wait for what will not come. Not with UDP, whose
+        // sockets destruction unbinds.
+        (_, false) => {
+            (existing == Existing::Destroy && ends && socket.protocol == Protocol::Tcp).then_some(Action::Destroy)
+        }
+    }
+}
+
+impl Host {
+    /// Whether a socket can reach nothing but this host.
+    fn is_all_of(&self, socket: &Socket) -> bool {
+        let is_own = |address: IpAddr| address.is_loopback() || self.addresses.iter().any(|(_, own)| *own == address);
+        socket.bound() == LOOPBACK_IFINDEX
+            || socket.local().ip().is_loopback()
+            || socket.peer().is_some_and(|peer| is_own(peer.ip()))
+    }
+
+    /// Whether a connection can go on by the uplink: it has one of the uplink's addresses, or was bound to a link that is
+    /// gone, as the uplink before it was made again, whose addresses it does not have yet.
+    fn goes_on(&self, socket: &Socket, uplink: i32) -> bool {
+        let local = socket.local().ip();
+        let mut of_uplink = self.addresses.iter().filter(|(index, _)| *index == uplink).map(|(_, address)| *address);
+        let is_orphan = socket.bound() > 0 && !self.links.contains(&socket.bound());
+        of_uplink.clone().any(|address| address == local)
+            || is_orphan && !of_uplink.any(|address| address.is_ipv4() == local.is_ipv4() && !is_link_local(address))
+    }
+}
+
+/// An address that the kernel gives to a link by itself.
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_sock_diag::{
+        AF_INET, AF_INET6, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN,
+        inet::{InetResponseHeader, SocketId},
+    };
+
+    use super::{Action, Host, Protocol, Socket, decide};
+    use crate::config::Existing;
+
+    const OTHER: i32 = 2;
+    const UPLINK: i32 = 3;
+    const GONE: i32 = 9;
+    const MISSING: i32 = -1;
+
+    fn host() -> Host {
+        let address = |text: &str| text.parse().expect("an address");
+        let addresses = vec![
+            (1, address("127.0.0.1")),
+            (OTHER, address("10.0.0.2")),
+            (UPLINK, address("10.0.1.2")),
+            (UPLINK, address("fe80::1")),
+        ];
+        Host { links: [1, OTHER, UPLINK].into(), addresses }
+    }
+
+    fn socket(protocol: Protocol, state: u8, local: &str, peer: &str, bound: i32) -> Socket {
+        let (source_address, destination_address) =
+            (local.parse().expect("an address"), peer.parse().expect("an address"));
+        let socket_id =
+            SocketId { source_address, destination_address, interface_id: bound.cast_unsigned(), ..SocketId::new_v4() };
+        let family = if source_address.is_ipv4() { AF_INET } else { AF_INET6 };
+        let header = InetResponseHeader {
+            family,
+            state,
+            timer: None,
+            socket_id,
+            recv_queue: 0,
+            send_queue: 0,
+            uid: 0,
+            inode: 1,
+        };
+        Socket { protocol, cgroup_id: 1, header }
+    }
+
+    fn tcp(local: &str, bound: i32) -> Socket {
+        socket(
+            Protocol::Tcp,
+            TCP_ESTABLISHED,
+            local,
+            if local.contains(':') { "2001:db8::1" } else { "192.0.2.1" },
+            bound,
+        )
+    }
+
+    #[test]
+    fn decisions() {
+        use Action::{Bind, Destroy};
+        let udp = |local, bound| socket(Protocol::Udp, TCP_ESTABLISHED, local, "192.0.2.1", bound);
+        let listener = |local, bound| socket(Protocol::Tcp, TCP_LISTEN, local, "0.0.0.0", bound);
+        let unconnected = |local, bound| socket(Protocol::Udp, TCP_CLOSE, local, "::", bound);
+        // The socket, then what is done with it by `rebind`, by `destroy`, and by both while the uplink is missing.
+        let cases = [
+            ("on its uplink", tcp("10.0.1.2", UPLINK), None, None, [None, Some(Destroy)]),
+            ("the other link's address", tcp("10.0.0.2", 0), Some(Destroy), Some(Destroy), [None, Some(Destroy)]),
+            ("the uplink's address", tcp("10.0.1.2", 0), Some(Bind), Some(Destroy), [None, Some(Destroy)]),
+            ("the same in IPv6", tcp("::ffff:10.0.1.2", 0), Some(Bind), Some(Destroy), [None, Some(Destroy)]),
+            (
+                "another address of a link that is gone",
+                tcp("10.0.7.7", GONE),
+                Some(Destroy),
+                Some(Destroy),
+                [None, Some(Destroy)],
+            ),
+            ("before the new link has one", tcp("fd00:1::2", GONE), Some(Bind), Some(Destroy), [None, Some(Destroy)]),
+            (
+                "which a link that is there need not wait for",
+                tcp("fd00:1::2", OTHER),
+                Some(Destroy),
+                Some(Destroy),
+                [None, Some(Destroy)],
+            ),
+            ("connected UDP", udp("10.0.0.2", 0), Some(Destroy), Some(Destroy), [None, None]),
+            ("unconnected UDP", unconnected("::", 0), Some(Bind), Some(Bind), [None, None]),
+            ("a listener", listener("0.0.0.0", OTHER), Some(Bind), Some(Bind), [None, None]),
+            ("a listener on loopback", listener("127.0.0.1", 0), None, None, [None, None]),
+            ("a listener bound to loopback", listener("0.0.0.0", 1), None, None, [None, None]),
+            ("made while the uplink was missing", unconnected("::", MISSING), Some(Bind), Some(Bind), [None, None]),
+        ];
+        for (name, socket, rebind, destroy, missing) in cases {
+            let decided = |existing, uplink| decide(&socket, existing, uplink, &host());
+            assert_eq!(decided(Existing::Keep, UPLINK), None, "{name}, keep");
+            assert_eq!(decided(Existing::Rebind, UPLINK), rebind, "{name}, rebind");
+            assert_eq!(decided(Existing::Destroy, UPLINK), destroy, "{name}, destroy");
+            let when_missing = [Existing::Rebind, Existing::Destroy].map(|existing| decided(existing, MISSING));
+            assert_eq!(when_missing, missing, "{name}, uplink missing");
+        }
+    }
+
+    #[test]
+    fn this_host_is_left_alone() {
+        for (local, peer) in [
+            ("127.0.0.1", "127.0.0.1"),
+            ("::1", "::1"),
+            ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
+            ("10.0.0.2", "10.0.1.2"),
+        ] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for uplink in [UPLINK, MISSING] {
+                    let socket = socket(protocol, TCP_ESTABLISHED, local, peer, 0);
+                    assert_eq!(decide(&socket, Existing::Destroy, uplink, &host()), None, "{socket}");
+                }
+            }
+        }
+    }
+}

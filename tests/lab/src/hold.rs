@@ -1,0 +1,50 @@
+//! A client that keeps its sockets: one for each server and kind, used again and again, and made afresh only after it has
+//! failed, as by a program that reconnects.
+//!
+//! **Invariant:** a round is one request on every socket, on the one of the round before if that was answered.
+
+use crate::probe::{Outcome, Probe, errno_name};
+use socket2::Socket;
+use std::io;
+
+/// The sockets.
+#[derive(Debug)]
+pub struct Hold {
+    sockets: Vec<(Probe, Option<Socket>)>,
+}
+
+impl Hold {
+    /// One socket for each probe, made in the first round.
+    pub fn new(probes: Vec<Probe>) -> Self {
+        Self { sockets: probes.into_iter().map(|probe| (probe, None)).collect() }
+    }
+
+    /// Sends a request on each socket, one after the other, and waits for its answer.
+    pub fn round(&mut self) -> Vec<Outcome> {
+        self.sockets.iter_mut().map(|(probe, kept)| round(probe, kept)).collect()
+    }
+}
+
+fn round(probe: &Probe, kept: &mut Option<Socket>) -> Outcome {
+    let mut outcome = probe.begin();
+    match ask(probe, kept.take(), &mut outcome) {
+        Ok(socket) => *kept = Some(socket),
+        Err(error) => outcome.error = Some(errno_name(&error)),
+    }
+    outcome
+}
+
+/// Gives the socket back if it goes on working.
+fn ask(probe: &Probe, kept: Option<Socket>, outcome: &mut Outcome) -> io::Result<Socket> {
+    let socket = match kept {
+        Some(socket) => socket,
+        None => {
+            let socket = probe.open()?;
+            probe.connect(&socket, outcome)?;
+            socket
+        }
+    };
+    let answered = probe.exchange(&socket, 0, outcome);
+    outcome.look_at(&socket)?;
+    answered.map(|()| socket)
+}
