@@ -2,6 +2,7 @@
 
 mod attach;
 mod check;
+mod completions;
 mod daemon;
 mod demo;
 mod detach;
@@ -10,6 +11,7 @@ mod keep;
 mod off;
 mod status;
 mod target;
+mod unit;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -17,7 +19,9 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     config::Problems,
+    daemon::Emptied,
     datapath::{self, Pins},
+    log_lines,
 };
 
 /// Where pins go unless told otherwise.
@@ -46,10 +50,14 @@ enum Command {
     Attach(attach::Args),
     /// Stop steering a cgroup
     Detach(detach::Args),
+    /// Let systemd steer a service from its first socket on, or not start it
+    Unit(unit::Args),
     /// Stop steering everything and remove every trace, with or without a daemon
     Off(off::Args),
     /// Show policies, steered cgroups and counters, with or without a daemon
     Status(status::Args),
+    /// Print the completions for a shell
+    Completions(completions::Args),
     /// Show steering at work between network namespaces made for it
     Demo(demo::Args),
     /// The client program of `demo`
@@ -67,9 +75,7 @@ impl Cli {
             Command::Daemon(args) => args.log_level(),
             _ => "warn",
         };
-        env_logger::Builder::from_env(env_logger::Env::new().filter_or("STEER_LOG", default_level))
-            .format_target(false)
-            .init();
+        log_lines::init(default_level);
         if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_)) {
             end_with_the_reader();
         }
@@ -80,8 +86,10 @@ impl Cli {
             Command::Check(args) => check::run(&args),
             Command::Attach(args) => attach::run(&args, &pins),
             Command::Detach(args) => detach::run(&args, &pins),
+            Command::Unit(args) => unit::run(&args, &pins),
             Command::Off(args) => off::run(&args, &pins),
             Command::Status(args) => status::run(&args, &pins),
+            Command::Completions(args) => Ok(completions::run(&args)),
             Command::Demo(args) => demo::run(&args),
             Command::Probe(args) => {
                 let answered = steer_lab::cli::run(&args, &mut std::io::stdout().lock())?;
@@ -119,7 +127,7 @@ pub fn describe(error: &anyhow::Error) -> String {
 
 /// 2 for a wrong configuration, as for a wrong command line; 1 for everything else.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.downcast_ref::<Problems>().is_some() {
+    if error.is::<Problems>() || error.is::<Emptied>() {
         return ExitCode::from(2);
     }
     match error.downcast_ref::<exec::Failed>() {

@@ -1,5 +1,6 @@
 //! `--interface` or `--policy`: what `exec` and `attach` steer by.
 
+use clap::ValueEnum;
 use steer_common::{Owner, PolicyRecord};
 
 use crate::{
@@ -44,6 +45,15 @@ pub(super) enum Resolved {
 }
 
 impl By {
+    /// The arguments that say the same, for a command line.
+    pub(super) fn arguments(&self, how: How) -> Vec<String> {
+        let How { enforce, ingress, other_netns } = how;
+        let by = [("--interface", &self.interface), ("--policy", &self.policy)];
+        let by = by.into_iter().filter_map(|(option, name)| Some(format!("{option}={}", name.as_ref()?)));
+        let how = [other("--enforce", &enforce), other("--ingress", &ingress), other("--other-netns", &other_netns)];
+        by.chain(how.into_iter().flatten()).collect()
+    }
+
     /// Looks the interface up, before anything is changed.
     pub(super) fn resolve(&self, how: How) -> anyhow::Result<Resolved> {
         let How { enforce, ingress, other_netns } = how;
@@ -66,7 +76,21 @@ impl By {
     }
 }
 
+/// An option that has another value than it has by default.
+fn other<V: ValueEnum + Default + PartialEq>(option: &str, value: &V) -> Option<String> {
+    let said = value.to_possible_value().filter(|_| *value != V::default())?;
+    Some(format!("{option}={}", said.get_name()))
+}
+
 impl Resolved {
+    /// Whether it names the configured policy that is in this slot.
+    pub(super) fn is_policy_in(&self, datapath: &Datapath, slot: u32) -> Result<bool, datapath::Error> {
+        match self {
+            Self::Record(_) => Ok(false),
+            Self::Policy(name) => Ok(datapath::text(&datapath.policy(slot)?.name) == *name),
+        }
+    }
+
     /// The slot that does it.
     pub(super) fn slot(&self, datapath: &mut Datapath, lock: &Lock) -> Result<u32, datapath::Error> {
         match self {

@@ -17,6 +17,9 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use sd_notify::NotifyState;
+use steer_common::Owner;
+use thiserror::Error;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -40,6 +43,11 @@ pub struct Options {
     pub kernel_log: LogLevel,
 }
 
+/// The configuration has no policy although policies are in force: more likely cut off than meant.
+#[derive(Debug, Error)]
+#[error("{} has no policy, but policies of an earlier one are in force and stay so: name them again, or end steering by `steer off`", .0.display())]
+pub struct Emptied(PathBuf);
+
 /// Reads and parses the configuration.
 pub fn read_config(file: &Path) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
@@ -56,6 +64,9 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let mut object = datapath::load(&pins, &lock, options.kernel_log)?;
     let mut datapath = Datapath::open(&pins)?.context("the pins just made are gone")?;
     datapath.refresh(&lock, &hierarchy)?;
+    if config.policies.is_empty() && datapath.policies()?.iter().any(|entry| entry.is_owned_by(Owner::Config)) {
+        return Err(Emptied(options.config_file).into());
+    }
     drop(lock);
     let _logger = match options.kernel_log {
         LogLevel::Off => None,
@@ -68,7 +79,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     steering.links_changed(sources.links.next().await?)?;
     steering.converge(&mut sources.cgroups)?;
     steering.replace_other_versions()?;
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("notify the service manager")?;
+    sd_notify::notify(&[NotifyState::Ready]).context("notify the service manager")?;
     log::info!("ready: steering by {}", options.config_file.display());
 
     let mut behind = false;
@@ -82,7 +93,13 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
             Event::Behind | Event::ChangedByHand => steering.catch_up(&mut sources.cgroups),
             Event::Links(change) => steering.links_changed(change),
             Event::Cgroups(change) => steering.cgroups_changed(change, &mut sources.cgroups),
-            Event::ConfigChanged | Event::Hangup => reload(&options, &mut steering, &mut sources),
+            Event::ConfigChanged => reload(&options, &mut steering, &mut sources),
+            Event::Hangup => {
+                tell_manager(true);
+                let reloaded = reload(&options, &mut steering, &mut sources);
+                tell_manager(false);
+                reloaded
+            }
             Event::Terminate => {
                 log::info!("ending; what is steered stays steered (`steer off` ends that)");
                 return Ok(());
@@ -100,6 +117,18 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
                 behind = true;
             }
         }
+    }
+}
+
+/// Tells the service manager, if there is one, that a reload begins or has ended, so that `systemctl reload` waits for it.
+fn tell_manager(reloading: bool) {
+    let told = if reloading {
+        NotifyState::monotonic_usec_now().and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]))
+    } else {
+        sd_notify::notify(&[NotifyState::Ready])
+    };
+    if let Err(error) = told {
+        log::warn!("tell the service manager of a reload: {error}");
     }
 }
 
