@@ -6,6 +6,7 @@
 use std::{
     ffi::OsString,
     io::stdout,
+    path::PathBuf,
     process::{Command, ExitCode},
 };
 
@@ -13,6 +14,7 @@ use anyhow::Result;
 
 use crate::{
     cargo::{self, Executable},
+    dist,
     root::Root,
     setup::Setup,
     tally::Tally,
@@ -68,8 +70,10 @@ impl Test {
         let steer = cargo::release_binary("steer", "steer")?;
         let probe = cargo::release_binary("steer-lab", "steer-probe")?;
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
-        let variables =
-            [("STEER_BIN", steer.as_path()), ("STEER_PROBE", probe.as_path()), ("STEER_ESCAPE", escape.as_path())];
+        let package = package()?;
+        let mut variables =
+            vec![("STEER_BIN", steer.as_path()), ("STEER_PROBE", probe.as_path()), ("STEER_ESCAPE", escape.as_path())];
+        variables.extend(package.as_deref().map(|package| ("STEER_DEB", package)));
         let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
         self.observe(tests, |test| root.command(&test.path, &variables))
     }
@@ -85,4 +89,15 @@ impl Test {
         }
         Ok(tally)
     }
+}
+
+/// The Debian package under test, where one can be made.
+fn package() -> Result<Option<PathBuf>> {
+    if !Setup::for_dist().is_done() {
+        eprintln!("test: what makes the Debian package is not installed; `cargo xtask setup --ci` brings it");
+        return Ok(None);
+    }
+    let directory = cargo::target_directory()?.join("dist/test");
+    dist::recreate(&directory)?;
+    dist::package(&directory, &["--fast", "--strip"]).map(Some)
 }
