@@ -80,6 +80,13 @@ impl CgroupPath {
         std::iter::successors(self.parent(), Self::parent).collect()
     }
 
+    /// The cgroup of a systemd unit: the nearest of this one and those it is in that is named after the unit. Names that could
+    /// be mistaken for one of the kernel's files are written with an underscore in front.
+    pub fn of_unit(&self, unit: &str) -> Option<Self> {
+        let is_its = |path: &Self| path.name() == unit || path.name().strip_prefix('_') == Some(unit);
+        std::iter::once(self.clone()).chain(self.ancestors()).find(is_its)
+    }
+
     /// Whether it is `outer` or in it.
     pub fn is_in(&self, outer: &Self) -> bool {
         outer.is_root() || self.0.strip_prefix(&outer.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -124,6 +131,22 @@ mod tests {
         }
         for text in ["", "a", "/a/../b", "/./a"] {
             assert!(text.parse::<CgroupPath>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn finds_its_unit() {
+        let cases = [
+            ("/system.slice/x.service", "x.service", Some("/system.slice/x.service")),
+            // Delegate= and DelegateSubgroup= put control processes into a cgroup of their own.
+            ("/system.slice/x.service/.control", "x.service", Some("/system.slice/x.service")),
+            ("/x.service/y/x.service/z", "x.service", Some("/x.service/y/x.service")),
+            ("/system.slice/_cpu.x.service", "cpu.x.service", Some("/system.slice/_cpu.x.service")),
+            ("/system.slice/y.service", "x.service", None),
+            ("/", "x.service", None),
+        ];
+        for (own, unit, want) in cases {
+            assert_eq!(path(own).of_unit(unit), want.map(path), "{own}");
         }
     }
 

@@ -1,14 +1,17 @@
 //! Parses, dispatches, and prints an error chain once.
 
 use clap::Parser as _;
-use steer::cli::{Cli, describe, exit_code};
+use steer::{
+    cli::{Cli, describe, exit_code},
+    log_lines,
+};
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("steer: {}", describe(&error));
+            log_lines::complain(&describe(&error));
             exit_code(&error)
         }
     }

@@ -12,17 +12,19 @@ mod daemon;
 mod escape;
 mod foreign;
 mod held;
+mod machine;
 mod private_file;
 
 pub use api::Answer;
 pub use bed::{Bed, NOBODY, Output};
 pub use bed::{binary, copy_program, output};
 pub use cgroup::Cgroup;
-pub use check::{Load, Spy, USERS, User, check_outcomes};
+pub use check::{Load, Spy, USERS, User, check_outcomes, check_uninterrupted};
 pub use daemon::{Daemon, read_all};
 pub use escape::{Level, Scene, Seen, Try};
 pub use foreign::exclusive_program;
 pub use held::{Held, Served};
+pub use machine::Machine;
 pub use private_file::replace_file;
 
 use std::time::Duration;
@@ -32,3 +34,15 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a test returns.
 pub type Outcome = anyhow::Result<()>;
+
+/// Why a test cannot run here: it counts as ignored.
+#[derive(Debug)]
+pub struct Skipped(pub String);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}

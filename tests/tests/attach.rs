@@ -157,12 +157,23 @@ fn a_removed_cgroup_is_swept() -> Outcome {
 
 fn a_cgroup_of_the_configuration_is_left_to_the_daemon() -> Outcome {
     let bed = Bed::new("attach-config")?;
-    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    let daemon = bed.daemon(
+        "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n\
+         [[policy]]\nname = \"q\"\ninterface = \"a1\"\ncgroups = [\"@/q\"]\n",
+    )?;
     let mut spy = Spy::on(&bed, &["a1"])?;
-    for arguments in [&["attach", bed.cgroup.path(), "-i", "a0"] as &[&str], &["detach", bed.cgroup.path()]] {
+    let refusals: [&[&str]; 3] = [
+        &["attach", bed.cgroup.path(), "-i", "a0"],
+        &["attach", bed.cgroup.path(), "--policy", "q"],
+        &["detach", bed.cgroup.path()],
+    ];
+    for arguments in refusals {
         let refused = bed.run(arguments)?;
         ensure!(refused.code == 1 && refused.stderr.contains("configuration"), "{refused:?}");
     }
+    // The same once more, as a unit's drop-in asks for, is no error and leaves it the configuration's.
+    bed.succeed(&["attach", bed.cgroup.path(), "--policy", "p"])?;
+    ensure!(bed.policy("p")?["cgroups"][0]["manual"] == false);
     bed.check_steered(&bed.cgroup, 1)?;
     spy.saw_nothing()?;
     daemon.end(Signal::SIGTERM)?;

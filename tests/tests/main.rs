@@ -1,8 +1,8 @@
 //! The integration tests: the real binary, in labs of their own, all at once. Need root; without it every test shows as
 //! ignored, with the reason.
 
-use libtest_mimic::{Arguments, Trial};
-use steer_tests::Outcome;
+use libtest_mimic::{Arguments, Completion, Trial};
+use steer_tests::{Outcome, Skipped};
 
 mod api;
 mod attach;
@@ -16,13 +16,15 @@ mod guards;
 mod lifecycle;
 mod limits;
 mod nested;
+mod package;
 mod refusals;
+mod systemd;
 mod uplinks;
 
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() {
-    let rooms: [(&str, &[Test]); 13] = [
+    let rooms: [(&str, &[Test]); 15] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -36,6 +38,8 @@ fn main() {
         ("api", api::TESTS),
         ("events", events::TESTS),
         ("existing", existing::TESTS),
+        ("systemd", systemd::TESTS),
+        ("package", package::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {
@@ -43,8 +47,12 @@ fn main() {
     }
     let trials = rooms.into_iter().flat_map(|(room, tests)| {
         tests.iter().map(move |&(name, test)| {
-            let run = move || test().map_err(|error| format!("{error:#}").into());
-            Trial::test(format!("{room}::{name}"), run).with_ignored_flag(!root)
+            let run = move || match test() {
+                Ok(()) => Ok(Completion::Completed),
+                Err(error) if error.is::<Skipped>() => Ok(Completion::ignored_with(error)),
+                Err(error) => Err(format!("{error:#}").into()),
+            };
+            Trial::ignorable_test(format!("{room}::{name}"), run).with_ignored_flag(!root)
         })
     });
     let arguments = Arguments::from_args();

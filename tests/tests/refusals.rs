@@ -15,6 +15,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("no_such_cgroup", no_such_cgroup),
     ("no_such_interface", no_such_interface),
     ("no_such_policy", no_such_policy),
+    ("a_unit_that_is_not_its_own", a_unit_that_is_not_its_own),
+    ("a_drop_in_of_somebody_else", a_drop_in_of_somebody_else),
     ("an_exclusive_program", an_exclusive_program),
     ("the_root_of_a_user_namespace", the_root_of_a_user_namespace),
 ];
@@ -150,5 +152,39 @@ fn the_root_of_a_user_namespace() -> Outcome {
     steer_lab::wait_until("the keeper to clean up", steer_tests::PATIENCE, || {
         bed.cgroup.children().is_empty() && !bed.pins.exists()
     })?;
+    Ok(())
+}
+
+fn a_unit_that_is_not_its_own() -> Outcome {
+    let bed = Bed::new("refuse-unit")?;
+    let inner = bed.cgroup.child("x.service")?;
+    let attach = ["attach", "--unit", "x.service", "--interface", "a1"];
+    let refused = bed.run(&attach)?;
+    ensure!(refused.code == 1 && refused.stderr.contains("not in a cgroup of x.service"), "{refused:?}");
+    ensure!(!bed.pins.exists());
+    let attached = output(inner.enter(&mut bed.steer(&attach)))?;
+    ensure!(attached.code == 0, "{attached:?}");
+    bed.check_steered(&inner, 1)?;
+    bed.check_unsteered(Some(&bed.cgroup))
+}
+
+fn a_drop_in_of_somebody_else() -> Outcome {
+    let bed = Bed::new("refuse-drop-in")?;
+    let directory = bed.directory.to_string_lossy().into_owned();
+    let unit = |arguments: &[&str]| bed.run(&[&["unit", "x", "--dir", &directory], arguments].concat());
+    // Its own it writes and removes as often as one likes.
+    for arguments in [&["--policy", "p"] as &[&str], &["--interface", "a1"], &["--remove"], &["--remove"]] {
+        let done = unit(arguments)?;
+        ensure!(done.code == 0, "{arguments:?}: {done:?}");
+    }
+    let drop_ins = bed.directory.join("x.service.d");
+    ensure!(!drop_ins.exists(), "the directory is left");
+    std::fs::create_dir(&drop_ins)?;
+    std::fs::write(drop_ins.join("50-steer.conf"), "[Service]\n")?;
+    for arguments in [&["--policy", "p"] as &[&str], &["--remove"]] {
+        let refused = unit(arguments)?;
+        ensure!(refused.code == 1 && refused.stderr.contains("not written by `steer unit`"), "{refused:?}");
+    }
+    ensure!(std::fs::read_to_string(drop_ins.join("50-steer.conf"))? == "[Service]\n");
     Ok(())
 }

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 mod apt;
 mod bench;
 mod cargo;
+mod dist;
 mod lint;
 mod root;
 mod run;
@@ -20,7 +21,7 @@ mod toolchain;
 mod vm;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Set up, run, test, measure and lint steer")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Set up, run, test, measure, lint and pack steer")]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -35,6 +36,8 @@ enum Verb {
     Vm(vm::Vm),
     /// Check form, lints, dependencies and documentation.
     Lint,
+    /// Make a Debian package and a tarball, in target/dist.
+    Dist,
 }
 
 fn main() -> ExitCode {
@@ -55,5 +58,6 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Bench(bench) => bench.run(),
         Verb::Vm(vm) => vm.run(),
         Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
+        Verb::Dist => dist::run().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -15,14 +15,35 @@ use crate::{
 /// Install what building needs and this machine lacks; silent when nothing does.
 #[derive(clap::Args, Clone, Copy, Default)]
 pub(crate) struct Setup {
-    /// Also install what only `lint` uses: cargo-deny, and clippy for the kernel side.
+    /// Also install what only `lint` and `dist` use: cargo-deny, clippy for the kernel side, and cargo-deb.
     #[arg(long)]
     ci: bool,
+    #[arg(skip)]
+    dist: bool,
 }
 
 impl Setup {
+    /// What packing needs, beside building.
+    pub(crate) fn for_dist() -> Self {
+        Self { dist: true, ..Self::default() }
+    }
+
+    /// Whether nothing is missing.
+    pub(crate) fn is_done(self) -> bool {
+        self.needs().iter().all(|need| need.is_met())
+    }
+
+    fn needs(self) -> Vec<Need> {
+        let more: &[Need] = match self {
+            Self { ci: true, .. } => &[Need::KernelClippy, Need::Deny, Need::Deb, Need::DebTools],
+            Self { dist: true, .. } => &[Need::Deb, Need::DebTools],
+            Self { .. } => &[],
+        };
+        [&Need::BUILD, more].concat()
+    }
+
     pub(crate) fn run(self) -> Result<()> {
-        let needs: &[Need] = if self.ci { &Need::ALL } else { &Need::BUILD };
+        let needs = self.needs();
         let missing: Vec<Need> = needs.iter().copied().filter(|need| !need.is_met()).collect();
         if missing.contains(&Need::Rustup) {
             return Err(by_hand(&missing, &anyhow!("the rest depends on rustup")));
@@ -52,12 +73,12 @@ enum Need {
     BpfLinker,
     KernelClippy,
     Deny,
+    Deb,
+    DebTools,
 }
 
 impl Need {
     const BUILD: [Self; 4] = [Self::Rustup, Self::HostLinker, Self::Compiler, Self::BpfLinker];
-    const ALL: [Self; 6] =
-        [Self::Rustup, Self::HostLinker, Self::Compiler, Self::BpfLinker, Self::KernelClippy, Self::Deny];
 
     fn is_met(self) -> bool {
         match self {
@@ -68,6 +89,8 @@ impl Need {
             // Debian packages clippy for its own compiler only; a nightly's comes, or does not, from rustup.
             Self::KernelClippy => toolchain::compiler().is_some_and(|found| found.name != LINKED || has_clippy(&found)),
             Self::Deny => toolchain::program("cargo-deny").is_some(),
+            Self::Deb => toolchain::program("cargo-deb").is_some(),
+            Self::DebTools => ["dpkg-shlibdeps", "strip"].iter().all(|name| toolchain::program(name).is_some()),
         }
     }
 
@@ -79,6 +102,8 @@ impl Need {
             Self::BpfLinker => "bpf-linker 0.13 or later",
             Self::KernelClippy => "clippy for the kernel side",
             Self::Deny => "cargo-deny",
+            Self::Deb => "cargo-deb",
+            Self::DebTools => "dpkg-shlibdeps and strip",
         }
     }
 
@@ -98,24 +123,27 @@ impl Need {
             }
             Self::KernelClippy => "install Debian's rust-web-clippy",
             Self::Deny => "cargo install cargo-deny --version ^0.20 --locked",
+            Self::Deb => "cargo install cargo-deb --version ^3.8 --locked",
+            Self::DebTools => "install Debian's dpkg-dev and binutils",
         }
     }
 
     /// The Debian packages it takes.
     fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Rustup | Self::Deny => &[],
+            Self::Rustup | Self::Deny | Self::Deb => &[],
             Self::HostLinker => &["gcc", "libc6-dev"],
             Self::Compiler => &["rustc-web", "cargo-web", "rust-web-src"],
             Self::BpfLinker => &["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"],
             Self::KernelClippy => &["rust-web-clippy"],
+            Self::DebTools => &["dpkg-dev", "binutils"],
         }
     }
 
     /// What remains to be done once the packages are there.
     fn finish(self) -> Result<()> {
         match self {
-            Self::Rustup | Self::HostLinker | Self::KernelClippy => Ok(()),
+            Self::Rustup | Self::HostLinker | Self::KernelClippy | Self::DebTools => Ok(()),
             Self::Compiler => cargo::check(Command::new("rustup").args(["toolchain", "link", LINKED, "/usr"])),
             Self::BpfLinker => {
                 eprintln!("setup: building bpf-linker, which takes about a minute");
@@ -127,6 +155,10 @@ impl Need {
             Self::Deny => {
                 eprintln!("setup: building cargo-deny, which takes several minutes");
                 cargo::check(&mut cargo::cargo(["install", "cargo-deny", "--version", "^0.20", "--locked", "--quiet"]))
+            }
+            Self::Deb => {
+                eprintln!("setup: building cargo-deb, which takes a minute or two");
+                cargo::check(&mut cargo::cargo(["install", "cargo-deb", "--version", "^3.8", "--locked", "--quiet"]))
             }
         }
     }
@@ -179,9 +211,10 @@ mod tests {
 
     #[test]
     fn the_message_names_each_missing_thing() {
-        let text = by_hand(&Need::ALL, &anyhow!("apt-get needs root")).to_string();
+        let all = Setup { ci: true, dist: true }.needs();
+        let text = by_hand(&all, &anyhow!("apt-get needs root")).to_string();
         assert!(text.contains("(apt-get needs root)"), "{text}");
-        for need in Need::ALL {
+        for need in all {
             assert!(text.contains(need.what()) && text.contains(need.remedy()), "{text}");
         }
     }

@@ -15,6 +15,7 @@ use anyhow::Result;
 use crate::{
     apt,
     cargo::{self, Executable},
+    dist,
     root::Root,
     setup::Setup,
     tally::Tally,
@@ -71,13 +72,14 @@ impl Test {
         let steer = cargo::release_binary("steer", "steer")?;
         let probe = cargo::release_binary("steer-lab", "steer-probe")?;
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
-        let promtool = promtool()?;
-        let variables = [
+        let (promtool, package) = (promtool()?, package()?);
+        let mut variables = vec![
             ("STEER_BIN", steer.as_path()),
             ("STEER_PROBE", probe.as_path()),
             ("STEER_ESCAPE", escape.as_path()),
             ("STEER_PROMTOOL", promtool.as_path()),
         ];
+        variables.extend(package.as_deref().map(|package| ("STEER_DEB", package)));
         let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
         self.observe(tests, |test| root.command(&test.path, &variables))
     }
@@ -108,4 +110,15 @@ fn promtool() -> Result<PathBuf> {
         eprintln!("setup: promtool cannot be had: {error:#}");
     }
     Ok(unpacked)
+}
+
+/// The Debian package under test, where one can be made.
+fn package() -> Result<Option<PathBuf>> {
+    if !Setup::for_dist().is_done() {
+        eprintln!("test: what makes the Debian package is not installed; `cargo xtask setup --ci` brings it");
+        return Ok(None);
+    }
+    let directory = cargo::target_directory()?.join("dist/test");
+    dist::recreate(&directory)?;
+    dist::package(&directory, &["--fast", "--strip"]).map(Some)
 }

@@ -93,6 +93,11 @@ impl<'a> Client<'a> {
         self.parse(self.send(Method::PUT, path, body.into()).await?)
     }
 
+    /// Has something done.
+    pub async fn post(self, path: &str) -> Result<(), Error> {
+        self.send(Method::POST, path, Bytes::new()).await.map(drop)
+    }
+
     /// Removes a resource.
     pub async fn delete(self, path: &str) -> Result<(), Error> {
         self.send(Method::DELETE, path, Bytes::new()).await.map(drop)

@@ -172,6 +172,12 @@ impl Hierarchy {
         let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
         Ok(path.parse()?)
     }
+
+    /// The cgroup of the systemd unit that the calling process is part of.
+    pub fn own_unit(&self, unit: &str) -> Result<CgroupPath, Error> {
+        let own = self.own()?;
+        own.of_unit(unit).ok_or_else(|| Error::NotInUnit { own, unit: unit.to_owned() })
+    }
 }
 
 fn is_gone(error: &io::Error) -> bool {

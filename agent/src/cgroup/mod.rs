@@ -32,6 +32,16 @@ pub enum Error {
         /// The directory that was not there.
         file: PathBuf,
     },
+    /// The calling process is not part of the unit it spoke of.
+    #[error(
+        "this process is in {own}, which is not in a cgroup of {unit}: only a command of the unit itself, as ExecStartPre=+, can name it so"
+    )]
+    NotInUnit {
+        /// Where it is.
+        own: CgroupPath,
+        /// The unit.
+        unit: String,
+    },
     /// Not a path below the hierarchy.
     #[error(transparent)]
     NotAPath(#[from] InvalidPath),

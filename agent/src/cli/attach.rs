@@ -19,7 +19,11 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Path of the cgroup from the root of the cgroup2 hierarchy, or its directory
-    cgroup: String,
+    #[arg(required_unless_present = "unit")]
+    cgroup: Option<String>,
+    /// The cgroup of this systemd unit, for a command of the unit itself; `steer unit` writes such
+    #[arg(long, value_name = "NAME", conflicts_with = "cgroup")]
+    unit: Option<String>,
     #[command(flatten)]
     by: By,
     #[command(flatten)]
@@ -32,7 +36,11 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
     require_privilege("attach")?;
     let hierarchy = Hierarchy::find()?;
-    let cgroup = hierarchy.open(&hierarchy.parse(&args.cgroup)?)?;
+    let path = match &args.unit {
+        Some(unit) => hierarchy.own_unit(unit)?,
+        None => hierarchy.parse(args.cgroup.as_deref().unwrap_or_default())?,
+    };
+    let cgroup = hierarchy.open(&path)?;
     if cgroup.path.is_root() && !args.yes_the_root {
         bail!(
             "refusing to attach to the root cgroup: it would steer every process of the machine, this shell included; say \
@@ -54,14 +62,16 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
 fn attach(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, cgroup: &Cgroup, by: &Resolved) -> anyhow::Result<()> {
     let mut datapath = Datapath::open_or_load(pins, lock)?;
     datapath.sweep(lock, hierarchy)?;
-    if let Some(existing) = datapath.attachment(cgroup.id)?
-        && !existing.is_manual()
+    let configured = datapath.attachment(cgroup.id)?.filter(|existing| !existing.is_manual());
+    if let Some(existing) = &configured
+        && !by.is_policy_in(&datapath, existing.record.policy)?
     {
         bail!("{} is steered by the daemon's configuration; change it there", cgroup.path);
     }
     let netns_cookie = datapath::netns_cookie()?;
     let slot = by.slot(&mut datapath, lock)?;
-    datapath.attach(lock, hierarchy, cgroup, slot, true)?;
+    // What the configuration says, too, stays the configuration's.
+    datapath.attach(lock, hierarchy, cgroup, slot, configured.is_none())?;
     for done in sockets::take_over(lock, &datapath, hierarchy, netns_cookie, &[cgroup.id].into()) {
         println!("{done}");
     }

@@ -2,6 +2,7 @@
 
 mod attach;
 mod check;
+mod completions;
 mod daemon;
 mod demo;
 mod detach;
@@ -11,8 +12,10 @@ mod interfaces;
 mod keep;
 mod off;
 mod policy;
+mod reload;
 mod status;
 mod target;
+mod unit;
 
 use std::{
     fs, io,
@@ -24,7 +27,9 @@ use std::{
 use clap::{Parser, Subcommand};
 
 use crate::{
+    daemon::Emptied,
     datapath::{self, Pins},
+    log_lines,
     store::{self, Store},
 };
 
@@ -59,16 +64,22 @@ enum Command {
     Attach(attach::Args),
     /// Stop steering a cgroup
     Detach(detach::Args),
+    /// Let systemd steer a service from its first socket on, or not start it
+    Unit(unit::Args),
     /// Stop steering everything and remove every trace, with or without a daemon
     Off(off::Args),
     /// Show policies, steered cgroups and counters, with or without a daemon
     Status(status::Args),
     /// Show, keep and forget policies
     Policy(policy::Args),
+    /// Let the daemon read its files again, and wait until what they say is in force
+    Reload,
     /// Show the network interfaces, and whose uplinks they are
     Interfaces(interfaces::Args),
     /// Show who is stopped, as it happens, with or without a daemon
     Events(events::Args),
+    /// Print the completions for a shell
+    Completions(completions::Args),
     /// Show steering at work between network namespaces made for it
     Demo(demo::Args),
     /// The client program of `demo`
@@ -89,9 +100,7 @@ impl Cli {
             Command::Daemon(args) => args.log_level(),
             _ => "warn",
         };
-        env_logger::Builder::from_env(env_logger::Env::new().filter_or("STEER_LOG", default_level))
-            .format_target(false)
-            .init();
+        log_lines::init(default_level);
         if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_)) {
             end_with_the_reader();
         }
@@ -103,6 +112,9 @@ impl Cli {
             Command::Check(args) => check::run(&args, &instance),
             Command::Attach(args) => attach::run(&args, pins),
             Command::Detach(args) => detach::run(&args, pins),
+            Command::Unit(args) => unit::run(&args, pins),
+            Command::Completions(args) => Ok(completions::run(&args)),
+            Command::Reload => reload::run(&instance),
             Command::Off(args) => off::run(&args, &instance),
             Command::Status(args) => status::run(&args, &instance),
             Command::Events(args) => events::run(&args, &instance),
@@ -191,7 +203,7 @@ pub fn describe(error: &anyhow::Error) -> String {
 
 /// 2 for a wrong configuration, as for a wrong command line; 1 for everything else.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if let Some(store::Error::Invalid(_)) = error.downcast_ref() {
+    if matches!(error.downcast_ref(), Some(store::Error::Invalid(_))) || error.is::<Emptied>() {
         return ExitCode::from(2);
     }
     match error.downcast_ref::<exec::Failed>() {

@@ -1,5 +1,6 @@
 //! `--interface` or `--policy`: what `exec` and `attach` steer by.
 
+use clap::ValueEnum;
 use steer_common::{Kind, Owner, PolicyRecord, policy_flags};
 
 use crate::{
@@ -51,6 +52,21 @@ pub(super) enum Resolved {
 }
 
 impl By {
+    /// The arguments that say the same, for a command line.
+    pub(super) fn arguments(&self, how: &How) -> Vec<String> {
+        let How { enforce, ingress, other_netns, existing, dns } = how;
+        let by = [("--interface", &self.interface), ("--policy", &self.policy)];
+        let by = by.into_iter().filter_map(|(option, name)| Some(format!("{option}={}", name.as_ref()?)));
+        let how = [
+            other("--enforce", enforce),
+            other("--ingress", ingress),
+            other("--other-netns", other_netns),
+            other("--existing", existing),
+            (!dns.is_empty()).then(|| format!("--dns={}", dns.join(","))),
+        ];
+        by.chain(how.into_iter().flatten()).collect()
+    }
+
     /// Looks the interface up, before anything is changed.
     pub(super) fn resolve(&self, how: &How) -> anyhow::Result<Resolved> {
         let How { enforce, ingress, other_netns, existing, .. } = *how;
@@ -84,6 +100,12 @@ impl By {
     }
 }
 
+/// An option that has another value than it has by default.
+fn other<V: ValueEnum + Default + PartialEq>(option: &str, value: &V) -> Option<String> {
+    let said = value.to_possible_value().filter(|_| *value != V::default())?;
+    Some(format!("{option}={}", said.get_name()))
+}
+
 impl Resolved {
     /// Says what will not be looked up, or not by the uplink. What a configured policy does, `steer status` says.
     pub(super) fn warn(&self) {
@@ -94,6 +116,14 @@ impl Resolved {
             for detour in resolver::detours().iter().filter(|detour| !(asks_its_own && detour.ends_with_dns())) {
                 log::warn!("{detour}");
             }
+        }
+    }
+
+    /// Whether it names the configured policy that is in this slot.
+    pub(super) fn is_policy_in(&self, datapath: &Datapath, slot: u32) -> Result<bool, datapath::Error> {
+        match self {
+            Self::Record(_) => Ok(false),
+            Self::Policy(name) => Ok(datapath::text(&datapath.policy(slot)?.name) == *name),
         }
     }
 

@@ -45,7 +45,7 @@ impl Answering<'_> {
             Request::Health(reply) => tell(reply, Ok(self.health())),
             Request::Put(name, policy, reply) => tell(reply, self.put(&name, &policy)),
             Request::Remove(name, reply) => tell(reply, self.remove(&name)),
-            Request::Reload(reply) => tell(reply, self.carry_out()),
+            Request::Reload(reply) => tell(reply, self.reload()),
         }
     }
 
@@ -79,6 +79,17 @@ impl Answering<'_> {
         self.store.remove(name)?;
         log::info!("policy {name} is removed");
         self.carry_out()
+    }
+
+    /// As when a file changes: no policy at all is more likely a mistake.
+    fn reload(&mut self) -> Result<(), Failure> {
+        if self.store.read()?.policies.is_empty() && self.steering.has_policies() {
+            let detail = "there is no policy in the files, and what was in force stays so: `steer off` ends steering";
+            return Err(Problem::new(StatusCode::CONFLICT, detail).into());
+        }
+        self.carry_out()?;
+        log::info!("reloaded {}", self.store.file().display());
+        Ok(())
     }
 
     /// Reads all there is, and makes it so. Here no policy at all is as good as any other number: somebody asked for it.

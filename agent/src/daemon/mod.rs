@@ -15,6 +15,9 @@ mod steering;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
+use sd_notify::NotifyState;
+use steer_common::Owner;
+use thiserror::Error;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -47,6 +50,14 @@ pub struct Options {
     pub kernel_log: LogLevel,
 }
 
+/// The configuration has no policy although policies are in force: more likely cut off than meant.
+#[derive(Debug, Error)]
+#[error(
+    "{} has no policy, but policies of an earlier one are in force and stay so: name them again, or end steering by `steer off`",
+    .0.display()
+)]
+pub struct Emptied(PathBuf);
+
 /// Runs until SIGTERM, SIGINT or `steer off`.
 pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result<()> {
     let hierarchy = Hierarchy::find()?;
@@ -57,6 +68,9 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let mut object = datapath::load(&pins, &lock, options.kernel_log)?;
     let mut datapath = Datapath::open(&pins)?.context("the pins just made are gone")?;
     datapath.refresh(&lock, &hierarchy)?;
+    if config.policies.is_empty() && datapath.policies()?.iter().any(|entry| entry.is_owned_by(Owner::Config)) {
+        return Err(Emptied(options.store.file().to_owned()).into());
+    }
     drop(lock);
     let _logger = match options.kernel_log {
         LogLevel::Off => None,
@@ -71,7 +85,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     steering.converge(&mut sources.cgroups)?;
     steering.replace_other_versions()?;
     let _serving = serve(&options, control, &pins);
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("notify the service manager")?;
+    sd_notify::notify(&[NotifyState::Ready]).context("notify the service manager")?;
     log::info!("ready: steering by {}", options.store.file().display());
 
     let mut behind = false;

@@ -123,7 +123,7 @@ impl Datapath {
         for attachment in self.attachments()? {
             let gone = !attachment.live
                 || hierarchy.is_gone(attachment.cgroup_id)
-                || (attachment.is_manual() && remove_if_abandoned(hierarchy, attachment.cgroup_id)?);
+                || (attachment.is_manual() && remove_if_abandoned(hierarchy, attachment.cgroup_id));
             if gone {
                 self.forget(lock, attachment.cgroup_id)?;
             } else {
@@ -140,12 +140,14 @@ impl Datapath {
     }
 }
 
-/// Removes the cgroup of a `steer exec` that is empty and that nobody looks after. False when it is not one.
-fn remove_if_abandoned(hierarchy: &Hierarchy, cgroup_id: u64) -> Result<bool, Error> {
-    match hierarchy.path_of(cgroup_id) {
-        Some(path) => Ok(scope::remove_abandoned(hierarchy, &path)?),
-        None => Ok(false),
-    }
+/// Removes the cgroup of a `steer exec` that is empty and that nobody looks after. False when it is not one, and when it cannot be
+/// removed: it is then left to somebody with more rights, as a daemon in the cgroups of a user has not.
+fn remove_if_abandoned(hierarchy: &Hierarchy, cgroup_id: u64) -> bool {
+    let Some(path) = hierarchy.path_of(cgroup_id) else { return false };
+    scope::remove_abandoned(hierarchy, &path).unwrap_or_else(|error| {
+        log::warn!("left for the next command: {error}");
+        false
+    })
 }
 
 /// Sweeps, and removes everything once nothing is steered, no configured policy waits for a cgroup, and no daemon runs; also

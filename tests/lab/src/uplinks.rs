@@ -112,6 +112,9 @@ impl Uplinks {
         self.links[usize::from(i)].clone_from(&a);
         self.server.add_address(&b, gateway_v4(i).into(), 24)?;
         self.server.add_address(&b, gateway_v6(i).into(), 64)?;
+        // It learns the client's link-layer address when the client asks for its own, and could not ask in turn: answers come from
+        // the address of `lo`, and there is no link-local one. So it must not doubt what it has learned, as it would within seconds.
+        self.server.write_sysctl(&format!("net/ipv6/neigh/{b}/delay_first_probe_time"), "3600")?;
         self.server.set_up(&b)?;
         self.configure_client(i)?;
         self.server.wait_running(&b)

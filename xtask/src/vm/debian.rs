@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::cargo;
+use crate::{cargo, dist::recreate};
 
 /// Unpacks the newest kernel of a suite, with its modules, into `unpacked`.
 pub(super) fn unpack_kernel(suite: &str, flavour: &str, state: &Path, unpacked: &Path) -> Result<()> {
@@ -106,16 +106,6 @@ fn names(depends: &str) -> Vec<String> {
 fn is_versioned(name: &str, prefixes: &[&str]) -> bool {
     let rest = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
     rest.is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
-}
-
-fn recreate(directory: &Path) -> Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("remove {}", directory.display()));
-        }
-        _ => {}
-    }
-    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))
 }
 
 /// One source of packages, as apt is told of it.

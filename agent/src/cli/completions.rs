@@ -1,0 +1,31 @@
+//! `steer completions`: what a shell needs to complete command lines of steer.
+
+use std::process::ExitCode;
+
+use clap::{Command, CommandFactory as _};
+use clap_complete::Shell;
+
+use super::Cli;
+
+/// Arguments of `steer completions`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The shell
+    shell: Shell,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    clap_complete::generate(args.shell, &mut shown(), "steer", &mut std::io::stdout());
+    ExitCode::SUCCESS
+}
+
+/// The command line without what is not for use by hand.
+fn shown() -> Command {
+    let whole = Cli::command();
+    let commands = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    Command::new("steer")
+        .version(env!("CARGO_PKG_VERSION"))
+        .propagate_version(true)
+        .args(whole.get_arguments().cloned())
+        .subcommands(commands)
+}

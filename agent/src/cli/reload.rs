@@ -1,0 +1,16 @@
+//! `steer reload`: what `systemctl reload steer` runs.
+
+use std::process::ExitCode;
+
+use super::{Instance, block_on};
+use crate::api::client::Client;
+
+pub(super) fn run(instance: &Instance) -> anyhow::Result<ExitCode> {
+    block_on(async {
+        let Some(daemon) = Client::find(&instance.socket).await else {
+            anyhow::bail!("no daemon answers at {}; is one running?", instance.socket.display());
+        };
+        Ok(daemon.post("/v1/reload").await?)
+    })??;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,110 @@
+//! `steer unit`: a service steered from its first socket on, by a drop-in of its unit.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::{
+    PIN_DIRECTORY, PinDirectory,
+    target::{By, How},
+};
+use crate::drop_in::{self, Service};
+
+/// Arguments of `steer unit`.
+#[derive(Debug, clap::Args)]
+#[command(
+    mut_group("By", |by| by.arg("remove")),
+    after_help = "The drop-in attaches the service's cgroup before the first command of the service runs. The service does not \
+                  start when that fails, as when the interface is missing or the policy unknown. With --policy it starts also \
+                  while the policy's uplink is missing, and is closed until it is there. When the service stops, its \
+                  attachment ends with its cgroup. A service with a RootDirectory= or RootImage= has no steer inside: let the \
+                  configuration name its cgroup."
+)]
+pub(super) struct Args {
+    /// Name of the service, or of a template, as x@.service
+    #[arg(value_name = "NAME")]
+    service: Service,
+    #[command(flatten)]
+    by: By,
+    #[command(flatten)]
+    how: How,
+    /// Take the drop-in away again
+    #[arg(long, conflicts_with = "stdout")]
+    remove: bool,
+    /// Print the drop-in instead of writing it
+    #[arg(long)]
+    stdout: bool,
+    /// Directory of units
+    #[arg(long, value_name = "DIR", default_value = "/etc/systemd/system")]
+    dir: PathBuf,
+}
+
+pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+    let file = args.dir.join(args.service.file());
+    if args.remove {
+        remove(&file)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = drop_in::text(&args.service, &attach_command(args, pins)?, args.by.policy.is_some());
+    if args.stdout {
+        print!("{text}");
+    } else {
+        write(&file, &text)?;
+        println!("wrote {}", file.display());
+        println!(
+            "{} is steered from its next start on; `systemctl daemon-reload` tells systemd of it",
+            args.service.name()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The command that steers as the arguments say; only the unit's name is missing.
+fn attach_command(args: &Args, pins: &PinDirectory) -> anyhow::Result<Vec<String>> {
+    let utf8 =
+        |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()));
+    let mut command = vec![utf8(&std::env::current_exe().context("find the steer binary")?)?];
+    if pins.0 != Path::new(PIN_DIRECTORY) {
+        command.extend(["--bpffs".to_owned(), utf8(&pins.0)?]);
+    }
+    command.push("attach".to_owned());
+    command.extend(args.by.arguments(&args.how));
+    Ok(command)
+}
+
+fn write(file: &Path, text: &str) -> anyhow::Result<()> {
+    ensure_ours(file)?;
+    let written = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(file, text));
+    written.with_context(|| format!("write {}", file.display()))
+}
+
+/// Removes the drop-in, and its directory with the last one. One that is not there is no error.
+fn remove(file: &Path) -> anyhow::Result<()> {
+    if !ensure_ours(file)? {
+        return Ok(());
+    }
+    fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
+    println!("removed {}; `systemctl daemon-reload` tells systemd of it", file.display());
+    match file.parent().map_or(Ok(()), fs::remove_dir) {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {
+            Err(error).with_context(|| format!("remove the directory of {}", file.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Fails for a file that somebody else has written. False when there is none.
+fn ensure_ours(file: &Path) -> anyhow::Result<bool> {
+    match fs::read_to_string(file) {
+        Ok(text) => {
+            ensure!(drop_in::is_ours(&text), "{} was not written by `steer unit`; move it away first", file.display());
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => bail!("read {}: {error}", file.display()),
+    }
+}

@@ -1,0 +1,56 @@
+//! Lines on standard error, as whoever reads them wants them: with time and level for people, and for the journal with the
+//! priority that sd-daemon(3) describes, `<N>` in front of each line, and no time, for the journal keeps its own.
+
+use std::{fmt::Write as _, io::Write as _};
+
+use log::Level;
+use nix::sys::stat::fstat;
+
+/// Starts logging: what STEER_LOG says, or else from `default_level` on.
+pub fn init(default_level: &str) {
+    let mut builder = env_logger::Builder::from_env(env_logger::Env::new().filter_or("STEER_LOG", default_level));
+    builder.format_target(false);
+    if is_journal() {
+        builder.format(|line, record| line.write_all(prefixed(record.level(), &record.args().to_string()).as_bytes()));
+    }
+    builder.init();
+}
+
+/// Tells why the command failed.
+pub fn complain(reason: &str) {
+    let lines = format!("steer: {reason}\n");
+    eprint!("{}", if is_journal() { prefixed(Level::Error, &lines) } else { lines });
+}
+
+/// Whether standard error is a stream to the journal: the one that JOURNAL_STREAM names, for the variable is inherited also
+/// where standard error is not.
+fn is_journal() -> bool {
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    fstat(std::io::stderr()).is_ok_and(|stderr| named == format!("{}:{}", stderr.st_dev, stderr.st_ino))
+}
+
+/// Each line of a text is an entry of its own in the journal.
+fn prefixed(level: Level, text: &str) -> String {
+    let priority = match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    };
+    text.lines().fold(String::new(), |mut lines, line| {
+        // Writing to a string does not fail.
+        let _ = writeln!(lines, "<{priority}>{line}");
+        lines
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_has_its_priority() {
+        assert_eq!(prefixed(Level::Error, "one\ntwo"), "<3>one\n<3>two\n");
+        assert_eq!(prefixed(Level::Info, "ready"), "<6>ready\n");
+    }
+}

@@ -1,0 +1,146 @@
+//! A machine that boots this one's own systemd: in namespaces of its own, over an overlay of the root, within a second.
+//!
+//! **Invariant:** it changes nothing outside. Its files, its bpffs and its processes end with it; its cgroups are the bed's, its
+//! network is that of the bed's client.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, ensure};
+use steer_lab::{wait_for, wait_until};
+
+use crate::{Bed, Cgroup, Output, PATIENCE, Skipped, binary, copy_program, output};
+
+const SYSTEMD: &str = "/lib/systemd/systemd";
+/// The status by which `machine.sh` says that it cannot build the root.
+const NO_ROOT: i32 = 77;
+
+/// A running machine. Dropped, it is off.
+#[derive(Debug)]
+pub struct Machine {
+    /// `unshare`, with which all processes of the machine end.
+    outer: Child,
+    /// Its PID 1, as seen from outside.
+    init: u32,
+    /// The root of its cgroups.
+    cgroup: Cgroup,
+}
+
+impl Machine {
+    /// Boots one. [`Skipped`] where that cannot be done.
+    pub fn boot(bed: &Bed) -> anyhow::Result<Self> {
+        if !Path::new(SYSTEMD).exists() {
+            return Err(Skipped(format!("there is no {SYSTEMD}")).into());
+        }
+        let root = bed.directory.join("machine");
+        fs::create_dir(&root)?;
+        let console = bed.directory.join("console");
+        let cgroup = bed.cgroup.child("machine")?;
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"])
+            .args(["--propagation", "private", "sh", "-c", include_str!("machine.sh"), "machine"])
+            .args([&root, &bed.directory])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&console)?);
+        cgroup.enter(bed.net.client.enter(&mut command));
+        let outer = command.spawn().context("start unshare")?;
+        let mut machine = Self { outer, init: 0, cgroup };
+        machine.wait_until_up().with_context(|| fs::read_to_string(&console).unwrap_or_default())?;
+        Ok(machine)
+    }
+
+    fn wait_until_up(&mut self) -> anyhow::Result<()> {
+        let outer = self.outer.id();
+        let children = format!("/proc/{outer}/task/{outer}/children");
+        let is_systemd =
+            |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "systemd\n");
+        let mut ended = None;
+        let init = wait_for("PID 1 of the machine", PATIENCE, || {
+            ended = self.outer.try_wait().ok().flatten();
+            let child = fs::read_to_string(&children).ok().and_then(|child| child.trim().parse().ok());
+            child.filter(is_systemd).map(Some).or(ended.map(|_| None))
+        })?;
+        if ended.is_some_and(|status| status.code() == Some(NO_ROOT)) {
+            return Err(Skipped("a root for it cannot be built here".to_owned()).into());
+        }
+        self.init = init.with_context(|| format!("the machine did not boot: {ended:?}"))?;
+        wait_until("the machine to be up", PATIENCE, || {
+            self.run(&["systemctl", "is-active", "machine.target"]).is_ok_and(|answer| answer.code == 0)
+        })?;
+        Ok(())
+    }
+
+    /// Puts the binary under test, its unit and this configuration where a package would, and starts the daemon.
+    pub fn install(&self, config: &str) -> anyhow::Result<()> {
+        copy_program(&binary("STEER_BIN", "steer"), &self.path("/usr/bin/steer"))?;
+        self.write("/etc/systemd/system/steer.service", include_str!("../../packaging/steer.service"))?;
+        self.write("/etc/steer/steer.toml", config)?;
+        self.succeed(&["systemctl", "daemon-reload"])?;
+        self.succeed(&["systemctl", "start", "steer"])?;
+        Ok(())
+    }
+
+    /// Runs a command in it, in none of its cgroups.
+    pub fn run(&self, command: &[&str]) -> anyhow::Result<Output> {
+        output(
+            Command::new("nsenter")
+                .args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--target", &self.init.to_string()])
+                .args(command)
+                .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .stdin(Stdio::null()),
+        )
+    }
+
+    /// Runs a command in it, which must succeed, and returns what it printed.
+    pub fn succeed(&self, command: &[&str]) -> anyhow::Result<String> {
+        let output = self.run(command)?;
+        ensure!(output.code == 0, "{command:?}: {output:?}\n{}", self.journal()?);
+        Ok(output.stdout)
+    }
+
+    /// All that was logged.
+    pub fn journal(&self) -> anyhow::Result<String> {
+        self.run(&["journalctl", "--sync"])?;
+        Ok(self.run(&["journalctl", "--no-pager", "--output=short"])?.stdout)
+    }
+
+    /// `steer status --json`.
+    pub fn status(&self) -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_str(&self.succeed(&["steer", "status", "--json"])?)?)
+    }
+
+    /// A property of a unit.
+    pub fn property(&self, unit: &str, name: &str) -> anyhow::Result<String> {
+        Ok(self.succeed(&["systemctl", "show", "--value", "--property", name, unit])?.trim().to_owned())
+    }
+
+    /// Where one of its files is for the test.
+    pub fn path(&self, file: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{file}", self.init))
+    }
+
+    /// Writes one of its files.
+    pub fn write(&self, file: &str, text: &str) -> anyhow::Result<()> {
+        let file = self.path(file);
+        fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+    }
+
+    /// A new cgroup, called `/{name}` in the machine.
+    pub fn cgroup(&self, name: &str) -> anyhow::Result<Cgroup> {
+        self.cgroup.child(name)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.outer.kill();
+        let _ = self.outer.wait();
+    }
+}

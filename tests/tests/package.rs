@@ -1,0 +1,135 @@
+//! The Debian package: installed, upgraded under load, removed and purged, by dpkg on a machine with systemd.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::ensure;
+use steer_tests::{Bed, Machine, Outcome, Skipped, Spy, check_uninterrupted, output};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("installs_and_starts", installs_and_starts),
+    ("steers_on_while_it_is_upgraded", steers_on_while_it_is_upgraded),
+    ("leaves_nothing_behind", leaves_nothing_behind),
+];
+
+const CONFIG: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"/guest\"]\n";
+
+/// A machine with a copy of the package in the directory that it shares with the test.
+fn machine(bed: &Bed) -> anyhow::Result<(Machine, PathBuf)> {
+    let Some(package) = std::env::var_os("STEER_DEB") else {
+        return Err(
+            Skipped("STEER_DEB names no package; `cargo xtask setup --ci` installs what makes one".into()).into()
+        );
+    };
+    if fs::exists("/usr/bin/steer")? {
+        return Err(Skipped("steer is installed on this machine already".into()).into());
+    }
+    let copy = bed.directory.join("steer.deb");
+    fs::copy(package, &copy)?;
+    Ok((Machine::boot(bed)?, copy))
+}
+
+fn dpkg(machine: &Machine, arguments: &[&str]) -> anyhow::Result<String> {
+    machine.succeed(&[&["dpkg", "--no-triggers"], arguments].concat())
+}
+
+fn install(machine: &Machine, package: &std::path::Path) -> Outcome {
+    dpkg(machine, &["--install", &package.to_string_lossy()])?;
+    Ok(())
+}
+
+fn installs_and_starts() -> Outcome {
+    let bed = Bed::new("package-install")?;
+    let (machine, package) = machine(&bed)?;
+    install(&machine, &package)?;
+    ensure!(machine.succeed(&["systemctl", "is-active", "steer"])? == "active\n");
+    ensure!(machine.succeed(&["systemctl", "is-enabled", "steer"])? == "enabled\n");
+    machine.succeed(&["systemd-analyze", "verify", "steer.service"])?;
+    // It steers nothing until it is told to, and then at once.
+    let guest = machine.cgroup("guest")?;
+    ensure!(machine.status()?["policies"].as_array().is_some_and(Vec::is_empty));
+    bed.check_unsteered(Some(&guest))?;
+    machine.write("/etc/steer/steer.toml", CONFIG)?;
+    machine.succeed(&["systemctl", "reload", "steer"])?;
+    bed.check_steered(&guest, 1)?;
+    let package_files = machine.succeed(&["dpkg", "--listfiles", "steer"])?;
+    for file in
+        ["man8/steer.8.gz", "man8/steer-unit.8.gz", "man5/steer.toml.5.gz", "completions/steer", "_steer", "steer.fish"]
+    {
+        ensure!(package_files.contains(file), "no {file} in {package_files}");
+    }
+    Ok(())
+}
+
+fn steers_on_while_it_is_upgraded() -> Outcome {
+    let bed = Bed::new("package-upgrade")?;
+    let (machine, package) = machine(&bed)?;
+    install(&machine, &package)?;
+    let guest = machine.cgroup("guest")?;
+    machine.write("/etc/steer/steer.toml", CONFIG)?;
+    machine.succeed(&["systemctl", "reload", "steer"])?;
+    bed.check_steered(&guest, 1)?;
+    let next = next_version(&bed, &package)?;
+    let daemon = machine.property("steer", "MainPID")?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let load = bed.load(&guest)?;
+    install(&machine, &next)?;
+    // The same once more, and then a way back.
+    install(&machine, &next)?;
+    install(&machine, &package)?;
+    let report = load.stop()?;
+    spy.saw_nothing()?;
+    check_uninterrupted(&report)?;
+    ensure!(machine.property("steer", "MainPID")? != daemon, "the new version was not started");
+    ensure!(fs::read_to_string(machine.path("/etc/steer/steer.toml"))? == CONFIG);
+    bed.check_steered(&guest, 1)
+}
+
+/// The same package with a higher version.
+fn next_version(bed: &Bed, package: &std::path::Path) -> anyhow::Result<PathBuf> {
+    let (tree, next) = (bed.directory.join("tree"), bed.directory.join("next.deb"));
+    let unpacked = output(Command::new("dpkg-deb").arg("--raw-extract").args([package, &tree]))?;
+    ensure!(unpacked.code == 0, "{unpacked:?}");
+    let control = tree.join("DEBIAN/control");
+    let text = fs::read_to_string(&control)?;
+    let version = text.lines().find(|line| line.starts_with("Version: ")).unwrap_or_default();
+    fs::write(&control, text.replace(version, &format!("{version}+next")))?;
+    let packed =
+        output(Command::new("dpkg-deb").args(["-Znone", "--root-owner-group", "--build"]).args([&tree, &next]))?;
+    ensure!(packed.code == 0, "{packed:?}");
+    Ok(next)
+}
+
+fn leaves_nothing_behind() -> Outcome {
+    let bed = Bed::new("package-remove")?;
+    let (machine, package) = machine(&bed)?;
+    install(&machine, &package)?;
+    let guest = machine.cgroup("guest")?;
+    machine.write("/etc/steer/steer.toml", CONFIG)?;
+    machine.succeed(&["systemctl", "reload", "steer"])?;
+    machine.succeed(&["steer", "unit", "other", "--policy", "second"])?;
+    bed.check_steered(&guest, 1)?;
+
+    dpkg(&machine, &["--remove", "steer"])?;
+    bed.check_unsteered(Some(&guest))?;
+    ensure!(!machine.path("/sys/fs/bpf/steer").exists() && !machine.path("/run/steer").exists());
+    // What was configured outlives a removal.
+    install(&machine, &package)?;
+    bed.check_steered(&guest, 1)?;
+
+    dpkg(&machine, &["--purge", "steer"])?;
+    bed.check_unsteered(Some(&guest))?;
+    let places = ["/run", "/sys/fs/bpf", "/sys/fs/cgroup", "/dev/shm"];
+    let shared = bed.directory.to_string_lossy().into_owned();
+    let left = machine.succeed(
+        &[
+            &["find"],
+            &places[..],
+            &["-path", &format!("/run/changed{shared}"), "-prune", "-o", "-iname", "*steer*", "-print"],
+        ]
+        .concat(),
+    )?;
+    ensure!(left.is_empty(), "left behind: {left}");
+    Ok(())
+}

@@ -1,0 +1,307 @@
+//! Under a real systemd: the daemon as a service, and services that are steered by a drop-in.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, ensure};
+use nix::fcntl::{Flock, FlockArg};
+use steer_lab::{parse_outcomes, wait_until};
+use steer_tests::{Bed, Machine, NOBODY, Outcome, PATIENCE, Spy, User, check_outcomes, check_uninterrupted};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("starts_restarts_and_reloads", starts_restarts_and_reloads),
+    ("a_reload_of_mistakes_fails", a_reload_of_mistakes_fails),
+    ("killed_it_comes_back", killed_it_comes_back),
+    ("its_sandbox_is_tight", its_sandbox_is_tight),
+    ("logs_with_priorities", logs_with_priorities),
+    ("without_its_policies_it_does_not_start", without_its_policies_it_does_not_start),
+    ("a_unit_is_steered_from_its_first_command", a_unit_is_steered_from_its_first_command),
+    ("a_unit_needs_no_daemon", a_unit_needs_no_daemon),
+    ("a_unit_without_its_uplink_does_not_start", a_unit_without_its_uplink_does_not_start),
+    ("a_unit_that_the_configuration_names_too", a_unit_that_the_configuration_names_too),
+    ("a_unit_with_cgroups_of_its_own", a_unit_with_cgroups_of_its_own),
+];
+
+const CONFIG: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"/guest\"]\n";
+
+/// A service that runs the client before its main command, and as it.
+struct Client {
+    before: PathBuf,
+    main: PathBuf,
+}
+
+impl Client {
+    /// Installs it as `client.service`.
+    fn install(bed: &Bed, machine: &Machine, settings: &str) -> anyhow::Result<Self> {
+        let command = bed.client(None, User::Nobody)?;
+        let program = command.get_program().to_string_lossy().into_owned();
+        let arguments = bed.everything().join(" ");
+        let client = Self { before: bed.directory.join("before.json"), main: bed.directory.join("main.json") };
+        for file in [&client.before, &client.main] {
+            fs::write(file, "")?;
+            let nobody = Some(NOBODY.0);
+            std::os::unix::fs::chown(file, nobody, nobody)?;
+        }
+        let run = |file: &PathBuf| format!("/bin/sh -c '{program} {arguments} > {}; true'", file.display());
+        machine.write(
+            "/etc/systemd/system/client.service",
+            &format!(
+                "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nUser=nobody\n{settings}\n\
+                 ExecStartPre={}\nExecStart={}\n",
+                run(&client.before),
+                run(&client.main),
+            ),
+        )?;
+        machine.succeed(&["systemctl", "daemon-reload"])?;
+        Ok(client)
+    }
+
+    /// Both left by uplink `i` only.
+    fn check_steered(&self, bed: &Bed, machine: &Machine, i: u8) -> Outcome {
+        let mut spy = Spy::on(bed, &[bed.net.link(i)])?;
+        machine.succeed(&["systemctl", "start", "client"])?;
+        spy.saw_nothing()?;
+        for file in [&self.before, &self.main] {
+            check_outcomes(&parse_outcomes(&fs::read_to_string(file)?)?, User::Nobody, i)
+                .with_context(|| file.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Whether any of its commands has run.
+    fn has_run(&self) -> anyhow::Result<bool> {
+        Ok(fs::metadata(&self.before)?.len() + fs::metadata(&self.main)?.len() > 0)
+    }
+}
+
+fn drop_in(machine: &Machine, arguments: &[&str]) -> Outcome {
+    machine.succeed(&[&["steer", "unit", "client"], arguments].concat())?;
+    machine.succeed(&["systemctl", "daemon-reload"])?;
+    Ok(())
+}
+
+fn starts_restarts_and_reloads() -> Outcome {
+    let bed = Bed::new("systemd-start")?;
+    let machine = Machine::boot(&bed)?;
+    let guest = machine.cgroup("guest")?;
+    machine.install(CONFIG)?;
+    bed.check_steered(&guest, 1)?;
+    let load = bed.load(&guest)?;
+    machine.succeed(&["systemctl", "restart", "steer"])?;
+    machine.succeed(&["systemctl", "stop", "steer"])?;
+    ensure!(machine.status()?["daemon"] == false);
+    machine.succeed(&["systemctl", "start", "steer"])?;
+    let report = load.stop()?;
+    check_uninterrupted(&report)?;
+    bed.check_steered(&guest, 1)?;
+    // Once systemctl returns, the new configuration is in force.
+    machine.write("/etc/steer/steer.toml", &CONFIG.replace("a1", "a0"))?;
+    machine.succeed(&["systemctl", "reload", "steer"])?;
+    ensure!(machine.status()?["policies"][0]["interface"] == "a0", "{}", machine.status()?);
+    bed.check_steered(&guest, 0)?;
+    ensure!(machine.property("steer", "NRestarts")? == "0");
+    // The switch ends the daemon, and that is no failure.
+    machine.succeed(&["steer", "off"])?;
+    wait_until("the daemon to end", PATIENCE, || {
+        machine.property("steer", "ActiveState").is_ok_and(|state| state == "inactive")
+    })?;
+    bed.check_unsteered(Some(&guest))
+}
+
+fn a_reload_of_mistakes_fails() -> Outcome {
+    let bed = Bed::new("systemd-reload")?;
+    let machine = Machine::boot(&bed)?;
+    let guest = machine.cgroup("guest")?;
+    machine.install(CONFIG)?;
+    machine.write("/etc/steer/steer.toml", "[[policy")?;
+    ensure!(machine.run(&["systemctl", "reload", "steer"])?.code != 0);
+    let journal = machine.journal()?;
+    ensure!(journal.contains("steer.toml:1:9: unclosed"), "{journal}");
+    ensure!(machine.property("steer", "ActiveState")? == "active");
+    bed.check_steered(&guest, 1)
+}
+
+fn killed_it_comes_back() -> Outcome {
+    let bed = Bed::new("systemd-kill")?;
+    let machine = Machine::boot(&bed)?;
+    let guest = machine.cgroup("guest")?;
+    machine.install(CONFIG)?;
+    bed.check_steered(&guest, 1)?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let load = bed.load(&guest)?;
+    // More often than systemd forgives by default.
+    for restarts in 1..=7 {
+        machine.succeed(&["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "steer"])?;
+        wait_until("the daemon to be back", PATIENCE, || {
+            let is = |name, value: &str| machine.property("steer", name).is_ok_and(|now| now == value);
+            is("NRestarts", &restarts.to_string()) && is("ActiveState", "active")
+        })?;
+    }
+    let report = load.stop()?;
+    spy.saw_nothing()?;
+    check_uninterrupted(&report)?;
+    bed.check_steered(&guest, 1)
+}
+
+fn its_sandbox_is_tight() -> Outcome {
+    let bed = Bed::new("systemd-sandbox")?;
+    let machine = Machine::boot(&bed)?;
+    let guest = machine.cgroup("guest")?;
+    machine.install(CONFIG)?;
+    machine.succeed(&["systemd-analyze", "verify", "--man=no", "steer.service"])?;
+    machine.succeed(&["systemd-analyze", "security", "--threshold=30", "--no-pager", "steer.service"])?;
+    // It still does what it is there for.
+    bed.net.remove_uplink(1)?;
+    wait_until("the policy to be closed", PATIENCE, || {
+        machine.status().is_ok_and(|status| status["policies"][0]["ifindex"].is_null())
+    })?;
+    bed.check_closed(&guest)?;
+    let journal = machine.journal()?;
+    ensure!(!["ot permitted", "denied", "Read-only"].iter().any(|refusal| journal.contains(refusal)), "{journal}");
+    // What a killed `steer exec` has left among a user's cgroups it has no right to remove, and leaves.
+    let user = machine.cgroup("user")?;
+    let scope = user.child("steer-exec-1-0")?;
+    std::os::unix::fs::chown(user.directory(), Some(NOBODY.0), Some(NOBODY.1))?;
+    let looked_after =
+        Flock::lock(fs::File::open(scope.directory())?, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+    machine.succeed(&["steer", "attach", "/user/steer-exec-1-0", "--interface", "a0"])?;
+    drop(looked_after);
+    machine.succeed(&["systemctl", "reload", "steer"])?;
+    ensure!(machine.journal()?.contains("left for the next command: remove"), "{}", machine.journal()?);
+    ensure!(scope.directory().exists());
+    machine.succeed(&["steer", "attach", "/user", "--interface", "a0"])?;
+    ensure!(!scope.directory().exists());
+    Ok(())
+}
+
+fn logs_with_priorities() -> Outcome {
+    let bed = Bed::new("systemd-log")?;
+    let machine = Machine::boot(&bed)?;
+    machine.install(CONFIG)?;
+    machine.write("/etc/steer/steer.toml", "[[policy]]\nname = \"x\"\nboth = 1\n")?;
+    let entries = || {
+        machine.run(&["journalctl", "--sync"])?;
+        let text = machine.succeed(&["journalctl", "--no-pager", "--output=json", "_COMM=steer"])?;
+        let entries = text.lines().map(serde_json::from_str).collect::<Result<Vec<serde_json::Value>, _>>()?;
+        anyhow::Ok(entries)
+    };
+    let logged = |message: &str, priority: &str| {
+        let is_it = |entry: &serde_json::Value| {
+            entry["MESSAGE"].as_str().is_some_and(|text| text.starts_with(message)) && entry["PRIORITY"] == priority
+        };
+        entries().is_ok_and(|entries| entries.iter().any(is_it))
+    };
+    for (message, priority) in [
+        ("ready: steering by", "6"),
+        // Each mistake is an entry.
+        ("/etc/steer/steer.toml:3:1: policy[0].both = 1: unknown key", "3"),
+        ("/etc/steer/steer.toml:1:1: policy[0].interface: missing", "3"),
+    ] {
+        wait_until(message, PATIENCE, || logged(message, priority))
+            .with_context(|| machine.journal().unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+fn without_its_policies_it_does_not_start() -> Outcome {
+    let bed = Bed::new("systemd-emptied")?;
+    let machine = Machine::boot(&bed)?;
+    let guest = machine.cgroup("guest")?;
+    // With nothing in force, a configuration without policies is a beginning.
+    machine.install("")?;
+    machine.write("/etc/steer/steer.toml", CONFIG)?;
+    machine.succeed(&["systemctl", "reload", "steer"])?;
+    bed.check_steered(&guest, 1)?;
+    machine.write("/etc/steer/steer.toml", "")?;
+    ensure!(machine.run(&["systemctl", "restart", "steer"])?.code != 0);
+    ensure!(machine.property("steer", "ActiveState")? == "failed");
+    let journal = machine.journal()?;
+    ensure!(journal.contains("has no policy, but policies of an earlier one are in force"), "{journal}");
+    bed.check_steered(&guest, 1)
+}
+
+fn a_unit_is_steered_from_its_first_command() -> Outcome {
+    let bed = Bed::new("systemd-unit")?;
+    let machine = Machine::boot(&bed)?;
+    machine.install(&CONFIG.replace("second", "50% of \\\"$HOME\\\""))?;
+    let client = Client::install(&bed, &machine, "ProtectSystem=strict\nRestrictAddressFamilies=AF_INET AF_INET6")?;
+    drop_in(&machine, &["--policy", "50% of \"$HOME\""])?;
+    client.check_steered(&bed, &machine, 1)?;
+    // Every start is another cgroup.
+    client.check_steered(&bed, &machine, 1)?;
+    drop_in(&machine, &["--interface", "a0", "--enforce", "steer"])?;
+    client.check_steered(&bed, &machine, 0)?;
+    drop_in(&machine, &["--remove"])?;
+    ensure!(!machine.path("/etc/systemd/system/client.service.d").exists());
+    machine.succeed(&["systemctl", "start", "client"])?;
+    let outcomes = parse_outcomes(&fs::read_to_string(&client.main)?)?;
+    ensure!(outcomes.iter().all(|outcome| outcome.bound_ifindex <= 0), "{outcomes:?}");
+    Ok(())
+}
+
+fn a_unit_needs_no_daemon() -> Outcome {
+    let bed = Bed::new("systemd-alone")?;
+    let machine = Machine::boot(&bed)?;
+    machine.install(CONFIG)?;
+    machine.succeed(&["systemctl", "stop", "steer"])?;
+    machine.succeed(&["steer", "off"])?;
+    let client = Client::install(&bed, &machine, "")?;
+    drop_in(&machine, &["--interface", "a1"])?;
+    client.check_steered(&bed, &machine, 1)?;
+    ensure!(machine.property("steer", "ActiveState")? == "inactive");
+    Ok(())
+}
+
+fn a_unit_without_its_uplink_does_not_start() -> Outcome {
+    let bed = Bed::new("systemd-missing")?;
+    let machine = Machine::boot(&bed)?;
+    machine.install(CONFIG)?;
+    let client = Client::install(&bed, &machine, "")?;
+    bed.net.remove_uplink(1)?;
+    for (arguments, reason) in
+        [(["--interface", "a1"], "no interface \"a1\""), (["--policy", "third"], "no policy \"third\" in force")]
+    {
+        drop_in(&machine, &arguments)?;
+        ensure!(machine.run(&["systemctl", "start", "client"])?.code != 0);
+        ensure!(machine.property("client", "ActiveState")? == "failed");
+        let journal = machine.journal()?;
+        ensure!(journal.contains(reason), "{journal}");
+        ensure!(!client.has_run()?, "a command of the unit was run");
+    }
+    // By a policy it starts, closed.
+    drop_in(&machine, &["--policy", "second"])?;
+    let mut spy = Spy::on(&bed, &[])?;
+    machine.succeed(&["systemctl", "start", "client"])?;
+    spy.saw_nothing()?;
+    let outcomes = parse_outcomes(&fs::read_to_string(&client.main)?)?;
+    ensure!(outcomes.len() == 8 && outcomes.iter().all(|outcome| !outcome.is_ok()), "{outcomes:?}");
+    // Without the binary it does not start either, whatever becomes of its package.
+    fs::write(&client.before, "")?;
+    fs::write(&client.main, "")?;
+    fs::remove_file(machine.path("/usr/bin/steer"))?;
+    ensure!(machine.run(&["systemctl", "start", "client"])?.code != 0);
+    ensure!(machine.property("client", "ActiveState")? == "failed" && !client.has_run()?);
+    Ok(())
+}
+
+fn a_unit_that_the_configuration_names_too() -> Outcome {
+    let bed = Bed::new("systemd-both")?;
+    let machine = Machine::boot(&bed)?;
+    machine.install(&CONFIG.replace("/guest", "/system.slice/client.service"))?;
+    let client = Client::install(&bed, &machine, "")?;
+    drop_in(&machine, &["--policy", "second"])?;
+    for _ in 0..3 {
+        client.check_steered(&bed, &machine, 1)?;
+    }
+    Ok(())
+}
+
+fn a_unit_with_cgroups_of_its_own() -> Outcome {
+    let bed = Bed::new("systemd-delegate")?;
+    let machine = Machine::boot(&bed)?;
+    machine.install(CONFIG)?;
+    let client = Client::install(&bed, &machine, "Delegate=yes")?;
+    drop_in(&machine, &["--policy", "second"])?;
+    client.check_steered(&bed, &machine, 1)
+}

@@ -1,0 +1,87 @@
+//! `cargo xtask dist`: a Debian package, and a tarball of the same files: the binary, its unit, manual pages and completions made
+//! from its command line, and a configuration that steers nothing.
+//!
+//! **Invariant**: what is packed was built now. What goes where is said in one place, `package.metadata.deb` of the agent.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{cargo, setup::Setup};
+
+/// The shells, and the files that the package's metadata name.
+const COMPLETIONS: [(&str, &str); 3] = [("bash", "steer.bash"), ("zsh", "steer.zsh"), ("fish", "steer.fish")];
+
+/// Makes both.
+pub(crate) fn run() -> Result<()> {
+    Setup::for_dist().run()?;
+    let directory = cargo::target_directory()?.join("dist");
+    recreate(&directory)?;
+    let package = package(&directory, &["--dbgsym"])?;
+    let tarball = tarball(&package, &directory)?;
+    println!("{}\n{}", package.display(), tarball.display());
+    Ok(())
+}
+
+/// Builds the agent and packs it, into an empty directory.
+pub(crate) fn package(directory: &Path, options: &[&str]) -> Result<PathBuf> {
+    generate()?;
+    let mut deb = cargo::cargo(["deb", "--quiet", "--no-build", "--package", "steer", "--output"]);
+    cargo::check(deb.arg(directory).args(options).stdout(Stdio::null()))?;
+    let entries = fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
+    let mut packages = entries.flatten().map(|entry| entry.path());
+    packages
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("cargo deb left no package in {}", directory.display()))
+}
+
+/// Builds the agent, and lets it write its manual pages and completions to where the package's metadata expect them.
+fn generate() -> Result<()> {
+    let built = cargo::build(["build", "--release", "--package", "steer", "--bin", "steer", "--example", "man"])?;
+    let path_of = |name: &str| {
+        let executable = built.iter().find(|executable| executable.name == name);
+        executable.map(|executable| executable.path.as_path()).with_context(|| format!("cargo built no {name}"))
+    };
+    let (steer, man) = (path_of("steer")?, path_of("man")?);
+    let generated = steer.parent().context("the binary is in no directory")?.join("dist");
+    let pages = generated.join("man");
+    recreate(&pages)?;
+    cargo::check(Command::new(man).arg(&pages))?;
+    for page in fs::read_dir(&pages).with_context(|| format!("list {}", pages.display()))?.flatten() {
+        cargo::check(Command::new("gzip").args(["-9", "--no-name"]).arg(page.path()))?;
+    }
+    for (shell, file) in COMPLETIONS {
+        let file = generated.join(file);
+        let output = File::create(&file).with_context(|| format!("create {}", file.display()))?;
+        cargo::check(Command::new(steer).args(["completions", shell]).stdout(output))?;
+    }
+    Ok(())
+}
+
+/// Packs the files of a package once more, for systems that are not Debian, below a directory of its own.
+fn tarball(package: &Path, directory: &Path) -> Result<PathBuf> {
+    let name = format!("steer-{}-{}-linux", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+    let tree = directory.join(&name);
+    cargo::check(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&tree))?;
+    let tarball = directory.join(format!("{name}.tar.gz"));
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--gzip", "--sort=name", "--owner=root:0", "--group=root:0"]);
+    cargo::check(tar.arg("--file").arg(&tarball).arg("--directory").arg(directory).arg(&name))?;
+    fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
+    Ok(tarball)
+}
+
+/// Makes a directory, empty.
+pub(crate) fn recreate(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", directory.display()));
+        }
+        _ => {}
+    }
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))
+}
