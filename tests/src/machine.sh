@@ -23,9 +23,12 @@ done
 mkdir -p "$root$2" "$root/run/changed" "$root/run/systemd/system"
 mount --bind "$2" "$root$2"
 mount --bind "$1/upper" "$root/run/changed"
-# Services of this machine stay off; what they would mount is mounted.
+# Whatever is started in it, /tmp is neither covered nor emptied.
+for unit in tmp.mount systemd-tmpfiles-setup.service; do
+	ln -s /dev/null "$root/run/systemd/system/$unit"
+done
+# Packages start their services.
 rm -f "$root/usr/sbin/policy-rc.d"
-ln -s /dev/null "$root/run/systemd/system/tmp.mount"
 printf '[Unit]\nDefaultDependencies=no\nWants=systemd-journald.service\n' > "$root/run/systemd/system/machine.target"
 cd "$root"
 pivot_root . mnt

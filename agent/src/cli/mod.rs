@@ -9,6 +9,7 @@ mod detach;
 mod exec;
 mod keep;
 mod off;
+mod reload;
 mod status;
 mod target;
 mod unit;
@@ -66,6 +67,9 @@ enum Command {
     /// What `exec` leaves behind to clean up after its command
     #[command(hide = true)]
     Keep(keep::Args),
+    /// What `systemctl reload` does
+    #[command(hide = true)]
+    Reload(reload::Args),
 }
 
 impl Cli {
@@ -96,6 +100,7 @@ impl Cli {
                 Ok(if answered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
             Command::Keep(args) => keep::run(&args, &pins),
+            Command::Reload(args) => reload::run(&args),
         }
     }
 }

@@ -12,6 +12,7 @@ mod files;
 mod steering;
 
 use std::{
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -95,9 +96,11 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
             Event::Cgroups(change) => steering.cgroups_changed(change, &mut sources.cgroups),
             Event::ConfigChanged => reload(&options, &mut steering, &mut sources),
             Event::Hangup => {
-                tell_manager(true);
+                let begun = announce_reload(true);
                 let reloaded = reload(&options, &mut steering, &mut sources);
-                tell_manager(false);
+                if let Err(error) = begun.and_then(|()| announce_reload(false)) {
+                    log::warn!("tell the service manager of a reload: {error}");
+                }
                 reloaded
             }
             Event::Terminate => {
@@ -120,15 +123,12 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     }
 }
 
-/// Tells the service manager, if there is one, that a reload begins or has ended, so that `systemctl reload` waits for it.
-fn tell_manager(reloading: bool) {
-    let told = if reloading {
-        NotifyState::monotonic_usec_now().and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]))
+/// Tells the service manager, if there is one, that a reload begins or has ended.
+pub fn announce_reload(begins: bool) -> io::Result<()> {
+    if begins {
+        sd_notify::notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?])
     } else {
         sd_notify::notify(&[NotifyState::Ready])
-    };
-    if let Err(error) = told {
-        log::warn!("tell the service manager of a reload: {error}");
     }
 }
 
