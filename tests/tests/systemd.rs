@@ -114,12 +114,15 @@ fn a_reload_of_mistakes_fails() -> Outcome {
     let machine = Machine::boot(&bed)?;
     let guest = machine.cgroup("guest")?;
     machine.install(CONFIG)?;
-    machine.write("/etc/steer/steer.toml", "[[policy")?;
-    ensure!(machine.run(&["systemctl", "reload", "steer"])?.code != 0);
-    let journal = machine.journal()?;
-    ensure!(journal.contains("steer.toml:1:9: unclosed"), "{journal}");
-    ensure!(machine.property("steer", "ActiveState")? == "active");
-    bed.check_steered(&guest, 1)
+    for (mistake, complaint) in [("[[policy", "steer.toml:1:9: unclosed"), ("", "steer.toml has no policy")] {
+        machine.write("/etc/steer/steer.toml", mistake)?;
+        ensure!(machine.run(&["systemctl", "reload", "steer"])?.code != 0);
+        let journal = machine.journal()?;
+        ensure!(journal.contains(complaint), "{journal}");
+        ensure!(machine.property("steer", "ActiveState")? == "active");
+        bed.check_steered(&guest, 1)?;
+    }
+    Ok(())
 }
 
 fn killed_it_comes_back() -> Outcome {
