@@ -30,10 +30,12 @@ pub enum Counter {
     StoppedEgress = 11,
     /// A packet that came in by another link was dropped.
     StoppedIngress = 12,
+    /// `bind` was refused: the binding could not be put back.
+    StoppedBind = 13,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 13] = [
+pub const COUNTERS: [Counter; 14] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -47,6 +49,7 @@ pub const COUNTERS: [Counter; 13] = [
     Counter::StoppedSetsockopt,
     Counter::StoppedEgress,
     Counter::StoppedIngress,
+    Counter::StoppedBind,
 ];
 
 impl Counter {
@@ -66,6 +69,7 @@ impl Counter {
             Self::StoppedSetsockopt => "stopped_setsockopt",
             Self::StoppedEgress => "stopped_egress",
             Self::StoppedIngress => "stopped_ingress",
+            Self::StoppedBind => "stopped_bind",
         }
     }
 }
@@ -78,7 +82,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 104);
+const _: () = assert!(size_of::<CounterRecord>() == 112);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

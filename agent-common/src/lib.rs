@@ -21,7 +21,7 @@ pub use record::{
 pub const NESTED_ATTACHMENTS: u32 = 65_536;
 
 /// The version of everything in this crate. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never given out: it is what an unpopulated [`AttachmentRecord`] names.
 pub const POLICY_SLOTS: u32 = 4096;
@@ -63,8 +63,12 @@ pub mod program {
     pub const GETPEERNAME4: &str = "getpeername4";
     /// `cgroup/getpeername6`.
     pub const GETPEERNAME6: &str = "getpeername6";
-    /// Constant of the sendmsg programs: 0 where the kernel does not let them call `bpf_setsockopt`.
-    pub const SENDMSG_REBINDS: &str = "SENDMSG_REBINDS";
+    /// `cgroup/bind4`: puts a lost binding back.
+    pub const BIND4: &str = "bind4";
+    /// `cgroup/bind6`.
+    pub const BIND6: &str = "bind6";
+    /// Constant of the bind and sendmsg programs: 0 where the kernel does not let them call `bpf_setsockopt`.
+    pub const REBINDS: &str = "REBINDS";
     /// `cgroup/setsockopt`: refuses to undo a binding.
     pub const SETSOCKOPT: &str = "setsockopt";
     /// `cgroup_skb/egress`: the wall behind them.

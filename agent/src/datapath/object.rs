@@ -31,7 +31,7 @@ const DNS: u32 = policy_flags::DNS4 | policy_flags::DNS6;
 
 /// Every hook, in the order they are attached. Those that a policy asks for make one attachment. The IPv6 hooks see mapped
 /// IPv4 addresses, too, but for sendmsg.
-pub(super) static HOOKS: [Hook; 12] = [
+pub(super) static HOOKS: [Hook; 14] = [
     hook(program::EGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS, policy_flags::GUARD),
     hook(program::INGRESS, bpf_attach_type::BPF_CGROUP_INET_INGRESS, policy_flags::GUARD_INGRESS),
     hook(program::SETSOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT, policy_flags::GUARD),
@@ -43,6 +43,8 @@ pub(super) static HOOKS: [Hook; 12] = [
     hook(program::SENDMSG6, bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG, policy_flags::GUARD | policy_flags::DNS6),
     hook(program::CONNECT4, bpf_attach_type::BPF_CGROUP_INET4_CONNECT, policy_flags::RESTORE | policy_flags::DNS4),
     hook(program::CONNECT6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT, policy_flags::RESTORE | DNS),
+    hook(program::BIND4, bpf_attach_type::BPF_CGROUP_INET4_BIND, policy_flags::RESTORE),
+    hook(program::BIND6, bpf_attach_type::BPF_CGROUP_INET6_BIND, policy_flags::RESTORE),
     hook(program::SOCK_CREATE, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0),
 ];
 
@@ -135,23 +137,26 @@ pub fn load(pins: &Pins, _lock: &Lock, log_level: LogLevel) -> Result<aya::Ebpf,
     pins.create()?;
     let _raised = Memlock::raise();
     match load_with(pins, log_level, 1) {
-        // Before Linux 6.1 the verifier knows no bpf_setsockopt there.
-        Err(Error::Program { name: program::SENDMSG4 | program::SENDMSG6, source }) => {
-            log::debug!("the sendmsg programs cannot bind on this kernel: {source}");
+        // Before Linux 5.12 the verifier knows no bpf_setsockopt there.
+        Err(Error::Program {
+            name: program::BIND4 | program::BIND6 | program::SENDMSG4 | program::SENDMSG6,
+            source,
+        }) => {
+            log::debug!("the bind and sendmsg programs cannot bind on this kernel: {source}");
             load_with(pins, log_level, 0)
         }
         loaded => loaded,
     }
 }
 
-fn load_with(pins: &Pins, log_level: LogLevel, sendmsg_rebinds: u8) -> Result<aya::Ebpf, Error> {
+fn load_with(pins: &Pins, log_level: LogLevel, rebinds: u8) -> Result<aya::Ebpf, Error> {
     let level = log_level.as_u8();
     let mut loader = EbpfLoader::new();
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
     loader.override_global(aya_log::LEVEL, &level, false);
-    loader.override_global(program::SENDMSG_REBINDS, &sendmsg_rebinds, true);
+    loader.override_global(program::REBINDS, &rebinds, true);
     let mut object = loader.load(OBJECT)?;
     for hook in all_programs() {
         pin_program(pins, &mut object, hook, log_level)?;
