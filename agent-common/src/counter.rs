@@ -32,10 +32,12 @@ pub enum Counter {
     StoppedIngress = 12,
     /// `bind` was refused: the binding could not be put back.
     StoppedBind = 13,
+    /// `socket` was refused: what it would send, no program sees.
+    StoppedFamily = 14,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 14] = [
+pub const COUNTERS: [Counter; 15] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -50,6 +52,7 @@ pub const COUNTERS: [Counter; 14] = [
     Counter::StoppedEgress,
     Counter::StoppedIngress,
     Counter::StoppedBind,
+    Counter::StoppedFamily,
 ];
 
 impl Counter {
@@ -70,6 +73,7 @@ impl Counter {
             Self::StoppedEgress => "stopped_egress",
             Self::StoppedIngress => "stopped_ingress",
             Self::StoppedBind => "stopped_bind",
+            Self::StoppedFamily => "stopped_family",
         }
     }
 }
@@ -82,7 +86,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 112);
+const _: () = assert!(size_of::<CounterRecord>() == 120);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

@@ -35,7 +35,7 @@ pub mod map {
     pub const ATTACHMENTS: &str = "ATTACHMENTS";
     /// Per-CPU array of [`CounterRecord`](crate::CounterRecord), by policy slot.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Hash of the ids of cgroups that are attached below another one; the value says nothing.
+    /// Hash of the ids of cgroups that are attached below another one; the value is 1 once all of their programs are attached.
     pub const DECIDERS: &str = "DECIDERS";
     /// Socket storage of [`SocketRecord`](crate::SocketRecord).
     pub const SOCKETS: &str = "SOCKETS";
@@ -75,6 +75,8 @@ pub mod program {
     pub const EGRESS: &str = "egress";
     /// `cgroup_skb/ingress`.
     pub const INGRESS: &str = "ingress";
+    /// `lsm_cgroup/socket_create`: refuses what sends past the IP stack. Pinned only where the kernel runs it.
+    pub const FAMILY: &str = "family";
     /// `cgroup/sock_release`: does nothing; attached for a moment, it makes the kernel allocate the cgroup's record, so that the
     /// record is filled before any other program runs.
     pub const ANCHOR: &str = "anchor";

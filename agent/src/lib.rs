@@ -16,5 +16,6 @@ pub mod keeper;
 pub mod plan;
 pub mod policy;
 pub mod preflight;
+mod private_mount;
 pub mod resolver;
 pub mod stats;

@@ -152,6 +152,13 @@ impl Bed {
         Ok(Seen { attempt, leaked })
     }
 
+    /// Makes an attempt as root over IPv4 in a cgroup as it is.
+    pub fn attempt_in(&self, cgroup: &Cgroup, vector: Vector) -> anyhow::Result<Attempt> {
+        let timeout = Duration::from_millis(400);
+        let this = Try { vector, user: User::Root, family: Family::V4, scene: Scene::Steered, timeout };
+        self.run_attempt(this, cgroup, || Ok(()))
+    }
+
     /// Runs the program; `attach` is for when it says that it is ready for that.
     fn run_attempt(
         &self,

@@ -1,8 +1,8 @@
 //! The integration tests: the real binary, in labs of their own, all at once. Need root; without it every test shows as
 //! ignored, with the reason.
 
-use libtest_mimic::{Arguments, Trial};
-use steer_tests::Outcome;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use steer_tests::{NotHere, Outcome};
 
 mod attach;
 mod daemon;
@@ -17,6 +17,14 @@ mod refusals;
 mod uplinks;
 
 type Test = (&'static str, fn() -> Outcome);
+
+fn report(outcome: Outcome) -> Result<Completion, Failed> {
+    match outcome.map_err(anyhow::Error::downcast) {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Ok(NotHere(why))) => Ok(Completion::ignored_with(why)),
+        Err(Err(error)) => Err(format!("{error:#}").into()),
+    }
+}
 
 fn main() {
     let rooms: [(&str, &[Test]); 10] = [
@@ -37,8 +45,7 @@ fn main() {
     }
     let trials = rooms.into_iter().flat_map(|(room, tests)| {
         tests.iter().map(move |&(name, test)| {
-            let run = move || test().map_err(|error| format!("{error:#}").into());
-            Trial::test(format!("{room}::{name}"), run).with_ignored_flag(!root)
+            Trial::ignorable_test(format!("{room}::{name}"), move || report(test())).with_ignored_flag(!root)
         })
     });
     let arguments = Arguments::from_args();

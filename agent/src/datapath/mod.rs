@@ -11,12 +11,14 @@
 mod attachments;
 mod bpf;
 pub mod bpffs;
+mod lsm;
 mod nesting;
 mod netns;
 mod object;
 mod off;
 mod pins;
 mod policies;
+mod refusal;
 
 use std::{cell::OnceCell, io, path::PathBuf};
 
@@ -25,6 +27,7 @@ use steer_common::{CounterRecord, PolicyRecord, map};
 use thiserror::Error;
 
 pub use attachments::Attachment;
+pub use lsm::{Unguarded, unguarded};
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Removed, detach_other_versions, off, steered_by_other_versions, tidy};

@@ -9,13 +9,16 @@ use std::{
 };
 
 use aya::{
-    EbpfLoader, include_bytes_aligned,
+    Btf, EbpfLoader, include_bytes_aligned,
     programs::{Program, ProgramError},
 };
 use aya_obj::generated::bpf_attach_type;
 use steer_common::{map, policy_flags, program};
 
-use super::{Error, Lock, Pins, bpf, pins::file_name};
+use super::{Error, Lock, Pins, bpf, lsm, pins::file_name};
+
+/// The security hook of [`program::FAMILY`].
+const SOCKET_CREATE: &str = "socket_create";
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer"));
 
@@ -31,7 +34,8 @@ const DNS: u32 = policy_flags::DNS4 | policy_flags::DNS6;
 
 /// Every hook, in the order they are attached. Those that a policy asks for make one attachment. The IPv6 hooks see mapped
 /// IPv4 addresses, too, but for sendmsg.
-pub(super) static HOOKS: [Hook; 14] = [
+pub(super) static HOOKS: [Hook; 15] = [
+    hook(program::FAMILY, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
     hook(program::EGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS, policy_flags::GUARD),
     hook(program::INGRESS, bpf_attach_type::BPF_CGROUP_INET_INGRESS, policy_flags::GUARD_INGRESS),
     hook(program::SETSOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT, policy_flags::GUARD),
@@ -65,6 +69,16 @@ impl Hook {
     pub(super) fn is_asked(&self, flags: u32) -> bool {
         self.asked_by == 0 || flags & self.asked_by != 0
     }
+
+    /// Whether it attaches to a security hook, which not every kernel has, and not every one that has it runs.
+    pub(super) fn is_optional(&self) -> bool {
+        self.attach_type == bpf_attach_type::BPF_LSM_CGROUP
+    }
+
+    /// Whether it is to be attached where a policy asks for it: an optional one only where its program could be loaded.
+    pub(super) fn is_available(&self, pins: &Pins) -> bool {
+        !self.is_optional() || pins.program(self.name).exists()
+    }
 }
 
 /// What the programs write to their log ring.
@@ -92,7 +106,7 @@ pub(super) fn maps_are_pinned(pins: &Pins) -> bool {
 
 /// Whether programs and maps are pinned, and so belong together.
 pub(super) fn is_complete(pins: &Pins) -> bool {
-    maps_are_pinned(pins) && all_programs().all(|hook| pins.program(hook.name).exists())
+    maps_are_pinned(pins) && all_programs().all(|hook| hook.is_optional() || pins.program(hook.name).exists())
 }
 
 /// Sets aside what a removal that was killed half-way has left: programs without all of their maps cannot be used, and
@@ -107,6 +121,17 @@ fn set_fragments_aside(pins: &Pins) -> Result<(), Error> {
     fs::rename(&abi, &aside).map_err(|source| Error::Pin { action: "set aside", path: abi, source })
 }
 
+/// Removes the program of an optional hook, so that no policy asks for it.
+pub(super) fn give_up(pins: &Pins, hook: &Hook) -> Result<(), Error> {
+    let path = pins.program(hook.name);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Pin { action: "remove", path, source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A hook with its pinned program, opened.
 pub(super) struct Pinned {
     pub(super) hook: &'static Hook,
@@ -114,9 +139,9 @@ pub(super) struct Pinned {
     pub(super) id: u32,
 }
 
-/// Opens the pinned programs of all hooks.
+/// Opens the pinned programs of all hooks that there are.
 pub(super) fn programs(pins: &Pins) -> Result<Vec<Pinned>, Error> {
-    HOOKS.iter().map(|hook| open(pins, hook)).collect()
+    HOOKS.iter().filter(|hook| hook.is_available(pins)).map(|hook| open(pins, hook)).collect()
 }
 
 /// Opens a pinned program.
@@ -158,8 +183,18 @@ fn load_with(pins: &Pins, log_level: LogLevel, rebinds: u8) -> Result<aya::Ebpf,
     loader.override_global(aya_log::LEVEL, &level, false);
     loader.override_global(program::REBINDS, &rebinds, true);
     let mut object = loader.load(OBJECT)?;
-    for hook in all_programs() {
-        pin_program(pins, &mut object, hook, log_level)?;
+    let security_hooks = lsm::bpf_is_active().unwrap_or_else(|error| {
+        log::warn!("read the list of active security modules: {error}; no program is put on a security hook");
+        false
+    });
+    for hook in all_programs().filter(|hook| security_hooks || !hook.is_optional()) {
+        match pin_program(pins, &mut object, hook, log_level) {
+            // Before Linux 6.0 there is no such hook; and a kernel may be told to take no program for it.
+            Err(error @ Error::Program { .. }) if hook.is_optional() => {
+                log::info!("sockets past the IP stack will not be refused: {error}");
+            }
+            pinned => pinned?,
+        }
     }
     Ok(object)
 }
@@ -173,6 +208,9 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::LsmCgroup(program) => {
+            Btf::from_sys_fs().map_err(ProgramError::from).and_then(|btf| program.load(SOCKET_CREATE, &btf))
+        }
         _ => return Err(Error::Foreign { path }),
     }
     .map_err(failed)?;
