@@ -30,10 +30,14 @@ pub enum Counter {
     StoppedEgress = 11,
     /// A packet that came in by another link was dropped.
     StoppedIngress = 12,
+    /// `bind` was refused: the binding could not be put back.
+    StoppedBind = 13,
+    /// `socket` was refused: what it would send, no program sees.
+    StoppedFamily = 14,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 13] = [
+pub const COUNTERS: [Counter; 15] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -47,6 +51,8 @@ pub const COUNTERS: [Counter; 13] = [
     Counter::StoppedSetsockopt,
     Counter::StoppedEgress,
     Counter::StoppedIngress,
+    Counter::StoppedBind,
+    Counter::StoppedFamily,
 ];
 
 impl Counter {
@@ -71,6 +77,8 @@ impl Counter {
             Self::StoppedSetsockopt => "stopped_setsockopt",
             Self::StoppedEgress => "stopped_egress",
             Self::StoppedIngress => "stopped_ingress",
+            Self::StoppedBind => "stopped_bind",
+            Self::StoppedFamily => "stopped_family",
         }
     }
 }
@@ -83,7 +91,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 104);
+const _: () = assert!(size_of::<CounterRecord>() == 120);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

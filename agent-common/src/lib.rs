@@ -24,7 +24,7 @@ pub use record::{
 pub const NESTED_ATTACHMENTS: u32 = 65_536;
 
 /// The version of everything in this crate. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never given out: it is what an unpopulated [`AttachmentRecord`] names.
 pub const POLICY_SLOTS: u32 = 4096;
@@ -38,7 +38,7 @@ pub mod map {
     pub const ATTACHMENTS: &str = "ATTACHMENTS";
     /// Per-CPU array of [`CounterRecord`](crate::CounterRecord), by policy slot.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Hash of the ids of cgroups that are attached below another one; the value says nothing.
+    /// Hash of the ids of cgroups that are attached below another one; the value is 1 once all of their programs are attached.
     pub const DECIDERS: &str = "DECIDERS";
     /// Socket storage of [`SocketRecord`](crate::SocketRecord).
     pub const SOCKETS: &str = "SOCKETS";
@@ -70,20 +70,26 @@ pub mod program {
     pub const GETPEERNAME4: &str = "getpeername4";
     /// `cgroup/getpeername6`.
     pub const GETPEERNAME6: &str = "getpeername6";
-    /// Constant of the sendmsg programs: 0 where the kernel does not let them call `bpf_setsockopt`.
-    pub const SENDMSG_REBINDS: &str = "SENDMSG_REBINDS";
     /// Constant of the setsockopt program: 1 where it may ask which process calls (Linux 6.1).
     pub const SETSOCKOPT_KNOWS_TASK: &str = "SETSOCKOPT_KNOWS_TASK";
     /// Constant of the egress program: 1 where it may ask for the id and the cgroup of the running process (Linux 6.12).
     pub const EGRESS_KNOWS_PID: &str = "EGRESS_KNOWS_PID";
     /// Constant of the egress program: 1 where it may ask for its name, too (Linux 7.3).
     pub const EGRESS_KNOWS_COMM: &str = "EGRESS_KNOWS_COMM";
+    /// `cgroup/bind4`: puts a lost binding back.
+    pub const BIND4: &str = "bind4";
+    /// `cgroup/bind6`.
+    pub const BIND6: &str = "bind6";
+    /// Constant of the bind and sendmsg programs: 0 where the kernel does not let them call `bpf_setsockopt`.
+    pub const REBINDS: &str = "REBINDS";
     /// `cgroup/setsockopt`: refuses to undo a binding.
     pub const SETSOCKOPT: &str = "setsockopt";
     /// `cgroup_skb/egress`: the wall behind them.
     pub const EGRESS: &str = "egress";
     /// `cgroup_skb/ingress`.
     pub const INGRESS: &str = "ingress";
+    /// `lsm_cgroup/socket_create`: refuses what sends past the IP stack. Pinned only where the kernel runs it.
+    pub const FAMILY: &str = "family";
     /// `cgroup/sock_release`: does nothing; attached for a moment, it makes the kernel allocate the cgroup's record, so that the
     /// record is filled before any other program runs.
     pub const ANCHOR: &str = "anchor";

@@ -4,6 +4,8 @@
 pub const SOL_IP: i32 = 0;
 /// Level of all sockets.
 pub const SOL_SOCKET: i32 = 1;
+/// Level of TCP.
+pub const SOL_TCP: i32 = 6;
 /// Level of IPv6.
 pub const SOL_IPV6: i32 = 41;
 /// Binds to the interface of a name.
@@ -12,6 +14,16 @@ pub const SO_BINDTODEVICE: i32 = 25;
 pub const SO_MARK: i32 = 36;
 /// Binds to the interface of an index.
 pub const SO_BINDTOIFINDEX: i32 = 62;
+/// Puts another protocol on top of TCP.
+pub const TCP_ULP: i32 = 31;
+/// Leaves a group.
+pub const IP_DROP_MEMBERSHIP: i32 = 36;
+/// The last of the options that join and leave groups of either family.
+pub const MCAST_LEAVE_SOURCE_GROUP: i32 = 47;
+/// Leaves an IPv6 group.
+pub const IPV6_DROP_MEMBERSHIP: i32 = 21;
+/// Leaves an IPv6 anycast group.
+pub const IPV6_LEAVE_ANYCAST: i32 = 28;
 /// Joins a group on the interface of an index, an address, or a route.
 pub const IP_ADD_MEMBERSHIP: i32 = 35;
 /// The same for one source.
@@ -31,11 +43,15 @@ pub const fn name(level: i32, option: i32) -> Option<&'static str> {
         (SOL_SOCKET, SO_BINDTODEVICE) => "SO_BINDTODEVICE",
         (SOL_SOCKET, SO_MARK) => "SO_MARK",
         (SOL_SOCKET, SO_BINDTOIFINDEX) => "SO_BINDTOIFINDEX",
+        (SOL_TCP, TCP_ULP) => "TCP_ULP",
         (SOL_IP, IP_ADD_MEMBERSHIP) => "IP_ADD_MEMBERSHIP",
+        (SOL_IP, IP_DROP_MEMBERSHIP) => "IP_DROP_MEMBERSHIP",
         (SOL_IP, IP_ADD_SOURCE_MEMBERSHIP) => "IP_ADD_SOURCE_MEMBERSHIP",
         (SOL_IP | SOL_IPV6, MCAST_JOIN_GROUP) => "MCAST_JOIN_GROUP",
         (SOL_IP | SOL_IPV6, MCAST_JOIN_SOURCE_GROUP) => "MCAST_JOIN_SOURCE_GROUP",
         (SOL_IPV6, IPV6_ADD_MEMBERSHIP) => "IPV6_ADD_MEMBERSHIP",
+        (SOL_IPV6, IPV6_DROP_MEMBERSHIP) => "IPV6_DROP_MEMBERSHIP",
+        (SOL_IPV6, IPV6_LEAVE_ANYCAST) => "IPV6_LEAVE_ANYCAST",
         (SOL_IPV6, IPV6_JOIN_ANYCAST) => "IPV6_JOIN_ANYCAST",
         _ => return None,
     })

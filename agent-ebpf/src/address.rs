@@ -1,7 +1,7 @@
-//! connect4, connect6, sendmsg4, sendmsg6: a binding that was lost is put back before the route is looked up, and a query
-//! for a name is turned to the policy's resolver.
+//! connect4, connect6, bind4, bind6, sendmsg4, sendmsg6: a binding that was lost is put back before the route is looked up, and a
+//! query for a name is turned to the policy's resolver.
 //!
-//! MPTCP's subflows and the TCP sockets of AF_SMC never had one; a UDP socket loses it by `connect(AF_UNSPEC)`.
+//! MPTCP's subflows, a listener's among them, and the TCP sockets of AF_SMC never had one; a UDP socket loses it by `connect(AF_UNSPEC)`.
 //!
 //! **Invariant:** a call that would use another link than the policy's is refused, unless it goes to this host.
 
@@ -28,19 +28,29 @@ const SO_BINDTOIFINDEX: i32 = 62;
 const INDEX_BYTES: i32 = 4;
 const NAME_BYTES: i32 = 16;
 
-/// Whether `bpf_setsockopt` may be called in sendmsg (Linux 6.1). Where it may not, the loader says 0, and the verifier leaves
-/// the call out; the socket is then bound again when it connects.
+/// Whether `bpf_setsockopt` may be called in bind and sendmsg (Linux 5.12). Where it may not, the loader says 0, and the verifier
+/// leaves the call out; the socket is then bound again when it connects.
 #[unsafe(no_mangle)]
-static SENDMSG_REBINDS: Global<u8> = Global::new(1);
+static REBINDS: Global<u8> = Global::new(1);
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, Hook::V4)
+    restore(&ctx, Hook::V4, Call::Connect)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, Hook::V6)
+    restore(&ctx, Hook::V6, Call::Connect)
+}
+
+#[cgroup_sock_addr(bind4)]
+pub fn bind4(ctx: SockAddrContext) -> i32 {
+    if REBINDS.load() == 0 { ALLOW } else { restore(&ctx, Hook::V4, Call::Bind) }
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn bind6(ctx: SockAddrContext) -> i32 {
+    if REBINDS.load() == 0 { ALLOW } else { restore(&ctx, Hook::V6, Call::Bind) }
 }
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -84,32 +94,49 @@ fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
+/// The call that gives a socket an address.
+#[derive(Clone, Copy)]
+enum Call {
+    /// Its own.
+    Bind,
+    /// Its peer's.
+    Connect,
+}
+
+impl Call {
+    fn stopped(self) -> Counter {
+        match self {
+            Self::Bind => Counter::StoppedBind,
+            Self::Connect => Counter::StoppedConnect,
+        }
+    }
+}
+
+/// Puts a lost binding back.
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
+fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     let Some((attachment, policy, verdict)) = acting(ctx) else { return ALLOW };
     let bound = socket::bound(socket::of(ctx));
     let wanted = match verdict {
         Verdict::Leave(_) => return ALLOW,
-        Verdict::Refuse(_) => return refuse(ctx, &attachment, Counter::StoppedConnect, bound, hook),
+        Verdict::Refuse(_) => return refuse(ctx, &attachment, call.stopped(), bound, hook),
         Verdict::Bind(ifindex) => ifindex,
         Verdict::Close(_) => CLOSED_IFINDEX,
     };
     let Some(policy) = policy else {
-        return if bound == CLOSED_IFINDEX {
-            ALLOW
-        } else {
-            refuse(ctx, &attachment, Counter::StoppedConnect, bound, hook)
-        };
+        return if bound == CLOSED_IFINDEX { ALLOW } else { refuse(ctx, &attachment, call.stopped(), bound, hook) };
     };
-    dns::redirect_connection(ctx, hook, policy);
+    if let Call::Connect = call {
+        dns::redirect_connection(ctx, hook, policy);
+    }
     if destination::is_loopback(&destination::address(ctx, hook)) {
-        // Bound, it would not arrive. Where the process may not be unbound, it stays bound.
+        // Bound, nothing would arrive. Where the process may not be unbound, it stays bound.
         if bound != 0 {
             rebind(ctx, 0, policy);
         }
         return ALLOW;
     }
-    // The closed index needs no help: the kernel says ENODEV.
+    // The closed index needs no help: the kernel says ENODEV, or EINVAL when it binds.
     if bound == wanted || bound == CLOSED_IFINDEX && !rebind(ctx, wanted, policy) {
         return ALLOW;
     }
@@ -117,7 +144,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
         policy::count(attachment.policy, Counter::Restored);
         return ALLOW;
     }
-    refuse(ctx, &attachment, Counter::StoppedConnect, bound, hook)
+    refuse(ctx, &attachment, call.stopped(), bound, hook)
 }
 
 /// The output interface has been read before this hook: a binding that is put back helps the next datagram only.
@@ -143,7 +170,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     }
     if let Some(policy) = policy
         && wanted > 0
-        && SENDMSG_REBINDS.load() != 0
+        && REBINDS.load() != 0
     {
         rebind(ctx, wanted, policy);
     }

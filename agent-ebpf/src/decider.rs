@@ -10,7 +10,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::{HashMap, SkStorage},
-    helpers::generated::bpf_sk_storage_get,
+    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_sk_storage_get},
     macros::btf_map,
     programs::SockContext,
 };
@@ -21,6 +21,9 @@ static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
 
 #[btf_map]
 static DECIDERS: HashMap<u64, u32, { NESTED_ATTACHMENTS as usize }> = HashMap::new();
+
+/// Levels of the hierarchy that are looked at.
+const DEPTH: i32 = 64;
 
 #[inline(always)]
 fn record<'a>(socket: *mut core::ffi::c_void, flags: u64) -> Option<&'a mut SocketRecord> {
@@ -47,6 +50,27 @@ pub(crate) fn is(attachment: &AttachmentRecord, socket: *mut bpf_sock) -> bool {
         && let Some(record) = record(socket.cast(), BPF_SK_STORAGE_GET_F_CREATE.into())
     {
         record.decider = attachment.cgroup_id;
+    }
+    true
+}
+
+/// Whether this attachment's policy is the one to act on the current process, where there is no socket yet: not if its cgroup,
+/// or one between that and this attachment's, has another one. In one that is further down than this looks, it is.
+#[inline(always)]
+pub(crate) fn is_for_current(attachment: &AttachmentRecord) -> bool {
+    if attachment.flags & attachment_flags::HAS_INNER == 0 {
+        return true;
+    }
+    for level in (0..DEPTH).rev() {
+        // SAFETY: any level may be asked for; 0 is the answer where there is no cgroup.
+        let cgroup_id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if cgroup_id == attachment.cgroup_id {
+            return true;
+        }
+        // SAFETY: one word, which may change at any time.
+        if unsafe { DECIDERS.get(cgroup_id) }.is_some_and(|attached| *attached != 0) {
+            return false;
+        }
     }
     true
 }

@@ -1,4 +1,4 @@
-//! The address in the context of a call: where it goes, or where an answer came from.
+//! The address in the context of a call: where it goes, where an answer came from, or what it binds to.
 //!
 //! **Invariant:** IPv4 addresses are mapped ones here, whichever hook they come from, so each question is asked once.
 

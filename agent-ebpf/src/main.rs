@@ -18,6 +18,7 @@ mod decider;
 mod destination;
 mod dns;
 mod events;
+mod family;
 mod option;
 mod packet;
 mod peer;
@@ -62,7 +63,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     }
     let policy = policy::get(slot);
     // A policy with guards notes it when the socket is used, which costs the others nothing.
-    if nested && !policy.is_some_and(|policy| policy.flags & policy_flags::GUARD != 0) {
+    if nested && policy.is_none_or(|policy| policy.flags & policy_flags::GUARD == 0) {
         decider::note(&ctx, &attachment);
     }
     // SAFETY: the helper takes the program's own context (Linux 5.8 for sock_create).

@@ -1,4 +1,5 @@
-//! setsockopt: what would undo the binding, or send by another link behind its back, is refused with EPERM.
+//! setsockopt: what would undo the binding, or send by another link behind its back, is refused with EPERM. A multicast group
+//! that is joined without naming a link, or by a link's address, is joined on the uplink.
 //!
 //! **Invariant:** the uplink's own index and name pass; so does every option that is not named here.
 
@@ -7,8 +8,9 @@ use steer_common::{
     AttachmentRecord, Counter, Kind, PolicyRecord,
     event::KERNEL_NAME_BYTES,
     option::{
-        IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IPV6_ADD_MEMBERSHIP, IPV6_JOIN_ANYCAST, MCAST_JOIN_GROUP,
-        MCAST_JOIN_SOURCE_GROUP, SO_BINDTODEVICE, SO_BINDTOIFINDEX, SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET,
+        IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_MEMBERSHIP, IPV6_ADD_MEMBERSHIP, IPV6_DROP_MEMBERSHIP,
+        IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST, MCAST_JOIN_GROUP, MCAST_LEAVE_SOURCE_GROUP, SO_BINDTODEVICE,
+        SO_BINDTOIFINDEX, SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
     },
 };
 
@@ -17,22 +19,63 @@ use crate::{attachment, decider, events, policy};
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
 
+const IP_MREQ_BYTES: i32 = 8;
+const IP_MREQN_BYTES: i32 = 12;
+/// As much of a value as every kernel shows: a page.
+const SHOWN_BYTES: i32 = 4096;
+/// The first four bytes of a name.
+const SMC: i32 = i32::from_ne_bytes(*b"smc\0");
+
 /// Whether a program may ask here which process calls (Linux 6.1). Where it may not, the loader says 0, and the verifier leaves
 /// the calls out.
 #[unsafe(no_mangle)]
 static SETSOCKOPT_KNOWS_TASK: Global<u8> = Global::new(0);
 
+/// What the option's value says.
+enum Value {
+    /// The index of the interface to bind to.
+    Index,
+    /// Its name.
+    Name,
+    /// A group, and where in the value the index of an interface is, or 0 for one that the kernel is to look up.
+    Group(Index),
+    /// The protocol to put on top of TCP.
+    UpperLayer,
+    /// What the uplink cannot be named by.
+    Other,
+}
+
+/// Where in the value of a group's option the index is.
+enum Index {
+    /// group_req, group_source_req.
+    AtStart,
+    /// ip_mreqn, which the shorter ip_mreq is the beginning of.
+    BehindAddresses,
+    /// ipv6_mreq.
+    BehindGroup,
+}
+
 #[cgroup_sockopt(setsockopt)]
 pub fn setsockopt(ctx: SockoptContext) -> i32 {
     // SAFETY: four byte loads of the context.
     let (level, option) = unsafe { ((*ctx.sockopt).level, (*ctx.sockopt).optname) };
-    // Where in the value the interface's index is.
-    let index_at = match (level, option) {
-        (SOL_SOCKET, SO_BINDTOIFINDEX) | (SOL_IP | SOL_IPV6, MCAST_JOIN_GROUP | MCAST_JOIN_SOURCE_GROUP) => Some(0),
-        (SOL_IP, IP_ADD_MEMBERSHIP) => Some(8),
-        (SOL_IPV6, IPV6_ADD_MEMBERSHIP | IPV6_JOIN_ANYCAST) => Some(16),
-        (SOL_SOCKET, SO_BINDTODEVICE | SO_MARK) | (SOL_IP, IP_ADD_SOURCE_MEMBERSHIP) => None,
-        _ => return ALLOW,
+    let value = match (level, option) {
+        (SOL_SOCKET, SO_BINDTODEVICE) => Value::Name,
+        (SOL_SOCKET, SO_BINDTOIFINDEX) => Value::Index,
+        (SOL_IP | SOL_IPV6, MCAST_JOIN_GROUP..=MCAST_LEAVE_SOURCE_GROUP) => Value::Group(Index::AtStart),
+        (SOL_IP, IP_ADD_MEMBERSHIP | IP_DROP_MEMBERSHIP) => Value::Group(Index::BehindAddresses),
+        (SOL_IPV6, IPV6_ADD_MEMBERSHIP | IPV6_DROP_MEMBERSHIP | IPV6_JOIN_ANYCAST | IPV6_LEAVE_ANYCAST) => {
+            Value::Group(Index::BehindGroup)
+        }
+        (SOL_TCP, TCP_ULP) => Value::UpperLayer,
+        (SOL_SOCKET, SO_MARK) | (SOL_IP, IP_ADD_SOURCE_MEMBERSHIP) => Value::Other,
+        _ => {
+            if !is_whole(&ctx) {
+                // As it is: before Linux 6.5 the kernel takes a length of more than it has shown for a mistake of this program.
+                set_len(&ctx, 0);
+            }
+            return ALLOW;
+        }
     };
     // SAFETY: the hook always has a socket.
     let socket: *mut bpf_sock = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
@@ -43,10 +86,8 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     let allowed = match policy::get(attachment.policy) {
         Some(policy) => match Kind::try_from(policy.kind) {
             Ok(Kind::Exempt) => true,
-            Ok(Kind::Steer) => match index_at {
-                Some(offset) => policy.ifindex > 0 && index(&ctx, offset) == Some(policy.ifindex),
-                None => option == SO_BINDTODEVICE && level == SOL_SOCKET && names(&ctx, policy),
-            },
+            // What is not all here, the kernel would read once more, when it may say something else.
+            Ok(Kind::Steer) => is_whole(&ctx) && is_allowed(&ctx, &value, policy),
             Err(_) => false,
         },
         None => false,
@@ -55,16 +96,22 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
         return ALLOW;
     }
     policy::count(attachment.policy, Counter::StoppedSetsockopt);
-    tell(&ctx, &attachment, (level, option), index_at);
+    tell(&ctx, &attachment, (level, option), &value);
     REFUSE
 }
 
 #[inline(always)]
-fn tell(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), index_at: Option<usize>) {
+fn tell(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) {
     events::tell(attachment, Counter::StoppedSetsockopt, events::cgroup_id(), |record| {
-        record.ifindex = index_at.and_then(|offset| index(ctx, offset)).unwrap_or(0);
         (record.option_level, record.option) = (level, option);
-        if (level, option) == (SOL_SOCKET, SO_BINDTODEVICE) {
+        record.ifindex = match value {
+            Value::Index | Value::Group(Index::AtStart) => word::<0>(ctx),
+            Value::Group(Index::BehindAddresses) => word::<8>(ctx),
+            Value::Group(Index::BehindGroup) => word::<16>(ctx),
+            Value::Name | Value::UpperLayer | Value::Other => None,
+        }
+        .unwrap_or(0);
+        if let Value::Name = value {
             copy_name(ctx, &mut record.interface);
         }
         if SETSOCKOPT_KNOWS_TASK.load() != 0 {
@@ -76,7 +123,7 @@ fn tell(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i
 /// Copies the value, a name, as far as it goes. The last byte stays as it is.
 #[inline(always)]
 fn copy_name(ctx: &SockoptContext, name: &mut [u8; KERNEL_NAME_BYTES]) {
-    let (start, end) = value(ctx);
+    let (start, end) = bounds(ctx);
     for (at, byte) in name.iter_mut().enumerate().take(KERNEL_NAME_BYTES - 1) {
         if start + at + 1 > end {
             break;
@@ -91,30 +138,79 @@ fn copy_name(ctx: &SockoptContext, name: &mut [u8; KERNEL_NAME_BYTES]) {
 
 /// Where the value begins and ends.
 #[inline(always)]
-fn value(ctx: &SockoptContext) -> (usize, usize) {
+fn bounds(ctx: &SockoptContext) -> (usize, usize) {
     // SAFETY: eight byte loads of the context.
     unsafe { ((*ctx.sockopt).__bindgen_anon_2.optval as usize, (*ctx.sockopt).__bindgen_anon_3.optval_end as usize) }
 }
 
-/// Four bytes of the value; `None` if it is shorter.
 #[inline(always)]
-fn word(ctx: &SockoptContext, offset: usize) -> Option<u32> {
-    let (start, end) = value(ctx);
-    if start + offset + size_of::<u32>() > end {
-        return None;
+fn is_allowed(ctx: &SockoptContext, value: &Value, policy: &PolicyRecord) -> bool {
+    match value {
+        Value::Index => policy.ifindex > 0 && word::<0>(ctx) == Some(policy.ifindex),
+        Value::Name => names(ctx, policy),
+        Value::Group(_) if policy.ifindex <= 0 => false,
+        Value::Group(Index::AtStart) => is_on::<0>(ctx, policy.ifindex),
+        Value::Group(Index::BehindAddresses) => {
+            if (IP_MREQ_BYTES..IP_MREQN_BYTES).contains(&len(ctx)) {
+                // There is room: the kernel shows at least sixteen bytes (Linux 5.3).
+                set_len(ctx, IP_MREQN_BYTES);
+                return set_word::<8>(ctx, policy.ifindex);
+            }
+            is_on::<8>(ctx, policy.ifindex)
+        }
+        Value::Group(Index::BehindGroup) => is_on::<16>(ctx, policy.ifindex),
+        // Shared memory communications, which go on by RDMA where they can.
+        Value::UpperLayer => word::<0>(ctx) != Some(SMC),
+        Value::Other => false,
     }
-    // SAFETY: within the bounds just compared, as the verifier wants it.
-    Some(unsafe { ((start + offset) as *const u32).read_unaligned() })
+}
+
+/// Whether the group is on the uplink, which it is put on where no interface is named.
+#[inline(always)]
+fn is_on<const AT: usize>(ctx: &SockoptContext, uplink: i32) -> bool {
+    match word::<AT>(ctx) {
+        Some(0) => set_word::<AT>(ctx, uplink),
+        named => named == Some(uplink),
+    }
+}
+
+/// Four bytes of the value; `None` if it ends before.
+#[inline(always)]
+fn word<const AT: usize>(ctx: &SockoptContext) -> Option<i32> {
+    // SAFETY: as the verifier wants it, the bytes are within the bounds.
+    at::<AT>(ctx).map(|word| unsafe { word.read_unaligned() })
+}
+
+/// Changes four bytes of the value that the kernel goes on with; false if it ends before.
+#[inline(always)]
+fn set_word<const AT: usize>(ctx: &SockoptContext, to: i32) -> bool {
+    // SAFETY: as the verifier wants it, the bytes are within the bounds.
+    at::<AT>(ctx).map(|word| unsafe { word.write_unaligned(to) }).is_some()
 }
 
 #[inline(always)]
-fn index(ctx: &SockoptContext, offset: usize) -> Option<i32> {
-    match offset {
-        0 => word(ctx, 0),
-        8 => word(ctx, 8),
-        _ => word(ctx, 16),
-    }
-    .map(u32::cast_signed)
+fn at<const AT: usize>(ctx: &SockoptContext) -> Option<*mut i32> {
+    let (start, end) = bounds(ctx);
+    (start + AT + size_of::<i32>() <= end).then_some((start + AT) as *mut i32)
+}
+
+/// Length of the value, as the caller has it.
+#[inline(always)]
+fn len(ctx: &SockoptContext) -> i32 {
+    // SAFETY: a four byte load of the context.
+    unsafe { (*ctx.sockopt).optlen }
+}
+
+/// Sets the length of the value that the kernel goes on with; 0 makes it read the caller's once more.
+#[inline(always)]
+fn set_len(ctx: &SockoptContext, bytes: i32) {
+    // SAFETY: a four byte store that the verifier allows in setsockopt.
+    unsafe { (*ctx.sockopt).optlen = bytes };
+}
+
+#[inline(always)]
+fn is_whole(ctx: &SockoptContext) -> bool {
+    len(ctx) <= SHOWN_BYTES
 }
 
 /// Whether the value is the uplink's name, which is short enough to fit in one.
@@ -122,7 +218,7 @@ fn index(ctx: &SockoptContext, offset: usize) -> Option<i32> {
 fn names(ctx: &SockoptContext, policy: &PolicyRecord) -> bool {
     const LONGEST: usize = 15;
     let mut at = 0;
-    let (start, end) = value(ctx);
+    let (start, end) = bounds(ctx);
     while at < LONGEST {
         if start + at + 1 > end {
             // As long as the value goes.

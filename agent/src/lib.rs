@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod plan;
 pub mod policy;
 pub mod preflight;
+mod private_mount;
 pub mod resolver;
 pub mod sockets;
 pub mod stats;

@@ -30,8 +30,8 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
-/// Sockets that neither sock_create nor cgroup_skb sees; only a BPF LSM could stop them.
-const NOT_COVERED: &str = "packet and XDP sockets (AF_PACKET, AF_XDP), which need CAP_NET_RAW";
+/// Sockets that only a program on a security hook can refuse.
+const NOT_COVERED: &str = "sockets past the IP stack, such as packet and XDP sockets (AF_PACKET, AF_XDP)";
 
 /// One policy.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -125,7 +125,8 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Erro
         .collect::<Result<Vec<_>, _>>()?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
     let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
-    let not_covered = strict.then(|| NOT_COVERED.to_owned()).into_iter().collect();
+    let unguarded = if strict { datapath::unguarded(pins) } else { None };
+    let not_covered = unguarded.map(|why| format!("{NOT_COVERED}: {why}")).into_iter().collect();
     let warnings = warnings(&policies, &resolver::detours());
     Ok(Status { daemon, policies, other_versions, not_covered, warnings })
 }

@@ -104,6 +104,13 @@ impl Bed {
         policy.cloned().with_context(|| format!("no policy {name} in {status}"))
     }
 
+    /// What strict policies do not cover on this machine, as steer says; `None` while there is none.
+    pub fn not_covered(&self) -> anyhow::Result<Option<String>> {
+        let status = self.status()?;
+        let not_covered = status["not_covered"].as_array().context("no list of what is not covered")?;
+        Ok(not_covered.first().and_then(|what| what.as_str()).map(str::to_owned))
+    }
+
     /// How many sockets, calls or packets of a policy met this fate.
     pub fn sockets(&self, policy: &str, counter: &str) -> anyhow::Result<u64> {
         self.policy(policy)?["counters"][counter].as_u64().with_context(|| format!("no counter {counter}"))

@@ -152,6 +152,13 @@ impl Bed {
         Ok(Seen { attempt, leaked })
     }
 
+    /// Makes an attempt as root over IPv4 in a cgroup as it is.
+    pub fn attempt_in(&self, cgroup: &Cgroup, vector: Vector) -> anyhow::Result<Attempt> {
+        let timeout = Duration::from_millis(400);
+        let this = Try { vector, user: User::Root, family: Family::V4, scene: Scene::Steered, timeout };
+        self.run_attempt(this, cgroup, || Ok(()))
+    }
+
     /// The program that makes an attempt, in a cgroup from its first instruction.
     pub fn escape_program(&self, this: Try, cgroup: &Cgroup) -> anyhow::Result<Command> {
         let (gateway, source): (IpAddr, IpAddr) = match this.family {

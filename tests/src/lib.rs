@@ -32,17 +32,17 @@ use std::time::Duration;
 /// Longer than anything a test waits for takes on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a test returns.
-pub type Outcome = anyhow::Result<()>;
-
-/// Why a test cannot run here: it counts as ignored.
+/// Why a test cannot be made on this machine. As its error, it makes the test count as ignored.
 #[derive(Debug)]
-pub struct Skipped(pub String);
+pub struct NotHere(pub String);
 
-impl std::fmt::Display for Skipped {
+impl std::fmt::Display for NotHere {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Skipped {}
+impl std::error::Error for NotHere {}
+
+/// What a test returns.
+pub type Outcome = anyhow::Result<()>;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use steer_lab::{wait_for, wait_until};
 
-use crate::{Bed, Cgroup, Output, PATIENCE, Skipped, binary, copy_program, output};
+use crate::{Bed, Cgroup, NotHere, Output, PATIENCE, binary, copy_program, output};
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
 /// The status by which `machine.sh` says that it cannot build the root.
@@ -30,10 +30,10 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots one. [`Skipped`] where that cannot be done.
+    /// Boots one. [`NotHere`] where that cannot be done.
     pub fn boot(bed: &Bed) -> anyhow::Result<Self> {
         if !Path::new(SYSTEMD).exists() {
-            return Err(Skipped(format!("there is no {SYSTEMD}")).into());
+            return Err(NotHere(format!("there is no {SYSTEMD}")).into());
         }
         let root = bed.directory.join("machine");
         fs::create_dir(&root)?;
@@ -66,7 +66,7 @@ impl Machine {
             child.filter(is_systemd).map(Some).or(ended.map(|_| None))
         })?;
         if ended.is_some_and(|status| status.code() == Some(NO_ROOT)) {
-            return Err(Skipped("a root for it cannot be built here".to_owned()).into());
+            return Err(NotHere("a root for it cannot be built here".to_owned()).into());
         }
         self.init = init.with_context(|| format!("the machine did not boot: {ended:?}"))?;
         wait_until("the machine to be up", PATIENCE, || {

@@ -45,6 +45,8 @@ struct Row {
     steer: Leaks,
     /// With the full enforcement, and why.
     strict: Option<(Leaks, &'static str)>,
+    /// Whether the full enforcement refuses to make the socket, where steer says that it covers that.
+    past_ip: bool,
     /// From which level on it must work all the same.
     works_from: Option<Level>,
 }
@@ -60,6 +62,7 @@ impl Row {
             bind: Never,
             steer: Never,
             strict: None,
+            past_ip: false,
             works_from: None,
         }
     }
@@ -74,9 +77,19 @@ impl Row {
         Self { bind: whose, steer: whose, ..Self::futile(name, vector) }
     }
 
+    /// An attempt past the IP stack, where only the full level refuses the socket, and not on every machine.
+    const fn past_ip(self) -> Self {
+        Self { past_ip: true, ..self }
+    }
+
     /// Use that loses its binding, and has it put back as it connects.
     const fn repaired(name: &'static str, vector: Vector) -> Self {
         Self { bind: Always, works_from: Some(Level::Steer), ..Self::futile(name, vector) }
+    }
+
+    /// Use that the full level turns to the uplink.
+    const fn turned(name: &'static str, vector: Vector) -> Self {
+        Self { works_from: Some(Level::Strict), ..Self::leaks(name, vector, Always) }
     }
 
     const fn v4(self) -> Self {
@@ -97,8 +110,6 @@ impl Row {
 }
 
 const ANOTHERS: &str = "the socket belongs to the cgroup that made it, not to the one that uses it";
-const PACKET: &str = "below the IP stack, where no hook of a cgroup sees it; steer attaches no security module program";
-
 const OLDER: &str =
     "no hook of a cgroup sees what a packet socket sends, and it was made before there was one for making it";
 
@@ -128,8 +139,10 @@ const ROWS: &[Row] = &[
     Row::plain("uring-sqpoll", Vector::UringSqpoll),
     Row::repaired("mptcp", Vector::Mptcp),
     Row::repaired("mptcp-fast-open", Vector::MptcpFastOpen),
-    Row::leaks("mptcp-accept", Vector::MptcpAccept, Always).scene(Scene::CalledOn(1)),
-    Row::leaks("mptcp-accept-other", Vector::MptcpAccept, Always).scene(Scene::CalledOn(0)),
+    Row::repaired("mptcp-accept", Vector::MptcpAccept).scene(Scene::CalledOn(1)),
+    Row::repaired("mptcp-accept-dual", Vector::MptcpAcceptDual).scene(Scene::CalledOn(1)),
+    Row { bind: Always, ..Row::futile("mptcp-accept-other", Vector::MptcpAccept).scene(Scene::CalledOn(0)) },
+    Row::leaks("mptcp-accept-unbound", Vector::MptcpAcceptUnbound, Always).scene(Scene::CalledOn(1)),
     Row::leaks("udp-af-unspec", Vector::UdpAfUnspec, Always),
     Row::repaired("udp-af-unspec-connect", Vector::UdpAfUnspecConnect),
     Row::leaks("udp-af-unspec-cork", Vector::UdpAfUnspecCork, Always),
@@ -179,19 +192,23 @@ const ROWS: &[Row] = &[
     Row::futile("broadcast-limited", Vector::BroadcastLimited).v4(),
     Row::plain("multicast-send", Vector::MulticastSend),
     Row::leaks("join", Vector::Join, Always),
-    Row::leaks("join-by-address", Vector::JoinByAddress, Always).v4(),
-    Row::leaks("join-by-route", Vector::JoinByRoute, Always),
+    Row::turned("join-by-address", Vector::JoinByAddress).v4(),
+    Row::turned("join-by-route", Vector::JoinByRoute),
     Row::leaks("join-group", Vector::JoinGroup, Always),
     Row::leaks("join-source", Vector::JoinSource, Always),
     Row::leaks("join-source-by-address", Vector::JoinSourceByAddress, Always).v4(),
     Row::leaks("join-mapped", Vector::JoinMapped, Always).v4(),
     Row::futile("join-tcp", Vector::JoinTcp),
-    Row::leaks("packet-raw", Vector::PacketRaw, AsRoot).even_strict(AsRoot, PACKET),
-    Row::leaks("packet-dgram", Vector::PacketDgram, AsRoot).even_strict(AsRoot, PACKET),
-    Row::leaks("packet-bypass", Vector::PacketBypass, AsRoot).even_strict(AsRoot, PACKET),
-    Row::leaks("xdp", Vector::Xdp, AsRoot).even_strict(AsRoot, PACKET),
+    Row::leaks("packet-raw", Vector::PacketRaw, AsRoot).past_ip(),
+    Row::leaks("packet-dgram", Vector::PacketDgram, AsRoot).past_ip(),
+    Row::leaks("packet-bypass", Vector::PacketBypass, AsRoot).past_ip(),
+    Row::leaks("packet-legacy", Vector::PacketLegacy, AsRoot).past_ip(),
+    Row::leaks("packet-uring", Vector::PacketUring, AsRoot).past_ip(),
+    Row::leaks("xdp", Vector::Xdp, AsRoot).past_ip(),
     Row::futile("sctp", Vector::Sctp),
-    Row::repaired("smc", Vector::Smc),
+    Row::repaired("smc", Vector::Smc).past_ip(),
+    Row::plain("smc-inet", Vector::SmcInet).past_ip(),
+    Row { bind: Always, ..Row::futile("smc-upper-layer", Vector::SmcUpperLayer) },
     Row::futile("user-namespace", Vector::UserNamespace),
     Row::futile("network-namespace", Vector::NetworkNamespace),
     Row::plain("sub-cgroup", Vector::SubCgroup),
@@ -245,14 +262,19 @@ impl Row {
                 let timeout = if must_work { LONG } else { SHORT };
                 let this = Try { vector: self.vector, user, family, scene: self.scene, timeout };
                 let seen = bed.attempt(this, level)?;
+                let refused = level == Level::Strict && self.past_ip && is_past_ip_refused(&bed)?;
+                let must_work = must_work && !refused;
+                let expected = !refused && self.expects(level, user);
                 let (attempt, leaked) = (&seen.attempt, seen.leaked.len());
                 let (text, complaint) = match (attempt.is_applicable(), leaked) {
                     (false, 0) => ("n/a".to_owned(), None),
                     (false, _) => (format!("LEAK {leaked}"), Some("leaked without having been tried")),
                     (true, 0) => {
                         let text = if attempt.is_ok() { "-" } else { "x" };
-                        let complaint = if self.expects(level, user) {
+                        let complaint = if expected {
                             Some("should leak, or the captures are blind")
+                        } else if refused && attempt.step != Some(Step::Socket) {
+                            Some("should have been refused a socket")
                         } else if must_work && !attempt.is_ok() {
                             Some("should work")
                         } else {
@@ -261,7 +283,7 @@ impl Row {
                         (text.to_owned(), complaint)
                     }
                     (true, _) => {
-                        let complaint = (!self.expects(level, user)).then_some("leaks");
+                        let complaint = (!expected).then_some("leaks");
                         (format!("LEAK {leaked}"), complaint)
                     }
                 };
@@ -275,11 +297,12 @@ impl Row {
         Ok(())
     }
 
-    /// Whether it leaks.
+    /// Whether it leaks, unless the socket is refused.
     fn expects(&self, level: Level, user: User) -> bool {
         let leaks = match (level, self.strict) {
             (Level::Bind, _) => self.bind,
             (Level::Steer, _) => self.steer,
+            (Level::Strict, None) if self.past_ip => self.steer,
             (Level::Strict, None) => Never,
             (Level::Strict, Some((leaks, _))) => leaks,
         };
@@ -290,6 +313,17 @@ impl Row {
         }
     }
 }
+
+/// Whether steer refuses sockets past the IP stack on this machine, by its own word. If not, the reason is kept for the table.
+fn is_past_ip_refused(bed: &Bed) -> anyhow::Result<bool> {
+    let not_covered = bed.not_covered()?;
+    if let Some(what) = &not_covered {
+        what.clone_into(&mut NOT_COVERED.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    Ok(not_covered.is_none())
+}
+
+static NOT_COVERED: Mutex<String> = Mutex::new(String::new());
 
 type Column = (Level, &'static str, &'static str);
 
@@ -316,6 +350,7 @@ pub(crate) fn print_table() {
     line("", &mut columns.iter().map(|(_, user, _)| (*user).to_owned()));
     line("", &mut columns.iter().map(|(_, _, family)| (*family).to_owned()));
     line("", &mut columns.iter().map(|(level, _, _)| level.name().to_owned()));
+    let not_covered = NOT_COVERED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut reasons = Vec::new();
     for row in ROWS {
         let cell = |&column: &Column| cells.get(&(row.name, column)).cloned();
@@ -324,10 +359,11 @@ pub(crate) fn print_table() {
         }
         line(row.name, &mut columns.iter().map(|column| cell(column).unwrap_or_default()));
         let leaks = |column: &Column| cell(column).is_some_and(|text| text.starts_with('L'));
-        let strict = columns.iter().filter(|column| column.0 == Level::Strict);
-        if let Some((_, why)) = row.strict
+        let mut strict = columns.iter().filter(|column| column.0 == Level::Strict);
+        let why = row.strict.map(|(_, why)| why).or(row.past_ip.then_some(not_covered.as_str()));
+        if let Some(why) = why
             && row.expects(Level::Strict, User::Root)
-            && strict.into_iter().any(leaks)
+            && strict.any(leaks)
         {
             reasons.push(format!("{}: {why}", row.name));
         }

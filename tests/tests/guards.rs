@@ -8,14 +8,17 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use steer_lab::{LoadReport, client_v4, client_v6, wait_until};
-use steer_tests::{Bed, Cgroup, Outcome, PATIENCE, Spy, User, exclusive_program};
+use steer_lab::{Capture, Direction, Kind as LinkPacket, LoadReport, Step, Vector, client_v4, client_v6, wait_until};
+use steer_tests::{Bed, Cgroup, NotHere, Outcome, PATIENCE, Spy, User, exclusive_program};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("an_old_socket_is_held", an_old_socket_is_held),
     ("a_connection_ends_with_its_uplink", a_connection_ends_with_its_uplink),
+    ("sockets_past_ip_are_refused", sockets_past_ip_are_refused),
+    ("sockets_past_ip_by_the_most_specific_policy", sockets_past_ip_by_the_most_specific_policy),
+    ("a_group_is_joined_on_the_uplink", a_group_is_joined_on_the_uplink),
     ("levels_have_their_programs", levels_have_their_programs),
     ("levels_change_by_reload", levels_change_by_reload),
     ("an_inner_policy_is_not_held_by_the_outer_guard", an_inner_policy_is_not_held_by_the_outer_guard),
@@ -25,7 +28,18 @@ pub(crate) const TESTS: &[Test] = &[
     ("other_network_namespaces_are_left_alone", other_network_namespaces_are_left_alone),
 ];
 
-const ALL: [&str; 7] = ["egress", "setsockopt", "sendmsg4", "sendmsg6", "connect4", "connect6", "sock_create"];
+const STEER: [&str; 5] = ["connect4", "connect6", "bind4", "bind6", "sock_create"];
+const STRICT: [&str; 4] = ["egress", "setsockopt", "sendmsg4", "sendmsg6"];
+
+/// The programs of a level. `family` is one of them where steer says that it is.
+fn programs_of(bed: &Bed, level: &str) -> anyhow::Result<Vec<&'static str>> {
+    Ok(match level {
+        "bind" => vec!["sock_create"],
+        "steer" => STEER.to_vec(),
+        _ if bed.not_covered()?.is_some() => [&STRICT[..], &STEER].concat(),
+        _ => [&["family"][..], &STRICT, &STEER].concat(),
+    })
+}
 
 fn is_local_to(report: &LoadReport, uplink: u8) -> bool {
     report.locals.keys().all(|local| *local == client_v4(uplink) || *local == client_v6(uplink))
@@ -69,14 +83,80 @@ fn programs(bed: &Bed, policy: &str) -> anyhow::Result<Vec<String>> {
     Ok(programs.iter().filter_map(|program| program.as_str().map(str::to_owned)).collect())
 }
 
+/// A bed whose cgroup is steered to `a1` by a policy that refuses packet sockets; not on every machine.
+fn guarded_bed(name: &str) -> anyhow::Result<Bed> {
+    let bed = Bed::new(name)?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    match bed.not_covered()? {
+        Some(why) => Err(NotHere(why).into()),
+        None => Ok(bed),
+    }
+}
+
+fn is_refused(bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<bool> {
+    let attempt = bed.attempt_in(cgroup, Vector::PacketRaw)?;
+    let refused = attempt.step == Some(Step::Socket) && attempt.outcome == "EPERM";
+    ensure!(refused || attempt.is_ok(), "{attempt:?}");
+    Ok(refused)
+}
+
+fn sockets_past_ip_are_refused() -> Outcome {
+    let bed = guarded_bed("guard-past-ip")?;
+    ensure!(is_refused(&bed, &bed.cgroup.child("below")?)?);
+    ensure!(bed.sockets("a1", "stopped_family")? == 1);
+    bed.check_steered(&bed.cgroup, 1)?;
+    ensure!(bed.sockets("a1", "stopped_family")? == 1, "an IP socket was refused");
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", "steer"])?;
+    ensure!(!is_refused(&bed, &bed.cgroup)?, "by another level");
+    Ok(())
+}
+
+/// There is no socket that an inner program could mark: the outer one must look where the process is.
+fn sockets_past_ip_by_the_most_specific_policy() -> Outcome {
+    let bed = guarded_bed("guard-past-ip-in")?;
+    let inner = bed.cgroup.child("inner")?;
+    let leaf = inner.child("leaf")?;
+    for inner_policy in [&["-i", "none"][..], &["-i", "a0", "--enforce", "steer"], &["-i", "a0"]] {
+        bed.succeed(&[&["attach", inner.path()][..], inner_policy].concat())?;
+        let held = inner_policy == ["-i", "a0"];
+        ensure!(is_refused(&bed, &leaf)? == held && is_refused(&bed, &inner)? == held, "{inner_policy:?}");
+        ensure!(is_refused(&bed, &bed.cgroup)?, "the outer one's own, with {inner_policy:?} in it");
+    }
+    ensure!(bed.sockets("a0", "stopped_family")? == 2, "counted by the outer policy");
+    // An exempt one around all: it leaves alone what is its own only. Attached last, it finds what is there.
+    bed.succeed(&["detach", bed.cgroup.path()])?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "none"])?;
+    ensure!(is_refused(&bed, &leaf)? && !is_refused(&bed, &bed.cgroup)?);
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    bed.succeed(&["attach", inner.path(), "-i", "none"])?;
+    ensure!(!is_refused(&bed, &leaf)? && is_refused(&bed, &bed.cgroup)?);
+    bed.succeed(&["detach", inner.path()])?;
+    ensure!(is_refused(&bed, &leaf)?, "the outer policy again");
+    Ok(())
+}
+
+fn a_group_is_joined_on_the_uplink() -> Outcome {
+    for vector in [Vector::JoinByRoute, Vector::JoinByAddress] {
+        let bed = Bed::new("guard-group")?;
+        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+        let mut uplink = Capture::start(&bed.net.client, "a1")?;
+        let attempt = bed.attempt_in(&bed.cgroup, vector)?;
+        ensure!(attempt.is_ok(), "{attempt:?}");
+        wait_until("the report that the group was joined", PATIENCE, || {
+            uplink.take().is_ok_and(|packets| {
+                packets.iter().any(|packet| packet.kind == LinkPacket::Igmp && packet.direction == Direction::Out)
+            })
+        })?;
+    }
+    Ok(())
+}
+
 fn levels_have_their_programs() -> Outcome {
     let bed = Bed::new("guard-levels")?;
-    let cases: [(&str, &[&str]); 3] =
-        [("bind", &["sock_create"]), ("steer", &["connect4", "connect6", "sock_create"]), ("strict", &ALL)];
     // Up, down again, and at once: each time exactly the programs of the level.
-    for at in [0, 1, 2, 1, 0, 2, 0] {
-        let (level, want) = cases[at];
+    for level in ["bind", "steer", "strict", "steer", "bind", "strict", "bind"] {
         bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", level])?;
+        let want = programs_of(&bed, level)?;
         ensure!(programs(&bed, "a1")? == want, "{level}: {:?}", programs(&bed, "a1")?);
         ensure!(bed.policy("a1")?["enforce"] == level);
         bed.check_steered(&bed.cgroup, 1)?;
@@ -94,14 +174,14 @@ fn levels_change_by_reload() -> Outcome {
         format!("[[policy]]\nname = \"p\"\ninterface = \"a1\"\nenforce = \"{enforce}\"\ncgroups = [\"@\"]\n")
     };
     let daemon = bed.daemon(&config("steer"))?;
-    ensure!(programs(&bed, "p")? == ["connect4", "connect6", "sock_create"]);
+    ensure!(programs(&bed, "p")? == STEER);
     let mut spy = Spy::on(&bed, &["a1"])?;
     let load = bed.load(&bed.cgroup)?;
     for (round, enforce) in ["strict", "steer", "strict", "steer"].into_iter().enumerate() {
         bed.write_config(&config(enforce))?;
         wait_until("the reload", PATIENCE, || daemon.log().matches("reloaded").count() == round + 1)?;
         ensure!(bed.policy("p")?["enforce"] == enforce);
-        ensure!((programs(&bed, "p")? == ALL) == (enforce == "strict"));
+        ensure!(programs(&bed, "p")? == programs_of(&bed, enforce)?);
     }
     let report = load.stop()?;
     spy.saw_nothing()?;

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use steer_lab::{LoadReport, client_v4, client_v6, wait_until};
-use steer_tests::{Bed, Daemon, Outcome, PATIENCE, Spy};
+use steer_tests::{Bed, Daemon, NotHere, Outcome, PATIENCE, Spy};
 
 use crate::Test;
 
@@ -16,6 +16,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("another_abi_version_that_is_not_ours", another_abi_version_that_is_not_ours),
     ("converges_to_what_changed_while_it_was_away", converges_to_what_changed_while_it_was_away),
     ("mends_what_is_broken", mends_what_is_broken),
+    ("mends_what_was_attached_by_hand", mends_what_was_attached_by_hand),
+    ("adds_a_program_that_is_new", adds_a_program_that_is_new),
     ("reloads_under_load", reloads_under_load),
     ("never_unsteered_by_a_reload", never_unsteered_by_a_reload),
     ("a_reload_that_fails_is_made_up_for", a_reload_that_fails_is_made_up_for),
@@ -146,6 +148,39 @@ fn mends_what_is_broken() -> Outcome {
     let _daemon = Daemon::start(&bed)?;
     bed.check_steered(&bed.cgroup, 1)?;
     ensure!(pin.exists());
+    Ok(())
+}
+
+fn mends_what_was_attached_by_hand() -> Outcome {
+    let bed = Bed::new("life-mend-hand")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let pin = bed.abi().join("links").join(bed.cgroup.id()?.to_string()).join("connect4");
+    fs::remove_file(&pin)?;
+    wait_until("the kernel to detach it", PATIENCE, || {
+        bed.policy("a1").is_ok_and(|policy| policy["cgroups"][0]["complete"] == false)
+    })?;
+    let _daemon = bed.daemon(&policy("p", "a0", "\"@/none\""))?;
+    ensure!(bed.policy("a1")?["cgroups"][0]["complete"] == true && pin.exists());
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+/// What an earlier version without it has attached by hand gets it with the next daemon.
+fn adds_a_program_that_is_new() -> Outcome {
+    let bed = Bed::new("life-new")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    if let Some(why) = bed.not_covered()? {
+        return Err(NotHere(why).into());
+    }
+    let link = bed.abi().join("links").join(bed.cgroup.id()?.to_string()).join("family");
+    for pin in [&bed.abi().join("programs/family"), &link] {
+        fs::remove_file(pin)?;
+    }
+    let policy_without = bed.policy("a1")?;
+    ensure!(policy_without["cgroups"][0]["complete"] == true, "asked for, but not there: {policy_without}");
+    ensure!(bed.not_covered()?.is_some());
+    let _daemon = bed.daemon(&policy("p", "a0", "\"@/none\""))?;
+    ensure!(link.exists() && bed.not_covered()?.is_none());
+    ensure!(bed.policy("a1")?["cgroups"][0]["complete"] == true);
     Ok(())
 }
 

@@ -1,6 +1,10 @@
 //! The limits that the README names, each shown: when one of these fails, steer has become better, and the README is wrong.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::{
+    io::{BufRead as _, BufReader},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Stdio,
+};
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, Stage, client_v4, leaks, wait_until};
@@ -11,6 +15,7 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("sockets_of_others_keep_what_they_had", sockets_of_others_keep_what_they_had),
     ("this_host_is_out_of_reach", this_host_is_out_of_reach),
+    ("what_listens_on_loopback_needs_a_privilege", what_listens_on_loopback_needs_a_privilege),
     ("the_uplink_needs_a_route", the_uplink_needs_a_route),
     ("a_strict_reverse_path_filter_drops_replies", a_strict_reverse_path_filter_drops_replies),
     ("the_kernels_own_answers_follow_the_routes", the_kernels_own_answers_follow_the_routes),
@@ -59,6 +64,31 @@ fn this_host_is_out_of_reach() -> Outcome {
         // Reachable in itself.
         let address = SocketAddr::new(address.into(), port);
         bed.net.client.run(|| TcpStream::connect_timeout(&address, PATIENCE))??;
+    }
+    Ok(())
+}
+
+/// Bound to the uplink, it hears nothing on 127.0.0.1; whoever may be unbound is.
+fn what_listens_on_loopback_needs_a_privilege() -> Outcome {
+    let bed = steered_bed("limit-listen")?;
+    for (user, reached) in [(User::Root, true), (User::Nobody, false)] {
+        let mut command = bed.client(Some(&bed.cgroup), user)?;
+        let mut listener = command.args(["--listen", "127.0.0.1"]).stdout(Stdio::piped()).spawn()?;
+        let mut heard = BufReader::new(listener.stdout.take().context("no pipe")?).lines();
+        let port = heard.next().context("no port")??.parse::<u16>()?;
+        let answer = bed.net.client.run(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            socket.connect((Ipv4Addr::LOCALHOST, port))?;
+            socket.send(b"hello")?;
+            // The refusal, if there is one, is there before `send` returns.
+            socket.take_error()
+        })??;
+        ensure!(answer.is_none() == reached, "{user:?}: {answer:?}");
+        if reached {
+            ensure!(heard.next().context("nothing heard")?? == "heard 5");
+        }
+        listener.kill()?;
+        listener.wait()?;
     }
     Ok(())
 }

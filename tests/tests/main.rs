@@ -1,8 +1,8 @@
 //! The integration tests: the real binary, in labs of their own, all at once. Need root; without it every test shows as
 //! ignored, with the reason.
 
-use libtest_mimic::{Arguments, Completion, Trial};
-use steer_tests::{Outcome, Skipped};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use steer_tests::{NotHere, Outcome};
 
 mod api;
 mod attach;
@@ -22,6 +22,14 @@ mod systemd;
 mod uplinks;
 
 type Test = (&'static str, fn() -> Outcome);
+
+fn report(outcome: Outcome) -> Result<Completion, Failed> {
+    match outcome.map_err(anyhow::Error::downcast) {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Ok(NotHere(why))) => Ok(Completion::ignored_with(why)),
+        Err(Err(error)) => Err(format!("{error:#}").into()),
+    }
+}
 
 fn main() {
     let rooms: [(&str, &[Test]); 15] = [
@@ -47,12 +55,7 @@ fn main() {
     }
     let trials = rooms.into_iter().flat_map(|(room, tests)| {
         tests.iter().map(move |&(name, test)| {
-            let run = move || match test() {
-                Ok(()) => Ok(Completion::Completed),
-                Err(error) if error.is::<Skipped>() => Ok(Completion::ignored_with(error)),
-                Err(error) => Err(format!("{error:#}").into()),
-            };
-            Trial::ignorable_test(format!("{room}::{name}"), run).with_ignored_flag(!root)
+            Trial::ignorable_test(format!("{room}::{name}"), move || report(test())).with_ignored_flag(!root)
         })
     });
     let arguments = Arguments::from_args();

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::ensure;
-use steer_tests::{Bed, Machine, Outcome, Skipped, Spy, check_uninterrupted, output};
+use steer_tests::{Bed, Machine, NotHere, Outcome, Spy, check_uninterrupted, output};
 
 use crate::Test;
 
@@ -19,11 +19,11 @@ const CONFIG: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups
 fn machine(bed: &Bed) -> anyhow::Result<(Machine, PathBuf)> {
     let Some(package) = std::env::var_os("STEER_DEB") else {
         return Err(
-            Skipped("STEER_DEB names no package; `cargo xtask setup --ci` installs what makes one".into()).into()
+            NotHere("STEER_DEB names no package; `cargo xtask setup --ci` installs what makes one".into()).into()
         );
     };
     if fs::exists("/usr/bin/steer")? {
-        return Err(Skipped("steer is installed on this machine already".into()).into());
+        return Err(NotHere("steer is installed on this machine already".into()).into());
     }
     let copy = bed.directory.join("steer.deb");
     fs::copy(package, &copy)?;

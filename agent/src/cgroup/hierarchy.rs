@@ -1,7 +1,6 @@
 //! The cgroup2 hierarchy: where it is mounted, and its cgroups by path and by id.
 
 use std::{
-    ffi::CString,
     fs, io,
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -11,7 +10,7 @@ use std::{
 };
 
 use super::Error;
-use crate::cgroup_path::CgroupPath;
+use crate::{cgroup_path::CgroupPath, private_mount::private_mount};
 
 /// A mounted cgroup2 hierarchy.
 #[derive(Debug)]
@@ -59,7 +58,7 @@ impl Hierarchy {
                 fs::File::open(&root).map_err(|source| Error::File { action: "open", file: root.clone(), source })?;
             return Ok(Self { root, root_fd: directory.into() });
         }
-        let root_fd = mount_privately().map_err(Error::NoHierarchy)?;
+        let root_fd = private_mount(c"cgroup2").map_err(Error::NoHierarchy)?;
         Ok(Self { root: format!("/proc/self/fd/{}", root_fd.as_raw_fd()).into(), root_fd })
     }
 
@@ -199,29 +198,6 @@ fn unescape(field: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .into_iter()
         .fold(field.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
-}
-
-/// A mount that no directory shows (Linux 5.2), gone with its file descriptor. Without options, for those would apply to
-/// the one hierarchy that all mounts share.
-fn mount_privately() -> io::Result<OwnedFd> {
-    const FSOPEN_CLOEXEC: libc::c_uint = 1;
-    const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
-    const FSMOUNT_CLOEXEC: libc::c_uint = 1;
-    let checked = |result: libc::c_long| {
-        if result < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(result).map_err(io::Error::other) }
-    };
-    let kind = CString::new("cgroup2").map_err(io::Error::other)?;
-    // SAFETY: the name is a C string that lives through the call.
-    let context = checked(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
-    // SAFETY: a new file descriptor.
-    let context = unsafe { OwnedFd::from_raw_fd(context) };
-    let (null, none) = (std::ptr::null::<libc::c_char>(), 0);
-    // SAFETY: this command takes neither key nor value.
-    checked(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, none) })?;
-    // SAFETY: no pointers.
-    let mount = checked(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) })?;
-    // SAFETY: a new file descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(mount) })
 }
 
 /// Opens a cgroup by its id: kernfs accepts the id as a file handle (`FILEID_KERNFS`, Linux 5.5).

@@ -10,12 +10,12 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{BPF_F_ALLOW_MULTI, bpf_attach_type};
 use steer_common::{AttachmentRecord, POLICY_SLOTS, attachment_flags, map};
 
 use super::{
     Datapath, Error, Lock, bpf, object,
     pins::{file_name, list},
+    refusal::{is_unsupported, refused},
 };
 use crate::{
     cgroup::{Cgroup, Hierarchy},
@@ -95,11 +95,12 @@ impl Datapath {
             Some(record) if record.policy < POLICY_SLOTS => self.policy(record.policy)?.flags,
             _ => 0,
         };
-        let asked = object::HOOKS.iter().filter(|hook| hook.is_asked(flags)).map(|hook| hook.name);
+        let asked = object::HOOKS.iter().filter(|hook| hook.is_asked(flags) && hook.is_available(&self.pins));
         Ok(Attachment {
             cgroup_id,
             record: record.unwrap_or_default(),
-            complete: asked.eq(links.iter().copied()) && record.is_some_and(|record| record.policy != 0),
+            complete: asked.map(|hook| hook.name).eq(links.iter().copied())
+                && record.is_some_and(|record| record.policy != 0),
             live: !links.is_empty(),
             hooks: links,
         })
@@ -163,6 +164,9 @@ impl Datapath {
         }
         for (found, record) in inner {
             self.add_decider(found.id)?;
+            if self.read_attachment(found.id)?.complete {
+                self.confirm_decider(found.id)?;
+            }
             let flags = record.flags | attachment_flags::NESTED;
             self.set_record(found.id, AttachmentRecord { flags, ..record })?;
         }
@@ -185,9 +189,13 @@ impl Datapath {
                 continue;
             }
             if !refresh_link(&pin, program, cgroup.id)? {
-                let link = bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
-                    .map_err(|source| refused(program.hook, hierarchy, cgroup, source))?;
-                created.push((program.hook.name, link));
+                match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
+                    Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
+                        object::give_up(&self.pins, program.hook)?;
+                    }
+                    Err(error) => return Err(refused(program.hook, hierarchy, cgroup, error)),
+                    Ok(link) => created.push((program.hook.name, link)),
+                }
             }
         }
         self.still_there()?;
@@ -205,7 +213,8 @@ impl Datapath {
             let path = directory.join(name);
             bpf::pin(link.as_fd(), &path).map_err(pinned("pin", &path))?;
         }
-        superfluous.iter().try_for_each(|pin| detach_link(pin))
+        superfluous.iter().try_for_each(|pin| detach_link(pin))?;
+        if flags & attachment_flags::NESTED != 0 { self.confirm_decider(cgroup.id) } else { Ok(()) }
     }
 
     /// Takes a cgroup's links away and forgets it. Doing it again is no error.
@@ -243,8 +252,8 @@ impl Datapath {
     }
 
     /// Puts the pinned programs in the place of other ones in all links, and mends the nested flags, which a process that was
-    /// killed between two steps may have left behind.
-    pub fn refresh(&mut self, _lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
+    /// killed between two steps may have left behind, and what was attached by hand.
+    pub fn refresh(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
         let programs = self.programs()?;
         for directory in list(&self.pins.links())? {
             let Ok(cgroup_id) = file_name(&directory).parse() else { continue };
@@ -252,7 +261,23 @@ impl Datapath {
                 refresh_link(&directory.join(program.hook.name), program, cgroup_id)?;
             }
         }
-        self.refresh_inner(hierarchy, &CgroupPath::root())
+        self.refresh_inner(hierarchy, &CgroupPath::root())?;
+        for attachment in self.attachments()? {
+            if attachment.is_manual() && attachment.live && !attachment.complete {
+                self.mend(lock, hierarchy, &attachment);
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches what an attachment made by hand lacks: a program that is new, or what a process that was killed did not come to.
+    fn mend(&mut self, lock: &Lock, hierarchy: &Hierarchy, attachment: &Attachment) {
+        let Some(path) = hierarchy.path_of(attachment.cgroup_id) else { return };
+        let cgroup = hierarchy.open(&path).map_err(Error::from);
+        let mended = cgroup.and_then(|cgroup| self.attach(lock, hierarchy, &cgroup, attachment.record.policy, true));
+        if let Err(error) = mended {
+            log::warn!("{path} lacks some of its programs: {error}");
+        }
     }
 }
 
@@ -305,39 +330,4 @@ pub(super) fn detach_links(directory: &Path) -> Result<(), Error> {
     }
     try_to("remove", directory, fs::remove_dir(directory));
     if errors.is_empty() { Ok(()) } else { Err(Error::Several(errors)) }
-}
-
-/// The kernel's refusal of a link, with the culprit where it is another program's attachment.
-fn refused(hook: &'static object::Hook, hierarchy: &Hierarchy, cgroup: &Cgroup, source: io::Error) -> Error {
-    let hint = match source.raw_os_error() {
-        Some(libc::EPERM) => exclusive_owner(hook.attach_type, hierarchy, cgroup)
-            .unwrap_or_else(|| " (needs CAP_BPF and CAP_NET_ADMIN)".to_owned()),
-        Some(libc::EINVAL) => {
-            " (this kernel has no links for this hook; Linux 5.10 is the oldest that steer supports)".to_owned()
-        }
-        _ => String::new(),
-    };
-    Error::Attach { program: hook.name, cgroup: cgroup.path.to_string(), source, hint }
-}
-
-/// Finds the attachment without `BPF_F_ALLOW_MULTI`, on the cgroup or above it, that forbids any other.
-fn exclusive_owner(hook: bpf_attach_type, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Option<String> {
-    let ancestors = cgroup.path.ancestors();
-    std::iter::once(cgroup.path.clone()).chain(ancestors).find_map(|path| {
-        let holder = hierarchy.open(&path).ok()?;
-        let attached = bpf::query(holder.fd(), hook).ok()?;
-        let id = *attached.program_ids.first()?;
-        if attached.flags & BPF_F_ALLOW_MULTI != 0 {
-            return None;
-        }
-        let program = bpf::program_by_id(id).and_then(|program| bpf::program_info(program.as_fd()));
-        let who = program.map_or_else(
-            |_| format!("program {id}"),
-            |program| format!("program {id} {:?}, loaded by user {}", program.name, program.uid),
-        );
-        Some(format!(
-            " ({who}, is attached to {path} in a way that forbids any other, as `ip vrf exec` does; detach it with `bpftool \
-             cgroup detach`, or steer a cgroup that is not below {path})"
-        ))
-    })
 }

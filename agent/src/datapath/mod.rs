@@ -12,12 +12,14 @@ mod attachments;
 mod bpf;
 pub mod bpffs;
 mod events;
+mod lsm;
 mod nesting;
 mod netns;
 mod object;
 mod off;
 mod pins;
 mod policies;
+mod refusal;
 
 use std::{cell::OnceCell, io, path::PathBuf};
 
@@ -27,6 +29,7 @@ use thiserror::Error;
 
 pub use attachments::Attachment;
 pub use events::{EventRing, Untold};
+pub use lsm::{Unguarded, unguarded};
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Removed, detach_other_versions, off, steered_by_other_versions, tidy};

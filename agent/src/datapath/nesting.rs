@@ -6,6 +6,7 @@
 use std::io;
 
 use aya::maps::MapError;
+use aya_obj::generated::BPF_NOEXIST;
 use steer_common::{AttachmentRecord, attachment_flags, map};
 
 use super::{Datapath, Error, map_error};
@@ -85,9 +86,18 @@ impl Datapath {
         Ok(())
     }
 
+    /// Lets a nested attachment decide about the sockets that its programs have noted.
     pub(super) fn add_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
-        let added = self.deciders.insert(cgroup_id, 1, 0);
-        added.map_err(|error| map_error("note a nested attachment", map::DECIDERS, error))
+        match self.deciders.insert(cgroup_id, 0, BPF_NOEXIST.into()) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            added => added.map_err(|error| map_error("note a nested attachment", map::DECIDERS, error)),
+        }
+    }
+
+    /// Lets a nested attachment, which has all of its programs, decide about sockets that are not there yet, too.
+    pub(super) fn confirm_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
+        let confirmed = self.deciders.insert(cgroup_id, 1, 0);
+        confirmed.map_err(|error| map_error("note a complete nested attachment", map::DECIDERS, error))
     }
 
     /// Forgets nested attachments that are no more, as after a process that was killed between two steps.

@@ -9,13 +9,16 @@ use std::{
 };
 
 use aya::{
-    EbpfLoader, include_bytes_aligned,
+    Btf, EbpfLoader, include_bytes_aligned,
     programs::{Program, ProgramError},
 };
 use aya_obj::generated::bpf_attach_type;
 use steer_common::{map, policy_flags, program};
 
-use super::{Error, Lock, Pins, bpf, events, pins::file_name};
+use super::{Error, Lock, Pins, bpf, events, lsm, pins::file_name};
+
+/// The security hook of [`program::FAMILY`].
+const SOCKET_CREATE: &str = "socket_create";
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer"));
 
@@ -31,7 +34,8 @@ const DNS: u32 = policy_flags::DNS4 | policy_flags::DNS6;
 
 /// Every hook, in the order they are attached. Those that a policy asks for make one attachment. The IPv6 hooks see mapped
 /// IPv4 addresses, too, but for sendmsg.
-pub(super) static HOOKS: [Hook; 12] = [
+pub(super) static HOOKS: [Hook; 15] = [
+    hook(program::FAMILY, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
     hook(program::EGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS, policy_flags::GUARD),
     hook(program::INGRESS, bpf_attach_type::BPF_CGROUP_INET_INGRESS, policy_flags::GUARD_INGRESS),
     hook(program::SETSOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT, policy_flags::GUARD),
@@ -43,6 +47,8 @@ pub(super) static HOOKS: [Hook; 12] = [
     hook(program::SENDMSG6, bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG, policy_flags::GUARD | policy_flags::DNS6),
     hook(program::CONNECT4, bpf_attach_type::BPF_CGROUP_INET4_CONNECT, policy_flags::RESTORE | policy_flags::DNS4),
     hook(program::CONNECT6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT, policy_flags::RESTORE | DNS),
+    hook(program::BIND4, bpf_attach_type::BPF_CGROUP_INET4_BIND, policy_flags::RESTORE),
+    hook(program::BIND6, bpf_attach_type::BPF_CGROUP_INET6_BIND, policy_flags::RESTORE),
     hook(program::SOCK_CREATE, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0),
 ];
 
@@ -62,6 +68,16 @@ impl Hook {
     /// Whether a policy with these flags asks for it.
     pub(super) fn is_asked(&self, flags: u32) -> bool {
         self.asked_by == 0 || flags & self.asked_by != 0
+    }
+
+    /// Whether it attaches to a security hook, which not every kernel has, and not every one that has it runs.
+    pub(super) fn is_optional(&self) -> bool {
+        self.attach_type == bpf_attach_type::BPF_LSM_CGROUP
+    }
+
+    /// Whether it is to be attached where a policy asks for it: an optional one only where its program could be loaded.
+    pub(super) fn is_available(&self, pins: &Pins) -> bool {
+        !self.is_optional() || pins.program(self.name).exists()
     }
 }
 
@@ -90,7 +106,7 @@ pub(super) fn maps_are_pinned(pins: &Pins) -> bool {
 
 /// Whether programs and maps are pinned, and so belong together.
 pub(super) fn is_complete(pins: &Pins) -> bool {
-    maps_are_pinned(pins) && all_programs().all(|hook| pins.program(hook.name).exists())
+    maps_are_pinned(pins) && all_programs().all(|hook| hook.is_optional() || pins.program(hook.name).exists())
 }
 
 /// Sets aside what a removal that was killed half-way has left: programs without all of their maps cannot be used, and
@@ -105,6 +121,17 @@ fn set_fragments_aside(pins: &Pins) -> Result<(), Error> {
     fs::rename(&abi, &aside).map_err(|source| Error::Pin { action: "set aside", path: abi, source })
 }
 
+/// Removes the program of an optional hook, so that no policy asks for it.
+pub(super) fn give_up(pins: &Pins, hook: &Hook) -> Result<(), Error> {
+    let path = pins.program(hook.name);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Pin { action: "remove", path, source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A hook with its pinned program, opened.
 pub(super) struct Pinned {
     pub(super) hook: &'static Hook,
@@ -112,9 +139,9 @@ pub(super) struct Pinned {
     pub(super) id: u32,
 }
 
-/// Opens the pinned programs of all hooks.
+/// Opens the pinned programs of all hooks that there are.
 pub(super) fn programs(pins: &Pins) -> Result<Vec<Pinned>, Error> {
-    HOOKS.iter().map(|hook| open(pins, hook)).collect()
+    HOOKS.iter().filter(|hook| hook.is_available(pins)).map(|hook| open(pins, hook)).collect()
 }
 
 /// Opens a pinned program.
@@ -136,34 +163,42 @@ pub fn load(pins: &Pins, _lock: &Lock, log_level: LogLevel) -> Result<aya::Ebpf,
     let _raised = Memlock::raise();
     let constants = events::constants();
     match load_with(pins, log_level, &constants, 1) {
-        // Before Linux 6.1 the verifier knows no bpf_setsockopt there.
-        Err(Error::Program { name: program::SENDMSG4 | program::SENDMSG6, source }) => {
-            log::debug!("the sendmsg programs cannot bind on this kernel: {source}");
+        // Before Linux 5.12 the verifier knows no bpf_setsockopt there.
+        Err(Error::Program {
+            name: program::BIND4 | program::BIND6 | program::SENDMSG4 | program::SENDMSG6,
+            source,
+        }) => {
+            log::debug!("the bind and sendmsg programs cannot bind on this kernel: {source}");
             load_with(pins, log_level, &constants, 0)
         }
         loaded => loaded,
     }
 }
 
-fn load_with(
-    pins: &Pins,
-    log_level: LogLevel,
-    constants: &[(&str, u8)],
-    sendmsg_rebinds: u8,
-) -> Result<aya::Ebpf, Error> {
+fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds: u8) -> Result<aya::Ebpf, Error> {
     let level = log_level.as_u8();
     let mut loader = EbpfLoader::new();
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
     loader.override_global(aya_log::LEVEL, &level, false);
-    loader.override_global(program::SENDMSG_REBINDS, &sendmsg_rebinds, true);
+    loader.override_global(program::REBINDS, &rebinds, true);
     for (name, value) in constants {
         loader.override_global(name, value, true);
     }
     let mut object = loader.load(OBJECT)?;
-    for hook in all_programs() {
-        pin_program(pins, &mut object, hook, log_level)?;
+    let security_hooks = lsm::bpf_is_active().unwrap_or_else(|error| {
+        log::warn!("read the list of active security modules: {error}; no program is put on a security hook");
+        false
+    });
+    for hook in all_programs().filter(|hook| security_hooks || !hook.is_optional()) {
+        match pin_program(pins, &mut object, hook, log_level) {
+            // Before Linux 6.0 there is no such hook; and a kernel may be told to take no program for it.
+            Err(error @ Error::Program { .. }) if hook.is_optional() => {
+                log::info!("sockets past the IP stack will not be refused: {error}");
+            }
+            pinned => pinned?,
+        }
     }
     Ok(object)
 }
@@ -177,6 +212,9 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::LsmCgroup(program) => {
+            Btf::from_sys_fs().map_err(ProgramError::from).and_then(|btf| program.load(SOCKET_CREATE, &btf))
+        }
         _ => return Err(Error::Foreign { path }),
     }
     .map_err(failed)?;

@@ -58,9 +58,11 @@ pub struct ProbeArgs {
     /// Ask IPv4 servers by IPv6 sockets.
     #[arg(long, requires = "resolve")]
     pub mapped: bool,
-    /// Instead of talking, print the port of a UDP socket, and a line for each datagram that it hears, until killed.
-    #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes"])]
-    pub listen: bool,
+    /// Instead of talking, print the port of a UDP socket on this address, and a line for each datagram that it hears, until
+    /// killed.
+    #[arg(long, value_name = "IP", num_args = 0..=1, default_missing_value = "0.0.0.0")]
+    #[arg(conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes"])]
+    pub listen: Option<Ipv4Addr>,
     /// Keep the sockets: for each line of standard input one request on each, and a line with all outcomes as JSON. A socket
     /// that failed is made afresh the next time.
     #[arg(long, conflicts_with_all = ["count", "repeat_until_stdin_closes", "resolve", "listen"])]
@@ -96,8 +98,8 @@ pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     if args.repeat_until_stdin_closes {
         return repeat(args, out);
     }
-    if args.listen {
-        return listen(out);
+    if let Some(ip) = args.listen {
+        return listen(ip, out);
     }
     if args.serve {
         match serve_here(|port| writeln!(out, "{port}").and_then(|()| out.flush()))? {}
@@ -131,8 +133,8 @@ fn describe(outcome: &Outcome) -> String {
         + &format!("{result} (bound to interface {bound_ifindex})")
 }
 
-fn listen(out: &mut impl Write) -> io::Result<bool> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+fn listen(ip: Ipv4Addr, out: &mut impl Write) -> io::Result<bool> {
+    let socket = UdpSocket::bind((ip, 0))?;
     writeln!(out, "{}", socket.local_addr()?.port())?;
     loop {
         out.flush()?;

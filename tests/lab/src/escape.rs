@@ -58,6 +58,8 @@ pub enum Vector {
     Mptcp,
     MptcpFastOpen,
     MptcpAccept,
+    MptcpAcceptDual,
+    MptcpAcceptUnbound,
     // Losing the binding.
     UdpAfUnspec,
     UdpAfUnspecConnect,
@@ -120,9 +122,13 @@ pub enum Vector {
     PacketRaw,
     PacketDgram,
     PacketBypass,
+    PacketLegacy,
+    PacketUring,
     Xdp,
     Sctp,
     Smc,
+    SmcInet,
+    SmcUpperLayer,
     // Elsewhere.
     UserNamespace,
     NetworkNamespace,
@@ -305,6 +311,8 @@ impl EscapeArgs {
             | Vector::PacketRaw
             | Vector::PacketDgram
             | Vector::PacketBypass
+            | Vector::PacketLegacy
+            | Vector::PacketUring
             | Vector::Xdp => Some("CAP_NET_RAW"),
             Vector::Mark | Vector::MarkAfUnspec | Vector::Transparent => Some("CAP_NET_ADMIN"),
             Vector::SubCgroup | Vector::SubCgroupAfUnspec | Vector::LeaveCgroup => Some("write access to the cgroup"),
@@ -317,7 +325,7 @@ impl EscapeArgs {
             Vector::Tcp => self.tcp(),
             Vector::TcpFastOpen => self.fast_open(None),
             Vector::TcpAfUnspec => self.tcp_af_unspec(),
-            Vector::TcpAccept => self.accept(None),
+            Vector::TcpAccept => self.accept(None, Some(self.any())),
             Vector::Udp => self.udp(),
             Vector::UdpUnconnected => self.udp_unconnected(),
             Vector::UdpLite => self.udp_lite(),
@@ -334,7 +342,9 @@ impl EscapeArgs {
             Vector::UringSqpoll => self.uring_tcp(true),
             Vector::Mptcp => self.mptcp(),
             Vector::MptcpFastOpen => self.fast_open(Some(Protocol::MPTCP)),
-            Vector::MptcpAccept => self.accept(Some(Protocol::MPTCP)),
+            Vector::MptcpAccept => self.accept(Some(Protocol::MPTCP), Some(self.any())),
+            Vector::MptcpAcceptDual => self.accept_dual(Protocol::MPTCP),
+            Vector::MptcpAcceptUnbound => self.accept(Some(Protocol::MPTCP), None),
             Vector::UdpAfUnspec => self.udp_af_unspec(),
             Vector::UdpAfUnspecConnect => self.udp_af_unspec_connect(),
             Vector::UdpAfUnspecCork => self.udp_af_unspec_cork(),
@@ -390,9 +400,13 @@ impl EscapeArgs {
             Vector::PacketRaw => self.packet(Type::RAW, false),
             Vector::PacketDgram => self.packet(Type::DGRAM, false),
             Vector::PacketBypass => self.packet(Type::RAW, true),
+            Vector::PacketLegacy => self.packet_legacy(),
+            Vector::PacketUring => self.uring_packet(),
             Vector::Xdp => self.xdp(),
             Vector::Sctp => self.sctp(),
             Vector::Smc => self.smc(),
+            Vector::SmcInet => self.smc_inet(),
+            Vector::SmcUpperLayer => self.smc_upper_layer(),
             Vector::UserNamespace => self.user_namespace(),
             Vector::NetworkNamespace => self.network_namespace(),
             Vector::SubCgroup => self.sub_cgroup(false),

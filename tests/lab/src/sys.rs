@@ -69,6 +69,16 @@ pub(crate) fn packet_address(ifindex: u32, ethertype: u16, mac: [u8; 6]) -> Sock
     })
 }
 
+/// The name of a link, for a packet socket as they were before there was a family for them.
+pub(crate) fn link_name(name: &str) -> SockAddr {
+    address(|link: &mut libc::sockaddr| {
+        link.sa_family = family(libc::AF_PACKET);
+        for (to, from) in link.sa_data.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+    })
+}
+
 /// The address of the first queue of an interface, for an XDP socket.
 pub(crate) fn xdp_address(ifindex: u32, flags: u16) -> SockAddr {
     address(|xdp: &mut libc::sockaddr_xdp| {

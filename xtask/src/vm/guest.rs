@@ -1,8 +1,13 @@
-//! What is inside the virtual machine: the first program, steer, what both need, and how the guest reports.
+//! What is inside the virtual machine: the first program, steer, what is to be run, what they need, and how the guest reports.
 //!
 //! **Invariant**: the guest's report is one line of its console that nothing else prints.
 
-use std::{fmt, fs, path::Path, process::Command};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -13,8 +18,21 @@ use super::{
 };
 use crate::toolchain;
 
-/// What the demonstration uses, where it is not built in.
-const MODULES: [&str; 3] = ["veth", "af_packet", "ipv6"];
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub(super) enum Job {
+    /// `steer demo`.
+    Demo,
+    /// The integration tests whose name contains this.
+    Tests {
+        filter: String,
+        /// Name below /bin, and the file.
+        programs: Vec<(&'static str, PathBuf)>,
+    },
+}
+
+/// What the demonstration and the tests use, where it is not built in.
+const MODULES: [&str; 5] = ["veth", "af_packet", "ipv6", "tun", "smc"];
 
 /// Starts the line with the exit status.
 const REPORT: &str = "steer-vm: exit status ";
@@ -36,7 +54,7 @@ for module in /modules/*.ko; do
 done
 # Linux 5.10 counts BPF memory against it.
 ulimit -l unlimited
-/bin/steer demo
+/bin/job
 echo \"steer-vm: exit status $?\"
 $b stty -echo
 $b poweroff -f
@@ -74,8 +92,38 @@ pub(super) fn verdict(console: &str) -> Verdict {
     }
 }
 
+/// One at a time, for the machine is slow and its processor the only one.
+const TESTS: &str = "#!/bin/busybox sh
+export PATH=/bin STEER_BIN=/bin/steer STEER_PROBE=/bin/steer-probe STEER_ESCAPE=/bin/steer-escape
+exec /bin/tests --color never --test-threads 1";
+
+impl Job {
+    /// What the first program starts.
+    fn script(&self) -> String {
+        match self {
+            Self::Demo => "#!/bin/busybox sh\nexec /bin/steer demo\n".to_owned(),
+            Self::Tests { filter, .. } => format!("{TESTS} '{filter}'\n"),
+        }
+    }
+
+    fn programs(&self) -> &[(&'static str, PathBuf)] {
+        match self {
+            Self::Demo => &[],
+            Self::Tests { programs, .. } => programs,
+        }
+    }
+
+    /// A boot and the demonstration take seconds; what lasts longer than this hangs.
+    pub(super) fn patience(&self) -> Duration {
+        match self {
+            Self::Demo => Duration::from_mins(3),
+            Self::Tests { .. } => Duration::from_hours(1),
+        }
+    }
+}
+
 /// Builds the archive the guest starts from.
-pub(super) fn initramfs(kernel: &Kernel, steer: &Path) -> Result<Vec<u8>> {
+pub(super) fn initramfs(kernel: &Kernel, steer: &Path, job: &Job) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in ["/dev", "/proc", "/sys", "/tmp", "/modules"] {
         archive.directory(directory);
@@ -83,8 +131,10 @@ pub(super) fn initramfs(kernel: &Kernel, steer: &Path) -> Result<Vec<u8>> {
     archive.file("/init", INIT.as_bytes());
     let busybox = toolchain::program("busybox").context("busybox is gone")?;
     let mut libraries = Vec::new();
-    for (path, program) in [("/bin/busybox", busybox.as_path()), ("/bin/steer", steer)] {
-        archive.file(path, &read(program)?);
+    archive.file("/bin/job", job.script().as_bytes());
+    let tests = job.programs().iter().map(|(name, program)| (*name, program.as_path()));
+    for (name, program) in [("busybox", busybox.as_path()), ("steer", steer)].into_iter().chain(tests) {
+        archive.file(&format!("/bin/{name}"), &read(program)?);
         libraries.extend(shared_libraries(program)?);
     }
     libraries.sort();

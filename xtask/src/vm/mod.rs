@@ -1,4 +1,4 @@
-//! `cargo xtask vm`: runs `steer demo` under real kernels, each in a virtual machine of its own.
+//! `cargo xtask vm`: runs `steer demo`, or integration tests, under real kernels, each in a virtual machine of its own.
 //!
 //! **Invariant**: a kernel passes only if the guest itself reports success; silence, a panic and a time-out are failures.
 //! The kernels that follow a failed one are tried all the same.
@@ -21,7 +21,7 @@ mod qemu;
 mod table;
 
 use self::{
-    guest::Verdict,
+    guest::{Job, Verdict},
     kernel::{Kernel, Wanted},
     table::Row,
 };
@@ -39,6 +39,9 @@ pub(crate) struct Vm {
     /// Flavour of Debian's kernels, such as cloud-amd64.
     #[arg(long = "flavour", value_name = "FLAVOUR", default_value = "amd64")]
     flavours: Vec<String>,
+    /// Run the integration tests whose name contains this, not the demonstration.
+    #[arg(long = "test", value_name = "FILTER")]
+    filter: Option<String>,
     /// Look for newer kernels than those downloaded before.
     #[arg(long)]
     refresh: bool,
@@ -55,6 +58,7 @@ impl Vm {
         install_needs()?;
         Setup::default().run()?;
         let steer = cargo::release_binary("steer", "steer")?;
+        let job = self.job()?;
         let place = cargo::target_directory()?.join("vm");
 
         let mut rows = Vec::new();
@@ -62,7 +66,7 @@ impl Vm {
             // An image in a file has the flavour it has.
             let flavours = if wanted.is_file() { &self.flavours[..1] } else { &self.flavours[..] };
             for flavour in flavours {
-                let row = self.try_kernel(wanted, flavour, &steer, &place);
+                let row = self.try_kernel(wanted, flavour, &steer, &job, &place);
                 eprintln!("vm: {row}");
                 rows.push(row);
             }
@@ -71,13 +75,26 @@ impl Vm {
         Ok(if rows.iter().all(Row::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn try_kernel(&self, wanted: &Wanted, flavour: &str, steer: &Path, place: &Path) -> Row {
+    fn job(&self) -> Result<Job> {
+        let Some(filter) = &self.filter else { return Ok(Job::Demo) };
+        let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
+        let tests = tests.into_iter().find(|executable| executable.is_test && executable.name == "steer");
+        let programs = vec![
+            ("tests", tests.context("cargo built the tests without reporting them")?.path),
+            ("steer-probe", cargo::release_binary("steer-lab", "steer-probe")?),
+            ("steer-escape", cargo::release_binary("steer-lab", "steer-escape")?),
+            ("install", toolchain::program("install").context("install(1) is gone")?),
+        ];
+        Ok(Job::Tests { filter: filter.clone(), programs })
+    }
+
+    fn try_kernel(&self, wanted: &Wanted, flavour: &str, steer: &Path, job: &Job, place: &Path) -> Row {
         let mut row = Row::new(wanted.to_string());
         let outcome = wanted
             .obtain(flavour, place, self.refresh)
             .and_then(|kernel| {
                 row.release.clone_from(&kernel.release);
-                self.boot(&kernel, steer, place)
+                self.boot(&kernel, steer, job, place)
             })
             .with_context(|| format!("kernel {wanted}"));
         match outcome {
@@ -92,19 +109,19 @@ impl Vm {
     }
 
     /// Boots once, and once more where the emulator is known to have tripped.
-    fn boot(&self, kernel: &Kernel, steer: &Path, place: &Path) -> Result<(Verdict, Duration)> {
+    fn boot(&self, kernel: &Kernel, steer: &Path, job: &Job, place: &Path) -> Result<(Verdict, Duration)> {
         if kernel.modules.is_none() {
             eprintln!("vm: {} came without modules; what the demonstration uses must be built in", kernel.release);
         }
         fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
         let archive = place.join("initramfs.cpio");
-        let bytes = guest::initramfs(kernel, steer)?;
+        let bytes = guest::initramfs(kernel, steer, job)?;
         fs::write(&archive, bytes).with_context(|| format!("write {}", archive.display()))?;
         let mut attempts = 0;
         loop {
             attempts += 1;
             let start = Instant::now();
-            let console = qemu::boot(&kernel.image, &archive)?;
+            let console = qemu::boot(&kernel.image, &archive, job.patience())?;
             let took = start.elapsed();
             let verdict = guest::verdict(&console);
             if verdict == Verdict::EmulatorTripped && attempts == 1 {

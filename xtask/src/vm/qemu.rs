@@ -16,9 +16,6 @@ use anyhow::{Context as _, Result};
 
 use super::NEEDS;
 
-/// A boot takes seconds; what lasts this long hangs.
-const PATIENCE: Duration = Duration::from_mins(3);
-
 const MACHINE: &[&str] = &[
     "-nodefaults",
     "-no-user-config",
@@ -36,14 +33,14 @@ const MACHINE: &[&str] = &[
     "-smp",
     "1",
     "-m",
-    "512M",
+    "1G",
     // A panic reboots, and a reboot ends QEMU.
     "-append",
     "console=ttyS0 panic=-1 quiet",
 ];
 
-/// Boots and returns the console's output, complete or up to the end of our patience.
-pub(super) fn boot(kernel: &Path, initramfs: &Path) -> Result<String> {
+/// Boots and returns the console's output, complete or up to the end of the patience.
+pub(super) fn boot(kernel: &Path, initramfs: &Path, patience: Duration) -> Result<String> {
     let mut command = Command::new(NEEDS[0].0);
     command.args(MACHINE).arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
     let mut qemu = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start QEMU")?;
@@ -61,7 +58,7 @@ pub(super) fn boot(kernel: &Path, initramfs: &Path) -> Result<String> {
     let start = Instant::now();
     let mut output = Vec::new();
     let ended = loop {
-        match receiver.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+        match receiver.recv_timeout(patience.saturating_sub(start.elapsed())) {
             Ok(chunk) => output.extend(chunk),
             Err(mpsc::RecvTimeoutError::Disconnected) => break true,
             Err(mpsc::RecvTimeoutError::Timeout) => break false,
@@ -69,7 +66,7 @@ pub(super) fn boot(kernel: &Path, initramfs: &Path) -> Result<String> {
     };
     if !ended {
         qemu.kill().context("end QEMU")?;
-        output.extend(format!("\n(ended after {} s)\n", PATIENCE.as_secs()).bytes());
+        output.extend(format!("\n(ended after {} s)\n", patience.as_secs()).bytes());
     }
     qemu.wait().context("wait for QEMU")?;
     drop(receiver);

@@ -2,12 +2,15 @@
 //!
 //! **Invariant:** what is sent is a whole IP packet to the lab's server, so that a capture knows it for what it is.
 
-use super::{At, EscapeArgs, REQUEST, Step, Tried};
+use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
 use crate::sys;
 use socket2::{Domain, Protocol, Type};
-use std::net::IpAddr;
+use std::{io, net::IpAddr};
 
 const AF_SMC: i32 = 43;
+/// A type that stands for a family; libc calls it deprecated.
+const SOCK_PACKET: i32 = 10;
+const IPPROTO_SMC: i32 = 256;
 
 impl EscapeArgs {
     /// Packets written to the other interface itself.
@@ -20,6 +23,14 @@ impl EscapeArgs {
         let bytes = if kind == Type::RAW { self.frame_to_server() } else { self.packet_to_server() };
         let to = sys::packet_address(self.other_index()?, self.ethertype(), [0xff; 6]);
         socket.send_to(&bytes, &to).at(Step::Send)?;
+        Ok("sent".to_owned())
+    }
+
+    /// As it was made before there was a family for it: the destination is the name of an interface.
+    pub(super) fn packet_legacy(&self) -> Tried {
+        let protocol = Protocol::from(i32::from(self.ethertype().to_be()));
+        let socket = self.socket_of(Domain::IPV4, Type::from(SOCK_PACKET), Some(protocol))?;
+        socket.send_to(&self.frame_to_server(), &sys::link_name(&self.other)).at(Step::Send)?;
         Ok("sent".to_owned())
     }
 
@@ -37,7 +48,28 @@ impl EscapeArgs {
         self.talk(&socket)
     }
 
-    fn ethertype(&self) -> u16 {
+    /// The same, by the protocol's number (Linux 6.11).
+    pub(super) fn smc_inet(&self) -> Tried {
+        let socket = self.socket(Type::STREAM, Some(Protocol::from(IPPROTO_SMC)))?;
+        self.connect(&socket, &self.server().into())?;
+        self.talk(&socket)
+    }
+
+    /// The same, on top of a TCP socket (Linux 5.17).
+    pub(super) fn smc_upper_layer(&self) -> Tried {
+        const SOL_TCP: i32 = libc::IPPROTO_TCP;
+        let socket = self.socket(Type::STREAM, None)?;
+        match sys::set_socket_option(&socket, SOL_TCP, libc::TCP_ULP, b"smc") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Halt::Inapplicable("this kernel has none of it".to_owned()));
+            }
+            set => set.at(Step::Option)?,
+        }
+        self.connect(&socket, &self.server().into())?;
+        self.talk(&socket)
+    }
+
+    pub(super) fn ethertype(&self) -> u16 {
         if self.is_v4() { 0x0800 } else { 0x86dd }
     }
 

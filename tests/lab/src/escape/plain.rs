@@ -50,10 +50,25 @@ impl EscapeArgs {
         self.talk(&socket)
     }
 
-    /// Waits for somebody to connect, and answers from the accepted socket.
-    pub(super) fn accept(&self, protocol: Option<Protocol>) -> Tried {
+    /// Waits for somebody to connect, and answers from the accepted socket. What is not bound to an address listens on all.
+    pub(super) fn accept(&self, protocol: Option<Protocol>, bind_to: Option<IpAddr>) -> Tried {
         let socket = self.socket(Type::STREAM, protocol)?;
-        socket.bind(&SocketAddr::new(self.any(), 0).into()).at(Step::Bind)?;
+        if let Some(ip) = bind_to {
+            socket.bind(&SocketAddr::new(ip, 0).into()).at(Step::Bind)?;
+        }
+        self.accept_on(&socket)
+    }
+
+    /// As Go listens, whose listeners are of IPv6, for both families, and of Multipath TCP.
+    pub(super) fn accept_dual(&self, protocol: Protocol) -> Tried {
+        let socket = self.socket_of(Domain::IPV6, Type::STREAM, Some(protocol))?;
+        socket.set_only_v6(false).at(Step::Option)?;
+        socket.set_reuse_address(true).at(Step::Option)?;
+        socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0).into()).at(Step::Bind)?;
+        self.accept_on(&socket)
+    }
+
+    fn accept_on(&self, socket: &Socket) -> Tried {
         socket.listen(8).at(Step::Bind)?;
         let port = socket.local_addr().at(Step::Bind)?.as_socket().map_or(0, |address| address.port());
         self.say(&format!("listening {port}"))?;

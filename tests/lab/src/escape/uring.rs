@@ -5,29 +5,29 @@
 use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
 use crate::sys;
 use io_uring::{IoUring, opcode, squeue, types::Fd};
-use socket2::{SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::{io, os::fd::AsRawFd};
 
 impl EscapeArgs {
     /// Makes the socket, connects, sends and receives by way of the ring.
     pub(super) fn uring_tcp(&self, sqpoll: bool) -> Tried {
         let mut ring = ring(sqpoll)?;
-        let domain = i32::from(self.domain());
-        let made = run(&mut ring, &opcode::Socket::new(domain, libc::SOCK_STREAM, 0).build());
-        let fd = match made {
-            // Before Linux 5.19 the operation is unknown.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                return Err(Halt::Inapplicable("this kernel's io_uring makes no sockets".to_owned()));
-            }
-            made => made.at(Step::Socket)?,
-        };
-        let socket = Socket::from(sys::received(fd));
+        let socket = make_socket(&mut ring, self.domain(), Type::STREAM)?;
+        let fd = socket.as_raw_fd();
         let to = SockAddr::from(self.server());
         run(&mut ring, &opcode::Connect::new(Fd(fd), to.as_ptr().cast(), to.len()).build()).at(Step::Connect)?;
         let len = u32::try_from(REQUEST.len()).unwrap_or(u32::MAX);
         run(&mut ring, &opcode::Send::new(Fd(fd), REQUEST.as_ptr(), len).build()).at(Step::Send)?;
         self.give_patience(&socket)?;
         self.answer(&socket)
+    }
+
+    /// A packet socket that is not made by `socket(2)`.
+    pub(super) fn uring_packet(&self) -> Tried {
+        let socket = make_socket(&mut ring(false)?, Domain::PACKET, Type::RAW)?;
+        let to = sys::packet_address(self.other_index()?, self.ethertype(), [0xff; 6]);
+        socket.send_to(&self.frame_to_server(), &to).at(Step::Send)?;
+        Ok("sent".to_owned())
     }
 
     /// An option that is not set by `setsockopt(2)`; since Linux 6.7.
@@ -69,6 +69,16 @@ fn ring(sqpoll: bool) -> Tried<IoUring> {
         Some(libc::ENOSYS | libc::EPERM) => Halt::Inapplicable(format!("io_uring is not to be had ({error})")),
         _ => Halt::Refused(Step::Place, error),
     })
+}
+
+fn make_socket(ring: &mut IoUring, domain: Domain, kind: Type) -> Tried<Socket> {
+    match run(ring, &opcode::Socket::new(domain.into(), kind.into(), 0).build()) {
+        // Before Linux 5.19 the operation is unknown.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            Err(Halt::Inapplicable("this kernel's io_uring makes no sockets".to_owned()))
+        }
+        made => Ok(Socket::from(sys::received(made.at(Step::Socket)?))),
+    }
 }
 
 /// Submits one operation and waits for it.
