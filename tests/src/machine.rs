@@ -5,11 +5,13 @@
 
 use std::{
     fs,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, ensure};
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 use steer_lab::{wait_for, wait_until};
 
 use crate::{Bed, Cgroup, NotHere, Output, PATIENCE, binary, copy_program, output};
@@ -47,6 +49,9 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&console)?);
+        // It ends also when the test is killed.
+        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
         cgroup.enter(bed.net.client.enter(&mut command));
         let outer = command.spawn().context("start unshare")?;
         let mut machine = Self { outer, init: 0, cgroup };
