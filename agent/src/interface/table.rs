@@ -48,11 +48,12 @@ impl Table {
         }
     }
 
-    /// The index of the link with this name; names come before alternative ones, as in the kernel they cannot clash.
+    /// The index of the link with this name; names come before alternative ones, as in the kernel they cannot clash. The newest
+    /// one, where two have it: a report of a link that has gone since can come after a full reading.
     pub fn resolve(&self, name: &str) -> Option<i32> {
-        let named = self.links.iter().find(|(_, names)| names.name == name);
-        let found =
-            named.or_else(|| self.links.iter().find(|(_, names)| names.alternative.iter().any(|alt| alt == name)));
+        let newest = || self.links.iter().rev();
+        let named = newest().find(|(_, names)| names.name == name);
+        let found = named.or_else(|| newest().find(|(_, names)| names.alternative.iter().any(|alt| alt == name)));
         found.and_then(|(&index, _)| i32::try_from(index).ok())
     }
 
@@ -100,6 +101,18 @@ mod tests {
         let mut fresh = Table::default();
         fresh.apply(Change::Present(9, names("wg0", &[])));
         assert!(!table.apply(Change::All(fresh)));
+    }
+
+    #[test]
+    fn a_report_from_before_a_full_reading_changes_nothing() {
+        let mut read = Table::default();
+        read.apply(Change::Present(9, names("wg0", &["tunnel"])));
+        let mut table = Table::default();
+        table.apply(Change::All(read));
+        for late in [Change::Present(3, names("wg0", &["tunnel"])), Change::Gone(3)] {
+            table.apply(late);
+            assert_eq!((table.resolve("wg0"), table.resolve("tunnel")), (Some(9), Some(9)));
+        }
     }
 
     #[test]

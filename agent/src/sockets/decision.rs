@@ -27,28 +27,21 @@ pub(super) struct Host {
     pub(super) addresses: Vec<(i32, IpAddr)>,
 }
 
-/// Decides about a socket whose policy says `existing`; `uplink` is its uplink's index, and not positive while it is
-/// missing.
+/// Decides about a socket whose policy says `existing`, and whose uplink has the index `uplink`.
 pub(super) fn decide(socket: &Socket, existing: Existing, uplink: i32, host: &Host) -> Option<Action> {
-    if socket.bound() == uplink || host.is_all_of(socket) {
+    if existing == Existing::Keep || socket.bound() == uplink || host.is_all_of(socket) {
         return None;
     }
-    let ends = match existing {
-        Existing::Keep => return None,
-        // A listener that ends is a service that ends; and what is connected to nobody has nobody to connect to again.
-        _ if socket.peer().is_none() => false,
-        Existing::Destroy => true,
-        Existing::Rebind => !host.goes_on(socket, uplink),
-    };
-    match (ends, uplink > 0) {
-        (false, true) => Some(Action::Bind),
-        (true, true) => Some(Action::Destroy),
-        // Nobody can be bound to what is missing; but a program need not wait for what will not come. Not with UDP, whose
-        // sockets destruction unbinds.
-        (_, false) => {
-            (existing == Existing::Destroy && ends && socket.protocol == Protocol::Tcp).then_some(Action::Destroy)
-        }
+    let is_connected = socket.peer().is_some();
+    if !host.links.contains(&uplink) {
+        // Nothing can be bound to what is missing, but a program need not wait for what will not come. Not so with UDP: its
+        // sockets are unbound when they are destroyed.
+        let waits = is_connected && host.is_orphan(socket) && socket.protocol == Protocol::Tcp;
+        return (existing == Existing::Destroy && waits).then_some(Action::Destroy);
     }
+    // A listener that ends is a service that ends; and what is connected to nobody has nobody to connect to again.
+    let ends = is_connected && (existing == Existing::Destroy || !host.goes_on(socket, uplink));
+    Some(if ends { Action::Destroy } else { Action::Bind })
 }
 
 impl Host {
@@ -60,14 +53,19 @@ impl Host {
             || socket.peer().is_some_and(|peer| is_own(peer.ip()))
     }
 
-    /// Whether a connection can go on by the uplink: it has one of the uplink's addresses, or was bound to a link that is
-    /// gone, as the uplink before it was made again, whose addresses it does not have yet.
+    /// Whether the link that a socket is bound to is gone.
+    fn is_orphan(&self, socket: &Socket) -> bool {
+        socket.bound() > 0 && !self.links.contains(&socket.bound())
+    }
+
+    /// Whether a connection can go on by the uplink: it has one of the uplink's addresses; or its link is gone, as the uplink
+    /// before it was made again, and the new one has no addresses yet.
     fn goes_on(&self, socket: &Socket, uplink: i32) -> bool {
         let local = socket.local().ip();
         let mut of_uplink = self.addresses.iter().filter(|(index, _)| *index == uplink).map(|(_, address)| *address);
-        let is_orphan = socket.bound() > 0 && !self.links.contains(&socket.bound());
         of_uplink.clone().any(|address| address == local)
-            || is_orphan && !of_uplink.any(|address| address.is_ipv4() == local.is_ipv4() && !is_link_local(address))
+            || self.is_orphan(socket)
+                && !of_uplink.any(|address| address.is_ipv4() == local.is_ipv4() && !is_link_local(address))
     }
 }
 
@@ -137,41 +135,34 @@ mod tests {
         let udp = |local, bound| socket(Protocol::Udp, TCP_ESTABLISHED, local, "192.0.2.1", bound);
         let listener = |local, bound| socket(Protocol::Tcp, TCP_LISTEN, local, "0.0.0.0", bound);
         let unconnected = |local, bound| socket(Protocol::Udp, TCP_CLOSE, local, "::", bound);
-        // The socket, then what is done with it by `rebind`, by `destroy`, and by both while the uplink is missing.
+        // The socket, then what is done with it by `rebind` and by `destroy`, and by `destroy` while the uplink is missing.
         let cases = [
-            ("on its uplink", tcp("10.0.1.2", UPLINK), None, None, [None, Some(Destroy)]),
-            ("the other link's address", tcp("10.0.0.2", 0), Some(Destroy), Some(Destroy), [None, Some(Destroy)]),
-            ("the uplink's address", tcp("10.0.1.2", 0), Some(Bind), Some(Destroy), [None, Some(Destroy)]),
-            ("the same in IPv6", tcp("::ffff:10.0.1.2", 0), Some(Bind), Some(Destroy), [None, Some(Destroy)]),
-            (
-                "another address of a link that is gone",
-                tcp("10.0.7.7", GONE),
-                Some(Destroy),
-                Some(Destroy),
-                [None, Some(Destroy)],
-            ),
-            ("before the new link has one", tcp("fd00:1::2", GONE), Some(Bind), Some(Destroy), [None, Some(Destroy)]),
-            (
-                "which a link that is there need not wait for",
-                tcp("fd00:1::2", OTHER),
-                Some(Destroy),
-                Some(Destroy),
-                [None, Some(Destroy)],
-            ),
-            ("connected UDP", udp("10.0.0.2", 0), Some(Destroy), Some(Destroy), [None, None]),
-            ("unconnected UDP", unconnected("::", 0), Some(Bind), Some(Bind), [None, None]),
-            ("a listener", listener("0.0.0.0", OTHER), Some(Bind), Some(Bind), [None, None]),
-            ("a listener on loopback", listener("127.0.0.1", 0), None, None, [None, None]),
-            ("a listener bound to loopback", listener("0.0.0.0", 1), None, None, [None, None]),
-            ("made while the uplink was missing", unconnected("::", MISSING), Some(Bind), Some(Bind), [None, None]),
+            ("on its uplink", tcp("10.0.1.2", UPLINK), None, None, None),
+            ("the other link's address", tcp("10.0.0.2", 0), Some(Destroy), Some(Destroy), None),
+            ("the uplink's address", tcp("10.0.1.2", 0), Some(Bind), Some(Destroy), None),
+            ("the same in IPv6", tcp("::ffff:10.0.1.2", 0), Some(Bind), Some(Destroy), None),
+            ("of a link that is gone", tcp("10.0.1.2", GONE), Some(Bind), Some(Destroy), Some(Destroy)),
+            ("another address", tcp("10.0.7.7", GONE), Some(Destroy), Some(Destroy), Some(Destroy)),
+            ("before the new link has one", tcp("fd00:1::2", GONE), Some(Bind), Some(Destroy), Some(Destroy)),
+            ("of a link that is there", tcp("fd00:1::2", OTHER), Some(Destroy), Some(Destroy), None),
+            ("connected UDP", udp("10.0.0.2", 0), Some(Destroy), Some(Destroy), None),
+            ("connected UDP of a link that is gone", udp("10.0.1.2", GONE), Some(Bind), Some(Destroy), None),
+            ("unconnected UDP", unconnected("::", 0), Some(Bind), Some(Bind), None),
+            ("made while the uplink was missing", unconnected("::", MISSING), Some(Bind), Some(Bind), None),
+            ("a listener", listener("0.0.0.0", OTHER), Some(Bind), Some(Bind), None),
+            ("a listener on loopback", listener("127.0.0.1", 0), None, None, None),
+            ("a listener bound to loopback", listener("0.0.0.0", 1), None, None, None),
         ];
-        for (name, socket, rebind, destroy, missing) in cases {
+        for (name, socket, rebind, destroy, destroy_missing) in cases {
             let decided = |existing, uplink| decide(&socket, existing, uplink, &host());
             assert_eq!(decided(Existing::Keep, UPLINK), None, "{name}, keep");
             assert_eq!(decided(Existing::Rebind, UPLINK), rebind, "{name}, rebind");
             assert_eq!(decided(Existing::Destroy, UPLINK), destroy, "{name}, destroy");
-            let when_missing = [Existing::Rebind, Existing::Destroy].map(|existing| decided(existing, MISSING));
-            assert_eq!(when_missing, missing, "{name}, uplink missing");
+            // An index that no link has any more, as in a late report, is missing, too.
+            for missing in [MISSING, 8] {
+                assert_eq!(decided(Existing::Rebind, missing), None, "{name}, rebind, {missing}");
+                assert_eq!(decided(Existing::Destroy, missing), destroy_missing, "{name}, destroy, {missing}");
+            }
         }
     }
 
