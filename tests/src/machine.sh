@@ -10,6 +10,7 @@ mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mount -t bpf bpf "$root/sys/fs/bpf" -o mode=700
+mount -t securityfs securityfs "$root/sys/kernel/security"
 mount -t tmpfs run "$root/run" -o mode=755
 mount -t tmpfs dev "$root/dev" -o mode=755
 mkdir "$root/dev/shm" "$root/dev/pts"

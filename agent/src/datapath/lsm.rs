@@ -14,6 +14,9 @@ use crate::private_mount::private_mount;
 /// Number of the system call on every architecture (Linux 6.8).
 const SYS_LSM_LIST_MODULES: libc::c_long = 461;
 const LSM_ID_BPF: u64 = 109;
+const SECURITYFS: &str = "/sys/kernel/security";
+/// File with the names of the active modules, separated by commas.
+const LIST: &str = "lsm";
 
 /// Why sockets past the IP stack are not refused.
 #[derive(Debug, Error)]
@@ -44,9 +47,13 @@ pub fn unguarded(pins: &Pins) -> Option<Unguarded> {
 
 /// Whether `bpf` is among the active security modules.
 pub(super) fn bpf_is_active() -> io::Result<bool> {
-    match list_modules() {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => read_list().map(|list| names_bpf(&list)),
-        ids => Ok(ids?.contains(&LSM_ID_BPF)),
+    // First the file: a service manager's filter may not know the system call yet.
+    match fs::read_to_string(format!("{SECURITYFS}/{LIST}")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match list_modules() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => read_list().map(|list| names_bpf(&list)),
+            ids => Ok(ids?.contains(&LSM_ID_BPF)),
+        },
+        list => list.map(|list| names_bpf(&list)),
     }
 }
 
@@ -62,15 +69,10 @@ fn list_modules() -> io::Result<Vec<u64>> {
     }
 }
 
-/// Their names, separated by commas, as securityfs has them.
+/// Their names, separated by commas, where securityfs is not mounted.
 fn read_list() -> io::Result<String> {
-    match fs::read_to_string("/sys/kernel/security/lsm") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mount = private_mount(c"securityfs")?;
-            fs::read_to_string(Path::new("/proc/self/fd").join(mount.as_raw_fd().to_string()).join("lsm"))
-        }
-        list => list,
-    }
+    let mount = private_mount(c"securityfs")?;
+    fs::read_to_string(Path::new("/proc/self/fd").join(mount.as_raw_fd().to_string()).join(LIST))
 }
 
 fn names_bpf(list: &str) -> bool {
