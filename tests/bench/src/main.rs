@@ -4,6 +4,7 @@
 //! **Invariant:** a timing never fails the benchmark; only an error does. Every ratio comes from batches that ran next to
 //! each other.
 
+mod bpf;
 mod cgroups;
 mod goal;
 mod interrupt;

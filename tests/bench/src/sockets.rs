@@ -4,7 +4,6 @@
 //! wall clock is read: they add to every run of a program.
 
 mod bed;
-mod bpf;
 mod job;
 mod report;
 mod variant;
@@ -14,11 +13,11 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 
 pub(crate) use self::{bed::Bed, job::serve, report::Report};
-use self::{
-    bpf::RunTime,
-    variant::{Kind, Variant},
+use self::variant::{Kind, Variant};
+use crate::{
+    bpf::{self, RunTime},
+    rounds::Rounds,
 };
-use crate::rounds::Rounds;
 
 /// Nanoseconds, one number per round.
 type WallClock = BTreeMap<(Kind, Variant), Vec<f64>>;

@@ -12,11 +12,11 @@ use nix::sched::{CloneFlags, unshare};
 use steer_common::program;
 
 use super::{
-    bpf,
     job::{Answer, Job},
     variant::{DEVICE, IFINDEX, Kind, Variant},
 };
 use crate::{
+    bpf::{self, Hook},
     cgroups::Cgroups,
     statistic::Spread,
     steering::Steering,
@@ -55,9 +55,9 @@ impl Bed {
         }
         let pin = steering.program_pin(program::SOCK_CREATE);
         let steered = bpf::open_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
-        let constant = bpf::load(&bpf::constant(IFINDEX)).context("load the constant program")?;
-        let empty = bpf::load(&bpf::EMPTY).context("load the empty program")?;
-        let attach = |program, variant| bpf::attach(program, path(variant)).context("attach a program");
+        let constant = bpf::load(Hook::SockCreate, &bpf::constant(IFINDEX)).context("load the constant program")?;
+        let empty = bpf::load(Hook::SockCreate, &bpf::EMPTY).context("load the empty program")?;
+        let attach = |program, variant| bpf::attach(Hook::SockCreate, program, path(variant)).context("attach a program");
         let links = [attach(&constant, Variant::Constant)?, attach(&empty, Variant::Empty)?];
         let cpu = worker::cpu()?;
         let workers = Variant::ALL.map(|variant| Worker::start(variant.name(), &["sockets"], path(variant), cpu));

@@ -3,7 +3,7 @@
 //! **Invariant:** ways share nothing but the CPU, so that no way's rules are a load on another. A way of others that this
 //! machine cannot do is left out, with the reason; one of ours fails the benchmark.
 
-use std::{collections::BTreeMap, net::Ipv6Addr, os::fd::AsRawFd as _, path::Path, process};
+use std::{collections::BTreeMap, net::Ipv6Addr, os::fd::{AsRawFd as _, OwnedFd}, path::Path, process};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
@@ -11,6 +11,7 @@ use steer_lab::{Netns, Uplinks};
 
 use super::{foreign, load::Load, way::Way, worker::Answer};
 use crate::{
+    bpf::{self, Hook},
     cgroups::Cgroups,
     steering::Steering,
     worker::{self, Worker},
@@ -28,6 +29,7 @@ pub(super) struct Bed {
     workers: BTreeMap<Way, Worker>,
     unavailable: Vec<Unavailable>,
     labs: Vec<Uplinks>,
+    links: Vec<OwnedFd>,
     steering: Steering,
     cgroups: Cgroups,
 }
@@ -38,6 +40,7 @@ impl Bed {
             workers: BTreeMap::new(),
             unavailable: Vec::new(),
             labs: Vec::new(),
+            links: Vec::new(),
             steering: Steering::new(steer),
             cgroups: Cgroups::new()?,
         };
@@ -90,6 +93,10 @@ impl Bed {
         let mut inner = None;
         match way {
             Way::Unsteered | Way::Control => {}
+            Way::Empty => {
+                let program = bpf::load(Hook::Egress, &bpf::EMPTY).context("load the empty program")?;
+                self.links.push(bpf::attach(Hook::Egress, &program, &cgroup).context("attach the empty program")?);
+            }
             Way::Steer | Way::Strict => {
                 let attach = || self.steering.attach(&cgroup, uplinks.link(1), way.name());
                 uplinks.client.run(attach)??;

@@ -12,6 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{RcvBufForce, SndBufForce},
+};
 use socket2::{Domain, Socket, Type};
 use steer_lab::{Family, SERVER_V4, SERVER_V6};
 
@@ -21,6 +25,8 @@ use super::load::{BURST, BURSTS, CONNECTIONS, DATAGRAM_BYTES, Kind, STREAM_BYTES
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is written to a stream at once, and read.
 const CHUNK_BYTES: usize = 128 << 10;
+/// The buffers of a stream: of a fixed size, for what the kernel tunes it tunes differently each time.
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// The server's sockets.
 pub(super) struct Server {
@@ -42,6 +48,8 @@ impl Server {
         // Accepted connections inherit it: closed by a reset, they leave nothing behind that waits for a minute.
         listener.set_linger(Some(Duration::ZERO))?;
         listener.set_read_timeout(Some(PATIENCE))?;
+        // Before it listens, for the window that is offered depends on it.
+        setsockopt(&listener, RcvBufForce, &BUFFER_BYTES)?;
         listener.bind(&any_port.into())?;
         listener.listen(2 * CONNECTIONS.cast_signed())?;
         Ok(Self { datagrams, listener: listener.into() })
@@ -67,6 +75,7 @@ impl Flow {
         connected.connect(server.datagrams.local_addr()?)?;
         let unconnected = UdpSocket::bind((any, 0))?;
         let near = TcpStream::connect(server.listener.local_addr()?)?;
+        setsockopt(&near, SndBufForce, &BUFFER_BYTES)?;
         let (far, _) = server.listener.accept()?;
         for end in [&near, &far] {
             end.set_nonblocking(true)?;

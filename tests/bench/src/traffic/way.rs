@@ -12,6 +12,8 @@ pub(super) enum Way {
     Unsteered,
     /// The same, in another cgroup: how far from 1 the ratio of equal things is.
     Control,
+    /// A BPF program that lets every packet pass: what the hook takes without ours.
+    Empty,
     /// `steer attach --enforce steer`.
     Steer,
     /// `steer attach --enforce strict`.
@@ -26,9 +28,10 @@ pub(super) enum Way {
 }
 
 impl Way {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Unsteered,
         Self::Control,
+        Self::Empty,
         Self::Steer,
         Self::Strict,
         Self::Mark,
@@ -40,6 +43,7 @@ impl Way {
         match self {
             Self::Unsteered => "no policy",
             Self::Control => "no policy again",
+            Self::Empty => "empty program",
             Self::Steer => "steer",
             Self::Strict => "strict",
             Self::Mark => "nft mark",
@@ -53,6 +57,7 @@ impl Way {
         match self {
             Self::Unsteered => "unsteered",
             Self::Control => "control",
+            Self::Empty => "empty",
             Self::Steer => "steer",
             Self::Strict => "strict",
             Self::Mark => "mark",
@@ -64,7 +69,7 @@ impl Way {
     /// The number of the uplink by which the traffic leaves; 0 is what the routing table says.
     pub(super) fn uplink(self) -> usize {
         match self {
-            Self::Unsteered | Self::Control => 0,
+            Self::Unsteered | Self::Control | Self::Empty => 0,
             Self::Steer | Self::Strict | Self::Mark | Self::MarkMasquerade | Self::Namespace => 1,
         }
     }

@@ -17,7 +17,29 @@ use std::{
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type, bpf_stats_type};
 
-const HOOK: u32 = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE as u32;
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Hook {
+    /// A new socket.
+    SockCreate,
+    /// A packet on its way out.
+    Egress,
+}
+
+impl Hook {
+    /// What kind of program it takes, and its number.
+    fn numbers(self) -> (u32, u32) {
+        match self {
+            Self::SockCreate => (
+                bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK as u32,
+                bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE as u32,
+            ),
+            Self::Egress => {
+                (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB as u32, bpf_attach_type::BPF_CGROUP_INET_EGRESS as u32)
+            }
+        }
+    }
+}
 
 /// One instruction as the kernel reads it.
 #[repr(C)]
@@ -62,11 +84,12 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-/// Loads a sock_create program.
-pub(crate) fn load(instructions: &[Instruction]) -> io::Result<OwnedFd> {
+/// Loads a program.
+pub(crate) fn load(hook: Hook, instructions: &[Instruction]) -> io::Result<OwnedFd> {
     let mut attr = zeroed_attr();
-    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK as u32;
-    attr.__bindgen_anon_3.expected_attach_type = HOOK;
+    let (prog_type, attach_type) = hook.numbers();
+    attr.__bindgen_anon_3.prog_type = prog_type;
+    attr.__bindgen_anon_3.expected_attach_type = attach_type;
     attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
     attr.__bindgen_anon_3.insn_cnt = u32::try_from(instructions.len()).map_err(io::Error::other)?;
     attr.__bindgen_anon_3.license = c"Dual MIT/GPL".as_ptr() as u64;
@@ -74,12 +97,12 @@ pub(crate) fn load(instructions: &[Instruction]) -> io::Result<OwnedFd> {
 }
 
 /// Attaches a program to a cgroup for as long as the link is open (Linux 5.7).
-pub(crate) fn attach(program: &OwnedFd, cgroup: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn attach(hook: Hook, program: &OwnedFd, cgroup: &Path) -> io::Result<OwnedFd> {
     let cgroup = File::open(cgroup)?;
     let mut attr = zeroed_attr();
     attr.link_create.__bindgen_anon_1.prog_fd = raw(program.as_fd());
     attr.link_create.__bindgen_anon_2.target_fd = raw(cgroup.as_fd());
-    attr.link_create.attach_type = HOOK;
+    (_, attr.link_create.attach_type) = hook.numbers();
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
