@@ -11,7 +11,7 @@ pub mod decision;
 pub mod record;
 
 pub use counter::{COUNTERS, Counter, CounterRecord};
-pub use decision::{Verdict, decide};
+pub use decision::{Verdict, decide, is_settled};
 pub use record::{
     AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags, policy_flags,
 };

@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use steer_common::{CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide};
+use steer_common::{CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, is_settled};
 
 use crate::{attachment, decider, policy, socket};
 
@@ -86,24 +86,25 @@ fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> boo
     ifindex > 0 && unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, name, NAME_BYTES) } == 0
 }
 
-/// The policy that acts on this call, with what it says; `None` where another attachment or none does.
+/// The policy that acts on this call, with its slot; `None` where another attachment does.
 #[inline(always)]
-fn acting(ctx: &SockAddrContext) -> Option<(u32, Option<&'static PolicyRecord>, Verdict)> {
+fn acting(ctx: &SockAddrContext) -> Option<(u32, Option<&'static PolicyRecord>)> {
     let attachment = attachment::current();
-    if !decider::is(&attachment, sk(ctx)) {
-        return None;
-    }
-    let policy = policy::get(attachment.policy);
+    decider::is(&attachment, sk(ctx)).then(|| (attachment.policy, policy::get(attachment.policy)))
+}
+
+#[inline(always)]
+fn verdict(ctx: &SockAddrContext, policy: Option<&PolicyRecord>) -> Verdict {
     // SAFETY: the helper takes the program's own context (Linux 5.8).
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    Some((attachment.policy, policy, decide(policy, netns_cookie)))
+    decide(policy, netns_cookie)
 }
 
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, loopback: bool) -> i32 {
-    let Some((slot, policy, verdict)) = acting(ctx) else { return ALLOW };
+    let Some((slot, policy)) = acting(ctx) else { return ALLOW };
     let bound = socket::bound(sk(ctx));
-    let wanted = match verdict {
+    let wanted = match verdict(ctx, policy) {
         Verdict::Leave(_) => return ALLOW,
         Verdict::Refuse(_) => return refuse(slot, Counter::StoppedConnect),
         Verdict::Bind(ifindex) => ifindex,
@@ -133,9 +134,12 @@ fn connect(ctx: &SockAddrContext, loopback: bool) -> i32 {
 /// The output interface has been read before this hook: a binding that is put back helps the next datagram only.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, loopback: bool) -> i32 {
-    let Some((slot, policy, verdict)) = acting(ctx) else { return ALLOW };
+    let Some((slot, policy)) = acting(ctx) else { return ALLOW };
     let bound = socket::bound(sk(ctx));
-    let wanted = match verdict {
+    if is_settled(policy, bound) {
+        return ALLOW;
+    }
+    let wanted = match verdict(ctx, policy) {
         Verdict::Leave(_) => return ALLOW,
         Verdict::Refuse(_) => return refuse(slot, Counter::StoppedSendmsg),
         Verdict::Bind(ifindex) => ifindex,

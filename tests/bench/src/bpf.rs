@@ -19,26 +19,32 @@ use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info, bpf_
 
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Hook {
-    /// A new socket.
-    SockCreate,
-    /// A packet on its way out.
-    Egress,
+pub(crate) struct Hook {
+    prog_type: bpf_prog_type,
+    attach_type: bpf_attach_type,
 }
 
 impl Hook {
-    /// What kind of program it takes, and its number.
-    fn numbers(self) -> (u32, u32) {
-        match self {
-            Self::SockCreate => (
-                bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK as u32,
-                bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE as u32,
-            ),
-            Self::Egress => {
-                (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB as u32, bpf_attach_type::BPF_CGROUP_INET_EGRESS as u32)
-            }
-        }
+    const fn new(prog_type: bpf_prog_type, attach_type: bpf_attach_type) -> Self {
+        Self { prog_type, attach_type }
     }
+
+    /// A new socket.
+    pub(crate) const SOCK_CREATE: Self =
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE);
+    /// `connect`.
+    pub(crate) const CONNECT: [Self; 2] = [
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
+    ];
+    /// A datagram that says where to.
+    pub(crate) const SENDMSG: [Self; 2] = [
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG),
+    ];
+    /// A packet on its way out.
+    pub(crate) const EGRESS: Self =
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, bpf_attach_type::BPF_CGROUP_INET_EGRESS);
 }
 
 /// One instruction as the kernel reads it.
@@ -52,7 +58,7 @@ pub(crate) struct Instruction {
     immediate: i32,
 }
 
-/// `r0 = 1; exit`: the socket goes on as it is.
+/// `r0 = 1; exit`: whatever it is, it goes on as it is.
 pub(crate) const EMPTY: [Instruction; 2] = [
     Instruction { opcode: 0xb7, registers: 0, offset: 0, immediate: 1 },
     Instruction { opcode: 0x95, registers: 0, offset: 0, immediate: 0 },
@@ -87,9 +93,8 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
 /// Loads a program.
 pub(crate) fn load(hook: Hook, instructions: &[Instruction]) -> io::Result<OwnedFd> {
     let mut attr = zeroed_attr();
-    let (prog_type, attach_type) = hook.numbers();
-    attr.__bindgen_anon_3.prog_type = prog_type;
-    attr.__bindgen_anon_3.expected_attach_type = attach_type;
+    attr.__bindgen_anon_3.prog_type = hook.prog_type as u32;
+    attr.__bindgen_anon_3.expected_attach_type = hook.attach_type as u32;
     attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
     attr.__bindgen_anon_3.insn_cnt = u32::try_from(instructions.len()).map_err(io::Error::other)?;
     attr.__bindgen_anon_3.license = c"Dual MIT/GPL".as_ptr() as u64;
@@ -102,7 +107,7 @@ pub(crate) fn attach(hook: Hook, program: &OwnedFd, cgroup: &Path) -> io::Result
     let mut attr = zeroed_attr();
     attr.link_create.__bindgen_anon_1.prog_fd = raw(program.as_fd());
     attr.link_create.__bindgen_anon_2.target_fd = raw(cgroup.as_fd());
-    (_, attr.link_create.attach_type) = hook.numbers();
+    attr.link_create.attach_type = hook.attach_type as u32;
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 

@@ -52,9 +52,9 @@ impl fmt::Display for Report {
 }
 
 /// A Markdown table whose first `words` columns are words and the others numbers.
-pub(crate) fn table<const N: usize>(header: [&str; N], words: usize) -> Table {
+pub(crate) fn table<'a>(header: impl IntoIterator<Item = &'a str>, words: usize) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header.into_iter().collect::<Vec<_>>());
     for column in table.column_iter_mut().skip(words) {
         column.set_cell_alignment(CellAlignment::Right);
     }

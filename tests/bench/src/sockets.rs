@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 
-pub(crate) use self::{bed::Bed, job::serve, report::Report};
 use self::variant::{Kind, Variant};
+pub(crate) use self::{bed::Bed, job::serve, report::Report};
 use crate::{
     bpf::{self, RunTime},
     rounds::Rounds,

@@ -77,7 +77,8 @@ mod tests {
     fn more_rounds_know_the_median_better() {
         let width = |count: u32| {
             let numbers: Vec<f64> = (0..count).map(f64::from).collect();
-            let Median { value, low, high } = Median::of_pairs(&numbers, &numbers, |number, _| number / f64::from(count));
+            let Median { value, low, high } =
+                Median::of_pairs(&numbers, &numbers, |number, _| number / f64::from(count));
             assert!(low <= value && value <= high, "{low} {value} {high}");
             high - low
         };

@@ -16,11 +16,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
 
+use self::{bed::Bed, load::Load, way::Way};
 pub(crate) use self::{
     report::Report,
     worker::{Place, serve},
 };
-use self::{bed::Bed, load::Load, way::Way};
 use crate::rounds::Rounds;
 
 /// Packets, bits or connections per second, one number per round.

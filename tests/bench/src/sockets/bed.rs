@@ -55,9 +55,10 @@ impl Bed {
         }
         let pin = steering.program_pin(program::SOCK_CREATE);
         let steered = bpf::open_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
-        let constant = bpf::load(Hook::SockCreate, &bpf::constant(IFINDEX)).context("load the constant program")?;
-        let empty = bpf::load(Hook::SockCreate, &bpf::EMPTY).context("load the empty program")?;
-        let attach = |program, variant| bpf::attach(Hook::SockCreate, program, path(variant)).context("attach a program");
+        let constant = bpf::load(Hook::SOCK_CREATE, &bpf::constant(IFINDEX)).context("load the constant program")?;
+        let empty = bpf::load(Hook::SOCK_CREATE, &bpf::EMPTY).context("load the empty program")?;
+        let attach =
+            |program, variant| bpf::attach(Hook::SOCK_CREATE, program, path(variant)).context("attach a program");
         let links = [attach(&constant, Variant::Constant)?, attach(&empty, Variant::Empty)?];
         let cpu = worker::cpu()?;
         let workers = Variant::ALL.map(|variant| Worker::start(variant.name(), &["sockets"], path(variant), cpu));

@@ -3,7 +3,13 @@
 //! **Invariant:** ways share nothing but the CPU, so that no way's rules are a load on another. A way of others that this
 //! machine cannot do is left out, with the reason; one of ours fails the benchmark.
 
-use std::{collections::BTreeMap, net::Ipv6Addr, os::fd::{AsRawFd as _, OwnedFd}, path::Path, process};
+use std::{
+    collections::BTreeMap,
+    net::Ipv6Addr,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
+    process,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
@@ -94,8 +100,11 @@ impl Bed {
         match way {
             Way::Unsteered | Way::Control => {}
             Way::Empty => {
-                let program = bpf::load(Hook::Egress, &bpf::EMPTY).context("load the empty program")?;
-                self.links.push(bpf::attach(Hook::Egress, &program, &cgroup).context("attach the empty program")?);
+                let hooks = [Hook::SOCK_CREATE, Hook::EGRESS].into_iter().chain(Hook::CONNECT).chain(Hook::SENDMSG);
+                for hook in hooks {
+                    let program = bpf::load(hook, &bpf::EMPTY).context("load an empty program")?;
+                    self.links.push(bpf::attach(hook, &program, &cgroup).context("attach an empty program")?);
+                }
             }
             Way::Steer | Way::Strict => {
                 let attach = || self.steering.attach(&cgroup, uplinks.link(1), way.name());

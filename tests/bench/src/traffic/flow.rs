@@ -61,7 +61,6 @@ pub(super) struct Flow {
     server: Server,
     connected: UdpSocket,
     unconnected: UdpSocket,
-    stream: Stream,
 }
 
 impl Flow {
@@ -74,25 +73,18 @@ impl Flow {
         let connected = UdpSocket::bind((any, 0))?;
         connected.connect(server.datagrams.local_addr()?)?;
         let unconnected = UdpSocket::bind((any, 0))?;
-        let near = TcpStream::connect(server.listener.local_addr()?)?;
-        setsockopt(&near, SndBufForce, &BUFFER_BYTES)?;
-        let (far, _) = server.listener.accept()?;
-        for end in [&near, &far] {
-            end.set_nonblocking(true)?;
-        }
-        let stream = Stream { near, far, buffer: vec![0; CHUNK_BYTES] };
-        Ok(Self { server, connected, unconnected, stream })
+        Ok(Self { server, connected, unconnected })
     }
 
     /// One turn; returns how long it took.
-    pub(super) fn run(&mut self, kind: Kind) -> io::Result<Duration> {
+    pub(super) fn run(&self, kind: Kind) -> io::Result<Duration> {
         match kind {
             Kind::Connected => self.datagrams(|payload| self.connected.send(payload)),
             Kind::Unconnected => {
                 let to = self.server.datagrams.local_addr()?;
                 self.datagrams(|payload| self.unconnected.send_to(payload, to))
             }
-            Kind::Stream => self.stream.run(),
+            Kind::Stream => Stream::open(&self.server.listener)?.run(),
             Kind::Connections => self.connections(),
         }
     }
@@ -127,15 +119,27 @@ impl Flow {
     }
 }
 
-/// The two ends of a connection.
+/// The two ends of a connection. It is a new one in each turn, for where its buffers lie in memory makes it faster or slower
+/// by some percent, as long as it is there.
 struct Stream {
-    near: TcpStream,
+    /// Closed first, for it is this end that resets.
     far: TcpStream,
+    near: TcpStream,
     buffer: Vec<u8>,
 }
 
 impl Stream {
-    fn run(&mut self) -> io::Result<Duration> {
+    fn open(listener: &TcpListener) -> io::Result<Self> {
+        let near = TcpStream::connect(listener.local_addr()?)?;
+        setsockopt(&near, SndBufForce, &BUFFER_BYTES)?;
+        let (far, _) = listener.accept()?;
+        for end in [&near, &far] {
+            end.set_nonblocking(true)?;
+        }
+        Ok(Self { far, near, buffer: vec![0; CHUNK_BYTES] })
+    }
+
+    fn run(mut self) -> io::Result<Duration> {
         let (mut to_send, mut to_receive) = (STREAM_BYTES as usize, STREAM_BYTES as usize);
         let start = Instant::now();
         while to_receive > 0 {

@@ -10,9 +10,9 @@ pub(super) const DATAGRAM_BYTES: usize = 64;
 /// Datagrams sent before the receiver takes them; its buffer holds them all.
 pub(super) const BURST: u32 = 100;
 /// Bursts in one turn.
-pub(super) const BURSTS: u32 = 8;
+pub(super) const BURSTS: u32 = 5;
 /// Bytes of a stream in one turn.
-pub(super) const STREAM_BYTES: u32 = 4 << 20;
+pub(super) const STREAM_BYTES: u32 = 8 << 20;
 /// Connections in one turn; the listener's queue holds them all.
 pub(super) const CONNECTIONS: u32 = 50;
 
@@ -27,7 +27,7 @@ pub(super) enum Kind {
     Connected,
     /// Datagrams by a UDP socket that is told each time where to.
     Unconnected,
-    /// A TCP connection that is there already.
+    /// As much as a TCP connection takes.
     Stream,
     /// TCP connections, made and closed.
     Connections,

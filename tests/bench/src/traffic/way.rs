@@ -8,22 +8,21 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Way {
-    /// By the routing table: nobody chooses.
+    /// The routing table.
     Unsteered,
-    /// The same, in another cgroup: how far from 1 the ratio of equal things is.
+    /// The same, to see how far from 1 the ratio of equal things is.
     Control,
-    /// A BPF program that lets every packet pass: what the hook takes without ours.
+    /// The same, with programs that do nothing.
     Empty,
     /// `steer attach --enforce steer`.
     Steer,
     /// `steer attach --enforce strict`.
     Strict,
-    /// nftables' `socket cgroupv2` sets a mark, by which a rule chooses the routing table. The packets keep the source
-    /// address of the link they would have left by, and a rule that mends this would cost more.
+    /// A mark. The packets keep the source address of the link they would have left by.
     Mark,
-    /// The same, with the rule that mends it: `masquerade`.
+    /// A mark, with the rule that mends this.
     MarkMasquerade,
-    /// In a network namespace of its own, behind a veth, whose other side forwards and masquerades.
+    /// A network namespace.
     Namespace,
 }
 
@@ -42,13 +41,28 @@ impl Way {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Unsteered => "no policy",
-            Self::Control => "no policy again",
-            Self::Empty => "empty program",
+            Self::Control => "again",
+            Self::Empty => "empty",
             Self::Steer => "steer",
             Self::Strict => "strict",
-            Self::Mark => "nft mark",
-            Self::MarkMasquerade => "nft mark, masquerade",
-            Self::Namespace => "namespace, NAT",
+            Self::Mark => "mark",
+            Self::MarkMasquerade => "mark, NAT",
+            Self::Namespace => "namespace",
+        }
+    }
+
+    pub(super) fn description(self) -> &'static str {
+        match self {
+            Self::Unsteered => "the routing table decides",
+            Self::Control => "the same once more: how far from 1 the ratio of equal things is",
+            Self::Empty => "BPF programs that do nothing, on the hooks of strict: what the kernel takes to call them",
+            Self::Steer => "a policy with enforce = \"steer\"",
+            Self::Strict => "a policy with enforce = \"strict\"",
+            Self::Mark => {
+                "nftables: `socket cgroupv2` sets a mark, a rule sends it by another table; wrong source address"
+            }
+            Self::MarkMasquerade => "the same, and `masquerade` mends the address",
+            Self::Namespace => "a network namespace of its own behind a veth, forwarded and masqueraded by the host",
         }
     }
 
@@ -61,7 +75,7 @@ impl Way {
             Self::Steer => "steer",
             Self::Strict => "strict",
             Self::Mark => "mark",
-            Self::MarkMasquerade => "mark-masquerade",
+            Self::MarkMasquerade => "mark-nat",
             Self::Namespace => "namespace",
         }
     }
@@ -74,7 +88,7 @@ impl Way {
         }
     }
 
-    /// Whether it is not steer's.
+    /// Whether it needs more of the machine than steer does.
     pub(super) fn is_foreign(self) -> bool {
         matches!(self, Self::Mark | Self::MarkMasquerade | Self::Namespace)
     }

@@ -49,10 +49,13 @@ pub(crate) fn serve(place: &Place) -> Result<()> {
     let mut counters = Counters::open()?;
     enter(&place.own)?;
     place.worker.join()?;
-    let mut flows = servers.map(Flow::open);
+    let [v4, v6] = servers.map(Flow::open);
+    let (v4, v6) = (v4?, v6?);
     worker::serve(|load: Load| {
-        let flow = flows[usize::from(load.family == Family::V6)].as_mut();
-        let flow = flow.map_err(|error| anyhow::anyhow!("open the sockets: {error}"))?;
+        let flow = match load.family {
+            Family::V4 => &v4,
+            Family::V6 => &v6,
+        };
         let before = counters.read()?;
         let elapsed = flow.run(load.kind)?;
         let after = counters.read()?;
