@@ -14,6 +14,12 @@ use crate::interrupt;
 pub(crate) struct Rounds(pub(crate) u32);
 
 impl Rounds {
+    /// These rounds in so many parts, or fewer, of nearly the same length.
+    pub(crate) fn parts(self, count: u32) -> impl Iterator<Item = Self> {
+        let of_part = move |part| Self(self.0 * (part + 1) / count - self.0 * part / count);
+        (0..count).map(of_part).filter(|part| part.0 > 0)
+    }
+
     /// One number from each turn of each round. One round more than asked for is run; the first one,
     /// which meets cold caches, does not count.
     pub(crate) fn take_turns<T: Copy + Ord>(
@@ -73,6 +79,13 @@ mod tests {
         let mut all: Vec<f64> = samples.into_values().flatten().collect();
         all.sort_by(f64::total_cmp);
         assert_eq!(all, (4..=15).map(f64::from).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn parts_make_up_the_whole() {
+        for (rounds, expected) in [(25, vec![2, 3, 2, 3, 2, 3, 2, 3, 2, 3]), (2, vec![1, 1])] {
+            assert_eq!(Rounds(rounds).parts(10).map(|part| part.0).collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]

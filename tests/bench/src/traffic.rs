@@ -23,6 +23,9 @@ pub(crate) use self::{
 };
 use crate::rounds::Rounds;
 
+/// How often, for each load, other processes take over.
+const PARTS: u32 = 10;
+
 /// Packets, bits or connections per second, one number per round.
 type Rates = BTreeMap<(Load, Way), Vec<f64>>;
 
@@ -32,9 +35,12 @@ pub(crate) fn measure(steer: &Path, rounds: Rounds) -> Result<Report> {
     let mut rates = Rates::new();
     // One load after the other, so that the ways of a round stand next to each other.
     for load in Load::all() {
-        let mut turns = bed.ways();
-        let samples = rounds.take_turns(&mut turns, |way| bed.measure(*way, load))?;
-        rates.extend(samples.into_iter().map(|(way, samples)| ((load, way), samples)));
+        for part in rounds.parts(PARTS) {
+            bed.renew_workers()?;
+            for (way, samples) in part.take_turns(&mut bed.ways(), |way| bed.measure(*way, load))? {
+                rates.entry((load, way)).or_default().extend(samples);
+            }
+        }
     }
     Ok(Report::new(&rates, bed.into_unavailable()))
 }

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     net::Ipv6Addr,
     os::fd::{AsRawFd as _, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     process,
 };
 
@@ -32,30 +32,36 @@ pub(super) struct Unavailable {
 
 /// Fields are dropped in their order, so each stands before what it needs.
 pub(super) struct Bed {
-    workers: BTreeMap<Way, Worker>,
+    clients: BTreeMap<Way, Client>,
     unavailable: Vec<Unavailable>,
-    labs: Vec<Uplinks>,
     links: Vec<OwnedFd>,
     steering: Steering,
     cgroups: Cgroups,
 }
 
+/// Where the program under test runs, and the process that stands for it.
+struct Client {
+    worker: Worker,
+    way: Way,
+    cgroup: PathBuf,
+    uplinks: Uplinks,
+    /// The network namespace that it runs in, if that is not the one that has the uplinks.
+    inner: Option<Netns>,
+}
+
 impl Bed {
     pub(super) fn new(steer: &Path) -> Result<Self> {
         let mut bed = Self {
-            workers: BTreeMap::new(),
+            clients: BTreeMap::new(),
             unavailable: Vec::new(),
-            labs: Vec::new(),
             links: Vec::new(),
             steering: Steering::new(steer),
             cgroups: Cgroups::new()?,
         };
         for way in Way::ALL {
-            let tried = bed.open(way).with_context(|| format!("send by way of {:?}", way.name()));
-            match tried {
-                Ok(()) => {}
+            match bed.open(way).with_context(|| format!("send by way of {:?}", way.name())) {
+                Ok(client) => drop(bed.clients.insert(way, client)),
                 Err(error) if way.is_foreign() => {
-                    bed.workers.remove(&way);
                     bed.unavailable.push(Unavailable { way: way.name(), reason: format!("{error:#}") });
                 }
                 Err(error) => return Err(error),
@@ -66,7 +72,7 @@ impl Bed {
 
     /// The ways that can be measured.
     pub(super) fn ways(&self) -> Vec<Way> {
-        self.workers.keys().copied().collect()
+        self.clients.keys().copied().collect()
     }
 
     /// The others; the bed is removed.
@@ -76,22 +82,20 @@ impl Bed {
 
     /// Has the worker of a way do one turn; returns packets, bits or connections per second.
     pub(super) fn measure(&mut self, way: Way, load: Load) -> Result<f64> {
-        let worker = self.workers.get_mut(&way).context("the way has no worker")?;
-        let Answer { elapsed, bytes } = worker.ask(&load)?;
-        let (used, unused) = (bytes[way.uplink()], bytes[1 - way.uplink()]);
-        // Neighbours are looked for on either link now and then.
-        ensure!(
-            used >= load.least_bytes() && unused <= used / 10,
-            "worker {:?}: of {}, uplink {} sent {used} bytes, and the other one {unused}",
-            way.name(),
-            load.name(),
-            way.uplink(),
-        );
-        Ok(f64::from(load.units()) / elapsed.as_secs_f64())
+        self.clients.get_mut(&way).context("the way cannot be measured")?.measure(load)
+    }
+
+    /// Has other processes do what is left to do: each is faster or slower than another by some percent, by where in memory it
+    /// and its sockets happen to be.
+    pub(super) fn renew_workers(&mut self) -> Result<()> {
+        self.clients.values_mut().try_for_each(|client| {
+            client.worker = client.start()?;
+            Ok(())
+        })
     }
 
     /// Makes what a way needs, and tries it with every load.
-    fn open(&mut self, way: Way) -> Result<()> {
+    fn open(&mut self, way: Way) -> Result<Client> {
         let uplinks = Uplinks::new()?;
         prepare(&uplinks.client, &["a0", "a1"], 2)?;
         prepare(&uplinks.server, &["b0", "b1"], 1)?;
@@ -122,15 +126,36 @@ impl Bed {
                 inner = Some(netns);
             }
         }
-        let own = inner.as_ref().unwrap_or(&uplinks.client);
-        let [own, client, server] = [own, &uplinks.client, &uplinks.server].map(path);
-        let command = ["traffic", &own, &client, &server];
-        self.workers.insert(way, Worker::start(way.name(), &command, &cgroup, worker::cpu()?)?);
-        // The worker is in all of them once it has answered. The uplinks' own is held by nobody else in one case.
-        Load::all().try_for_each(|load| self.measure(way, load).map(drop))?;
-        self.labs.push(uplinks);
-        Ok(())
+        let worker = start(way, &cgroup, &uplinks, inner.as_ref())?;
+        let mut client = Client { worker, way, cgroup, uplinks, inner };
+        Load::all().try_for_each(|load| client.measure(load).map(drop))?;
+        Ok(client)
     }
+}
+
+impl Client {
+    fn start(&self) -> Result<Worker> {
+        start(self.way, &self.cgroup, &self.uplinks, self.inner.as_ref())
+    }
+
+    fn measure(&mut self, load: Load) -> Result<f64> {
+        let Answer { elapsed, bytes } = self.worker.ask(&load)?;
+        let uplink = self.way.uplink();
+        let (used, unused) = (bytes[uplink], bytes[1 - uplink]);
+        // Neighbours are looked for on either link now and then.
+        ensure!(
+            used >= load.least_bytes() && unused <= used / 10,
+            "worker {:?}: of {}, uplink {uplink} sent {used} bytes, and the other one {unused}",
+            self.way.name(),
+            load.name(),
+        );
+        Ok(f64::from(load.units()) / elapsed.as_secs_f64())
+    }
+}
+
+fn start(way: Way, cgroup: &Path, uplinks: &Uplinks, inner: Option<&Netns>) -> Result<Worker> {
+    let [own, client, server] = [inner.unwrap_or(&uplinks.client), &uplinks.client, &uplinks.server].map(path);
+    Worker::start(way.name(), &["traffic", &own, &client, &server], cgroup, worker::cpu()?)
 }
 
 /// A namespace of ours, as another process finds it.
@@ -142,8 +167,6 @@ fn path(netns: &Netns) -> String {
 fn prepare(netns: &Netns, links: &[&str], host: u16) -> Result<()> {
     // The machine's own choice may be one that waits for timers; this one is always there.
     netns.write_sysctl("net/ipv4/tcp_congestion_control", "reno")?;
-    // Streams go on at their speed after the turns of others.
-    netns.write_sysctl("net/ipv4/tcp_slow_start_after_idle", "0")?;
     for link in links {
         // Without a link-local address, IPv6 forgets its neighbours: it has no address to ask from whether they are there.
         netns.add_address(link, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host).into(), 64)?;
