@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use crate::{apt, cargo, root::Root, setup::Setup};
+use crate::{apt, cargo, root::Root, setup::Setup, toolchain};
 
 /// Measure as root what steering costs a program that makes sockets, and one that sends.
 #[derive(clap::Args)]
@@ -52,10 +52,12 @@ impl Bench {
 /// What steer is compared with is not needed for the rest: where it cannot be had, the report says so.
 fn install_nftables() {
     const PACKAGE: &str = "nftables";
-    if !apt::is_installed(PACKAGE)
+    // Its program is where only root's PATH leads.
+    if toolchain::program("nft").is_none()
+        && !apt::is_installed(PACKAGE)
         && let Err(reason) = apt::install(&[PACKAGE])
     {
-        eprintln!("bench: {PACKAGE} cannot be installed from here: {reason:#}");
+        eprintln!("bench: cannot install {PACKAGE}: {reason:#}");
     }
 }
 

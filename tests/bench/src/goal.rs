@@ -1,6 +1,7 @@
 //! What was aimed at, and whether it was reached.
 //!
-//! **Invariant:** a goal is judged by the medians that stand beside it, and one that could not be measured is not met.
+//! **Invariant:** a goal is judged by the medians that stand beside it, and one that could not be measured is
+//! neither met nor missed.
 
 use std::fmt;
 

@@ -46,7 +46,7 @@ struct Run {
     #[arg(long, value_name = "FILE", env = "STEER_BIN")]
     steer: PathBuf,
     /// How often each variant takes its turn
-    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Sockets made in one turn
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]

@@ -11,7 +11,7 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
@@ -43,11 +43,17 @@ fn take_precedence() -> io::Result<()> {
     if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Does the jobs that come in, until none will come any more.
-pub(crate) fn serve<J: DeserializeOwned, A: Serialize>(mut answer: impl FnMut(J) -> Result<A>) -> Result<()> {
+/// Does the jobs that come in, until none will come any more. What goes wrong in one, or before the first, is the answer.
+pub(crate) fn serve<J: DeserializeOwned, A: Serialize, F: FnMut(J) -> Result<A>>(
+    prepare: impl FnOnce() -> Result<F>,
+) -> Result<()> {
+    let mut work = prepare();
     for line in stdin().lines() {
-        let line = line?;
-        let answer = answer(serde_json::from_str(&line)?).with_context(|| format!("job {line}"))?;
+        let job = serde_json::from_str(&line?)?;
+        let answer = match &mut work {
+            Ok(work) => work(job).map_err(|error| format!("{error:#}")),
+            Err(error) => Err(format!("{error:#}")),
+        };
         let mut answer = serde_json::to_vec(&answer)?;
         answer.push(b'\n');
         stdout().write_all(&answer)?;
@@ -95,7 +101,9 @@ impl Worker {
         jobs.write_all(line.as_bytes()).with_context(|| format!("direct the worker {name:?}"))?;
         line.clear();
         self.answers.read_line(&mut line).with_context(|| format!("hear the worker {name:?}"))?;
-        serde_json::from_str(&line).with_context(|| format!("the worker {name:?} ended"))
+        let answer: Result<A, String> =
+            serde_json::from_str(&line).with_context(|| format!("the worker {name:?} ended"))?;
+        answer.map_err(|error| anyhow!("worker {name:?}: {error}"))
     }
 }
 

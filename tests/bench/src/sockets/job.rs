@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use nix::sys::socket::{SockFlag, getsockopt, setsockopt, socket, sockopt::BindToDevice};
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +32,10 @@ pub(super) struct Answer {
 
 /// What a worker process does.
 pub(crate) fn serve(place: &Place) -> Result<()> {
-    place.join()?;
-    worker::serve(|job: Job| Ok(job.run()?))
+    worker::serve(|| {
+        place.join()?;
+        Ok(|job: Job| job.run().with_context(|| format!("{job:?}")))
+    })
 }
 
 impl Job {

@@ -39,14 +39,19 @@ pub(super) struct Bed {
     cgroups: Cgroups,
 }
 
-/// Where the program under test runs, and the process that stands for it.
-struct Client {
-    worker: Worker,
+/// Where the program under test runs.
+struct Site {
     way: Way,
     cgroup: PathBuf,
     uplinks: Uplinks,
-    /// The network namespace that it runs in, if that is not the one that has the uplinks.
+    /// Its network namespace, if that is not the one that has the uplinks.
     inner: Option<Netns>,
+}
+
+/// A site, and the process that stands for the program.
+struct Client {
+    worker: Worker,
+    site: Site,
 }
 
 impl Bed {
@@ -59,12 +64,12 @@ impl Bed {
             cgroups: Cgroups::new()?,
         };
         for way in Way::ALL {
-            match bed.open(way).with_context(|| format!("send by way of {:?}", way.name())) {
+            match bed.client(way) {
                 Ok(client) => drop(bed.clients.insert(way, client)),
                 Err(error) if way.is_foreign() => {
                     bed.unavailable.push(Unavailable { way: way.name(), reason: format!("{error:#}") });
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.context(format!("make ready for {:?}", way.name()))),
             }
         }
         Ok(bed)
@@ -89,13 +94,20 @@ impl Bed {
     /// and its sockets happen to be.
     pub(super) fn renew_workers(&mut self) -> Result<()> {
         self.clients.values_mut().try_for_each(|client| {
-            client.worker = client.start()?;
+            client.worker = client.site.start()?;
             Ok(())
         })
     }
 
     /// Makes what a way needs, and tries it with every load.
-    fn open(&mut self, way: Way) -> Result<Client> {
+    fn client(&mut self, way: Way) -> Result<Client> {
+        let site = self.site(way)?;
+        let mut client = Client { worker: site.start()?, site };
+        Load::all().try_for_each(|load| client.measure(load).map(drop))?;
+        Ok(client)
+    }
+
+    fn site(&mut self, way: Way) -> Result<Site> {
         let uplinks = Uplinks::new()?;
         prepare(&uplinks.client, &["a0", "a1"], 2)?;
         prepare(&uplinks.server, &["b0", "b1"], 1)?;
@@ -110,6 +122,7 @@ impl Bed {
                     self.links.push(bpf::attach(hook, &program, &cgroup).context("attach an empty program")?);
                 }
             }
+            // Named after the level.
             Way::Steer | Way::Strict => {
                 let attach = || self.steering.attach(&cgroup, uplinks.link(1), way.name());
                 uplinks.client.run(attach)??;
@@ -126,36 +139,33 @@ impl Bed {
                 inner = Some(netns);
             }
         }
-        let worker = start(way, &cgroup, &uplinks, inner.as_ref())?;
-        let mut client = Client { worker, way, cgroup, uplinks, inner };
-        Load::all().try_for_each(|load| client.measure(load).map(drop))?;
-        Ok(client)
+        Ok(Site { way, cgroup, uplinks, inner })
+    }
+}
+
+impl Site {
+    fn start(&self) -> Result<Worker> {
+        let Uplinks { client, server, .. } = &self.uplinks;
+        let [own, client, server] = [self.inner.as_ref().unwrap_or(client), client, server].map(path);
+        Worker::start(self.way.name(), &["traffic", &own, &client, &server], &self.cgroup, worker::cpu()?)
     }
 }
 
 impl Client {
-    fn start(&self) -> Result<Worker> {
-        start(self.way, &self.cgroup, &self.uplinks, self.inner.as_ref())
-    }
-
     fn measure(&mut self, load: Load) -> Result<f64> {
         let Answer { elapsed, bytes } = self.worker.ask(&load)?;
-        let uplink = self.way.uplink();
+        let way = self.site.way;
+        let uplink = way.uplink();
         let (used, unused) = (bytes[uplink], bytes[1 - uplink]);
         // Neighbours are looked for on either link now and then.
         ensure!(
             used >= load.least_bytes() && unused <= used / 10,
             "worker {:?}: of {}, uplink {uplink} sent {used} bytes, and the other one {unused}",
-            self.way.name(),
+            way.name(),
             load.name(),
         );
         Ok(f64::from(load.units()) / elapsed.as_secs_f64())
     }
-}
-
-fn start(way: Way, cgroup: &Path, uplinks: &Uplinks, inner: Option<&Netns>) -> Result<Worker> {
-    let [own, client, server] = [inner.unwrap_or(&uplinks.client), &uplinks.client, &uplinks.server].map(path);
-    Worker::start(way.name(), &["traffic", &own, &client, &server], cgroup, worker::cpu()?)
 }
 
 /// A namespace of ours, as another process finds it.
@@ -167,6 +177,8 @@ fn path(netns: &Netns) -> String {
 fn prepare(netns: &Netns, links: &[&str], host: u16) -> Result<()> {
     // The machine's own choice may be one that waits for timers; this one is always there.
     netns.write_sysctl("net/ipv4/tcp_congestion_control", "reno")?;
+    // A way that leads nowhere is known as such after some seconds.
+    netns.write_sysctl("net/ipv4/tcp_syn_retries", "1")?;
     for link in links {
         // Without a link-local address, IPv6 forgets its neighbours: it has no address to ask from whether they are there.
         netns.add_address(link, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host).into(), 64)?;

@@ -25,7 +25,8 @@ use super::load::{BURST, BURSTS, CONNECTIONS, DATAGRAM_BYTES, Kind, STREAM_BYTES
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is written to a stream at once, and read.
 const CHUNK_BYTES: usize = 128 << 10;
-/// The buffers of a stream: of a fixed size, for what the kernel tunes it tunes differently each time.
+/// The buffers: more than is under way at any time, and of a fixed size, for what the kernel tunes it tunes differently each
+/// time.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// The server's sockets.
@@ -44,6 +45,7 @@ impl Server {
         let any_port = SocketAddr::new(address, 0);
         let datagrams = UdpSocket::bind(any_port)?;
         datagrams.set_read_timeout(Some(PATIENCE))?;
+        setsockopt(&datagrams, RcvBufForce, &BUFFER_BYTES)?;
         let listener = Socket::new(domain, Type::STREAM, None)?;
         // Accepted connections inherit it: closed by a reset, they leave nothing behind that waits for a minute.
         listener.set_linger(Some(Duration::ZERO))?;

@@ -7,7 +7,7 @@ use steer_lab::Family;
 
 /// Payload of a datagram.
 pub(super) const DATAGRAM_BYTES: usize = 64;
-/// Datagrams sent before the receiver takes them; its buffer holds them all.
+/// Datagrams sent before the receiver takes them.
 pub(super) const BURST: u32 = 100;
 /// Bursts in one turn.
 pub(super) const BURSTS: u32 = 5;

@@ -128,7 +128,7 @@ impl fmt::Display for Report {
             writeln!(formatter, "- {}: {}", way.name(), way.description())?;
         }
         for Unavailable { way, reason } in &self.unavailable {
-            writeln!(formatter, "\nNot available on this machine: {way}: {reason}.")?;
+            writeln!(formatter, "- not available on this machine: {way}: {reason}")?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! **Invariant:** the server's sockets are made before the worker joins its cgroup, so no policy holds for them.
 
 use std::{
+    array,
     fs::File,
     io::{self, Read as _, Seek as _},
     path::{Path, PathBuf},
@@ -43,23 +44,25 @@ pub(super) struct Answer {
 
 /// What a worker process does.
 pub(crate) fn serve(place: &Place) -> Result<()> {
-    enter(&place.server)?;
-    let servers = [Server::open(Family::V4)?, Server::open(Family::V6)?];
-    enter(&place.uplinks)?;
-    let mut counters = Counters::open()?;
-    enter(&place.own)?;
-    place.worker.join()?;
-    let [v4, v6] = servers.map(Flow::open);
-    let (v4, v6) = (v4?, v6?);
-    worker::serve(|load: Load| {
-        let flow = match load.family {
-            Family::V4 => &v4,
-            Family::V6 => &v6,
-        };
-        let before = counters.read()?;
-        let elapsed = flow.run(load.kind)?;
-        let after = counters.read()?;
-        Ok(Answer { elapsed, bytes: std::array::from_fn(|uplink| after[uplink].saturating_sub(before[uplink])) })
+    worker::serve(|| {
+        enter(&place.server)?;
+        let servers = [Family::V4, Family::V6].map(Server::open);
+        enter(&place.uplinks)?;
+        let mut counters = Counters::open().context("open the interfaces' counters")?;
+        enter(&place.own)?;
+        place.worker.join()?;
+        let [v4, v6] = servers.map(|server| Flow::open(server?));
+        let (v4, v6) = (v4.context("open the IPv4 sockets")?, v6.context("open the IPv6 sockets")?);
+        Ok(move |Load { kind, family }| {
+            let flow = match family {
+                Family::V4 => &v4,
+                Family::V6 => &v6,
+            };
+            let before = counters.read()?;
+            let elapsed = flow.run(kind).with_context(|| format!("{kind:?}, {family:?}"))?;
+            let after = counters.read()?;
+            Ok(Answer { elapsed, bytes: array::from_fn(|uplink| after[uplink].saturating_sub(before[uplink])) })
+        })
     })
 }
 
