@@ -43,9 +43,21 @@ pub fn decide(policy: Option<&PolicyRecord>, netns_cookie: u64) -> Verdict {
     }
 }
 
+/// Whether a socket bound to `bound` is where its policy wants it, in whichever network namespace it may be. A guard asks this
+/// first, for which namespace that is takes a call to find out.
+#[inline]
+pub fn is_settled(policy: Option<&PolicyRecord>, bound: i32) -> bool {
+    policy.is_some_and(|policy| {
+        matches!(Kind::try_from(policy.kind), Ok(Kind::Steer))
+            && policy.flags & policy_flags::REFUSE_OTHER_NETNS == 0
+            && policy.ifindex > 0
+            && policy.ifindex == bound
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Verdict, decide};
+    use super::{Verdict, decide, is_settled};
     use crate::{
         CLOSED_IFINDEX, Counter,
         record::{Kind, PolicyRecord, policy_flags},
@@ -124,9 +136,17 @@ mod tests {
                 want: Verdict::Leave(Counter::LeftExempt),
             },
         ];
-        for case in cases {
+        for case in &cases {
             assert_eq!(decide(case.policy.as_ref(), case.netns_cookie), case.want, "{}", case.name);
         }
+        for bound in [CLOSED_IFINDEX, 0, 3] {
+            for Case { name, policy, netns_cookie, .. } in &cases {
+                let verdict = decide(policy.as_ref(), *netns_cookie);
+                let left = matches!(verdict, Verdict::Leave(_)) || verdict == Verdict::Bind(bound);
+                assert!(left || !is_settled(policy.as_ref(), bound), "{name}, bound to {bound}");
+            }
+        }
+        assert!(is_settled(Some(&STEER), 3));
         const { assert!(CLOSED_IFINDEX < 0, "no interface may have the closed index") };
     }
 }

@@ -13,7 +13,7 @@ pub mod option;
 pub mod record;
 
 pub use counter::{COUNTERS, Counter, CounterRecord};
-pub use decision::{Verdict, decide};
+pub use decision::{Verdict, decide, is_settled};
 pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
 pub use record::{
     AddressWords, AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags,

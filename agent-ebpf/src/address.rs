@@ -11,7 +11,9 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, policy_flags};
+use steer_common::{
+    AttachmentRecord, CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, is_settled, policy_flags,
+};
 
 use crate::{
     attachment, decider,
@@ -77,15 +79,11 @@ fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> boo
     ifindex > 0 && unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, name, NAME_BYTES) } == 0
 }
 
-/// The policy that acts on this call, with what it says; `None` where another attachment or none does.
+/// The attachment and the policy that act on this call; `None` where another attachment does.
 #[inline(always)]
-fn acting(ctx: &SockAddrContext) -> Option<(AttachmentRecord, Option<&'static PolicyRecord>, Verdict)> {
+fn acting(ctx: &SockAddrContext) -> Option<(AttachmentRecord, Option<&'static PolicyRecord>)> {
     let attachment = attachment::current();
-    if !decider::is(&attachment, socket::of(ctx)) {
-        return None;
-    }
-    let policy = policy::get(attachment.policy);
-    Some((attachment, policy, decide(policy, netns_cookie(ctx))))
+    decider::is(&attachment, socket::of(ctx)).then(|| (attachment, policy::get(attachment.policy)))
 }
 
 #[inline(always)]
@@ -115,9 +113,9 @@ impl Call {
 /// Puts a lost binding back.
 #[inline(always)]
 fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
-    let Some((attachment, policy, verdict)) = acting(ctx) else { return ALLOW };
+    let Some((attachment, policy)) = acting(ctx) else { return ALLOW };
     let bound = socket::bound(socket::of(ctx));
-    let wanted = match verdict {
+    let wanted = match decide(policy, netns_cookie(ctx)) {
         Verdict::Leave(_) => return ALLOW,
         Verdict::Refuse(_) => return refuse(ctx, &attachment, call.stopped(), bound, hook),
         Verdict::Bind(ifindex) => ifindex,
@@ -150,8 +148,12 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
 /// The output interface has been read before this hook: a binding that is put back helps the next datagram only.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
-    let Some((attachment, policy, verdict)) = acting(ctx) else { return ALLOW };
+    let Some((attachment, policy)) = acting(ctx) else { return ALLOW };
     let bound = socket::bound(socket::of(ctx));
+    if is_settled(policy, bound) && !dns::is_asked(ctx, policy) {
+        return ALLOW;
+    }
+    let verdict = decide(policy, netns_cookie(ctx));
     let wanted = match verdict {
         Verdict::Leave(_) => return ALLOW,
         Verdict::Refuse(_) => return refuse(ctx, &attachment, Counter::StoppedSendmsg, bound, hook),

@@ -32,6 +32,13 @@ fn resolver<'p>(policy: &'p PolicyRecord, asked: &AddressWords) -> Option<&'p Ad
     }
 }
 
+/// Whether the call may be turned to another server.
+#[inline(always)]
+pub(crate) fn is_asked(ctx: &SockAddrContext, policy: Option<&PolicyRecord>) -> bool {
+    let has_resolver = |policy: &PolicyRecord| policy.flags & (policy_flags::DNS4 | policy_flags::DNS6) != 0;
+    policy.is_some_and(has_resolver) && destination::port(ctx) == PORT
+}
+
 /// Turns a connection to a name server to the policy's resolver, and remembers who was asked.
 #[inline(always)]
 pub(crate) fn redirect_connection(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) {

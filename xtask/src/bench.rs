@@ -7,9 +7,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use crate::{cargo, root::Root, setup::Setup};
+use crate::{apt, cargo, root::Root, setup::Setup, toolchain};
 
-/// Measure as root what steering costs a program that makes sockets.
+/// Measure as root what steering costs a program that makes sockets, and one that sends.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
     /// How often each variant takes its turn.
@@ -27,6 +27,7 @@ impl Bench {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         let root = Root::find().and_then(Root::prove)?;
         Setup::default().run()?;
+        install_nftables();
         let steer = cargo::release_binary("steer", "steer")?;
         let bench = cargo::release_binary("steer-bench", "steer-bench")?;
         let mut command = root.command(&bench, &[("STEER_BIN", steer.as_path())]);
@@ -45,6 +46,18 @@ impl Bench {
         if self.json {
             command.arg("--json");
         }
+    }
+}
+
+/// What steer is compared with is not needed for the rest: where it cannot be had, the report says so.
+fn install_nftables() {
+    const PACKAGE: &str = "nftables";
+    // Its program is where only root's PATH leads.
+    if toolchain::program("nft").is_none()
+        && !apt::is_installed(PACKAGE)
+        && let Err(reason) = apt::install(&[PACKAGE])
+    {
+        eprintln!("bench: cannot install {PACKAGE}: {reason:#}");
     }
 }
 

@@ -17,7 +17,35 @@ use std::{
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type, bpf_stats_type};
 
-const HOOK: u32 = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE as u32;
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hook {
+    prog_type: bpf_prog_type,
+    attach_type: bpf_attach_type,
+}
+
+impl Hook {
+    const fn new(prog_type: bpf_prog_type, attach_type: bpf_attach_type) -> Self {
+        Self { prog_type, attach_type }
+    }
+
+    /// A new socket.
+    pub(crate) const SOCK_CREATE: Self =
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE);
+    /// `connect`.
+    pub(crate) const CONNECT: [Self; 2] = [
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
+    ];
+    /// A datagram that says where to.
+    pub(crate) const SENDMSG: [Self; 2] = [
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG),
+    ];
+    /// A packet on its way out.
+    pub(crate) const EGRESS: Self =
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, bpf_attach_type::BPF_CGROUP_INET_EGRESS);
+}
 
 /// One instruction as the kernel reads it.
 #[repr(C)]
@@ -30,7 +58,7 @@ pub(crate) struct Instruction {
     immediate: i32,
 }
 
-/// `r0 = 1; exit`: the socket goes on as it is.
+/// `r0 = 1; exit`: whatever it is, it goes on as it is.
 pub(crate) const EMPTY: [Instruction; 2] = [
     Instruction { opcode: 0xb7, registers: 0, offset: 0, immediate: 1 },
     Instruction { opcode: 0x95, registers: 0, offset: 0, immediate: 0 },
@@ -62,11 +90,11 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-/// Loads a sock_create program.
-pub(crate) fn load(instructions: &[Instruction]) -> io::Result<OwnedFd> {
+/// Loads a program.
+pub(crate) fn load(hook: Hook, instructions: &[Instruction]) -> io::Result<OwnedFd> {
     let mut attr = zeroed_attr();
-    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK as u32;
-    attr.__bindgen_anon_3.expected_attach_type = HOOK;
+    attr.__bindgen_anon_3.prog_type = hook.prog_type as u32;
+    attr.__bindgen_anon_3.expected_attach_type = hook.attach_type as u32;
     attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
     attr.__bindgen_anon_3.insn_cnt = u32::try_from(instructions.len()).map_err(io::Error::other)?;
     attr.__bindgen_anon_3.license = c"Dual MIT/GPL".as_ptr() as u64;
@@ -74,12 +102,12 @@ pub(crate) fn load(instructions: &[Instruction]) -> io::Result<OwnedFd> {
 }
 
 /// Attaches a program to a cgroup for as long as the link is open (Linux 5.7).
-pub(crate) fn attach(program: &OwnedFd, cgroup: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn attach(hook: Hook, program: &OwnedFd, cgroup: &Path) -> io::Result<OwnedFd> {
     let cgroup = File::open(cgroup)?;
     let mut attr = zeroed_attr();
     attr.link_create.__bindgen_anon_1.prog_fd = raw(program.as_fd());
     attr.link_create.__bindgen_anon_2.target_fd = raw(cgroup.as_fd());
-    attr.link_create.attach_type = HOOK;
+    attr.link_create.attach_type = hook.attach_type as u32;
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 

@@ -1,17 +1,21 @@
-//! The benchmark: what steering costs a program that makes sockets. `cargo xtask bench` builds and starts it. This file
-//! parses, dispatches and prints the error chain once.
+//! The benchmark: what steering costs a program that makes sockets, and one that sends. `cargo xtask bench` builds and
+//! starts it. This file parses, dispatches and prints the error chain once.
 //!
 //! **Invariant:** a timing never fails the benchmark; only an error does. Every ratio comes from batches that ran next to
-//! each other, and every batch proves that its sockets were bound to what its variant says.
+//! each other.
 
-mod bed;
 mod bpf;
+mod cgroups;
+mod goal;
 mod interrupt;
 mod machine;
+mod mount;
 mod report;
 mod rounds;
+mod sockets;
 mod statistic;
-mod variant;
+mod steering;
+mod traffic;
 mod window;
 mod worker;
 
@@ -20,17 +24,20 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Args, Parser};
 
-use crate::{bed::Bed, machine::Machine, report::Report, rounds::Rounds};
+use crate::{machine::Machine, report::Report, rounds::Rounds};
 
-/// Measures what steering costs a program that makes sockets; needs root.
+/// Measures what steering costs a program that makes sockets, and one that sends; needs root.
 #[derive(Parser)]
 #[command(name = "steer-bench")]
 enum Cli {
     /// Measure and print.
     Run(Run),
-    /// A process whose sockets are measured.
+    /// A process that makes sockets.
     #[command(hide = true)]
-    Worker(worker::Args),
+    Sockets(worker::Place),
+    /// A process that sends.
+    #[command(hide = true)]
+    Traffic(traffic::Place),
 }
 
 #[derive(Args)]
@@ -39,7 +46,7 @@ struct Run {
     #[arg(long, value_name = "FILE", env = "STEER_BIN")]
     steer: PathBuf,
     /// How often each variant takes its turn
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Sockets made in one turn
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
@@ -52,15 +59,17 @@ struct Run {
 impl Run {
     fn run(self) -> Result<()> {
         interrupt::watch()?;
-        let mut bed = Bed::new(&self.steer)?;
-        let rounds = Rounds { rounds: self.rounds, ops: self.ops };
-        let wall = rounds.wall_clock(&mut bed)?;
-        let run_time = rounds.run_time(&mut bed)?;
-        let window = bed.window(self.rounds)?;
-        let report = Report::new(Machine::read(bed.cpu())?, rounds, &wall, &run_time, window);
+        let Self { ref steer, rounds, ops, json } = self;
+        let machine = Machine::read(worker::cpu()?)?;
+        let command = format!("cargo xtask bench --rounds {rounds} --ops {ops}");
+        let mut bed = sockets::Bed::new(steer)?;
+        let sockets = sockets::measure(&mut bed, Rounds(rounds), ops)?;
+        let window = bed.window(rounds)?;
         // Cleaned up before anything is printed, so that what fails in it stands out at the end of neither.
         drop(bed);
-        if self.json {
+        let traffic = traffic::measure(steer, Rounds(rounds))?;
+        let report = Report::new(machine, command, sockets, window, traffic);
+        if json {
             println!("{}", serde_json::to_string_pretty(&report)?);
         } else {
             print!("{report}");
@@ -72,7 +81,8 @@ impl Run {
 fn main() -> ExitCode {
     let done = match Cli::parse() {
         Cli::Run(run) => run.run(),
-        Cli::Worker(args) => worker::serve(&args),
+        Cli::Sockets(place) => sockets::serve(&place),
+        Cli::Traffic(place) => traffic::serve(&place),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,66 +1,35 @@
-//! The rounds: in each, every variant takes one short turn.
+//! The rounds: in each, everything that is compared takes one short turn.
 //!
 //! **Invariant:** turns come in another order in each round, because what a turn leaves to be freed later is paid for by
-//! the next one. BPF statistics are off while the wall clock is read: they add to every run of a program.
+//! the next one.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
-use serde::Serialize;
+use anyhow::Result;
 
-use crate::{
-    bed::Bed,
-    bpf::{self, RunTime},
-    interrupt,
-    variant::{Kind, Variant},
-};
+use crate::interrupt;
 
-/// Nanoseconds, one number per round.
-pub(crate) type WallClock = BTreeMap<(Kind, Variant), Vec<f64>>;
-/// The same of the programs alone.
-pub(crate) type ProgramTime = BTreeMap<Variant, Vec<f64>>;
-
-/// How much is measured.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Rounds {
-    pub(crate) rounds: u32,
-    /// Sockets in one turn.
-    pub(crate) ops: u32,
-}
+/// How often each takes its turn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rounds(pub(crate) u32);
 
 impl Rounds {
-    /// What making and closing a socket takes.
-    pub(crate) fn wall_clock(self, bed: &mut Bed) -> Result<WallClock> {
-        let mut turns: Vec<_> =
-            Kind::ALL.into_iter().flat_map(|kind| Variant::ALL.map(|variant| (kind, variant))).collect();
-        self.take_turns(&mut turns, |&(kind, variant)| bed.worker(variant).measure(kind, self.ops))
+    /// These rounds in so many parts, or fewer, of nearly the same length.
+    pub(crate) fn parts(self, count: u32) -> impl Iterator<Item = Self> {
+        let of_part = move |part| Self(self.0 * (part + 1) / count - self.0 * part / count);
+        (0..count).map(of_part).filter(|part| part.0 > 0)
     }
 
-    /// What a run of each program takes by the kernel's own account, for IPv4 UDP sockets.
-    pub(crate) fn run_time(self, bed: &mut Bed) -> Result<ProgramTime> {
-        let _enabled = bpf::enable_statistics().context("enable BPF statistics")?;
-        let mut turns = [Variant::Steered, Variant::Nested, Variant::Constant, Variant::Empty];
-        self.take_turns(&mut turns, |&variant| {
-            let read = |bed: &Bed| {
-                let program = bed.program(variant).context("the variant has no program")?;
-                RunTime::of(program).context("read a program's statistics")
-            };
-            let before = read(bed)?;
-            bed.worker(variant).measure(Kind::Udp4, self.ops)?;
-            let per_run = read(bed)?.per_run_since(before);
-            per_run.with_context(|| format!("the program of {:?} did not run", variant.name()))
-        })
-    }
-
-    /// One round more than asked for; the first one, which meets cold caches, does not count.
-    fn take_turns<T: Copy + Ord>(
+    /// One number from each turn of each round. One round more than asked for is run; the first one,
+    /// which meets cold caches, does not count.
+    pub(crate) fn take_turns<T: Copy + Ord>(
         self,
         turns: &mut [T],
         mut take: impl FnMut(&T) -> Result<f64>,
     ) -> Result<BTreeMap<T, Vec<f64>>> {
         let mut order = Order(0x9e37_79b9_7f4a_7c15);
         let mut samples = BTreeMap::<T, Vec<f64>>::new();
-        for round in 0..=self.rounds {
+        for round in 0..=self.0 {
             interrupt::check()?;
             order.shuffle(turns);
             for turn in &*turns {
@@ -101,7 +70,7 @@ mod tests {
     fn every_turn_is_taken_in_every_round_and_the_first_round_dropped() {
         let mut taken = 0.0;
         let mut turns = ['a', 'b', 'c'];
-        let samples = Rounds { rounds: 4, ops: 1 }.take_turns(&mut turns, |_| {
+        let samples = Rounds(4).take_turns(&mut turns, |_| {
             taken += 1.0;
             Ok(taken)
         });
@@ -110,6 +79,13 @@ mod tests {
         let mut all: Vec<f64> = samples.into_values().flatten().collect();
         all.sort_by(f64::total_cmp);
         assert_eq!(all, (4..=15).map(f64::from).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn parts_make_up_the_whole() {
+        for (rounds, expected) in [(25, vec![2, 3, 2, 3, 2, 3, 2, 3, 2, 3]), (2, vec![1, 1])] {
+            assert_eq!(Rounds(rounds).parts(10).map(|part| part.0).collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]

@@ -16,21 +16,51 @@ pub(crate) struct Spread {
 impl Spread {
     /// Of at least one number.
     pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Self {
-        let mut sorted: Vec<f64> = numbers.into_iter().collect();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        let median = if sorted.len().is_multiple_of(2) {
-            f64::midpoint(sorted[middle - 1], sorted[middle])
-        } else {
-            sorted[middle]
-        };
-        Self { min: sorted[0], median, max: sorted[sorted.len() - 1] }
+        let sorted = sorted(numbers);
+        Self { min: sorted[0], median: middle(&sorted), max: sorted[sorted.len() - 1] }
     }
 
     /// Of what `combine` makes of each round's pair.
     pub(crate) fn of_pairs(a: &[f64], b: &[f64], combine: impl Fn(f64, f64) -> f64) -> Self {
         Self::of(a.iter().zip(b).map(|(a, b)| combine(*a, *b)))
     }
+}
+
+/// A median, and how well it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Median {
+    pub(crate) value: f64,
+    /// With a confidence of 95 %, the median of ever more rounds lies above this...
+    pub(crate) low: f64,
+    /// ... and below this.
+    pub(crate) high: f64,
+}
+
+impl Median {
+    /// Of what `combine` makes of each round's pair, at least one.
+    pub(crate) fn of_pairs(a: &[f64], b: &[f64], combine: impl Fn(f64, f64) -> f64) -> Self {
+        let sorted = sorted(a.iter().zip(b).map(|(a, b)| combine(*a, *b)));
+        let beyond = ranks_beyond(sorted.len());
+        Self { value: middle(&sorted), low: sorted[beyond], high: sorted[sorted.len() - 1 - beyond] }
+    }
+}
+
+fn sorted(numbers: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut sorted: Vec<f64> = numbers.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+fn middle(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] }
+}
+
+/// How many of the smallest, and of the largest, of `count` numbers lie outside the 95 % confidence interval of their median.
+/// How many numbers lie below the true median is distributed binomially, with a standard deviation of half the root of
+/// their count; 1.96 of these is little less than the root itself.
+fn ranks_beyond(count: usize) -> usize {
+    (count / 2).saturating_sub(count.isqrt() + 1)
 }
 
 #[cfg(test)]
@@ -41,6 +71,19 @@ mod tests {
     fn the_middle_of_an_odd_and_of_an_even_number() {
         assert_eq!(Spread::of([9.0, 1.0, 2.0]), Spread { min: 1.0, median: 2.0, max: 9.0 });
         assert_eq!(Spread::of([4.0, 1.0, 2.0, 8.0]), Spread { min: 1.0, median: 3.0, max: 8.0 });
+    }
+
+    #[test]
+    fn more_rounds_know_the_median_better() {
+        let width = |count: u32| {
+            let numbers: Vec<f64> = (0..count).map(f64::from).collect();
+            let Median { value, low, high } =
+                Median::of_pairs(&numbers, &numbers, |number, _| number / f64::from(count));
+            assert!(low <= value && value <= high, "{low} {value} {high}");
+            high - low
+        };
+        assert!(width(1) == 0.0 && width(4) > 0.7);
+        assert!(width(100) > width(1000) && width(1000) > 0.06);
     }
 
     #[test]

@@ -1,0 +1,53 @@
+//! What making a socket costs: against not steering, against `setsockopt`, and the programs by the kernel's account.
+//!
+//! **Invariant:** every batch proves that its sockets were bound to what its variant says. BPF statistics are off while the
+//! wall clock is read: they add to every run of a program.
+
+mod bed;
+mod job;
+mod report;
+mod variant;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+
+use self::variant::{Kind, Variant};
+pub(crate) use self::{bed::Bed, job::serve, report::Report};
+use crate::{
+    bpf::{self, RunTime},
+    rounds::Rounds,
+};
+
+/// Nanoseconds, one number per round.
+type WallClock = BTreeMap<(Kind, Variant), Vec<f64>>;
+/// The same of the programs alone.
+type ProgramTime = BTreeMap<Variant, Vec<f64>>;
+
+/// Measures all of it; in each turn `ops` sockets are made.
+pub(crate) fn measure(bed: &mut Bed, rounds: Rounds, ops: u32) -> Result<Report> {
+    Ok(Report::new(&wall_clock(bed, rounds, ops)?, &run_time(bed, rounds, ops)?))
+}
+
+/// What making and closing a socket takes.
+fn wall_clock(bed: &mut Bed, rounds: Rounds, ops: u32) -> Result<WallClock> {
+    let mut turns: Vec<_> =
+        Kind::ALL.into_iter().flat_map(|kind| Variant::ALL.map(|variant| (kind, variant))).collect();
+    rounds.take_turns(&mut turns, |&(kind, variant)| bed.measure(variant, kind, ops))
+}
+
+/// What a run of each program takes by the kernel's own account, for IPv4 UDP sockets.
+fn run_time(bed: &mut Bed, rounds: Rounds, ops: u32) -> Result<ProgramTime> {
+    let _enabled = bpf::enable_statistics().context("enable BPF statistics")?;
+    let mut turns = [Variant::Steered, Variant::Nested, Variant::Constant, Variant::Empty];
+    rounds.take_turns(&mut turns, |&variant| {
+        let read = |bed: &Bed| {
+            let program = bed.program(variant).context("the variant has no program")?;
+            RunTime::of(program).context("read a program's statistics")
+        };
+        let before = read(bed)?;
+        bed.measure(variant, Kind::Udp4, ops)?;
+        let per_run = read(bed)?.per_run_since(before);
+        per_run.with_context(|| format!("the program of {:?} did not run", variant.name()))
+    })
+}

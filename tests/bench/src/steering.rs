@@ -1,0 +1,65 @@
+//! An instance of steer of our own.
+//!
+//! **Invariant:** its pin directory is named after our process id, and `steer off` has removed it when this is gone.
+
+use std::{
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use steer_common::ABI_VERSION;
+
+use crate::mount;
+
+/// Switched off when dropped.
+pub(crate) struct Steering {
+    steer: PathBuf,
+    pins: PathBuf,
+}
+
+impl Steering {
+    pub(crate) fn new(steer: &Path) -> Self {
+        let bpffs = mount::point("bpf").unwrap_or_else(|_| "/sys/fs/bpf".into());
+        Self { steer: steer.to_owned(), pins: mount::own_name(&bpffs) }
+    }
+
+    pub(crate) fn steer(&self) -> &Path {
+        &self.steer
+    }
+
+    pub(crate) fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Where one of the kernel programs is pinned.
+    pub(crate) fn program_pin(&self, program: &str) -> PathBuf {
+        self.pins.join(format!("abi{ABI_VERSION}/programs/{program}"))
+    }
+
+    /// Steers a cgroup to an interface of the calling thread's network namespace.
+    pub(crate) fn attach(&self, cgroup: &Path, interface: &str, enforce: &str) -> Result<()> {
+        let mut command = self.command();
+        command.arg("attach").arg(cgroup).args(["--interface", interface, "--enforce", enforce]);
+        let status = command.status().with_context(|| format!("start {}", self.steer.display()))?;
+        ensure!(status.success(), "`steer attach {}` failed: {status}", cgroup.display());
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.steer);
+        command.arg("--bpffs").arg(&self.pins).stdout(Stdio::null()).process_group(0);
+        command
+    }
+}
+
+impl Drop for Steering {
+    fn drop(&mut self) {
+        match self.command().arg("off").status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => eprintln!("steer-bench: `steer --bpffs {} off` failed: {status}", self.pins.display()),
+            Err(error) => eprintln!("steer-bench: start {}: {error}", self.steer.display()),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The bed of this measurement: for each way a lab with two uplinks to a server, a cgroup, and a worker in it.
+//!
+//! **Invariant:** ways share nothing but the CPU, so that no way's rules are a load on another. A way of others that this
+//! machine cannot do is left out, with the reason; one of ours fails the benchmark.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv6Addr,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    process,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+use steer_lab::{Netns, Uplinks};
+
+use super::{foreign, load::Load, way::Way, worker::Answer};
+use crate::{
+    bpf::{self, Hook},
+    cgroups::Cgroups,
+    steering::Steering,
+    worker::{self, Worker},
+};
+
+/// A way that this machine cannot do.
+#[derive(Debug, Serialize)]
+pub(super) struct Unavailable {
+    pub(super) way: &'static str,
+    pub(super) reason: String,
+}
+
+/// Fields are dropped in their order, so each stands before what it needs.
+pub(super) struct Bed {
+    clients: BTreeMap<Way, Client>,
+    unavailable: Vec<Unavailable>,
+    links: Vec<OwnedFd>,
+    steering: Steering,
+    cgroups: Cgroups,
+}
+
+/// Where the program under test runs.
+struct Site {
+    way: Way,
+    cgroup: PathBuf,
+    uplinks: Uplinks,
+    /// Its network namespace, if that is not the one that has the uplinks.
+    inner: Option<Netns>,
+}
+
+/// A site, and the process that stands for the program.
+struct Client {
+    worker: Worker,
+    site: Site,
+}
+
+impl Bed {
+    pub(super) fn new(steer: &Path) -> Result<Self> {
+        let mut bed = Self {
+            clients: BTreeMap::new(),
+            unavailable: Vec::new(),
+            links: Vec::new(),
+            steering: Steering::new(steer),
+            cgroups: Cgroups::new()?,
+        };
+        for way in Way::ALL {
+            match bed.client(way) {
+                Ok(client) => drop(bed.clients.insert(way, client)),
+                Err(error) if way.is_foreign() => {
+                    bed.unavailable.push(Unavailable { way: way.name(), reason: format!("{error:#}") });
+                }
+                Err(error) => return Err(error.context(format!("make ready for {:?}", way.name()))),
+            }
+        }
+        Ok(bed)
+    }
+
+    /// The ways that can be measured.
+    pub(super) fn ways(&self) -> Vec<Way> {
+        self.clients.keys().copied().collect()
+    }
+
+    /// The others; the bed is removed.
+    pub(super) fn into_unavailable(self) -> Vec<Unavailable> {
+        self.unavailable
+    }
+
+    /// Has the worker of a way do one turn; returns packets, bits or connections per second.
+    pub(super) fn measure(&mut self, way: Way, load: Load) -> Result<f64> {
+        self.clients.get_mut(&way).context("the way cannot be measured")?.measure(load)
+    }
+
+    /// Has other processes do what is left to do: each is faster or slower than another by some percent, by where in memory it
+    /// and its sockets happen to be.
+    pub(super) fn renew_workers(&mut self) -> Result<()> {
+        self.clients.values_mut().try_for_each(|client| {
+            client.worker = client.site.start()?;
+            Ok(())
+        })
+    }
+
+    /// Makes what a way needs, and tries it with every load.
+    fn client(&mut self, way: Way) -> Result<Client> {
+        let site = self.site(way)?;
+        let mut client = Client { worker: site.start()?, site };
+        Load::all().try_for_each(|load| client.measure(load).map(drop))?;
+        Ok(client)
+    }
+
+    fn site(&mut self, way: Way) -> Result<Site> {
+        let uplinks = Uplinks::new()?;
+        prepare(&uplinks.client, &["a0", "a1"], 2)?;
+        prepare(&uplinks.server, &["b0", "b1"], 1)?;
+        let cgroup = self.cgroups.add(way.cgroup())?;
+        let mut inner = None;
+        match way {
+            Way::Unsteered | Way::Control => {}
+            Way::Empty => {
+                let hooks = [Hook::SOCK_CREATE, Hook::EGRESS].into_iter().chain(Hook::CONNECT).chain(Hook::SENDMSG);
+                for hook in hooks {
+                    let program = bpf::load(hook, &bpf::EMPTY).context("load an empty program")?;
+                    self.links.push(bpf::attach(hook, &program, &cgroup).context("attach an empty program")?);
+                }
+            }
+            // Named after the level.
+            Way::Steer | Way::Strict => {
+                let attach = || self.steering.attach(&cgroup, uplinks.link(1), way.name());
+                uplinks.client.run(attach)??;
+            }
+            Way::Mark => foreign::mark(&uplinks, &cgroup)?,
+            Way::MarkMasquerade => {
+                foreign::mark(&uplinks, &cgroup)?;
+                foreign::masquerade(&uplinks)?;
+            }
+            Way::Namespace => {
+                let netns = foreign::namespace(&uplinks)?;
+                prepare(&uplinks.client, &["outer"], 1)?;
+                prepare(&netns, &["inner"], 2)?;
+                inner = Some(netns);
+            }
+        }
+        Ok(Site { way, cgroup, uplinks, inner })
+    }
+}
+
+impl Site {
+    fn start(&self) -> Result<Worker> {
+        let Uplinks { client, server, .. } = &self.uplinks;
+        let [own, client, server] = [self.inner.as_ref().unwrap_or(client), client, server].map(path);
+        Worker::start(self.way.name(), &["traffic", &own, &client, &server], &self.cgroup, worker::cpu()?)
+    }
+}
+
+impl Client {
+    fn measure(&mut self, load: Load) -> Result<f64> {
+        let Answer { elapsed, bytes } = self.worker.ask(&load)?;
+        let way = self.site.way;
+        let uplink = way.uplink();
+        let (used, unused) = (bytes[uplink], bytes[1 - uplink]);
+        // Neighbours are looked for on either link now and then.
+        ensure!(
+            used >= load.least_bytes() && unused <= used / 10,
+            "worker {:?}: of {}, uplink {uplink} sent {used} bytes, and the other one {unused}",
+            way.name(),
+            load.name(),
+        );
+        Ok(f64::from(load.units()) / elapsed.as_secs_f64())
+    }
+}
+
+/// A namespace of ours, as another process finds it.
+fn path(netns: &Netns) -> String {
+    format!("/proc/{}/fd/{}", process::id(), netns.fd().as_raw_fd())
+}
+
+/// Readies a namespace for a measurement: `host` tells the ends of its links apart.
+fn prepare(netns: &Netns, links: &[&str], host: u16) -> Result<()> {
+    // The machine's own choice may be one that waits for timers; this one is always there.
+    netns.write_sysctl("net/ipv4/tcp_congestion_control", "reno")?;
+    // A way that leads nowhere is known as such after some seconds.
+    netns.write_sysctl("net/ipv4/tcp_syn_retries", "1")?;
+    for link in links {
+        // Without a link-local address, IPv6 forgets its neighbours: it has no address to ask from whether they are there.
+        netns.add_address(link, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host).into(), 64)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! The table and goals of this measurement.
+//!
+//! **Invariant:** every number printed is in the JSON too, and a way that could not be measured is named with the reason.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{
+    Rates,
+    bed::Unavailable,
+    load::{Kind, Load},
+    way::Way,
+};
+use crate::{
+    goal::Goal,
+    report::table,
+    statistic::{Median, Spread},
+};
+
+/// How much less may be sent under a strict policy than without any.
+const MIN_RATIO: f64 = 0.97;
+/// How many fewer connections may be made.
+const MIN_CONNECTIONS_RATIO: f64 = 0.95;
+
+/// A load by all ways.
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    load: Load,
+    unit: &'static str,
+    ways: Vec<Cell>,
+}
+
+/// A load by one way.
+#[derive(Debug, Serialize)]
+struct Cell {
+    way: Way,
+    per_second: f64,
+    /// To no policy.
+    ratio: Median,
+    /// Of a strict policy to this way.
+    strict_ratio: Median,
+}
+
+/// What it costs to send.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    loads: Vec<Row>,
+    unavailable: Vec<Unavailable>,
+}
+
+impl Report {
+    pub(super) fn new(rates: &Rates, unavailable: Vec<Unavailable>) -> Self {
+        Self { loads: Load::all().map(|load| Row::new(load, rates)).collect(), unavailable }
+    }
+
+    pub(crate) fn goals(&self) -> Vec<Goal> {
+        let faster = [Way::Mark, Way::MarkMasquerade, Way::Namespace].map(|way| {
+            let goal = format!("more is sent under a strict policy than by {}", way.name());
+            Goal::new(goal, self.strict_ratios(way, false), |ratio| ratio > 1.0)
+        });
+        let no_policy = |connections| self.strict_ratios(Way::Unsteered, connections);
+        let most = "under a strict policy at least 0.97 times as much is sent as under none";
+        let most = Goal::new(most, no_policy(false), |ratio| ratio >= MIN_RATIO);
+        let connections = "under a strict policy at least 0.95 times as many connections are made as under none";
+        let connections = Goal::new(connections, no_policy(true), |ratio| ratio >= MIN_CONNECTIONS_RATIO);
+        [most].into_iter().chain(faster).chain([connections]).collect()
+    }
+
+    /// Of the strict policy to a way, for connections or for all else; none if that could not be measured.
+    fn strict_ratios(&self, way: Way, connections: bool) -> Vec<f64> {
+        let rows = self.loads.iter().filter(|row| (row.load.kind == Kind::Connections) == connections);
+        rows.filter_map(|row| row.cell(way)).map(|cell| cell.strict_ratio.value).collect()
+    }
+}
+
+impl Row {
+    fn new(load: Load, rates: &Rates) -> Self {
+        let cell = |way| {
+            let [ours, none, strict] = [way, Way::Unsteered, Way::Strict].map(|way| rates.get(&(load, way)));
+            let (ours, none, strict) = (ours?, none?, strict?);
+            Some(Cell {
+                way,
+                per_second: Spread::of(ours.iter().copied()).median,
+                ratio: Median::of_pairs(ours, none, |ours, none| ours / none),
+                strict_ratio: Median::of_pairs(strict, ours, |strict, ours| strict / ours),
+            })
+        };
+        Self { load, unit: load.unit(), ways: Way::ALL.into_iter().filter_map(cell).collect() }
+    }
+
+    fn cell(&self, way: Way) -> Option<&Cell> {
+        self.ways.iter().find(|cell| cell.way == way)
+    }
+
+    fn texts(&self) -> Vec<String> {
+        let text = |way| match (self.cell(way), way) {
+            (None, _) => "n/a".to_owned(),
+            (Some(cell), Way::Unsteered) => quantity(cell.per_second, self.unit),
+            (Some(cell), _) => format!("{:.3}", cell.ratio.value),
+        };
+        let mut texts = vec![self.load.name()];
+        texts.extend(Way::ALL.map(text));
+        texts.extend(
+            self.cell(Way::Strict)
+                .iter()
+                .flat_map(|cell| [cell.ratio.low, cell.ratio.high].map(|ratio| format!("{ratio:.3}"))),
+        );
+        texts
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            formatter,
+            "What one CPU sends and delivers through a veth, and the ratio of each way to no policy in each round (median; that of \
+             strict with its 95 % confidence interval):\n"
+        )?;
+        let header = ["traffic"].into_iter().chain(Way::ALL.map(Way::name)).chain(["strict from", "to"]);
+        let mut table = table(header, 1);
+        for row in &self.loads {
+            table.add_row(row.texts());
+        }
+        writeln!(formatter, "{table}\n")?;
+        for way in Way::ALL {
+            writeln!(formatter, "- {}: {}", way.name(), way.description())?;
+        }
+        for Unavailable { way, reason } in &self.unavailable {
+            writeln!(formatter, "- not available on this machine: {way}: {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A number per second, as people write it.
+fn quantity(number: f64, unit: &str) -> String {
+    match unit {
+        "bits" => format!("{:.1} Gbit/s", number / 1e9),
+        _ => format!("{:.1} k/s", number / 1e3),
+    }
+}

@@ -1,0 +1,95 @@
+//! The ways by which a program's traffic can be had to leave by the uplink of one's choice.
+//!
+//! **Invariant:** each way is a cgroup of its own and differs from the others in nothing but what chooses its uplink.
+
+use serde::Serialize;
+
+/// How traffic gets to its uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Way {
+    /// The routing table.
+    Unsteered,
+    /// The same, to see how far from 1 the ratio of equal things is.
+    Control,
+    /// The same, with programs that do nothing.
+    Empty,
+    /// `steer attach --enforce steer`.
+    Steer,
+    /// `steer attach --enforce strict`.
+    Strict,
+    /// A mark. The packets keep the source address of the link they would have left by.
+    Mark,
+    /// A mark, with the rule that mends this.
+    MarkMasquerade,
+    /// A network namespace.
+    Namespace,
+}
+
+impl Way {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Unsteered,
+        Self::Control,
+        Self::Empty,
+        Self::Steer,
+        Self::Strict,
+        Self::Mark,
+        Self::MarkMasquerade,
+        Self::Namespace,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Unsteered => "no policy",
+            Self::Control => "again",
+            Self::Empty => "empty",
+            Self::Steer => "steer",
+            Self::Strict => "strict",
+            Self::Mark => "mark",
+            Self::MarkMasquerade => "mark, NAT",
+            Self::Namespace => "namespace",
+        }
+    }
+
+    pub(super) fn description(self) -> &'static str {
+        match self {
+            Self::Unsteered => "the routing table decides",
+            Self::Control => "the same once more: how far from 1 the ratio of equal things is",
+            Self::Empty => "BPF programs that do nothing, on the hooks of strict: what the kernel takes to call them",
+            Self::Steer => "a policy with enforce = \"steer\"",
+            Self::Strict => "a policy with enforce = \"strict\"",
+            Self::Mark => {
+                "nftables: `socket cgroupv2` sets a mark, a rule sends it by another table; wrong source address"
+            }
+            Self::MarkMasquerade => "the same, and `masquerade` mends the address",
+            Self::Namespace => "a network namespace of its own behind a veth, forwarded and masqueraded by the host",
+        }
+    }
+
+    /// The cgroup, below that of the benchmark.
+    pub(super) fn cgroup(self) -> &'static str {
+        match self {
+            Self::Unsteered => "unsteered",
+            Self::Control => "control",
+            Self::Empty => "empty",
+            Self::Steer => "steer",
+            Self::Strict => "strict",
+            Self::Mark => "mark",
+            Self::MarkMasquerade => "mark-nat",
+            Self::Namespace => "namespace",
+        }
+    }
+
+    /// The number of the uplink by which the traffic leaves; 0 is what the routing table says.
+    pub(super) fn uplink(self) -> usize {
+        match self {
+            Self::Unsteered | Self::Control | Self::Empty => 0,
+            Self::Steer | Self::Strict | Self::Mark | Self::MarkMasquerade | Self::Namespace => 1,
+        }
+    }
+
+    /// Whether it needs more of the machine than steer does.
+    pub(super) fn is_foreign(self) -> bool {
+        matches!(self, Self::Mark | Self::MarkMasquerade | Self::Namespace)
+    }
+}
