@@ -38,7 +38,10 @@ pub fn family(ctx: LsmContext) -> i32 {
         Some(Ok(Kind::Exempt)) => ALLOW,
         Some(Ok(Kind::Steer) | Err(_)) | None => {
             policy::count(attachment.policy, Counter::StoppedFamily);
-            events::tell(&attachment, Counter::StoppedFamily, events::cgroup_id(), events::add_caller);
+            events::tell(&attachment, Counter::StoppedFamily, events::cgroup_id(), |record| {
+                record.netns_cookie = 0;
+                events::add_caller(record);
+            });
             REFUSE
         }
     }

@@ -104,6 +104,8 @@ fn sockets_past_ip_are_refused() -> Outcome {
     let bed = guarded_bed("guard-past-ip")?;
     ensure!(is_refused(&bed, &bed.cgroup.child("below")?)?);
     ensure!(bed.sockets("a1", "stopped_family")? == 1);
+    let told = bed.succeed(&["events", "--once"])?;
+    ensure!(told.contains("stopped_family") && told.contains("comm=\"steer-escape\""), "{told}");
     bed.check_steered(&bed.cgroup, 1)?;
     ensure!(bed.sockets("a1", "stopped_family")? == 1, "an IP socket was refused");
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", "steer"])?;

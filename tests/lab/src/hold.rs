@@ -36,13 +36,12 @@ fn round(probe: &Probe, kept: &mut Option<Socket>) -> Outcome {
 
 /// Gives the socket back if it goes on working.
 fn ask(probe: &Probe, kept: Option<Socket>, outcome: &mut Outcome) -> io::Result<Socket> {
-    let socket = match kept {
-        Some(socket) => socket,
-        None => {
-            let socket = probe.open()?;
-            probe.connect(&socket, outcome)?;
-            socket
-        }
+    let socket = if let Some(socket) = kept {
+        socket
+    } else {
+        let socket = probe.open()?;
+        probe.connect(&socket, outcome)?;
+        socket
     };
     let answered = probe.exchange(&socket, 0, outcome);
     outcome.look_at(&socket)?;
