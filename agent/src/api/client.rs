@@ -39,6 +39,10 @@ pub enum Error {
     Garbled(String),
 }
 
+fn parse<T: DeserializeOwned>((_, body): (StatusCode, Bytes)) -> Result<T, Error> {
+    serde_json::from_slice(&body).map_err(|error| Error::Garbled(error.to_string()))
+}
+
 fn refusal(body: &[u8]) -> Error {
     serde_json::from_slice(body).map_or_else(|error| Error::Garbled(error.to_string()), Error::Refused)
 }
@@ -65,7 +69,7 @@ impl<'a> Client<'a> {
 
     /// Reads a resource.
     pub async fn get<T: DeserializeOwned>(self, path: &str) -> Result<T, Error> {
-        self.parse(self.send(Method::GET, path, Bytes::new()).await?)
+        parse(self.send(Method::GET, path, Bytes::new()).await?)
     }
 
     /// Follows a resource: gives each line to `tell`, until the daemon ends or `tell` fails.
@@ -90,7 +94,7 @@ impl<'a> Client<'a> {
     /// Puts a resource; gives what is there now.
     pub async fn put<T: DeserializeOwned>(self, path: &str, body: &impl Serialize) -> Result<T, Error> {
         let body = serde_json::to_vec(body).map_err(|error| Error::Garbled(error.to_string()))?;
-        self.parse(self.send(Method::PUT, path, body.into()).await?)
+        parse(self.send(Method::PUT, path, body.into()).await?)
     }
 
     /// Has something done.
@@ -101,10 +105,6 @@ impl<'a> Client<'a> {
     /// Removes a resource.
     pub async fn delete(self, path: &str) -> Result<(), Error> {
         self.send(Method::DELETE, path, Bytes::new()).await.map(drop)
-    }
-
-    fn parse<T: DeserializeOwned>(self, (_, body): (StatusCode, Bytes)) -> Result<T, Error> {
-        serde_json::from_slice(&body).map_err(|error| Error::Garbled(error.to_string()))
     }
 
     async fn send(self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Error> {

@@ -23,14 +23,12 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let links: Vec<InterfaceDocument> = block_on(async {
-        match Client::find(&instance.socket).await {
-            Some(daemon) => anyhow::Ok(daemon.get("/v1/interfaces").await?),
-            None => {
-                // Without a configuration there are links all the same.
-                let config = instance.store(&args.config).read().unwrap_or_default();
-                Ok(InterfaceDocument::all(&interface::read().await?, &config.policies))
-            }
+        if let Some(daemon) = Client::find(&instance.socket).await {
+            return anyhow::Ok(daemon.get("/v1/interfaces").await?);
         }
+        // Without a configuration there are links all the same.
+        let config = instance.store(&args.config).read().unwrap_or_default();
+        Ok(InterfaceDocument::all(&interface::read().await?, &config.policies))
     })??;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&links)?);

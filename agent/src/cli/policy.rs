@@ -143,16 +143,9 @@ impl Keeper<'_> {
             Self::Daemon(daemon) => Ok(daemon.put(&resource(name), policy).await?),
             Self::Files(store) => {
                 store.put(name, &policy.to_toml(name)?, policy.kept())?;
-                self.show_kept(store, name)
+                show_kept(store, name)
             }
         }
-    }
-
-    fn show_kept(&self, store: &Store, name: &str) -> anyhow::Result<PolicyDocument> {
-        let config = store.read()?;
-        let kept = config.policies.iter().find(|policy| policy.name == name);
-        let kept = kept.ok_or_else(|| anyhow::anyhow!("policy {name:?} was removed at the same time"))?;
-        Ok(PolicyDocument::new(kept, store.kept(kept)))
     }
 
     async fn remove(&self, name: &str) -> anyhow::Result<()> {
@@ -167,6 +160,13 @@ impl Keeper<'_> {
             eprintln!("steer: no daemon answers, so nothing is changed in the kernel yet: start `steer daemon`");
         }
     }
+}
+
+fn show_kept(store: &Store, name: &str) -> anyhow::Result<PolicyDocument> {
+    let config = store.read()?;
+    let kept = config.policies.iter().find(|policy| policy.name == name);
+    let kept = kept.ok_or_else(|| anyhow::anyhow!("policy {name:?} was removed at the same time"))?;
+    Ok(PolicyDocument::new(kept, store.kept(kept)))
 }
 
 fn resource(name: &str) -> String {

@@ -23,13 +23,13 @@ pub(super) struct Answering<'a> {
 
 /// Why something asked for was not done, or not to its end: then the daemon tries again.
 struct Failure {
-    problem: Problem,
-    unfinished: Option<datapath::Error>,
+    problem: Box<Problem>,
+    unfinished: Option<Box<datapath::Error>>,
 }
 
 impl<P: Into<Problem>> From<P> for Failure {
     fn from(problem: P) -> Self {
-        Self { problem: problem.into(), unfinished: None }
+        Self { problem: Box::new(problem.into()), unfinished: None }
     }
 }
 
@@ -96,8 +96,8 @@ impl Answering<'_> {
     fn carry_out(&mut self) -> Result<(), Failure> {
         self.steering.set_policies(Policies::new(self.store.read()?));
         self.steering.converge(self.cgroups).map_err(|error| Failure {
-            problem: Problem::internal(&format!("kept, but not carried out yet, and tried again: {error}")),
-            unfinished: Some(error),
+            problem: Box::new(Problem::internal(&format!("kept, but not carried out yet, and tried again: {error}"))),
+            unfinished: Some(Box::new(error)),
         })
     }
 }
@@ -106,8 +106,8 @@ impl Answering<'_> {
 fn tell<T>(reply: Reply<T>, answer: Result<T, Failure>) -> Result<(), datapath::Error> {
     let (answer, unfinished) = match answer {
         Ok(answer) => (Ok(answer), None),
-        Err(failure) => (Err(failure.problem), failure.unfinished),
+        Err(failure) => (Err(*failure.problem), failure.unfinished),
     };
     drop(reply.send(answer));
-    unfinished.map_or(Ok(()), Err)
+    unfinished.map_or(Ok(()), |error| Err(*error))
 }

@@ -47,7 +47,10 @@ pub(super) struct Watch {
 
 /// Differs whenever a file has been written, replaced, added or removed.
 #[derive(PartialEq, Eq)]
-struct Fingerprint(Vec<(PathBuf, Option<(u64, u64, i64, i64)>)>);
+struct Fingerprint(Vec<(PathBuf, Option<Version>)>);
+
+/// Inode, size, and time of the last change.
+type Version = (u64, u64, i64, i64);
 
 impl Fingerprint {
     fn of(store: &Store) -> Self {
