@@ -69,6 +69,12 @@ impl Socket {
         self.header.socket_id.interface_id.cast_signed()
     }
 
+    /// The same socket, by which it is found once it has been bound to another interface.
+    pub(super) fn bound_to(mut self, ifindex: u32) -> Self {
+        self.header.socket_id.interface_id = ifindex;
+        self
+    }
+
     /// The number by which /proc knows it; 0 while no process has it.
     pub(super) fn inode(&self) -> u32 {
         self.header.inode

@@ -5,7 +5,7 @@
 //! the number by which its process is found. A socket is bound through a copy of its process's descriptor. One that no process
 //! has open is the kernel's own, and left alone.
 //!
-//! A datagram socket that is destroyed is unbound by that, so it is bound again at once; where that is not possible it is not
+//! A datagram socket that is destroyed is unbound by that, so it is bound again at once; one that cannot be bound is not
 //! destroyed.
 //!
 //! **Invariant:** never touched is a socket of a cgroup that another policy or none holds, one that reaches this host only, or
@@ -201,15 +201,17 @@ fn act(diag: &Diag, socket: &Socket, action: Action, holder: &Holder, uplink: i3
     // Nothing else is ever done while the uplink is missing.
     let Some(uplink) = u32::try_from(uplink).ok().and_then(NonZeroU32::new) else { return Ok(None) };
     let Some(own) = holder.socket(socket.inode())? else { return Ok(None) };
-    let done = match action {
-        Action::Destroy => destroyed(diag.destroy(socket)?),
-        Action::Bind => Some(Action::Bind),
-    };
-    match own.bind_device_by_index_v4(Some(uplink)) {
-        Ok(()) => Ok(done),
+    match (own.bind_device_by_index_v4(Some(uplink)), action) {
+        (Ok(()), Action::Bind) => Ok(Some(Action::Bind)),
+        (Ok(()), Action::Destroy) => {
+            let ended = diag.destroy(&socket.clone().bound_to(uplink.get()))?;
+            own.bind_device_by_index_v4(Some(uplink)).map(|()| destroyed(ended))
+        }
         // The subflow of an MPTCP connection cannot be bound by the connection's descriptor.
-        Err(_) if socket.protocol == Protocol::Tcp && socket.peer().is_some() => diag.destroy(socket).map(destroyed),
-        Err(error) => Err(error),
+        (Err(_), _) if socket.protocol == Protocol::Tcp && socket.peer().is_some() => {
+            diag.destroy(socket).map(destroyed)
+        }
+        (Err(error), _) => Err(error),
     }
 }
 
