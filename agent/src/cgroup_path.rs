@@ -84,7 +84,12 @@ impl CgroupPath {
     /// be mistaken for one of the kernel's files are written with an underscore in front.
     pub fn of_unit(&self, unit: &str) -> Option<Self> {
         let is_its = |path: &Self| path.name() == unit || path.name().strip_prefix('_') == Some(unit);
-        std::iter::once(self.clone()).chain(self.ancestors()).find(is_its)
+        self.self_and_ancestors().into_iter().find(is_its)
+    }
+
+    /// Itself and all cgroups it is in, the nearest first.
+    pub fn self_and_ancestors(&self) -> Vec<Self> {
+        std::iter::successors(Some(self.clone()), Self::parent).collect()
     }
 
     /// Whether it is `outer` or in it.

@@ -3,7 +3,7 @@
 //! Data flows one way through these rooms, and none imports a later one:
 //! `config` -> `policy` -> `interface` + `cgroup` -> `plan` -> `datapath` == kernel == -> `stats` and `events` -> `cli`.
 //! `sockets` carries over to existing sockets what the datapath does with new ones.
-//! `daemon` and `keeper` stand outside and re-enter the pipe when something changes. ARCHITECTURE.md tells why.
+//! `doctor` stands outside and looks into all of them. `daemon` and `keeper` stand outside and re-enter the pipe when something changes. ARCHITECTURE.md tells why.
 
 pub mod api;
 pub mod cgroup;
@@ -13,6 +13,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod demo;
+pub mod doctor;
 pub mod drop_in;
 pub mod events;
 pub mod interface;

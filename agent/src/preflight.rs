@@ -11,9 +11,15 @@ pub struct Unprivileged {
     missing: Vec<&'static str>,
 }
 
-/// Checks for the capabilities to load and attach programs. CAP_SYS_ADMIN stands in for
-/// CAP_BPF and CAP_PERFMON, as in the kernel.
+/// Checks for the capabilities to load and attach programs.
 pub fn require_privilege(command: &'static str) -> Result<(), Unprivileged> {
+    let missing = missing_capabilities();
+    if missing.is_empty() { Ok(()) } else { Err(Unprivileged { command, missing }) }
+}
+
+/// Those of the capabilities to load and attach programs that this process lacks. CAP_SYS_ADMIN stands in for CAP_BPF and
+/// CAP_PERFMON, as in the kernel.
+pub fn missing_capabilities() -> Vec<&'static str> {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
     let admin = has(Capability::CAP_SYS_ADMIN);
     let mut missing = Vec::new();
@@ -27,5 +33,5 @@ pub fn require_privilege(command: &'static str) -> Result<(), Unprivileged> {
     if !has(Capability::CAP_NET_ADMIN) {
         missing.push("CAP_NET_ADMIN");
     }
-    if missing.is_empty() { Ok(()) } else { Err(Unprivileged { command, missing }) }
+    missing
 }

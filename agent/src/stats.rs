@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use steer_common::{COUNTERS, Owner, policy_flags, record::ip_address};
+use steer_common::{COUNTERS, Owner, policy_flags};
 use utoipa::ToSchema;
 
 use crate::{
@@ -168,11 +168,7 @@ fn policy_status(
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
         netns_cookie: steers.then_some(entry.record.netns_cookie),
         cgroups,
-        dns: [(policy_flags::DNS4, entry.record.dns4), (policy_flags::DNS6, entry.record.dns6)]
-            .into_iter()
-            .filter(|(flag, _)| entry.record.flags & flag != 0)
-            .map(|(_, words)| ip_address(words))
-            .collect(),
+        dns: entry.resolvers(),
         existing: policy::existing(entry.record.flags),
         enforce: enforce(entry.record.flags),
         counters: COUNTERS.iter().map(|counter| counter.name().to_owned()).zip(counts).collect(),

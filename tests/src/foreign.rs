@@ -1,4 +1,4 @@
-//! A program of somebody else's, attached in the way that forbids any other below it.
+//! A program of somebody else's, attached beside others, or in the way that forbids any other below it.
 
 use std::{
     fs, io,
@@ -46,6 +46,16 @@ fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
 /// Loads a sock_create program called `name` that allows everything, and attaches it with flags 0, as `ip vrf exec` does.
 /// It goes with the cgroup.
 pub fn exclusive_program(cgroup: &Cgroup, name: &str) -> anyhow::Result<()> {
+    attach(cgroup, name, 0)
+}
+
+/// The same, attached behind what is there, and beside what comes (`BPF_F_ALLOW_MULTI`).
+pub fn program_beside(cgroup: &Cgroup, name: &str) -> anyhow::Result<()> {
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    attach(cgroup, name, BPF_F_ALLOW_MULTI)
+}
+
+fn attach(cgroup: &Cgroup, name: &str, attach_flags: u32) -> anyhow::Result<()> {
     // r0 = 1; exit
     let instructions: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
     let mut load = Load {
@@ -65,7 +75,7 @@ pub fn exclusive_program(cgroup: &Cgroup, name: &str) -> anyhow::Result<()> {
         target_fd: directory.as_raw_fd().cast_unsigned(),
         attach_bpf_fd: program.as_raw_fd().cast_unsigned(),
         attach_type: BPF_CGROUP_INET_SOCK_CREATE,
-        attach_flags: 0,
+        attach_flags,
     };
     bpf(BPF_PROG_ATTACH, &attach)?;
     Ok(())

@@ -8,6 +8,7 @@ mod api;
 mod attach;
 mod daemon;
 mod dns;
+mod doctor;
 mod escape;
 mod events;
 mod exec;
@@ -32,7 +33,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 15] = [
+    let rooms: [(&str, &[Test]); 20] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -48,6 +49,11 @@ fn main() {
         ("existing", existing::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
+        ("doctor", doctor::TESTS),
+        ("doctor::cgroups", doctor::cgroups::TESTS),
+        ("doctor::pins", doctor::pins::TESTS),
+        ("doctor::sockets", doctor::sockets::TESTS),
+        ("doctor::uplinks", doctor::uplinks::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {

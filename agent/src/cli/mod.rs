@@ -6,6 +6,7 @@ mod completions;
 mod daemon;
 mod demo;
 mod detach;
+mod doctor;
 mod events;
 mod exec;
 mod interfaces;
@@ -29,6 +30,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     daemon::Emptied,
     datapath::{self, Pins},
+    doctor::quoted,
     log_lines,
     store::{self, Store},
 };
@@ -80,6 +82,8 @@ enum Command {
     Events(events::Args),
     /// Print the completions for a shell
     Completions(completions::Args),
+    /// Find what is wrong on this host and with every policy, and say what mends it
+    Doctor(doctor::Args),
     /// Show steering at work between network namespaces made for it
     Demo(demo::Args),
     /// The client program of `demo`
@@ -120,6 +124,7 @@ impl Cli {
             Command::Events(args) => events::run(&args, &instance),
             Command::Policy(args) => policy::run(args, &instance),
             Command::Interfaces(args) => interfaces::run(&args, &instance),
+            Command::Doctor(args) => doctor::run(args, &instance),
             Command::Demo(args) => demo::run(&args),
             Command::Probe(args) => {
                 let answered = steer_lab::cli::run(&args, &mut std::io::stdout().lock())?;
@@ -168,6 +173,16 @@ impl Instance {
         check(&self.runtime, fs::remove_dir_all(&self.runtime));
         // Not empty while there is another instance.
         let _ = fs::remove_dir(RUN_DIRECTORY);
+    }
+
+    /// How a shell calls this instance.
+    fn command(&self) -> String {
+        let usual = Self::new(self.pins.0.clone(), None);
+        let bpffs = (self.pins.0 != Path::new(PIN_DIRECTORY)).then_some(("--bpffs", &self.pins.0));
+        let socket = (self.socket != usual.socket).then_some(("--socket", &self.socket));
+        let options = bpffs.into_iter().chain(socket);
+        let words = options.map(|(option, path)| format!(" {option} {}", quoted(&path.display().to_string())));
+        format!("steer{}", words.collect::<String>())
     }
 
     /// Where policies are kept, given the configuration file.

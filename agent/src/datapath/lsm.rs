@@ -37,11 +37,16 @@ pub enum Unguarded {
 
 /// Why strict policies do not refuse sockets past the IP stack; `None`: they do.
 pub fn unguarded(pins: &Pins) -> Option<Unguarded> {
+    let is_loaded = pins.program(program::FAMILY).exists();
+    unguarded_by_kernel().or_else(|| (!is_loaded).then_some(Unguarded::NotLoaded))
+}
+
+/// Why this kernel does not let them.
+pub fn unguarded_by_kernel() -> Option<Unguarded> {
     match bpf_is_active() {
+        Ok(true) => None,
         Ok(false) => Some(Unguarded::Inactive),
         Err(error) => Some(Unguarded::Unknown(error)),
-        Ok(true) if !pins.program(program::FAMILY).exists() => Some(Unguarded::NotLoaded),
-        Ok(true) => None,
     }
 }
 

@@ -194,8 +194,10 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
     for hook in all_programs().filter(|hook| security_hooks || !hook.is_optional()) {
         match pin_program(pins, &mut object, hook, log_level) {
             // Before Linux 6.0 there is no such hook; and a kernel may be told to take no program for it.
-            Err(error @ Error::Program { .. }) if hook.is_optional() => {
-                log::info!("sockets past the IP stack will not be refused: {error}");
+            Err(Error::Program { source, .. }) if hook.is_optional() => {
+                log::info!(
+                    "sockets past the IP stack are not refused, for the kernel takes no program for that: {source}"
+                );
             }
             pinned => pinned?,
         }

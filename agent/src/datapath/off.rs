@@ -207,20 +207,29 @@ pub fn detach_other_versions(pins: &Pins, _lock: &Lock, cgroup_id: u64) -> Resul
 
 /// Removes what is left of other versions that steer nothing, as of a start that was killed half-way.
 fn remove_dead_versions(pins: &Pins) -> Result<(), Error> {
+    for version in dead_versions(pins)? {
+        let mut errors = Vec::new();
+        remove_tree(&version, &mut errors);
+        for error in errors {
+            log::warn!("{error}");
+        }
+    }
+    Ok(())
+}
+
+/// The pin directories of other versions that steer nothing.
+pub(super) fn dead_versions(pins: &Pins) -> Result<Vec<PathBuf>, Error> {
+    let mut dead = Vec::new();
     for version in pins.other_abis()? {
         let mut live = false;
         for directory in list(&version.join("links"))? {
             live |= is_live(&directory)?;
         }
         if !live {
-            let mut errors = Vec::new();
-            remove_tree(&version, &mut errors);
-            for error in errors {
-                log::warn!("{error}");
-            }
+            dead.push(version);
         }
     }
-    Ok(())
+    Ok(dead)
 }
 
 /// Ids of the cgroups that another ABI version steers.

@@ -3,10 +3,11 @@
 //! **Invariant:** what a slot means does not change while an attachment names it, except for the uplink's index, which is one
 //! word. A policy that has become another one gets another slot, and attachments are pointed to it one by one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use steer_common::{
-    CLOSED_IFINDEX, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, map, record::INTERFACE_BYTES,
+    CLOSED_IFINDEX, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, map, policy_flags,
+    record::{INTERFACE_BYTES, ip_address},
 };
 
 use super::{Datapath, Error, Lock, map_error};
@@ -36,6 +37,13 @@ impl PolicyEntry {
     /// Its uplink's configured name; empty for an exemption.
     pub fn interface(&self) -> String {
         text(&self.record.interface)
+    }
+
+    /// The resolvers that are asked, whomever a program asks; of each family one at most.
+    pub fn resolvers(&self) -> Vec<IpAddr> {
+        let families = [(policy_flags::DNS4, self.record.dns4), (policy_flags::DNS6, self.record.dns6)];
+        let asked = families.into_iter().filter(|(flag, _)| self.record.flags & flag != 0);
+        asked.map(|(_, words)| ip_address(words)).collect()
     }
 
     /// Whether it belongs to `owner`.

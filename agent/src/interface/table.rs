@@ -62,6 +62,12 @@ impl Table {
         self.links.iter().map(|(&index, names)| (index, names))
     }
 
+    /// The name of the link with this index.
+    pub fn name(&self, index: i32) -> Option<&str> {
+        let names = u32::try_from(index).ok().and_then(|index| self.links.get(&index));
+        names.map(|names| names.name.as_str())
+    }
+
     /// As [`Self::resolve`], with an error that says what there is.
     pub fn require(&self, name: &str) -> Result<i32, super::Error> {
         self.resolve(name).ok_or_else(|| super::Error::Missing {

@@ -21,7 +21,7 @@ pub(super) enum Action {
 
 /// The links of the network namespace and their addresses.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Host {
+pub(crate) struct Host {
     pub(super) links: BTreeSet<i32>,
     /// With the index of their link.
     pub(super) addresses: Vec<(i32, IpAddr)>,
@@ -46,7 +46,7 @@ pub(super) fn decide(socket: &Socket, existing: Existing, uplink: i32, host: &Ho
 
 impl Host {
     /// Whether a socket can reach nothing but this host.
-    fn is_all_of(&self, socket: &Socket) -> bool {
+    pub(crate) fn is_all_of(&self, socket: &Socket) -> bool {
         let is_own = |address: IpAddr| address.is_loopback() || self.addresses.iter().any(|(_, own)| *own == address);
         socket.bound() == LOOPBACK_IFINDEX
             || socket.local().ip().is_loopback()

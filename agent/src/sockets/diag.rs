@@ -22,7 +22,7 @@ use rtnetlink::{
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
 /// Every kind of socket that is listed: protocol and family.
-pub(super) const KINDS: [(Protocol, u8); 4] =
+pub(crate) const KINDS: [(Protocol, u8); 4] =
     [(Protocol::Tcp, AF_INET), (Protocol::Tcp, AF_INET6), (Protocol::Udp, AF_INET), (Protocol::Udp, AF_INET6)];
 
 /// Without those of which no program expects anything any more.
@@ -36,7 +36,7 @@ const STATES: StateFlags = StateFlags::LISTEN
 
 /// What a socket speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub(crate) enum Protocol {
     /// MPTCP's subflows, too.
     Tcp = IPPROTO_TCP as isize,
     Udp = IPPROTO_UDP as isize,
@@ -44,28 +44,28 @@ pub(super) enum Protocol {
 
 /// One socket.
 #[derive(Clone, Debug)]
-pub(super) struct Socket {
-    pub(super) protocol: Protocol,
+pub(crate) struct Socket {
+    pub(crate) protocol: Protocol,
     /// The cgroup of the process that made it.
-    pub(super) cgroup_id: u64,
-    pub(super) header: InetResponseHeader,
+    pub(crate) cgroup_id: u64,
+    pub(crate) header: InetResponseHeader,
 }
 
 impl Socket {
     /// Its own address; IPv4 also where an IPv6 socket speaks it.
-    pub(super) fn local(&self) -> SocketAddr {
+    pub(crate) fn local(&self) -> SocketAddr {
         SocketAddr::new(self.header.socket_id.source_address.to_canonical(), self.header.socket_id.source_port)
     }
 
     /// Whom it is connected to, or connecting.
-    pub(super) fn peer(&self) -> Option<SocketAddr> {
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
         let id = &self.header.socket_id;
         let connected = !matches!(self.header.state, TCP_LISTEN | TCP_CLOSE);
         connected.then(|| SocketAddr::new(id.destination_address.to_canonical(), id.destination_port))
     }
 
     /// The index of the interface that it is bound to; 0 is none.
-    pub(super) fn bound(&self) -> i32 {
+    pub(crate) fn bound(&self) -> i32 {
         self.header.socket_id.interface_id.cast_signed()
     }
 
@@ -76,12 +76,12 @@ impl Socket {
     }
 
     /// The number by which /proc knows it; 0 while no process has it.
-    pub(super) fn inode(&self) -> u32 {
+    pub(crate) fn inode(&self) -> u32 {
         self.header.inode
     }
 
     /// Whether it is a connection that its listener has not accepted yet.
-    pub(super) fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.inode() == 0 && self.header.state == TCP_ESTABLISHED
     }
 }
@@ -98,15 +98,15 @@ impl fmt::Display for Socket {
 }
 
 /// A connection to the kernel's list of the calling thread's network namespace.
-pub(super) struct Diag(Netlink);
+pub(crate) struct Diag(Netlink);
 
 impl Diag {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         Netlink::new(NETLINK_SOCK_DIAG).map(Self)
     }
 
     /// All sockets of one kind. ENOENT: this kernel has no list of them.
-    pub(super) fn list(&self, (protocol, family): (Protocol, u8)) -> io::Result<Vec<Socket>> {
+    pub(crate) fn list(&self, (protocol, family): (Protocol, u8)) -> io::Result<Vec<Socket>> {
         let any = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
         let request = SockDiagMessage::InetRequest(request(protocol, family, any));
         self.send(request, NLM_F_REQUEST | NLM_F_DUMP)?;
@@ -130,7 +130,7 @@ impl Diag {
 
     /// Ends a socket: whoever waits on it gets ECONNABORTED. One of UDP can be used again, but is connected to nobody and
     /// bound to no interface. False when it has ended by itself. Needs CONFIG_INET_DIAG_DESTROY.
-    pub(super) fn destroy(&self, socket: &Socket) -> io::Result<bool> {
+    pub(crate) fn destroy(&self, socket: &Socket) -> io::Result<bool> {
         let request = request(socket.protocol, socket.header.family, socket.header.socket_id.clone());
         let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
         self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;

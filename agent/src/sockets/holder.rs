@@ -87,7 +87,7 @@ pub(super) fn find<'a>(directories: impl Iterator<Item = &'a Path>, mut inodes: 
 }
 
 /// The sockets that a process has open: descriptor and inode.
-fn sockets_of(pid: i32) -> io::Result<Vec<(i32, u32)>> {
+pub(crate) fn sockets_of(pid: i32) -> io::Result<Vec<(i32, u32)>> {
     let mut sockets = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let entry = entry?;

@@ -11,9 +11,9 @@
 //! **Invariant:** never touched is a socket of a cgroup that another policy or none holds, one that reaches this host only, or
 //! one of another network namespace. What fails, fails for one socket: the attachment stands.
 
-mod decision;
-mod diag;
-mod holder;
+pub(crate) mod decision;
+pub(crate) mod diag;
+pub(crate) mod holder;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -226,7 +226,7 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 /// The links of the calling thread's network namespace, and their addresses.
-fn read_host() -> io::Result<Host> {
+pub(crate) fn read_host() -> io::Result<Host> {
     let links: BTreeMap<String, i32> = if_nameindex()?
         .iter()
         .filter_map(|link| Some((link.name().to_string_lossy().into_owned(), i32::try_from(link.index()).ok()?)))

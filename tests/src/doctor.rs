@@ -1,0 +1,155 @@
+//! `steer doctor` on a bed, and the fixes that it prints.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+
+use crate::{Bed, Output, binary, output, replace_file};
+
+/// Files of the machine that the doctor looks at, as a healthy machine has them, by the names that they have in the bed.
+const MACHINE: [(&str, &str, &str); 2] = [
+    ("/etc/resolv.conf", "resolv.conf", "nameserver 203.0.113.53\n"),
+    ("/etc/nsswitch.conf", "nsswitch.conf", "hosts: files dns\n"),
+];
+/// A directory of the machine, empty on a healthy one.
+const RUN: (&str, &str) = ("/run", "run");
+
+/// What a doctor said.
+#[derive(Debug)]
+pub struct Examination {
+    /// Exit status.
+    pub code: i32,
+    /// All of it.
+    pub json: Value,
+    /// What it found, but for what only this machine can answer for.
+    pub findings: Vec<Finding>,
+}
+
+/// One finding.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// Its check.
+    pub id: String,
+    /// All of it.
+    pub json: Value,
+}
+
+impl Finding {
+    /// A text of it, as "what".
+    pub fn text(&self, field: &str) -> &str {
+        self.json[field].as_str().unwrap_or_default()
+    }
+
+    /// The command that mends it.
+    pub fn command(&self) -> anyhow::Result<&str> {
+        self.json["fix"]["command"].as_str().with_context(|| format!("no command: {}", self.json))
+    }
+
+    /// What else mends it.
+    pub fn advice(&self) -> anyhow::Result<&str> {
+        self.json["fix"]["advice"].as_str().with_context(|| format!("no advice: {}", self.json))
+    }
+}
+
+impl Bed {
+    /// How the doctor calls steer on this bed.
+    pub fn steer_words(&self) -> String {
+        format!("steer --bpffs {} --socket {}", self.pins.display(), self.socket().display())
+    }
+
+    /// A file of the machine as the doctor sees it.
+    pub fn machine_file(&self, name: &str) -> std::path::PathBuf {
+        self.directory.join(name)
+    }
+
+    /// A command that sees a healthy machine, or what a test has made of it, in the client's network namespace.
+    fn on_a_healthy_machine(&self, mut command: Command) -> anyhow::Result<Command> {
+        for (path, name, healthy) in MACHINE {
+            let file = self.machine_file(name);
+            if !file.exists() {
+                fs::write(&file, healthy)?;
+            }
+            replace_file(&mut command, Path::new(path), &file);
+        }
+        let (path, name) = RUN;
+        fs::create_dir_all(self.machine_file(name))?;
+        replace_file(&mut command, Path::new(path), &self.machine_file(name));
+        self.net.client.enter(&mut command);
+        Ok(command)
+    }
+
+    /// `steer doctor` by the bed's configuration, which is empty unless it was written, with more arguments.
+    pub fn doctor_text(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        if !self.config_file().exists() {
+            self.write_config("")?;
+        }
+        let mut command = self.steer_here(&["doctor", "--config"]);
+        command.arg(self.config_file()).args(arguments);
+        output(&mut self.on_a_healthy_machine(command)?)
+    }
+
+    /// The same with `--json`, read.
+    pub fn doctor(&self, arguments: &[&str]) -> anyhow::Result<Examination> {
+        let said = self.doctor_text(&[&["--json"], arguments].concat())?;
+        let json: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
+        let findings = json["findings"].as_array().context("no findings")?.iter().map(|finding| Finding {
+            id: finding["id"].as_str().unwrap_or_default().to_owned(),
+            json: finding.clone(),
+        });
+        // What its kernel has, and what others have attached to all cgroups.
+        let is_the_machines = |finding: &Finding| {
+            matches!(&*finding.id, "lsm-bpf") || finding.json["subject"] == serde_json::json!({ "cgroup": "/" })
+        };
+        let findings = findings.filter(|finding| !is_the_machines(finding)).collect();
+        Ok(Examination { code: said.code, json, findings })
+    }
+
+    /// What it finds is this one fault.
+    pub fn only_finding(&self, id: &str) -> anyhow::Result<Finding> {
+        let said = self.doctor(&[])?;
+        let [finding] = &said.findings[..] else { anyhow::bail!("not {id} alone: {:#?}", said.findings) };
+        ensure!(finding.id == id, "not {id}: {finding:#?}");
+        let code = i32::from(finding.text("severity") != "info");
+        ensure!(said.code == code, "exit status {}: {finding:#?}", said.code);
+        for field in ["what", "why"] {
+            ensure!(!finding.text(field).is_empty(), "no {field}: {finding:#?}");
+        }
+        Ok(finding.clone())
+    }
+
+    /// It finds nothing.
+    pub fn is_healthy(&self) -> anyhow::Result<()> {
+        let said = self.doctor(&[])?;
+        ensure!(said.findings.is_empty(), "{:#?}", said.findings);
+        ensure!(said.code == 0, "exit status {}", said.code);
+        Ok(())
+    }
+
+    /// Runs the command that mends a finding, as its reader would. False: the machine does not have the program.
+    pub fn mend(&self, finding: &Finding) -> anyhow::Result<bool> {
+        self.run_in_a_shell(finding.command()?)
+    }
+
+    /// Runs a command as printed, `steer` being the one under test. False: the machine does not have the program.
+    pub fn run_in_a_shell(&self, line: &str) -> anyhow::Result<bool> {
+        let steer = binary("STEER_BIN", "steer");
+        let mut path = OsString::from(steer.parent().context("no directory")?);
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).env("PATH", path).stdin(Stdio::null());
+        let ran = output(&mut self.on_a_healthy_machine(shell)?)?;
+        if ran.code == 127 {
+            eprintln!("not tried, for it is not installed: {line}");
+            return Ok(false);
+        }
+        ensure!(ran.code == 0, "{line}: {ran:?}");
+        Ok(true)
+    }
+}

@@ -1,0 +1,107 @@
+//! Cgroups of the configuration, and programs of others on them.
+
+use anyhow::ensure;
+use nix::sys::signal::Signal;
+use steer_tests::{Bed, Outcome, exclusive_program, program_beside};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("patterns_that_match_nothing", patterns_that_match_nothing),
+    ("a_daemon_that_has_not_seen_a_cgroup", a_daemon_that_has_not_seen_a_cgroup),
+    ("an_exclusive_program", an_exclusive_program),
+    ("a_program_that_runs_after", a_program_that_runs_after),
+];
+
+fn patterns_that_match_nothing() -> Outcome {
+    let bed = Bed::new("doctor-pattern")?;
+    let slice = bed.cgroup.child("slice")?;
+    let _service = slice.child("one.service")?;
+    let policy =
+        |patterns: &str| format!("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\", {patterns}]\n");
+    let daemon = bed.daemon(&policy("\"@/none.service\""))?;
+    let finding = bed.only_finding("cgroup-pattern")?;
+    ensure!(finding.json["subject"]["policy"] == "p" && finding.text("severity") == "info", "{finding:?}");
+    ensure!(finding.text("what").contains(&format!("\"{}/none.service\"", bed.cgroup.path())), "{finding:?}");
+    let none = bed.cgroup.child("none.service")?;
+    bed.is_healthy()?;
+    drop(none);
+    // It is somewhere else.
+    bed.write_config(&policy("\"@/one.service\""))?;
+    daemon.wait_for_log("reloaded")?;
+    let finding = bed.only_finding("cgroup-pattern")?;
+    ensure!(finding.text("severity") == "warning", "{finding:?}");
+    ensure!(finding.advice()?.contains(&format!("\"{}/slice/one.service\"", bed.cgroup.path())), "{finding:?}");
+    Ok(())
+}
+
+fn a_daemon_that_has_not_seen_a_cgroup() -> Outcome {
+    let bed = Bed::new("doctor-unseen")?;
+    let policy = |name: &str, interface: &str, cgroups: &str| {
+        format!("[[policy]]\nname = \"{name}\"\ninterface = \"{interface}\"\ncgroups = [{cgroups}]\n")
+    };
+    let seen = bed.cgroup.child("inner")?;
+    let daemon = bed.daemon(&[policy("p", "a1", "\"@\""), policy("q", "a0", "\"@/in*\"")].concat())?;
+    bed.is_healthy()?;
+    daemon.signal(Signal::SIGSTOP)?;
+    let unseen = bed.cgroup.child("in-between")?;
+    let finding = bed.only_finding("cgroup-steered")?;
+    ensure!(finding.json["subject"]["cgroup"] == unseen.path(), "{finding:?}");
+    ensure!(finding.text("what").starts_with("policy q names it"), "{finding:?}");
+    ensure!(finding.command()? == format!("{} reload", bed.steer_words()), "{finding:?}");
+    daemon.signal(Signal::SIGCONT)?;
+    ensure!(bed.mend(&finding)?);
+    bed.is_healthy()?;
+    bed.check_steered(&unseen, 0)?;
+    bed.check_steered(&seen, 0)
+}
+
+fn an_exclusive_program() -> Outcome {
+    let bed = Bed::new("doctor-exclusive")?;
+    exclusive_program(&bed.cgroup, "vrf_like")?;
+    let inner = bed.cgroup.child("inner")?;
+    let config = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/inner\"]\n";
+    let _daemon = bed.daemon(config)?;
+    let finding = bed.only_finding("foreign-exclusive")?;
+    ensure!(finding.text("severity") == "error", "{finding:?}");
+    ensure!(finding.json["subject"]["cgroup"] == bed.cgroup.path(), "{finding:?}");
+    for text in ["\"vrf_like\"", "user 0", "sock_create"] {
+        ensure!(finding.text("what").contains(text), "{text} in {finding:?}");
+    }
+    ensure!(finding.text("why").contains(inner.path()), "{finding:?}");
+    if !bed.mend(&finding)? {
+        return Ok(());
+    }
+    // Nothing tells the daemon.
+    let finding = bed.only_finding("cgroup-steered")?;
+    ensure!(bed.mend(&finding)?);
+    bed.is_healthy()?;
+    // Attached above later, it does not run for what is steered.
+    exclusive_program(&bed.cgroup, "vrf_like")?;
+    let finding = bed.only_finding("foreign-exclusive")?;
+    ensure!(finding.text("severity") == "warning", "{finding:?}");
+    bed.check_steered(&inner, 1)?;
+    ensure!(bed.mend(&finding)?);
+    bed.is_healthy()
+}
+
+fn a_program_that_runs_after() -> Outcome {
+    let bed = Bed::new("doctor-after")?;
+    let inner = bed.cgroup.child("inner")?;
+    // It runs before.
+    program_beside(&inner, "before")?;
+    bed.succeed(&["attach", inner.path(), "-i", "a1"])?;
+    bed.is_healthy()?;
+    for holder in [&bed.cgroup, &inner] {
+        program_beside(holder, "binder")?;
+        let finding = bed.only_finding("foreign-binding")?;
+        ensure!(finding.text("severity") == "warning", "{finding:?}");
+        ensure!(finding.json["subject"]["cgroup"] == holder.path(), "{finding:?}");
+        ensure!(finding.text("what").contains("\"binder\", loaded by user 0 at sock_create"), "{finding:?}");
+        if !bed.mend(&finding)? {
+            return Ok(());
+        }
+        bed.is_healthy()?;
+    }
+    Ok(())
+}
