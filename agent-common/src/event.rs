@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** any bytes decode, and nothing is decided by them.
 
-use crate::record::NAME_BYTES;
+use crate::{address::AddressWords, record::NAME_BYTES};
 
 /// Bytes of [`map::EVENTS`](crate::map::EVENTS): more than a thousand events that nobody has read yet.
 pub const EVENTS_BYTES: u32 = 256 * 1024;
@@ -57,7 +57,7 @@ pub struct EventRecord {
 #[repr(C)]
 pub struct Peer {
     /// Its address, four words in network byte order; IPv4 is mapped (`::ffff:a.b.c.d`). All zero is none.
-    pub address: [u32; 4],
+    pub address: AddressWords,
     /// Its port, in host byte order; 0 is none.
     pub port: u32,
     /// The transport protocol (`IPPROTO_*`); 0 is not known.
@@ -85,13 +85,6 @@ impl EventRecord {
         interface: [0; KERNEL_NAME_BYTES],
         policy_name: [0; NAME_BYTES],
     };
-}
-
-impl Peer {
-    /// An IPv4 address, as it is in memory, as the words of a mapped one.
-    pub const fn mapped(address: u32) -> [u32; 4] {
-        [0, 0, 0xffff_u32.to_be(), address]
-    }
 }
 
 /// Events of one kind: of one cgroup, stopped by one policy for one reason.

@@ -6,18 +6,20 @@
 #![no_std]
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
+pub mod address;
 pub mod counter;
 pub mod decision;
 pub mod event;
+pub mod meter;
 pub mod option;
 pub mod record;
 
+pub use address::{AddressWords, MAPPED_WORD, mapped};
 pub use counter::{COUNTERS, Counter, CounterRecord};
 pub use decision::{Verdict, decide, is_settled};
 pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
 pub use record::{
-    AddressWords, AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags,
-    policy_flags,
+    AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags, policy_flags,
 };
 
 /// Entries of [`map::DECIDERS`].

@@ -16,13 +16,11 @@ use steer_common::{
 };
 
 use crate::{
-    attachment, decider,
+    answer::{ALLOW, REFUSE},
+    attachment,
     destination::{self, Hook},
-    dns, events, peer, policy, socket,
+    dns, events, notes, peer, policy, socket,
 };
-
-const REFUSE: i32 = 0;
-const ALLOW: i32 = 1;
 
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
@@ -83,7 +81,7 @@ fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> boo
 #[inline(always)]
 fn acting(ctx: &SockAddrContext) -> Option<(AttachmentRecord, Option<&'static PolicyRecord>)> {
     let attachment = attachment::current();
-    decider::is(&attachment, socket::of(ctx)).then(|| (attachment, policy::get(attachment.policy)))
+    notes::decides(&attachment, socket::of(ctx)).then(|| (attachment, policy::get(attachment.policy)))
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 //! **Invariant:** IPv4 addresses are mapped ones here, whichever hook they come from, so each question is asked once.
 
 use aya_ebpf::programs::SockAddrContext;
-use steer_common::AddressWords;
+use steer_common::{AddressWords, MAPPED_WORD, mapped};
 
 /// Which of a pair of hooks runs; each may look at its own part of the context only.
 #[derive(Clone, Copy)]
@@ -12,12 +12,10 @@ pub(crate) enum Hook {
     V6,
 }
 
-const MAPPED: u32 = 0xffff_u32.to_be();
-
 /// Whether it is an IPv4 address.
 #[inline(always)]
 pub(crate) fn is_mapped(address: &AddressWords) -> bool {
-    address[0] | address[1] == 0 && address[2] == MAPPED
+    address[0] | address[1] == 0 && address[2] == MAPPED_WORD
 }
 
 /// 127.0.0.0/8 and ::1.
@@ -34,7 +32,7 @@ pub(crate) fn is_loopback(address: &AddressWords) -> bool {
 pub(crate) fn address(ctx: &SockAddrContext, hook: Hook) -> AddressWords {
     match hook {
         // SAFETY: a four byte load that the verifier allows in the IPv4 hooks.
-        Hook::V4 => [0, 0, MAPPED, unsafe { (*ctx.sock_addr).user_ip4 }],
+        Hook::V4 => mapped(unsafe { (*ctx.sock_addr).user_ip4 }),
         Hook::V6 => {
             // SAFETY: four byte loads that the verifier allows in the IPv6 hooks.
             let word = |index: usize| unsafe { (*ctx.sock_addr).user_ip6[index] };

@@ -10,12 +10,11 @@ use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use steer_common::{AddressWords, Kind, PolicyRecord, policy_flags};
 
 use crate::{
-    attachment, decider,
+    answer::ALLOW,
+    attachment,
     destination::{self, Hook},
-    policy, socket,
+    notes, policy, socket,
 };
-
-const ALLOW: i32 = 1;
 
 const PORT: u16 = 53;
 const SOCK_STREAM: u32 = 1;
@@ -78,7 +77,7 @@ fn query<'p>(ctx: &SockAddrContext, hook: Hook, policy: &'p PolicyRecord) -> Opt
 fn redirect(ctx: &SockAddrContext, hook: Hook, asked: &AddressWords, resolver: &AddressWords) {
     destination::set_address(ctx, hook, resolver);
     // Where it cannot be remembered, the answer comes in the resolver's own name, and the program may not take it.
-    decider::remember_asked(socket::of(ctx), asked);
+    notes::remember_asked(socket::of(ctx), asked);
 }
 
 #[cgroup_sock_addr(recvmsg4)]
@@ -112,8 +111,8 @@ fn rename(ctx: &SockAddrContext, hook: Hook) -> i32 {
         && Kind::try_from(policy.kind) == Ok(Kind::Steer)
         && let peer = destination::address(ctx, hook)
         && resolver(policy, &peer) == Some(&peer)
-        && decider::is(&attachment, socket::of(ctx))
-        && let Some(asked) = decider::asked(socket::of(ctx))
+        && notes::decides(&attachment, socket::of(ctx))
+        && let Some(asked) = notes::asked(socket::of(ctx))
         && destination::is_mapped(&asked) == destination::is_mapped(&peer)
     {
         destination::set_address(ctx, hook, &asked);

@@ -8,10 +8,10 @@
 use aya_ebpf::{macros::lsm_cgroup, programs::LsmContext};
 use steer_common::{Counter, Kind};
 
-use crate::{attachment, decider, events, policy};
-
-const REFUSE: i32 = 0;
-const ALLOW: i32 = 1;
+use crate::{
+    answer::{ALLOW, REFUSE},
+    attachment, events, notes, policy,
+};
 
 const AF_UNIX: i32 = 1;
 const AF_INET: i32 = 2;
@@ -31,7 +31,7 @@ pub fn family(ctx: LsmContext) -> i32 {
         return ALLOW;
     }
     let attachment = attachment::current();
-    if !decider::is_for_current(&attachment) {
+    if !notes::decides_for_current(&attachment) {
         return ALLOW;
     }
     match policy::get(attachment.policy).map(|policy| Kind::try_from(policy.kind)) {

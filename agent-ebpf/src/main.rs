@@ -12,13 +12,14 @@
 #![expect(clippy::inline_always, reason = "a call is what the verifier and the CPU find dear")]
 
 mod address;
+mod answer;
 mod attachment;
 mod decided;
-mod decider;
 mod destination;
 mod dns;
 mod events;
 mod family;
+mod notes;
 mod option;
 mod packet;
 mod peer;
@@ -26,16 +27,12 @@ mod policy;
 mod runtime;
 mod socket;
 
+use answer::{ALLOW, REFUSE};
 use aya_ebpf::{
     EbpfContext as _, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock, programs::SockContext,
 };
 use aya_log_ebpf::trace;
 use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, Verdict, attachment_flags, decide, policy_flags};
-
-/// `socket()` fails with EPERM.
-const REFUSE: i32 = 0;
-/// `socket()` goes on.
-const ALLOW: i32 = 1;
 
 /// Attached for a moment, for its map: see [`steer_common::program::ANCHOR`] (sock_release is there since Linux 5.9).
 #[cgroup_sock(sock_release)]
@@ -64,7 +61,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     let policy = policy::get(slot);
     // A policy with guards notes it when the socket is used, which costs the others nothing.
     if nested && policy.is_none_or(|policy| policy.flags & policy_flags::GUARD == 0) {
-        decider::note(&ctx, &attachment);
+        notes::note_decider(&ctx, &attachment);
     }
     // SAFETY: the helper takes the program's own context (Linux 5.8 for sock_create).
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
@@ -84,7 +81,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         }
         Verdict::Leave(reason) => {
             if matches!(reason, Counter::LeftNetns) {
-                decider::leave_netns(&ctx);
+                notes::leave_netns(&ctx);
             }
             policy::count(slot, reason);
             trace!(&ctx, "policy slot {}: {}", slot, reason.name());

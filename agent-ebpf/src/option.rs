@@ -14,10 +14,10 @@ use steer_common::{
     },
 };
 
-use crate::{attachment, decider, events, policy};
-
-const REFUSE: i32 = 0;
-const ALLOW: i32 = 1;
+use crate::{
+    answer::{ALLOW, REFUSE},
+    attachment, events, notes, policy,
+};
 
 const IP_MREQ_BYTES: i32 = 8;
 const IP_MREQN_BYTES: i32 = 12;
@@ -80,7 +80,7 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     // SAFETY: the hook always has a socket.
     let socket: *mut bpf_sock = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
     let attachment = attachment::current();
-    if !decider::is(&attachment, socket) || decider::is_left(socket) {
+    if !notes::decides(&attachment, socket) || notes::is_left(socket) {
         return ALLOW;
     }
     let allowed = match policy::get(attachment.policy) {

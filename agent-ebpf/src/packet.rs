@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use steer_common::{AttachmentRecord, Counter, EventRecord, Kind};
 
-use crate::{attachment, decider, events, peer, policy};
+use crate::{attachment, events, notes, peer, policy};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
@@ -60,15 +60,15 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
         }
         // Only now, for it costs a call: what another network namespace's interface is called says nothing here.
         if let Some(socket) = socket(ctx)
-            && decider::is_left(socket)
+            && notes::is_left(socket)
         {
             return PASS;
         }
         return stop(ctx, &attachment, reason, ifindex);
     }
     match socket(ctx) {
-        Some(socket) if !decider::is(&attachment, socket) => PASS,
-        Some(socket) if ours || decider::is_left(socket) => PASS,
+        Some(socket) if !notes::decides(&attachment, socket) => PASS,
+        Some(socket) if ours || notes::is_left(socket) => PASS,
         None if ours => PASS,
         Some(_) | None => stop(ctx, &attachment, reason, ifindex),
     }

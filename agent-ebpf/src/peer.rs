@@ -1,7 +1,7 @@
 //! The other end, as the address of a call or the header of a packet names it. For events only: nothing is decided by it.
 
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
-use steer_common::Peer;
+use steer_common::{Peer, mapped};
 
 use crate::destination::{self, Hook};
 
@@ -50,7 +50,7 @@ pub(crate) fn of_packet(ctx: &SkBuffContext, incoming: bool) -> Peer {
             let address = if incoming { header.source } else { header.destination };
             let has_ports = u16::from_be(header.fragment_be) & FRAGMENT_OFFSET == 0;
             let ports_at = has_ports.then_some(usize::from(header.version_and_length & 0x0f) * 4);
-            (Peer::mapped(address), header.protocol, ports_at)
+            (mapped(address), header.protocol, ports_at)
         }
         Ok(6) => {
             let Ok(header) = ctx.load::<Ipv6Header>(0) else { return Peer::default() };

@@ -28,3 +28,4 @@ pub mod resolver;
 pub mod sockets;
 pub mod stats;
 pub mod store;
+pub mod top;

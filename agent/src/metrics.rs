@@ -90,6 +90,7 @@ mod tests {
     fn every_counter_is_told() {
         let counters = COUNTERS.iter().map(|counter| (counter.name().to_owned(), *counter as u64 + 1)).collect();
         let policy = PolicyStatus {
+            slot: 1,
             name: "vpn \"a\"".to_owned(),
             origin: Origin::Config,
             interface: Some("wg0".to_owned()),

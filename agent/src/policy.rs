@@ -3,8 +3,10 @@
 //! **Invariant:** every cgroup has one answer, whatever the order in which cgroups and interfaces appear.
 
 use steer_common::{
-    CLOSED_IFINDEX, Kind, Owner, PolicyRecord, policy_flags,
-    record::{INTERFACE_BYTES, NAME_BYTES, address_words},
+    CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
+    address::address_words,
+    policy_flags,
+    record::{INTERFACE_BYTES, NAME_BYTES},
 };
 
 use crate::{

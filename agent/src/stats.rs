@@ -36,6 +36,8 @@ const NOT_COVERED: &str = "sockets past the IP stack, such as packet and XDP soc
 /// One policy.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct PolicyStatus {
+    /// Its slot in the map `POLICIES`.
+    pub slot: u32,
     /// Its name; for one made by hand, its interface.
     pub name: String,
     /// Whether it comes from the configuration, or was made by `exec` or `attach`.
@@ -162,6 +164,7 @@ fn policy_status(
     let counts = datapath.counters(entry.slot)?;
     let steers = !entry.exempts();
     Ok(PolicyStatus {
+        slot: entry.slot,
         name: entry.name(),
         origin: if entry.is_owned_by(Owner::Config) { Origin::Config } else { Origin::Manual },
         interface: steers.then(|| entry.interface()),

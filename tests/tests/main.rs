@@ -20,6 +20,7 @@ mod nested;
 mod package;
 mod refusals;
 mod systemd;
+mod top;
 mod uplinks;
 
 type Test = (&'static str, fn() -> Outcome);
@@ -33,7 +34,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 20] = [
+    let rooms: [(&str, &[Test]); 21] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -46,6 +47,7 @@ fn main() {
         ("dns", dns::TESTS),
         ("api", api::TESTS),
         ("events", events::TESTS),
+        ("top", top::TESTS),
         ("existing", existing::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),

@@ -20,8 +20,8 @@ use crate::{
 #[command(
     after_help = "Shows first what nobody has read yet: about a thousand events are kept, later ones counted. Of each kind \
                   (cgroup, policy, reason) ten a second are told on each CPU, the others counted, too. Each event is shown \
-                  once, so without a daemon a second `steer events` is refused; a daemon tells all who listen. Exit status: 0 after --once and `steer off`, 1 if nothing is \
-                  steered."
+                  once, so without a daemon a second `steer events` is refused; a daemon tells all who listen. Exit status: \
+                  0 after --once and `steer off`, 1 if nothing is steered."
 )]
 pub(super) struct Args {
     /// Print JSON, one object a line

@@ -16,6 +16,7 @@ mod policy;
 mod reload;
 mod status;
 mod target;
+mod top;
 mod unit;
 
 use std::{
@@ -80,6 +81,8 @@ enum Command {
     Interfaces(interfaces::Args),
     /// Show who is stopped, as it happens, with or without a daemon
     Events(events::Args),
+    /// Show live what steered cgroups make and send, and by which link
+    Top(top::Args),
     /// Print the completions for a shell
     Completions(completions::Args),
     /// Find what is wrong on this host and with every policy, and say what mends it
@@ -122,6 +125,7 @@ impl Cli {
             Command::Off(args) => off::run(&args, &instance),
             Command::Status(args) => status::run(&args, &instance),
             Command::Events(args) => events::run(&args, &instance),
+            Command::Top(args) => top::run(&args, &instance),
             Command::Policy(args) => policy::run(args, &instance),
             Command::Interfaces(args) => interfaces::run(&args, &instance),
             Command::Doctor(args) => doctor::run(args, &instance),

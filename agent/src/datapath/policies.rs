@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use steer_common::{
-    CLOSED_IFINDEX, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, map, policy_flags,
-    record::{INTERFACE_BYTES, ip_address},
+    CLOSED_IFINDEX, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, address::ip_address, map,
+    policy_flags, record::INTERFACE_BYTES,
 };
 
 use super::{Datapath, Error, Lock, map_error};

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steer_common::{Owner, program};
+use steer_common::{Owner, meter, program};
 
 use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
 use crate::{
@@ -136,7 +136,8 @@ impl<'a> Foreign<'a> {
             }
         }
         let found = after.into_iter().filter_map(|((holder, hook, _), program)| {
-            let (severity, why) = severity(hook)?;
+            // That of `steer top` only counts.
+            let (severity, why) = severity(hook).filter(|_| program.name != meter::SOCKET_PROGRAM)?;
             Some(Finding {
                 id: Topic::ForeignBinding,
                 severity,

@@ -6,14 +6,14 @@
 use std::{
     borrow::Cow,
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
 };
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
-use steer_common::{Counter, EventRecord, LimitKey, Peer, option};
+use steer_common::{Counter, EventRecord, LimitKey, Peer, address::ip_address, option};
 
 use crate::{cgroup_path::CgroupPath, datapath::text};
 
@@ -65,7 +65,7 @@ impl Event {
             comm: named(&record.comm),
             interface: named(&record.interface),
             ifindex: (record.ifindex > 0).then_some(record.ifindex),
-            peer: (address != [0; 4]).then(|| ip(address)),
+            peer: (address != [0; 4]).then(|| ip_address(address)),
             port: u16::try_from(port).ok().filter(|port| *port != 0),
             protocol: (protocol != 0).then(|| protocol_name(protocol)),
             option: (record.option_level != 0 || record.option != 0)
@@ -145,14 +145,6 @@ fn named(field: &[u8]) -> Option<String> {
     Some(text(field)).filter(|name| !name.is_empty())
 }
 
-fn ip(words: [u32; 4]) -> IpAddr {
-    let mut octets = [0; 16];
-    for (bytes, word) in octets.chunks_exact_mut(4).zip(words) {
-        bytes.copy_from_slice(&word.to_ne_bytes());
-    }
-    Ipv6Addr::from(octets).to_canonical()
-}
-
 fn protocol_name(protocol: u32) -> String {
     match i32::try_from(protocol) {
         Ok(libc::IPPROTO_TCP) => "tcp".to_owned(),
@@ -193,7 +185,7 @@ mod tests {
             ifindex: 3,
             comm: name("curl"),
             policy_name: name("vpn"),
-            peer: Peer { address: Peer::mapped(u32::from_ne_bytes([192, 0, 2, 1])), port: 443, protocol: 6 },
+            peer: Peer { address: steer_common::mapped(u32::from_ne_bytes([192, 0, 2, 1])), port: 443, protocol: 6 },
             ..EventRecord::EMPTY
         }
     }

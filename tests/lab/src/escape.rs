@@ -8,12 +8,10 @@
 //! so ([`Attempt::is_applicable`]); it never passes for one that was made and led nowhere.
 
 use crate::{
-    error::{Error, Result},
     probe::{Family, errno_name},
     uplinks::{SERVER_V4, SERVER_V6},
 };
-use clap::{Args, ValueEnum};
-use serde::{Deserialize, Serialize};
+use clap::Args;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     io::{self, Read, Write},
@@ -21,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+mod attempt;
 mod link_layer;
 mod message;
 mod multicast;
@@ -28,184 +27,11 @@ pub mod option;
 mod place;
 mod plain;
 mod uring;
+mod vector;
 mod xdp;
 
-/// What is tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "the names say it, and the functions that try them the rest")]
-pub enum Vector {
-    // Plain use.
-    Tcp,
-    TcpFastOpen,
-    TcpAfUnspec,
-    TcpAccept,
-    Udp,
-    UdpUnconnected,
-    UdpLite,
-    UdpGso,
-    Ping,
-    Raw,
-    Zerocopy,
-    Sendfile,
-    Splice,
-    Sendmmsg,
-    MappedTcp,
-    MappedUdp,
-    Uring,
-    UringSqpoll,
-    // Multipath TCP.
-    Mptcp,
-    MptcpFastOpen,
-    MptcpAccept,
-    MptcpAcceptDual,
-    MptcpAcceptUnbound,
-    // Losing the binding.
-    UdpAfUnspec,
-    UdpAfUnspecConnect,
-    UdpAfUnspecCork,
-    MappedAfUnspec,
-    PingAfUnspec,
-    RawAfUnspec,
-    // Naming another interface per message.
-    IpPktinfo,
-    IpPktinfoCork,
-    IpPktinfoSendmmsg,
-    IpPktinfoMapped,
-    IpPktinfoUring,
-    PingPktinfo,
-    RawPktinfo,
-    RawHeader,
-    Ipv6Pktinfo,
-    Ipv6PktinfoSticky,
-    LinkLocalScope,
-    LinkLocalPing,
-    LinkLocalRaw,
-    LinkLocalMulticast,
-    LinkLocalTcp,
-    LinkLocalMptcp,
-    LinkLocalAfUnspec,
-    // Naming another interface per socket.
-    Bindtodevice,
-    BindtodeviceCleared,
-    Bindtoifindex,
-    Mark,
-    MarkAfUnspec,
-    UnicastIf,
-    UnicastIfAfUnspec,
-    MulticastIf,
-    MulticastIfAfUnspec,
-    BindtodeviceAfUnspec,
-    BindtodeviceMptcp,
-    BindtodeviceUring,
-    Vrf,
-    // Addresses and routes.
-    BindOther,
-    BindOtherUdp,
-    Freebind,
-    Transparent,
-    SourceRoute,
-    Dontroute,
-    BroadcastSubnet,
-    BroadcastLimited,
-    MulticastSend,
-    // Joins, upon which the kernel itself sends a report.
-    Join,
-    JoinByAddress,
-    JoinByRoute,
-    JoinGroup,
-    JoinSource,
-    JoinSourceByAddress,
-    JoinMapped,
-    JoinTcp,
-    // Below the IP stack, and beside it.
-    PacketRaw,
-    PacketDgram,
-    PacketBypass,
-    PacketLegacy,
-    PacketUring,
-    Xdp,
-    Sctp,
-    Smc,
-    SmcInet,
-    SmcUpperLayer,
-    // Elsewhere.
-    UserNamespace,
-    NetworkNamespace,
-    SubCgroup,
-    SubCgroupAfUnspec,
-    LeaveCgroup,
-    Inherited,
-    Passed,
-}
-
-impl Vector {
-    /// Every one there is.
-    pub fn all() -> &'static [Self] {
-        Self::value_variants()
-    }
-
-    /// As on the command line.
-    pub fn name(self) -> String {
-        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-}
-
-/// How far an attempt came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Step {
-    /// Getting to where the socket is to be made: a namespace, a cgroup.
-    Place,
-    /// Making the socket.
-    Socket,
-    /// Setting an option.
-    Option,
-    /// Binding it to an address.
-    Bind,
-    /// Waiting for a connection.
-    Accept,
-    /// Connecting it.
-    Connect,
-    /// Taking the connection back, with `connect(AF_UNSPEC)`.
-    Disconnect,
-    /// Sending.
-    Send,
-    /// Receiving the answer.
-    Receive,
-}
-
-/// What came of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attempt {
-    /// What was tried.
-    pub vector: Vector,
-    /// The family it was tried with.
-    pub family: Family,
-    /// `ok`, `n/a` or the name of the errno.
-    pub outcome: String,
-    /// Where it ended, if it was refused.
-    pub step: Option<Step>,
-    /// What the server saw, or why the attempt could not be made.
-    pub note: String,
-}
-
-impl Attempt {
-    /// Whether all went as the program wanted, as far as a program can know.
-    pub fn is_ok(&self) -> bool {
-        self.outcome == "ok"
-    }
-
-    /// Whether the attempt could be made at all.
-    pub fn is_applicable(&self) -> bool {
-        self.outcome != "n/a"
-    }
-
-    /// Reads what `steer-escape --json` prints last.
-    pub fn parse(line: &str) -> Result<Self> {
-        serde_json::from_str(line).map_err(|source| Error::Output { line: line.to_owned(), source })
-    }
-}
+pub use attempt::{Attempt, Step};
+pub use vector::Vector;
 
 /// Try one way past the steering of this program, and tell how far it led.
 #[derive(Args, Clone, Debug)]
@@ -295,29 +121,9 @@ impl EscapeArgs {
             return Some(format!("this kernel has none of it ({})", errno_name(error)));
         }
         // Whoever has the privilege and hears EPERM was refused; whoever has not, never came so far.
-        let needs = self.needs()?;
+        let needs = self.vector.needs()?;
         let refused = matches!(errno, libc::EPERM | libc::EACCES) && !nix::unistd::geteuid().is_root();
         refused.then(|| format!("needs {needs}"))
-    }
-
-    /// The privilege without which there is nothing to try.
-    fn needs(&self) -> Option<&'static str> {
-        match self.vector {
-            Vector::Raw
-            | Vector::RawAfUnspec
-            | Vector::RawPktinfo
-            | Vector::RawHeader
-            | Vector::LinkLocalRaw
-            | Vector::PacketRaw
-            | Vector::PacketDgram
-            | Vector::PacketBypass
-            | Vector::PacketLegacy
-            | Vector::PacketUring
-            | Vector::Xdp => Some("CAP_NET_RAW"),
-            Vector::Mark | Vector::MarkAfUnspec | Vector::Transparent => Some("CAP_NET_ADMIN"),
-            Vector::SubCgroup | Vector::SubCgroupAfUnspec | Vector::LeaveCgroup => Some("write access to the cgroup"),
-            _ => None,
-        }
     }
 
     fn attempt_vector(&self) -> Tried {

@@ -1,8 +1,8 @@
-//! Which of several nested attachments acts on an existing socket: the most specific one.
+//! What is noted in a socket's storage: which of several nested attachments acts on it, that it is another network namespace's
+//! and is left alone, and which name server its program has asked.
 //!
-//! An attachment that has others above it notes in the socket's storage that it decides; the others, whose programs run
-//! after it, see that and leave the socket alone, as long as that attachment is still there. Neither the note nor the look
-//! at it happens where nothing is nested.
+//! An attachment that has others above it notes that it decides; the others, whose programs run after it, see that and leave the
+//! socket alone, as long as that attachment is still there. Neither the note nor the look at it happens where nothing is nested.
 //!
 //! **Invariant:** a note that cannot be made, or of an attachment that is gone, lets the outer policy act: never nobody.
 
@@ -36,7 +36,7 @@ fn record<'a>(socket: *mut core::ffi::c_void, flags: u64) -> Option<&'a mut Sock
 
 /// Whether this attachment's policy is the one to act on the socket.
 #[inline(always)]
-pub(crate) fn is(attachment: &AttachmentRecord, socket: *mut bpf_sock) -> bool {
+pub(crate) fn decides(attachment: &AttachmentRecord, socket: *mut bpf_sock) -> bool {
     if attachment.flags & attachment_flags::HAS_INNER != 0
         && let Some(record) = record(socket.cast(), 0)
     {
@@ -57,7 +57,7 @@ pub(crate) fn is(attachment: &AttachmentRecord, socket: *mut bpf_sock) -> bool {
 /// Whether this attachment's policy is the one to act on the current process, where there is no socket yet: not if its cgroup,
 /// or one between that and this attachment's, has another one. In one that is further down than this looks, it is.
 #[inline(always)]
-pub(crate) fn is_for_current(attachment: &AttachmentRecord) -> bool {
+pub(crate) fn decides_for_current(attachment: &AttachmentRecord) -> bool {
     if attachment.flags & attachment_flags::HAS_INNER == 0 {
         return true;
     }
@@ -86,7 +86,7 @@ pub(crate) fn leave_netns(ctx: &SockContext) {
 
 /// Notes which attachment decides about a new socket, where nothing else of its policy would before another's guard acts.
 #[inline(always)]
-pub(crate) fn note(ctx: &SockContext, attachment: &AttachmentRecord) {
+pub(crate) fn note_decider(ctx: &SockContext, attachment: &AttachmentRecord) {
     if let Some(record) = record(ctx.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE.into()) {
         record.decider = attachment.cgroup_id;
     }

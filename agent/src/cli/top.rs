@@ -1,0 +1,152 @@
+//! `steer top`: what steered cgroups make and send, live.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use crossterm::event::{Event, EventStream, KeyEventKind};
+use futures_util::StreamExt as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
+
+use super::Instance;
+use crate::{
+    preflight::require_privilege,
+    top::{Frame, Sample, Screen, Sort, Watcher, text},
+};
+
+/// Arguments of `steer top`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "It counts with programs of its own, which are attached to the steered cgroups as long as it runs; nothing is counted \
+                  without it. Packets are counted before a guard stops them: what was stopped is marked so. Bytes are those \
+                  of the IP layer. On a terminal: q quits, s changes what comes first, arrows scroll, p pauses. Elsewhere a \
+                  table is printed every time."
+)]
+pub(super) struct Args {
+    /// Seconds from one look to the next
+    #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    interval: Duration,
+    /// End after so many
+    #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t)]
+    sort: Sort,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// From a tenth of a second to an hour.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if (0.1..=3600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("from 0.1 to 3600 seconds".to_owned())
+    }
+}
+
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    require_privilege("top")?;
+    let pins = instance.pins.to_look().filter(|pins| pins.root().exists());
+    let Some(pins) = pins else { bail!("nothing is steered, so there is nothing to show") };
+    let mut looks = Looks { watcher: Watcher::new(pins)?, before: None };
+    looks.take()?;
+    super::block_on(async {
+        let interval = ticks(args.interval);
+        if io::stdout().is_terminal() && !args.json {
+            on_terminal(args, interval, &mut looks).await
+        } else {
+            print(args, interval, &mut looks).await
+        }
+    })??;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Each look, compared with the one before.
+struct Looks {
+    watcher: Watcher,
+    before: Option<Sample>,
+}
+
+impl Looks {
+    fn take(&mut self) -> anyhow::Result<Option<Frame>> {
+        let after = self.watcher.look()?;
+        let frame = self.before.as_ref().map(|before| Frame::between(before, &after));
+        self.before = Some(after);
+        Ok(frame)
+    }
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut interval = interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+async fn print(args: &Args, mut interval: Interval, looks: &mut Looks) -> anyhow::Result<()> {
+    let mut left = args.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        interval.tick().await;
+        let Some(frame) = looks.take()? else { continue };
+        let mut out = io::stdout().lock();
+        if args.json {
+            writeln!(out, "{}", serde_json::to_string(&frame)?)?;
+        } else {
+            writeln!(out, "{}", text(frame, args.sort))?;
+        }
+        out.flush()?;
+        left -= 1;
+    }
+    Ok(())
+}
+
+async fn on_terminal(args: &Args, mut interval: Interval, looks: &mut Looks) -> anyhow::Result<()> {
+    let mut terminal = ratatui::try_init().context("take over the terminal")?;
+    let shown = show(args, &mut interval, looks, &mut terminal).await;
+    ratatui::try_restore().context("give the terminal back")?;
+    shown
+}
+
+async fn show(
+    args: &Args,
+    interval: &mut Interval,
+    looks: &mut Looks,
+    terminal: &mut ratatui::DefaultTerminal,
+) -> anyhow::Result<()> {
+    let mut screen = Screen::new(args.sort);
+    let mut keys = EventStream::new();
+    let (mut terminated, mut hung_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    let mut left = args.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        terminal.draw(|frame| screen.draw(frame))?;
+        tokio::select! {
+            _ = interval.tick() => {
+                if let Some(frame) = looks.take()? {
+                    screen.show(frame);
+                    left -= 1;
+                }
+            }
+            event = keys.next() => match event {
+                Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => {
+                    if !screen.obey(key) {
+                        return Ok(());
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error).context("read the terminal"),
+                None => return Ok(()),
+            },
+            _ = terminated.recv() => return Ok(()),
+            _ = hung_up.recv() => return Ok(()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! A frame, on a terminal or as text.
+
+use comfy_table::{CellAlignment, presets};
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use humansize::{DECIMAL, format_size};
+use ratatui::{
+    layout::{Alignment, Constraint, Layout},
+    style::{Color, Style, Stylize as _},
+    text::{Line, Text},
+    widgets::{Cell, Row, Table},
+};
+
+use super::{CgroupFrame, Frame, LinkFrame, PolicyFrame};
+
+const HEADER: [&str; 7] = ["POLICY / CGROUP", "UPLINK", "SOCKETS/s", "LINK", "PACKETS/s", "BYTES/s", "BLOCKED/s"];
+const COLUMNS: [Constraint; 7] = [
+    Constraint::Fill(3),
+    Constraint::Length(16),
+    Constraint::Length(9),
+    Constraint::Length(15),
+    Constraint::Length(9),
+    Constraint::Length(9),
+    Constraint::Fill(2),
+];
+/// The columns with numbers.
+const NUMBERS: [usize; 3] = [2, 4, 5];
+const KEYS: &str = "q quits   s sorts   ↑↓ scroll   p pauses";
+
+/// What comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sort {
+    /// By name and path.
+    #[default]
+    Name,
+    /// What sends most.
+    Bytes,
+    /// What makes most sockets.
+    Sockets,
+    /// What is blocked most.
+    Blocked,
+}
+
+impl Sort {
+    fn next(self) -> Self {
+        match self {
+            Self::Name => Self::Bytes,
+            Self::Bytes => Self::Sockets,
+            Self::Sockets => Self::Blocked,
+            Self::Blocked => Self::Name,
+        }
+    }
+
+    fn sort(self, frame: &mut Frame) {
+        use std::cmp::Reverse;
+        let bytes = |cgroup: &CgroupFrame| cgroup.links.iter().map(|link| link.bytes).sum::<u64>();
+        for policy in &mut frame.policies {
+            match self {
+                Self::Name | Self::Blocked => policy.cgroups.sort_by(|a, b| a.path.cmp(&b.path)),
+                Self::Bytes => policy.cgroups.sort_by_key(|cgroup| Reverse(bytes(cgroup))),
+                Self::Sockets => policy.cgroups.sort_by_key(|cgroup| Reverse(cgroup.sockets)),
+            }
+        }
+        match self {
+            Self::Name => frame.policies.sort_by(|a, b| a.name.cmp(&b.name)),
+            Self::Bytes => frame.policies.sort_by_key(|policy| Reverse(policy.sent().1)),
+            Self::Sockets => frame.policies.sort_by_key(|policy| Reverse(policy.sockets)),
+            Self::Blocked => frame.policies.sort_by_key(|policy| Reverse(policy.blocked())),
+        }
+    }
+}
+
+/// How it stands out.
+#[derive(Clone, Copy)]
+enum Kind {
+    Policy,
+    Missing,
+    Cgroup,
+    Stopped,
+}
+
+impl Kind {
+    fn style(self) -> Style {
+        match self {
+            Self::Policy => Style::new().bold(),
+            Self::Missing => Style::new().bold().fg(Color::Red),
+            Self::Cgroup => Style::new(),
+            Self::Stopped => Style::new().fg(Color::Red),
+        }
+    }
+}
+
+/// As a table of plain text.
+pub fn text(mut frame: Frame, sort: Sort) -> String {
+    sort.sort(&mut frame);
+    let mut table = comfy_table::Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(HEADER);
+    for (_, cells) in rows(&frame) {
+        table.add_row(cells);
+    }
+    for column in NUMBERS {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!("{}\n{table}\n", title(&frame))
+}
+
+/// A terminal's screen.
+#[derive(Debug, Default)]
+pub struct Screen {
+    frame: Option<Frame>,
+    sort: Sort,
+    /// Rows that are scrolled away.
+    above: usize,
+    paused: bool,
+}
+
+impl Screen {
+    /// An empty one.
+    pub fn new(sort: Sort) -> Self {
+        Self { sort, ..Self::default() }
+    }
+
+    /// What is shown from now on, unless it is paused.
+    pub fn show(&mut self, frame: Frame) {
+        if !self.paused {
+            self.frame = Some(frame);
+        }
+    }
+
+    /// Obeys a key. False: the user has seen enough.
+    pub fn obey(&mut self, key: KeyEvent) -> bool {
+        match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => return false,
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return false,
+            KeyCode::Char('s') => self.sort = self.sort.next(),
+            KeyCode::Char('p') => self.paused = !self.paused,
+            KeyCode::Down => self.above += 1,
+            KeyCode::PageDown => self.above += 10,
+            KeyCode::Up => self.above = self.above.saturating_sub(1),
+            KeyCode::PageUp => self.above = self.above.saturating_sub(10),
+            KeyCode::Home => self.above = 0,
+            _ => {}
+        }
+        true
+    }
+
+    /// Draws it.
+    pub fn draw(&mut self, terminal: &mut ratatui::Frame<'_>) {
+        let [top, middle, bottom] =
+            Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)])
+                .areas(terminal.area());
+        let Some(frame) = &mut self.frame else {
+            terminal.render_widget(Line::from("steer: looking"), top);
+            return;
+        };
+        self.sort.sort(frame);
+        let rows = rows(frame);
+        // The last row stays in sight.
+        self.above = self.above.min(rows.len().saturating_sub(1));
+        let shown = rows.into_iter().skip(self.above).map(|(kind, cells)| {
+            let cell = |(column, text): (usize, String)| Cell::from(Text::from(text).alignment(alignment(column)));
+            Row::new(cells.into_iter().enumerate().map(cell)).style(kind.style())
+        });
+        let header = HEADER.iter().enumerate().map(|(column, name)| Text::from(*name).alignment(alignment(column)));
+        let table = Table::new(shown, COLUMNS).header(Row::new(header).style(Style::new().reversed()));
+        terminal.render_widget(Line::from(title(frame)), top);
+        terminal.render_widget(table, middle);
+        let state = if self.paused { "   PAUSED" } else { "" };
+        let sort = format!("{:?}", self.sort).to_lowercase();
+        terminal.render_widget(Line::from(format!("{KEYS}   by {sort}{state}")).dim(), bottom);
+    }
+}
+
+fn alignment(column: usize) -> Alignment {
+    if NUMBERS.contains(&column) { Alignment::Right } else { Alignment::Left }
+}
+
+fn title(frame: &Frame) -> String {
+    let policies = &frame.policies;
+    let cgroups: usize = policies.iter().map(|policy| policy.cgroups.len()).sum();
+    let many = |count: usize, one: &str, more: &str| format!("{count} {}", if count == 1 { one } else { more });
+    format!(
+        "steer  {}  {}, {}",
+        frame.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        many(policies.len(), "policy", "policies"),
+        many(cgroups, "cgroup", "cgroups")
+    )
+}
+
+fn rows(frame: &Frame) -> Vec<(Kind, [String; 7])> {
+    let seconds = frame.seconds;
+    frame.policies.iter().flat_map(|policy| policy_rows(policy, seconds)).collect()
+}
+
+fn policy_rows(policy: &PolicyFrame, seconds: f64) -> Vec<(Kind, [String; 7])> {
+    let (packets, bytes) = policy.sent();
+    let reason = |why: &str| why.strip_prefix("stopped_").unwrap_or(why).to_owned();
+    let blocked = policy.blocked.iter().map(|(why, count)| format!("{} {}", reason(why), rate(*count, seconds)));
+    let blocked: Vec<_> = blocked.collect();
+    let (kind, uplink) = match (&policy.interface, policy.ifindex) {
+        (None, _) => (Kind::Policy, "none (exempt)".to_owned()),
+        (Some(interface), Some(ifindex)) => (Kind::Policy, format!("{interface} ({ifindex})")),
+        (Some(interface), None) => (Kind::Missing, format!("{interface} (missing)")),
+    };
+    let whole = [
+        policy.name.clone(),
+        uplink,
+        rate(policy.sockets, seconds),
+        String::new(),
+        rate(packets, seconds),
+        size(bytes, seconds),
+        blocked.join(", "),
+    ];
+    let cgroups = policy.cgroups.iter().flat_map(|cgroup| cgroup_rows(cgroup, seconds));
+    std::iter::once((kind, whole)).chain(cgroups).collect()
+}
+
+fn cgroup_rows(cgroup: &CgroupFrame, seconds: f64) -> Vec<(Kind, [String; 7])> {
+    let path = cgroup.path.as_ref().map_or_else(|| format!("{} (removed)", cgroup.id), ToString::to_string);
+    let mut first = [format!("  {path}"), String::new(), rate(cgroup.sockets, seconds)];
+    let mut rows = Vec::new();
+    for link in &cgroup.links {
+        let [path, uplink, sockets] = std::mem::take(&mut first);
+        let kind = if link.stopped { Kind::Stopped } else { Kind::Cgroup };
+        let cells = [
+            path,
+            uplink,
+            sockets,
+            link_name(link),
+            rate(link.packets, seconds),
+            size(link.bytes, seconds),
+            String::new(),
+        ];
+        rows.push((kind, cells));
+    }
+    if rows.is_empty() {
+        let [path, uplink, sockets] = first;
+        rows.push((Kind::Cgroup, [path, uplink, sockets, String::new(), String::new(), String::new(), String::new()]));
+    }
+    rows
+}
+
+fn link_name(link: &LinkFrame) -> String {
+    let name = link.interface.clone().unwrap_or_else(|| format!("#{}", link.ifindex));
+    if link.stopped { format!("{name} STOPPED") } else { name }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "rounded anyway")]
+fn per_second(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}
+
+/// Of a count; one below ten has a decimal.
+fn rate(count: u64, seconds: f64) -> String {
+    match per_second(count, seconds) {
+        0.0 => "0".to_owned(),
+        rate if rate < 10.0 => format!("{rate:.1}"),
+        rate => format!("{rate:.0}"),
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rounded anyway")]
+fn size(bytes: u64, seconds: f64) -> String {
+    format_size(per_second(bytes, seconds).round() as u64, DECIMAL)
+}
+
+#[cfg(test)]
+mod tests;

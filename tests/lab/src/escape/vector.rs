@@ -1,0 +1,145 @@
+//! The ways past a binding that are tried.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// What is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names say it, and the functions that try them the rest")]
+pub enum Vector {
+    // Plain use.
+    Tcp,
+    TcpFastOpen,
+    TcpAfUnspec,
+    TcpAccept,
+    Udp,
+    UdpUnconnected,
+    UdpLite,
+    UdpGso,
+    Ping,
+    Raw,
+    Zerocopy,
+    Sendfile,
+    Splice,
+    Sendmmsg,
+    MappedTcp,
+    MappedUdp,
+    Uring,
+    UringSqpoll,
+    // Multipath TCP.
+    Mptcp,
+    MptcpFastOpen,
+    MptcpAccept,
+    MptcpAcceptDual,
+    MptcpAcceptUnbound,
+    // Losing the binding.
+    UdpAfUnspec,
+    UdpAfUnspecConnect,
+    UdpAfUnspecCork,
+    MappedAfUnspec,
+    PingAfUnspec,
+    RawAfUnspec,
+    // Naming another interface per message.
+    IpPktinfo,
+    IpPktinfoCork,
+    IpPktinfoSendmmsg,
+    IpPktinfoMapped,
+    IpPktinfoUring,
+    PingPktinfo,
+    RawPktinfo,
+    RawHeader,
+    Ipv6Pktinfo,
+    Ipv6PktinfoSticky,
+    LinkLocalScope,
+    LinkLocalPing,
+    LinkLocalRaw,
+    LinkLocalMulticast,
+    LinkLocalTcp,
+    LinkLocalMptcp,
+    LinkLocalAfUnspec,
+    // Naming another interface per socket.
+    Bindtodevice,
+    BindtodeviceCleared,
+    Bindtoifindex,
+    Mark,
+    MarkAfUnspec,
+    UnicastIf,
+    UnicastIfAfUnspec,
+    MulticastIf,
+    MulticastIfAfUnspec,
+    BindtodeviceAfUnspec,
+    BindtodeviceMptcp,
+    BindtodeviceUring,
+    Vrf,
+    // Addresses and routes.
+    BindOther,
+    BindOtherUdp,
+    Freebind,
+    Transparent,
+    SourceRoute,
+    Dontroute,
+    BroadcastSubnet,
+    BroadcastLimited,
+    MulticastSend,
+    // Joins, upon which the kernel itself sends a report.
+    Join,
+    JoinByAddress,
+    JoinByRoute,
+    JoinGroup,
+    JoinSource,
+    JoinSourceByAddress,
+    JoinMapped,
+    JoinTcp,
+    // Below the IP stack, and beside it.
+    PacketRaw,
+    PacketDgram,
+    PacketBypass,
+    PacketLegacy,
+    PacketUring,
+    Xdp,
+    Sctp,
+    Smc,
+    SmcInet,
+    SmcUpperLayer,
+    // Elsewhere.
+    UserNamespace,
+    NetworkNamespace,
+    SubCgroup,
+    SubCgroupAfUnspec,
+    LeaveCgroup,
+    Inherited,
+    Passed,
+}
+
+impl Vector {
+    /// Every one there is.
+    pub fn all() -> &'static [Self] {
+        Self::value_variants()
+    }
+
+    /// As on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// The privilege without which there is nothing to try.
+    pub(super) fn needs(self) -> Option<&'static str> {
+        match self {
+            Self::Raw
+            | Self::RawAfUnspec
+            | Self::RawPktinfo
+            | Self::RawHeader
+            | Self::LinkLocalRaw
+            | Self::PacketRaw
+            | Self::PacketDgram
+            | Self::PacketBypass
+            | Self::PacketLegacy
+            | Self::PacketUring
+            | Self::Xdp => Some("CAP_NET_RAW"),
+            Self::Mark | Self::MarkAfUnspec | Self::Transparent => Some("CAP_NET_ADMIN"),
+            Self::SubCgroup | Self::SubCgroupAfUnspec | Self::LeaveCgroup => Some("write access to the cgroup"),
+            _ => None,
+        }
+    }
+}
