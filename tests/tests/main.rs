@@ -13,6 +13,7 @@ mod escape;
 mod events;
 mod exec;
 mod existing;
+mod explain;
 mod guards;
 mod lifecycle;
 mod limits;
@@ -33,7 +34,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 20] = [
+    let rooms: [(&str, &[Test]); 21] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -47,6 +48,7 @@ fn main() {
         ("api", api::TESTS),
         ("events", events::TESTS),
         ("existing", existing::TESTS),
+        ("explain", explain::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
         ("doctor", doctor::TESTS),

@@ -11,9 +11,12 @@ use super::{
     look::{Facts, Surroundings},
     reasons,
 };
-use crate::interface::{
-    Table,
-    network::{self, Link},
+use crate::{
+    datapath::PolicyEntry,
+    interface::{
+        Table,
+        network::{self, Link},
+    },
 };
 
 pub(super) fn assemble(facts: &Facts, deciding: Deciding<'_>, network: &Surroundings) -> Explanation {
@@ -111,7 +114,7 @@ fn named(hop: &network::Hop, table: &Table) -> Hop {
 }
 
 fn resolver(facts: &Facts, attached: &Attached) -> Resolver {
-    let dns: Vec<IpAddr> = attached.policy.as_ref().map(|policy| policy.resolvers()).unwrap_or_default();
+    let dns: Vec<IpAddr> = attached.policy.as_ref().map(PolicyEntry::resolvers).unwrap_or_default();
     let mut warnings: Vec<_> =
         facts.detours.iter().filter(|detour| detour.concerns(&dns)).map(ToString::to_string).collect();
     if facts.sees_other_files {

@@ -33,7 +33,7 @@ pub(super) fn conclude(
     let record = attached.policy.as_ref().map(|policy| &policy.record);
     let (outcome, sentence) = match decide(record, facts.netns.cookie) {
         Verdict::Leave(Counter::LeftExempt) => {
-            (Outcome::Exempt, format!("{subject} are not steered, because {by} exempts them"))
+            (Outcome::Exempt, format!("{subject} are not steered, being exempt by {by}"))
         }
         Verdict::Leave(_) => {
             let sentence = format!(

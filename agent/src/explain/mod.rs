@@ -13,6 +13,8 @@ mod document;
 mod look;
 mod reasons;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::{net::IpAddr, path::PathBuf};
 

@@ -115,10 +115,7 @@ impl Target {
 
 /// A process that ends while it is looked at.
 fn is_gone(error: &Error) -> bool {
-    let source = match error {
-        Error::File { source, .. } | Error::Cgroup(cgroup::Error::File { source, .. }) => source,
-        _ => return false,
-    };
+    let (Error::File { source, .. } | Error::Cgroup(cgroup::Error::File { source, .. })) = error else { return false };
     source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH)
 }
 
