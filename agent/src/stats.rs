@@ -132,10 +132,14 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Erro
         .collect::<Result<Vec<_>, _>>()?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
     let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
-    let unguarded = if strict { datapath::unguarded(pins) } else { None };
-    let not_covered = unguarded.map(|why| format!("{NOT_COVERED}: {why}")).into_iter().collect();
+    let not_covered = if strict { not_covered(pins).into_iter().collect() } else { Vec::new() };
     let warnings = warnings(&policies, &resolver::detours());
     Ok(Status { daemon, policies, other_versions, not_covered, warnings })
+}
+
+/// What gets out of strictly enforced cgroups all the same, and why.
+pub(crate) fn not_covered(pins: &Pins) -> Option<String> {
+    datapath::unguarded(pins).map(|why| format!("{NOT_COVERED}: {why}"))
 }
 
 /// Each detour, with the policies whose programs take it.

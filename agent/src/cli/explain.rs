@@ -49,12 +49,10 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
 
 fn print(explanation: &Explanation) {
     let Explanation { target, decision, sockets, .. } = explanation;
-    let mut facts = Table::new();
-    facts.load_style(presets::NOTHING);
-    let mut tell = |what: &str, lines: Vec<String>| {
-        if !lines.is_empty() {
-            facts.add_row([what.to_owned(), lines.join("\n")]);
-        }
+    println!("{}\n", chain(&explanation.chain).trim_fmt());
+    let tell = |what: &str, lines: Vec<String>| {
+        let names = [what].into_iter().chain(std::iter::repeat(""));
+        names.zip(lines).for_each(|(name, line)| println!(" {name:<11}  {line}"));
     };
     if let Some(process) = &target.process {
         let own = if target.netns.own { "this one" } else { "not this one" };
@@ -88,7 +86,7 @@ fn print(explanation: &Explanation) {
         let first = problem.unwrap_or(bound);
         tell("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect());
     }
-    println!("{}\n\n{facts}\n\n{}", chain(&explanation.chain), explanation.conclusion);
+    println!("\n{}", explanation.conclusion);
 }
 
 fn chain(cgroups: &[Cgroup]) -> Table {

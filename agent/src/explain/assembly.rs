@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use steer_common::{Kind, policy_flags, program};
+use steer_common::{Kind, policy_flags};
 
 use super::{
     chain::{Attached, Deciding},
@@ -66,11 +66,10 @@ fn not_covered(facts: &Facts, attached: &Attached) -> Vec<String> {
             "programs that want out, and older sockets: their packets are not stopped (enforce = \"strict\" does)"
                 .to_owned(),
         );
-    } else if let Some(why) = &facts.unguarded {
-        not_covered.push(format!("sockets past the IP stack, as of AF_PACKET: {why}"));
+    } else {
+        not_covered.extend(facts.unguarded.clone());
     }
-    let missing = attached.difference.missing.iter().filter(|name| **name != program::FAMILY);
-    let missing: Vec<_> = missing.copied().collect();
+    let missing = &attached.difference.missing;
     if !missing.is_empty() {
         not_covered.push(format!("what these programs would stop or mend, which are missing: {}", missing.join(", ")));
     }

@@ -24,6 +24,7 @@ use crate::{
     policy::Policies,
     resolver::{self, Detour},
     sockets::{self, holder, loose},
+    stats,
 };
 
 /// What does not depend on who decides.
@@ -39,7 +40,7 @@ pub(super) struct Facts {
     /// The cgroups from the root to the target.
     pub(super) levels: Vec<Level>,
     pub(super) table: Table,
-    /// Why sockets past the IP stack are not refused by strict policies.
+    /// What gets past strict policies on this kernel.
     pub(super) unguarded: Option<String>,
     pub(super) detours: Vec<Detour>,
 }
@@ -83,7 +84,7 @@ pub(super) async fn look(options: &Options, hierarchy: &Hierarchy, target: &Targ
         policies,
         levels: levels(pins.as_ref(), hierarchy, &target.cgroup)?,
         table: interface::read().await?,
-        unguarded: pins.as_ref().and_then(datapath::unguarded).map(|why| why.to_string()),
+        unguarded: pins.as_ref().and_then(stats::not_covered),
         detours: resolver::detours(),
     })
 }
