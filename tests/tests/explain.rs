@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("in_another_network_namespace", in_another_network_namespace),
     ("routes", routes),
     ("an_incomplete_attachment", an_incomplete_attachment),
+    ("pins_that_are_not_whole", pins_that_are_not_whole),
     ("programs_of_others", programs_of_others),
     ("older_sockets", older_sockets),
     ("a_wrong_target", a_wrong_target),
@@ -336,6 +337,16 @@ fn an_incomplete_attachment() -> Outcome {
     ensure!(reasons(&said)[1].contains("its program sock_create is missing"), "{said:#}");
     ensure!(text(&bed, &[inner.path()])?.contains("MISSING egress sock_create"));
     Ok(())
+}
+
+fn pins_that_are_not_whole() -> Outcome {
+    let bed = Bed::new("explain-torn")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    std::fs::remove_file(bed.abi().join("maps/POLICIES"))?;
+    let refused = bed.run(&["explain", bed.cgroup.path()])?;
+    ensure!(refused.code == 1 && refused.stderr.contains("are not whole"), "{refused:?}");
+    // What it cannot read holds.
+    bed.check_steered(&bed.cgroup, 1)
 }
 
 fn programs_of_others() -> Outcome {

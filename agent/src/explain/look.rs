@@ -69,8 +69,8 @@ pub(super) async fn look(options: &Options, hierarchy: &Hierarchy, target: &Targ
         && inspect::leftovers(pins)?.torn
     {
         bail!(
-            "the pins below {} are not whole, as after a removal that was interrupted: what they steer cannot be read; \
-             `steer off` removes the rest",
+            "the pins below {} are not whole, so what they steer cannot be read: they are being made just now, or their \
+             removal was interrupted; if this is said again, `steer off` removes the rest",
             options.pin_directory.display()
         );
     }
