@@ -3,7 +3,7 @@
 //! Data flows one way through these rooms, and none imports a later one:
 //! `config` -> `policy` -> `interface` + `cgroup` -> `plan` -> `datapath` == kernel == -> `stats` and `events` -> `cli`.
 //! `sockets` carries over to existing sockets what the datapath does with new ones.
-//! `doctor` stands outside and looks into all of them. `daemon` and `keeper` stand outside and re-enter the pipe when something changes. ARCHITECTURE.md tells why.
+//! `doctor` and `explain` stand outside and look into all of them. `daemon` and `keeper` stand outside and re-enter the pipe when something changes. ARCHITECTURE.md tells why.
 
 pub mod api;
 pub mod cgroup;
@@ -16,6 +16,7 @@ pub mod demo;
 pub mod doctor;
 pub mod drop_in;
 pub mod events;
+pub mod explain;
 pub mod interface;
 pub mod keeper;
 pub mod log_lines;

@@ -65,6 +65,15 @@ impl Target {
     }
 }
 
+/// How a policy with these flags is enforced.
+pub fn enforce(flags: u32) -> Enforce {
+    match (flags & policy_flags::GUARD, flags & policy_flags::RESTORE) {
+        (0, 0) => Enforce::Bind,
+        (0, _) => Enforce::Steer,
+        _ => Enforce::Strict,
+    }
+}
+
 /// What a policy with these flags says of sockets that were there before it.
 pub fn existing(flags: u32) -> Existing {
     match (flags & policy_flags::EXISTING_DESTROY, flags & policy_flags::EXISTING_REBIND) {

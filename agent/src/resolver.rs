@@ -20,6 +20,14 @@ pub enum Detour {
 }
 
 impl Detour {
+    /// Whether programs take it whose policy has these resolvers. A server is not asked where there is one of its family.
+    pub fn concerns(&self, resolvers: &[IpAddr]) -> bool {
+        match self {
+            Self::LocalServer(server) => !resolvers.iter().any(|own| own.is_ipv4() == server.is_ipv4()),
+            Self::Resolved | Self::Nscd => true,
+        }
+    }
+
     /// Whether a policy's own resolvers are asked in its stead.
     pub fn ends_with_dns(&self) -> bool {
         matches!(self, Self::LocalServer(_))

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use steer_common::{COUNTERS, Owner, policy_flags};
+use steer_common::{COUNTERS, Owner};
 use utoipa::ToSchema;
 
 use crate::{
@@ -86,6 +86,13 @@ pub struct CgroupStatus {
     pub manual: bool,
 }
 
+impl Origin {
+    /// Where a policy in force comes from.
+    pub fn of(policy: &PolicyEntry) -> Self {
+        if policy.is_owned_by(Owner::Config) { Self::Config } else { Self::Manual }
+    }
+}
+
 impl PolicyStatus {
     /// The uplink as people read it.
     pub fn uplink(&self) -> String {
@@ -127,19 +134,14 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, datapath::Erro
         .collect::<Result<Vec<_>, _>>()?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
     let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
-    let unguarded = if strict { datapath::unguarded(pins) } else { None };
-    let not_covered = unguarded.map(|why| format!("{NOT_COVERED}: {why}")).into_iter().collect();
+    let not_covered = if strict { not_covered(pins).into_iter().collect() } else { Vec::new() };
     let warnings = warnings(&policies, &resolver::detours());
     Ok(Status { daemon, policies, other_versions, not_covered, warnings })
 }
 
-/// As `enforce` of the configuration.
-fn enforce(flags: u32) -> Enforce {
-    match (flags & policy_flags::GUARD, flags & policy_flags::RESTORE) {
-        (0, 0) => Enforce::Bind,
-        (0, _) => Enforce::Steer,
-        _ => Enforce::Strict,
-    }
+/// What gets out of strictly enforced cgroups all the same, and why.
+pub(crate) fn not_covered(pins: &Pins) -> Option<String> {
+    datapath::unguarded(pins).map(|why| format!("{NOT_COVERED}: {why}"))
 }
 
 /// Each detour, with the policies whose programs take it.
@@ -166,14 +168,14 @@ fn policy_status(
     Ok(PolicyStatus {
         slot: entry.slot,
         name: entry.name(),
-        origin: if entry.is_owned_by(Owner::Config) { Origin::Config } else { Origin::Manual },
+        origin: Origin::of(entry),
         interface: steers.then(|| entry.interface()),
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
         netns_cookie: steers.then_some(entry.record.netns_cookie),
         cgroups,
         dns: entry.resolvers(),
         existing: policy::existing(entry.record.flags),
-        enforce: enforce(entry.record.flags),
+        enforce: policy::enforce(entry.record.flags),
         counters: COUNTERS.iter().map(|counter| counter.name().to_owned()).zip(counts).collect(),
     })
 }

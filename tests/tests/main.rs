@@ -13,6 +13,7 @@ mod escape;
 mod events;
 mod exec;
 mod existing;
+mod explain;
 mod guards;
 mod lifecycle;
 mod limits;
@@ -34,7 +35,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 21] = [
+    let rooms: [(&str, &[Test]); 22] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -49,6 +50,7 @@ fn main() {
         ("events", events::TESTS),
         ("top", top::TESTS),
         ("existing", existing::TESTS),
+        ("explain", explain::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
         ("doctor", doctor::TESTS),

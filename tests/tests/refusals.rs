@@ -60,6 +60,10 @@ fn check_needs_no_privilege() -> Outcome {
     command.args(["check", "--config"]).arg(bed.config_file()).uid(NOBODY.0).gid(NOBODY.1);
     let checked = output(&mut command)?;
     ensure!(checked.code == 0 && checked.stdout.ends_with(": no mistakes\n1 policy\n"), "{checked:?}");
+    let checked = output(command.arg("--json"))?;
+    let said: serde_json::Value = serde_json::from_str(&checked.stdout)?;
+    let expected = serde_json::json!({ "files": [bed.config_file()], "policies": 1, "problems": [] });
+    ensure!(checked.code == 0 && said == expected, "{checked:?}");
     Ok(())
 }
 
@@ -79,6 +83,13 @@ fn a_wrong_configuration() -> Outcome {
             ensure!(refused.stderr.contains(&line), "{line} in {refused:?}");
         }
     }
+    let refused = bed.run(&["check", "--json", "--config", &file])?;
+    let said: serde_json::Value = serde_json::from_str(&refused.stdout)?;
+    ensure!(refused.code == 2 && said["files"][0] == file && said["policies"].is_null(), "{refused:?}");
+    let expected = serde_json::json!({ "file": file, "line": 2, "column": 1, "key": "policy[0].nam", "value": "\"p\"",
+                                       "message": said["problems"][1]["message"] });
+    ensure!(said["problems"][1] == expected, "{said:#}");
+    ensure!(said["problems"].as_array().is_some_and(|problems| problems.len() == 4), "{said:#}");
     let missing = bed.run(&["check", "--config", "/nonexistent.toml"])?;
     ensure!(missing.code == 1 && missing.stderr.contains("/nonexistent.toml"), "{missing:?}");
     Ok(())

@@ -165,7 +165,16 @@ impl Hierarchy {
 
     /// The cgroup the calling process is in.
     pub fn own(&self) -> Result<CgroupPath, Error> {
-        let file = PathBuf::from("/proc/self/cgroup");
+        Self::of("self")
+    }
+
+    /// The cgroup that a process is in.
+    pub fn of_process(&self, pid: u32) -> Result<CgroupPath, Error> {
+        Self::of(&pid.to_string())
+    }
+
+    fn of(process: &str) -> Result<CgroupPath, Error> {
+        let file = Path::new("/proc").join(process).join("cgroup");
         let text =
             fs::read_to_string(&file).map_err(|source| Error::File { action: "read", file: file.clone(), source })?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");

@@ -2,19 +2,48 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use serde::Serialize;
+
 use super::Instance;
+use crate::{config::Problem, store};
 
 /// Arguments of `steer check`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Exit status: 0 if there are no mistakes, 1 if a file cannot be read, 2 if there are mistakes.")]
 pub(super) struct Args {
     /// The configuration
     #[arg(long, short, value_name = "FILE", default_value = super::daemon::CONFIG)]
     config: PathBuf,
+    /// Print JSON, of mistakes, too
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints. The field names are stable.
+#[derive(Serialize)]
+struct Output {
+    /// The files that were read.
+    files: Vec<PathBuf>,
+    /// How many policies are in them; absent if there are mistakes.
+    policies: Option<usize>,
+    /// The mistakes.
+    problems: Vec<Problem>,
 }
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let store = instance.store(&args.config);
-    let count = store.read()?.policies.len();
+    let read = store.read();
+    if args.json {
+        let (policies, problems) = match read {
+            Ok(config) => (Some(config.policies.len()), Vec::new()),
+            Err(store::Error::Invalid(found)) => (None, found.problems),
+            Err(error) => return Err(error.into()),
+        };
+        let code = if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) };
+        println!("{}", serde_json::to_string_pretty(&Output { files: store.files()?, policies, problems })?);
+        return Ok(code);
+    }
+    let count = read?.policies.len();
     for file in store.files()? {
         println!("{}: no mistakes", file.display());
     }

@@ -9,6 +9,7 @@ mod detach;
 mod doctor;
 mod events;
 mod exec;
+mod explain;
 mod interfaces;
 mod keep;
 mod off;
@@ -85,6 +86,8 @@ enum Command {
     Top(top::Args),
     /// Print the completions for a shell
     Completions(completions::Args),
+    /// Say which policy holds a process or a cgroup, and why
+    Explain(explain::Args),
     /// Find what is wrong on this host and with every policy, and say what mends it
     Doctor(doctor::Args),
     /// Show steering at work between network namespaces made for it
@@ -128,6 +131,7 @@ impl Cli {
             Command::Top(args) => top::run(&args, &instance),
             Command::Policy(args) => policy::run(args, &instance),
             Command::Interfaces(args) => interfaces::run(&args, &instance),
+            Command::Explain(args) => explain::run(args, &instance),
             Command::Doctor(args) => doctor::run(args, &instance),
             Command::Demo(args) => demo::run(&args),
             Command::Probe(args) => {

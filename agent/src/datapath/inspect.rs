@@ -6,7 +6,7 @@ use std::io;
 
 use aya::{maps::MapType, sys::is_map_supported};
 
-use super::{Error, Pins, bpf, object, off, pins::file_name};
+use super::{Attachment, Error, Pins, bpf, object, off, pins::file_name};
 use crate::cgroup::Cgroup;
 
 /// The types of the maps that the programs have.
@@ -30,6 +30,24 @@ pub fn hooks_asked(flags: u32, pins: Option<&Pins>) -> Vec<&'static str> {
     let is_there = |hook: &&object::Hook| !hook.is_optional() || pins.is_some_and(|pins| hook.is_available(pins));
     let asked = object::HOOKS.iter().filter(|hook| hook.is_asked(flags)).filter(is_there);
     asked.map(|hook| hook.name).collect()
+}
+
+/// What the programs of an attachment differ by from those that its policy asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Asked for and not attached.
+    pub missing: Vec<&'static str>,
+    /// Attached and not asked for.
+    pub superfluous: Vec<&'static str>,
+}
+
+/// Compares an attachment with what a policy with these flags asks for.
+pub fn difference(attachment: &Attachment, flags: u32, pins: Option<&Pins>) -> Difference {
+    let (asked, has) = (hooks_asked(flags, pins), &attachment.hooks);
+    Difference {
+        missing: asked.iter().filter(|hook| !has.contains(hook)).copied().collect(),
+        superfluous: has.iter().filter(|hook| !asked.contains(hook)).copied().collect(),
+    }
 }
 
 /// The hooks that this kernel does not have on cgroups and that steer does not go without, asked for on any cgroup.

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** only looks.
 
-use std::{collections::BTreeSet, os::fd::AsFd as _, path::Path};
+use std::{collections::BTreeSet, fmt, os::fd::AsFd as _, path::Path};
 
 use aya::programs::loaded_links;
 use aya_obj::generated::{BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE};
@@ -43,6 +43,20 @@ pub struct Program {
     pub uid: u32,
     /// Whether a link pinned by this instance of steer, of any version, attached it.
     pub ours: bool,
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "program {} {:?}, loaded by user {}", self.id, self.name, self.uid)
+    }
+}
+
+impl OnHook {
+    /// The programs that run after the last one of steer's; none where it has none.
+    pub fn behind_ours(&self) -> &[Program] {
+        let ours = self.programs.iter().rposition(|program| program.ours);
+        ours.map(|ours| &self.programs[ours + 1..]).unwrap_or_default()
+    }
 }
 
 /// The programs on a cgroup itself, not those above it, by hook; a hook that has none, or that this kernel lacks, is left

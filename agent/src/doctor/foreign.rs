@@ -96,7 +96,7 @@ impl<'a> Foreign<'a> {
     fn exclusive_finding(&self, holder: CgroupPath, exclusive: &Exclusive<'_>) -> Finding {
         let is_whole = |path: &CgroupPath| self.survey.attached(path).is_some_and(|at| at.attachment.complete);
         let programs = &exclusive.programs;
-        let names: Vec<_> = programs.iter().map(|(hook, program)| format!("{} at {hook}", owner(program))).collect();
+        let names: Vec<_> = programs.iter().map(|(hook, program)| format!("{program} at {hook}")).collect();
         let detach: Vec<_> = programs.iter().map(|(hook, program)| self.detach(&holder, hook, program)).collect();
         let unsteered = exclusive.keeps_out.iter().filter(|path| !is_whole(path));
         let unsteered: Vec<_> = unsteered.map(ToString::to_string).collect();
@@ -123,9 +123,7 @@ impl<'a> Foreign<'a> {
             let Some(own) = self.programs.get_key_value(path) else { continue };
             let above = path.ancestors().into_iter().filter_map(|path| self.programs.get_key_value(&path));
             for on in own.1 {
-                let ours = on.programs.iter().rposition(|program| program.ours);
-                let behind = ours.map(|ours| &on.programs[ours + 1..]).unwrap_or_default();
-                after.extend(behind.iter().map(|program| ((own.0, on.hook, program.id), program)));
+                after.extend(on.behind_ours().iter().map(|program| ((own.0, on.hook, program.id), program)));
             }
             for (holder, on) in above.flat_map(|(holder, hooks)| hooks.iter().map(move |on| (holder, on))) {
                 // The others do not run for a cgroup that has its own.
@@ -142,7 +140,7 @@ impl<'a> Foreign<'a> {
                 id: Topic::ForeignBinding,
                 severity,
                 subject: Subject::Cgroup(holder.clone()),
-                what: format!("{} at {hook} runs after steer's", owner(program)),
+                what: format!("{program} at {hook} runs after steer's"),
                 why: why.to_owned(),
                 fix: Some(Fix::command(self.detach(holder, hook, program))),
             })
@@ -173,10 +171,6 @@ fn severity(hook: &str) -> Option<(Severity, &'static str)> {
         | program::BIND6 => Some((Severity::Info, TURNS)),
         _ => None,
     }
-}
-
-fn owner(program: &Program) -> String {
-    format!("program {} {:?}, loaded by user {}", program.id, program.name, program.uid)
 }
 
 /// What the configuration would have attached, with the flags of its policies.

@@ -11,7 +11,6 @@ mod fix;
 mod foreign;
 mod kernel;
 mod names;
-mod network;
 mod pins;
 mod report;
 mod reverse_path;

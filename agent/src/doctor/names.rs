@@ -2,10 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{
-    Finding, Fix, Report, Severity, Subject, Topic,
-    survey::{Policy, Survey},
-};
+use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
 use crate::resolver::{self, Detour};
 
 pub(super) fn look(survey: &Survey, report: &mut Report) {
@@ -17,7 +14,7 @@ pub(super) fn look(survey: &Survey, report: &mut Report) {
             continue;
         }
         let found = detours.iter().filter(|detour| topic(detour) == id).filter_map(|detour| {
-            let concerned = policies.iter().filter(|policy| concerns(detour, policy));
+            let concerned = policies.iter().filter(|policy| detour.concerns(&policy.resolvers));
             let names: BTreeSet<_> = concerned.map(|policy| policy.name.as_str()).collect();
             (!names.is_empty()).then(|| finding(id, detour, &Vec::from_iter(names).join(", ")))
         });
@@ -30,14 +27,6 @@ fn topic(detour: &Detour) -> Topic {
         Detour::LocalServer(_) => Topic::LocalResolver,
         Detour::Resolved => Topic::NssResolve,
         Detour::Nscd => Topic::Nscd,
-    }
-}
-
-/// A server is not asked where the policy has its own of that family.
-fn concerns(detour: &Detour, policy: &Policy) -> bool {
-    match detour {
-        Detour::LocalServer(server) => !policy.resolvers.iter().any(|own| own.is_ipv4() == server.is_ipv4()),
-        Detour::Resolved | Detour::Nscd => true,
     }
 }
 

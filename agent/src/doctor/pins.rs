@@ -46,17 +46,15 @@ fn look_at_attachments(survey: &Survey, report: &mut Report) {
     let broken = survey.attached.iter().filter(|attached| !attached.attachment.complete);
     let found = broken.map(|attached| {
         let flags = attached.policy.as_ref().map_or(0, |policy| policy.record.flags);
-        let asked = inspect::hooks_asked(flags, survey.pins.as_ref());
-        let has = &attached.attachment.hooks;
-        let missing: Vec<_> = asked.iter().filter(|hook| !has.contains(hook)).copied().collect();
-        let more: Vec<_> = has.iter().filter(|hook| !asked.contains(hook)).copied().collect();
+        let inspect::Difference { missing, superfluous } =
+            inspect::difference(&attached.attachment, flags, survey.pins.as_ref());
         let what = match (&attached.policy, missing.is_empty()) {
             (None, _) => "its record names no policy: it is closed".to_owned(),
             (Some(policy), false) => {
                 format!("programs of policy {} are missing: {}", policy.name(), missing.join(", "))
             }
             (Some(policy), true) => {
-                format!("it has programs that policy {} does not ask for: {}", policy.name(), more.join(", "))
+                format!("it has programs that policy {} does not ask for: {}", policy.name(), superfluous.join(", "))
             }
         };
         Finding {

@@ -4,10 +4,12 @@ use std::{fs, io, net::IpAddr, path::Path};
 
 use super::{
     Finding, Fix, Report, Severity, Topic,
-    network::{Link, Network},
     uplinks::{IPV4, Uplink},
 };
-use crate::interface::Error;
+use crate::interface::{
+    Error,
+    network::{Link, Network},
+};
 
 /// Accept only what comes in by the best route back.
 const STRICT: u32 = 1;
@@ -40,7 +42,7 @@ pub(super) async fn look(
     }
     // Asked as the filter does: a route back to a far sender, for a packet to this very address.
     let back = network.route(IPV4.far, None, Some(*own)).await?;
-    if back.contains(&link.index) {
+    if back.iter().any(|hop| hop.ifindex == link.index) {
         report.ok(
             Topic::ReversePathFilter,
             uplink.subject(),

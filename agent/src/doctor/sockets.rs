@@ -6,7 +6,7 @@ use std::{
     fs, io,
 };
 
-use steer_common::{CLOSED_IFINDEX, Owner, policy_flags};
+use steer_common::{Owner, policy_flags};
 
 use super::{
     Finding, Fix, Report, Severity, Subject, Topic, command,
@@ -19,12 +19,7 @@ use crate::{
     config::Existing,
     datapath::PolicyEntry,
     policy,
-    sockets::{
-        self,
-        decision::Host,
-        diag::{self, Diag, Socket},
-        holder,
-    },
+    sockets::{self, diag::Socket, holder, loose::Uplink},
 };
 
 /// How many sockets of a process are named.
@@ -39,15 +34,12 @@ pub(super) fn look(survey: &Survey, report: &mut Report) -> io::Result<()> {
         report.not_applicable(Topic::OlderSockets, Subject::Host, "no cgroup is steered in this network namespace");
         return Ok(());
     };
-    let (diag, host) = (Diag::open()?, sockets::read_host()?);
-    let mut sockets = BTreeMap::new();
-    for kind in diag::KINDS {
-        sockets.extend(diag.list(kind)?.into_iter().map(|socket| (socket.inode(), socket)));
-    }
+    let (sockets, host) = (sockets::by_inode()?, sockets::read_host()?);
     let mut cgroups = cgroups(survey);
     for attached in steered {
         let Some(policy) = &attached.policy else { continue };
-        let held = Held { survey, attached, policy, sockets: &sockets, host: &host };
+        let uplink = Uplink { policy, table: &survey.table, host: &host };
+        let held = Held { survey, attached, policy, sockets: &sockets, uplink };
         let (mut processes, mut hidden, mut found) = (0, 0, Vec::new());
         for cgroup in cgroups.remove(&attached.path).unwrap_or_default() {
             for pid in pids(hierarchy, cgroup) {
@@ -99,18 +91,18 @@ struct Held<'a> {
     policy: &'a PolicyEntry,
     /// By inode.
     sockets: &'a BTreeMap<u32, Socket>,
-    host: &'a Host,
+    uplink: Uplink<'a>,
 }
 
 impl Held<'_> {
     fn finding(&self, pid: u32, cgroup: &CgroupPath, inodes: &BTreeSet<u32>) -> Option<Finding> {
         let held = inodes.iter().filter_map(|inode| self.sockets.get(inode));
-        let loose: Vec<_> = held.filter(|socket| self.is_loose(socket)).collect();
+        let loose: Vec<_> = held.filter(|socket| self.uplink.is_loose(socket)).collect();
         if loose.is_empty() {
             return None;
         }
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
-        let first = loose.iter().take(NAMED).map(|socket| format!("{socket} {}", self.binding(socket)));
+        let first = loose.iter().take(NAMED).map(|socket| self.uplink.describe(socket));
         let rest = (loose.len() > NAMED).then(|| format!("and {} more", loose.len() - NAMED));
         let names: Vec<_> = first.chain(rest).collect();
         let (severity, why) = self.severity(&loose);
@@ -127,26 +119,6 @@ impl Held<'_> {
             why: why.to_owned(),
             fix: Some(self.fix(&loose, pid, cgroup)),
         })
-    }
-
-    /// Not bound to where the uplink is, or was when the policy was last told.
-    fn is_loose(&self, socket: &Socket) -> bool {
-        let uplink = self.survey.table.resolve(&self.policy.interface());
-        let bound = socket.bound();
-        if self.host.is_all_of(socket) || Some(bound) == uplink || bound == self.policy.record.ifindex {
-            return false;
-        }
-        // While there is no uplink, one that was bound to it is as it should be.
-        bound == 0 || uplink.is_some() || self.survey.table.name(bound).is_some()
-    }
-
-    fn binding(&self, socket: &Socket) -> String {
-        match (socket.bound(), self.survey.table.name(socket.bound())) {
-            (0, _) => "(not bound)".to_owned(),
-            (CLOSED_IFINDEX, _) => "(made while there was no uplink, and closed)".to_owned(),
-            (_, Some(name)) => format!("(bound to {name})"),
-            (index, None) => format!("(bound to index {index}, which no interface has)"),
-        }
     }
 
     /// What becomes of their packets.

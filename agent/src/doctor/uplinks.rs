@@ -1,23 +1,19 @@
 //! Whether uplinks are there, and lead somewhere.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use super::{
-    Finding, Fix, Report, Severity, Subject, Topic,
-    fix::quoted,
-    network::{Link, Network},
-    reverse_path,
-    survey::Survey,
+use super::{Finding, Fix, Report, Severity, Subject, Topic, fix::quoted, reverse_path, survey::Survey};
+use crate::interface::{
+    Error,
+    network::{FAR_IPV4, FAR_IPV6, Link, Network},
 };
-use crate::interface::Error;
 
 /// What differs between the families.
 pub(super) struct Family {
     name: &'static str,
     address_id: Topic,
     route_id: Topic,
-    /// An address that only a route to the whole Internet leads to: that of a root name server. The kernel is asked for the
-    /// route, nothing is sent there.
+    /// An address that only a route to the whole Internet leads to.
     pub(super) far: IpAddr,
     no_route: &'static str,
     no_address: &'static str,
@@ -29,7 +25,7 @@ pub(super) const IPV4: Family = Family {
     name: "IPv4",
     address_id: Topic::Ipv4Address,
     route_id: Topic::Ipv4Route,
-    far: IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4)),
+    far: FAR_IPV4,
     no_route: "every destination that no route covers is taken for a neighbour on the link and asked for by ARP: programs wait \
                for nothing",
     no_address: "its packets would have another interface's address as their source, and no answers",
@@ -41,7 +37,7 @@ pub(super) const IPV6: Family = Family {
     name: "IPv6",
     address_id: Topic::Ipv6Address,
     route_id: Topic::Ipv6Route,
-    far: IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30)),
+    far: FAR_IPV6,
     no_route: "programs get ENETUNREACH for every destination that no route covers",
     no_address: "programs get ENETUNREACH or EADDRNOTAVAIL by IPv6; most of them turn to IPv4 then",
     ip: "ip -6",

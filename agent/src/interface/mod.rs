@@ -4,6 +4,7 @@
 //! **Invariant:** only reads. A name that no link has now resolves to nothing, whatever it meant a moment ago.
 
 mod netns;
+pub(crate) mod network;
 mod table;
 mod watch;
 
@@ -11,7 +12,7 @@ use std::io;
 
 use thiserror::Error;
 
-pub use netns::own_cookie;
+pub use netns::{inside, own_cookie};
 pub use table::{Change, Names, Table};
 pub use watch::{Watch, read};
 

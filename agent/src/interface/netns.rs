@@ -2,8 +2,11 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+    thread,
 };
+
+use nix::sched::{CloneFlags, setns};
 
 use super::Error;
 
@@ -34,6 +37,15 @@ pub fn own_cookie() -> Result<Option<u64>, Error> {
         error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
         error => Err(Error::Cookie(error)),
     }
+}
+
+/// Looks at things from inside a network namespace, on a thread that ends with it: the caller stays where it is. Needs
+/// CAP_SYS_ADMIN.
+pub fn inside<T: Send>(netns: impl AsFd + Send, look: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let looking = scope.spawn(|| Ok(setns(netns, CloneFlags::CLONE_NEWNET).map(|()| look())?));
+        looking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn unix_socket() -> io::Result<OwnedFd> {

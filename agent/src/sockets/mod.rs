@@ -14,6 +14,7 @@
 pub(crate) mod decision;
 pub(crate) mod diag;
 pub(crate) mod holder;
+pub(crate) mod loose;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -223,6 +224,16 @@ fn hint(error: &io::Error) -> &'static str {
         Some(libc::EOPNOTSUPP) => " (this kernel has no CONFIG_INET_DIAG_DESTROY)",
         _ => "",
     }
+}
+
+/// All sockets of the calling thread's network namespace that the kernel lists, by inode.
+pub(crate) fn by_inode() -> io::Result<BTreeMap<u32, Socket>> {
+    let diag = Diag::open()?;
+    let mut sockets = BTreeMap::new();
+    for kind in diag::KINDS {
+        sockets.extend(diag.list(kind)?.into_iter().map(|socket| (socket.inode(), socket)));
+    }
+    Ok(sockets)
 }
 
 /// The links of the calling thread's network namespace, and their addresses.

@@ -3,46 +3,61 @@
 //! **Invariant:** a route is never worked out here: the kernel is asked which one it would take, so policy rules and tables
 //! count as they do for a packet. Nothing is sent for it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage, AddressScope},
     link::{LinkAttribute, LinkFlags},
-    route::{RouteAttribute, RouteFlags, RouteMessage},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteVia},
 };
 use rtnetlink::RouteMessageBuilder;
 
-use crate::interface::Error;
+use super::Error;
+
+/// Addresses that only a route to the whole Internet leads to, of each family: those of a root name server. The kernel is asked
+/// for the route, nothing is sent there.
+pub(crate) const FAR_IPV4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4));
+/// See above.
+pub(crate) const FAR_IPV6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30));
 
 /// A connection to rtnetlink.
-pub(super) struct Network {
+pub(crate) struct Network {
     handle: rtnetlink::Handle,
 }
 
 /// What matters of a link.
 #[derive(Clone, Debug)]
-pub(super) struct Link {
-    pub(super) index: u32,
+pub(crate) struct Link {
+    pub(crate) index: u32,
     /// Its name; a policy may know it by an alternative one.
-    pub(super) name: String,
-    pub(super) is_up: bool,
+    pub(crate) name: String,
+    pub(crate) is_up: bool,
     /// Whether there is somebody at the other end.
-    pub(super) has_carrier: bool,
+    pub(crate) has_carrier: bool,
     /// Whether destinations need no address of a gateway, as in a tunnel.
-    pub(super) needs_no_gateway: bool,
+    pub(crate) needs_no_gateway: bool,
+}
+
+/// One of the ways that a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hop {
+    /// Index of the link.
+    pub(crate) ifindex: u32,
+    /// Whom packets are handed to there; none: to their destination.
+    pub(crate) gateway: Option<IpAddr>,
 }
 
 impl Network {
     /// Needs a tokio runtime, in which the connection ends with it.
-    pub(super) fn new() -> Result<Self, Error> {
+    pub(crate) fn new() -> Result<Self, Error> {
         let (connection, handle, _messages) = rtnetlink::new_connection().map_err(Error::Socket)?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
     /// `None`: it is gone.
-    pub(super) async fn link(&self, index: u32) -> Result<Option<Link>, Error> {
+    pub(crate) async fn link(&self, index: u32) -> Result<Option<Link>, Error> {
         let mut links = std::pin::pin!(self.handle.link().get().match_index(index).execute());
         let found = match links.try_next().await {
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => None,
@@ -65,14 +80,14 @@ impl Network {
     }
 
     /// The addresses of a link that packets to far destinations can have as their source.
-    pub(super) async fn addresses(&self, link: &Link) -> Result<Vec<IpAddr>, Error> {
+    pub(crate) async fn addresses(&self, link: &Link) -> Result<Vec<IpAddr>, Error> {
         let addresses = self.handle.address().get().set_link_index_filter(link.index).execute();
         addresses.try_filter_map(async |message| Ok(far_reaching(&message))).try_collect().await.map_err(Error::Netlink)
     }
 
-    /// Where the kernel would send a packet: the indexes of the links of the route it would take. None: it has no route.
-    /// `by` is the link that the socket is bound to, `from` its address.
-    pub(super) async fn route(&self, to: IpAddr, by: Option<u32>, from: Option<IpAddr>) -> Result<Vec<u32>, Error> {
+    /// Where the kernel would send a packet: the ways of the route it would take. None: it has no route. `by` is the link that
+    /// the socket is bound to, `from` its address.
+    pub(crate) async fn route(&self, to: IpAddr, by: Option<u32>, from: Option<IpAddr>) -> Result<Vec<Hop>, Error> {
         let whole = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
         let invalid = |error| Error::Netlink(rtnetlink::Error::InvalidNla(format!("{error}")));
         let mut query = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, whole(to)).map_err(invalid)?;
@@ -86,7 +101,7 @@ impl Network {
         // The entry itself, or none: where IPv4 finds no route, it makes one up for a socket that is bound (Linux 4.13).
         query.header.flags |= RouteFlags::FibMatch;
         match std::pin::pin!(self.handle.route().get(query).execute()).try_next().await {
-            Ok(route) => Ok(route.map(|route| links(&route)).unwrap_or_default()),
+            Ok(route) => Ok(route.map(|route| hops(&route)).unwrap_or_default()),
             Err(rtnetlink::Error::NetlinkError(error)) if is_no_route(error.raw_code()) => Ok(Vec::new()),
             Err(error) => Err(Error::Netlink(error)),
         }
@@ -111,11 +126,27 @@ fn far_reaching(message: &AddressMessage) -> Option<IpAddr> {
     local.or(address).filter(|_| message.header.scope == AddressScope::Universe)
 }
 
-fn links(route: &RouteMessage) -> Vec<u32> {
-    let links = route.attributes.iter().flat_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => vec![*index],
-        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
-        _ => Vec::new(),
+fn hops(route: &RouteMessage) -> Vec<Hop> {
+    let single = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(ifindex) => Some(Hop { ifindex: *ifindex, gateway: gateway(&route.attributes) }),
+        _ => None,
     });
-    links.collect()
+    let several = route.attributes.iter().flat_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => hops.as_slice(),
+        _ => &[],
+    });
+    let several = several.map(|hop| Hop { ifindex: hop.interface_index, gateway: gateway(&hop.attributes) });
+    single.into_iter().chain(several).collect()
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) | RouteAttribute::Via(RouteVia::Inet(address)) => {
+            Some(IpAddr::V4(*address))
+        }
+        RouteAttribute::Gateway(RouteAddress::Inet6(address)) | RouteAttribute::Via(RouteVia::Inet6(address)) => {
+            Some(IpAddr::V6(*address))
+        }
+        _ => None,
+    })
 }

@@ -1,0 +1,167 @@
+//! `steer explain`: which policy holds a process or a cgroup, and why.
+
+use std::{net::IpAddr, path::PathBuf, process::ExitCode};
+
+use comfy_table::{Table, presets};
+
+use super::{Instance, block_on, daemon::CONFIG};
+use crate::{
+    cgroup::Hierarchy,
+    explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Options, Route, Target},
+    preflight::require_privilege,
+};
+
+/// Arguments of `steer explain`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Id of a process, or a cgroup: its path from the root of the hierarchy, or its directory
+    #[arg(value_name = "PID|CGROUP")]
+    target: String,
+    /// Address to show the route to, instead of far ones of both families; nothing is sent there
+    #[arg(long, value_name = "ADDRESS")]
+    to: Option<IpAddr>,
+    /// The configuration, for the reasons [default: /etc/steer/steer.toml, if it is there]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let hierarchy = Hierarchy::find()?;
+    let target = Target::find(&args.target, &hierarchy)?;
+    require_privilege("explain")?;
+    let options = Options {
+        pin_directory: instance.pins.0.clone(),
+        config_is_named: args.config.is_some(),
+        store: instance.store(&args.config.unwrap_or_else(|| CONFIG.into())),
+        to: args.to,
+    };
+    let explanation = target.inside(|| block_on(explain::explain(&options, &hierarchy, &target)))???;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&explanation)?);
+    } else {
+        print(&explanation);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(explanation: &Explanation) {
+    let Explanation { target, decision, sockets, .. } = explanation;
+    println!("{}\n", chain(&explanation.chain).trim_fmt());
+    let tell = |what: &str, lines: Vec<String>| {
+        let names = [what].into_iter().chain(std::iter::repeat(""));
+        names.zip(lines).for_each(|(name, line)| println!(" {name:<11}  {line}"));
+    };
+    if let Some(process) = &target.process {
+        let own = if target.netns.own { "this one" } else { "not this one" };
+        tell(
+            "process",
+            vec![format!(
+                "{} ({}), user {}, network namespace {} ({own})",
+                process.pid,
+                process.comm.escape_debug(),
+                process.uid,
+                target.netns.inode
+            )],
+        );
+    }
+    tell("cgroup", vec![target.cgroup.to_string()]);
+    tell("because", explanation.reasons.clone());
+    if let Some(decision) = decision {
+        tell("programs", vec![decision.attached.programs.join(", ")]);
+        tell("not covered", decision.not_covered.clone());
+    }
+    tell("uplink", explanation.uplink.iter().map(uplink).collect());
+    tell("route", explanation.routes.iter().map(route).collect());
+    if let Some(resolver) = &explanation.resolver {
+        let dns = resolver.dns.iter().map(|server| format!("{server}, whomever the program asks")).collect::<Vec<_>>();
+        tell("resolver", if dns.is_empty() { vec!["whom the program asks, by the uplink".to_owned()] } else { dns });
+        tell("warning", resolver.warnings.clone());
+    }
+    if let Some(sockets) = sockets {
+        let bound = format!("{} open, {} not bound to the uplink", sockets.open, sockets.elsewhere.len());
+        let problem = sockets.problem.as_ref().map(|problem| format!("could not be looked at: {problem}"));
+        let first = problem.unwrap_or(bound);
+        tell("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect());
+    }
+    println!("\n{}", explanation.conclusion);
+}
+
+fn chain(cgroups: &[Cgroup]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["CGROUP", "ATTACHED", "MATCHED BY", "PROGRAMS OF OTHERS"]);
+    for cgroup in cgroups {
+        let attached = match (&cgroup.attached, cgroup.other_version) {
+            (Some(attached), _) => self::attached(attached),
+            (None, true) => "by another version of steer".to_owned(),
+            (None, false) => "-".to_owned(),
+        };
+        let matches = cgroup.matches.iter().map(|found| format!("{}: {}", found.policy, found.pattern));
+        let foreign = cgroup.foreign.iter().map(|program| {
+            let what = match (program.exclusive, program.last_word) {
+                (true, _) => ", admits no other",
+                (false, true) => ", runs after steer's",
+                (false, false) => "",
+            };
+            format!("{} ({}){what}", program.name, program.id)
+        });
+        table.add_row([
+            cgroup.path.to_string(),
+            attached,
+            matches.collect::<Vec<_>>().join("\n"),
+            foreign.collect::<Vec<_>>().join("\n"),
+        ]);
+    }
+    table
+}
+
+fn attached(attached: &Attached) -> String {
+    let Some(policy) = &attached.policy else { return "no policy: closed".to_owned() };
+    let level = match (&attached.interface, attached.enforce) {
+        (None, _) => "exempt".to_owned(),
+        (Some(_), enforce) => enforce.map(|enforce| format!("{enforce:?}").to_lowercase()).unwrap_or_default(),
+    };
+    let hand = if attached.manual { ", by hand" } else { "" };
+    let missing = match (&attached.missing[..], attached.complete) {
+        (_, true) => String::new(),
+        ([], false) => format!(", not asked for: {}", attached.superfluous.join(" ")),
+        (missing, false) => format!(", MISSING {}", missing.join(" ")),
+    };
+    format!("{policy} ({level}{hand}){missing}")
+}
+
+fn uplink(uplink: &explain::Uplink) -> String {
+    let state = match uplink.state {
+        LinkState::Up => "up",
+        LinkState::NoCarrier => "up, without carrier",
+        LinkState::Down => "down",
+        LinkState::Missing => "missing: closed",
+    };
+    let renamed = uplink.link.as_ref().filter(|link| **link != uplink.interface);
+    let renamed = renamed.map(|link| format!(", called {link} now")).unwrap_or_default();
+    let index = uplink.ifindex.map(|ifindex| format!(" (index {ifindex})")).unwrap_or_default();
+    format!("{}{index}{renamed}, {state}", uplink.interface)
+}
+
+fn route(route: &Route) -> String {
+    let Route { destination, steered, unsteered } = route;
+    let unsteered = ways(unsteered).unwrap_or_else(|| "no route".to_owned());
+    let Some(steered) = steered else { return format!("to {destination}: {unsteered}") };
+    let none = match destination {
+        IpAddr::V4(_) => "no route: taken for a neighbour on the link",
+        IpAddr::V6(_) => "no route (ENETUNREACH)",
+    };
+    let steered = ways(steered).unwrap_or_else(|| none.to_owned());
+    format!("to {destination}: {steered}; unsteered: {unsteered}")
+}
+
+fn ways(hops: &[Hop]) -> Option<String> {
+    let way = |hop: &Hop| match hop.gateway {
+        Some(gateway) => format!("by {} via {gateway}", hop.interface),
+        None => format!("by {}", hop.interface),
+    };
+    (!hops.is_empty()).then(|| hops.iter().map(way).collect::<Vec<_>>().join(" or "))
+}

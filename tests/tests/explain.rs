@@ -1,0 +1,426 @@
+//! `steer explain`: what it says of a process is what then becomes of its sockets.
+
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use steer_tests::{Bed, Cgroup, Held, Outcome, User, exclusive_program, output, program_beside};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("by_a_glob_of_the_configuration", by_a_glob_of_the_configuration),
+    ("the_same_without_a_daemon", the_same_without_a_daemon),
+    ("a_nested_exemption", a_nested_exemption),
+    ("by_hand_in_what_is_configured", by_hand_in_what_is_configured),
+    ("closed_without_its_uplink", closed_without_its_uplink),
+    ("an_uplink_that_is_down", an_uplink_that_is_down),
+    ("not_steered", not_steered),
+    ("in_another_network_namespace", in_another_network_namespace),
+    ("routes", routes),
+    ("an_incomplete_attachment", an_incomplete_attachment),
+    ("pins_that_are_not_whole", pins_that_are_not_whole),
+    ("programs_of_others", programs_of_others),
+    ("older_sockets", older_sockets),
+    ("a_wrong_target", a_wrong_target),
+    ("without_privilege", without_privilege),
+];
+
+const CONFIG: &str = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ndns = [\"203.0.113.53\"]\ncgroups = [\"@/app-*\"]\n\
+                      [[policy]]\nname = \"direct\"\ninterface = \"none\"\ncgroups = [\"@/**/inner\"]\n";
+
+/// A process that does nothing. Dropped, it is ended.
+struct Idle(Child);
+
+impl Idle {
+    fn start(bed: &Bed, cgroup: Option<&Cgroup>) -> anyhow::Result<Self> {
+        let mut command = Command::new("sleep");
+        bed.place(&mut command, cgroup, User::Nobody);
+        Ok(Self(command.arg("1000").spawn()?))
+    }
+
+    fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// By the bed's configuration, if it was written.
+fn arguments<'a>(bed: &Bed, file: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
+    let config: &[&str] = if bed.config_file().exists() { &["--config", file] } else { &[] };
+    [&["explain"], rest, config].concat()
+}
+
+fn explain(bed: &Bed, rest: &[&str]) -> anyhow::Result<Value> {
+    let file = bed.config_file().display().to_string();
+    let said = bed.succeed(&[&arguments(bed, &file, rest)[..], &["--json"]].concat())?;
+    serde_json::from_str(&said).with_context(|| said)
+}
+
+fn text(bed: &Bed, rest: &[&str]) -> anyhow::Result<String> {
+    let file = bed.config_file().display().to_string();
+    bed.succeed(&arguments(bed, &file, rest))
+}
+
+/// The last of the chain.
+fn innermost(said: &Value) -> anyhow::Result<&Value> {
+    said["chain"].as_array().and_then(|chain| chain.last()).with_context(|| format!("no chain: {said:#}"))
+}
+
+fn reasons(said: &Value) -> Vec<&str> {
+    said["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+fn concludes(said: &Value, outcome: &str, part: &str) -> Outcome {
+    let conclusion = said["conclusion"].as_str().context("no conclusion")?;
+    ensure!(said["outcome"] == outcome && conclusion.contains(part), "not {outcome}, {part:?}: {said:#}");
+    Ok(())
+}
+
+fn by_a_glob_of_the_configuration() -> Outcome {
+    let bed = Bed::new("explain-glob")?;
+    let app = bed.cgroup.child("app-1.scope")?;
+    let below = app.child("below")?;
+    let _daemon = bed.daemon(CONFIG)?;
+    let process = Idle::start(&bed, Some(&below))?;
+    let said = explain(&bed, &[&process.pid()])?;
+    let index = bed.net.ifindex(1)?;
+    let (file, app_path) = (bed.config_file().display().to_string(), app.path());
+    let conclusion = format!(
+        "new sockets of process {} (sleep) are bound to a1 (index {index}), by policy p on {app_path}, from {file}",
+        process.pid()
+    );
+    ensure!(said["conclusion"] == conclusion && said["outcome"] == "bound", "{said:#}");
+    ensure!(said["daemon"] == true && said["configuration"]["policies"] == 2, "{said:#}");
+    let target = &said["target"];
+    ensure!(target["process"] == json!({ "pid": process.0.id(), "comm": "sleep", "uid": 65534 }), "{target:#}");
+    ensure!(target["cgroup"] == below.path() && target["netns"]["own"] == true, "{target:#}");
+    ensure!(target["netns"]["cookie"] == bed.net.client.cookie()?, "{target:#}");
+    let chain = said["chain"].as_array().context("no chain")?;
+    let paths: Vec<_> = chain.iter().map(|cgroup| cgroup["path"].as_str().unwrap_or_default()).collect();
+    ensure!(paths == ["/", bed.cgroup.path(), app_path, below.path()], "{paths:?}");
+    ensure!(chain[1]["attached"].is_null() && chain[3]["attached"].is_null(), "{said:#}");
+    let attached = &chain[2]["attached"];
+    let expected = json!({ "policy": "p", "origin": "config", "interface": "a1", "enforce": "strict", "manual": false,
+                           "complete": true, "missing": [], "superfluous": [], "programs": attached["programs"] });
+    ensure!(*attached == expected, "{attached:#}");
+    ensure!(attached["programs"].as_array().is_some_and(|programs| programs.contains(&json!("egress"))), "{said:#}");
+    let pattern = format!("{}/app-*", bed.cgroup.path());
+    let matched = json!([{ "policy": "p", "pattern": pattern, "kind": "glob", "file": file, "wins": true }]);
+    ensure!(chain[2]["matches"] == matched, "{said:#}");
+    ensure!(said["decision"]["cgroup"] == app_path && said["decision"]["policy"] == "p", "{said:#}");
+    let uplink = json!({ "interface": "a1", "ifindex": index, "present_ifindex": index, "link": "a1", "state": "up" });
+    ensure!(said["uplink"] == uplink, "{said:#}");
+    ensure!(said["resolver"]["dns"] == json!(["203.0.113.53"]), "{said:#}");
+    ensure!(said["sockets"] == json!({ "open": 0, "elsewhere": [], "problem": null }), "{said:#}");
+    ensure!(reasons(&said)[0] == format!("policy p names {app_path} by the glob {pattern:?}, in {file}"), "{said:#}");
+    // It is so.
+    bed.check_steered(&below, 1)?;
+    let text = text(&bed, &[&process.pid()])?;
+    for part in [&conclusion, app_path, "p (strict)", "a1 (index", "203.0.113.53", "by a1 via 10.0.1.1"] {
+        ensure!(text.contains(part), "{part:?} in {text}");
+    }
+    ensure!(!text.contains('\u{1b}'), "coloured without a terminal: {text:?}");
+    Ok(())
+}
+
+fn the_same_without_a_daemon() -> Outcome {
+    let bed = Bed::new("explain-pins")?;
+    let app = bed.cgroup.child("app-1.scope")?;
+    let daemon = bed.daemon(CONFIG)?;
+    let mut with = explain(&bed, &[app.path()])?;
+    daemon.end(nix::sys::signal::Signal::SIGTERM)?;
+    let without = explain(&bed, &[app.path()])?;
+    ensure!(with["daemon"] == true && without["daemon"] == false);
+    with["daemon"] = json!(false);
+    ensure!(with == without, "{with:#} {without:#}");
+    concludes(&without, "bound", &format!("new sockets of processes in {} are bound to a1", app.path()))?;
+    ensure!(without["target"]["process"].is_null() && without["sockets"].is_null(), "{without:#}");
+    // By its directory, too.
+    ensure!(explain(&bed, &[&app.directory().display().to_string()])? == without);
+    // Without the configuration it is held all the same.
+    bed.write_config("")?;
+    let said = explain(&bed, &[app.path()])?;
+    concludes(&said, "bound", "from a configuration that was not read")?;
+    ensure!(reasons(&said)[0].ends_with("does not name it now"), "{said:#}");
+    bed.write_config("[[policy]]\nname = 1\n")?;
+    let said = explain(&bed, &[app.path()])?;
+    let problem = said["configuration"]["problem"].as_str().context("no problem")?;
+    ensure!(said["outcome"] == "bound" && problem.contains("steer.toml:2:8"), "{said:#}");
+    Ok(())
+}
+
+fn a_nested_exemption() -> Outcome {
+    let bed = Bed::new("explain-exempt")?;
+    let app = bed.cgroup.child("app-1.scope")?;
+    let inner = app.child("inner")?;
+    let _daemon = bed.daemon(CONFIG)?;
+    let said = explain(&bed, &[inner.path()])?;
+    concludes(&said, "exempt", &format!("not steered, being exempt by policy direct on {}", inner.path()))?;
+    let gives_way = format!("policy p on {} gives way: the most specific cgroup wins", app.path());
+    ensure!(reasons(&said).iter().any(|reason| reason.starts_with(&gives_way)), "{said:#}");
+    ensure!(said["uplink"].is_null() && said["resolver"].is_null(), "{said:#}");
+    ensure!(said["routes"][0]["steered"].is_null(), "{said:#}");
+    bed.check_unsteered(Some(&inner))?;
+    ensure!(text(&bed, &[inner.path()])?.contains("direct (exempt)"));
+    Ok(())
+}
+
+fn by_hand_in_what_is_configured() -> Outcome {
+    let bed = Bed::new("explain-hand")?;
+    let app = bed.cgroup.child("app-1.scope")?;
+    let inner = app.child("inner")?;
+    bed.succeed(&["attach", inner.path(), "-i", "a0", "--enforce", "steer"])?;
+    let _daemon = bed.daemon(CONFIG)?;
+    let said = explain(&bed, &[inner.path()])?;
+    concludes(&said, "bound", &format!("bound to a0 (index {})", bed.net.ifindex(0)?))?;
+    concludes(&said, "bound", "attached by hand")?;
+    let decision = &said["decision"];
+    ensure!(decision["manual"] == true && decision["origin"] == "manual" && decision["enforce"] == "steer", "{said:#}");
+    ensure!(decision["not_covered"].to_string().contains("their packets are not stopped"), "{said:#}");
+    let reasons = reasons(&said);
+    ensure!(reasons[0].contains("by hand") && reasons[1].starts_with("policy direct names"), "{said:#}");
+    ensure!(reasons[1].ends_with("what was attached by hand is left alone by the daemon"), "{said:#}");
+    bed.check_steered(&inner, 0)
+}
+
+fn closed_without_its_uplink() -> Outcome {
+    let bed = Bed::new("explain-closed")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    bed.net.remove_uplink(1)?;
+    let said = explain(&bed, &[bed.cgroup.path()])?;
+    concludes(&said, "closed", "because its uplink a1 is missing")?;
+    ensure!(said["uplink"]["state"] == "missing" && said["uplink"]["present_ifindex"].is_null(), "{said:#}");
+    ensure!(said["routes"][0]["steered"].is_null(), "{said:#}");
+    bed.check_closed(&bed.cgroup)?;
+    // Made again, and nobody has told the policy.
+    let mut bed = bed;
+    bed.net.create_uplink(1)?;
+    let said = explain(&bed, &[bed.cgroup.path()])?;
+    concludes(&said, "closed", "nobody has told the policy")?;
+    ensure!(said["uplink"]["present_ifindex"] == bed.net.ifindex(1)?, "{said:#}");
+    bed.check_closed(&bed.cgroup)?;
+    // Closed by a daemon.
+    let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"wg0\"\ncgroups = [\"@/closed\"]\n")?;
+    let closed = bed.cgroup.child("closed")?;
+    steer_lab::wait_until("the daemon to see the cgroup", steer_tests::PATIENCE, || {
+        explain(&bed, &[closed.path()]).is_ok_and(|said| said["decision"]["policy"] == "p")
+    })?;
+    let said = explain(&bed, &[closed.path()])?;
+    concludes(&said, "closed", "because its uplink wg0 is missing")?;
+    ensure!(said["uplink"]["ifindex"].is_null(), "{said:#}");
+    ensure!(text(&bed, &[closed.path()])?.contains("wg0, missing: closed"));
+    bed.check_closed(&closed)
+}
+
+fn an_uplink_that_is_down() -> Outcome {
+    let bed = Bed::new("explain-down")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    bed.net.client.set_down("a1")?;
+    let said = explain(&bed, &[bed.cgroup.path()])?;
+    concludes(&said, "bound", "which is down (ENETUNREACH)")?;
+    ensure!(said["uplink"]["state"] == "down" && said["routes"][0]["steered"] == json!([]), "{said:#}");
+    bed.check_closed(&bed.cgroup)
+}
+
+fn not_steered() -> Outcome {
+    let bed = Bed::new("explain-not")?;
+    let app = bed.cgroup.child("app-1.scope")?;
+    let process = Idle::start(&bed, Some(&app))?;
+    let said = explain(&bed, &[&process.pid()])?;
+    concludes(&said, "unsteered", "nothing is attached to")?;
+    concludes(&said, "unsteered", "no configuration was read")?;
+    ensure!(said["decision"].is_null() && said["sockets"].is_null(), "{said:#}");
+    ensure!(!bed.pins.exists(), "looked at, yet something was made");
+    bed.write_config(CONFIG)?;
+    let said = explain(&bed, &[&process.pid()])?;
+    concludes(&said, "unsteered", "but nothing is attached there: no daemon runs")?;
+    bed.check_unsteered(Some(&app))?;
+    let said = explain(&bed, &[bed.cgroup.path()])?;
+    concludes(&said, "unsteered", "steer.toml names one of them")?;
+    // A program of somebody else's keeps the daemon out.
+    exclusive_program(&app, "vrf_like")?;
+    let _daemon = bed.daemon(CONFIG)?;
+    let said = explain(&bed, &[&process.pid()])?;
+    concludes(&said, "unsteered", "\"vrf_like\", loaded by user 0")?;
+    ensure!(innermost(&said)?["foreign"][0]["exclusive"] == true, "{said:#}");
+    Ok(())
+}
+
+fn in_another_network_namespace() -> Outcome {
+    let bed = Bed::new("explain-netns")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    // The process is in the server's.
+    let mut command = Command::new("sleep");
+    bed.cgroup.enter(&mut command);
+    bed.net.server.enter(&mut command);
+    let process = Idle(command.arg("1000").stdin(Stdio::null()).spawn()?);
+    let said = explain(&bed, &[&process.pid()])?;
+    concludes(&said, "other_netns", "whose interface index means nothing there")?;
+    ensure!(said["target"]["netns"]["own"] == false, "{said:#}");
+    ensure!(said["target"]["netns"]["cookie"] == bed.net.server.cookie()?, "{said:#}");
+    ensure!(said["uplink"].is_null() && said["sockets"].is_null(), "{said:#}");
+    // Its routes are those there.
+    let said = explain(&bed, &[&process.pid(), "--to", "10.0.1.2"])?;
+    ensure!(said["routes"][0]["unsteered"][0]["interface"] == bed.net.server_link(1), "{said:#}");
+    ensure!(text(&bed, &[&process.pid()])?.contains("(not this one)"));
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--other-netns", "refuse"])?;
+    concludes(&explain(&bed, &[&process.pid()])?, "refused", "other_netns = \"refuse\"")?;
+    // From elsewhere, a process that is in the policy's is told of as it is there.
+    let here = Idle::start(&bed, Some(&bed.cgroup))?;
+    let said = output(&mut bed.steer_here(&["explain", &here.pid(), "--json"]))?;
+    let said: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
+    concludes(&said, "bound", &format!("bound to a1 (index {})", bed.net.ifindex(1)?))?;
+    ensure!(
+        said["target"]["netns"]["own"] == false && said["routes"][0]["steered"][0]["interface"] == "a1",
+        "{said:#}"
+    );
+    Ok(())
+}
+
+fn routes() -> Outcome {
+    let bed = Bed::new("explain-routes")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let (a0, a1) = (bed.net.ifindex(0)?, bed.net.ifindex(1)?);
+    let said = explain(&bed, &[bed.cgroup.path()])?;
+    let way =
+        |link: &str, index: u32, gateway: &str| json!([{ "interface": link, "ifindex": index, "gateway": gateway }]);
+    let expected = json!([
+        { "destination": "198.41.0.4", "steered": way("a1", a1, "10.0.1.1"), "unsteered": way("a0", a0, "10.0.0.1") },
+        { "destination": "2001:503:ba3e::2:30", "steered": way("a1", a1, "fd00:1::1"), "unsteered": way("a0", a0, "fd00::1") },
+    ]);
+    ensure!(said["routes"] == expected, "{said:#}");
+    let near = explain(&bed, &[bed.cgroup.path(), "--to", "10.0.1.9"])?;
+    let direct = json!([{ "interface": "a1", "ifindex": a1, "gateway": null }]);
+    ensure!(
+        near["routes"] == json!([{ "destination": "10.0.1.9", "steered": direct, "unsteered": direct }]),
+        "{near:#}"
+    );
+    // No route by the uplink: what becomes of it depends on the family.
+    for family in ["-4", "-6"] {
+        let mut command = Command::new("ip");
+        bed.net.client.enter(&mut command);
+        let ran = output(command.args([family, "route", "del", "default", "dev", "a1"]))?;
+        ensure!(ran.code == 0, "{ran:?}");
+    }
+    let said = explain(&bed, &[bed.cgroup.path()])?;
+    ensure!(said["routes"][0]["steered"] == json!([]) && said["routes"][1]["steered"] == json!([]), "{said:#}");
+    let text = text(&bed, &[bed.cgroup.path()])?;
+    ensure!(text.contains("taken for a neighbour") && text.contains("ENETUNREACH"), "{text}");
+    let wrong = bed.run(&["explain", bed.cgroup.path(), "--to", "example.org"])?;
+    ensure!(wrong.code == 2 && wrong.stderr.contains("--to <ADDRESS>"), "{wrong:?}");
+    Ok(())
+}
+
+fn an_incomplete_attachment() -> Outcome {
+    let bed = Bed::new("explain-incomplete")?;
+    let inner = bed.cgroup.child("inner")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    bed.succeed(&["attach", inner.path(), "-i", "a0"])?;
+    let pins = bed.abi().join("links").join(inner.id()?.to_string());
+    std::fs::remove_file(pins.join("egress"))?;
+    let said = explain(&bed, &[inner.path()])?;
+    concludes(&said, "bound", "bound to a0")?;
+    ensure!(said["decision"]["complete"] == false && said["decision"]["missing"] == json!(["egress"]), "{said:#}");
+    ensure!(said["decision"]["not_covered"].to_string().contains("egress"), "{said:#}");
+    // Without the program that binds, the outer one decides.
+    std::fs::remove_file(pins.join("sock_create"))?;
+    let said = explain(&bed, &[inner.path()])?;
+    concludes(&said, "bound", "bound to a1")?;
+    ensure!(said["decision"]["cgroup"] == bed.cgroup.path(), "{said:#}");
+    ensure!(reasons(&said)[1].contains("its program sock_create is missing"), "{said:#}");
+    ensure!(text(&bed, &[inner.path()])?.contains("MISSING egress sock_create"));
+    Ok(())
+}
+
+fn pins_that_are_not_whole() -> Outcome {
+    let bed = Bed::new("explain-torn")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    std::fs::remove_file(bed.abi().join("maps/POLICIES"))?;
+    let refused = bed.run(&["explain", bed.cgroup.path()])?;
+    ensure!(refused.code == 1 && refused.stderr.contains("are not whole"), "{refused:?}");
+    // What it cannot read holds.
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn programs_of_others() -> Outcome {
+    let bed = Bed::new("explain-foreign")?;
+    let inner = bed.cgroup.child("inner")?;
+    program_beside(&inner, "before")?;
+    bed.succeed(&["attach", inner.path(), "-i", "a1"])?;
+    let said = explain(&bed, &[inner.path()])?;
+    let foreign = &innermost(&said)?["foreign"][0];
+    ensure!(foreign["name"] == "before" && foreign["last_word"] == false, "{said:#}");
+    ensure!(!said["conclusion"].to_string().contains("somebody else's"), "{said:#}");
+    program_beside(&bed.cgroup, "after")?;
+    let said = explain(&bed, &[inner.path()])?;
+    let foreign = &said["chain"][1]["foreign"][0];
+    ensure!(foreign["name"] == "after" && foreign["last_word"] == true && foreign["uid"] == 0, "{said:#}");
+    concludes(&said, "bound", "a program of somebody else's runs after that")
+}
+
+fn older_sockets() -> Outcome {
+    let bed = Bed::new("explain-older")?;
+    let mut command = bed.client(Some(&bed.cgroup), User::Nobody)?;
+    let port = bed.server.port().to_string();
+    command.args(["--json", "--proto", "tcp", "--family", "v4", "--port", &port]);
+    let mut client = Held::start(&mut command)?;
+    client.round()?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let said = explain(&bed, &[&client.pid().to_string()])?;
+    let elsewhere = said["sockets"]["elsewhere"].as_array().context("no sockets")?;
+    let [older] = &elsewhere[..] else { anyhow::bail!("not one socket: {said:#}") };
+    let expected = format!("to 198.51.100.1:{port} (not bound)");
+    ensure!(
+        older.as_str().is_some_and(|older| older.starts_with("TCP socket 10.0.0.2:") && older.ends_with(&expected)),
+        "{said:#}"
+    );
+    ensure!(said["sockets"]["open"] == 1, "{said:#}");
+    ensure!(text(&bed, &[&client.pid().to_string()])?.contains("1 open, 1 not bound to the uplink"));
+    Ok(())
+}
+
+fn a_wrong_target() -> Outcome {
+    let bed = Bed::new("explain-wrong")?;
+    for (target, expected) in [
+        ("4194305", "there is no process 4194305; `pgrep"),
+        ("99999999999999999999", "there is no process 99999999999999999999"),
+        ("0", "there is no process 0"),
+        ("curl", "neither the id of a process nor the path of a cgroup"),
+        ("", "neither the id of a process nor the path of a cgroup"),
+        ("/no/such", "there is no cgroup /no/such"),
+        ("/a/../b", "not a cgroup path"),
+    ] {
+        let refused = bed.run(&["explain", target])?;
+        ensure!(refused.code == 1 && refused.stderr.contains(expected), "{target:?}: {refused:?}");
+        ensure!(refused.stdout.is_empty(), "{refused:?}");
+    }
+    // One that has ended, before its parent has taken note.
+    let mut ended = Command::new("true").spawn()?;
+    let stat = format!("/proc/{}/stat", ended.id());
+    steer_lab::wait_until("the process to end", steer_tests::PATIENCE, || {
+        std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "))
+    })?;
+    let refused = bed.run(&["explain", &ended.id().to_string()])?;
+    ended.wait()?;
+    ensure!(refused.code == 1 && refused.stderr.contains("has ended"), "{refused:?}");
+    Ok(())
+}
+
+fn without_privilege() -> Outcome {
+    let bed = Bed::new("explain-nobody")?;
+    let steer = bed.directory.join("steer");
+    steer_tests::copy_program(&steer_tests::binary("STEER_BIN", "steer"), &steer)?;
+    let process = Idle::start(&bed, Some(&bed.cgroup))?;
+    let mut command = Command::new(steer);
+    bed.place(&mut command, None, User::Nobody);
+    let refused = output(command.arg("--bpffs").arg(&bed.pins).args(["explain", &process.pid()]))?;
+    ensure!(refused.code == 1 && refused.stderr.contains("`steer explain` needs CAP_BPF"), "{refused:?}");
+    Ok(())
+}
