@@ -5,12 +5,13 @@ use std::{fs, path::PathBuf, process::Command};
 use anyhow::ensure;
 use steer_tests::{Bed, Machine, NotHere, Outcome, Spy, check_uninterrupted, output};
 
-use crate::Test;
+use crate::{Test, systemd::Client};
 
 pub(crate) const TESTS: &[Test] = &[
     ("installs_and_starts", installs_and_starts),
     ("steers_on_while_it_is_upgraded", steers_on_while_it_is_upgraded),
     ("leaves_nothing_behind", leaves_nothing_behind),
+    ("what_an_operator_does", what_an_operator_does),
 ];
 
 const CONFIG: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"/guest\"]\n";
@@ -120,6 +121,11 @@ fn leaves_nothing_behind() -> Outcome {
 
     dpkg(&machine, &["--purge", "steer"])?;
     bed.check_unsteered(Some(&guest))?;
+    nothing_left(&bed, &machine)
+}
+
+/// Nothing of steer's is left where the machine keeps its state.
+fn nothing_left(bed: &Bed, machine: &Machine) -> Outcome {
     let places = ["/run", "/sys/fs/bpf", "/sys/fs/cgroup", "/dev/shm"];
     let shared = bed.directory.to_string_lossy().into_owned();
     let left = machine.succeed(
@@ -132,4 +138,45 @@ fn leaves_nothing_behind() -> Outcome {
     )?;
     ensure!(left.is_empty(), "left behind: {left}");
     Ok(())
+}
+
+/// From a fresh machine to a steered one, watched, and back: every step by what the package has installed.
+fn what_an_operator_does() -> Outcome {
+    let bed = Bed::new("package-operator")?;
+    let (machine, package) = machine(&bed)?;
+    install(&machine, &package)?;
+    let (guest, other) = (machine.cgroup("guest")?, machine.cgroup("other")?);
+    let curl = |arguments: &[&str]| {
+        machine
+            .succeed(&[&["curl", "--silent", "--fail", "--unix-socket", "/run/steer/steer.sock"], arguments].concat())
+    };
+    machine.succeed(&["steer", "policy", "set", "second", "--interface", "a1", "--cgroup", "/guest"])?;
+    bed.check_steered(&guest, 1)?;
+    let first = r#"{"interface": "a0", "cgroups": ["/other"]}"#;
+    curl(&["-X", "PUT", "http://steer/v1/policies/first", "-d", first])?;
+    bed.check_steered(&other, 0)?;
+
+    let client = Client::install(&bed, &machine, "")?;
+    machine.succeed(&["steer", "unit", "client", "--policy", "second"])?;
+    machine.succeed(&["systemctl", "daemon-reload"])?;
+    client.check_steered(&bed, &machine, 1)?;
+
+    let top = machine.succeed(&["steer", "top", "--count", "1", "--interval", "0.1"])?;
+    ensure!(top.contains("second") && top.contains("/guest") && top.contains("a1 ("), "{top}");
+    let explained = machine.succeed(&["steer", "explain", "/guest"])?;
+    ensure!(explained.contains("second") && explained.contains("a1"), "{explained}");
+    let metrics = curl(&["http://steer/metrics"])?;
+    let present = "steer_uplink_present{interface=\"a1\",origin=\"config\",policy=\"second\"} 1";
+    ensure!(metrics.lines().any(|line| line == present), "{metrics}");
+
+    bed.net.remove_uplink(1)?;
+    bed.check_closed(&guest)?;
+    let examined = machine.run(&["steer", "doctor"])?;
+    ensure!(examined.code == 1 && examined.stdout.contains("a1"), "{examined:?}");
+
+    dpkg(&machine, &["--purge", "steer"])?;
+    bed.check_unsteered(Some(&guest))?;
+    bed.check_unsteered(Some(&other))?;
+    ensure!(!machine.path("/etc/steer").exists() && !machine.path("/etc/systemd/system/client.service.d").exists());
+    nothing_left(&bed, &machine)
 }

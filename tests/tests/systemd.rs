@@ -26,14 +26,14 @@ pub(crate) const TESTS: &[Test] = &[
 const CONFIG: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"/guest\"]\n";
 
 /// A service that runs the client before its main command, and as it.
-struct Client {
+pub(crate) struct Client {
     before: PathBuf,
     main: PathBuf,
 }
 
 impl Client {
     /// Installs it as `client.service`.
-    fn install(bed: &Bed, machine: &Machine, settings: &str) -> anyhow::Result<Self> {
+    pub(crate) fn install(bed: &Bed, machine: &Machine, settings: &str) -> anyhow::Result<Self> {
         let command = bed.client(None, User::Nobody)?;
         let program = command.get_program().to_string_lossy().into_owned();
         let arguments = bed.everything().join(" ");
@@ -58,7 +58,7 @@ impl Client {
     }
 
     /// Both left by uplink `i` only.
-    fn check_steered(&self, bed: &Bed, machine: &Machine, i: u8) -> Outcome {
+    pub(crate) fn check_steered(&self, bed: &Bed, machine: &Machine, i: u8) -> Outcome {
         let mut spy = Spy::on(bed, &[bed.net.link(i)])?;
         machine.succeed(&["systemctl", "start", "client"])?;
         spy.saw_nothing()?;

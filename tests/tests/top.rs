@@ -226,7 +226,7 @@ fn on_a_terminal() -> Outcome {
     let line = |screen: &vt100::Screen, begin: &str| {
         screen.contents().lines().find(|line| line.trim_start().starts_with(begin)).map(str::to_owned)
     };
-    let by_uplink = |line: String| line.contains(" a1 ") && line.contains("B");
+    let by_uplink = |line: String| line.contains(" a1 ") && line.contains('B');
     terminal.wait_for("traffic by a1", |screen| {
         line(screen, "second-line").is_some() && line(screen, "/steer-test").is_some_and(by_uplink)
     })?;

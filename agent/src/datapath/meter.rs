@@ -97,5 +97,5 @@ fn load(object: &mut Ebpf, name: &str) -> Result<OwnedFd, ProgramError> {
         Program::CgroupSkb(program) => program.load()?,
         _ => return Err(ProgramError::UnexpectedProgramType),
     }
-    Ok(program.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)?)
+    program.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
 }
