@@ -232,7 +232,7 @@ fn on_a_terminal() -> Outcome {
     })?;
     ensure!(terminal.screen.screen().alternate_screen());
     ensure!(line(terminal.screen.screen(), "second-line").is_some_and(|line| line.contains("a1 (")));
-    // So docs/top.txt was made: STEER_SCREENS=$PWD/docs.
+    // So docs/top.txt was made: STEER_SCREENS=$PWD/docs cargo xtask test on_a_terminal.
     if let Some(directory) = std::env::var_os("STEER_SCREENS") {
         fs::write(Path::new(&directory).join("top.txt"), terminal.screen.screen().contents() + "\n")?;
     }
