@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use serde_json::Value;
-use steer_lab::{Family, Vector};
-use steer_tests::{Bed, Outcome, PATIENCE, User, output};
+use steer_lab::{Family, Vector, wait_until};
+use steer_tests::{Bed, Outcome, PATIENCE, Spy, User};
 
 use crate::{Test, events::attempt};
 
@@ -124,8 +124,14 @@ fn says_what_was_stopped() -> Outcome {
     let bed = Bed::new("top-stopped")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let mut run = Run::start(&bed)?;
-    attempt(&bed, &bed.cgroup, Vector::IpPktinfo, User::Nobody, Family::V4)?;
+    // Its programs run beside the guard, and let nothing out.
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    for user in [User::Nobody, User::Root] {
+        attempt(&bed, &bed.cgroup, Vector::IpPktinfo, user, Family::V4)?;
+        attempt(&bed, &bed.cgroup, Vector::Ipv6Pktinfo, user, Family::V6)?;
+    }
     let sum = run.until("a1", |sum| sum.blocked > 0)?;
+    spy.saw_nothing()?;
     ensure!(sum.stopped > 0 && sum.others == 0, "{sum:?}");
     drop(run);
     // Without a guard the same gets out, and is seen to.
@@ -141,19 +147,18 @@ fn says_what_was_stopped() -> Outcome {
 fn leaves_nothing() -> Outcome {
     let bed = Bed::new("top-leaves")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
-    let links = || -> anyhow::Result<usize> {
-        let listed = output(Command::new("find").arg(&bed.pins).args(["-path", "*/links/*", "-type", "f"]))?;
-        Ok(listed.stdout.lines().count())
-    };
-    let before = links()?;
+    let explain = || bed.succeed(&["explain", bed.cgroup.path()]);
     let mut run = Run::start(&bed)?;
-    // Beside it the attachment is what it was, and the doctor knows it for what it is.
-    ensure!(links()? == before && bed.status()?["policies"][0]["cgroups"][0]["complete"] == true);
+    // Beside it the attachment is what it was, and its programs are known for what they are.
+    ensure!(bed.status()?["policies"][0]["cgroups"][0]["complete"] == true);
+    let explained = explain()?;
+    ensure!(explained.contains("meter_sockets") && !explained.contains("runs after"), "{explained}");
     let examined = bed.doctor(&[])?;
     ensure!(!format!("{examined:?}").contains("meter_sockets"), "{examined:?}");
     run.child.kill()?;
     run.child.wait()?;
-    ensure!(links()? == before);
+    // The kernel takes its time with detaching.
+    wait_until("its programs to be gone", PATIENCE, || explain().is_ok_and(|text| !text.contains("meter_")))?;
     bed.check_steered(&bed.cgroup, 1)?;
     let nothing = Bed::new("top-nothing")?;
     let refused = nothing.run(&["top", "--count", "1"])?;

@@ -24,7 +24,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "It counts with programs of its own, which are attached to the steered cgroups as long as it runs; nothing is counted \
-                  without it. Packets are counted before a guard stops them: what was stopped is marked so. Bytes are those \
+                  without it. Packets are counted before a guard stops them: what was stopped is marked so. Links \
+                  of another network namespace have no name but for its policy's uplink, or this one's where the policy is of this one. Bytes are those \
                   of the IP layer. On a terminal: q quits, s changes what comes first, arrows scroll, p pauses. Elsewhere a \
                   table is printed every time."
 )]

@@ -7,6 +7,8 @@ use std::{collections::BTreeSet, fmt, os::fd::AsFd as _, path::Path};
 use aya::programs::loaded_links;
 use aya_obj::generated::{BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE};
 
+use steer_common::meter;
+
 use super::{Pins, bpf, object, pins::list};
 use crate::cgroup::Cgroup;
 
@@ -43,6 +45,13 @@ pub struct Program {
     pub uid: u32,
     /// Whether a link pinned by this instance of steer, of any version, attached it.
     pub ours: bool,
+}
+
+impl Program {
+    /// Whether it is one of `steer top`, by its name: those do nothing to a socket.
+    pub fn only_counts(&self) -> bool {
+        self.name == meter::SOCKET_PROGRAM || self.name == meter::PACKET_PROGRAM
+    }
 }
 
 impl fmt::Display for Program {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steer_common::{Owner, meter, program};
+use steer_common::{Owner, program};
 
 use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
 use crate::{
@@ -135,7 +135,7 @@ impl<'a> Foreign<'a> {
         }
         let found = after.into_iter().filter_map(|((holder, hook, _), program)| {
             // That of `steer top` only counts.
-            let (severity, why) = severity(hook).filter(|_| program.name != meter::SOCKET_PROGRAM)?;
+            let (severity, why) = severity(hook).filter(|_| !program.only_counts())?;
             Some(Finding {
                 id: Topic::ForeignBinding,
                 severity,

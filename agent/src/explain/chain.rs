@@ -108,7 +108,7 @@ impl Level {
             name: program.name.clone(),
             uid: program.uid,
             exclusive: on.admits != Admits::All,
-            last_word: runs_last(program.id),
+            last_word: runs_last(program.id) && !program.only_counts(),
         });
         foreign.collect()
     }
