@@ -14,6 +14,7 @@ mod events;
 mod exec;
 mod existing;
 mod explain;
+mod faults;
 mod guards;
 mod lifecycle;
 mod limits;
@@ -35,7 +36,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 22] = [
+    let rooms: [(&str, &[Test]); 23] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -51,6 +52,7 @@ fn main() {
         ("top", top::TESTS),
         ("existing", existing::TESTS),
         ("explain", explain::TESTS),
+        ("faults", faults::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
         ("doctor", doctor::TESTS),

@@ -11,6 +11,7 @@ mod apt;
 mod bench;
 mod cargo;
 mod dist;
+mod fuzz;
 mod lint;
 mod root;
 mod run;
@@ -33,6 +34,7 @@ enum Verb {
     Run(run::Run),
     Test(test::Test),
     Bench(bench::Bench),
+    Fuzz(fuzz::Fuzz),
     Vm(vm::Vm),
     /// Check form, lints, dependencies and documentation.
     Lint,
@@ -56,6 +58,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run(run) => run.run(),
         Verb::Test(test) => test.run(),
         Verb::Bench(bench) => bench.run(),
+        Verb::Fuzz(fuzz) => fuzz.run(),
         Verb::Vm(vm) => vm.run(),
         Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Verb::Dist => dist::run().map(|()| ExitCode::SUCCESS),
