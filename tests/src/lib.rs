@@ -6,6 +6,7 @@
 
 mod api;
 mod bed;
+mod bound;
 mod cgroup;
 mod check;
 mod daemon;
@@ -20,6 +21,7 @@ mod private_file;
 pub use api::Answer;
 pub use bed::{Bed, NOBODY, Output};
 pub use bed::{binary, copy_program, output};
+pub use bound::Bound;
 pub use cgroup::Cgroup;
 pub use check::{Load, Spy, USERS, User, check_outcomes, check_uninterrupted};
 pub use daemon::{Daemon, read_all};

@@ -18,6 +18,7 @@ mod faults;
 mod guards;
 mod lifecycle;
 mod limits;
+mod model;
 mod nested;
 mod package;
 mod refusals;
@@ -36,7 +37,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 23] = [
+    let rooms: [(&str, &[Test]); 24] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -52,6 +53,7 @@ fn main() {
         ("top", top::TESTS),
         ("existing", existing::TESTS),
         ("explain", explain::TESTS),
+        ("model", model::TESTS),
         ("faults", faults::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
