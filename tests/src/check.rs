@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{
-    Capture, Family, Kind, LoadReport, Outcome, Packet, Transport, client_v4, client_v6, gateway_v4, gateway_v6, leaks,
+    Capture, Family, Kind, LoadReport, Netns, Outcome, Packet, Server, Transport, client_v4, client_v6, gateway_v4, gateway_v6, leaks,
     parse_outcomes,
 };
 
@@ -43,9 +43,14 @@ pub struct Spy {
 impl Spy {
     /// Watches from now on. `allowed` are names of links.
     pub fn on(bed: &Bed, allowed: &[&str]) -> anyhow::Result<Self> {
+        Self::in_netns(&bed.net.client, &bed.server, allowed)
+    }
+
+    /// As [`Self::on`], in another network namespace, from which this server is reached.
+    pub fn in_netns(netns: &Netns, server: &Server, allowed: &[&str]) -> anyhow::Result<Self> {
         let with_loopback = allowed.iter().copied().chain(["lo"]).collect::<Vec<_>>();
-        let capture = Capture::start_except(&bed.net.client, &with_loopback)?;
-        let tcp = bed.server.seen().into_iter().filter(|seen| seen.transport == Transport::Tcp);
+        let capture = Capture::start_except(netns, &with_loopback)?;
+        let tcp = server.seen().into_iter().filter(|seen| seen.transport == Transport::Tcp);
         let earlier = tcp.map(|seen| SocketAddr::new(seen.peer.ip(), seen.peer.port())).collect();
         Ok(Self { capture, allowed: allowed.iter().map(ToString::to_string).collect(), earlier })
     }

@@ -8,6 +8,7 @@ mod api;
 mod bed;
 mod cgroup;
 mod check;
+pub mod container;
 mod daemon;
 mod doctor;
 mod escape;
