@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{
-    Capture, Family, Kind, LoadReport, Netns, Outcome, Packet, Server, Transport, client_v4, client_v6, gateway_v4, gateway_v6, leaks,
-    parse_outcomes,
+    Capture, Family, Kind, LoadReport, Netns, Outcome, Packet, Server, Transport, client_v4, client_v6, gateway_v4,
+    gateway_v6, leaks, parse_outcomes,
 };
 
 use crate::{

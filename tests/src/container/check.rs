@@ -62,11 +62,7 @@ impl Host<'_> {
     }
 
     /// What it sends goes by the default route.
-    pub fn check_unsteered(
-        &self,
-        ways: Ways<'_>,
-        run: impl FnOnce() -> anyhow::Result<Output>,
-    ) -> anyhow::Result<()> {
+    pub fn check_unsteered(&self, ways: Ways<'_>, run: impl FnOnce() -> anyhow::Result<Output>) -> anyhow::Result<()> {
         let ran = run()?;
         let outcomes = parse_outcomes(&ran.stdout).with_context(|| format!("{ran:?}"))?;
         ensure!(outcomes.len() == 8, "{ran:?}");
@@ -77,12 +73,21 @@ impl Host<'_> {
     }
 
     /// Nothing of what it sends leaves by any link, or it does not even start.
-    pub fn check_silent<R>(
+    pub fn check_silent<R>(&self, ways: Ways<'_>, run: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<R> {
+        let mut spies = self.spies(ways, &[])?;
+        let ran = run()?;
+        spies.iter_mut().try_for_each(Spy::saw_nothing)?;
+        Ok(ran)
+    }
+
+    /// Nothing of what it sends leaves by another link than uplink `i`, whether it starts or not.
+    pub fn check_silent_but<R>(
         &self,
         ways: Ways<'_>,
+        i: u8,
         run: impl FnOnce() -> anyhow::Result<R>,
     ) -> anyhow::Result<R> {
-        let mut spies = self.spies(ways, &[])?;
+        let mut spies = self.spies(ways, &[ways.net.link(i)])?;
         let ran = run()?;
         spies.iter_mut().try_for_each(Spy::saw_nothing)?;
         Ok(ran)

@@ -177,18 +177,33 @@ impl<'b> Host<'b> {
         last.and(gone.map_err(Into::into))
     }
 
+    /// Calls `steer hook oci` as a runtime does.
+    pub fn hook(&self, state: &serde_json::Value) -> anyhow::Result<Output> {
+        let file = self.directory.join("state.json");
+        fs::write(&file, state.to_string())?;
+        let mut line = self.hook_line("oci");
+        let mut command = self.command(line.remove(0));
+        output(command.args(line).stdin(fs::File::open(&file)?))
+    }
+
+    /// Calls the hook as a runtime does for a container that is gone.
+    pub fn sweep(&self) -> anyhow::Result<()> {
+        let state = serde_json::json!({"ociVersion": "1.0.2", "id": "gone", "status": "stopped", "bundle": "/"});
+        let swept = self.hook(&state)?;
+        ensure!(swept.code == 0, "poststop: {swept:?}");
+        Ok(())
+    }
+
+    /// The process that keeps the host, which is in the runtimes' cgroup.
+    pub fn pid(&self) -> u32 {
+        self.keeper.id()
+    }
+
     /// Runs a command of this host to its end, which must be a good one, and returns what it printed.
     pub fn succeed(&self, command: &mut Command) -> anyhow::Result<String> {
         let output = output(command)?;
         ensure!(output.code == 0, "{command:?}: {output:?}");
         Ok(output.stdout)
-    }
-
-    /// Runs a command of this host to its end, which must not be a good one, and returns all it said.
-    pub fn fail(&self, command: &mut Command) -> anyhow::Result<Output> {
-        let output = output(command)?;
-        ensure!(output.code != 0, "{command:?} succeeded: {output:?}");
-        Ok(output)
     }
 }
 
