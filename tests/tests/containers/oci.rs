@@ -67,7 +67,7 @@ fn what_is_not_allowed_is_refused(runtime: &'static str) -> Outcome {
 
 fn without_its_uplink_it_does_not_start(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
-    let mut bed = bed("containers-missing")?;
+    let bed = bed("containers-missing")?;
     bed.net.remove_uplink(1)?;
     {
         let host = Host::new(&bed)?;
