@@ -130,11 +130,22 @@ impl<'n> Bundle<'n> {
     pub fn write(&self, host: &Host<'_>) -> anyhow::Result<PathBuf> {
         let directory = host.directory().join("bundles").join(&self.id);
         fs::create_dir_all(&directory)?;
-        fs::write(directory.join("config.json"), self.config(&host.rootfs(), &host.bed.directory).to_string())?;
+        let complaints = self.complaints(host);
+        fs::write(&complaints, "")?;
+        fs::write(directory.join("config.json"), self.config(host, &complaints).to_string())?;
         Ok(directory)
     }
 
-    fn config(&self, rootfs: &Path, bed: &Path) -> Value {
+    /// Where crun puts what a hook complains of, which it shows to nobody; runc has it in its own complaint.
+    pub(super) fn complaints(&self, host: &Host<'_>) -> PathBuf {
+        host.directory().join(format!("{}.hook", self.id))
+    }
+
+    fn config(&self, host: &Host<'_>, complaints: &Path) -> Value {
+        let mut annotations: BTreeMap<_, _> =
+            self.annotations.iter().map(|(name, value)| (name, json!(value))).collect();
+        let for_crun = "run.oci.hooks.stderr".to_owned();
+        annotations.insert(&for_crun, json!(complaints));
         let mut namespaces: Vec<Value> =
             ["pid", "mount", "ipc", "uts", "cgroup"].iter().map(|kind| json!({"type": kind})).collect();
         match (self.network, self.network.path()) {
@@ -149,11 +160,8 @@ impl<'n> Bundle<'n> {
         } else {
             json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": read_only})
         };
-        let hooks: BTreeMap<_, _> = self
-            .hooks
-            .iter()
-            .map(|(stage, line)| (stage, json!([{"path": line.first(), "args": line, "timeout": 10}])))
-            .collect();
+        let hooks: BTreeMap<_, _> =
+            self.hooks.iter().map(|(stage, line)| (stage, json!([{"path": line.first(), "args": line}]))).collect();
         json!({
             "ociVersion": "1.0.2",
             "process": {
@@ -165,16 +173,16 @@ impl<'n> Bundle<'n> {
                 "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
                 "noNewPrivileges": true,
             },
-            "root": {"path": rootfs, "readonly": true},
+            "root": {"path": host.rootfs(), "readonly": true},
             "hostname": self.id,
-            "annotations": self.annotations,
+            "annotations": annotations,
             "hooks": hooks,
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
                 {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev"]},
                 {"destination": "/usr", "type": "bind", "source": "/usr", "options": ["bind", "ro"]},
-                {"destination": "/bed", "type": "bind", "source": bed, "options": ["bind", "ro"]},
+                {"destination": "/bed", "type": "bind", "source": host.bed.directory, "options": ["bind", "ro"]},
                 sys,
                 {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": read_only},
             ],

@@ -35,8 +35,7 @@ impl<'h, 'b> Podman<'h, 'b> {
             "[containers]\npids_limit = 0\ndefault_ulimits = [\"nofile=1024:4096\", \"nproc=4096:4096\"]\n\
              [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{directory}/networks\"\n\
              [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"runc\"\n\
-             hooks_dir = [\"{directory}/hooks.d\"]\nstatic_dir = \"{directory}/podman/static\"\n\
-             volume_path = \"{directory}/podman/volumes\"\ntmp_dir = \"/run/podman/tmp\"\n",
+             hooks_dir = [\"{directory}/hooks.d\"]\ntmp_dir = \"/run/podman/tmp\"\n",
         );
         fs::write(host.directory().join("containers.conf"), config)?;
         let storage = format!(

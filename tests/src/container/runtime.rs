@@ -56,7 +56,9 @@ impl Runtime {
 
     /// Runs a container to its end, and removes it.
     pub fn run(&self, host: &Host<'_>, bundle: &Bundle<'_>) -> anyhow::Result<Output> {
-        output(&mut self.run_command(host, bundle)?)
+        let mut ran = output(&mut self.run_command(host, bundle)?)?;
+        ran.stderr += &fs::read_to_string(bundle.complaints(host))?;
+        Ok(ran)
     }
 
     /// The command that runs a container to its end, and removes it.
@@ -83,7 +85,11 @@ impl Runtime {
         // There is nothing to remove.
         std::mem::forget(container);
         let code = status.code().unwrap_or(-1);
-        Ok(Err(Output { code, stdout: String::new(), stderr: fs::read_to_string(&log)? }))
+        Ok(Err(Output {
+            code,
+            stdout: String::new(),
+            stderr: fs::read_to_string(&log)? + &fs::read_to_string(bundle.complaints(host))?,
+        }))
     }
 
     /// Creates and starts a container.

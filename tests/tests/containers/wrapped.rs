@@ -150,10 +150,13 @@ fn wrapped_hands_on(runtime: &'static str) -> Outcome {
     let host = Host::new(&bed)?;
     let wrapped = bare.clone().wrapped(wrapper(&host, &[]));
     let say = |runtime: &Runtime, arguments: &[&str]| steer_tests::output(&mut runtime.command(&host, arguments));
-    for arguments in [&["--version"] as &[&str], &["state", "nobody"], &["no-such-command"]] {
+    for arguments in [&["--version"] as &[&str], &["state", "nobody"]] {
         let (one, other) = (say(&bare, arguments)?, say(&wrapped, arguments)?);
         ensure!(one.code == other.code && one.stdout == other.stdout, "{arguments:?}: {one:?} {other:?}");
     }
+    // But what might start a container in a way that steer does not know.
+    let unknown = say(&wrapped, &["no-such-command"])?;
+    ensure!(unknown.code == 1 && unknown.stderr.contains("is no command of an OCI runtime"), "{unknown:?}");
     let exits = wrapped.run(&host, &Bundle::new("one").command(&super::shell("exit 7")))?;
     ensure!(exits.code == 7, "{exits:?}");
     Ok(())
