@@ -17,6 +17,7 @@ with_both![
     a_command_in_it_is_steered,
     started_again,
     no_way_out,
+    ways_out_below_the_full_level,
     with_a_daemon,
 ];
 
@@ -143,6 +144,21 @@ fn no_way_out(runtime: &'static str) -> Outcome {
     let host = Host::new(&bed)?;
     let container = runtime.start(&host, &Bundle::new("one").annotate("steer.interface", "a1").hooked(&host))?;
     host.check_no_escape(|line| container.exec(&shell(line)))?;
+    container.delete()
+}
+
+/// Where a host lets containers ask for less: this shows that the captures see.
+fn ways_out_below_the_full_level(runtime: &'static str) -> Outcome {
+    let runtime = Runtime::find(runtime)?;
+    let bed = bed("containers-leaks")?;
+    bed.furnish_for_escapes()?;
+    bed.write_config(&super::CONFIG.replace("[containers]", "[containers]\nenforce = \"steer\""))?;
+    let host = Host::new(&bed)?;
+    let bundle = Bundle::new("one").annotate("steer.interface", "a1").annotate("steer.enforce", "steer");
+    let container = runtime.start(&host, &bundle.hooked(&host))?;
+    let leaks = host.check_no_escape(|line| container.exec(&shell(line)));
+    let error = leaks.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(error.contains("packets got out"), "nothing got out: {error}");
     container.delete()
 }
 

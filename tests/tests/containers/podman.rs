@@ -92,7 +92,7 @@ fn without_a_network() -> Outcome {
     host.wait_until_nothing_left(|| host.sweep())
 }
 
-/// A container with two bridges has `eth0` and `eth1`; the default route is by the first.
+/// Which bridge's link is called what must be said: by itself Podman takes them in any order.
 fn on_two_bridges() -> Outcome {
     let bed = bed("podman-bridge")?;
     let host = Host::new(&bed)?;
@@ -102,7 +102,8 @@ fn on_two_bridges() -> Outcome {
     }
     for (interface, address) in [("eth0", "10.201.0."), ("eth1", "10.202.0.")] {
         let annotation = format!("steer.interface={interface}");
-        let networks = ["--network", "first", "--network", "second", "--annotation", &annotation];
+        let (first, second) = ("first:interface_name=eth0", "second:interface_name=eth1");
+        let networks = ["--network", first, "--network", second, "--annotation", &annotation];
         let options = [&["--detach", "--name", "one"] as &[&str], &networks].concat();
         host.succeed(podman.run(&options).args(["sleep", "infinity"]))?;
         check_bridged(&bed, &host, &podman, interface, address).with_context(|| interface.to_owned())?;
