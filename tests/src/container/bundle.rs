@@ -53,6 +53,7 @@ impl Network<'_> {
 #[derive(Clone, Debug)]
 pub struct Bundle<'n> {
     id: String,
+    parent: String,
     annotations: BTreeMap<String, String>,
     environment: Vec<String>,
     command: Vec<String>,
@@ -66,6 +67,7 @@ impl<'n> Bundle<'n> {
     pub fn new(id: &str) -> Self {
         Self {
             id: id.to_owned(),
+            parent: String::new(),
             annotations: BTreeMap::new(),
             environment: vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned()],
             command: ["sleep", "infinity"].map(str::to_owned).to_vec(),
@@ -81,7 +83,14 @@ impl<'n> Bundle<'n> {
 
     /// The container's cgroup as its host calls it.
     pub fn cgroup(&self) -> String {
-        format!("/{}", self.id)
+        format!("{}/{}", self.parent, self.id)
+    }
+
+    /// With its cgroup in this one.
+    #[must_use]
+    pub fn parent(mut self, parent: &str) -> Self {
+        parent.clone_into(&mut self.parent);
+        self
     }
 
     /// With one more annotation.

@@ -30,12 +30,12 @@ impl<'h, 'b> Docker<'h, 'b> {
         let path = installed("docker", "docker.io")?;
         let program = installed("dockerd", "docker.io")?;
         installed("containerd", "containerd")?;
-        let runc = installed("runc", "runc")?.to_string_lossy().into_owned();
+        installed("runc", "runc")?;
         let runtime = |options: &[&str]| {
             let mut line = host.hook_line("wrap");
             let program = line.remove(0);
             line.extend(options.iter().map(ToString::to_string));
-            line.extend(["--".to_owned(), runc.clone()]);
+            line.extend(["--", "runc"].map(str::to_owned));
             json!({"path": program, "runtimeArgs": line})
         };
         let config = json!({

@@ -1,6 +1,6 @@
 //! Attempts to escape from inside a container, all of them, as its root.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Capture, Direction, Family, Packet, Vector, wait_until};
@@ -71,7 +71,7 @@ impl Host<'_> {
             let this = Try { vector, user: User::Root, family, scene: Scene::Steered, timeout };
             let program = self.bed.escape_program(this, &self.bed.cgroup)?;
             let arguments = program.get_args().map(|argument| argument.to_string_lossy().into_owned());
-            line += &format!("/bed/steer-escape {} </dev/null & ", arguments.collect::<Vec<_>>().join(" "));
+            write!(line, "/bed/steer-escape {} </dev/null & ", arguments.collect::<Vec<_>>().join(" "))?;
             if number % AT_ONCE == AT_ONCE - 1 {
                 line += "wait; ";
             }

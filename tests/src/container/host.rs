@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use steer_lab::wait_until;
 
-use crate::{Bed, Daemon, NotHere, Output, PATIENCE, User, binary, output};
+use crate::{Bed, Cgroup, Daemon, NotHere, Output, PATIENCE, User, binary, output};
 
 /// The status by which `host.sh` says that it cannot build the host.
 const CANNOT_BE_BUILT: i32 = 77;
@@ -153,8 +153,17 @@ impl<'b> Host<'b> {
 
     /// No container has left anything: no link, no record, no policy that was made for it.
     pub fn check_nothing_left(&self) -> anyhow::Result<()> {
+        self.check_only_links_of(&[])
+    }
+
+    /// No container has left anything; only these cgroups have links, which the configuration gives them.
+    pub fn check_only_links_of(&self, cgroups: &[&Cgroup]) -> anyhow::Result<()> {
         let links = fs::read_dir(self.bed.abi().join("links")).into_iter().flatten().flatten();
-        let links = links.map(|entry| entry.file_name()).collect::<Vec<_>>();
+        let mut links = links.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>();
+        for cgroup in cgroups {
+            let id = cgroup.id()?.to_string();
+            links.retain(|link| *link != id);
+        }
         ensure!(links.is_empty(), "links are left: {links:?}");
         let status = self.status()?;
         let manual = |policy: &&serde_json::Value| policy["origin"] == "manual";

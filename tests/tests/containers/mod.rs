@@ -6,6 +6,7 @@ pub(crate) mod failures;
 pub(crate) mod many;
 pub(crate) mod namespaces;
 pub(crate) mod oci;
+pub(crate) mod parent;
 pub(crate) mod podman;
 pub(crate) mod wrapped;
 
@@ -56,9 +57,10 @@ macro_rules! with_both {
 use with_both;
 
 /// All rooms of these tests.
-pub(crate) const ROOMS: [(&str, &[Test]); 7] = [
+pub(crate) const ROOMS: [(&str, &[Test]); 8] = [
     ("containers", oci::TESTS),
     ("containers", namespaces::TESTS),
+    ("containers", parent::TESTS),
     ("containers", failures::TESTS),
     ("containers", many::TESTS),
     ("containers", wrapped::TESTS),
