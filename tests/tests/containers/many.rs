@@ -4,20 +4,27 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::ensure;
 use steer_tests::{
-    Outcome,
+    Bed, Outcome,
     container::{Bundle, Host, Runtime},
 };
 
-use super::{bed, with_both};
+use super::{CONFIG, bed, with_both};
 
 with_both![a_hundred_at_once, a_hundred_with_a_daemon];
 
 const CONTAINERS: u32 = 100;
 const AT_ONCE: usize = 8;
 
+/// A bed whose containers wait for each other, however slow the machine: one changes the pins at a time.
+fn crowded(name: &str) -> anyhow::Result<Bed> {
+    let bed = bed(name)?;
+    bed.write_config(&CONFIG.replace("[containers]", "[containers]\ntimeout_ms = 60000"))?;
+    Ok(bed)
+}
+
 fn a_hundred_at_once(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
-    let bed = bed("containers-many")?;
+    let bed = crowded("containers-many")?;
     let host = Host::new(&bed)?;
     hundred(&host, &runtime, CONTAINERS)?;
     host.wait_until_nothing_left(|| host.sweep())
@@ -26,7 +33,7 @@ fn a_hundred_at_once(runtime: &'static str) -> Outcome {
 /// What is left of them is the daemon's to remove; nobody else sweeps.
 fn a_hundred_with_a_daemon(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
-    let bed = bed("containers-many-daemon")?;
+    let bed = crowded("containers-many-daemon")?;
     let host = Host::new(&bed)?;
     let daemon = host.daemon()?;
     hundred(&host, &runtime, CONTAINERS / 2)?;
