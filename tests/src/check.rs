@@ -76,8 +76,16 @@ impl Spy {
 
 /// Leaves out the kernel's own answers to packets that no socket claims, and the look-up of a gateway's address for them.
 pub(crate) fn sent_by_processes(mut packets: Vec<&Packet>) -> Vec<&Packet> {
-    packets.retain(|packet| !packet.is_kernel_answer() && !is_gateway_lookup(packet));
+    packets.retain(|packet| !packet.is_kernel_answer() && !is_gateway_lookup(packet) && !is_farewell(packet));
     packets
+}
+
+/// Whether it may be how the kernel answers a late FIN over IPv6: a bare ACK, when the socket is gone but for what TIME_WAIT
+/// remembers. It goes by the default route, whatever the socket was bound to (seen with Linux 6.18). A connection that leaks
+/// shows by more than that.
+fn is_farewell(packet: &Packet) -> bool {
+    const ACK: u8 = 16;
+    packet.tcp_flags == Some(ACK) && packet.payload_len == 0 && packet.src.is_some_and(|source| source.is_ipv6())
 }
 
 fn is_gateway_lookup(packet: &Packet) -> bool {

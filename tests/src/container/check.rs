@@ -38,7 +38,8 @@ impl Host<'_> {
         Ok(spies)
     }
 
-    /// What a container's [`everything`] sends, which `run` makes run as its root, leaves by uplink `i` and no other link.
+    /// What a container's [`everything`] sends, which `run` makes run as its root, leaves by uplink `i` and no other
+    /// link.
     pub fn check_steered(
         &self,
         ways: Ways<'_>,

@@ -24,8 +24,8 @@ pub struct Docker<'h, 'b> {
 }
 
 impl<'h, 'b> Docker<'h, 'b> {
-    /// Starts its daemon, with a runtime `steered` that is `steer hook wrap`, and one called `vpn` that asks for that policy.
-    /// [`NotHere`](crate::NotHere) where something of it is not installed.
+    /// Starts its daemon, with a runtime `steered` that is `steer hook wrap`, and one called `vpn` that asks for that
+    /// policy. [`NotHere`](crate::NotHere) where something of it is not installed.
     pub fn start(host: &'h Host<'b>) -> anyhow::Result<Self> {
         let path = installed("docker", "docker.io")?;
         let program = installed("dockerd", "docker.io")?;

@@ -26,8 +26,9 @@ const PAST_IP: [Vector; 8] = [
 ];
 
 impl Host<'_> {
-    /// None of the attempts that a container of the host's network makes, steered to `a1`, gets a packet out by another link;
-    /// `run` makes a shell run a line in it. That the captures see is shown by packets from outside the container.
+    /// None of the attempts that a container of the host's network makes, steered to `a1`, gets a packet out by
+    /// another link; `run` makes a shell run a line in it. That the captures see is shown by packets from outside the
+    /// container.
     pub fn check_no_escape(&self, run: impl FnOnce(&str) -> anyhow::Result<Output>) -> anyhow::Result<()> {
         let bed = self.bed;
         let line = self.attempts()?;

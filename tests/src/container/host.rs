@@ -1,8 +1,8 @@
-//! A host of containers: the bed's client, with a hierarchy of cgroups that has the bed's cgroup as its root, and directories
-//! of its own wherever a runtime keeps something.
+//! A host of containers: the bed's client, with a hierarchy of cgroups that has the bed's cgroup as its root, and
+//! directories of its own wherever a runtime keeps something.
 //!
-//! **Invariant:** it has no daemon and no container that outlives it, also when the test is killed: its processes are in the
-//! bed's cgroup, and all of them are killed when the test's end of a pipe closes.
+//! **Invariant:** it has no daemon and no container that outlives it, also when the test is killed: its processes are
+//! in the bed's cgroup, and all of them are killed when the test's end of a pipe closes.
 
 use std::{
     fs,
@@ -109,7 +109,8 @@ impl<'b> Host<'b> {
         line
     }
 
-    /// Starts the daemon of the bed in this host, and waits until it is ready. In the configuration, the bed's cgroup is `/`.
+    /// Starts the daemon of the bed in this host, and waits until it is ready. In the configuration, the bed's cgroup
+    /// is `/`.
     pub fn daemon(&self) -> anyhow::Result<Daemon> {
         let mut command = self.steer(&["daemon", "--config"]);
         command.arg(self.bed.config_file());
@@ -175,8 +176,8 @@ impl<'b> Host<'b> {
         Ok(())
     }
 
-    /// As [`Self::check_nothing_left`], for where the kernel takes its time to detach the links of a removed cgroup, and the
-    /// next command sweeps what is left.
+    /// As [`Self::check_nothing_left`], for where the kernel takes its time to detach the links of a removed cgroup,
+    /// and the next command sweeps what is left.
     pub fn wait_until_nothing_left(&self, sweep: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let mut last = Ok(());
         let gone = wait_until("all to be gone", PATIENCE, || {

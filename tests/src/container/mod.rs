@@ -1,8 +1,8 @@
 //! Beds for containers: a host of them inside a bed, the runtimes that start them, and the check of where their traffic
 //! goes.
 //!
-//! **Invariant:** whatever a runtime does, it does in namespaces that end with the bed: its mounts, its bridges and its rules
-//! of the packet filter are on no network or directory of this machine.
+//! **Invariant:** whatever a runtime does, it does in namespaces that end with the bed: its mounts, its bridges and
+//! its rules of the packet filter are on no network or directory of this machine.
 
 mod bundle;
 mod check;

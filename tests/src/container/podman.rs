@@ -39,7 +39,8 @@ impl<'h, 'b> Podman<'h, 'b> {
         );
         fs::write(host.directory().join("containers.conf"), config)?;
         let storage = format!(
-            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{directory}/podman/storage\"\nrunroot = \"/run/podman/storage\"\n"
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{directory}/podman/storage\"\n\
+             runroot = \"/run/podman/storage\"\n"
         );
         fs::write(host.directory().join("storage.conf"), storage)?;
         Ok(podman)

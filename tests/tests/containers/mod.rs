@@ -50,7 +50,10 @@ fn shell(line: &str) -> Vec<String> {
 macro_rules! with_both {
     ($($name:ident),* $(,)?) => {
         pub(crate) const TESTS: &[crate::Test] = &[
-            $((concat!("runc::", stringify!($name)), || $name("runc")), (concat!("crun::", stringify!($name)), || $name("crun")),)*
+            $(
+                (concat!("runc::", stringify!($name)), || $name("runc")),
+                (concat!("crun::", stringify!($name)), || $name("crun")),
+            )*
         ];
     };
 }

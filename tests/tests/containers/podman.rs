@@ -119,7 +119,8 @@ fn on_two_bridges() -> Outcome {
     Ok(())
 }
 
-/// The container's packets leave by this interface alone, and from its address. What the host then does with them is its own.
+/// The container's packets leave by this interface alone, and from its address. What the host then does with them is
+/// its own.
 fn check_bridged(bed: &Bed, host: &Host<'_>, podman: &Podman<'_, '_>, interface: &str, address: &str) -> Outcome {
     let pid: u32 = podman.inspect("one", "{{.State.Pid}}")?.parse()?;
     let netns = Netns::of_process(pid)?;
