@@ -9,6 +9,7 @@ mod bed;
 mod bound;
 mod cgroup;
 mod check;
+pub mod container;
 mod daemon;
 mod doctor;
 mod escape;

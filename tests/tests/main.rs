@@ -6,6 +6,7 @@ use steer_tests::{NotHere, Outcome};
 
 mod api;
 mod attach;
+mod containers;
 mod daemon;
 mod dns;
 mod doctor;
@@ -67,7 +68,8 @@ fn main() {
     if !root {
         eprintln!("the integration tests make network namespaces and load BPF programs, which needs root: ignored");
     }
-    let trials = rooms.into_iter().flat_map(|(room, tests)| {
+    let rooms = rooms.into_iter().chain(containers::ROOMS);
+    let trials = rooms.flat_map(|(room, tests)| {
         tests.iter().map(move |&(name, test)| {
             Trial::ignorable_test(format!("{room}::{name}"), move || report(test())).with_ignored_flag(!root)
         })
