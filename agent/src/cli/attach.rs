@@ -51,10 +51,14 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let pins = pins.to_change()?;
     let lock = pins.create_and_lock()?;
     let attached = attach(&pins, &lock, &hierarchy, &cgroup, &by);
-    if attached.is_ok() {
-        pins.tell_daemon(&lock)?;
+    // What is attached is so, whatever fails afterwards.
+    let afterwards = match attached {
+        Ok(()) => pins.tell_daemon(&lock),
+        Err(_) => datapath::tidy(&pins, lock, &hierarchy),
+    };
+    if let Err(error) = afterwards {
+        log::warn!("{error}");
     }
-    datapath::tidy(&pins, lock, &hierarchy)?;
     attached?;
     Ok(ExitCode::SUCCESS)
 }

@@ -145,9 +145,12 @@ pub fn steer(pins: &Pins, config: &Config, container: Container, fate: &Fate) ->
     let pins = &pins.clone().with_patience(config.containers.timeout);
     let lock = pins.create_and_lock()?;
     let attached = attach(pins, &lock, &hierarchy, &process, &record, container.runs);
-    if attached.is_ok() {
-        pins.tell_daemon(&lock)?;
-    } else if let Err(error) = datapath::tidy(pins, lock, &hierarchy) {
+    // What is attached is so, whatever fails afterwards.
+    let afterwards = match attached {
+        Ok(()) => pins.tell_daemon(&lock),
+        Err(_) => datapath::tidy(pins, lock, &hierarchy),
+    };
+    if let Err(error) = afterwards {
         log::warn!("{error}");
     }
     attached.map(|()| process.cgroup.path)

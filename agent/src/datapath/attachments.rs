@@ -149,16 +149,21 @@ impl Datapath {
     /// Steers a cgroup by the policy in `slot`. Doing it again changes the policy, or mends what is incomplete.
     pub fn attach(
         &mut self,
-        _lock: &Lock,
+        lock: &Lock,
         hierarchy: &Hierarchy,
         cgroup: &Cgroup,
         slot: u32,
         manual: bool,
     ) -> Result<(), Error> {
+        let is_new = !self.pins.attachment(cgroup.id).exists();
         let attached = self.try_attach(hierarchy, cgroup, slot, manual);
-        if attached.is_err() && !self.pins.attachment(cgroup.id).exists() {
-            // An outer policy must not believe that this one decides.
-            self.remove_decider(cgroup.id)?;
+        // Half an attachment is none, and an outer policy must not believe that this one decides. One that was there before
+        // keeps what it has.
+        if attached.is_err()
+            && is_new
+            && let Err(error) = self.forget(lock, cgroup.id)
+        {
+            log::warn!("{error}");
         }
         attached
     }

@@ -18,7 +18,8 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -140,20 +141,13 @@ impl Pins {
                 Err(source) => return Err(Error::Pin { action: "open", path: self.root.clone(), source }),
             };
             let inode = file.metadata().map_err(|source| self.failed("read", source))?.ino();
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(flock) => {
-                    // `steer off` may have removed the directory between the open and the lock.
-                    if fs::metadata(&self.root).is_ok_and(|now| now.ino() == inode) {
-                        return Ok(Some(Lock { _flock: flock, inode }));
-                    }
-                }
-                Err((_, nix::Error::EWOULDBLOCK)) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err((_, nix::Error::EWOULDBLOCK)) => {
-                    return Err(Error::Locked { path: self.root.clone(), patience: self.patience });
-                }
-                Err((_, errno)) => return Err(self.failed("lock", errno.into())),
+            let Some(locked) = lock_until(file, deadline) else {
+                return Err(Error::Locked { path: self.root.clone(), patience: self.patience });
+            };
+            let flock = locked.map_err(|errno| self.failed("lock", errno.into()))?;
+            // `steer off` may have removed the directory between the open and the lock.
+            if fs::metadata(&self.root).is_ok_and(|now| now.ino() == inode) {
+                return Ok(Some(Lock { _flock: flock, inode }));
             }
         }
     }
@@ -201,6 +195,28 @@ impl Pins {
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
         Error::Pin { action, path: self.root.clone(), source }
     }
+}
+
+/// Waits in the kernel's queue, so that who comes first is served first, but not for ever: `None`.
+fn lock_until(file: fs::File, deadline: Instant) -> Option<nix::Result<Flock<fs::File>>> {
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Err((file, nix::Error::EWOULDBLOCK)) => file,
+        Ok(flock) => return Some(Ok(flock)),
+        Err((_, errno)) => return Some(Err(errno)),
+    };
+    // Nothing but a signal ends the wait early, so another thread waits. Got too late, the lock is let go at once.
+    let (locked, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut waiting = file;
+        let flock = loop {
+            match Flock::lock(waiting, FlockArg::LockExclusive) {
+                Err((file, nix::Error::EINTR)) => waiting = file,
+                flock => break flock.map_err(|(_, errno)| errno),
+            }
+        };
+        drop(locked.send(flock));
+    });
+    receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
 }
 
 /// Locks a directory unless another process has: `Ok(None)`.

@@ -20,6 +20,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("no_slot_is_left", errors::no_slot_is_left),
     ("a_bpffs_that_is_unmounted", errors::bpffs_that_is_unmounted),
     ("lost_reports_of_links", storms::lost_reports_of_links),
-    ("ten_thousand_link_events", storms::ten_thousand_link_events),
+    ("a_storm_of_link_events", storms::storm_of_link_events),
     ("a_thousand_cgroups_a_second", storms::thousand_cgroups_a_second),
 ];
