@@ -21,6 +21,7 @@ pub mod interface;
 pub mod keeper;
 pub mod log_lines;
 pub mod metrics;
+pub mod nri;
 pub mod plan;
 pub mod policy;
 pub mod preflight;
