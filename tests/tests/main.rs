@@ -6,6 +6,7 @@ use steer_tests::{NotHere, Outcome};
 
 mod api;
 mod attach;
+mod containers;
 mod daemon;
 mod dns;
 mod doctor;
@@ -35,7 +36,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 22] = [
+    let rooms: [(&str, &[Test]); 23] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -53,6 +54,7 @@ fn main() {
         ("explain", explain::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
+        ("containers::nri", containers::nri::TESTS),
         ("doctor", doctor::TESTS),
         ("doctor::cgroups", doctor::cgroups::TESTS),
         ("doctor::pins", doctor::pins::TESTS),

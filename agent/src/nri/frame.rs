@@ -96,7 +96,7 @@ pub struct Frame {
 /// piece that it asked for is smaller.
 pub fn encode(frame: &Frame) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(2 * FRAME_HEADER + MESSAGE_HEADER + frame.body.len());
-    let mut frame_header = |bytes: &mut BytesMut, length: usize| {
+    let frame_header = |bytes: &mut BytesMut, length: usize| {
         bytes.put_u32(frame.connection.number());
         // Nothing that is sent here comes near 32 bits.
         bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
@@ -129,7 +129,7 @@ impl Decoder {
     }
 
     /// The next message, if it is there as a whole. After an error the rest means nothing.
-    pub fn next(&mut self) -> Result<Option<Frame>, Error> {
+    pub fn take(&mut self) -> Result<Option<Frame>, Error> {
         loop {
             for connection in [Connection::Plugin, Connection::Runtime] {
                 if let Some(frame) = take_message(connection, self.bytes_of(connection))? {
@@ -184,6 +184,7 @@ fn within(length: u32, limit: usize) -> Result<usize, Error> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::*;
 
@@ -202,7 +203,7 @@ mod tests {
         let (mut decoder, mut frames) = (Decoder::default(), Vec::new());
         for piece in pieces {
             decoder.buffer().extend_from_slice(piece);
-            while let Some(frame) = decoder.next()? {
+            while let Some(frame) = decoder.take()? {
                 frames.push(frame);
             }
         }

@@ -153,20 +153,20 @@ pub(super) struct ContainerRequest {
 /// The events this plugin knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    StartContainer,
-    StopContainer,
-    RemoveContainer,
+    Start,
+    Stop,
+    Remove,
 }
 
 impl Event {
     /// All of them, as a subscription.
-    pub(super) const MASK: i32 = Self::StartContainer.bit() | Self::StopContainer.bit() | Self::RemoveContainer.bit();
+    pub(super) const MASK: i32 = Self::Start.bit() | Self::Stop.bit() | Self::Remove.bit();
 
     const fn number(self) -> i32 {
         match self {
-            Self::StartContainer => 6,
-            Self::StopContainer => 10,
-            Self::RemoveContainer => 11,
+            Self::Start => 6,
+            Self::Stop => 10,
+            Self::Remove => 11,
         }
     }
 
@@ -176,17 +176,15 @@ impl Event {
 
     /// By its number in a [`StateChangeEvent`].
     pub(super) fn of_number(number: i32) -> Option<Self> {
-        [Self::StartContainer, Self::StopContainer, Self::RemoveContainer]
-            .into_iter()
-            .find(|event| event.number() == number)
+        [Self::Start, Self::Stop, Self::Remove].into_iter().find(|event| event.number() == number)
     }
 
     /// By the name of its call. Runtimes before NRI 0.11 have one for stopping only.
     pub(super) fn of_method(name: &str) -> Option<Self> {
         match name {
-            "StartContainer" => Some(Self::StartContainer),
-            "StopContainer" => Some(Self::StopContainer),
-            "RemoveContainer" => Some(Self::RemoveContainer),
+            "StartContainer" => Some(Self::Start),
+            "StopContainer" => Some(Self::Stop),
+            "RemoveContainer" => Some(Self::Remove),
             _ => None,
         }
     }
@@ -281,6 +279,7 @@ pub(super) fn encode(message: &impl Message) -> BytesMut {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::*;
 
@@ -313,7 +312,7 @@ mod tests {
         ]
         .concat();
         let event: StateChangeEvent = decode("a state change", &bytes).unwrap();
-        assert_eq!(Event::of_number(event.event), Some(Event::StartContainer));
+        assert_eq!(Event::of_number(event.event), Some(Event::Start));
         let (pod, container) = (event.pod.unwrap(), event.container.unwrap());
         assert_eq!((pod.id.as_str(), pod.namespace.as_str()), ("p", "default"));
         assert_eq!(pod.annotations, BTreeMap::from([("k".to_owned(), "v".to_owned())]));

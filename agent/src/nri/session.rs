@@ -68,11 +68,11 @@ pub async fn serve(stream: UnixStream, identity: &Identity, plugin: &mut impl Pl
     let registered_by = Instant::now() + REGISTRATION;
     let mut registered = false;
     loop {
-        let frame = match registered {
-            true => session.read().await?,
-            false => {
-                timeout_at(registered_by, session.read()).await.map_err(|_elapsed| Error::NoAnswer(REGISTRATION))??
-            }
+        let frame = if registered {
+            session.read().await?
+        } else {
+            let read = timeout_at(registered_by, session.read()).await;
+            read.map_err(|_elapsed| Error::NoAnswer(REGISTRATION))??
         };
         let Some(frame) = frame else { return Ok(End::Closed) };
         match (frame.connection, frame.kind) {
@@ -147,14 +147,14 @@ impl<P: Plugin> Session<'_, P> {
     /// The next message; none when the runtime has closed the connection.
     async fn read(&mut self) -> Result<Option<Frame>, Error> {
         loop {
-            if let Some(frame) = self.decoder.next()? {
+            if let Some(frame) = self.decoder.take()? {
                 return Ok(Some(frame));
             }
             if self.stream.read_buf(self.decoder.buffer()).await? == 0 {
-                return match self.decoder.is_cut() {
-                    true => Err(Error::OutOfPlace { what: "the end of the connection in the midst of a message" }),
-                    false => Ok(None),
-                };
+                if self.decoder.is_cut() {
+                    return Err(Error::OutOfPlace { what: "the end of the connection in the midst of a message" });
+                }
+                return Ok(None);
             }
         }
     }
@@ -177,24 +177,9 @@ impl<P: Plugin> Session<'_, P> {
         let answer = match request.method.as_str() {
             "Configure" => self.configure(&request.payload),
             "Synchronize" => self.synchronize(&request.payload).await?,
-            "StateChange" => match message::decode::<StateChangeEvent>("a state change", &request.payload) {
-                Ok(change) => match Event::of_number(change.event) {
-                    Some(event) => self.container(event, change.pod, change.container).await,
-                    None => Ok(Response::done(&Empty {})),
-                },
-                Err(error) => Err(error),
-            },
+            "StateChange" => self.state_change(&request.payload).await,
             "Shutdown" => return Ok((Response::done(&Empty {}), Some(End::Shutdown))),
-            other => match Event::of_method(other) {
-                Some(event) => match message::decode::<ContainerRequest>("a container", &request.payload) {
-                    Ok(asked) => self.container(event, asked.pod, asked.container).await,
-                    Err(error) => Err(error),
-                },
-                None => {
-                    let what = format!("this plugin has no method {:?}", short(other));
-                    Ok(Response::failed(Code::Unimplemented, what))
-                }
-            },
+            other => self.called_by_event(other, &request.payload).await,
         };
         Ok((answer.unwrap_or_else(|error| Response::failed(Code::InvalidArgument, error.to_string())), None))
     }
@@ -233,34 +218,47 @@ impl<P: Plugin> Session<'_, P> {
         Ok(Ok(Response::done(&SynchronizeResponse { more: asked.more })))
     }
 
-    async fn container(
-        &mut self,
-        event: Event,
-        pod: Option<PodSandbox>,
-        container: Option<Container>,
-    ) -> Result<Response, Error> {
+    async fn state_change(&mut self, payload: &[u8]) -> Result<Response, Error> {
+        let change: StateChangeEvent = message::decode("a state change", payload)?;
+        match Event::of_number(change.event) {
+            Some(event) => Ok(self.container(event, change.pod, change.container).await),
+            None => Ok(Response::done(&Empty {})),
+        }
+    }
+
+    /// An event as a call of its own.
+    async fn called_by_event(&mut self, method: &str, payload: &[u8]) -> Result<Response, Error> {
+        let Some(event) = Event::of_method(method) else {
+            let what = format!("this plugin has no method {:?}", short(method));
+            return Ok(Response::failed(Code::Unimplemented, what));
+        };
+        let asked: ContainerRequest = message::decode("a container", payload)?;
+        Ok(self.container(event, asked.pod, asked.container).await)
+    }
+
+    async fn container(&mut self, event: Event, pod: Option<PodSandbox>, container: Option<Container>) -> Response {
         let Some(container) = container else {
-            return Ok(Response::failed(Code::InvalidArgument, "an event of a container names none".to_owned()));
+            return Response::failed(Code::InvalidArgument, "an event of a container names none".to_owned());
         };
         let pod = pod.unwrap_or_default();
         let done = match event {
-            Event::StartContainer => {
+            Event::Start => {
                 let started = timeout(self.patience, self.plugin.start_container(pod, container)).await;
                 started.unwrap_or_else(|_elapsed| {
                     Err(format!("steer: not steered within {} ms, so it is not started", self.patience.as_millis()))
                 })
             }
-            Event::StopContainer | Event::RemoveContainer => {
+            Event::Stop | Event::Remove => {
                 if timeout(self.patience, self.plugin.removed(pod, container)).await.is_err() {
                     log::warn!("cleaning up after a container takes longer than the runtime waits");
                 }
                 Ok(())
             }
         };
-        Ok(match done {
+        match done {
             Ok(()) => Response::done(&Empty {}),
             Err(reason) => Response::failed(Code::Unknown, reason),
-        })
+        }
     }
 }
 
@@ -278,4 +276,5 @@ fn short(word: &str) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test")]
 mod tests;

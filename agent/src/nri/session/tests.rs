@@ -41,7 +41,7 @@ struct Runtime {
 impl Runtime {
     async fn read(&mut self) -> Option<Frame> {
         loop {
-            if let Some(frame) = self.decoder.next().unwrap() {
+            if let Some(frame) = self.decoder.take().unwrap() {
                 return Some(frame);
             }
             if self.stream.read_buf(self.decoder.buffer()).await.unwrap() == 0 {

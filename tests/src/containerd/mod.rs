@@ -1,0 +1,338 @@
+//! A host with containerd: namespaces of its own over the network of the bed's client, and CRI to make pods with.
+//!
+//! **Invariant:** all its processes are in one PID namespace, and all its cgroups in one of the bed's, so they end with the test. Of
+//! the machine it changes nothing; pins are below the bed's directory.
+
+mod cri;
+mod image;
+mod pod;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use nix::{
+    sys::{
+        prctl::set_pdeathsig,
+        signal::{Signal, kill},
+    },
+    unistd::Pid,
+};
+use steer_lab::{wait_for, wait_until};
+
+pub use pod::{Container, Pod, PodOptions};
+
+use crate::{Bed, Cgroup, NotHere, Output, PATIENCE, binary, output};
+
+/// The status by which `host.sh` says that it cannot build the host.
+const NO_HOST: i32 = 77;
+const SERVER: &str = "containerd.sock";
+const NRI: &str = "nri.sock";
+
+/// A running host. Dropped, all of it ends.
+#[derive(Debug)]
+pub struct Containerd {
+    /// `unshare`, with which all processes end.
+    outer: Child,
+    /// Its end is the host's.
+    _input: ChildStdin,
+    /// PID 1 of the host, as seen from outside.
+    init: u32,
+    /// The root of its cgroups.
+    root: Cgroup,
+    /// What is no container is in this one.
+    own: Cgroup,
+    programs: PathBuf,
+    directory: PathBuf,
+    server: Option<Inside>,
+}
+
+/// A process on the host.
+#[derive(Debug)]
+struct Inside {
+    /// `nsenter`, whose child it is.
+    outer: Child,
+}
+
+impl Inside {
+    /// As seen from outside.
+    fn pid(&self) -> anyhow::Result<Pid> {
+        let outer = self.outer.id();
+        let child = wait_for("the process on the host", PATIENCE, || {
+            let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
+            children.trim().parse().ok()
+        })?;
+        Ok(Pid::from_raw(child))
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(self.pid()?, signal)?)
+    }
+
+    /// Ends it, and waits for it; its exit status, or none when the signal killed it.
+    fn end(mut self, signal: Signal) -> anyhow::Result<Option<i32>> {
+        self.signal(signal)?;
+        let mut status = None;
+        wait_until("the process to end", PATIENCE, || {
+            status = self.outer.try_wait().ok().flatten();
+            status.is_some()
+        })?;
+        Ok(status.and_then(|status| status.code()))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if self.outer.try_wait().is_ok_and(|status| status.is_none()) {
+            let _ = self.signal(Signal::SIGKILL);
+            let _ = self.outer.wait();
+        }
+    }
+}
+
+impl Containerd {
+    /// Starts a host, and containerd on it. [`NotHere`] where that cannot be done.
+    pub fn start(bed: &Bed) -> anyhow::Result<Self> {
+        let programs = std::env::var_os("STEER_CONTAINERD").map_or_else(|| PathBuf::from("/usr/bin"), PathBuf::from);
+        let (busybox, plugins) = (Path::new("/bin/busybox"), Path::new("/usr/lib/cni"));
+        for needed in [&programs.join("containerd"), &programs.join("ctr"), busybox, &plugins.join("host-device")] {
+            if !needed.exists() {
+                return Err(NotHere(format!("there is no {}", needed.display())).into());
+            }
+        }
+        for needed in ["runc", "jq"] {
+            if output(Command::new("which").arg(needed))?.code != 0 {
+                return Err(NotHere(format!("there is no {needed}")).into());
+            }
+        }
+        let directory = bed.directory.join("containerd");
+        fs::create_dir(&directory)?;
+        let mut containerd = Self::boot(bed, programs, directory)?;
+        containerd.configure()?;
+        containerd.start_server()?;
+        let archive = image::write(busybox, &containerd.directory)?;
+        let archive = archive.to_str().context("a path that is not UTF-8")?;
+        let import = ["--namespace", "k8s.io", "images", "import", "--snapshotter", "native", archive];
+        let imported = containerd.ctr(&import)?;
+        ensure!(imported.code == 0, "{imported:?}\n{}", containerd.log());
+        Ok(containerd)
+    }
+
+    fn boot(bed: &Bed, programs: PathBuf, directory: PathBuf) -> anyhow::Result<Self> {
+        let console = directory.join("console");
+        let root = bed.cgroup.child("host")?;
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"])
+            .args(["--propagation", "private", "sh", "-c", include_str!("host.sh"), "host"])
+            .arg(&directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(&console)?);
+        // It ends also when the test is killed.
+        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+        root.enter(bed.net.client.enter(&mut command));
+        let mut outer = command.spawn().context("start unshare")?;
+        let input = outer.stdin.take().context("no pipe")?;
+        let mut line = String::new();
+        BufReader::new(outer.stdout.take().context("no pipe")?).read_line(&mut line)?;
+        if line != "ready\n" {
+            let status = outer.wait()?;
+            let said = fs::read_to_string(&console)?;
+            if status.code() == Some(NO_HOST) {
+                return Err(NotHere(format!("a host for it cannot be built here: {said}")).into());
+            }
+            bail!("the host did not come up: {status}, {said}");
+        }
+        let id = outer.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+        let init = children.trim().parse().context("unshare has no child")?;
+        // The root must hold no process of its own, for cgroups below are to have controllers.
+        let own = root.child("own")?;
+        for pid in [id, init] {
+            fs::write(own.directory().join("cgroup.procs"), pid.to_string())?;
+        }
+        Ok(Self { outer, _input: input, init, root, own, programs, directory, server: None })
+    }
+
+    fn configure(&self) -> anyhow::Result<()> {
+        let directory = self.directory.display();
+        let runc = self.directory.join("runc");
+        fs::write(&runc, include_str!("runc.sh"))?;
+        fs::set_permissions(&runc, fs::Permissions::from_mode(0o755))?;
+        for name in ["cni", "plugins", "logs"] {
+            fs::create_dir(self.directory.join(name))?;
+        }
+        let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+        let config = format!(
+            "version = 2\nroot = \"{directory}/root\"\nstate = \"/run/containerd\"\n\
+             [grpc]\naddress = \"{directory}/{SERVER}\"\n\
+             [{cri}]\nsandbox_image = \"{}\"\nrestrict_oom_score_adj = true\n\
+             [{cri}.cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{directory}/cni\"\n\
+             [{cri}.containerd]\nsnapshotter = \"native\"\n\
+             [{cri}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+             [{cri}.containerd.runtimes.runc.options]\nBinaryName = \"{directory}/runc\"\nSystemdCgroup = false\n\
+             [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = false\nsocket_path = \"{directory}/{NRI}\"\n\
+             plugin_path = \"{directory}/plugins\"\nplugin_config_path = \"{directory}/plugins\"\n",
+            image::NAME
+        );
+        Ok(fs::write(self.directory.join("config.toml"), config)?)
+    }
+
+    /// Lets pods have a network namespace of their own, into which this link of the host is moved, as `eth0`.
+    pub fn give_link_to_pods(&self, link: &str, address: &str, gateway: &str) -> anyhow::Result<()> {
+        let config = format!(
+            r#"{{"cniVersion":"0.4.0","name":"lab","plugins":[{{"type":"host-device","device":"{link}","ipam":{{
+                "type":"static","addresses":[{{"address":"{address}","gateway":"{gateway}"}}],
+                "routes":[{{"dst":"0.0.0.0/0"}}]}}}}]}}"#
+        );
+        // Written whole, for containerd looks as soon as it is there.
+        let (file, new) = (self.directory.join("cni/lab.conflist"), self.directory.join("lab.conflist"));
+        fs::write(&new, config)?;
+        Ok(fs::rename(new, file)?)
+    }
+
+    /// Starts containerd, which must not be running, and waits until it answers.
+    pub fn start_server(&mut self) -> anyhow::Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.directory.join("log"))?;
+        let mut command = self.command(&self.programs.join("containerd"));
+        // Its shims are beside it.
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.programs.display());
+        command.arg("--config").arg(self.directory.join("config.toml")).env("PATH", path);
+        command.stdout(log.try_clone()?).stderr(log);
+        self.server = Some(Inside { outer: command.spawn().context("start containerd")? });
+        wait_until("containerd to answer", PATIENCE, || self.call::<cri::Empty>("Version", &cri::Empty {}).is_ok())
+            .with_context(|| self.log())
+    }
+
+    /// Kills containerd; its containers run on.
+    pub fn kill_server(&mut self) -> anyhow::Result<()> {
+        let server = self.server.take().context("containerd is not running")?;
+        server.end(Signal::SIGKILL)?;
+        Ok(())
+    }
+
+    /// What containerd has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// The socket by which plugins register.
+    pub fn nri_socket(&self) -> PathBuf {
+        self.directory.join(NRI)
+    }
+
+    /// A directory for what containers are to leave.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A cgroup of the host by its path there.
+    pub fn cgroup_directory(&self, path: &str) -> PathBuf {
+        self.root.directory().join(path.trim_start_matches('/'))
+    }
+
+    /// Lets a command run on the host, in none of the containers' cgroups, without input.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--target", &self.init.to_string()])
+            .arg(program)
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::null());
+        self.own.enter(&mut command);
+        command
+    }
+
+    /// The binary under test, on the host and on the bed's pins.
+    pub fn steer(&self, bed: &Bed, arguments: &[&str]) -> Command {
+        let mut command = self.command(&binary("STEER_BIN", "steer"));
+        command.arg("--bpffs").arg(&bed.pins).arg("--socket").arg(bed.socket()).args(arguments);
+        command
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let mut command = self.command(&self.programs.join("ctr"));
+        output(command.arg("--address").arg(self.directory.join(SERVER)).args(arguments))
+    }
+
+    fn call<A: prost::Message + Default>(&self, method: &str, question: &impl prost::Message) -> anyhow::Result<A> {
+        cri::call(&self.directory.join(SERVER), method, question)
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.server = None;
+        let _ = self.outer.kill();
+        let _ = self.outer.wait();
+    }
+}
+
+/// `steer hook nri` on a host. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Plugin {
+    inside: Option<Inside>,
+    log: PathBuf,
+    notify: UnixDatagram,
+}
+
+impl Plugin {
+    /// Starts it with the bed's configuration, and waits until it has registered.
+    pub fn start(bed: &Bed, containerd: &Containerd) -> anyhow::Result<Self> {
+        let mut plugin = Self::start_unregistered(bed, containerd)?;
+        plugin.wait_until_ready()?;
+        Ok(plugin)
+    }
+
+    /// Starts it and does not wait.
+    pub fn start_unregistered(bed: &Bed, containerd: &Containerd) -> anyhow::Result<Self> {
+        let address = bed.directory.join("nri-notify");
+        let _ = fs::remove_file(&address);
+        let notify = UnixDatagram::bind(&address)?;
+        notify.set_read_timeout(Some(PATIENCE))?;
+        let log = bed.directory.join("nri.log");
+        let mut command = containerd.steer(bed, &["hook", "nri", "--config"]);
+        command.arg(bed.config_file()).arg("--nri-socket").arg(containerd.nri_socket());
+        command.env("NOTIFY_SOCKET", &address).env("STEER_LOG", "info").stdout(Stdio::null());
+        command.stderr(fs::File::options().create(true).append(true).open(&log)?);
+        let inside = Inside { outer: command.spawn().context("start the plugin")? };
+        Ok(Self { inside: Some(inside), log, notify })
+    }
+
+    /// Waits until it has registered.
+    pub fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        let mut buffer = [0; 256];
+        match self.notify.recv(&mut buffer) {
+            Ok(length) if buffer[..length].starts_with(b"READY=1") => Ok(()),
+            other => bail!("the plugin is not ready: {other:?}, {}", self.log()),
+        }
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until it has logged something that contains `text`.
+    pub fn wait_for_log(&self, text: &str) -> anyhow::Result<()> {
+        wait_until(&format!("the plugin to log {text:?}"), PATIENCE, || self.log().contains(text))
+            .with_context(|| self.log())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        self.inside.as_ref().context("it has ended")?.signal(signal)
+    }
+
+    /// Ends it by a signal; its exit status, or none when the signal killed it.
+    pub fn end(mut self, signal: Signal) -> anyhow::Result<Option<i32>> {
+        self.inside.take().context("it has ended")?.end(signal)
+    }
+}

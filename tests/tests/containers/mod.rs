@@ -1,0 +1,3 @@
+//! Containers, by the runtimes that people have.
+
+pub(crate) mod nri;
