@@ -99,6 +99,8 @@ impl PolicyStatus {
         match (&self.interface, self.ifindex) {
             (None, _) => "none (exempt)".to_owned(),
             (Some(interface), Some(ifindex)) => format!("{interface} ({ifindex})"),
+            // No link has an empty name: nothing will ever open it.
+            (Some(interface), None) if interface.is_empty() => "none (closed)".to_owned(),
             (Some(interface), None) => format!("{interface} (missing)"),
         }
     }

@@ -16,7 +16,7 @@ use crate::{
 pub struct PolicyDocument {
     /// Its name.
     pub name: String,
-    /// The uplink's name; "none" exempts.
+    /// The uplink's name; "none" exempts, "closed" is what holds `parent` of `[containers]`.
     pub interface: String,
     /// Paths and globs of cgroups.
     pub cgroups: Vec<String>,
@@ -42,7 +42,11 @@ impl PolicyDocument {
     pub fn new(policy: &config::Policy, kept: Kept) -> Self {
         Self {
             name: policy.name.clone(),
-            interface: policy.interface.clone().unwrap_or_else(|| "none".to_owned()),
+            interface: match policy.interface.as_deref() {
+                None => "none".to_owned(),
+                Some("") => "closed".to_owned(),
+                Some(interface) => interface.to_owned(),
+            },
             cgroups: policy.cgroups.iter().map(|pattern| pattern.as_str().to_owned()).collect(),
             enforce: policy.manner.enforce,
             ingress: policy.manner.ingress,

@@ -138,6 +138,15 @@ impl Hierarchy {
         Ok(found)
     }
 
+    /// The processes in a cgroup and below it; none where that cannot be read.
+    pub fn processes(&self, path: &CgroupPath) -> Vec<u32> {
+        let below = self.descendants(path).unwrap_or_default().into_iter().map(|found| found.path);
+        let listed = std::iter::once(path.clone())
+            .chain(below)
+            .filter_map(|path| fs::read_to_string(self.directory(&path).join("cgroup.procs")).ok());
+        listed.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+    }
+
     /// The path of the cgroup with this id; `None` when it is gone.
     pub fn path_of(&self, id: u64) -> Option<CgroupPath> {
         let directory = match open_by_id(self.root_fd.as_fd(), id) {

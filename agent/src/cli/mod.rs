@@ -10,6 +10,7 @@ mod doctor;
 mod events;
 mod exec;
 mod explain;
+mod hook;
 mod interfaces;
 mod keep;
 mod off;
@@ -90,6 +91,8 @@ enum Command {
     Explain(explain::Args),
     /// Find what is wrong on this host and with every policy, and say what mends it
     Doctor(doctor::Args),
+    /// Steer containers, called by their runtimes
+    Hook(hook::Args),
     /// Show steering at work between network namespaces made for it
     Demo(demo::Args),
     /// The client program of `demo`
@@ -111,7 +114,7 @@ impl Cli {
             _ => "warn",
         };
         log_lines::init(default_level);
-        if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_)) {
+        if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_) | Command::Hook(_)) {
             end_with_the_reader();
         }
         let instance = Instance::new(self.bpffs, self.socket);
@@ -133,6 +136,7 @@ impl Cli {
             Command::Interfaces(args) => interfaces::run(&args, &instance),
             Command::Explain(args) => explain::run(args, &instance),
             Command::Doctor(args) => doctor::run(args, &instance),
+            Command::Hook(args) => hook::run(args, &instance),
             Command::Demo(args) => demo::run(&args),
             Command::Probe(args) => {
                 let answered = steer_lab::cli::run(&args, &mut std::io::stdout().lock())?;

@@ -2,14 +2,17 @@
 //!
 //! **Invariant:** no I/O, and nothing of what the words mean on this host. Whoever reads the file hands its text in.
 
+mod containers;
 mod parse;
 mod pattern;
 mod problem;
+mod reader;
 mod resolvers;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use containers::{Containers, Interfaces, Missing};
 pub use parse::{Source, parse, parse_all};
 pub use pattern::Pattern;
 pub use problem::{Problem, Problems};
@@ -20,7 +23,12 @@ pub use resolvers::Resolvers;
 pub struct Config {
     /// `[[policy]]`, in the order of the files.
     pub policies: Vec<Policy>,
+    /// `[containers]`.
+    pub containers: Containers,
 }
+
+/// Name of the policy that holds `parent` of `[containers]` closed.
+pub const UNCLASSIFIED: &str = "unclassified";
 
 /// One `[[policy]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +43,24 @@ pub struct Policy {
     pub manner: Manner,
     /// The file it is in.
     pub file: String,
+}
+
+impl Policy {
+    /// Holds a cgroup closed, whatever network namespaces are in it: no link has an empty name.
+    fn closed(name: &str, cgroup: Pattern, file: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            interface: Some(String::new()),
+            cgroups: vec![cgroup],
+            manner: Manner::CLOSED,
+            file: file.to_owned(),
+        }
+    }
+
+    /// Whether no uplink will ever open it.
+    pub fn is_closed(&self) -> bool {
+        self.interface.as_deref() == Some("")
+    }
 }
 
 /// How a policy holds.
@@ -52,8 +78,21 @@ pub struct Manner {
     pub existing: Existing,
 }
 
+impl Manner {
+    /// Nothing gets out, and no socket of any network namespace is made but for loopback.
+    pub const CLOSED: Self = Self {
+        enforce: Enforce::Strict,
+        ingress: Ingress::Any,
+        other_netns: OtherNetns::Refuse,
+        dns: Resolvers::NONE,
+        existing: Existing::Keep,
+    };
+}
+
 /// `enforce`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Deserialize, Serialize, ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforce {
     /// Only sockets are bound, when they are created. Not for use: it shows what the others add.

@@ -2,16 +2,16 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use steer_common::{
-    POLICY_SLOTS,
-    record::{INTERFACE_BYTES, NAME_BYTES},
-};
+use steer_common::{POLICY_SLOTS, record::NAME_BYTES};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
-use super::{Config, Enforce, Existing, Ingress, Manner, OtherNetns, Pattern, Policy, Problem, Problems, Resolvers};
+use super::{
+    Config, Enforce, Existing, Ingress, Manner, OtherNetns, Pattern, Policy, Problems, UNCLASSIFIED,
+    reader::{Interface, Reader},
+};
 
 /// Leaves slots for what is attached by hand, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
@@ -57,6 +57,8 @@ struct Claims {
     names: BTreeMap<String, Place>,
     /// Who has a cgroup.
     cgroups: BTreeMap<String, Place>,
+    /// The file with `[containers]`.
+    containers: Option<String>,
 }
 
 /// A policy, for messages.
@@ -76,39 +78,37 @@ impl Place {
     }
 }
 
-struct Reader<'a> {
-    source: &'a Source,
-    problems: Vec<Problem>,
-}
-
 impl Reader<'_> {
-    fn problem(&mut self, span: Range<usize>, key: &str, value: &str, message: impl Into<String>) {
-        let text = &self.source.text;
-        let before = text.get(..span.start).unwrap_or(text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        self.problems.push(Problem {
-            file: self.source.file.clone(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            key: key.to_owned(),
-            value: value.to_owned(),
-            message: message.into(),
-        });
-    }
-
-    /// A problem with a value, which is quoted as it stands in the file.
-    fn wrong(&mut self, key: &str, value: &Spanned<DeValue<'_>>, message: impl Into<String>) {
-        let written = self.source.text.get(value.span()).unwrap_or_default().to_owned();
-        self.problem(value.span(), key, written.lines().next().unwrap_or_default(), message);
-    }
-
     fn config(&mut self, table: &DeTable<'_>, claims: &mut Claims, config: &mut Config) {
         for (key, value) in table {
             match key.get_ref().as_ref() {
                 "policy" => self.policies(value, claims, &mut config.policies),
+                "containers" => self.claim_containers(value, claims, config),
                 other => {
-                    self.problem(key.span(), other, "", "unknown key; expected [[policy]]");
+                    self.problem(key.span(), other, "", "unknown key; expected [[policy]] or [containers]");
                 }
+            }
+        }
+    }
+
+    fn claim_containers(&mut self, value: &Spanned<DeValue<'_>>, claims: &mut Claims, config: &mut Config) {
+        let file = &self.source.file;
+        if let Some(first) = claims.containers.replace(file.clone()) {
+            self.wrong("containers", value, format!("it is in {first}, too; expected it once"));
+            return;
+        }
+        config.containers = self.containers(value);
+        if let Some(parent) = &config.containers.parent {
+            let place = Place { file: file.clone(), index: 0, name: Some(UNCLASSIFIED.to_owned()) };
+            config.policies.push(Policy::closed(UNCLASSIFIED, parent.clone(), file));
+            let named = claims.names.insert(UNCLASSIFIED.to_owned(), place.clone());
+            let held = claims.cgroups.insert(parent.as_str().trim_end_matches('/').to_owned(), place);
+            if let Some(first) = named.or(held) {
+                let first = first.seen_from(&self.source.file);
+                let message = format!(
+                    "{first} has these cgroups, or the name {UNCLASSIFIED:?}, already; `parent` is a policy of that name"
+                );
+                self.wrong("containers.parent", value, message);
             }
         }
     }
@@ -223,104 +223,6 @@ impl Reader<'_> {
             }
         }
         policy
-    }
-
-    fn short_text(&mut self, key: &str, value: &Spanned<DeValue<'_>>, bytes: usize) -> Option<String> {
-        match value.get_ref().as_str() {
-            Some(text) if !text.is_empty() && text.len() < bytes && !text.contains(char::is_control) => {
-                Some(text.to_owned())
-            }
-            _ => {
-                self.wrong(
-                    key,
-                    value,
-                    format!("expected a string of 1 to {} bytes without control characters", bytes - 1),
-                );
-                None
-            }
-        }
-    }
-
-    fn interface(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Interface> {
-        let name = self.short_text(key, value, INTERFACE_BYTES)?;
-        if name == "none" {
-            return Some(Interface::None);
-        }
-        // As dev_valid_name() in the kernel.
-        if name == "." || name == ".." || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
-            self.wrong(key, value, "expected the name of a network interface, without space, / or :");
-            return None;
-        }
-        Some(Interface::Named(name))
-    }
-
-    fn dns(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Resolvers {
-        let expected = "expected a list of addresses, as [\"10.64.0.1\", \"2001:db8::53\"]";
-        let mut resolvers = Resolvers::default();
-        let Some(list) = value.get_ref().as_array() else {
-            self.wrong(key, value, expected);
-            return resolvers;
-        };
-        for item in list {
-            match item.get_ref().as_str().map(|text| resolvers.add(text)) {
-                Some(Ok(())) => {}
-                Some(Err(problem)) => self.wrong(key, item, problem),
-                None => self.wrong(key, item, expected),
-            }
-        }
-        resolvers
-    }
-
-    fn cgroups<'v, 'i>(
-        &mut self,
-        key: &str,
-        value: &'v Spanned<DeValue<'i>>,
-    ) -> Vec<(Pattern, &'v Spanned<DeValue<'i>>)> {
-        let expected = "expected a list of cgroup2 paths or globs, as [\"/system.slice/x.service\"]";
-        let Some(list) = value.get_ref().as_array() else {
-            self.wrong(key, value, expected);
-            return Vec::new();
-        };
-        if list.is_empty() {
-            self.wrong(key, value, format!("empty; {expected}"));
-        }
-        let mut patterns = Vec::new();
-        for item in list {
-            match item.get_ref().as_str().map(Pattern::parse) {
-                Some(Ok(pattern)) if pattern.matches(&[]) => {
-                    self.wrong(
-                        key,
-                        item,
-                        "it matches the root cgroup, that is, the whole machine; expected a part of it",
-                    );
-                }
-                Some(Ok(pattern)) => patterns.push((pattern, item)),
-                Some(Err(reason)) => {
-                    self.wrong(
-                        key,
-                        item,
-                        format!("{reason}; expected a cgroup2 path or glob like \"/user.slice/**/app-*.scope\""),
-                    );
-                }
-                None => self.wrong(key, item, expected),
-            }
-        }
-        patterns
-    }
-}
-
-/// `interface`, when there is no mistake in it.
-enum Interface {
-    None,
-    Named(String),
-}
-
-impl Interface {
-    fn name(self) -> Option<String> {
-        match self {
-            Self::None => None,
-            Self::Named(name) => Some(name),
-        }
     }
 }
 

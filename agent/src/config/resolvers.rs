@@ -15,6 +15,9 @@ pub struct Resolvers {
 }
 
 impl Resolvers {
+    /// Whomever a program asks.
+    pub const NONE: Self = Self { v4: None, v6: None };
+
     /// Adds an address as written; says what is wrong with it.
     pub fn add(&mut self, text: &str) -> Result<(), String> {
         let Ok(address) = text.parse::<IpAddr>() else {

@@ -6,13 +6,15 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::files;
+use super::{files, namespaces};
 use crate::{api, cgroup, datapath::Pins, interface, store::Store};
 
 /// What happened.
 #[derive(Debug)]
 pub(super) enum Event {
     Links(interface::Change),
+    /// Those in the network namespace of a container.
+    TheirLinks(namespaces::Change),
     Cgroups(cgroup::Change),
     ConfigChanged,
     Hangup,
@@ -29,6 +31,7 @@ pub(super) enum Event {
 pub(super) struct Sources {
     pub(super) links: interface::Watch,
     pub(super) cgroups: cgroup::Watch,
+    their_links: mpsc::Receiver<namespaces::Change>,
     files: files::Watch,
     hangup: Signal,
     terminate: Signal,
@@ -37,11 +40,17 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    pub(super) fn new(store: &Store, pins: &Pins, requests: mpsc::Receiver<api::Request>) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        store: &Store,
+        pins: &Pins,
+        their_links: mpsc::Receiver<namespaces::Change>,
+        requests: mpsc::Receiver<api::Request>,
+    ) -> anyhow::Result<Self> {
         let on = |kind: SignalKind| signal(kind).context("install a signal handler");
         Ok(Self {
             links: interface::Watch::new()?,
             cgroups: cgroup::Watch::new()?,
+            their_links,
             files: files::Watch::new(store, pins.root()).context("watch the configuration and the pins")?,
             hangup: on(SignalKind::hangup())?,
             terminate: on(SignalKind::terminate())?,
@@ -57,6 +66,7 @@ impl Sources {
             _ = self.terminate.recv() => Ok(Event::Terminate),
             _ = self.interrupt.recv() => Ok(Event::Terminate),
             change = self.links.next() => Ok(Event::Links(change?)),
+            Some(change) = self.their_links.recv() => Ok(Event::TheirLinks(change)),
             file = self.files.next() => Ok(match file? {
                 files::Change::Config => Event::ConfigChanged,
                 files::Change::Pins => Event::PinsRemoved,

@@ -10,6 +10,7 @@
 mod answering;
 mod event;
 mod files;
+mod namespaces;
 mod steering;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -30,6 +31,7 @@ use crate::{
 };
 use answering::Answering;
 use event::{Event, Sources};
+use namespaces::Namespaces;
 use steering::Steering;
 
 /// How long after a failure everything is looked at again.
@@ -78,8 +80,9 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     };
 
     let (control, requests) = Control::new();
-    let mut sources = Sources::new(&options.store, &pins, requests)?;
-    let mut steering = Steering::new(datapath, hierarchy, Policies::new(config))?;
+    let (namespaces, their_links) = Namespaces::new();
+    let mut sources = Sources::new(&options.store, &pins, their_links, requests)?;
+    let mut steering = Steering::new(datapath, hierarchy, Policies::new(config), namespaces)?;
     // The first event is the table of all links; without it every uplink would look missing.
     steering.links_changed(sources.links.next().await?)?;
     steering.converge(&mut sources.cgroups)?;
@@ -99,6 +102,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         let handled = match event {
             Event::Behind | Event::ChangedByHand => steering.catch_up(&mut sources.cgroups),
             Event::Links(change) => steering.links_changed(change),
+            Event::TheirLinks(change) => steering.namespace_changed(change),
             Event::Cgroups(change) => steering.cgroups_changed(change, &mut sources.cgroups),
             Event::ConfigChanged | Event::Hangup => reload(&options.store, &mut steering, &mut sources.cgroups, hangup),
             Event::Asked(request) => {

@@ -2,11 +2,15 @@
 //!
 //! **Invariant:** a failure to steer one cgroup does not keep another from being steered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd as _,
+};
 
 use anyhow::bail;
 use steer_common::Owner;
 
+use super::namespaces::{self, Namespaces};
 use crate::{
     cgroup::{self, Hierarchy},
     cgroup_path::CgroupPath,
@@ -29,6 +33,9 @@ pub(super) struct Steering {
     netns_cookie: u64,
     /// Ids of the cgroups attached by configuration: when one is removed, only its path is reported.
     attached: BTreeMap<CgroupPath, u64>,
+    /// The same of those attached by hand.
+    by_hand: BTreeMap<CgroupPath, u64>,
+    namespaces: Namespaces,
 }
 
 /// Policies and the slots they are in.
@@ -39,7 +46,12 @@ struct InForce {
 }
 
 impl Steering {
-    pub(super) fn new(datapath: Datapath, hierarchy: Hierarchy, wanted: Policies) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        datapath: Datapath,
+        hierarchy: Hierarchy,
+        wanted: Policies,
+        namespaces: Namespaces,
+    ) -> anyhow::Result<Self> {
         let netns_cookie = datapath::netns_cookie()?;
         let foreign = |entry: &PolicyEntry| {
             entry.is_owned_by(Owner::Config) && !entry.exempts() && entry.record.netns_cookie != netns_cookie
@@ -59,6 +71,8 @@ impl Steering {
             table: Table::default(),
             netns_cookie,
             attached: BTreeMap::new(),
+            by_hand: BTreeMap::new(),
+            namespaces,
         })
     }
 
@@ -93,15 +107,24 @@ impl Steering {
 
     fn follow_uplinks(&mut self, lock: &Lock) -> Result<(), Error> {
         let changed = self.datapath.follow_uplinks(lock, &self.table, self.netns_cookie)?;
-        for entry in &changed {
-            let (name, interface) = (entry.name(), entry.interface());
-            if entry.record.ifindex > 0 {
-                log::info!("policy {name}: uplink {interface} has index {}", entry.record.ifindex);
-            } else {
-                log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it is there");
-            }
-        }
+        tell(&changed);
         report(&sockets::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
+        Ok(())
+    }
+
+    /// A link came, went or was renamed in the network namespace of a container.
+    pub(super) fn namespace_changed(&mut self, change: namespaces::Change) -> Result<(), Error> {
+        let cookie = change.netns_cookie;
+        let Some((table, netns)) = self.namespaces.apply(change)? else { return Ok(()) };
+        let lock = self.datapath.lock()?;
+        let changed = self.datapath.follow_uplinks(&lock, table, cookie)?;
+        tell(&changed);
+        let (pins, hierarchy) = (self.datapath.pins(), &self.hierarchy);
+        let followed = interface::inside(netns.as_fd(), || match Datapath::open(pins)? {
+            Some(datapath) => sockets::follow_uplinks(&lock, &datapath, hierarchy, cookie, &changed),
+            None => Ok(Vec::new()),
+        });
+        report(&followed.map_err(interface::Error::Socket)??);
         Ok(())
     }
 
@@ -145,7 +168,15 @@ impl Steering {
                     log::info!("{path} is gone");
                     Ok(())
                 }
-                _ => Ok(()),
+                _ => match self.by_hand.get(&path) {
+                    Some(cgroup_id) if self.hierarchy.is_gone(*cgroup_id) => {
+                        let lock = self.datapath.lock()?;
+                        self.datapath.sweep_gone(&lock, &self.hierarchy)?;
+                        self.by_hand.remove(&path);
+                        self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)
+                    }
+                    _ => Ok(()),
+                },
             },
             cgroup::Change::Lost => {
                 log::warn!("the kernel dropped reports of new cgroups; looking at all of them again");
@@ -161,8 +192,9 @@ impl Steering {
             .wanted
             .targets()
             .map(|(name, target)| {
-                let ifindex = target.interface.as_deref().and_then(|interface| self.table.resolve(interface));
-                if let (Some(interface), None) = (&target.interface, ifindex) {
+                let interface = target.interface.as_deref().filter(|interface| !interface.is_empty());
+                let ifindex = interface.and_then(|interface| self.table.resolve(interface));
+                if let (Some(interface), None) = (interface, ifindex) {
                     log::warn!(
                         "policy {name}: uplink {interface} is missing; its sockets are closed until it is there"
                     );
@@ -189,6 +221,13 @@ impl Steering {
             .collect();
         let ours = |id: &u64| actual.get(id).is_some_and(|actual| !actual.manual);
         self.attached = desired.iter().filter(|(id, _)| ours(id)).map(|(&id, to)| (to.path.clone(), id)).collect();
+        let by_hand = actual.iter().filter(|(_, actual)| actual.manual);
+        self.by_hand = by_hand.filter_map(|(&id, _)| Some((self.hierarchy.path_of(id)?, id))).collect();
+        for parent in self.by_hand.keys().filter_map(CgroupPath::parent) {
+            if let Err(error) = watch.add(&self.hierarchy, &parent) {
+                log::warn!("what is attached by hand in {parent} is swept up later than it goes: {error}");
+            }
+        }
         let mut changed = BTreeSet::new();
         for step in plan::steps(&desired, &actual) {
             match step {
@@ -206,7 +245,7 @@ impl Steering {
         changed.extend(self.datapath.retire_policies(&lock, &next.slots)?);
         self.in_force = next;
         self.take_over_sockets(&lock, &changed);
-        Ok(())
+        self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)
     }
 
     /// The cgroups at `path` and below it to which a policy is to be attached, by id. Watches those in which more may appear.
@@ -278,6 +317,18 @@ impl Steering {
             );
         }
         Ok(())
+    }
+}
+
+/// Says where uplinks are now.
+fn tell(changed: &[PolicyEntry]) {
+    for entry in changed {
+        let (name, interface) = (entry.name(), entry.interface());
+        if entry.record.ifindex > 0 {
+            log::info!("policy {name}: uplink {interface} has index {}", entry.record.ifindex);
+        } else {
+            log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it is there");
+        }
     }
 }
 

@@ -67,15 +67,15 @@ impl Datapath {
     }
 
     fn attachments_with(&self, wanted: impl Fn(&AttachmentRecord) -> bool) -> Result<BTreeSet<u64>, Error> {
-        let mut ids = BTreeSet::new();
-        for path in list(&self.pins.links())? {
-            if let Ok(cgroup_id) = file_name(&path).parse()
-                && self.record(cgroup_id)?.is_some_and(|record| wanted(&record))
-            {
-                ids.insert(cgroup_id);
-            }
-        }
-        Ok(ids)
+        let records = self.records()?.into_iter();
+        Ok(records.filter(|(_, record)| record.as_ref().is_some_and(&wanted)).map(|(id, _)| id).collect())
+    }
+
+    /// The ids of all attached cgroups, with their records; none once the cgroup is gone.
+    pub(super) fn records(&self) -> Result<Vec<(u64, Option<AttachmentRecord>)>, Error> {
+        let ids = list(&self.pins.links())?;
+        let ids = ids.iter().filter_map(|path| file_name(path).parse().ok());
+        ids.map(|cgroup_id| Ok((cgroup_id, self.record(cgroup_id)?))).collect()
     }
 
     /// The attachment of one cgroup.

@@ -54,12 +54,12 @@ pub enum Error {
         source: io::Error,
     },
     /// Another process holds the lock.
-    #[error("{path} is locked by another steer process, which did not finish within {seconds} s")]
+    #[error("{path} is locked by another steer process, which did not finish within {} s", patience.as_secs_f64())]
     Locked {
         /// The pin directory.
         path: PathBuf,
         /// How long this process waited.
-        seconds: u64,
+        patience: std::time::Duration,
     },
     /// The pin directory was removed by `steer off`.
     #[error("steer was switched off: {path} is gone")]

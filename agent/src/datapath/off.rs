@@ -131,6 +131,26 @@ impl Datapath {
             }
         }
         self.sweep_deciders()?;
+        self.free_unused(&used)
+    }
+
+    /// As [`Self::sweep`], but looks at nothing of an attachment but whether its cgroup is there: for those in a hurry.
+    pub fn sweep_gone(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
+        let mut used = BTreeSet::new();
+        let mut swept = false;
+        for (cgroup_id, record) in self.records()? {
+            if hierarchy.is_gone(cgroup_id) {
+                self.forget(lock, cgroup_id)?;
+                swept = true;
+            } else {
+                used.extend(record.map(|record| record.policy));
+            }
+        }
+        if swept { self.free_unused(&used) } else { Ok(()) }
+    }
+
+    /// Frees the slots made by hand that no attachment names.
+    fn free_unused(&mut self, used: &BTreeSet<u32>) -> Result<(), Error> {
         for entry in self.policies()? {
             if entry.is_owned_by(Owner::Manual) && !used.contains(&entry.slot) {
                 self.free_policy(entry.slot)?;

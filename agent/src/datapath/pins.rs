@@ -34,7 +34,7 @@ pub const CHANGED_BY_HAND: &str = "changed";
 /// How long somebody who looks for a daemon may hold its lock.
 const GLANCE: Duration = Duration::from_millis(500);
 const ABI_PREFIX: &str = "abi";
-/// How long a change waits for another one to finish before it gives up.
+/// How long a change waits for another one to finish before it gives up, unless told otherwise.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The pin directory of one steer instance.
@@ -43,6 +43,8 @@ pub struct Pins {
     root: PathBuf,
     /// Keeps a way to `root` open that is not visible in this mount namespace.
     anchor: Option<Arc<OwnedFd>>,
+    /// How long a change waits for another one to finish.
+    patience: Duration,
 }
 
 /// Held while changing anything below the pin directory.
@@ -62,7 +64,13 @@ pub struct DaemonLock {
 impl Pins {
     /// Pins below a directory, which need not exist.
     pub fn new(located: Located) -> Self {
-        Self { root: located.path, anchor: located.anchor.map(Arc::new) }
+        Self { root: located.path, anchor: located.anchor.map(Arc::new), patience: LOCK_PATIENCE }
+    }
+
+    /// Those on which a change gives up when another one has not finished within this time.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// What a process must inherit for [`Self::root`] to mean the same to it.
@@ -124,7 +132,7 @@ impl Pins {
 
     /// Waits for the right to change what is pinned. `Ok(None)`: there is no pin directory.
     pub fn lock(&self) -> Result<Option<Lock>, Error> {
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
             let file = match fs::File::open(&self.root) {
                 Ok(file) => file,
@@ -143,7 +151,7 @@ impl Pins {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err((_, nix::Error::EWOULDBLOCK)) => {
-                    return Err(Error::Locked { path: self.root.clone(), seconds: LOCK_PATIENCE.as_secs() });
+                    return Err(Error::Locked { path: self.root.clone(), patience: self.patience });
                 }
                 Err((_, errno)) => return Err(self.failed("lock", errno.into())),
             }

@@ -88,6 +88,13 @@ impl Datapath {
         }
     }
 
+    /// The slot of the configured policy that is, apart from whose it is, the same as this one and in force.
+    pub fn configured_as(&self, record: &PolicyRecord) -> Result<Option<u32>, Error> {
+        let configured = PolicyRecord { owner: Owner::Config as u32, ..*record };
+        let found = self.policies()?.into_iter().find(|entry| is_same_policy(&entry.record, &configured));
+        Ok(found.map(|entry| entry.slot))
+    }
+
     /// Puts each record in the slot that holds the same policy, or else in a free one. Returns their numbers; nothing is
     /// changed when there are not enough slots.
     pub fn put_policies(&mut self, _lock: &Lock, records: &[PolicyRecord]) -> Result<Vec<u32>, Error> {

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     cgroup_path::CgroupPath,
+    config,
     datapath::{self, PolicyEntry, inspect},
 };
 
@@ -87,7 +88,12 @@ fn mend(survey: &Survey, attached: &Attached) -> Fix {
 
 /// Policies of the configuration that are kept only because a cgroup was attached to them by hand.
 fn look_for_the_retired(survey: &Survey, report: &mut Report) {
-    let retired = survey.in_force.iter().filter(|entry| !entry.exempts() && entry.interface().is_empty());
+    let is_meant = |entry: &PolicyEntry| {
+        let named = survey.config.policies.iter().find(|policy| policy.name == entry.name());
+        !entry.is_owned_by(Owner::Config) || named.is_some_and(config::Policy::is_closed)
+    };
+    let closed = survey.in_force.iter().filter(|entry| !entry.exempts() && entry.interface().is_empty());
+    let retired = closed.filter(|entry| !is_meant(entry));
     let found = retired.map(|entry| Finding {
         id: Topic::Policy,
         severity: Severity::Error,

@@ -237,7 +237,7 @@ impl Survey {
         });
         let mut policies: Vec<_> = in_force.collect();
         for policy in self.config.policies.iter().filter(|policy| self.configured(&policy.name).is_none()) {
-            if let Some(uplink) = policy.interface.clone() {
+            if let Some(uplink) = policy.interface.clone().filter(|_| !policy.is_closed()) {
                 let Resolvers { v4, v6 } = policy.manner.dns;
                 let resolvers = v4.map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from)).collect();
                 policies.push(Policy { name: policy.name.clone(), uplink, resolvers });

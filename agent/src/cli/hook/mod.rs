@@ -1,0 +1,56 @@
+//! `steer hook`: what container runtimes call.
+
+mod oci;
+mod wrap;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+
+use super::{Instance, daemon::CONFIG};
+use crate::{config::Config, datapath::Pins, preflight::require_privilege};
+
+/// Arguments of `steer hook`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    hook: Hook,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Hook {
+    /// Steer a container as its annotations ask, as an OCI hook at createRuntime and poststop
+    Oci(oci::Args),
+    /// Be an OCI runtime that steers each container before its program is executed
+    Wrap(wrap::Args),
+}
+
+/// The configuration, which says what containers may ask for.
+#[derive(Debug, clap::Args)]
+struct Files {
+    /// The configuration; policies with files of their own are in `policies.d` beside it
+    #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+}
+
+impl Files {
+    fn read(&self, instance: &Instance) -> anyhow::Result<Config> {
+        instance
+            .store(&self.config)
+            .read()
+            .context("a container asks for an uplink, and what it may ask for cannot be read")
+    }
+}
+
+pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    match args.hook {
+        Hook::Oci(args) => oci::run(&args, instance),
+        Hook::Wrap(args) => wrap::run(args, instance),
+    }
+}
+
+/// The pins, for changing them.
+fn pins(instance: &Instance) -> anyhow::Result<Pins> {
+    require_privilege("hook")?;
+    Ok(instance.pins.to_change()?)
+}

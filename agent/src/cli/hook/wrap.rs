@@ -1,0 +1,117 @@
+//! `steer hook wrap`: an OCI runtime that hands every call on to the real one, and steers a container when it is to start. Then
+//! its network is there, also where an engine sets that up between create and start, as Docker does from version 28 on.
+
+use std::{
+    ffi::OsString,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::{Files, Instance, pins};
+use crate::{
+    config::{Containers, Enforce, Resolvers},
+    container::{self, Asked, Asker, Container, Fate, decide},
+    oci::{self, Action, Bundle, Call},
+};
+
+/// Arguments of `steer hook wrap`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without --policy and --interface, a container is steered as its annotations ask or, where they ask for nothing, \
+                        the variables STEER_POLICY or STEER_INTERFACE, STEER_ENFORCE and STEER_DNS of its environment."
+)]
+pub(super) struct Args {
+    #[command(flatten)]
+    files: Files,
+    /// Steer every container by this policy, and let none ask for another
+    #[arg(long, value_name = "NAME", conflicts_with = "interface")]
+    policy: Option<String>,
+    /// Steer every container by this uplink, and let none ask for another
+    #[arg(long, value_name = "IF")]
+    interface: Option<String>,
+    /// How far to go against a program that wants out; with --interface or --policy
+    #[arg(long, value_name = "LEVEL")]
+    enforce: Option<Enforce>,
+    /// Resolver behind the uplink, asked whomever a program asks; with --interface or --policy
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    dns: Vec<String>,
+    /// The real runtime and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "RUNTIME")]
+    command: Vec<OsString>,
+}
+
+impl Args {
+    /// What the host asks for, for every container.
+    fn asked(&self) -> anyhow::Result<Option<Asked>> {
+        let mut dns = Resolvers::NONE;
+        for address in &self.dns {
+            dns.add(address).map_err(|problem| anyhow::anyhow!("--dns: {problem}"))?;
+        }
+        let (policy, interface) = (self.policy.clone(), self.interface.clone());
+        let asked = Asked { policy, interface, enforce: self.enforce, dns };
+        Ok((asked != Asked::default()).then_some(asked))
+    }
+
+    /// What is asked for a container, and by whom.
+    fn asked_for(&self, bundle: &Bundle) -> anyhow::Result<Option<(Asked, Asker)>> {
+        match (self.asked()?, bundle.asked()?) {
+            (Some(host), None) => Ok(Some((host, Asker::Host))),
+            (None, Some(container)) => Ok(Some((container, Asker::Container))),
+            (Some(host), Some(container)) if host == container => Ok(Some((host, Asker::Host))),
+            (Some(_), Some(_)) => {
+                bail!("the container asks for another uplink than this runtime gives to all of its containers")
+            }
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let (program, arguments) = args.command.split_first().context("no runtime is named")?;
+    let mut runtime = Command::new(program);
+    runtime.args(arguments);
+    let call = Call::parse(arguments)?;
+    match &call.action {
+        Action::Start { id } => {
+            let mut state = Command::new(program);
+            state.args(&arguments[..call.options]).arg("state").arg(id);
+            start(&args, instance, &mut state).with_context(|| format!("container {}", id.display()))?;
+        }
+        Action::Run { bundle } => ensure!(
+            args.asked_for(&Bundle::read(bundle)?)?.is_none(),
+            "a container to be steered must be created and started: `run` and `restore` leave no moment in between"
+        ),
+        Action::Delete => {
+            let ended = runtime.status().with_context(|| format!("run {}", program.display()))?;
+            if let Some(pins) = instance.pins.to_look()
+                && let Err(error) = container::forget(&pins, Containers::default().timeout)
+            {
+                // The container is gone, and its links with it: what is left steers nothing.
+                log::warn!("{error}; it is removed with the next container");
+            }
+            return Ok(ExitCode::from(ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
+        }
+        Action::Other => {}
+    }
+    Err(runtime.exec()).with_context(|| format!("run {}", program.display()))
+}
+
+/// Steers the container that is about to start, if that is asked.
+fn start(args: &Args, instance: &Instance, state: &mut Command) -> anyhow::Result<()> {
+    let printed = state.stdin(Stdio::null()).output().with_context(|| format!("run {state:?}"))?;
+    let complaint = String::from_utf8_lossy(&printed.stderr);
+    ensure!(
+        printed.status.success(),
+        "its state cannot be told, and so whether it is to be steered: {}",
+        complaint.trim()
+    );
+    let created = oci::created(&printed.stdout)?;
+    let Some((asked, asker)) = args.asked_for(&Bundle::read(&created.bundle)?)? else { return Ok(()) };
+    let config = args.files.read(instance)?;
+    let decision = decide(&config, &asked, asker)?;
+    let container = Container { pid: created.pid, runtime: None, runs: false };
+    container::steer(&pins(instance)?, &config, container, &Fate::By(decision))?;
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! A container's uplink: granted as the host allows, and in force before its program is executed, or refused.
+//!
+//! **Invariant:** nothing here asks the daemon. A container is steered by files and pins alone, within a bounded time; and
+//! what was not done to its end leaves nothing.
+
+mod asked;
+mod decision;
+mod process;
+
+use std::{io, time::Duration};
+
+use steer_common::{Owner, PolicyRecord};
+use thiserror::Error;
+
+pub use asked::{Asked, PREFIX, annotation_of_variable};
+pub use decision::{Asker, Decision, decide};
+
+use crate::{
+    cgroup::{self, Hierarchy},
+    cgroup_path::CgroupPath,
+    config::{Config, Manner, Missing, UNCLASSIFIED},
+    datapath::{self, Datapath, Lock, Pins},
+    policy::Target,
+    sockets,
+};
+use process::Process;
+
+/// Why a container is not steered, and so does not start.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// An annotation means nothing.
+    #[error("annotation {name} = {value:?}: {problem}")]
+    Annotation {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The host does not allow it.
+    #[error("the container asks for {asked}: {why}")]
+    Refused {
+        /// What it asks for.
+        asked: String,
+        /// Why it does not get it.
+        why: String,
+    },
+    /// The uplink is not there.
+    #[error(
+        "policy {policy}: {source}; the container does not start without (`missing = \"close\"` in [containers] lets it start closed)"
+    )]
+    Missing {
+        /// By what it was to be steered.
+        policy: String,
+        /// What is there.
+        source: crate::interface::Error,
+    },
+    /// It has no cgroup of its own.
+    #[error(
+        "process {pid} is in the root cgroup, whose policy would hold for the whole machine; give the container a cgroup of its own"
+    )]
+    RootCgroup {
+        /// Its process.
+        pid: u32,
+    },
+    /// It has no cgroup of its own.
+    #[error("the container is in {path}, as is what starts it, in {other}; give it a cgroup of its own")]
+    RuntimesCgroup {
+        /// The container's cgroup.
+        path: CgroupPath,
+        /// That of the runtime or of this process.
+        other: CgroupPath,
+    },
+    /// Its network namespace cannot be entered.
+    #[error("enter {file}: {source} (needs CAP_SYS_ADMIN)")]
+    Netns {
+        /// By which file.
+        file: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The hierarchy.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// The pins.
+    #[error(transparent)]
+    Datapath(#[from] datapath::Error),
+}
+
+/// A container.
+#[derive(Clone, Copy, Debug)]
+pub struct Container {
+    /// One of its processes, as seen from here.
+    pub pid: u32,
+    /// The runtime's process, where that is not one this process is a descendant of.
+    pub runtime: Option<u32>,
+    /// Whether its program may have made sockets already.
+    pub runs: bool,
+}
+
+/// What is to become of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is steered.
+    By(Decision),
+    /// No policy around it holds for it.
+    Exempt,
+    /// Nothing gets out of it.
+    Closed,
+}
+
+impl Fate {
+    fn decision(&self) -> Decision {
+        let decision =
+            |name: &str, interface, manner| Decision { name: name.to_owned(), target: Target { interface, manner } };
+        match self {
+            Self::By(decision) => decision.clone(),
+            Self::Exempt => decision("none", None, Manner::default()),
+            Self::Closed => decision(UNCLASSIFIED, Some(String::new()), Manner::CLOSED),
+        }
+    }
+}
+
+/// Lets a container have its fate, from before its program is executed. Doing it again changes it. Returns its cgroup.
+pub fn steer(pins: &Pins, config: &Config, container: Container, fate: &Fate) -> Result<CgroupPath, Error> {
+    let hierarchy = Hierarchy::find()?;
+    let process = Process::look_at(&hierarchy, container.pid, container.runtime)?;
+    let decision = fate.decision();
+    let record = record(config, &process, &decision)?;
+    let pins = &pins.clone().with_patience(config.containers.timeout);
+    let lock = pins.create_and_lock()?;
+    let attached = attach(pins, &lock, &hierarchy, &process, &record, container.runs);
+    if attached.is_ok() {
+        pins.tell_daemon(&lock)?;
+    } else if let Err(error) = datapath::tidy(pins, lock, &hierarchy) {
+        log::warn!("{error}");
+    }
+    attached.map(|()| process.cgroup.path)
+}
+
+/// Forgets the containers that are gone. Nothing pinned is no error.
+pub fn forget(pins: &Pins, patience: Duration) -> Result<(), Error> {
+    let pins = pins.clone().with_patience(patience);
+    let Some(lock) = pins.lock()? else { return Ok(()) };
+    pins.tell_daemon(&lock)?;
+    Ok(datapath::tidy(&pins, lock, &Hierarchy::find()?)?)
+}
+
+/// The policy as a record of the container's network namespace, with the uplink's index there.
+fn record(config: &Config, process: &Process, decision: &Decision) -> Result<PolicyRecord, Error> {
+    let Decision { name, target } = decision;
+    let ifindex = match target.interface.as_deref() {
+        None | Some("") => None,
+        Some(interface) => match (process.links()?.require(interface), config.containers.missing) {
+            (Ok(ifindex), _) => Some(ifindex),
+            (Err(_), Missing::Close) => None,
+            (Err(source), Missing::Refuse) => return Err(Error::Missing { policy: name.clone(), source }),
+        },
+    };
+    Ok(target.record(name, Owner::Manual, ifindex, process.netns_cookie))
+}
+
+fn attach(
+    pins: &Pins,
+    lock: &Lock,
+    hierarchy: &Hierarchy,
+    process: &Process,
+    record: &PolicyRecord,
+    runs: bool,
+) -> Result<(), Error> {
+    let mut datapath = Datapath::open_or_load(pins, lock)?;
+    datapath.sweep_gone(lock, hierarchy)?;
+    // On the host's network, a policy that the daemon has in force is followed when its configuration changes.
+    let (slot, manual) = match datapath.configured_as(record)? {
+        Some(slot) => {
+            let existing = datapath.attachment(process.cgroup.id)?;
+            (slot, existing.is_none_or(|existing| existing.is_manual() || existing.record.policy != slot))
+        }
+        None => (datapath.put_policies(lock, std::slice::from_ref(record))?[0], true),
+    };
+    datapath.attach(lock, hierarchy, &process.cgroup, slot, manual)?;
+    if runs {
+        let (id, cookie) = (process.cgroup.id, process.netns_cookie);
+        let taken = process.inside(|| {
+            let datapath = Datapath::open(pins)?;
+            let taken = datapath.map(|datapath| sockets::take_over(lock, &datapath, hierarchy, cookie, &[id].into()));
+            Ok::<_, datapath::Error>(taken.unwrap_or_default())
+        })??;
+        for taken in taken.iter().filter(|taken| !taken.is_nothing()) {
+            log::info!("{taken}");
+        }
+    }
+    Ok(())
+}
