@@ -22,7 +22,7 @@ pub use bed::{Bed, NOBODY, Output};
 pub use bed::{binary, copy_program, output};
 pub use cgroup::Cgroup;
 pub use check::{Load, Spy, USERS, User, check_outcomes, check_uninterrupted};
-pub use containerd::{Container, Containerd, Plugin, Pod, PodOptions};
+pub use containerd::{Container, Containerd, Pod, PodOptions, Service};
 pub use daemon::{Daemon, read_all};
 pub use doctor::{Examination, Finding};
 pub use escape::{Level, Scene, Seen, Try};

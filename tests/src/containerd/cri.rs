@@ -241,3 +241,31 @@ pub(super) struct Status {
     #[prost(string, tag = "11")]
     pub(super) message: String,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RuntimeStatus {
+    #[prost(message, optional, tag = "1")]
+    status: Option<Conditions>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Conditions {
+    #[prost(message, repeated, tag = "1")]
+    conditions: Vec<Condition>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Condition {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bool, tag = "2")]
+    holds: bool,
+}
+
+impl RuntimeStatus {
+    /// Whether pods can have a network of their own.
+    pub(super) fn is_network_ready(&self) -> bool {
+        let mut conditions = self.status.iter().flat_map(|status| &status.conditions);
+        conditions.any(|condition| condition.name == "NetworkReady" && condition.holds)
+    }
+}

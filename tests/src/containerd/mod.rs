@@ -6,11 +6,12 @@
 mod cri;
 mod image;
 mod pod;
+mod service;
 
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    os::unix::{fs::PermissionsExt as _, net::UnixDatagram, process::CommandExt as _},
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
 };
@@ -26,6 +27,7 @@ use nix::{
 use steer_lab::{wait_for, wait_until};
 
 pub use pod::{Container, Pod, PodOptions};
+pub use service::Service;
 
 use crate::{Bed, Cgroup, NotHere, Output, PATIENCE, binary, output};
 
@@ -192,10 +194,13 @@ impl Containerd {
                 "type":"static","addresses":[{{"address":"{address}","gateway":"{gateway}"}}],
                 "routes":[{{"dst":"0.0.0.0/0"}}]}}}}]}}"#
         );
-        // Written whole, for containerd looks as soon as it is there.
-        let (file, new) = (self.directory.join("cni/lab.conflist"), self.directory.join("lab.conflist"));
-        fs::write(&new, config)?;
-        Ok(fs::rename(new, file)?)
+        // Written where it is to be: containerd does not look at what is moved there.
+        fs::write(self.directory.join("cni/lab.conflist"), config)?;
+        wait_until("the network of pods to be ready", PATIENCE, || {
+            let told = self.call::<cri::RuntimeStatus>("Status", &cri::Empty {});
+            told.is_ok_and(|told| told.is_network_ready())
+        })
+        .with_context(|| self.log())
     }
 
     /// Starts containerd, which must not be running, and waits until it answers.
@@ -223,6 +228,20 @@ impl Containerd {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
+    /// Lets containerd start steer itself as a plugin, from its next start on.
+    pub fn install_plugin(&self, bed: &Bed) -> anyhow::Result<()> {
+        let file = self.directory.join("plugins/10-steer");
+        let script = format!(
+            "#!/bin/sh\nSTEER_LOG=info exec {} --bpffs {} hook nri --config {} 2>> {}\n",
+            binary("STEER_BIN", "steer").display(),
+            bed.pins.display(),
+            bed.config_file().display(),
+            self.directory.join("plugin.log").display(),
+        );
+        fs::write(&file, script)?;
+        Ok(fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?)
+    }
+
     /// The socket by which plugins register.
     pub fn nri_socket(&self) -> PathBuf {
         self.directory.join(NRI)
@@ -233,9 +252,9 @@ impl Containerd {
         &self.directory
     }
 
-    /// A cgroup of the host by its path there.
-    pub fn cgroup_directory(&self, path: &str) -> PathBuf {
-        self.root.directory().join(path.trim_start_matches('/'))
+    /// A new cgroup of the host, called `/{name}` there.
+    pub fn cgroup(&self, name: &str) -> anyhow::Result<Cgroup> {
+        self.root.child(name)
     }
 
     /// Lets a command run on the host, in none of the containers' cgroups, without input.
@@ -272,67 +291,5 @@ impl Drop for Containerd {
         self.server = None;
         let _ = self.outer.kill();
         let _ = self.outer.wait();
-    }
-}
-
-/// `steer hook nri` on a host. Dropped, it is killed.
-#[derive(Debug)]
-pub struct Plugin {
-    inside: Option<Inside>,
-    log: PathBuf,
-    notify: UnixDatagram,
-}
-
-impl Plugin {
-    /// Starts it with the bed's configuration, and waits until it has registered.
-    pub fn start(bed: &Bed, containerd: &Containerd) -> anyhow::Result<Self> {
-        let mut plugin = Self::start_unregistered(bed, containerd)?;
-        plugin.wait_until_ready()?;
-        Ok(plugin)
-    }
-
-    /// Starts it and does not wait.
-    pub fn start_unregistered(bed: &Bed, containerd: &Containerd) -> anyhow::Result<Self> {
-        let address = bed.directory.join("nri-notify");
-        let _ = fs::remove_file(&address);
-        let notify = UnixDatagram::bind(&address)?;
-        notify.set_read_timeout(Some(PATIENCE))?;
-        let log = bed.directory.join("nri.log");
-        let mut command = containerd.steer(bed, &["hook", "nri", "--config"]);
-        command.arg(bed.config_file()).arg("--nri-socket").arg(containerd.nri_socket());
-        command.env("NOTIFY_SOCKET", &address).env("STEER_LOG", "info").stdout(Stdio::null());
-        command.stderr(fs::File::options().create(true).append(true).open(&log)?);
-        let inside = Inside { outer: command.spawn().context("start the plugin")? };
-        Ok(Self { inside: Some(inside), log, notify })
-    }
-
-    /// Waits until it has registered.
-    pub fn wait_until_ready(&mut self) -> anyhow::Result<()> {
-        let mut buffer = [0; 256];
-        match self.notify.recv(&mut buffer) {
-            Ok(length) if buffer[..length].starts_with(b"READY=1") => Ok(()),
-            other => bail!("the plugin is not ready: {other:?}, {}", self.log()),
-        }
-    }
-
-    /// What it has logged.
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Waits until it has logged something that contains `text`.
-    pub fn wait_for_log(&self, text: &str) -> anyhow::Result<()> {
-        wait_until(&format!("the plugin to log {text:?}"), PATIENCE, || self.log().contains(text))
-            .with_context(|| self.log())
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        self.inside.as_ref().context("it has ended")?.signal(signal)
-    }
-
-    /// Ends it by a signal; its exit status, or none when the signal killed it.
-    pub fn end(mut self, signal: Signal) -> anyhow::Result<Option<i32>> {
-        self.inside.take().context("it has ended")?.end(signal)
     }
 }

@@ -1,6 +1,7 @@
 //! Pods and containers.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
     path::PathBuf,
@@ -33,6 +34,7 @@ pub struct Pod<'a> {
     id: String,
     config: cri::SandboxConfig,
     network: i32,
+    is_kept: Cell<bool>,
 }
 
 /// A container of a pod.
@@ -68,7 +70,7 @@ impl<'a> Pod<'a> {
         };
         let request = cri::RunSandbox { config: Some(config.clone()) };
         let cri::Id { id } = containerd.call("RunPodSandbox", &request).with_context(|| containerd.log())?;
-        Ok(Self { containerd, id, config, network })
+        Ok(Self { containerd, id, config, network, is_kept: Cell::new(false) })
     }
 
     /// Makes a container that tries everything once as its first program, and leaves what came of it.
@@ -118,6 +120,11 @@ impl<'a> Pod<'a> {
         Ok(Container { containerd: self.containerd, id, found })
     }
 
+    /// Leaves it to the host, beyond a restart of containerd.
+    pub fn keep(&self) {
+        self.is_kept.set(true);
+    }
+
     /// Stops and removes it, with its containers.
     pub fn remove(&self) -> anyhow::Result<()> {
         let id = cri::Id { id: self.id.clone() };
@@ -129,8 +136,10 @@ impl<'a> Pod<'a> {
 
 impl Drop for Pod<'_> {
     fn drop(&mut self) {
-        // Where containerd is not there any more, all ends with the host.
-        let _ = self.remove();
+        if !self.is_kept.get() {
+            // Where containerd is not there any more, all ends with the host.
+            let _ = self.remove();
+        }
     }
 }
 
@@ -140,7 +149,12 @@ fn client(bed: &Bed) -> anyhow::Result<String> {
     Ok(format!("{program} {}", bed.everything().join(" ")))
 }
 
-impl Container<'_> {
+impl<'a> Container<'a> {
+    /// One that is there already.
+    pub fn of(containerd: &'a Containerd, id: &str) -> Self {
+        Self { containerd, id: id.to_owned(), found: PathBuf::new() }
+    }
+
     fn as_id(&self) -> cri::Id {
         cri::Id { id: self.id.clone() }
     }
