@@ -73,7 +73,12 @@ impl Inside {
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        Ok(kill(self.pid()?, signal)?)
+        kill(self.pid()?, signal)?;
+        // `nsenter` stops when its child does, and does not see by itself that it goes on.
+        if signal != Signal::SIGSTOP {
+            kill(Pid::from_raw(self.outer.id().try_into()?), Signal::SIGCONT)?;
+        }
+        Ok(())
     }
 
     /// Ends it, and waits for it; its exit status, or none when the signal killed it.
