@@ -27,7 +27,7 @@ impl Bench {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         let root = Root::find().and_then(Root::prove)?;
         Setup::default().run()?;
-        install_nftables();
+        install_peers();
         let steer = cargo::release_binary("steer", "steer")?;
         let bench = cargo::release_binary("steer-bench", "steer-bench")?;
         let mut command = root.command(&bench, &[("STEER_BIN", steer.as_path())]);
@@ -49,15 +49,16 @@ impl Bench {
     }
 }
 
-/// What steer is compared with is not needed for the rest: where it cannot be had, the report says so.
-fn install_nftables() {
-    const PACKAGE: &str = "nftables";
-    // Its program is where only root's PATH leads.
-    if toolchain::program("nft").is_none()
-        && !apt::is_installed(PACKAGE)
-        && let Err(reason) = apt::install(&[PACKAGE])
-    {
-        eprintln!("bench: cannot install {PACKAGE}: {reason:#}");
+/// What steer is compared with, or measured in, is not needed for the rest: where it cannot be had, the report says so.
+fn install_peers() {
+    // Programs, and their packages. They are where only root's PATH leads.
+    for (program, package) in [("nft", "nftables"), ("runc", "runc")] {
+        if toolchain::program(program).is_none()
+            && !apt::is_installed(package)
+            && let Err(reason) = apt::install(&[package])
+        {
+            eprintln!("bench: cannot install {package}: {reason:#}");
+        }
     }
 }
 

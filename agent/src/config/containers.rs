@@ -9,6 +9,7 @@ use toml::{
 };
 
 use super::{Enforce, Pattern, reader::Reader};
+use crate::cgroup_path::CgroupPath;
 
 /// What the host lets containers ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub struct Containers {
     /// `exempt_namespaces`: of Kubernetes, whose containers nothing is done to.
     pub exempt_namespaces: Vec<String>,
     /// `parent`: a cgroup that is held closed; a container in it gets out once it is classified.
-    pub parent: Option<Pattern>,
+    pub parent: Option<CgroupPath>,
 }
 
 impl Default for Containers {
@@ -142,13 +143,13 @@ impl Reader<'_> {
         list.iter().filter_map(|item| self.short_text(key, item, bytes)).collect()
     }
 
-    fn parent(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Pattern> {
+    fn parent(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<CgroupPath> {
         let expected = "expected the path of one cgroup, as \"/kubepods.slice\"";
         match value.get_ref().as_str().map(Pattern::parse) {
             Some(Ok(pattern)) if pattern.matches(&[]) => {
                 self.wrong(key, value, "it is the root cgroup, that is, the whole machine; expected a part of it");
             }
-            Some(Ok(pattern)) if pattern.is_literal() => return Some(pattern),
+            Some(Ok(pattern)) if pattern.is_literal() => return pattern.as_str().parse().ok(),
             Some(Err(reason)) => self.wrong(key, value, format!("{reason}; {expected}")),
             _ => self.wrong(key, value, expected),
         }

@@ -12,6 +12,8 @@ mod resolvers;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::cgroup_path::CgroupPath;
+
 pub use containers::{Containers, Interfaces, Missing};
 pub use parse::{Source, parse, parse_all};
 pub use pattern::Pattern;
@@ -47,14 +49,10 @@ pub struct Policy {
 
 impl Policy {
     /// Holds a cgroup closed, whatever network namespaces are in it: no link has an empty name.
-    fn closed(name: &str, cgroup: Pattern, file: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            interface: Some(String::new()),
-            cgroups: vec![cgroup],
-            manner: Manner::CLOSED,
-            file: file.to_owned(),
-        }
+    fn closed(name: &str, cgroup: &CgroupPath, file: &str) -> Option<Self> {
+        let cgroups = vec![Pattern::parse(cgroup.as_str()).ok()?];
+        let (name, file) = (name.to_owned(), file.to_owned());
+        Some(Self { name, interface: Some(String::new()), cgroups, manner: Manner::CLOSED, file })
     }
 
     /// Whether no uplink will ever open it.

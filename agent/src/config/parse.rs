@@ -100,9 +100,9 @@ impl Reader<'_> {
         config.containers = self.containers(value);
         if let Some(parent) = &config.containers.parent {
             let place = Place { file: file.clone(), index: 0, name: Some(UNCLASSIFIED.to_owned()) };
-            config.policies.push(Policy::closed(UNCLASSIFIED, parent.clone(), file));
+            config.policies.extend(Policy::closed(UNCLASSIFIED, parent, file));
             let named = claims.names.insert(UNCLASSIFIED.to_owned(), place.clone());
-            let held = claims.cgroups.insert(parent.as_str().trim_end_matches('/').to_owned(), place);
+            let held = claims.cgroups.insert(parent.as_str().to_owned(), place);
             if let Some(first) = named.or(held) {
                 let first = first.seen_from(&self.source.file);
                 let message = format!(

@@ -111,6 +111,20 @@ pub enum Fate {
 }
 
 impl Fate {
+    /// What is asked for, as far as it is granted. Nothing asked: nothing is done, except that below `parent` of `[containers]`
+    /// the container is let out of what holds it.
+    pub fn of(config: &Config, container: Container, asked: Option<(&Asked, Asker)>) -> Result<Option<Self>, Error> {
+        let held = |parent: &CgroupPath| {
+            let cgroup = Hierarchy::find()?.of_process(container.pid)?;
+            Ok::<_, Error>((cgroup != *parent && cgroup.is_in(parent)).then_some(Self::Exempt))
+        };
+        match (asked, &config.containers.parent) {
+            (Some((asked, asker)), _) => Ok(Some(Self::By(decide(config, asked, asker)?))),
+            (None, Some(parent)) => held(parent),
+            (None, None) => Ok(None),
+        }
+    }
+
     fn decision(&self) -> Decision {
         let decision =
             |name: &str, interface, manner| Decision { name: name.to_owned(), target: Target { interface, manner } };

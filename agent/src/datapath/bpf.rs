@@ -192,6 +192,30 @@ pub(super) fn map_get<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Resul
     }
 }
 
+/// Reads the `length` elements of an array map in one call (Linux 5.6). `V` must have the map's value size.
+pub(super) fn array_get_all<V: Pod>(map: BorrowedFd<'_>, length: u32) -> io::Result<Vec<V>> {
+    let room = usize::try_from(length).map_err(io::Error::other)?;
+    let mut keys = vec![0_u32; room];
+    let mut values: Vec<V> = Vec::with_capacity(room);
+    let mut next = 0_u32;
+    let mut attr = zeroed_attr();
+    attr.batch.map_fd = raw(map);
+    attr.batch.out_batch = std::ptr::from_mut(&mut next) as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = length;
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        // It says so when it has come to the end.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // SAFETY: a plain integer, which the kernel has written.
+    let read = unsafe { attr.batch.count }.min(length);
+    // SAFETY: the kernel has written as many elements, there is room for them, and any bytes are a valid `Pod`.
+    unsafe { values.set_len(usize::try_from(read).map_err(io::Error::other)?) };
+    Ok(values)
+}
+
 /// Writes the element of `map` at `key`, which must exist (as the elements of a cgroup storage do while attached).
 pub(super) fn map_set<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attr = zeroed_attr();

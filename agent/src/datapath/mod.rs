@@ -180,6 +180,8 @@ pub struct Datapath {
     /// Inode of the pin directory these maps came from.
     root_inode: u64,
     policies: Array<MapData, PolicyRecord>,
+    /// The same map, for reading all of it at once, which aya does not offer.
+    all_policies: MapData,
     counters: PerCpuArray<MapData, CounterRecord>,
     attachments: MapData,
     deciders: HashMap<MapData, u64, u32>,
@@ -201,6 +203,7 @@ impl Datapath {
         Ok(Some(Self {
             root_inode,
             policies: open_map(pins, map::POLICIES, Map::Array)?,
+            all_policies: map_data(pins, map::POLICIES)?,
             counters: open_map(pins, map::COUNTERS, Map::PerCpuArray)?,
             attachments: map_data(pins, map::ATTACHMENTS)?,
             deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,

@@ -3,14 +3,14 @@
 //! **Invariant:** what a slot means does not change while an attachment names it, except for the uplink's index, which is one
 //! word. A policy that has become another one gets another slot, and attachments are pointed to it one by one.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd as _};
 
 use steer_common::{
     CLOSED_IFINDEX, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, address::ip_address, map,
     policy_flags, record::INTERFACE_BYTES,
 };
 
-use super::{Datapath, Error, Lock, map_error};
+use super::{Datapath, Error, Lock, bpf, map_error};
 use crate::interface::Table;
 
 /// A filled slot.
@@ -65,14 +65,11 @@ fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
 impl Datapath {
     /// All filled slots, by number.
     pub fn policies(&self) -> Result<Vec<PolicyEntry>, Error> {
-        let mut entries = Vec::new();
-        for slot in 1..POLICY_SLOTS {
-            let record = self.policy(slot)?;
-            if record.kind != 0 {
-                entries.push(PolicyEntry { slot, record });
-            }
-        }
-        Ok(entries)
+        let records = bpf::array_get_all::<PolicyRecord>(self.all_policies.fd().as_fd(), POLICY_SLOTS);
+        let records =
+            records.map_err(|source| Error::Map { action: "read the policies", name: map::POLICIES, source })?;
+        let entries = (0..).zip(records).map(|(slot, record)| PolicyEntry { slot, record });
+        Ok(entries.filter(|entry| entry.slot != 0 && entry.record.kind != 0).collect())
     }
 
     /// One slot.

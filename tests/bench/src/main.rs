@@ -6,6 +6,7 @@
 
 mod bpf;
 mod cgroups;
+mod containers;
 mod goal;
 mod interrupt;
 mod machine;
@@ -68,7 +69,8 @@ impl Run {
         // Cleaned up before anything is printed, so that what fails in it stands out at the end of neither.
         drop(bed);
         let traffic = traffic::measure(steer, Rounds(rounds))?;
-        let report = Report::new(machine, command, sockets, window, traffic);
+        let containers = containers::measure(steer, Rounds(rounds))?;
+        let report = Report::new(machine, command, sockets, window, traffic, containers);
         if json {
             println!("{}", serde_json::to_string_pretty(&report)?);
         } else {

@@ -7,7 +7,7 @@ use std::fmt;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::{goal::Goal, machine::Machine, sockets, statistic::Spread, traffic};
+use crate::{containers, goal::Goal, machine::Machine, sockets, statistic::Spread, traffic};
 
 /// All of it.
 #[derive(Debug, Serialize)]
@@ -19,6 +19,8 @@ pub(crate) struct Report {
     /// Microseconds.
     unsteered_after_appearing: Spread,
     traffic: traffic::Report,
+    /// Nothing where there is no runc.
+    containers: Option<containers::Report>,
     goals: Vec<Goal>,
 }
 
@@ -29,9 +31,11 @@ impl Report {
         sockets: sockets::Report,
         unsteered_after_appearing: Spread,
         traffic: traffic::Report,
+        containers: Option<containers::Report>,
     ) -> Self {
-        let goals = sockets.goals().into_iter().chain(traffic.goals()).collect();
-        Self { machine, command, sockets, unsteered_after_appearing, traffic, goals }
+        let container = containers::Report::goal(containers.as_ref());
+        let goals = sockets.goals().into_iter().chain(traffic.goals()).chain([container]).collect();
+        Self { machine, command, sockets, unsteered_after_appearing, traffic, containers, goals }
     }
 }
 
@@ -47,6 +51,9 @@ impl fmt::Display for Report {
              to {max:.0}).\n"
         )?;
         writeln!(formatter, "{}", self.traffic)?;
+        if let Some(containers) = &self.containers {
+            writeln!(formatter, "{containers}")?;
+        }
         self.goals.iter().try_for_each(|goal| writeln!(formatter, "{goal}"))
     }
 }

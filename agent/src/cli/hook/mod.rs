@@ -9,7 +9,11 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 
 use super::{Instance, daemon::CONFIG};
-use crate::{config::Config, datapath::Pins, preflight::require_privilege};
+use crate::{
+    config::{Config, Containers},
+    container::{self, Asked, Asker, Container, Fate},
+    preflight::require_privilege,
+};
 
 /// Arguments of `steer hook`.
 #[derive(Debug, clap::Args)]
@@ -48,11 +52,32 @@ struct Files {
 
 impl Files {
     fn read(&self, instance: &Instance) -> anyhow::Result<Config> {
-        instance
-            .store(&self.config)
-            .read()
-            .context("a container asks for an uplink, and what it may ask for cannot be read")
+        instance.store(&self.config).read().context("what containers may ask for cannot be read")
     }
+}
+
+/// Gives a container that is about to start what is asked for it, or else lets it out of what holds it.
+fn steer(files: &Files, instance: &Instance, pid: u32, asked: Option<(&Asked, Asker)>) -> anyhow::Result<()> {
+    let config = match files.read(instance) {
+        // One that is held stays so; another does not depend on what cannot be read.
+        Err(error) if asked.is_none() => {
+            log::debug!("{error:#}");
+            return Ok(());
+        }
+        config => config?,
+    };
+    let container = Container { pid, runtime: None, runs: false };
+    if let Some(fate) = Fate::of(&config, container, asked)? {
+        require_privilege("hook")?;
+        container::steer(&instance.pins.to_change()?, &config, container, &fate)?;
+    }
+    Ok(())
+}
+
+/// Forgets the containers that are gone.
+fn forget(instance: &Instance) -> Result<(), container::Error> {
+    let Some(pins) = instance.pins.to_look() else { return Ok(()) };
+    container::forget(&pins, Containers::default().timeout)
 }
 
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
@@ -61,10 +86,4 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         Hook::Wrap(args) => wrap::run(args, instance),
         Hook::Nri(args) => nri::run(args, instance),
     }
-}
-
-/// The pins, for changing them.
-fn pins(instance: &Instance) -> anyhow::Result<Pins> {
-    require_privilege("hook")?;
-    Ok(instance.pins.to_change()?)
 }

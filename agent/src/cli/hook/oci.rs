@@ -2,10 +2,9 @@
 
 use std::{io::stdin, process::ExitCode};
 
-use super::{Files, Instance, pins};
+use super::{Files, Instance, forget, steer};
 use crate::{
-    config::Containers,
-    container::{self, Asker, Container, Fate, decide},
+    container::Asker,
     oci::{self, Stage},
 };
 
@@ -23,18 +22,10 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     match oci::stage(stdin().lock())? {
         Stage::Created(pid, annotations) => {
-            if let Some(asked) = oci::asked(&annotations)? {
-                let config = args.files.read(instance)?;
-                let decision = decide(&config, &asked, Asker::Container)?;
-                let container = Container { pid, runtime: None, runs: false };
-                container::steer(&pins(instance)?, &config, container, &Fate::By(decision))?;
-            }
+            let asked = oci::asked(&annotations)?;
+            steer(&args.files, instance, pid, asked.as_ref().map(|asked| (asked, Asker::Container)))?;
         }
-        Stage::Stopped => {
-            if let Some(pins) = instance.pins.to_look() {
-                container::forget(&pins, Containers::default().timeout)?;
-            }
-        }
+        Stage::Stopped => forget(instance)?,
     }
     Ok(ExitCode::SUCCESS)
 }

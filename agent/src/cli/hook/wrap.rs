@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{Files, Instance, pins};
+use super::{Files, Instance, forget, steer};
 use crate::{
-    config::{Containers, Enforce, Resolvers},
-    container::{self, Asked, Asker, Container, Fate, decide},
+    config::{Enforce, Resolvers},
+    container::{Asked, Asker},
     oci::{self, Action, Bundle, Call},
 };
 
@@ -85,9 +85,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         ),
         Action::Delete => {
             let ended = runtime.status().with_context(|| format!("run {}", program.display()))?;
-            if let Some(pins) = instance.pins.to_look()
-                && let Err(error) = container::forget(&pins, Containers::default().timeout)
-            {
+            if let Err(error) = forget(instance) {
                 // The container is gone, and its links with it: what is left steers nothing.
                 log::warn!("{error}; it is removed with the next container");
             }
@@ -108,10 +106,6 @@ fn start(args: &Args, instance: &Instance, state: &mut Command) -> anyhow::Resul
         complaint.trim()
     );
     let created = oci::created(&printed.stdout)?;
-    let Some((asked, asker)) = args.asked_for(&Bundle::read(&created.bundle)?)? else { return Ok(()) };
-    let config = args.files.read(instance)?;
-    let decision = decide(&config, &asked, asker)?;
-    let container = Container { pid: created.pid, runtime: None, runs: false };
-    container::steer(&pins(instance)?, &config, container, &Fate::By(decision))?;
-    Ok(())
+    let asked = args.asked_for(&Bundle::read(&created.bundle)?)?;
+    steer(&args.files, instance, created.pid, asked.as_ref().map(|(asked, asker)| (asked, *asker)))
 }

@@ -1,0 +1,153 @@
+//! What a container's start takes longer with the hook of steer: runc, with and without, one after the other.
+//!
+//! **Invariant:** a container that does not start, as one whose hook fails, fails the measurement.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{cgroups::Cgroups, goal::Goal, rounds::Rounds, statistic::Spread, steering::Steering};
+
+/// More rounds would tell no more, and take long.
+const MOST_ROUNDS: u32 = 40;
+/// Directories of this machine that a container's program needs.
+const SYSTEM: [&str; 5] = ["/bin", "/lib", "/lib64", "/sbin", "/usr"];
+
+/// Milliseconds a container lives that does nothing.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    unsteered: Spread,
+    steered: Spread,
+    /// Of pairs: what steering adds at start and end.
+    added: Spread,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Variant {
+    Unsteered,
+    Steered,
+}
+
+/// `None` where there is no runc.
+pub(crate) fn measure(steer: &Path, rounds: Rounds) -> Result<Option<Report>> {
+    let is_there = Command::new("runc").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !is_there.is_ok_and(|status| status.success()) {
+        return Ok(None);
+    }
+    let cgroups = Cgroups::new()?;
+    let bed = Bed::new(Steering::new(steer), &cgroups)?;
+    let mut turns = [Variant::Unsteered, Variant::Steered];
+    let samples = Rounds(rounds.0.min(MOST_ROUNDS)).take_turns(&mut turns, |&variant| bed.run(variant))?;
+    let (unsteered, steered) = (&samples[&Variant::Unsteered], &samples[&Variant::Steered]);
+    Ok(Some(Report {
+        unsteered: Spread::of(unsteered.iter().copied()),
+        steered: Spread::of(steered.iter().copied()),
+        added: Spread::of_pairs(steered, unsteered, |steered, unsteered| steered - unsteered),
+    }))
+}
+
+impl Report {
+    pub(crate) fn goal(report: Option<&Self>) -> Goal {
+        let measured = report.map(|report| report.added.median);
+        Goal::new("a container lives less than 15 ms longer", measured.into_iter().collect(), |added| added < 15.0)
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { unsteered, steered, added } = self;
+        writeln!(
+            formatter,
+            "A container of runc that does nothing lives {:.0} ms, and {:.0} ms with steer as its hook at createRuntime and \
+             poststop: {:.0} ms more (medians; {:.0} to {:.0}).",
+            unsteered.median, steered.median, added.median, added.min, added.max
+        )
+    }
+}
+
+/// Removed when dropped.
+struct Bed {
+    directory: PathBuf,
+    name: String,
+    /// Holds the pins, as a daemon would: the programs are loaded.
+    steering: Steering,
+}
+
+impl Bed {
+    fn new(steering: Steering, cgroups: &Cgroups) -> Result<Self> {
+        steering.attach(cgroups.base(), "lo", "strict")?;
+        let pins = steering.pins().file_name().and_then(|name| name.to_str());
+        let name = format!("{}-container", pins.context("the pin directory has no name")?);
+        let directory = std::env::temp_dir().join(&name);
+        for place in SYSTEM.map(|place| place.trim_start_matches('/')).into_iter().chain(["proc"]) {
+            fs::create_dir_all(directory.join("rootfs").join(place))?;
+        }
+        let bed = Self { directory, name, steering };
+        fs::write(bed.directory.join("steer.toml"), "[containers]\ninterfaces = [\"lo\"]\n")?;
+        bed.write_bundle(Variant::Unsteered)?;
+        bed.write_bundle(Variant::Steered)?;
+        Ok(bed)
+    }
+
+    fn bundle(&self, variant: Variant) -> PathBuf {
+        self.directory.join(match variant {
+            Variant::Unsteered => "unsteered",
+            Variant::Steered => "steered",
+        })
+    }
+
+    fn write_bundle(&self, variant: Variant) -> Result<()> {
+        let mounts = SYSTEM
+            .map(|place| json!({"destination": place, "type": "bind", "source": place, "options": ["rbind", "ro"]}));
+        let mut mounts = mounts.to_vec();
+        mounts.push(json!({"destination": "/proc", "type": "proc", "source": "proc"}));
+        let mut config = json!({
+            "ociVersion": "1.0.2",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["/bin/true"], "env": ["PATH=/bin"], "cwd": "/"},
+            "root": {"path": self.directory.join("rootfs"), "readonly": true},
+            "mounts": mounts,
+            "linux": {
+                "cgroupsPath": format!("/{}", self.name),
+                "resources": {},
+                "namespaces": [{"type": "pid"}, {"type": "mount"}],
+            },
+        });
+        if variant == Variant::Steered {
+            let hook = json!({
+                "path": self.steering.steer(),
+                "args": ["steer", "--bpffs", self.steering.pins(), "hook", "oci", "--config", self.directory.join("steer.toml")],
+            });
+            config["annotations"] = json!({"steer.interface": "lo"});
+            config["hooks"] = json!({"createRuntime": [hook], "poststop": [hook]});
+        }
+        let bundle = self.bundle(variant);
+        fs::create_dir_all(&bundle)?;
+        Ok(fs::write(bundle.join("config.json"), serde_json::to_vec::<Value>(&config)?)?)
+    }
+
+    /// A container's life, in milliseconds.
+    fn run(&self, variant: Variant) -> Result<f64> {
+        let mut command = Command::new("runc");
+        command.args(["run", "--bundle"]).arg(self.bundle(variant)).arg(&self.name).stdin(Stdio::null());
+        let start = Instant::now();
+        let ended = command.output().context("start runc")?;
+        let elapsed = start.elapsed();
+        ensure!(ended.status.success(), "runc: {}", String::from_utf8_lossy(&ended.stderr));
+        Ok(elapsed.as_secs_f64() * 1e3)
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.directory) {
+            eprintln!("steer-bench: remove {}: {error}", self.directory.display());
+        }
+    }
+}
