@@ -124,7 +124,7 @@ impl Containerd {
         containerd.start_server()?;
         let archive = image::write(busybox, &containerd.directory)?;
         let archive = archive.to_str().context("a path that is not UTF-8")?;
-        let import = ["--namespace", "k8s.io", "images", "import", "--snapshotter", "native", archive];
+        let import = ["--namespace", "k8s.io", "images", "import", "--local", "--snapshotter", "native", archive];
         let imported = containerd.ctr(&import)?;
         ensure!(imported.code == 0, "{imported:?}\n{}", containerd.log());
         Ok(containerd)

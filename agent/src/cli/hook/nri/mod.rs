@@ -28,8 +28,11 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{Files, Instance, pins};
-use crate::nri::{self, End, Identity};
+use super::{Files, Instance};
+use crate::{
+    nri::{self, End, Identity},
+    preflight::require_privilege,
+};
 use work::{Steering, Tools};
 
 /// How soon the runtime is asked again, and how rarely at the most.
@@ -68,7 +71,8 @@ fn index(text: &str) -> Result<String, String> {
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     // What is wrong from the beginning is told at once.
     args.files.read(instance)?;
-    pins(instance)?;
+    require_privilege("hook nri")?;
+    instance.pins.to_change()?;
     let identity = Identity { name: args.name, index: args.index };
     let tools = Arc::new(Tools { instance: instance.clone(), files: args.files });
     let mut steering = Steering { tools, is_synchronized: false };
@@ -119,7 +123,7 @@ fn inherited(connection: RawFd) -> anyhow::Result<UnixStream> {
 /// One connection after the other. What is in the way is logged once, until it is out of the way.
 async fn follow(socket: &Path, identity: &Identity, steering: &mut Steering) -> anyhow::Result<()> {
     let mut wait = SOON;
-    let mut told = None;
+    let mut is_told = false;
     loop {
         steering.is_synchronized = false;
         let obstacle = match UnixStream::connect(socket).await {
@@ -137,11 +141,11 @@ async fn follow(socket: &Path, identity: &Identity, steering: &mut Steering) -> 
             }
         };
         if steering.is_synchronized {
-            (wait, told) = (SOON, None);
+            (wait, is_told) = (SOON, false);
         }
-        if told.is_none() {
+        if !is_told {
             log::warn!("{obstacle}; until the runtime is there again, containers start without steer being asked");
-            told = Some(obstacle);
+            is_told = true;
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(AT_THE_LATEST);

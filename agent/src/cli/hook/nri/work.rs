@@ -9,15 +9,15 @@ use anyhow::Context as _;
 use sd_notify::NotifyState;
 
 use super::{
-    super::{Files, Instance, pins},
+    super::{Files, Instance, forget},
     classify,
 };
 use crate::{
     cgroup::Hierarchy,
     cgroup_path::CgroupPath,
     cli::describe,
-    config::{Config, Containers, Missing},
-    container::{self, Error, Fate},
+    config::{Config, Missing},
+    container::{self, Asker, Error, Fate},
     nri::{Container, Plugin, PodSandbox, State},
 };
 
@@ -60,9 +60,9 @@ impl Plugin for Steering {
 
     async fn removed(&mut self, _pod: PodSandbox, _container: Container) {
         let tools = Arc::clone(&self.tools);
-        if let Some(Err(error)) = on_a_thread(move || tools.forget()).await {
+        if let Some(Err(error)) = on_a_thread(move || forget(&tools.instance)).await {
             // The container is gone, and its links with it: what is left steers nothing.
-            log::warn!("{}; it is removed with the next container", describe(&error));
+            log::warn!("{}; it is removed with the next container", describe(&error.into()));
         }
     }
 }
@@ -87,11 +87,14 @@ impl Tools {
                 return Ok(());
             }
         };
-        let Some((cgroup, fate)) = fate(&config, pod, container)? else { return Ok(()) };
-        match self.steer(&config, container, &fate, false) {
+        let started = fate(&config, pod, container).and_then(|fate| match fate {
+            Some(fate) => self.steer(&config, container, &fate, false).map(drop),
+            None => Ok(()),
+        });
+        match started {
             // What the host keeps out of all this must start, whatever becomes of steer.
             Err(error) if classify::is_exempt(&config, pod) => {
-                log::error!("{} in {cgroup} stays closed: {}", name(pod, container), describe(&error));
+                log::error!("{} starts, and stays closed: {}", name(pod, container), describe(&error));
                 Ok(())
             }
             done => done,
@@ -124,7 +127,7 @@ impl Tools {
     }
 
     fn take_on(&self, config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<()> {
-        let Some((cgroup, fate)) = fate(config, pod, container)? else { return Ok(()) };
+        let Some(fate) = fate(config, pod, container)? else { return Ok(()) };
         let runs = container.state != State::Created as i32;
         let what = name(pod, container);
         match self.steer(config, container, &fate, runs) {
@@ -132,45 +135,43 @@ impl Tools {
                 log::error!("{what} runs already, and is closed until its uplink is there: {}", describe(&error));
                 let mut patient = config.clone();
                 patient.containers.missing = Missing::Close;
-                self.steer(&patient, container, &fate, runs)
+                self.steer(&patient, container, &fate, runs).map(drop)
             }
-            Ok(()) => {
+            Ok(cgroup) => {
                 log::info!("{what} runs already; {cgroup} is {}", told(&fate));
                 Ok(())
             }
-            failed => failed,
+            Err(error) => Err(error),
         }
     }
 
-    fn steer(&self, config: &Config, container: &Container, fate: &Fate, runs: bool) -> anyhow::Result<()> {
-        let container = container::Container { pid: container.pid, runtime: None, runs };
-        container::steer(&pins(&self.instance)?, config, container, fate)?;
-        Ok(())
-    }
-
-    fn forget(&self) -> anyhow::Result<()> {
-        let patience = self.config().map_or_else(|_| Containers::default().timeout, |config| config.containers.timeout);
-        match self.instance.pins.to_look() {
-            Some(pins) => Ok(container::forget(&pins, patience)?),
-            None => Ok(()),
-        }
+    fn steer(&self, config: &Config, container: &Container, fate: &Fate, runs: bool) -> anyhow::Result<CgroupPath> {
+        let pins = self.instance.pins.to_change()?;
+        Ok(container::steer(&pins, config, to_be_steered(container, runs), fate)?)
     }
 }
 
-/// Where a container is, and what becomes of it; nothing where nothing is to be done. This process's own is left alone: what
-/// steers must not wait for itself.
-fn fate(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<Option<(CgroupPath, Fate)>> {
+/// What becomes of a container; nothing where nothing is to be done. This process's own is left alone: what steers must not wait
+/// for itself.
+fn fate(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<Option<Fate>> {
+    let asked = classify::asked(config, pod, container)?;
     if container.pid == 0 {
-        anyhow::ensure!(!classify::asks(pod, container), "the runtime names no process of it");
+        anyhow::ensure!(asked.is_none(), "the runtime names no process of it");
         return Ok(None);
     }
-    let hierarchy = Hierarchy::find()?;
-    let cgroup = hierarchy.of_process(container.pid).context("its cgroup cannot be told")?;
-    if !cgroup.is_root() && hierarchy.own()?.is_in(&cgroup) && !classify::asks(pod, container) {
-        return Ok(None);
+    if asked.is_none() {
+        let hierarchy = Hierarchy::find()?;
+        let cgroup = hierarchy.of_process(container.pid).context("its cgroup cannot be told")?;
+        if !cgroup.is_root() && hierarchy.own()?.is_in(&cgroup) {
+            return Ok(None);
+        }
     }
-    let fate = classify::fate(config, pod, container, &cgroup)?;
-    Ok(fate.map(|fate| (cgroup, fate)))
+    let asked = asked.as_ref().map(|asked| (asked, Asker::Container));
+    Ok(Fate::of(config, to_be_steered(container, false), asked)?)
+}
+
+fn to_be_steered(container: &Container, runs: bool) -> container::Container {
+    container::Container { pid: container.pid, runtime: None, runs }
 }
 
 fn is_alive(container: &Container) -> bool {
