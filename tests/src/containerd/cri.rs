@@ -8,7 +8,7 @@ use prost::Message;
 use tokio::{net::UnixStream, time::timeout};
 
 /// Longer than any call takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Calls a method and waits for its answer. The error is what the runtime says.
 pub(super) fn call<A: Message + Default>(socket: &Path, method: &str, question: &impl Message) -> anyhow::Result<A> {
@@ -57,16 +57,9 @@ fn unescaped(message: &str) -> String {
     let mut rest = message.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
         let code = after.get(..2).and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 16).ok());
-        match code.filter(|_| first == b'%') {
-            Some(code) => {
-                bytes.push(code);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
+        let code = code.filter(|_| first == b'%');
+        bytes.push(code.unwrap_or(first));
+        rest = if code.is_some() { &after[2..] } else { after };
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

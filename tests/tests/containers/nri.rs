@@ -5,7 +5,10 @@ use std::fs;
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use steer_lab::{Capture, Family, Proto, leaks, wait_until};
-use steer_tests::{Bed, Container, Containerd, Outcome, PATIENCE, Pod, PodOptions, Service, Spy, User, check_outcomes};
+use steer_tests::{
+    Bed, Outcome, PATIENCE, Spy, User, check_outcomes,
+    containerd::{Container, Containerd, Pod, PodOptions, Service},
+};
 
 use crate::Test;
 

@@ -47,6 +47,8 @@ mod tests {
     use crate::config::parse;
 
     type Pairs = &'static [(&'static str, &'static str)];
+    /// Policy, interface, resolver.
+    type Told = Option<[Option<&'static str>; 3]>;
 
     fn strings(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -63,8 +65,8 @@ mod tests {
         let vpn: Pairs = &[("steer.policy", "vpn"), ("steer.dns", "10.0.0.1")];
         let eth1: Pairs = &[("steer.interface", "eth1")];
         let how: Pairs = &[("steer.dns", "10.0.0.2"), ("other", "x")];
-        // Namespace, the pod's, the container's; policy, interface, resolver.
-        let cases: [(&str, Pairs, Pairs, Option<[Option<&str>; 3]>); 7] = [
+        // Namespace, the pod's, the container's.
+        let cases: [(&str, Pairs, Pairs, Told); 7] = [
             ("default", vpn, &[], Some([Some("vpn"), None, Some("10.0.0.1")])),
             ("default", &[], eth1, Some([None, Some("eth1"), None])),
             ("default", vpn, eth1, Some([None, Some("eth1"), None])),
