@@ -15,7 +15,7 @@ use anyhow::Result;
 use crate::{
     apt,
     cargo::{self, Executable},
-    dist,
+    containerd, dist,
     root::Root,
     setup::Setup,
     tally::Tally,
@@ -72,12 +72,13 @@ impl Test {
         let steer = cargo::release_binary("steer", "steer")?;
         let probe = cargo::release_binary("steer-lab", "steer-probe")?;
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
-        let (promtool, package) = (promtool()?, package()?);
+        let (promtool, package, containerd) = (promtool()?, package()?, containerd::programs()?);
         let mut variables = vec![
             ("STEER_BIN", steer.as_path()),
             ("STEER_PROBE", probe.as_path()),
             ("STEER_ESCAPE", escape.as_path()),
             ("STEER_PROMTOOL", promtool.as_path()),
+            ("STEER_CONTAINERD", containerd.as_path()),
         ];
         variables.extend(package.as_deref().map(|package| ("STEER_DEB", package)));
         let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
