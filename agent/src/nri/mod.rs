@@ -14,7 +14,7 @@ mod session;
 
 pub use frame::{Connection, Decoder, Frame, Kind, encode};
 pub use message::{Container, LinuxContainer, LinuxPodSandbox, PodSandbox, State};
-pub use session::{End, Identity, Plugin, serve};
+pub use session::{End, Identity, PATIENCE, Plugin, serve};
 
 use std::{io, time::Duration};
 

@@ -26,7 +26,7 @@ use super::{
 /// How long the runtime may take to answer the registration, as in NRI.
 const REGISTRATION: Duration = Duration::from_secs(5);
 /// The longest that work for a request may take. A runtime waits two seconds, unless it is told otherwise.
-const PATIENCE: Duration = Duration::from_millis(1500);
+pub const PATIENCE: Duration = Duration::from_millis(1500);
 /// How much of a list that comes in pieces is kept.
 const LIST_LIMIT: usize = 64 << 20;
 

@@ -90,6 +90,8 @@ pub(super) struct NamespaceOption {
 pub(super) struct SandboxSecurity {
     #[prost(message, optional, tag = "1")]
     pub(super) namespaces: Option<NamespaceOption>,
+    #[prost(bool, tag = "6")]
+    pub(super) privileged: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -161,6 +163,8 @@ pub(super) struct Mount {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ContainerSecurity {
+    #[prost(bool, tag = "2")]
+    pub(super) privileged: bool,
     #[prost(message, optional, tag = "3")]
     pub(super) namespaces: Option<NamespaceOption>,
 }

@@ -9,6 +9,7 @@ mod pod;
 mod service;
 
 use std::{
+    cell::RefCell,
     fs,
     io::{BufRead as _, BufReader},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
@@ -26,8 +27,8 @@ use nix::{
 };
 use steer_lab::{wait_for, wait_until};
 
-pub use pod::{Container, Pod, PodOptions};
-pub use service::Service;
+pub use pod::{Container, Held, Pod, PodOptions};
+pub use service::{Service, wait_until_ready};
 
 use crate::{Bed, Cgroup, NotHere, Output, PATIENCE, binary, output};
 
@@ -51,7 +52,7 @@ pub struct Containerd {
     own: Cgroup,
     programs: PathBuf,
     directory: PathBuf,
-    server: Option<Inside>,
+    server: RefCell<Option<Inside>>,
 }
 
 /// A process on the host.
@@ -119,7 +120,7 @@ impl Containerd {
         }
         let directory = bed.directory.join("containerd");
         fs::create_dir(&directory)?;
-        let mut containerd = Self::boot(bed, programs, directory)?;
+        let containerd = Self::boot(bed, programs, directory)?;
         containerd.configure()?;
         containerd.start_server()?;
         let archive = image::write(busybox, &containerd.directory)?;
@@ -165,7 +166,7 @@ impl Containerd {
         for pid in [id, init] {
             fs::write(own.directory().join("cgroup.procs"), pid.to_string())?;
         }
-        Ok(Self { outer, _input: input, init, root, own, programs, directory, server: None })
+        Ok(Self { outer, _input: input, init, root, own, programs, directory, server: RefCell::new(None) })
     }
 
     fn configure(&self) -> anyhow::Result<()> {
@@ -209,21 +210,22 @@ impl Containerd {
     }
 
     /// Starts containerd, which must not be running, and waits until it answers.
-    pub fn start_server(&mut self) -> anyhow::Result<()> {
+    pub fn start_server(&self) -> anyhow::Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.directory.join("log"))?;
         let mut command = self.command(&self.programs.join("containerd"));
         // Its shims are beside it.
         let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.programs.display());
         command.arg("--config").arg(self.directory.join("config.toml")).env("PATH", path);
         command.stdout(log.try_clone()?).stderr(log);
-        self.server = Some(Inside { outer: command.spawn().context("start containerd")? });
+        let server = Inside { outer: command.spawn().context("start containerd")? };
+        *self.server.borrow_mut() = Some(server);
         wait_until("containerd to answer", PATIENCE, || self.call::<cri::Empty>("Version", &cri::Empty {}).is_ok())
             .with_context(|| self.log())
     }
 
     /// Kills containerd; its containers run on.
-    pub fn kill_server(&mut self) -> anyhow::Result<()> {
-        let server = self.server.take().context("containerd is not running")?;
+    pub fn kill_server(&self) -> anyhow::Result<()> {
+        let server = self.server.borrow_mut().take().context("containerd is not running")?;
         server.end(Signal::SIGKILL)?;
         Ok(())
     }
@@ -293,7 +295,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        self.server = None;
+        self.server.take();
         let _ = self.outer.kill();
         let _ = self.outer.wait();
     }

@@ -1,14 +1,15 @@
 //! Pods and containers.
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     fs,
+    io::{BufRead as _, BufReader, Lines, Write as _},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context as _, ensure};
+use nix::sys::stat::Mode;
 use steer_lab::{Outcome, parse_outcomes, wait_until};
 
 use super::{Containerd, cri, image};
@@ -25,6 +26,8 @@ pub struct PodOptions<'a> {
     pub namespace: &'a str,
     /// The cgroup of its containers; the runtime's own choice if empty.
     pub cgroup_parent: &'a str,
+    /// Whether its containers may do anything to the host, and see its processes and pins.
+    pub privileged: bool,
 }
 
 /// A pod. Dropped, it is removed with its containers.
@@ -33,8 +36,8 @@ pub struct Pod<'a> {
     containerd: &'a Containerd,
     id: String,
     config: cri::SandboxConfig,
-    network: i32,
-    is_kept: Cell<bool>,
+    namespaces: cri::NamespaceOption,
+    privileged: bool,
 }
 
 /// A container of a pod.
@@ -47,6 +50,22 @@ pub struct Container<'a> {
     found: PathBuf,
 }
 
+/// A client in a container that keeps its sockets, and makes one afresh only after it has failed.
+#[derive(Debug)]
+pub struct Held {
+    input: fs::File,
+    output: Lines<BufReader<fs::File>>,
+}
+
+impl Held {
+    /// One request on each socket.
+    pub fn round(&mut self) -> anyhow::Result<Vec<Outcome>> {
+        self.input.write_all(b"\n")?;
+        let line = self.output.next().context("the client ended")??;
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
 fn strings(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
@@ -57,7 +76,8 @@ impl<'a> Pod<'a> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("pod{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let network = if options.own_network { cri::POD } else { cri::NODE };
-        let namespaces = cri::NamespaceOption { network, pid: cri::CONTAINER, ipc: cri::POD };
+        let pid = if options.privileged { cri::NODE } else { cri::CONTAINER };
+        let namespaces = cri::NamespaceOption { network, pid, ipc: cri::POD };
         let namespace = if options.namespace.is_empty() { "default" } else { options.namespace };
         let config = cri::SandboxConfig {
             metadata: Some(cri::SandboxMetadata { uid: name.clone(), name, namespace: namespace.to_owned() }),
@@ -65,12 +85,16 @@ impl<'a> Pod<'a> {
             annotations: strings(options.annotations),
             linux: Some(cri::LinuxSandbox {
                 cgroup_parent: options.cgroup_parent.to_owned(),
-                security: Some(cri::SandboxSecurity { namespaces: Some(namespaces) }),
+                security: Some(cri::SandboxSecurity {
+                    namespaces: Some(namespaces.clone()),
+                    privileged: options.privileged,
+                }),
             }),
         };
         let request = cri::RunSandbox { config: Some(config.clone()) };
         let cri::Id { id } = containerd.call("RunPodSandbox", &request).with_context(|| containerd.log())?;
-        Ok(Self { containerd, id, config, network, is_kept: Cell::new(false) })
+        let privileged = options.privileged;
+        Ok(Self { containerd, id, config, namespaces, privileged })
     }
 
     /// Makes a container that tries everything once as its first program, and leaves what came of it.
@@ -83,6 +107,26 @@ impl<'a> Pod<'a> {
     /// Makes a container that waits until it is stopped.
     pub fn waiting(&self, bed: &Bed, annotations: &[(&str, &str)]) -> anyhow::Result<Container<'a>> {
         self.container(bed, annotations, &["/busybox", "sleep", "2147483647"], self.found())
+    }
+
+    /// Makes a container that runs a command of a shell.
+    pub fn shell(&self, bed: &Bed, command: &str) -> anyhow::Result<Container<'a>> {
+        self.container(bed, &[], &["/bin/sh", "-c", command], self.found())
+    }
+
+    /// Starts a container with a client that keeps its sockets.
+    pub fn held(&self, bed: &Bed, annotations: &[(&str, &str)]) -> anyhow::Result<Held> {
+        let found = self.found();
+        let [input, output] = ["in", "out"].map(|extension| found.with_extension(extension));
+        for pipe in [&input, &output] {
+            nix::unistd::mkfifo(pipe, Mode::from_bits_truncate(0o600))?;
+        }
+        // Both ways, or else opening would wait for the other end.
+        let open = |pipe: &PathBuf| fs::File::options().read(true).write(true).open(pipe);
+        let held = Held { input: open(&input)?, output: BufReader::new(open(&output)?).lines() };
+        let script = format!("exec {} --hold < {} > {}", client(bed)?, input.display(), output.display());
+        self.container(bed, annotations, &["/bin/sh", "-c", &script], found)?.start()?;
+        Ok(held)
     }
 
     fn found(&self) -> PathBuf {
@@ -101,17 +145,20 @@ impl<'a> Pod<'a> {
         let mount =
             |path: &str, readonly| cri::Mount { container_path: path.to_owned(), host_path: path.to_owned(), readonly };
         let bed_directory = bed.directory.to_str().context("a path that is not UTF-8")?;
-        let namespaces = cri::NamespaceOption { network: self.network, pid: cri::CONTAINER, ipc: cri::POD };
+        let mut mounts = vec![mount("/usr", true), mount(bed_directory, false)];
+        if self.privileged {
+            mounts.push(mount("/sys/fs/bpf", false));
+        }
+        let security =
+            cri::ContainerSecurity { privileged: self.privileged, namespaces: Some(self.namespaces.clone()) };
         let config = cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: name.clone(), attempt: 0 }),
             image: Some(cri::Image { image: image::NAME.to_owned() }),
             command: command.iter().map(ToString::to_string).collect(),
-            mounts: vec![mount("/usr", true), mount(bed_directory, false)],
+            mounts,
             annotations: strings(annotations),
             log_path: format!("{name}.log"),
-            linux: Some(cri::LinuxContainer {
-                security: Some(cri::ContainerSecurity { namespaces: Some(namespaces) }),
-            }),
+            linux: Some(cri::LinuxContainer { security: Some(security) }),
         };
         let request =
             cri::CreateContainer { pod: self.id.clone(), config: Some(config), sandbox: Some(self.config.clone()) };
@@ -120,9 +167,9 @@ impl<'a> Pod<'a> {
         Ok(Container { containerd: self.containerd, id, found })
     }
 
-    /// Leaves it to the host, beyond a restart of containerd.
-    pub fn keep(&self) {
-        self.is_kept.set(true);
+    /// The host it is on.
+    pub fn containerd(&self) -> &'a Containerd {
+        self.containerd
     }
 
     /// Stops and removes it, with its containers.
@@ -136,10 +183,8 @@ impl<'a> Pod<'a> {
 
 impl Drop for Pod<'_> {
     fn drop(&mut self) {
-        if !self.is_kept.get() {
-            // Where containerd is not there any more, all ends with the host.
-            let _ = self.remove();
-        }
+        // Where containerd is not there any more, all ends with the host.
+        let _ = self.remove();
     }
 }
 
@@ -149,12 +194,7 @@ fn client(bed: &Bed) -> anyhow::Result<String> {
     Ok(format!("{program} {}", bed.everything().join(" ")))
 }
 
-impl<'a> Container<'a> {
-    /// One that is there already.
-    pub fn of(containerd: &'a Containerd, id: &str) -> Self {
-        Self { containerd, id: id.to_owned(), found: PathBuf::new() }
-    }
-
+impl Container<'_> {
     fn as_id(&self) -> cri::Id {
         cri::Id { id: self.id.clone() }
     }

@@ -1,13 +1,18 @@
 //! What of steer runs on a host of containerd: the plugin, the daemon.
 
-use std::{fs, os::unix::net::UnixDatagram, path::PathBuf, process::Stdio};
+use std::{
+    fs,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use steer_lab::wait_until;
 
-use super::{Containerd, Inside};
-use crate::{Bed, PATIENCE};
+use super::{Container, Containerd, Inside, Pod};
+use crate::{Bed, PATIENCE, binary, copy_program};
 
 /// A running service, with the bed's configuration. Dropped, it is killed.
 #[derive(Debug)]
@@ -39,6 +44,28 @@ impl Service {
         Ok(service)
     }
 
+    /// The plugin in a container of its own, as on a machine of a cluster, once it has registered.
+    pub fn plugin_in_pod<'a>(bed: &Bed, pod: &Pod<'a>) -> anyhow::Result<(Container<'a>, UnixDatagram)> {
+        let program = bed.directory.join("steer");
+        copy_program(&binary("STEER_BIN", "steer"), &program)?;
+        let address = bed.directory.join("pod.notify");
+        let notify = UnixDatagram::bind(&address)?;
+        notify.set_read_timeout(Some(PATIENCE))?;
+        let command = format!(
+            "NOTIFY_SOCKET={} exec {} --bpffs {} hook nri --config {} --nri-socket {} 2> {}",
+            address.display(),
+            program.display(),
+            bed.pins.display(),
+            bed.config_file().display(),
+            pod.containerd().nri_socket().display(),
+            bed.directory.join("pod.log").display(),
+        );
+        let container = pod.shell(bed, &command)?;
+        container.start()?;
+        wait_until_ready(&notify, &bed.directory.join("pod.log"))?;
+        Ok((container, notify))
+    }
+
     fn start(bed: &Bed, containerd: &Containerd, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let address = bed.directory.join(format!("{name}.notify"));
         let _ = fs::remove_file(&address);
@@ -55,11 +82,7 @@ impl Service {
 
     /// Waits until it says that it is ready: once more, if it has said so before.
     pub fn wait_until_ready(&self) -> anyhow::Result<()> {
-        let mut buffer = [0; 256];
-        match self.notify.recv(&mut buffer) {
-            Ok(length) if buffer[..length].starts_with(b"READY=1") => Ok(()),
-            other => bail!("it is not ready: {other:?}, {}", self.log()),
-        }
+        wait_until_ready(&self.notify, &self.log)
     }
 
     /// What it has logged.
@@ -81,5 +104,14 @@ impl Service {
     /// Ends it by a signal; its exit status, or none when the signal killed it.
     pub fn end(self, signal: Signal) -> anyhow::Result<Option<i32>> {
         self.inside.end(signal)
+    }
+}
+
+/// Waits for `READY=1`.
+pub fn wait_until_ready(notify: &UnixDatagram, log: &Path) -> anyhow::Result<()> {
+    let mut buffer = [0; 256];
+    match notify.recv(&mut buffer) {
+        Ok(length) if buffer[..length].starts_with(b"READY=1") => Ok(()),
+        other => bail!("it is not ready: {other:?}, {}", fs::read_to_string(log).unwrap_or_default()),
     }
 }

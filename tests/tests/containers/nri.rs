@@ -3,11 +3,14 @@
 use std::fs;
 
 use anyhow::{Context as _, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
 use steer_lab::{Capture, Family, Proto, leaks, wait_until};
 use steer_tests::{
     Bed, Outcome, PATIENCE, Spy, User, check_outcomes,
-    containerd::{Container, Containerd, Pod, PodOptions, Service},
+    containerd::{Containerd, Pod, PodOptions, Service, wait_until_ready},
 };
 
 use crate::Test;
@@ -17,6 +20,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_network_namespace_of_its_own", a_network_namespace_of_its_own),
     ("what_is_not_granted_does_not_start", what_is_not_granted_does_not_start),
     ("catches_up_with_what_runs", catches_up_with_what_runs),
+    ("connections_of_before_are_taken_over", connections_of_before_are_taken_over),
+    ("a_held_lock_refuses_in_time", a_held_lock_refuses_in_time),
+    ("in_a_pod_of_its_own", in_a_pod_of_its_own),
     ("containerd_is_restarted", containerd_is_restarted),
     ("a_hung_plugin_is_left_and_catches_up", a_hung_plugin_is_left_and_catches_up),
     ("a_parent_holds_what_nobody_was_asked_about", a_parent_holds_what_nobody_was_asked_about),
@@ -196,9 +202,68 @@ fn catches_up_with_what_runs() -> Outcome {
     check_nothing_left(&bed)
 }
 
+fn connections_of_before_are_taken_over() -> Outcome {
+    let bed = Bed::new("nri-existing")?;
+    let containerd = Containerd::start(&bed)?;
+    bed.write_config(&format!("{CONFIG}existing = \"destroy\"\n"))?;
+    let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
+    let mut held = pod.held(&bed, &[])?;
+    check_outcomes(&held.round()?, User::Root, 0)?;
+    let _plugin = Service::plugin(&bed, &containerd)?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    // A socket that was taken away fails once, and the next is by the uplink.
+    let mut outcomes = Vec::new();
+    wait_until("all sockets to be by the uplink", PATIENCE, || {
+        outcomes = held.round().unwrap_or_default();
+        !outcomes.is_empty() && check_outcomes(&outcomes, User::Root, 1).is_ok()
+    })
+    .with_context(|| format!("{outcomes:?}"))?;
+    spy.saw_nothing()
+}
+
+fn a_held_lock_refuses_in_time() -> Outcome {
+    let bed = Bed::new("nri-lock")?;
+    let containerd = Containerd::start(&bed)?;
+    bed.write_config(CONFIG)?;
+    let plugin = Service::plugin(&bed, &containerd)?;
+    let pod = Pod::run(&containerd, PodOptions::default())?;
+    check_steered(&bed, 1, || pod.client(&bed, &[SECOND])?.outcomes())?;
+    let directory = fs::File::open(&bed.pins)?;
+    let lock = Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+    let client = pod.client(&bed, &[SECOND])?;
+    let refusal = client.start().err().context("started")?.to_string();
+    ensure!(refusal.contains("steer: container ") && refusal.contains("lock") && !client.has_run(), "{refusal}");
+    // Others are not kept waiting, and the plugin was not given up.
+    check_untouched(|| pod.client(&bed, &[])?.outcomes())?;
+    lock.unlock().map_err(|(_, error)| error)?;
+    check_steered(&bed, 1, || pod.client(&bed, &[SECOND])?.outcomes())?;
+    ensure!(!plugin.log().contains("until the runtime is there again"), "{}", plugin.log());
+    Ok(())
+}
+
+fn in_a_pod_of_its_own() -> Outcome {
+    let bed = Bed::new("nri-pod")?;
+    let containerd = Containerd::start(&bed)?;
+    let _parent = containerd.cgroup("kubepods")?;
+    bed.write_config(&CONFIG.replace("[containers]\n", "[containers]\nparent = \"/kubepods\"\n"))?;
+    let _daemon = Service::daemon(&bed, &containerd)?;
+    let held = PodOptions { cgroup_parent: "/kubepods", ..PodOptions::default() };
+    let pod = Pod::run(&containerd, PodOptions { privileged: true, namespace: "steer", ..held })?;
+    let (_plugin, notify) = Service::plugin_in_pod(&bed, &pod)?;
+    let other = Pod::run(&containerd, held)?;
+    check_steered(&bed, 1, || other.client(&bed, &[SECOND])?.outcomes())?;
+    check_untouched(|| other.client(&bed, &[])?.outcomes())?;
+    // It finds itself among what runs, and waits for nobody.
+    containerd.kill_server()?;
+    containerd.start_server()?;
+    wait_until_ready(&notify, &bed.directory.join("pod.log"))?;
+    let other = Pod::run(&containerd, held)?;
+    check_steered(&bed, 1, || other.client(&bed, &[SECOND])?.outcomes())
+}
+
 fn containerd_is_restarted() -> Outcome {
     let bed = Bed::new("nri-restart")?;
-    let mut containerd = Containerd::start(&bed)?;
+    let containerd = Containerd::start(&bed)?;
     bed.write_config(CONFIG)?;
     containerd.kill_server()?;
     // It waits for a runtime that is not there yet, and for one that comes back.
@@ -206,18 +271,14 @@ fn containerd_is_restarted() -> Outcome {
     plugin.wait_for_log("until the runtime is there again")?;
     containerd.start_server()?;
     plugin.wait_until_ready()?;
-    let id = {
-        let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
-        let waiting = pod.waiting(&bed, &[])?;
-        waiting.start()?;
-        check_steered(&bed, 1, || waiting.probe(&bed))?;
-        pod.keep();
-        waiting.id
-    };
+    let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
+    let waiting = pod.waiting(&bed, &[])?;
+    waiting.start()?;
+    check_steered(&bed, 1, || waiting.probe(&bed))?;
     containerd.kill_server()?;
     containerd.start_server()?;
     plugin.wait_until_ready()?;
-    check_steered(&bed, 1, || Container::of(&containerd, &id).probe(&bed))?;
+    check_steered(&bed, 1, || waiting.probe(&bed))?;
     let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
     check_steered(&bed, 1, || pod.client(&bed, &[])?.outcomes())?;
     let told = plugin.log().matches("until the runtime is there again").count();
@@ -281,7 +342,7 @@ fn a_parent_holds_what_nobody_was_asked_about() -> Outcome {
 
 fn started_by_containerd() -> Outcome {
     let bed = Bed::new("nri-installed")?;
-    let mut containerd = Containerd::start(&bed)?;
+    let containerd = Containerd::start(&bed)?;
     bed.write_config(CONFIG)?;
     containerd.kill_server()?;
     containerd.install_plugin(&bed)?;
@@ -291,7 +352,6 @@ fn started_by_containerd() -> Outcome {
     let client = pod.client(&bed, &[("steer.policy", "third")])?;
     ensure!(client.start().is_err() && !client.has_run());
     // It ends with containerd.
-    drop(pod);
     containerd.kill_server()?;
     let log = containerd.directory().join("plugin.log");
     wait_until("the plugin to end", PATIENCE, || {

@@ -18,7 +18,7 @@ use crate::{
     cli::describe,
     config::{Config, Missing},
     container::{self, Asker, Error, Fate},
-    nri::{Container, Plugin, PodSandbox, State},
+    nri::{self, Container, Plugin, PodSandbox, State},
 };
 
 /// What the work needs, on whatever thread it is done.
@@ -73,8 +73,12 @@ async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
 }
 
 impl Tools {
+    /// The configuration as it is now. Whoever holds the lock is waited for less long than there is time for all, so that the
+    /// answer says what was waited for.
     fn config(&self) -> anyhow::Result<Config> {
-        self.files.read(&self.instance)
+        let mut config = self.files.read(&self.instance)?;
+        config.containers.timeout = config.containers.timeout.min(nri::PATIENCE * 4 / 5);
+        Ok(config)
     }
 
     /// A container that has not run its program.
