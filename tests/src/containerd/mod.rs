@@ -9,12 +9,12 @@ mod pod;
 mod service;
 
 use std::{
-    cell::RefCell,
     fs,
     io::{BufRead as _, BufReader},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -52,7 +52,7 @@ pub struct Containerd {
     own: Cgroup,
     programs: PathBuf,
     directory: PathBuf,
-    server: RefCell<Option<Inside>>,
+    server: Mutex<Option<Inside>>,
 }
 
 /// A process on the host.
@@ -166,7 +166,7 @@ impl Containerd {
         for pid in [id, init] {
             fs::write(own.directory().join("cgroup.procs"), pid.to_string())?;
         }
-        Ok(Self { outer, _input: input, init, root, own, programs, directory, server: RefCell::new(None) })
+        Ok(Self { outer, _input: input, init, root, own, programs, directory, server: Mutex::new(None) })
     }
 
     fn configure(&self) -> anyhow::Result<()> {
@@ -218,14 +218,15 @@ impl Containerd {
         command.arg("--config").arg(self.directory.join("config.toml")).env("PATH", path);
         command.stdout(log.try_clone()?).stderr(log);
         let server = Inside { outer: command.spawn().context("start containerd")? };
-        *self.server.borrow_mut() = Some(server);
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         wait_until("containerd to answer", PATIENCE, || self.call::<cri::Empty>("Version", &cri::Empty {}).is_ok())
             .with_context(|| self.log())
     }
 
     /// Kills containerd; its containers run on.
     pub fn kill_server(&self) -> anyhow::Result<()> {
-        let server = self.server.borrow_mut().take().context("containerd is not running")?;
+        let server =
+            self.server.lock().unwrap_or_else(PoisonError::into_inner).take().context("containerd is not running")?;
         server.end(Signal::SIGKILL)?;
         Ok(())
     }
@@ -295,7 +296,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        self.server.take();
+        self.server.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let _ = self.outer.kill();
         let _ = self.outer.wait();
     }

@@ -1,6 +1,6 @@
 //! containerd, which asks steer as an NRI plugin before a container starts.
 
-use std::fs;
+use std::{fs, thread};
 
 use anyhow::{Context as _, ensure};
 use nix::{
@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("catches_up_with_what_runs", catches_up_with_what_runs),
     ("connections_of_before_are_taken_over", connections_of_before_are_taken_over),
     ("a_held_lock_refuses_in_time", a_held_lock_refuses_in_time),
+    ("many_at_once", many_at_once),
     ("in_a_pod_of_its_own", in_a_pod_of_its_own),
     ("containerd_is_restarted", containerd_is_restarted),
     ("a_hung_plugin_is_left_and_catches_up", a_hung_plugin_is_left_and_catches_up),
@@ -239,6 +240,34 @@ fn a_held_lock_refuses_in_time() -> Outcome {
     check_steered(&bed, 1, || pod.client(&bed, &[SECOND])?.outcomes())?;
     ensure!(!plugin.log().contains("until the runtime is there again"), "{}", plugin.log());
     Ok(())
+}
+
+fn many_at_once() -> Outcome {
+    let bed = Bed::new("nri-many")?;
+    let containerd = Containerd::start(&bed)?;
+    bed.write_config(&CONFIG.replace("\"a9\"", "\"a0\""))?;
+    let _plugin = Service::plugin(&bed, &containerd)?;
+    let one_after_the_other = |annotations: &[(&str, &str)]| {
+        for _ in 0..2 {
+            let pod = Pod::run(&containerd, annotated(annotations))?;
+            let (first, second) = (pod.waiting(&bed, &[])?, pod.waiting(&bed, &[])?);
+            first.start()?;
+            second.start()?;
+            let policy = annotations[0].1;
+            let ids = [&first.id, &second.id];
+            let status = bed.policy(policy)?;
+            let is_steered = |id: &&String| status["cgroups"].to_string().contains(*id);
+            ensure!(ids.iter().all(is_steered), "{ids:?} are not steered by {policy}: {status}");
+            pod.remove()?;
+        }
+        anyhow::Ok(())
+    };
+    let annotations = [SECOND, ("steer.interface", "a0"), ("steer.interface", "a1"), SECOND];
+    thread::scope(|scope| {
+        let threads = annotations.map(|annotation| scope.spawn(move || one_after_the_other(&[annotation])));
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a panic"))?)
+    })?;
+    check_nothing_left(&bed)
 }
 
 fn in_a_pod_of_its_own() -> Outcome {

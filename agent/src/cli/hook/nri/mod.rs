@@ -37,7 +37,7 @@ use work::{Steering, Tools};
 
 /// How soon the runtime is asked again, and how rarely at the most.
 const SOON: Duration = Duration::from_millis(20);
-const AT_THE_LATEST: Duration = Duration::from_millis(500);
+const AT_THE_LATEST: Duration = Duration::from_millis(250);
 
 /// Arguments of `steer hook nri`.
 #[derive(Debug, clap::Args)]
