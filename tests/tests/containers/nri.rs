@@ -171,7 +171,7 @@ fn what_is_not_granted_does_not_start() -> Outcome {
 }
 
 fn catches_up_with_what_runs() -> Outcome {
-    let bed = Bed::new("nri-catch-up")?;
+    let mut bed = Bed::new("nri-catch-up")?;
     let containerd = Containerd::start(&bed)?;
     bed.write_config(CONFIG)?;
     let pod = Pod::run(&containerd, PodOptions::default())?;
@@ -186,6 +186,7 @@ fn catches_up_with_what_runs() -> Outcome {
     for container in [&asks, &not_granted] {
         check_untouched(|| container.probe(&bed))?;
     }
+    let _daemon = Service::daemon(&bed, &containerd)?;
     let plugin = Service::plugin(&bed, &containerd)?;
     check_steered(&bed, 1, || asks.probe(&bed))?;
     check_closed(&bed, || not_granted.probe(&bed))?;
@@ -196,6 +197,11 @@ fn catches_up_with_what_runs() -> Outcome {
     {
         ensure!(log.contains(line), "{log}");
     }
+    // Where there is a daemon, an uplink that comes is used.
+    bed.net.rename_uplink(1, "a9")?;
+    wait_until("the uplink to be seen", PATIENCE, || bed.policy("a9").is_ok_and(|policy| policy["ifindex"].is_u64()))?;
+    check_steered(&bed, 1, || without.probe(&bed))?;
+    check_closed(&bed, || asks.probe(&bed))?;
     for container in [asks, not_granted, without, silent] {
         container.stop()?;
         container.remove()?;
