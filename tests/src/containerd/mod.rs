@@ -30,20 +30,18 @@ use steer_lab::{wait_for, wait_until};
 pub use pod::{Container, Held, Pod, PodOptions};
 pub use service::{Service, wait_until_ready};
 
-use crate::{Bed, Cgroup, NotHere, Output, PATIENCE, binary, output};
+use crate::{Bed, Cgroup, Machine, NotHere, Output, PATIENCE, binary, output};
 
 /// The status by which `host.sh` says that it cannot build the host.
 const NO_HOST: i32 = 77;
+const BUSYBOX: &str = "/bin/busybox";
 const SERVER: &str = "containerd.sock";
-const NRI: &str = "nri.sock";
 
 /// A running host. Dropped, all of it ends.
 #[derive(Debug)]
 pub struct Containerd {
-    /// `unshare`, with which all processes end.
-    outer: Child,
-    /// Its end is the host's.
-    _input: ChildStdin,
+    /// `unshare`, with which all processes end, and its input, whose end is the host's. None where the host is a machine.
+    outer: Option<(Child, ChildStdin)>,
     /// PID 1 of the host, as seen from outside.
     init: u32,
     /// The root of its cgroups.
@@ -52,6 +50,7 @@ pub struct Containerd {
     own: Cgroup,
     programs: PathBuf,
     directory: PathBuf,
+    nri_socket: PathBuf,
     server: Mutex<Option<Inside>>,
 }
 
@@ -106,29 +105,31 @@ impl Drop for Inside {
 impl Containerd {
     /// Starts a host, and containerd on it. [`NotHere`] where that cannot be done.
     pub fn start(bed: &Bed) -> anyhow::Result<Self> {
-        let programs = std::env::var_os("STEER_CONTAINERD").map_or_else(|| PathBuf::from("/usr/bin"), PathBuf::from);
-        let (busybox, plugins) = (Path::new("/bin/busybox"), Path::new("/usr/lib/cni"));
-        for needed in [&programs.join("containerd"), &programs.join("ctr"), busybox, &plugins.join("host-device")] {
-            if !needed.exists() {
-                return Err(NotHere(format!("there is no {}", needed.display())).into());
-            }
-        }
-        for needed in ["runc", "jq"] {
-            if output(Command::new("which").arg(needed))?.code != 0 {
-                return Err(NotHere(format!("there is no {needed}")).into());
-            }
-        }
+        let programs = programs()?;
         let directory = bed.directory.join("containerd");
         fs::create_dir(&directory)?;
-        let containerd = Self::boot(bed, programs, directory)?;
-        containerd.configure()?;
-        containerd.start_server()?;
-        let archive = image::write(busybox, &containerd.directory)?;
+        Self::boot(bed, programs, directory)?.set_up()
+    }
+
+    /// Starts containerd on a machine, with its socket for plugins where it usually is.
+    pub fn start_on(bed: &Bed, machine: &Machine) -> anyhow::Result<Self> {
+        let programs = programs()?;
+        let directory = bed.directory.join("containerd");
+        fs::create_dir(&directory)?;
+        let (root, own) = (machine.cgroup("containers")?, machine.cgroup("containerd")?);
+        let (init, nri_socket, server) = (machine.init(), PathBuf::from("/run/nri/nri.sock"), Mutex::new(None));
+        Self { outer: None, init, root, own, programs, directory, nri_socket, server }.set_up()
+    }
+
+    fn set_up(self) -> anyhow::Result<Self> {
+        self.configure()?;
+        self.start_server()?;
+        let archive = image::write(Path::new(BUSYBOX), &self.directory)?;
         let archive = archive.to_str().context("a path that is not UTF-8")?;
         let import = ["--namespace", "k8s.io", "images", "import", "--local", "--snapshotter", "native", archive];
-        let imported = containerd.ctr(&import)?;
-        ensure!(imported.code == 0, "{imported:?}\n{}", containerd.log());
-        Ok(containerd)
+        let imported = self.ctr(&import)?;
+        ensure!(imported.code == 0, "{imported:?}\n{}", self.log());
+        Ok(self)
     }
 
     fn boot(bed: &Bed, programs: PathBuf, directory: PathBuf) -> anyhow::Result<Self> {
@@ -166,7 +167,9 @@ impl Containerd {
         for pid in [id, init] {
             fs::write(own.directory().join("cgroup.procs"), pid.to_string())?;
         }
-        Ok(Self { outer, _input: input, init, root, own, programs, directory, server: Mutex::new(None) })
+        let nri_socket = directory.join("nri.sock");
+        let (outer, server) = (Some((outer, input)), Mutex::new(None));
+        Ok(Self { outer, init, root, own, programs, directory, nri_socket, server })
     }
 
     fn configure(&self) -> anyhow::Result<()> {
@@ -186,9 +189,10 @@ impl Containerd {
              [{cri}.containerd]\nsnapshotter = \"native\"\n\
              [{cri}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
              [{cri}.containerd.runtimes.runc.options]\nBinaryName = \"{directory}/runc\"\nSystemdCgroup = false\n\
-             [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = false\nsocket_path = \"{directory}/{NRI}\"\n\
+             [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = false\nsocket_path = \"{}\"\n\
              plugin_path = \"{directory}/plugins\"\nplugin_config_path = \"{directory}/plugins\"\n",
-            image::NAME
+            image::NAME,
+            self.nri_socket.display(),
         );
         Ok(fs::write(self.directory.join("config.toml"), config)?)
     }
@@ -251,8 +255,8 @@ impl Containerd {
     }
 
     /// The socket by which plugins register.
-    pub fn nri_socket(&self) -> PathBuf {
-        self.directory.join(NRI)
+    pub fn nri_socket(&self) -> &Path {
+        &self.nri_socket
     }
 
     /// A directory for what containers are to leave.
@@ -297,7 +301,28 @@ impl Containerd {
 impl Drop for Containerd {
     fn drop(&mut self) {
         self.server.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        let _ = self.outer.kill();
-        let _ = self.outer.wait();
+        if let Some((mut outer, _)) = self.outer.take() {
+            let _ = outer.kill();
+            let _ = outer.wait();
+        }
     }
+}
+
+/// Where containerd's programs are, if all that they need is there.
+fn programs() -> anyhow::Result<PathBuf> {
+    let programs = std::env::var_os("STEER_CONTAINERD").map_or_else(|| PathBuf::from("/usr/bin"), PathBuf::from);
+    let plugins = Path::new("/usr/lib/cni");
+    for needed in
+        [&programs.join("containerd"), &programs.join("ctr"), Path::new(BUSYBOX), &plugins.join("host-device")]
+    {
+        if !needed.exists() {
+            return Err(NotHere(format!("there is no {}", needed.display())).into());
+        }
+    }
+    for needed in ["runc", "jq"] {
+        if output(Command::new("which").arg(needed))?.code != 0 {
+            return Err(NotHere(format!("there is no {needed}")).into());
+        }
+    }
+    Ok(programs)
 }

@@ -32,8 +32,7 @@ impl Service {
 
     /// Starts `steer hook nri`.
     pub fn plugin_in_waiting(bed: &Bed, containerd: &Containerd) -> anyhow::Result<Self> {
-        let socket = containerd.nri_socket();
-        let socket = socket.to_str().context("a path that is not UTF-8")?;
+        let socket = containerd.nri_socket().to_str().context("a path that is not UTF-8")?;
         Self::start(bed, containerd, "nri", &["hook", "nri", "--nri-socket", socket])
     }
 

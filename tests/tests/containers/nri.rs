@@ -9,7 +9,7 @@ use nix::{
 };
 use steer_lab::{Capture, Family, Proto, leaks, wait_until};
 use steer_tests::{
-    Bed, Outcome, PATIENCE, Spy, User, check_outcomes,
+    Bed, Machine, Outcome, PATIENCE, Spy, User, check_outcomes,
     containerd::{Containerd, Pod, PodOptions, Service, wait_until_ready},
 };
 
@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("containerd_is_restarted", containerd_is_restarted),
     ("a_hung_plugin_is_left_and_catches_up", a_hung_plugin_is_left_and_catches_up),
     ("a_parent_holds_what_nobody_was_asked_about", a_parent_holds_what_nobody_was_asked_about),
+    ("as_a_service", as_a_service),
     ("started_by_containerd", started_by_containerd),
 ];
 
@@ -271,7 +272,7 @@ fn many_at_once() -> Outcome {
     let annotations = [SECOND, ("steer.interface", "a0"), ("steer.interface", "a1"), SECOND];
     thread::scope(|scope| {
         let threads = annotations.map(|annotation| scope.spawn(move || one_after_the_other(&[annotation])));
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a panic"))?)
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|panic| anyhow::anyhow!("{panic:?}"))?)
     })?;
     check_nothing_left(&bed)
 }
@@ -373,6 +374,53 @@ fn a_parent_holds_what_nobody_was_asked_about() -> Outcome {
     }
     wait_until("the parent alone to be attached", PATIENCE, || attached(&bed).is_ok_and(|attached| attached.len() == 1))
         .with_context(|| format!("{:?}", attached(&bed)))
+}
+
+fn as_a_service() -> Outcome {
+    let bed = Bed::new("nri-service")?;
+    let machine = Machine::boot(&bed)?;
+    machine.install(&format!("{CONFIG}existing = \"rebind\"\n"))?;
+    machine.write("/etc/systemd/system/steer-nri.service", include_str!("../../../packaging/steer-nri.service"))?;
+    machine.succeed(&["systemctl", "daemon-reload"])?;
+    machine.succeed(&["systemd-analyze", "verify", "--man=no", "steer-nri.service"])?;
+    // It may be there before the runtime is.
+    machine.succeed(&["systemctl", "start", "steer-nri"])?;
+    let containerd = Containerd::start_on(&bed, &machine)?;
+    let registered = || machine.journal().is_ok_and(|journal| journal.contains("registered with the runtime"));
+    wait_until("the plugin to register", PATIENCE, registered)
+        .with_context(|| machine.journal().unwrap_or_default())?;
+    let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
+    check_steered(&bed, 1, || pod.client(&bed, &[])?.outcomes())
+        .with_context(|| machine.journal().unwrap_or_default())?;
+    // What its sandbox must allow: sockets of others, and their network namespaces.
+    machine.succeed(&["systemctl", "stop", "steer-nri"])?;
+    let mut held = pod.held(&bed, &[])?;
+    check_outcomes(&held.round()?, User::Root, 0)?;
+    machine.succeed(&["systemctl", "start", "steer-nri"])?;
+    let mut outcomes = Vec::new();
+    wait_until("all sockets to be by the uplink", PATIENCE, || {
+        outcomes = held.round().unwrap_or_default();
+        !outcomes.is_empty() && check_outcomes(&outcomes, User::Root, 1).is_ok()
+    })
+    .with_context(|| format!("{outcomes:?}\n{}", machine.journal().unwrap_or_default()))?;
+    containerd.give_link_to_pods("a1", "10.0.1.2/24", "10.0.1.1")?;
+    let own = Pod::run(&containerd, PodOptions { own_network: true, ..PodOptions::default() })?;
+    let outcomes = own.client(&bed, &[("steer.interface", "eth0")])?.outcomes()?;
+    let is_steered = |outcome: &steer_lab::Outcome| outcome.bound_ifindex > 0;
+    ensure!(outcomes.iter().any(|outcome| outcome.is_ok() && is_steered(outcome)), "{outcomes:?}");
+    // And what the daemon's must: it follows the container's interface, which goes with its peer.
+    let waiting = own.waiting(&bed, &[("steer.interface", "eth0")])?;
+    waiting.start()?;
+    let ifindex = || -> anyhow::Result<serde_json::Value> {
+        let status = machine.status()?;
+        let policies = status["policies"].as_array().context("no list of policies")?;
+        let policy = policies.iter().find(|policy| policy["name"] == "eth0").context("no policy eth0")?;
+        Ok(policy["ifindex"].clone())
+    };
+    ensure!(ifindex()?.is_u64());
+    bed.net.server.delete_link(&bed.net.server_link(1))?;
+    wait_until("the daemon to see it", PATIENCE, || ifindex().is_ok_and(|ifindex| ifindex.is_null()))
+        .with_context(|| machine.journal().unwrap_or_default())
 }
 
 fn started_by_containerd() -> Outcome {
