@@ -92,7 +92,7 @@ pub mod program {
     pub const INGRESS: &str = "ingress";
     /// `lsm_cgroup/socket_create`: refuses what sends past the IP stack. Pinned only where the kernel runs it.
     pub const FAMILY: &str = "family";
-    /// `cgroup/sock_release`: does nothing; attached for a moment, it makes the kernel allocate the cgroup's record, so that the
+    /// `cgroup/sock_create`: does nothing; attached for a moment, it makes the kernel allocate the cgroup's record, so that the
     /// record is filled before any other program runs.
     pub const ANCHOR: &str = "anchor";
 }

@@ -34,8 +34,9 @@ use aya_ebpf::{
 use aya_log_ebpf::trace;
 use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, Verdict, attachment_flags, decide, policy_flags};
 
-/// Attached for a moment, for its map: see [`steer_common::program::ANCHOR`] (sock_release is there since Linux 5.9).
-#[cgroup_sock(sock_release)]
+/// Attached for a moment, for its map: see [`steer_common::program::ANCHOR`]. On a hook that is in use anyway: the first program
+/// on a hook, and the last one, make the kernel rewrite its code on all CPUs.
+#[cgroup_sock(sock_create)]
 pub fn anchor(_ctx: SockContext) -> i32 {
     core::hint::black_box(attachment::current());
     ALLOW

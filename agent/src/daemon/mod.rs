@@ -88,6 +88,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     steering.converge(&mut sources.cgroups)?;
     steering.replace_other_versions()?;
     let _serving = serve(&options, control, &pins);
+    give_back_memory();
     sd_notify::notify(&[NotifyState::Ready]).context("notify the service manager")?;
     log::info!("ready: steering by {}", options.store.file().display());
 
@@ -126,6 +127,15 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
                 behind = true;
             }
         }
+    }
+}
+
+/// What loading the programs took, mostly for the kernel's types, is not needed again.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointers; glibc only gives free pages back.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -145,7 +145,8 @@ impl Steering {
     pub(super) fn cgroups_changed(&mut self, change: cgroup::Change, watch: &mut cgroup::Watch) -> Result<(), Error> {
         match change {
             cgroup::Change::Created(path) => {
-                let found = self.named_in(&path, &self.in_force, watch)?;
+                let by_hand = |path: &CgroupPath| self.is_by_hand(path);
+                let found = self.named_in(&path, &self.in_force, by_hand, watch)?;
                 if found.is_empty() {
                     return Ok(());
                 }
@@ -204,11 +205,14 @@ impl Steering {
             .collect::<Vec<_>>();
         let slots = self.datapath.put_policies(&lock, &records)?;
         let next = InForce { policies: self.wanted.clone(), slots };
-        self.datapath.sweep(&lock, &self.hierarchy)?;
-        let desired = self.named_in(&CgroupPath::root(), &next, watch)?;
-        let actual: BTreeMap<u64, Actual> = self
-            .datapath
-            .attachments()?
+        let attached = self.datapath.sweep(&lock, &self.hierarchy)?;
+        let manual: BTreeSet<u64> =
+            attached.iter().filter(|attached| attached.is_manual()).map(|attached| attached.cgroup_id).collect();
+        let by_hand = |path: &CgroupPath| {
+            !manual.is_empty() && self.hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
+        };
+        let desired = self.named_in(&CgroupPath::root(), &next, by_hand, watch)?;
+        let actual: BTreeMap<u64, Actual> = attached
             .into_iter()
             .map(|attachment| {
                 let actual = Actual {
@@ -253,17 +257,14 @@ impl Steering {
         &self,
         path: &CgroupPath,
         in_force: &InForce,
+        by_hand: impl Fn(&CgroupPath) -> bool,
         watch: &mut cgroup::Watch,
     ) -> Result<BTreeMap<u64, Desired>, Error> {
-        let manual = self.datapath.attachments_by_hand()?;
-        let by_hand = |path: &CgroupPath| {
-            !manual.is_empty() && self.hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
-        };
         let InForce { policies, slots } = in_force;
         let mut named = BTreeMap::new();
         let mut waiting = vec![path.clone()];
         while let Some(path) = waiting.pop() {
-            if let Some(&slot) = policies.attaching(&path, by_hand).and_then(|policy| slots.get(policy)) {
+            if let Some(&slot) = policies.attaching(&path, &by_hand).and_then(|policy| slots.get(policy)) {
                 match self.hierarchy.open(&path) {
                     Ok(cgroup) => {
                         named.insert(cgroup.id, Desired { path: path.clone(), slot });
@@ -281,6 +282,13 @@ impl Steering {
             }
         }
         Ok(named)
+    }
+
+    /// Whether a cgroup is attached by hand. What cannot be told is taken for the configuration's.
+    fn is_by_hand(&self, path: &CgroupPath) -> bool {
+        let attachment =
+            self.hierarchy.open(path).map_err(Error::from).and_then(|cgroup| self.datapath.is_by_hand(cgroup.id));
+        attachment.unwrap_or_default()
     }
 
     /// Attaches one cgroup, and returns its id. One that is gone meanwhile needs nothing; another failure is logged, and does

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
@@ -31,6 +32,8 @@ pub struct Attachment {
     pub record: AttachmentRecord,
     /// Names of the programs that are attached.
     pub hooks: Vec<&'static str>,
+    /// Their ids, in the same order.
+    pub program_ids: Vec<u32>,
     /// Whether these are the programs that its policy asks for, no more and no fewer, and the record is filled.
     pub complete: bool,
     /// Whether any hook is attached: false once the cgroup has been removed.
@@ -56,9 +59,10 @@ impl Datapath {
         Ok(attachments)
     }
 
-    /// Ids of the cgroups attached by hand.
-    pub fn attachments_by_hand(&self) -> Result<BTreeSet<u64>, Error> {
-        self.attachments_with(|record| record.flags & attachment_flags::MANUAL != 0)
+    /// Whether a cgroup is attached by hand.
+    pub fn is_by_hand(&self, cgroup_id: u64) -> Result<bool, Error> {
+        let record = if self.pins.attachment(cgroup_id).exists() { self.record(cgroup_id)? } else { None };
+        Ok(record.is_some_and(|record| record.flags & attachment_flags::MANUAL != 0))
     }
 
     /// Ids of the cgroups attached to one of these slots.
@@ -85,12 +89,17 @@ impl Datapath {
 
     fn read_attachment(&self, cgroup_id: u64) -> Result<Attachment, Error> {
         let record = self.record(cgroup_id)?;
-        let directory = self.pins.attachment(cgroup_id);
-        let linked = |hook: &object::Hook| {
-            let link = bpf::open_pin(&directory.join(hook.name)).and_then(|link| bpf::link_info(link.as_fd()));
-            link.is_ok_and(|link| link.cgroup_id == Some(cgroup_id))
-        };
-        let links: Vec<_> = object::HOOKS.iter().filter(|hook| linked(hook)).map(|hook| hook.name).collect();
+        let pins = list(&self.pins.attachment(cgroup_id))?;
+        let (mut hooks, mut program_ids) = (Vec::new(), Vec::new());
+        for hook in &object::HOOKS {
+            // Opening each pin there could be would take longer.
+            let Some(pin) = pins.iter().find(|pin| pin.file_name() == Some(OsStr::new(hook.name))) else { continue };
+            let info = bpf::open_pin(pin).and_then(|link| bpf::link_info(link.as_fd())).ok();
+            if let Some(info) = info.filter(|info| info.cgroup_id == Some(cgroup_id)) {
+                hooks.push(hook.name);
+                program_ids.push(info.program_id);
+            }
+        }
         let flags = match record {
             Some(record) if record.policy < POLICY_SLOTS => self.policy(record.policy)?.flags,
             _ => 0,
@@ -99,10 +108,11 @@ impl Datapath {
         Ok(Attachment {
             cgroup_id,
             record: record.unwrap_or_default(),
-            complete: asked.map(|hook| hook.name).eq(links.iter().copied())
+            complete: asked.map(|hook| hook.name).eq(hooks.iter().copied())
                 && record.is_some_and(|record| record.policy != 0),
-            live: !links.is_empty(),
-            hooks: links,
+            live: !hooks.is_empty(),
+            hooks,
+            program_ids,
         })
     }
 
@@ -125,8 +135,14 @@ impl Datapath {
     }
 
     /// Lets an attachment name another slot.
-    pub(super) fn point_to(&mut self, _lock: &Lock, attachment: &Attachment, slot: u32) -> Result<(), Error> {
-        self.set_record(attachment.cgroup_id, AttachmentRecord { policy: slot, ..attachment.record })?;
+    pub(super) fn point_to(
+        &mut self,
+        _lock: &Lock,
+        cgroup_id: u64,
+        record: AttachmentRecord,
+        slot: u32,
+    ) -> Result<(), Error> {
+        self.set_record(cgroup_id, AttachmentRecord { policy: slot, ..record })?;
         Ok(())
     }
 
@@ -180,15 +196,18 @@ impl Datapath {
             return Err(Error::Foreign { path: self.pins.abi() });
         }
         let directory = self.pins.attachment(cgroup.id);
+        let is_new = !directory.exists();
         let mut created: Vec<(&str, OwnedFd)> = Vec::new();
         let mut superfluous = Vec::new();
         for program in self.programs()? {
             let pin = directory.join(program.hook.name);
             if !program.hook.is_asked(policy.flags) {
-                superfluous.push(pin);
+                if !is_new {
+                    superfluous.push(pin);
+                }
                 continue;
             }
-            if !refresh_link(&pin, program, cgroup.id)? {
+            if is_new || !refresh_link(&pin, program, cgroup.id)? {
                 match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
                     Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
                         object::give_up(&self.pins, program.hook)?;
@@ -246,7 +265,10 @@ impl Datapath {
 
     /// Attaches the program that makes the kernel allocate the cgroup's record, until the link is dropped.
     fn anchor(&self, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<OwnedFd, Error> {
-        let program = object::open(&self.pins, &object::ANCHOR)?;
+        if self.anchor.get().is_none() {
+            let _ = self.anchor.set(object::open(&self.pins, &object::ANCHOR)?);
+        }
+        let program = self.anchor.get().ok_or_else(|| Error::Foreign { path: self.pins.abi() })?;
         bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
             .map_err(|source| refused(program.hook, hierarchy, cgroup, source))
     }
@@ -254,15 +276,19 @@ impl Datapath {
     /// Puts the pinned programs in the place of other ones in all links, and mends the nested flags, which a process that was
     /// killed between two steps may have left behind, and what was attached by hand.
     pub fn refresh(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
+        let attachments = self.attachments()?;
         let programs = self.programs()?;
-        for directory in list(&self.pins.links())? {
-            let Ok(cgroup_id) = file_name(&directory).parse() else { continue };
-            for program in programs {
-                refresh_link(&directory.join(program.hook.name), program, cgroup_id)?;
+        for attachment in &attachments {
+            let directory = self.pins.attachment(attachment.cgroup_id);
+            let links = || attachment.hooks.iter().zip(&attachment.program_ids);
+            let is_old =
+                |program: &&object::Pinned| links().any(|(hook, id)| *hook == program.hook.name && *id != program.id);
+            for program in programs.iter().filter(is_old) {
+                refresh_link(&directory.join(program.hook.name), program, attachment.cgroup_id)?;
             }
         }
         self.refresh_inner(hierarchy, &CgroupPath::root())?;
-        for attachment in self.attachments()? {
+        for attachment in attachments {
             if attachment.is_manual() && attachment.live && !attachment.complete {
                 self.mend(lock, hierarchy, &attachment);
             }

@@ -187,6 +187,8 @@ pub struct Datapath {
     deciders: HashMap<MapData, u64, u32>,
     /// The pinned programs, opened when they are first attached.
     programs: OnceCell<Vec<object::Pinned>>,
+    /// The one that makes a cgroup's record.
+    anchor: OnceCell<object::Pinned>,
 }
 
 impl Datapath {
@@ -208,6 +210,7 @@ impl Datapath {
             attachments: map_data(pins, map::ATTACHMENTS)?,
             deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
             programs: OnceCell::new(),
+            anchor: OnceCell::new(),
             pins: pins.clone(),
         }))
     }

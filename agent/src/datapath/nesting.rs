@@ -3,7 +3,7 @@
 //! **Invariant:** `DECIDERS` never has a cgroup whose attachment is gone for longer than until the next sweep, and what is
 //! missing in it lets the outer policy act.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use aya::maps::MapError;
 use aya_obj::generated::BPF_NOEXIST;
@@ -70,13 +70,18 @@ impl Datapath {
 
     /// Tells the attachments below a cgroup that has none any more whether there is still one above or below them.
     pub(super) fn refresh_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
+        let around = !self.outer(hierarchy, path)?.is_empty()
+            || hierarchy.open(path).is_ok_and(|cgroup| self.pins.attachment(cgroup.id).exists());
         let inner = self.inner(hierarchy, path)?;
+        let attached: BTreeSet<&CgroupPath> = inner.iter().map(|(found, _)| &found.path).collect();
+        let above = |found: &Found| found.path.ancestors().into_iter().filter(|outer| attached.contains(outer));
+        let with_inner: BTreeSet<CgroupPath> = inner.iter().flat_map(|(found, _)| above(found)).collect();
         for (found, record) in &inner {
             let mut flags = record.flags & !(attachment_flags::NESTED | attachment_flags::HAS_INNER);
-            if !self.outer(hierarchy, &found.path)?.is_empty() {
+            if around || above(found).next().is_some() {
                 flags |= attachment_flags::NESTED;
             }
-            if inner.iter().any(|(other, _)| other.id != found.id && other.path.is_in(&found.path)) {
+            if with_inner.contains(&found.path) {
                 flags |= attachment_flags::HAS_INNER;
             }
             if flags != record.flags {

@@ -53,7 +53,7 @@ pub(super) static HOOKS: [Hook; 15] = [
 ];
 
 /// Makes the record of a cgroup that was never attached; see [`program::ANCHOR`].
-pub(super) static ANCHOR: Hook = hook(program::ANCHOR, bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE, 0);
+pub(super) static ANCHOR: Hook = hook(program::ANCHOR, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0);
 
 /// Every program of the object.
 fn all_programs() -> impl Iterator<Item = &'static Hook> {

@@ -14,7 +14,7 @@ use steer_common::Owner;
 
 use super::{
     Datapath, Error, Lock, Pins,
-    attachments::detach_links,
+    attachments::{Attachment, detach_links},
     bpf, bpffs,
     pins::{file_name, list},
 };
@@ -117,9 +117,10 @@ fn remove_tree(directory: &Path, errors: &mut Vec<String>) {
 
 impl Datapath {
     /// Takes away attachments whose cgroup is gone, what killed `steer exec`s have left, and slots made by hand that nobody
-    /// uses. One that has lost only some of its links is left as it is: taking the rest away would unsteer it.
-    pub fn sweep(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
-        let mut used = BTreeSet::new();
+    /// uses. One that has lost only some of its links is left as it is: taking the rest away would unsteer it. Returns the
+    /// attachments that are left.
+    pub fn sweep(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
+        let mut left = Vec::new();
         for attachment in self.attachments()? {
             let gone = !attachment.live
                 || hierarchy.is_gone(attachment.cgroup_id)
@@ -127,11 +128,12 @@ impl Datapath {
             if gone {
                 self.forget(lock, attachment.cgroup_id)?;
             } else {
-                used.insert(attachment.record.policy);
+                left.push(attachment);
             }
         }
         self.sweep_deciders()?;
-        self.free_unused(&used)
+        self.free_unused(&left.iter().map(|attachment| attachment.record.policy).collect())?;
+        Ok(left)
     }
 
     /// As [`Self::sweep`], but looks at nothing of an attachment but whether its cgroup is there: for those in a hurry.

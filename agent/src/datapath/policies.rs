@@ -150,18 +150,20 @@ impl Datapath {
         let is_kept = |entry: &&PolicyEntry| keep.contains(&entry.slot);
         let heirs: BTreeMap<String, u32> =
             entries.iter().filter(is_kept).map(|entry| (entry.name(), entry.slot)).collect();
-        let attachments = self.attachments()?;
+        let attachments = self.records()?;
         let mut inherited = Vec::new();
         for PolicyEntry { slot, record } in entries {
             if record.owner != Owner::Config as u32 || keep.contains(&slot) {
                 continue;
             }
             let mut named = false;
-            for attachment in attachments.iter().filter(|attachment| attachment.record.policy == slot) {
+            let of_slot =
+                attachments.iter().filter_map(|(id, attached)| Some((*id, attached.filter(|it| it.policy == slot)?)));
+            for (cgroup_id, attached) in of_slot {
                 match heirs.get(&text(&record.name)) {
                     Some(heir) => {
-                        self.point_to(lock, attachment, *heir)?;
-                        inherited.push(attachment.cgroup_id);
+                        self.point_to(lock, cgroup_id, attached, *heir)?;
+                        inherited.push(cgroup_id);
                     }
                     None => named = true,
                 }

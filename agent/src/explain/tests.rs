@@ -33,6 +33,7 @@ fn attached(policy: Option<PolicyEntry>, manual: bool) -> Attached {
         cgroup_id: 1,
         record: AttachmentRecord { policy: 1, flags, ..AttachmentRecord::default() },
         hooks: vec![program::EGRESS, program::SOCK_CREATE],
+        program_ids: vec![1, 2],
         complete: true,
         live: true,
     };
