@@ -36,7 +36,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 23] = [
+    let rooms: [(&str, &[Test]); 24] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -55,6 +55,7 @@ fn main() {
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
         ("containers::nri", containers::nri::TESTS),
+        ("containers::nri::deployed", containers::nri::deployed::TESTS),
         ("doctor", doctor::TESTS),
         ("doctor::cgroups", doctor::cgroups::TESTS),
         ("doctor::pins", doctor::pins::TESTS),

@@ -1,5 +1,5 @@
-//! What the tests with containerd need: its programs, newer than the oldest Debian release has them, unpacked and not installed, and
-//! packages that start no service.
+//! What the tests with containerd need: its programs, newer than the oldest Debian release has them, unpacked and not
+//! installed, and packages that start no service.
 //!
 //! **Invariant**: what cannot be had is told once and fails nothing: the tests say that it is not there.
 

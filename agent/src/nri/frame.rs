@@ -1,10 +1,11 @@
 //! Frames: two connections on one socket, and the ttrpc messages on each.
 //!
-//! A frame is the connection's number and a length, both 32 bits with the highest byte first, and that many bytes. The bytes of one
-//! connection, put together, are messages: length and stream, 32 bits each, type and flags, 8 bits each, and the body.
+//! A frame is the connection's number and a length, both 32 bits with the highest byte first, and that many bytes. The
+//! bytes of one connection, put together, are messages: length and stream, 32 bits each, type and flags, 8 bits each,
+//! and the body.
 //!
-//! **Invariant:** no length is believed beyond [`MESSAGE_LIMIT`], so no more than a message for each connection and one frame are
-//! ever kept. Where a frame ends says nothing about where a message does.
+//! **Invariant:** no length is believed beyond [`MESSAGE_LIMIT`], so no more than a message for each connection and one
+//! frame are ever kept. Where a frame ends says nothing about where a message does.
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
 
@@ -92,8 +93,8 @@ pub struct Frame {
     pub body: BytesMut,
 }
 
-/// The bytes of one message. Header and body are frames of their own: a reader in Go takes a frame in one piece, and fails if the
-/// piece that it asked for is smaller.
+/// The bytes of one message. Header and body are frames of their own: a reader in Go takes a frame in one piece, and
+/// fails if the piece that it asked for is smaller.
 pub fn encode(frame: &Frame) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(2 * FRAME_HEADER + MESSAGE_HEADER + frame.body.len());
     let frame_header = |bytes: &mut BytesMut, length: usize| {

@@ -305,10 +305,11 @@ mod tests {
     #[test]
     fn an_event_is_read_and_what_is_unknown_is_skipped() {
         let bytes = [
-            b"\x08\x06".as_slice(),                                                  // event 6
-            b"\x12\x18\x0a\x01p\x22\x07default",                                     // pod: id, namespace
+            b"\x08\x06".as_slice(),                        // event 6
+            b"\x12\x18\x0a\x01p\x22\x07default",           // pod: id, namespace
             b"\x32\x08\x0a\x01k\x12\x01v\x1a\x00\x7a\x00", // annotation with a field too many; field 15
-            b"\x1a\x12\x0a\x01c\x12\x01p\x5a\x04\x2a\x02/x\x60\xd2\x09\x98\x06\x01", // container: ids, cgroup, pid, field 99
+            // container: ids, cgroup, pid, field 99
+            b"\x1a\x12\x0a\x01c\x12\x01p\x5a\x04\x2a\x02/x\x60\xd2\x09\x98\x06\x01",
         ]
         .concat();
         let event: StateChangeEvent = decode("a state change", &bytes).unwrap();

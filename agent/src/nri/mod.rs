@@ -1,12 +1,12 @@
-//! NRI, the interface by which containerd and CRI-O ask plugins before a container starts: the plugin's side of it, as in the
-//! `api.proto` of github.com/containerd/nri.
+//! NRI, the interface by which containerd and CRI-O ask plugins before a container starts: the plugin's side of it, as
+//! in the `api.proto` of github.com/containerd/nri.
 //!
-//! One unix socket carries two connections, each a stream of ttrpc messages: by one the runtime calls the plugin, by the other the
-//! plugin calls the runtime.
+//! One unix socket carries two connections, each a stream of ttrpc messages: by one the runtime calls the plugin, by
+//! the other the plugin calls the runtime.
 //!
-//! **Invariant:** whatever the other end sends becomes a request, or an error that ends the session; nothing it sends makes this
-//! end panic, or keep more than a fixed amount of memory. Every request is answered before the runtime stops waiting, for then
-//! it would go on as if there were no plugin.
+//! **Invariant:** whatever the other end sends becomes a request, or an error that ends the session; nothing it sends
+//! makes this end panic, or keep more than a fixed amount of memory. Every request is answered before the runtime stops
+//! waiting, for then it would go on as if there were no plugin.
 
 mod frame;
 mod message;
@@ -27,14 +27,10 @@ pub enum Error {
     #[error("the socket of the runtime failed: {0}")]
     Socket(#[from] io::Error),
     /// A frame for a connection that NRI does not have.
-    #[error(
-        "the runtime sent a frame for connection {0}; NRI has 1 and 2 only, so this is no NRI, or one of another version"
-    )]
+    #[error("the runtime sent a frame for connection {0}; NRI has 1 and 2, so it speaks another protocol or version")]
     UnknownConnection(u32),
     /// A message longer than ttrpc allows.
-    #[error(
-        "the runtime announced a message of {length} bytes, and the protocol allows {limit}; the connection was given up"
-    )]
+    #[error("the runtime announced a message of {length} bytes, of {limit} allowed; the connection was given up")]
     TooLong {
         /// What was announced.
         length: u64,

@@ -1,8 +1,8 @@
 //! One session with a runtime, from the registration to the end of the connection.
 //!
-//! **Invariant:** one request at a time, in the order they came, and each is answered before the runtime's patience ends: work that
-//! takes longer is answered as failed, which refuses the start. A request that cannot be read is answered as one; bytes that are no
-//! request end the session.
+//! **Invariant:** one request at a time, in the order they came, and each is answered before the runtime's patience
+//! ends: work that takes longer is answered as failed, which refuses the start. A request that cannot be read is
+//! answered as one; bytes that are no request end the session.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The runtime's interface for Kubernetes, CRI, as far as the tests call it: gRPC on a unix socket, the messages by hand.
+//! The runtime's interface for Kubernetes, CRI, as far as the tests call it: gRPC on a unix socket, the messages by
+//! hand.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 

@@ -1,5 +1,5 @@
-# Becomes a host of containerd, in namespaces of its own. $1: a directory for its files. Says `ready`, and ends, with all that runs on
-# it, when its input does. Status 77 where such a host cannot be built.
+# Becomes a host of containerd, in namespaces of its own. $1: a directory for its files. Says `ready`, and ends, with
+# all that runs on it, when its input does. Status 77 where such a host cannot be built.
 set -e
 trap 'exit 77' EXIT
 mount -t proc proc /proc

@@ -1,7 +1,7 @@
 //! A host with containerd: namespaces of its own over the network of the bed's client, and CRI to make pods with.
 //!
-//! **Invariant:** all its processes are in one PID namespace, and all its cgroups in one of the bed's, so they end with the test. Of
-//! the machine it changes nothing; pins are below the bed's directory.
+//! **Invariant:** all its processes are in one PID namespace, and all its cgroups in one of the bed's, so they end with
+//! the test. Of the machine it changes nothing; pins are below the bed's directory.
 
 mod cri;
 mod image;
@@ -40,7 +40,8 @@ const SERVER: &str = "containerd.sock";
 /// A running host. Dropped, all of it ends.
 #[derive(Debug)]
 pub struct Containerd {
-    /// `unshare`, with which all processes end, and its input, whose end is the host's. None where the host is a machine.
+    /// `unshare`, with which all processes end, and its input, whose end is the host's. None where the host is a
+    /// machine.
     outer: Option<(Child, ChildStdin)>,
     /// PID 1 of the host, as seen from outside.
     init: u32,

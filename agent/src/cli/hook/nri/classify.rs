@@ -11,8 +11,8 @@ use crate::{
 /// What says by what to steer. A container that says one of these says all.
 const BY: [&str; 2] = ["steer.policy", "steer.interface"];
 
-/// What is asked for a container; nothing where the host leaves its namespace alone. The container's annotations win over the
-/// pod's: one by one where they say how, as a whole where they say by what.
+/// What is asked for a container; nothing where the host leaves its namespace alone. The container's annotations win
+/// over the pod's: one by one where they say how, as a whole where they say by what.
 pub(super) fn asked(config: &Config, pod: &PodSandbox, container: &Container) -> Result<Option<Asked>, Error> {
     if is_exempt(config, pod) {
         return Ok(None);

@@ -1,7 +1,7 @@
 //! `steer hook nri`: a plugin that containerd and CRI-O ask before a container starts.
 //!
-//! **Invariant:** as long as it runs, it is registered or trying to be: a runtime that is not there, or goes, or refuses, is asked
-//! again soon, for it starts containers meanwhile without asking.
+//! **Invariant:** as long as it runs, it is registered or trying to be: a runtime that is not there, or goes, or
+//! refuses, is asked again soon, for it starts containers meanwhile without asking.
 
 mod classify;
 mod work;
@@ -9,7 +9,7 @@ mod work;
 use std::{
     io::ErrorKind,
     os::{
-        fd::{FromRawFd as _, OwnedFd, RawFd},
+        fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::net::UnixStream as StdStream,
     },
     path::{Path, PathBuf},
@@ -42,9 +42,10 @@ const AT_THE_LATEST: Duration = Duration::from_millis(250);
 /// Arguments of `steer hook nri`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A container starts steered as its annotations or those of its pod ask, or does not start. While no plugin is \
-                  registered the runtime starts containers without asking; `parent` in [containers] holds them closed. SIGTERM \
-                  and SIGINT end it and leave in force what is. Started by the runtime, it ends with the connection."
+    after_help = "A container starts steered as its annotations or those of its pod ask, or does not start. While no \
+                  plugin is registered, the runtime starts containers without asking; `parent` in [containers] holds \
+                  them closed. SIGTERM and SIGINT end it and leave in force what is. Started by the runtime, it ends \
+                  with the connection."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -69,6 +70,11 @@ fn index(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    // Before anything else is opened, which could get the same number.
+    let inherited = args
+        .connection
+        .map(|number| inherited(number).with_context(|| format!("NRI_PLUGIN_SOCKET = {number}")))
+        .transpose()?;
     // What is wrong from the beginning is told at once.
     args.files.read(instance)?;
     require_privilege("hook nri")?;
@@ -78,8 +84,8 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let mut steering = Steering { tools, is_synchronized: false };
     crate::cli::block_on(async {
         let ended = async {
-            match args.connection {
-                Some(connection) => serve_inherited(connection, &identity, &mut steering).await,
+            match inherited {
+                Some(stream) => serve_inherited(stream, &identity, &mut steering).await,
                 None => follow(&args.nri_socket, &identity, &mut steering).await,
             }
         };
@@ -99,25 +105,26 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
 }
 
 /// One connection, made by the runtime.
-async fn serve_inherited(connection: RawFd, identity: &Identity, steering: &mut Steering) -> anyhow::Result<()> {
-    let stream = inherited(connection).with_context(|| format!("NRI_PLUGIN_SOCKET = {connection}"))?;
-    match nri::serve(stream, identity, steering).await? {
+async fn serve_inherited(stream: StdStream, identity: &Identity, steering: &mut Steering) -> anyhow::Result<()> {
+    stream.set_nonblocking(true)?;
+    match nri::serve(UnixStream::from_std(stream)?, identity, steering).await? {
         End::Closed => log::info!("ending; the runtime closed the connection"),
         End::Shutdown => log::info!("ending; the runtime is"),
     }
     Ok(())
 }
 
-fn inherited(connection: RawFd) -> anyhow::Result<UnixStream> {
-    ensure!(connection > 2, "expected the number of an open socket");
-    // SAFETY: the runtime opened it for this process, which opens nothing before and uses it nowhere else.
-    let connection = unsafe { OwnedFd::from_raw_fd(connection) };
-    let kind = SFlag::from_bits_truncate(fstat(&connection).context("it is not open")?.st_mode) & SFlag::S_IFMT;
+/// The socket that the runtime has opened for this process.
+fn inherited(number: RawFd) -> anyhow::Result<StdStream> {
+    ensure!(number > 2, "expected the number of an open socket");
+    // SAFETY: it is looked at only, and nobody closes it meanwhile.
+    let opened = unsafe { BorrowedFd::borrow_raw(number) };
+    let kind = SFlag::from_bits_truncate(fstat(opened).context("it is not open")?.st_mode) & SFlag::S_IFMT;
     ensure!(kind == SFlag::S_IFSOCK, "it is open, and no socket");
-    fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    let stream = StdStream::from(connection);
-    stream.set_nonblocking(true)?;
-    Ok(UnixStream::from_std(stream)?)
+    // SAFETY: it is open, the runtime says that it is this process's, and nothing here has opened a socket yet.
+    let owned = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(owned.into())
 }
 
 /// One connection after the other. What is in the way is logged once, until it is out of the way.

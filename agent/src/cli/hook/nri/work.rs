@@ -1,7 +1,7 @@
 //! What is done when the runtime tells of containers: they are steered, or do not start.
 //!
-//! **Invariant:** nothing is remembered from one container to the next: the configuration is read for each, and what is in force is
-//! in the pins. A container that runs already and cannot be steered gets nothing out.
+//! **Invariant:** nothing is remembered from one container to the next: the configuration is read for each, and what is
+//! in force is in the pins. A container that runs already and cannot be steered gets nothing out.
 
 use std::{path::Path, sync::Arc};
 
@@ -73,8 +73,8 @@ async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
 }
 
 impl Tools {
-    /// The configuration as it is now. Whoever holds the lock is waited for less long than there is time for all, so that the
-    /// answer says what was waited for.
+    /// The configuration as it is now. Whoever holds the lock is waited for less long than there is time for all, so
+    /// that the answer says what was waited for.
     fn config(&self) -> anyhow::Result<Config> {
         let mut config = self.files.read(&self.instance)?;
         config.containers.timeout = config.containers.timeout.min(nri::PATIENCE * 4 / 5);
@@ -155,8 +155,8 @@ impl Tools {
     }
 }
 
-/// What becomes of a container; nothing where nothing is to be done. This process's own is left alone: what steers must not wait
-/// for itself.
+/// What becomes of a container; nothing where nothing is to be done. This process's own is left alone: what steers must
+/// not wait for itself.
 fn fate(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<Option<Fate>> {
     let asked = classify::asked(config, pod, container)?;
     if container.pid == 0 {

@@ -1,5 +1,7 @@
 //! containerd, which asks steer as an NRI plugin before a container starts.
 
+pub(crate) mod deployed;
+
 use std::{fs, thread};
 
 use anyhow::{Context as _, ensure};
@@ -9,8 +11,8 @@ use nix::{
 };
 use steer_lab::{Capture, Family, Proto, leaks, wait_until};
 use steer_tests::{
-    Bed, Machine, Outcome, PATIENCE, Spy, User, check_outcomes,
-    containerd::{Containerd, Pod, PodOptions, Service, wait_until_ready},
+    Bed, Outcome, PATIENCE, Spy, User, check_outcomes,
+    containerd::{Containerd, Pod, PodOptions, Service},
 };
 
 use crate::Test;
@@ -23,12 +25,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("connections_of_before_are_taken_over", connections_of_before_are_taken_over),
     ("a_held_lock_refuses_in_time", a_held_lock_refuses_in_time),
     ("many_at_once", many_at_once),
-    ("in_a_pod_of_its_own", in_a_pod_of_its_own),
     ("containerd_is_restarted", containerd_is_restarted),
     ("a_hung_plugin_is_left_and_catches_up", a_hung_plugin_is_left_and_catches_up),
     ("a_parent_holds_what_nobody_was_asked_about", a_parent_holds_what_nobody_was_asked_about),
-    ("as_a_service", as_a_service),
-    ("started_by_containerd", started_by_containerd),
 ];
 
 const CONFIG: &str = "[containers]\ninterfaces = [\"a1\", \"eth0\", \"a9\"]\n\
@@ -277,26 +276,6 @@ fn many_at_once() -> Outcome {
     check_nothing_left(&bed)
 }
 
-fn in_a_pod_of_its_own() -> Outcome {
-    let bed = Bed::new("nri-pod")?;
-    let containerd = Containerd::start(&bed)?;
-    let _parent = containerd.cgroup("kubepods")?;
-    bed.write_config(&CONFIG.replace("[containers]\n", "[containers]\nparent = \"/kubepods\"\n"))?;
-    let _daemon = Service::daemon(&bed, &containerd)?;
-    let held = PodOptions { cgroup_parent: "/kubepods", ..PodOptions::default() };
-    let pod = Pod::run(&containerd, PodOptions { privileged: true, namespace: "steer", ..held })?;
-    let (_plugin, notify) = Service::plugin_in_pod(&bed, &pod)?;
-    let other = Pod::run(&containerd, held)?;
-    check_steered(&bed, 1, || other.client(&bed, &[SECOND])?.outcomes())?;
-    check_untouched(|| other.client(&bed, &[])?.outcomes())?;
-    // It finds itself among what runs, and waits for nobody.
-    containerd.kill_server()?;
-    containerd.start_server()?;
-    wait_until_ready(&notify, &bed.directory.join("pod.log"))?;
-    let other = Pod::run(&containerd, held)?;
-    check_steered(&bed, 1, || other.client(&bed, &[SECOND])?.outcomes())
-}
-
 fn containerd_is_restarted() -> Outcome {
     let bed = Bed::new("nri-restart")?;
     let containerd = Containerd::start(&bed)?;
@@ -374,71 +353,4 @@ fn a_parent_holds_what_nobody_was_asked_about() -> Outcome {
     }
     wait_until("the parent alone to be attached", PATIENCE, || attached(&bed).is_ok_and(|attached| attached.len() == 1))
         .with_context(|| format!("{:?}", attached(&bed)))
-}
-
-fn as_a_service() -> Outcome {
-    let bed = Bed::new("nri-service")?;
-    let machine = Machine::boot(&bed)?;
-    machine.install(&format!("{CONFIG}existing = \"rebind\"\n"))?;
-    machine.write("/etc/systemd/system/steer-nri.service", include_str!("../../../packaging/steer-nri.service"))?;
-    machine.succeed(&["systemctl", "daemon-reload"])?;
-    machine.succeed(&["systemd-analyze", "verify", "--man=no", "steer-nri.service"])?;
-    // It may be there before the runtime is.
-    machine.succeed(&["systemctl", "start", "steer-nri"])?;
-    let containerd = Containerd::start_on(&bed, &machine)?;
-    let registered = || machine.journal().is_ok_and(|journal| journal.contains("registered with the runtime"));
-    wait_until("the plugin to register", PATIENCE, registered)
-        .with_context(|| machine.journal().unwrap_or_default())?;
-    let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
-    check_steered(&bed, 1, || pod.client(&bed, &[])?.outcomes())
-        .with_context(|| machine.journal().unwrap_or_default())?;
-    // What its sandbox must allow: sockets of others, and their network namespaces.
-    machine.succeed(&["systemctl", "stop", "steer-nri"])?;
-    let mut held = pod.held(&bed, &[])?;
-    check_outcomes(&held.round()?, User::Root, 0)?;
-    machine.succeed(&["systemctl", "start", "steer-nri"])?;
-    let mut outcomes = Vec::new();
-    wait_until("all sockets to be by the uplink", PATIENCE, || {
-        outcomes = held.round().unwrap_or_default();
-        !outcomes.is_empty() && check_outcomes(&outcomes, User::Root, 1).is_ok()
-    })
-    .with_context(|| format!("{outcomes:?}\n{}", machine.journal().unwrap_or_default()))?;
-    containerd.give_link_to_pods("a1", "10.0.1.2/24", "10.0.1.1")?;
-    let own = Pod::run(&containerd, PodOptions { own_network: true, ..PodOptions::default() })?;
-    let outcomes = own.client(&bed, &[("steer.interface", "eth0")])?.outcomes()?;
-    let is_steered = |outcome: &steer_lab::Outcome| outcome.bound_ifindex > 0;
-    ensure!(outcomes.iter().any(|outcome| outcome.is_ok() && is_steered(outcome)), "{outcomes:?}");
-    // And what the daemon's must: it follows the container's interface, which goes with its peer.
-    let waiting = own.waiting(&bed, &[("steer.interface", "eth0")])?;
-    waiting.start()?;
-    let ifindex = || -> anyhow::Result<serde_json::Value> {
-        let status = machine.status()?;
-        let policies = status["policies"].as_array().context("no list of policies")?;
-        let policy = policies.iter().find(|policy| policy["name"] == "eth0").context("no policy eth0")?;
-        Ok(policy["ifindex"].clone())
-    };
-    ensure!(ifindex()?.is_u64());
-    bed.net.server.delete_link(&bed.net.server_link(1))?;
-    wait_until("the daemon to see it", PATIENCE, || ifindex().is_ok_and(|ifindex| ifindex.is_null()))
-        .with_context(|| machine.journal().unwrap_or_default())
-}
-
-fn started_by_containerd() -> Outcome {
-    let bed = Bed::new("nri-installed")?;
-    let containerd = Containerd::start(&bed)?;
-    bed.write_config(CONFIG)?;
-    containerd.kill_server()?;
-    containerd.install_plugin(&bed)?;
-    containerd.start_server()?;
-    let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
-    check_steered(&bed, 1, || pod.client(&bed, &[])?.outcomes())?;
-    let client = pod.client(&bed, &[("steer.policy", "third")])?;
-    ensure!(client.start().is_err() && !client.has_run());
-    // It ends with containerd.
-    containerd.kill_server()?;
-    let log = containerd.directory().join("plugin.log");
-    wait_until("the plugin to end", PATIENCE, || {
-        fs::read_to_string(&log).is_ok_and(|log| log.contains("ending; the runtime closed the connection"))
-    })
-    .with_context(|| fs::read_to_string(&log).unwrap_or_default())
 }
