@@ -55,9 +55,7 @@ impl Cgroup {
 
     /// Lets a command start in it.
     pub fn enter<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        let procs = self.directory.join("cgroup.procs");
-        // SAFETY: opens and writes one file; the path was allocated before.
-        unsafe { command.pre_exec(move || fs::write(&procs, "0")) }
+        enter(command, self.directory.join("cgroup.procs"))
     }
 
     /// The names of the cgroups in it.
@@ -83,6 +81,12 @@ impl Drop for Cgroup {
             }
         }
     }
+}
+
+/// Lets a command start in the cgroup of this `cgroup.procs`.
+pub(crate) fn enter(command: &mut Command, procs: PathBuf) -> &mut Command {
+    // SAFETY: opens and writes one file; the path was allocated before.
+    unsafe { command.pre_exec(move || fs::write(&procs, "0")) }
 }
 
 fn remove_tree(directory: &Path) -> io::Result<()> {

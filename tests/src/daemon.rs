@@ -5,7 +5,7 @@ use std::{
     io::Read as _,
     os::unix::net::UnixDatagram,
     path::PathBuf,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, bail};
@@ -32,15 +32,19 @@ impl Daemon {
 
     /// As [`Self::start`], with more arguments.
     pub fn start_with(bed: &Bed, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = bed.steer(&["daemon", "--config"]);
+        command.arg(bed.config_file()).args(arguments);
+        Self::spawn(bed, command)
+    }
+
+    /// Starts a daemon by this command, and waits for `READY=1`.
+    pub(crate) fn spawn(bed: &Bed, mut command: Command) -> anyhow::Result<Self> {
         let address = bed.directory.join("notify");
         let _ = fs::remove_file(&address);
         let notify = UnixDatagram::bind(&address)?;
         notify.set_read_timeout(Some(PATIENCE))?;
         let log = bed.directory.join("daemon.log");
-        let mut command = bed.steer(&["daemon", "--config"]);
         command
-            .arg(bed.config_file())
-            .args(arguments)
             .env("NOTIFY_SOCKET", &address)
             .stdout(Stdio::null())
             .stderr(fs::File::options().create(true).append(true).open(&log)?);
@@ -53,6 +57,11 @@ impl Daemon {
                 bail!("the daemon is not ready: {other:?}, {status:?}, {}", daemon.log())
             }
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it has logged.

@@ -146,8 +146,8 @@ impl Bed {
         if let Some(error) = failed {
             return Err(error.into());
         }
-        let left = leaked(&left, Direction::Out, marker);
-        let arrived = leaked(&arrived, Direction::In, marker);
+        let left = leaked(&left, Direction::Out, &[marker]);
+        let arrived = leaked(&arrived, Direction::In, &[marker]);
         let leaked = if arrived.len() > left.len() { arrived } else { left };
         Ok(Seen { attempt, leaked })
     }
@@ -248,7 +248,7 @@ impl Bed {
     }
 
     /// Sends a packet by the other link from outside the cgroup; returns its source port.
-    fn send_marker(&self, family: Family) -> anyhow::Result<u16> {
+    pub(crate) fn send_marker(&self, family: Family) -> anyhow::Result<u16> {
         let to: IpAddr = if family == Family::V4 { SERVER_V4.into() } else { SERVER_V6.into() };
         let port = self.net.client.run(|| {
             let socket = UdpSocket::bind((any(family), 0))?;
@@ -263,11 +263,12 @@ fn any(family: Family) -> IpAddr {
     if family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
-fn is_marker(packet: &Packet, port: u16) -> bool {
+pub(crate) fn is_marker(packet: &Packet, port: u16) -> bool {
     packet.kind == Kind::Udp && packet.src_port == Some(port)
 }
 
-fn leaked(packets: &[Packet], direction: Direction, marker: u16) -> Vec<Packet> {
+pub(crate) fn leaked(packets: &[Packet], direction: Direction, markers: &[u16]) -> Vec<Packet> {
     let sent = packets.iter().filter(|packet| packet.direction == direction && !packet.is_kernel_noise()).collect();
-    sent_by_processes(sent).into_iter().filter(|packet| !is_marker(packet, marker)).cloned().collect()
+    let is_ours = |packet: &&Packet| markers.iter().any(|&marker| is_marker(packet, marker));
+    sent_by_processes(sent).into_iter().filter(|packet| !is_ours(packet)).cloned().collect()
 }

@@ -15,9 +15,11 @@ mod events;
 mod exec;
 mod existing;
 mod explain;
+mod faults;
 mod guards;
 mod lifecycle;
 mod limits;
+mod model;
 mod nested;
 mod package;
 mod refusals;
@@ -36,7 +38,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 24] = [
+    let rooms: [(&str, &[Test]); 26] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -52,6 +54,8 @@ fn main() {
         ("top", top::TESTS),
         ("existing", existing::TESTS),
         ("explain", explain::TESTS),
+        ("model", model::TESTS),
+        ("faults", faults::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
         ("containers::nri", containers::nri::TESTS),
@@ -66,7 +70,8 @@ fn main() {
     if !root {
         eprintln!("the integration tests make network namespaces and load BPF programs, which needs root: ignored");
     }
-    let trials = rooms.into_iter().flat_map(|(room, tests)| {
+    let rooms = rooms.into_iter().chain(containers::ROOMS);
+    let trials = rooms.flat_map(|(room, tests)| {
         tests.iter().map(move |&(name, test)| {
             Trial::ignorable_test(format!("{room}::{name}"), move || report(test())).with_ignored_flag(!root)
         })

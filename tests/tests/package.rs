@@ -57,9 +57,15 @@ fn installs_and_starts() -> Outcome {
     machine.succeed(&["systemctl", "reload", "steer"])?;
     bed.check_steered(&guest, 1)?;
     let package_files = machine.succeed(&["dpkg", "--listfiles", "steer"])?;
-    for file in
-        ["man8/steer.8.gz", "man8/steer-unit.8.gz", "man5/steer.toml.5.gz", "completions/steer", "_steer", "steer.fish"]
-    {
+    for file in [
+        "man8/steer.8.gz",
+        "man8/steer-unit.8.gz",
+        "man5/steer.toml.5.gz",
+        "completions/steer",
+        "_steer",
+        "steer.fish",
+        "/usr/share/containers/oci/hooks.d/steer.json",
+    ] {
         ensure!(package_files.contains(file), "no {file} in {package_files}");
     }
     Ok(())

@@ -69,13 +69,23 @@ impl Client {
         Ok(())
     }
 
+    /// It starts, and none of its commands gets a packet out.
+    pub(crate) fn check_closed(&self, bed: &Bed, machine: &Machine) -> Outcome {
+        let mut spy = Spy::on(bed, &[])?;
+        machine.succeed(&["systemctl", "start", "client"])?;
+        spy.saw_nothing()?;
+        let outcomes = parse_outcomes(&fs::read_to_string(&self.main)?)?;
+        ensure!(outcomes.len() == 8 && outcomes.iter().all(|outcome| !outcome.is_ok()), "{outcomes:?}");
+        Ok(())
+    }
+
     /// Whether any of its commands has run.
     fn has_run(&self) -> anyhow::Result<bool> {
         Ok(fs::metadata(&self.before)?.len() + fs::metadata(&self.main)?.len() > 0)
     }
 }
 
-fn drop_in(machine: &Machine, arguments: &[&str]) -> Outcome {
+pub(crate) fn drop_in(machine: &Machine, arguments: &[&str]) -> Outcome {
     machine.succeed(&[&["steer", "unit", "client"], arguments].concat())?;
     machine.succeed(&["systemctl", "daemon-reload"])?;
     Ok(())
@@ -277,11 +287,7 @@ fn a_unit_without_its_uplink_does_not_start() -> Outcome {
     }
     // By a policy it starts, closed.
     drop_in(&machine, &["--policy", "second"])?;
-    let mut spy = Spy::on(&bed, &[])?;
-    machine.succeed(&["systemctl", "start", "client"])?;
-    spy.saw_nothing()?;
-    let outcomes = parse_outcomes(&fs::read_to_string(&client.main)?)?;
-    ensure!(outcomes.len() == 8 && outcomes.iter().all(|outcome| !outcome.is_ok()), "{outcomes:?}");
+    client.check_closed(&bed, &machine)?;
     // Without the binary it does not start either, whatever becomes of its package.
     fs::write(&client.before, "")?;
     fs::write(&client.main, "")?;

@@ -5,11 +5,13 @@
 
 use std::{
     fs,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     process::{Command, Stdio},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{cargo, toolchain};
 
@@ -44,6 +46,46 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
             cargo::check(&mut install)
         }
         outcome => outcome,
+    }
+}
+
+/// Installs packages whose services are not wanted: none of them is started, now.
+pub(crate) fn install_without_services(packages: &[&str]) -> Result<()> {
+    let _policy = StartPolicy::nothing()?;
+    install(packages)
+}
+
+/// What Debian's packages ask before they start a service. Dropped, it is as before.
+struct StartPolicy {
+    ours: bool,
+}
+
+impl StartPolicy {
+    const FILE: &str = "/usr/sbin/policy-rc.d";
+
+    /// Nothing may be started. Whoever has a policy of their own keeps it.
+    fn nothing() -> Result<Self> {
+        let mut create = fs::File::options();
+        let created = create.write(true).create_new(true).mode(0o755).open(Self::FILE);
+        let ours = match created {
+            Ok(mut file) => {
+                file.write_all(b"#!/bin/sh\nexit 101\n")?;
+                true
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error).context("forbid services to start, by /usr/sbin/policy-rc.d"),
+        };
+        Ok(Self { ours })
+    }
+}
+
+impl Drop for StartPolicy {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(Self::FILE)
+        {
+            eprintln!("setup: remove {} by hand, or no package starts a service: {error}", Self::FILE);
+        }
     }
 }
 

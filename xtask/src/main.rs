@@ -12,6 +12,7 @@ mod bench;
 mod cargo;
 mod containerd;
 mod dist;
+mod fuzz;
 mod lint;
 mod root;
 mod run;
@@ -34,6 +35,7 @@ enum Verb {
     Run(run::Run),
     Test(test::Test),
     Bench(bench::Bench),
+    Fuzz(fuzz::Fuzz),
     Vm(vm::Vm),
     /// Check form, lints, dependencies and documentation.
     Lint,
@@ -57,6 +59,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run(run) => run.run(),
         Verb::Test(test) => test.run(),
         Verb::Bench(bench) => bench.run(),
+        Verb::Fuzz(fuzz) => fuzz.run(),
         Verb::Vm(vm) => vm.run(),
         Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Verb::Dist => dist::run().map(|()| ExitCode::SUCCESS),

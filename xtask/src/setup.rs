@@ -164,6 +164,30 @@ impl Need {
     }
 }
 
+/// Debian's packages of the container runtimes that the tests start, each with what it needs for that.
+const RUNTIMES: [&str; 9] = [
+    "runc",
+    "crun",
+    "podman",
+    "conmon",
+    "netavark",
+    "golang-github-containers-common",
+    "containerd",
+    "docker.io",
+    "iptables",
+];
+
+/// Installs the container runtimes that are missing, and starts none of their services. Where that cannot be done, it says so,
+/// and the tests of those that are missing say so, too.
+pub(crate) fn bring_runtimes() {
+    let missing = RUNTIMES.into_iter().filter(|package| !apt::is_installed(package)).collect::<Vec<_>>();
+    if !missing.is_empty()
+        && let Err(error) = apt::install_without_services(&missing)
+    {
+        eprintln!("setup: the container runtimes {} cannot be installed: {error:#}", missing.join(" "));
+    }
+}
+
 /// Whether the kernel side's compiler comes with clippy.
 pub(crate) fn has_clippy(compiler: &Compiler) -> bool {
     let output = Command::new("rustup").args(["run", &compiler.name, "cargo", "clippy", "--version"]).output();

@@ -17,7 +17,7 @@ use crate::{
     cargo::{self, Executable},
     containerd, dist,
     root::Root,
-    setup::Setup,
+    setup::{self, Setup},
     tally::Tally,
     toolchain,
 };
@@ -73,6 +73,9 @@ impl Test {
         let probe = cargo::release_binary("steer-lab", "steer-probe")?;
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
         let (promtool, package, containerd) = (promtool()?, package()?, containerd::programs()?);
+        if self.filter.as_deref().is_none_or(|filter| filter.starts_with("containers")) {
+            setup::bring_runtimes();
+        }
         let mut variables = vec![
             ("STEER_BIN", steer.as_path()),
             ("STEER_PROBE", probe.as_path()),

@@ -65,6 +65,13 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The namespace that a process is in.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        let file = format!("/proc/{pid}/ns/net");
+        let fd = File::open(&file).doing(|| format!("open {file}"))?;
+        Ok(Self { name: format!("of process {pid}").into(), fd: Arc::new(fd.into()) })
+    }
+
     /// The label given to [`Netns::new`].
     pub fn name(&self) -> &str {
         &self.name

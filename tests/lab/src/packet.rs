@@ -64,6 +64,8 @@ pub struct Packet {
     pub src_port: Option<u16>,
     /// The destination port of TCP and UDP.
     pub dst_port: Option<u16>,
+    /// The flags of TCP, as its header has them: 2 opens, 1 and 4 end.
+    pub tcp_flags: Option<u8>,
     /// Bytes behind the transport header, or behind the network header where there is no transport header to read.
     pub payload_len: usize,
     noise: bool,
@@ -94,6 +96,7 @@ impl Packet {
             dst: None,
             src_port: None,
             dst_port: None,
+            tcp_flags: None,
             payload_len: bytes.len(),
             noise: false,
             answer: false,
@@ -181,7 +184,10 @@ impl Packet {
             Kind::Tcp | Kind::Udp => {
                 self.src_port = u16_at(bytes, 0);
                 self.dst_port = u16_at(bytes, 2);
-                self.answer = kind == Kind::Tcp && *bytes.get(13)? & TCP_RST != 0;
+                if kind == Kind::Tcp {
+                    let flags = *bytes.get(13)?;
+                    (self.tcp_flags, self.answer) = (Some(flags), flags & TCP_RST != 0);
+                }
             }
             // Echo reply, destination unreachable, time exceeded, parameter problem.
             Kind::Icmp4 => self.answer = matches!(*bytes.first()?, 0 | 3 | 11 | 12),

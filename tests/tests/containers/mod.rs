@@ -1,3 +1,73 @@
-//! Containers, by the runtimes that people have.
+//! Containers, by the runtimes that Debian packages: their uplink is the one they ask for, from before their first
+//! instruction, or they do not start.
 
+pub(crate) mod docker;
+pub(crate) mod failures;
+pub(crate) mod many;
+pub(crate) mod namespaces;
 pub(crate) mod nri;
+pub(crate) mod oci;
+pub(crate) mod parent;
+pub(crate) mod podman;
+pub(crate) mod wrapped;
+
+use steer_tests::{
+    Bed,
+    container::{Bundle, Host, Runtime, Ways, everything},
+};
+
+use crate::Test;
+
+/// Two policies that only containers ask for, and an interface that they may.
+pub(crate) const CONFIG: &str = "\
+    [containers]\npolicies = [\"vpn\", \"lan\"]\ninterfaces = [\"a1\", \"eth0\", \"eth1\"]\n\
+    [[policy]]\nname = \"vpn\"\ninterface = \"a1\"\ncgroups = []\n\
+    [[policy]]\nname = \"lan\"\ninterface = \"a0\"\ncgroups = []\n\
+    [[policy]]\nname = \"kept\"\ninterface = \"a0\"\ncgroups = []\n";
+
+/// A bed with this configuration. The host of containers is to be made in it.
+fn bed(name: &str) -> anyhow::Result<Bed> {
+    let bed = Bed::new(name)?;
+    bed.write_config(CONFIG)?;
+    Ok(bed)
+}
+
+/// Runs a container that tries everything once, and is removed.
+fn run_everything(
+    host: &Host<'_>,
+    runtime: &Runtime,
+    bundle: Bundle<'_>,
+    ways: Ways<'_>,
+) -> anyhow::Result<steer_tests::Output> {
+    runtime.run(host, &bundle.hooked(host).command(&everything(ways)))
+}
+
+/// A command of a shell.
+fn shell(line: &str) -> Vec<String> {
+    ["sh", "-c", line].map(str::to_owned).to_vec()
+}
+
+/// The same tests with each of the two runtimes.
+macro_rules! with_both {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const TESTS: &[crate::Test] = &[
+            $(
+                (concat!("runc::", stringify!($name)), || $name("runc")),
+                (concat!("crun::", stringify!($name)), || $name("crun")),
+            )*
+        ];
+    };
+}
+use with_both;
+
+/// All rooms of these tests.
+pub(crate) const ROOMS: [(&str, &[Test]); 8] = [
+    ("containers", oci::TESTS),
+    ("containers", namespaces::TESTS),
+    ("containers", parent::TESTS),
+    ("containers", failures::TESTS),
+    ("containers", many::TESTS),
+    ("containers", wrapped::TESTS),
+    ("containers", podman::TESTS),
+    ("containers", docker::TESTS),
+];

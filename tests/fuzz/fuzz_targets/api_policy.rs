@@ -1,0 +1,15 @@
+//! A policy as the API gets it: what is kept of it is one policy of that name, or has a mistake.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use steer::{api::PolicyRequest, config::parse};
+
+fuzz_target!(|input: (&str, &[u8])| {
+    let (name, body) = input;
+    let Ok(request) = serde_json::from_slice::<PolicyRequest>(body) else { return };
+    let Ok(text) = request.to_toml(name) else { return };
+    if let Ok(config) = parse("f", &text) {
+        assert_eq!(config.policies.len(), 1, "one request, {text}");
+        assert_eq!(config.policies[0].name, name);
+    }
+});

@@ -1,0 +1,23 @@
+//! Any text is a configuration, or has mistakes that all have a place in it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use steer::config::parse;
+
+fuzz_target!(|text: &str| {
+    match parse("f", text) {
+        Ok(config) => {
+            for policy in &config.policies {
+                assert!(!policy.name.is_empty() && policy.name.len() < 64);
+                assert!(policy.cgroups.iter().all(|pattern| !pattern.matches(&[])), "it holds the whole machine");
+            }
+        }
+        Err(problems) => {
+            let lines = text.split('\n').count();
+            assert!(!problems.problems.is_empty());
+            for problem in &problems.problems {
+                assert!((1..=lines).contains(&problem.line) && problem.column >= 1, "{problem:?}");
+            }
+        }
+    }
+});

@@ -1,0 +1,19 @@
+//! A pattern and a path: what matches below a cgroup is looked for there.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use steer::{cgroup_path::CgroupPath, config::Pattern};
+
+fuzz_target!(|input: (&str, &str)| {
+    let (Ok(pattern), Ok(path)) = (Pattern::parse(input.0), input.1.parse::<CgroupPath>()) else { return };
+    let parts: Vec<&str> = path.parts().collect();
+    if pattern.matches(&parts) {
+        for end in 0..parts.len() {
+            assert!(pattern.may_match_below(&parts[..end]), "{} is not watched for {path}", &parts[..end].join("/"));
+        }
+    }
+    if pattern.is_literal() {
+        let own: CgroupPath = pattern.as_str().parse().expect("a literal pattern is a path");
+        assert_eq!(pattern.matches(&parts), own == path);
+    }
+});

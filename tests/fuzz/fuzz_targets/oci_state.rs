@@ -1,0 +1,21 @@
+//! A container's state: a hook that takes it for one of a container that is gone was told so.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use steer::oci::{Stage, asked, created, stage};
+
+fuzz_target!(|bytes: &[u8]| {
+    match stage(bytes) {
+        Ok(Stage::Stopped) => {
+            let said: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
+            assert_eq!(said["status"], "stopped");
+        }
+        Ok(Stage::Created(pid, annotations)) => {
+            assert!(pid > 0);
+            let any = annotations.keys().any(|name| name.starts_with("steer."));
+            assert!(!matches!(asked(&annotations), Ok(None)) || !any, "an annotation was overlooked");
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+    let _ = created(bytes);
+});

@@ -1,0 +1,25 @@
+//! Any bytes in a policy's slot: a socket is bound where a complete policy says, left alone where one says so, or closed.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use steer_common::{Kind, PolicyRecord, Verdict, decide, policy_flags};
+
+fuzz_target!(|bytes: [u8; size_of::<PolicyRecord>()]| {
+    // SAFETY: plain integers without padding, for which any bytes are valid.
+    let record = unsafe { std::mem::transmute::<[u8; size_of::<PolicyRecord>()], PolicyRecord>(bytes) };
+    let (steers, exempts) = (record.kind == Kind::Steer as u32, record.kind == Kind::Exempt as u32);
+    for netns_cookie in [record.netns_cookie, !record.netns_cookie] {
+        let here = record.netns_cookie == netns_cookie;
+        match decide(Some(&record), netns_cookie) {
+            Verdict::Bind(ifindex) => assert!(steers && here && ifindex > 0 && ifindex == record.ifindex),
+            Verdict::Leave(_) => {
+                assert!(exempts || steers && !here && record.flags & policy_flags::REFUSE_OTHER_NETNS == 0);
+            }
+            Verdict::Refuse(_) => assert!(steers && !here),
+            Verdict::Close(_) => assert!(!exempts),
+        }
+    }
+    // What people are shown of it is text, whatever it holds.
+    assert!(steer::datapath::text(&record.name).chars().count() <= record.name.len());
+    assert!(steer::datapath::text(&record.interface).chars().count() <= record.interface.len());
+});

@@ -1,0 +1,88 @@
+//! Podman, with images, networks and hooks of its own.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+
+use super::{Host, installed};
+
+/// The hook as the package installs it.
+const HOOK: &str = include_str!("../../../packaging/oci-hook.json");
+
+/// Podman on a host.
+pub struct Podman<'h, 'b> {
+    host: &'h Host<'b>,
+    path: PathBuf,
+}
+
+impl<'h, 'b> Podman<'h, 'b> {
+    /// Sets it up with the hook. [`NotHere`](crate::NotHere) where something of it is not installed.
+    pub fn new(host: &'h Host<'b>) -> anyhow::Result<Self> {
+        let path = installed("podman", "podman")?;
+        for (program, package) in [("conmon", "conmon"), ("runc", "runc"), ("iptables", "iptables")] {
+            installed(program, package)?;
+        }
+        if !fs::exists("/usr/lib/podman/netavark")? {
+            return Err(crate::NotHere("netavark is not installed; Debian's package netavark has it".into()).into());
+        }
+        let podman = Self { host, path };
+        let (directory, hooks) = (host.directory().display(), host.directory().join("hooks.d"));
+        fs::create_dir(&hooks)?;
+        fs::write(hooks.join("steer.json"), podman.hook()?.to_string())?;
+        // Few limits: there may be no controllers, and no right to raise any.
+        let config = format!(
+            "[containers]\npids_limit = 0\ndefault_ulimits = [\"nofile=1024:4096\", \"nproc=4096:4096\"]\n\
+             [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{directory}/networks\"\n\
+             [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"runc\"\n\
+             hooks_dir = [\"{directory}/hooks.d\"]\ntmp_dir = \"/run/podman/tmp\"\n",
+        );
+        fs::write(host.directory().join("containers.conf"), config)?;
+        let storage = format!(
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{directory}/podman/storage\"\n\
+             runroot = \"/run/podman/storage\"\n"
+        );
+        fs::write(host.directory().join("storage.conf"), storage)?;
+        Ok(podman)
+    }
+
+    /// The package's hook, with the binary under test, the bed's pins and its configuration.
+    fn hook(&self) -> anyhow::Result<Value> {
+        let mut hook: Value = serde_json::from_str(HOOK)?;
+        let given = &hook["hook"];
+        ensure!(given["path"] == "/usr/bin/steer" && given["args"][0] == "steer", "{HOOK}");
+        let arguments = given["args"].as_array().context("no arguments")?.iter().skip(1).cloned();
+        let mut line: Vec<Value> = self.host.steer_line().into_iter().map(Value::from).collect();
+        let path = line[0].clone();
+        line.extend(arguments);
+        line.extend([json!("--config"), json!(self.host.bed.config_file())]);
+        hook["hook"]["args"] = line.into();
+        hook["hook"]["path"] = path;
+        Ok(hook)
+    }
+
+    /// A command of it.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.host.command(&self.path);
+        command.env("CONTAINERS_CONF", self.host.directory().join("containers.conf"));
+        command.env("CONTAINERS_STORAGE_CONF", self.host.directory().join("storage.conf"));
+        command.args(arguments);
+        command
+    }
+
+    /// `run` with these options, of which the first may be `--detach`; the container's command is to be added.
+    pub fn run(&self, options: &[&str]) -> Command {
+        let bed = format!("{}:/bed:ro", self.host.bed.directory.display());
+        let rootfs = self.host.rootfs().to_string_lossy().into_owned();
+        let mut command = self.command(&["run"]);
+        command.args(options).args(["--cap-add", "NET_RAW", "--volume", "/usr:/usr:ro", "--volume", &bed]);
+        command.args(["--rootfs", &rootfs]);
+        command
+    }
+
+    /// A property of a container, as a template of `inspect` gives it.
+    pub fn inspect(&self, name: &str, template: &str) -> anyhow::Result<String> {
+        let printed = self.host.succeed(&mut self.command(&["inspect", "--format", template, name]))?;
+        Ok(printed.trim().to_owned())
+    }
+}

@@ -1,0 +1,73 @@
+//! A cgroup of containers that is held closed: out gets only what steer has been asked about.
+
+use anyhow::ensure;
+use steer_lab::wait_until;
+use steer_tests::{
+    Bed, Machine, Outcome, PATIENCE,
+    container::{Bundle, Host, Runtime, everything},
+};
+
+use super::{CONFIG, bed};
+use crate::systemd::{Client, drop_in};
+
+pub(crate) const TESTS: &[crate::Test] = &[
+    ("runc::held_until_classified", || held_until_classified("runc")),
+    ("crun::held_until_classified", || held_until_classified("crun")),
+    ("systemd::a_unit_in_a_slice_of_containers", a_unit_in_a_slice_of_containers),
+];
+
+fn held(parent: &str) -> String {
+    CONFIG.replace("[containers]", &format!("[containers]\nparent = \"{parent}\""))
+}
+
+fn held_until_classified(runtime: &'static str) -> Outcome {
+    let runtime = Runtime::find(runtime)?;
+    let bed = bed("containers-parent")?;
+    bed.write_config(&held("/pods"))?;
+    let host = Host::new(&bed)?;
+    let pods = bed.cgroup.child("pods")?;
+    let _daemon = host.daemon()?;
+    bed.check_closed(&pods)?;
+    let run = |bundle: Bundle<'_>| {
+        let bundle = bundle.parent("/pods").command(&everything(bed.ways()));
+        runtime.run(&host, &bundle)
+    };
+    // Nobody asks about it: no hook is called.
+    host.check_closed(bed.ways(), || run(Bundle::new("one")))?;
+    // It asks for nothing, and so it is as without steer.
+    host.check_unsteered(bed.ways(), || run(Bundle::new("one").hooked(&host)))?;
+    // The next of the same name is another.
+    host.check_closed(bed.ways(), || run(Bundle::new("one")))?;
+    for (policy, i) in [("vpn", 1), ("lan", 0)] {
+        host.check_steered(bed.ways(), i, || run(Bundle::new("one").annotate("steer.policy", policy).hooked(&host)))?;
+    }
+    host.check_closed(bed.ways(), || run(Bundle::new("one")))?;
+    host.check_unsteered(bed.ways(), || runtime.run(&host, &Bundle::new("one").command(&everything(bed.ways()))))?;
+    let mut last = Ok(());
+    let swept = wait_until("what is left of containers to be swept", PATIENCE, || {
+        last = host.check_only_links_of(&[&pods]);
+        last.is_ok()
+    });
+    last.and(swept.map_err(Into::into))?;
+    ensure!(host.cgroups() == ["/pods"], "{:?}", host.cgroups());
+    Ok(())
+}
+
+/// systemd makes such slices for containers, and units may be put in them.
+fn a_unit_in_a_slice_of_containers() -> Outcome {
+    let bed = Bed::new("systemd-slice")?;
+    let machine = Machine::boot(&bed)?;
+    machine.install(&held("/kubepods.slice"))?;
+    let client = Client::install(&bed, &machine, "Slice=kubepods.slice")?;
+    let has_slice = || machine.status().is_ok_and(|status| status.to_string().contains("\"/kubepods.slice\""));
+    machine.succeed(&["systemctl", "start", "kubepods.slice"])?;
+    wait_until("the slice to be held", PATIENCE, has_slice)?;
+    client.check_closed(&bed, &machine)?;
+    drop_in(&machine, &["--interface", "a1"])?;
+    client.check_steered(&bed, &machine, 1)?;
+    client.check_steered(&bed, &machine, 1)?;
+    drop_in(&machine, &["--policy", "lan"])?;
+    client.check_steered(&bed, &machine, 0)?;
+    drop_in(&machine, &["--remove"])?;
+    client.check_closed(&bed, &machine)
+}

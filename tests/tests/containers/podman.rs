@@ -1,0 +1,143 @@
+//! Podman with the hook as the package installs it.
+
+use anyhow::{Context as _, ensure};
+use steer_lab::{Capture, Netns, leaks, parse_outcomes};
+use steer_tests::{
+    Bed, Outcome, Output, Spy,
+    container::{Host, Podman, everything},
+    output,
+};
+
+use super::{CONFIG, bed};
+
+pub(crate) const TESTS: &[crate::Test] = &[
+    ("podman::on_the_hosts_network", on_the_hosts_network),
+    ("podman::restarted_and_executed", restarted_and_executed),
+    ("podman::what_is_not_allowed_is_refused", what_is_not_allowed_is_refused),
+    ("podman::without_a_network", without_a_network),
+    ("podman::on_two_bridges", on_two_bridges),
+];
+
+fn podman_run(podman: &Podman<'_, '_>, options: &[&str], command: &[String]) -> anyhow::Result<Output> {
+    output(podman.run(options).args(command))
+}
+
+fn on_the_hosts_network() -> Outcome {
+    let bed = bed("podman-host")?;
+    let host = Host::new(&bed)?;
+    let podman = Podman::new(&host)?;
+    let everything = everything(bed.ways());
+    for (annotation, i) in [("steer.policy=vpn", 1), ("steer.policy=lan", 0), ("steer.interface=a1", 1)] {
+        let options = ["--rm", "--network", "host", "--annotation", annotation];
+        host.check_steered(bed.ways(), i, || podman_run(&podman, &options, &everything))
+            .with_context(|| annotation.to_owned())?;
+    }
+    host.check_unsteered(bed.ways(), || podman_run(&podman, &["--rm", "--network", "host"], &everything))?;
+    host.wait_until_nothing_left(|| host.sweep())
+}
+
+fn restarted_and_executed() -> Outcome {
+    let bed = bed("podman-restart")?;
+    let host = Host::new(&bed)?;
+    let podman = Podman::new(&host)?;
+    let everything = everything(bed.ways());
+    let run = |name: &str, policy: &str| {
+        let annotation = format!("steer.policy={policy}");
+        let options = ["--detach", "--name", name, "--network", "host", "--annotation", &annotation];
+        host.succeed(podman.run(&options).args(["sleep", "infinity"]))
+    };
+    run("one", "vpn")?;
+    run("two", "lan")?;
+    let exec = |name: &str| output(podman.command(&["exec", name]).args(&everything));
+    host.check_steered(bed.ways(), 1, || exec("one"))?;
+    host.check_steered(bed.ways(), 0, || exec("two"))?;
+    host.succeed(&mut podman.command(&["restart", "--time", "0", "one"]))?;
+    host.check_steered(bed.ways(), 1, || exec("one"))?;
+    host.succeed(&mut podman.command(&["stop", "--time", "0", "one"]))?;
+    host.check_steered(bed.ways(), 0, || exec("two"))?;
+    host.succeed(&mut podman.command(&["start", "one"]))?;
+    host.check_steered(bed.ways(), 1, || exec("one"))?;
+    host.succeed(&mut podman.command(&["rm", "--force", "--time", "0", "one", "two"]))?;
+    host.wait_until_nothing_left(|| host.sweep())
+}
+
+fn what_is_not_allowed_is_refused() -> Outcome {
+    let bed = bed("podman-refused")?;
+    let host = Host::new(&bed)?;
+    let podman = Podman::new(&host)?;
+    let rows = [
+        ("steer.policy=kept", "it is not in `policies`"),
+        ("steer.interface=a0", "it is not in `interfaces`"),
+        ("steer.polcy=vpn", "steer.polcy"),
+    ];
+    for (annotation, message) in rows {
+        let options = ["--rm", "--network", "host", "--annotation", annotation];
+        let refused = host.check_silent(bed.ways(), || podman_run(&podman, &options, &everything(bed.ways())))?;
+        ensure!(refused.code == 126 && refused.stdout.is_empty(), "{annotation}: {refused:?}");
+        ensure!(refused.stderr.contains(message), "{annotation}: no {message:?} in {refused:?}");
+        host.check_nothing_left()?;
+    }
+    Ok(())
+}
+
+fn without_a_network() -> Outcome {
+    let bed = bed("podman-none")?;
+    let host = Host::new(&bed)?;
+    let podman = Podman::new(&host)?;
+    let options = ["--rm", "--network", "none", "--annotation", "steer.interface=a1"];
+    let refused = host.check_silent(bed.ways(), || podman_run(&podman, &options, &everything(bed.ways())))?;
+    ensure!(refused.code == 126 && refused.stderr.contains("does not start"), "{refused:?}");
+    bed.write_config(&CONFIG.replace("[containers]", "[containers]\nmissing = \"close\""))?;
+    host.check_closed(bed.ways(), || podman_run(&podman, &options, &everything(bed.ways())))?;
+    host.wait_until_nothing_left(|| host.sweep())
+}
+
+/// Which bridge's link is called what must be said: by itself Podman takes them in any order.
+fn on_two_bridges() -> Outcome {
+    let bed = bed("podman-bridge")?;
+    let host = Host::new(&bed)?;
+    let podman = Podman::new(&host)?;
+    for (name, subnet) in [("first", "10.201.0.0/24"), ("second", "10.202.0.0/24")] {
+        host.succeed(&mut podman.command(&["network", "create", "--disable-dns", "--subnet", subnet, name]))?;
+    }
+    for (interface, address) in [("eth0", "10.201.0."), ("eth1", "10.202.0.")] {
+        let annotation = format!("steer.interface={interface}");
+        let (first, second) = ("first:interface_name=eth0", "second:interface_name=eth1");
+        let networks = ["--network", first, "--network", second, "--annotation", &annotation];
+        let options = [&["--detach", "--name", "one"] as &[&str], &networks].concat();
+        host.succeed(podman.run(&options).args(["sleep", "infinity"]))?;
+        check_bridged(&bed, &host, &podman, interface, address).with_context(|| interface.to_owned())?;
+        host.succeed(&mut podman.command(&["restart", "--time", "0", "one"]))?;
+        check_bridged(&bed, &host, &podman, interface, address).with_context(|| interface.to_owned())?;
+        host.succeed(&mut podman.command(&["rm", "--force", "--time", "0", "one"]))?;
+        host.wait_until_nothing_left(|| host.sweep())?;
+    }
+    // A name of the host's is none of the container's.
+    let options = ["--rm", "--network", "first", "--annotation", "steer.interface=a1"];
+    let refused = podman_run(&podman, &options, &everything(bed.ways()))?;
+    ensure!(refused.code == 126 && refused.stdout.is_empty(), "{refused:?}");
+    Ok(())
+}
+
+/// The container's packets leave by this interface alone, and from its address. What the host then does with them is
+/// its own.
+fn check_bridged(bed: &Bed, host: &Host<'_>, podman: &Podman<'_, '_>, interface: &str, address: &str) -> Outcome {
+    let pid: u32 = podman.inspect("one", "{{.State.Pid}}")?.parse()?;
+    let netns = Netns::of_process(pid)?;
+    let index = i32::try_from(netns.ifindex(interface)?)?;
+    let mut spy = Spy::in_netns(&netns, &bed.server, &[interface])?;
+    let mut uplink = Capture::start(&netns, interface)?;
+    let probe = ["/bed/steer-probe", "--json", "--family", "v4", "--proto", "tcp", "--proto", "udp", "--proto", "raw"];
+    let port = bed.server.port().to_string();
+    let ran = output(podman.command(&["exec", "one"]).args(probe).args(["--port", &port, "--timeout-ms", "300"]))?;
+    let outcomes = parse_outcomes(&ran.stdout).with_context(|| format!("{ran:?}"))?;
+    ensure!(outcomes.len() == 3, "{ran:?}");
+    for outcome in &outcomes {
+        ensure!(outcome.bound_ifindex == index, "not bound to {interface}, which is {index}: {outcome:?}");
+        let local = outcome.local.map(|local| local.to_string()).unwrap_or_default();
+        ensure!(local.starts_with(address), "{local} is not of {address}: {outcome:?}");
+    }
+    spy.saw_nothing()?;
+    ensure!(leaks(&uplink.take()?).len() >= outcomes.len(), "too few packets on {interface} in {}", host.status()?);
+    Ok(())
+}

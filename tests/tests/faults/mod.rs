@@ -1,0 +1,25 @@
+//! Faults: killed at any system call, errors of the kernel, storms of events. docs/faults.md is their table.
+
+mod errors;
+mod killed;
+mod storms;
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("killed_while_it_attaches", killed::while_it_attaches),
+    ("killed_while_it_attaches_the_first_cgroup", killed::while_it_attaches_the_first_cgroup),
+    ("killed_while_it_detaches", killed::while_it_detaches),
+    ("killed_as_a_hook", killed::as_a_hook),
+    ("killed_while_it_starts_a_command", killed::while_it_starts_a_command),
+    ("killed_as_a_daemon_that_starts", killed::as_a_daemon_that_starts),
+    ("killed_while_it_switches_off", killed::while_it_switches_off),
+    ("an_error_of_bpf_while_it_attaches", errors::of_bpf_while_it_attaches),
+    ("an_error_of_bpf_in_a_hook", errors::of_bpf_in_a_hook),
+    ("a_full_disk", errors::full_disk),
+    ("no_slot_is_left", errors::no_slot_is_left),
+    ("a_bpffs_that_is_unmounted", errors::bpffs_that_is_unmounted),
+    ("lost_reports_of_links", storms::lost_reports_of_links),
+    ("ten_thousand_link_events", storms::ten_thousand_link_events),
+    ("a_thousand_cgroups_a_second", storms::thousand_cgroups_a_second),
+];

@@ -1,0 +1,106 @@
+//! More events than anybody reads in time.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use steer_lab::wait_until;
+use steer_tests::{Bed, Outcome, PATIENCE, Spy, check_uninterrupted, strace, stride};
+
+pub(super) fn lost_reports_of_links() -> Outcome {
+    let mut bed = Bed::new("storm-lost")?;
+    let target = bed.cgroup.child("target")?;
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/target\"]\n")?;
+    let before = bed.net.ifindex(1)?;
+    // What netlink says when it has dropped reports, in the place of every third of them.
+    let mut tracer = Command::new(strace()?)
+        .args(["-f", "-q", "-o", "/dev/null", "-e", "trace=recvfrom", "-e"])
+        .args(["inject=recvfrom:error=ENOBUFS:when=2+3", "-p", &daemon.pid().to_string()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let pid = daemon.pid();
+    let is_traced = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.strip_prefix("TracerPid:").is_some_and(|tracer| tracer.trim() != "0"))
+    };
+    wait_until("the daemon to be traced", PATIENCE, is_traced)?;
+    for _ in 0..5 {
+        bed.net.remove_uplink(1)?;
+        wait_until("the policy to be closed", PATIENCE, || {
+            bed.policy("p").is_ok_and(|policy| policy["ifindex"].is_null())
+        })?;
+        bed.check_closed(&target)?;
+        bed.net.create_uplink(1)?;
+        let now = bed.net.ifindex(1)?;
+        wait_until("the new index to be in force", PATIENCE, || {
+            bed.policy("p").is_ok_and(|policy| policy["ifindex"] == now)
+        })?;
+    }
+    ensure!(bed.net.ifindex(1)? != before);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(tracer.id())?), nix::sys::signal::Signal::SIGINT)?;
+    tracer.wait()?;
+    bed.check_steered(&target, 1)
+}
+
+pub(super) fn ten_thousand_link_events() -> Outcome {
+    let mut bed = Bed::new("storm-links")?;
+    let target = bed.cgroup.child("target")?;
+    let mut daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/target\"]\n")?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let load = bed.load(&target)?;
+    // The other uplink gets the name of this one's again and again, but for a letter.
+    for _ in 0..5_000 {
+        bed.net.client.rename_link("lo", "lo0")?;
+        bed.net.client.rename_link("lo0", "lo")?;
+    }
+    check_uninterrupted(&load.stop()?)?;
+    spy.saw_nothing()?;
+    bed.net.remove_uplink(1)?;
+    wait_until("the policy to be closed", PATIENCE, || {
+        bed.policy("p").is_ok_and(|policy| policy["ifindex"].is_null())
+    })?;
+    bed.net.create_uplink(1)?;
+    let now = bed.net.ifindex(1)?;
+    wait_until("the new index to be in force", PATIENCE, || {
+        bed.policy("p").is_ok_and(|policy| policy["ifindex"] == now)
+    })?;
+    ensure!(daemon.is_running(), "{}", daemon.log());
+    bed.check_steered(&target, 1)
+}
+
+pub(super) fn thousand_cgroups_a_second() -> Outcome {
+    let bed = Bed::new("storm-cgroups")?;
+    let (kept, churn) = (bed.cgroup.child("kept")?, bed.cgroup.child("churn")?);
+    let mut daemon =
+        bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/kept\", \"@/churn/*\"]\n")?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    let load = bed.load(&kept)?;
+    // A second of it, and in the long form a minute.
+    let seconds = if stride(0) == 1 { 60 } else { 1 };
+    let start = Instant::now();
+    let mut made = 0_u64;
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let cgroup = churn.directory().join(format!("c{made}"));
+        fs::create_dir(&cgroup)?;
+        fs::remove_dir(&cgroup)?;
+        made += 1;
+    }
+    ensure!(made >= 1_000 * seconds, "only {made} cgroups in {seconds} s");
+    // One that stays is steered, so the daemon is through with all those before it.
+    let last = churn.child("last")?;
+    wait_until("the last cgroup to be attached", PATIENCE, || {
+        let cgroups = bed.policy("p").map(|policy| policy["cgroups"].clone()).unwrap_or_default();
+        cgroups.as_array().is_some_and(|all| all.iter().any(|cgroup| cgroup["path"] == last.path()))
+    })?;
+    wait_until("nothing to be left of the others", PATIENCE, || {
+        bed.policy("p").is_ok_and(|policy| policy["cgroups"].as_array().is_some_and(|all| all.len() == 2))
+    })?;
+    check_uninterrupted(&load.stop()?)?;
+    spy.saw_nothing()?;
+    ensure!(daemon.is_running(), "{}", daemon.log());
+    bed.check_steered(&last, 1)
+}

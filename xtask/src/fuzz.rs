@@ -1,0 +1,84 @@
+//! `cargo xtask fuzz`: builds the fuzz targets with libFuzzer's instrumentation, on the stable toolchain, and runs each for
+//! a while, from the seeds in `tests/fuzz/seeds`.
+//!
+//! **Invariant**: what a run finds of interest is kept below `target`; the seeds change by hand only.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{cargo, setup::Setup};
+
+/// All targets.
+const TARGETS: [&str; 6] = ["configuration", "glob", "oci_state", "nri_frames", "api_policy", "records"];
+/// As cargo-fuzz passes them, without a sanitizer, which would need a nightly compiler.
+const FLAGS: [&str; 6] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Ccodegen-units=1",
+];
+
+/// Run the fuzz targets.
+#[derive(clap::Args)]
+pub(crate) struct Fuzz {
+    /// How long to run each, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    seconds: u32,
+    /// Run only this one
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(TARGETS))]
+    target: Option<String>,
+}
+
+impl Fuzz {
+    pub(crate) fn run(&self) -> Result<ExitCode> {
+        Setup::default().run()?;
+        let place = cargo::target_directory()?.join("fuzz");
+        let host = host()?;
+        build(&place, &host)?;
+        for target in TARGETS.iter().filter(|target| self.target.as_ref().is_none_or(|only| only == *target)) {
+            let corpus = place.join("corpus").join(target);
+            fs::create_dir_all(&corpus)?;
+            let program = place.join(&host).join("release").join(target);
+            let mut run = Command::new(&program);
+            run.arg(format!("-max_total_time={}", self.seconds))
+                .args(["-print_final_stats=0", "-verbosity=0", "-timeout=10", "-rss_limit_mb=2048"])
+                .arg(format!("-artifact_prefix={}/", corpus.display()))
+                .arg(&corpus)
+                .arg(cargo::root().join("tests/fuzz/seeds").join(target));
+            let ended = run.status().with_context(|| format!("start {}", program.display()))?;
+            ensure!(
+                ended.success(),
+                "{target}: what made it fail is in {}; `{} FILE` shows it",
+                corpus.display(),
+                program.display()
+            );
+            let found = fs::read_dir(&corpus)?.count();
+            println!("fuzz {target}: no failure in {} s, {found} inputs kept", self.seconds);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn build(place: &Path, host: &str) -> Result<()> {
+    let flags: Vec<_> = ["--cfg", "fuzzing"].iter().chain(&FLAGS).map(|flag| format!("{flag:?}")).collect();
+    let mut build = cargo::cargo(["build", "--release", "--target", host]);
+    // By configuration, not by RUSTFLAGS, which the kernel programs' own build would inherit.
+    build.arg("--config").arg(format!("target.{host}.rustflags=[{}]", flags.join(", ")));
+    build.arg("--manifest-path").arg(cargo::root().join("tests/fuzz/Cargo.toml")).arg("--target-dir").arg(place);
+    cargo::check(&mut build)
+}
+
+/// The compiler's own target: with one named, build scripts and macros are built without the flags.
+fn host() -> Result<String> {
+    let printed = Command::new("rustc").arg("-vV").output().context("start rustc")?;
+    let text = String::from_utf8_lossy(&printed.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not tell its host")?.to_owned())
+}
