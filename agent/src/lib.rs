@@ -22,6 +22,7 @@ pub mod interface;
 pub mod keeper;
 pub mod log_lines;
 pub mod metrics;
+pub mod nri;
 pub mod oci;
 pub mod plan;
 pub mod policy;

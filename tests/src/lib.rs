@@ -10,6 +10,7 @@ mod bound;
 mod cgroup;
 mod check;
 pub mod container;
+pub mod containerd;
 mod daemon;
 mod doctor;
 mod escape;

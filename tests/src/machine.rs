@@ -137,6 +137,11 @@ impl Machine {
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))
     }
 
+    /// Its PID 1, as seen from outside.
+    pub(crate) fn init(&self) -> u32 {
+        self.init
+    }
+
     /// A new cgroup, called `/{name}` in the machine.
     pub fn cgroup(&self, name: &str) -> anyhow::Result<Cgroup> {
         self.cgroup.child(name)

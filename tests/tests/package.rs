@@ -47,6 +47,8 @@ fn installs_and_starts() -> Outcome {
     ensure!(machine.succeed(&["systemctl", "is-active", "steer"])? == "active\n");
     ensure!(machine.succeed(&["systemctl", "is-enabled", "steer"])? == "enabled\n");
     machine.succeed(&["systemd-analyze", "verify", "steer.service"])?;
+    // The plugin for containers is started by those who have some.
+    ensure!(machine.run(&["systemctl", "is-enabled", "steer-nri"])?.stdout == "disabled\n");
     // It steers nothing until it is told to, and then at once.
     let guest = machine.cgroup("guest")?;
     ensure!(machine.status()?["policies"].as_array().is_some_and(Vec::is_empty));

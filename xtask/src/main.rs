@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 mod apt;
 mod bench;
 mod cargo;
+mod containerd;
 mod dist;
 mod fuzz;
 mod lint;

@@ -15,7 +15,7 @@ use anyhow::Result;
 use crate::{
     apt,
     cargo::{self, Executable},
-    dist,
+    containerd, dist,
     root::Root,
     setup::{self, Setup},
     tally::Tally,
@@ -72,7 +72,7 @@ impl Test {
         let steer = cargo::release_binary("steer", "steer")?;
         let probe = cargo::release_binary("steer-lab", "steer-probe")?;
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
-        let (promtool, package) = (promtool()?, package()?);
+        let (promtool, package, containerd) = (promtool()?, package()?, containerd::programs()?);
         if self.filter.as_deref().is_none_or(|filter| filter.starts_with("containers")) {
             setup::bring_runtimes();
         }
@@ -81,6 +81,7 @@ impl Test {
             ("STEER_PROBE", probe.as_path()),
             ("STEER_ESCAPE", escape.as_path()),
             ("STEER_PROMTOOL", promtool.as_path()),
+            ("STEER_CONTAINERD", containerd.as_path()),
         ];
         variables.extend(package.as_deref().map(|package| ("STEER_DEB", package)));
         let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;

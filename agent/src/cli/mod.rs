@@ -111,6 +111,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let default_level = match &self.command {
             Command::Daemon(args) => args.log_level(),
+            Command::Hook(args) => args.log_level(),
             _ => "warn",
         };
         log_lines::init(default_level);
@@ -152,7 +153,7 @@ impl Cli {
 }
 
 /// What belongs to one instance of steer: all of it follows from the name of the pin directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Instance {
     pins: PinDirectory,
     socket: PathBuf,
@@ -204,7 +205,7 @@ impl Instance {
 }
 
 /// The pin directory as the user named it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct PinDirectory(PathBuf);
 
 impl PinDirectory {

@@ -5,6 +5,7 @@ pub(crate) mod docker;
 pub(crate) mod failures;
 pub(crate) mod many;
 pub(crate) mod namespaces;
+pub(crate) mod nri;
 pub(crate) mod oci;
 pub(crate) mod parent;
 pub(crate) mod podman;

@@ -1,4 +1,4 @@
-//! Debian's kernels: downloaded by apt from the mirror this machine uses, and unpacked.
+//! Packages of Debian's suites, kernels above all: downloaded by apt from the mirror this machine uses, and unpacked.
 //!
 //! **Invariant**: nothing is installed and apt's own state is left alone: sources, lists and cache are in a directory of ours.
 //! No mirror is named here.
@@ -29,15 +29,17 @@ pub(super) fn unpack_kernel(suite: &str, flavour: &str, state: &Path, unpacked: 
         packages.push(image);
     }
 
-    let downloads = state.join("download").join(flavour);
-    recreate(&downloads)?;
-    cargo::check(apt.command("apt-get").arg("download").args(&packages).current_dir(&downloads))?;
     recreate(unpacked)?;
-    for entry in fs::read_dir(&downloads).with_context(|| format!("list {}", downloads.display()))? {
-        let package = entry.with_context(|| format!("list {}", downloads.display()))?.path();
-        cargo::check(Command::new("dpkg-deb").arg("--extract").arg(package).arg(unpacked))?;
-    }
-    recreate(&downloads)
+    apt.unpack(&packages, &state.join("download").join(flavour), unpacked)
+}
+
+/// Unpacks a package of a suite into `unpacked`, beside what is there.
+pub(crate) fn unpack_package(suite: &str, package: &str, state: &Path, unpacked: &Path) -> Result<()> {
+    let apt = Apt::new(suite, state)?;
+    eprintln!("setup: downloading {package} of {suite}");
+    cargo::check(apt.command("apt-get").arg("update"))?;
+    fs::create_dir_all(unpacked).with_context(|| format!("create {}", unpacked.display()))?;
+    apt.unpack(&[package.to_owned()], &state.join("download").join(package), unpacked)
 }
 
 /// An apt that knows one suite and has a state of its own.
@@ -87,6 +89,17 @@ impl Apt {
         command
     }
 
+    /// Downloads packages to a directory that is emptied before and after, and unpacks them.
+    fn unpack(&self, packages: &[String], downloads: &Path, unpacked: &Path) -> Result<()> {
+        recreate(downloads)?;
+        cargo::check(self.command("apt-get").arg("download").args(packages).current_dir(downloads))?;
+        for entry in fs::read_dir(downloads).with_context(|| format!("list {}", downloads.display()))? {
+            let package = entry.with_context(|| format!("list {}", downloads.display()))?.path();
+            cargo::check(Command::new("dpkg-deb").arg("--extract").arg(package).arg(unpacked))?;
+        }
+        recreate(downloads)
+    }
+
     /// The names a package depends on.
     fn dependencies(&self, package: &str) -> Result<Vec<String>> {
         let mut command = self.command("apt-cache");
@@ -124,8 +137,8 @@ fn own_source() -> Result<Source> {
     let field = |name: &str| release.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_matches('"')));
     ensure!(
         field("ID=") == Some("debian"),
-        "Debian's kernels are found through the sources of a Debian machine, and this is none; give the file of a kernel \
-         image, `--kernel FILE`"
+        "Debian's packages are found through the sources of a Debian machine, and this is none; for a kernel, give the file \
+         of its image, `--kernel FILE`"
     );
     let codename = field("VERSION_CODENAME=").context("/etc/os-release names no VERSION_CODENAME")?;
     let mut files = vec![PathBuf::from("/etc/apt/sources.list"), "/etc/apt/sources.list.d/debian.sources".into()];

@@ -20,6 +20,7 @@ mod modules;
 mod qemu;
 mod table;
 
+pub(crate) use self::debian::unpack_package;
 use self::{
     guest::{Job, Verdict},
     kernel::{Kernel, Wanted},

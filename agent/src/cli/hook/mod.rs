@@ -1,5 +1,6 @@
 //! `steer hook`: what container runtimes call.
 
+mod nri;
 mod oci;
 mod wrap;
 
@@ -27,10 +28,22 @@ enum Hook {
     Oci(oci::Args),
     /// Be an OCI runtime that steers each container before its program is executed
     Wrap(wrap::Args),
+    /// Steer the containers of containerd or CRI-O as their annotations ask, as an NRI plugin
+    Nri(nri::Args),
+}
+
+impl Args {
+    /// What is logged unless STEER_LOG says otherwise.
+    pub(super) fn log_level(&self) -> &'static str {
+        match self.hook {
+            Hook::Nri(_) => "info",
+            Hook::Oci(_) | Hook::Wrap(_) => "warn",
+        }
+    }
 }
 
 /// The configuration, which says what containers may ask for.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 struct Files {
     /// The configuration; policies with files of their own are in `policies.d` beside it
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
@@ -71,5 +84,6 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     match args.hook {
         Hook::Oci(args) => oci::run(&args, instance),
         Hook::Wrap(args) => wrap::run(args, instance),
+        Hook::Nri(args) => nri::run(args, instance),
     }
 }
