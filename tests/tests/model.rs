@@ -4,6 +4,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
 };
 
 use anyhow::{Context as _, ensure};
@@ -176,13 +177,14 @@ impl Run<'_> {
         for (index, policy) in policies.iter().enumerate() {
             let cgroups: Vec<_> = policy.patterns.iter().map(|pattern| format!("\"@{pattern}\"")).collect();
             let other = if policy.refuses { "refuse" } else { "leave" };
-            text += &format!(
+            write!(
+                text,
                 "[[policy]]\nname = \"p{index}\"\ninterface = \"{}\"\nenforce = \"{}\"\nother_netns = \"{other}\"\n\
                  cgroups = [{}]\n",
                 policy.uplink.name(),
                 policy.enforce,
                 cgroups.join(", ")
-            );
+            )?;
         }
         self.model.policies = policies;
         self.bed.write_config(&text)?;

@@ -25,16 +25,16 @@ pub struct Decision {
 }
 
 /// Grants what is asked, or says why not.
-pub fn decide(config: &Config, asked: &Asked, asker: Asker) -> Result<Decision, Error> {
+pub fn decide(config: &Config, asked: &Asked, by: Asker) -> Result<Decision, Error> {
     match (&asked.policy, &asked.interface) {
         (Some(_), Some(_)) => Err(refused(asked, "both a policy and an interface; expected one of them")),
         (None, None) => Err(refused(asked, "it says how to steer, but neither by which policy nor by which interface")),
-        (Some(name), None) => by_policy(config, asked, name, asker),
-        (None, Some(interface)) => by_interface(config, asked, interface, asker),
+        (Some(name), None) => by_policy(config, asked, name, by),
+        (None, Some(interface)) => by_interface(config, asked, interface, by),
     }
 }
 
-fn by_policy(config: &Config, asked: &Asked, name: &str, asker: Asker) -> Result<Decision, Error> {
+fn by_policy(config: &Config, asked: &Asked, name: &str, by: Asker) -> Result<Decision, Error> {
     let policies = || config.policies.iter().filter(|policy| !policy.is_closed());
     let Some(policy) = policies().find(|policy| policy.name == name) else {
         let known: Vec<_> = policies().map(|policy| policy.name.as_str()).collect();
@@ -42,7 +42,7 @@ fn by_policy(config: &Config, asked: &Asked, name: &str, asker: Asker) -> Result
             if known.is_empty() { "there is none".to_owned() } else { format!("there are {}", known.join(", ")) };
         return Err(refused(asked, &format!("the configuration has no policy {name:?}; {known}")));
     };
-    if asker == Asker::Container {
+    if by == Asker::Container {
         match &config.containers.policies {
             Some(allowed) if !allowed.iter().any(|allowed| allowed == name) => {
                 return Err(refused(asked, "it is not in `policies` of [containers] in the host's configuration"));
@@ -54,18 +54,18 @@ fn by_policy(config: &Config, asked: &Asked, name: &str, asker: Asker) -> Result
             _ => {}
         }
     }
-    let manner = manner_of(config, asked, policy, asker)?;
+    let manner = manner_of(config, asked, policy, by)?;
     Ok(Decision { name: name.to_owned(), target: Target { interface: policy.interface.clone(), manner } })
 }
 
 /// The policy's, with what the container adds.
-fn manner_of(config: &Config, asked: &Asked, policy: &Policy, asker: Asker) -> Result<Manner, Error> {
+fn manner_of(config: &Config, asked: &Asked, policy: &Policy, by: Asker) -> Result<Manner, Error> {
     let mut manner = policy.manner;
     if policy.interface.is_none() && (asked.enforce.is_some() || !asked.dns.is_empty()) {
         return Err(refused(asked, "an exemption binds no socket; expected neither steer.enforce nor steer.dns"));
     }
     if let Some(enforce) = asked.enforce {
-        if asker == Asker::Container && enforce < manner.enforce && enforce < config.containers.enforce {
+        if by == Asker::Container && enforce < manner.enforce && enforce < config.containers.enforce {
             return Err(refused(asked, "less than the policy does, and than `enforce` of [containers] allows"));
         }
         if enforce < Enforce::Strict && manner.ingress == Ingress::Uplink {
@@ -82,17 +82,17 @@ fn manner_of(config: &Config, asked: &Asked, policy: &Policy, asker: Asker) -> R
     Ok(manner)
 }
 
-fn by_interface(config: &Config, asked: &Asked, interface: &str, asker: Asker) -> Result<Decision, Error> {
+fn by_interface(config: &Config, asked: &Asked, interface: &str, by: Asker) -> Result<Decision, Error> {
     // "*" is every interface; an exemption is none.
     let allowed = match interface {
         "none" => config.containers.interfaces.name(interface),
         _ => config.containers.interfaces.allow(interface),
     };
-    if asker == Asker::Container && !allowed {
+    if by == Asker::Container && !allowed {
         return Err(refused(asked, "it is not in `interfaces` of [containers] in the host's configuration"));
     }
     let manner = Manner { enforce: asked.enforce.unwrap_or_default(), dns: asked.dns, ..Manner::default() };
-    if asker == Asker::Container && manner.enforce < config.containers.enforce {
+    if by == Asker::Container && manner.enforce < config.containers.enforce {
         return Err(refused(asked, "less than `enforce` of [containers] allows"));
     }
     if interface == "none" && (asked.enforce.is_some() || !asked.dns.is_empty()) {
@@ -136,6 +136,8 @@ mod tests {
         cgroups = []
     "#;
 
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Result<Option<&'a str>, &'a str>);
+
     fn config(containers: &str) -> Config {
         parse("f.toml", &format!("{containers}\n{POLICIES}")).expect("valid")
     }
@@ -149,8 +151,8 @@ mod tests {
         let some = "[containers]\npolicies = [\"vpn\", \"direct\"]\ninterfaces = [\"eth0\"]\n";
         let any = "[containers]\ninterfaces = [\"*\"]\nenforce = \"steer\"\n";
         let none = "";
-        // Configuration, annotations, uplink or what the refusal says.
-        let cases: &[(&str, &[(&str, &str)], Result<Option<&str>, &str>)] = &[
+        // Configuration, annotations, and the uplink, or what the refusal says.
+        let cases: &[Case] = &[
             (none, &[("steer.policy", "vpn")], Ok(Some("wg0"))),
             (none, &[("steer.policy", "vpm")], Err("no policy \"vpm\"; there are vpn, loose, direct")),
             (none, &[("steer.policy", "direct")], Err("it exempts")),
@@ -172,7 +174,7 @@ mod tests {
             let decided = decide(&config(containers), &asked(annotations), Asker::Container);
             match (decided, want) {
                 (Ok(decision), Ok(uplink)) => {
-                    assert_eq!(decision.target.interface.as_deref(), *uplink, "{annotations:?}")
+                    assert_eq!(decision.target.interface.as_deref(), *uplink, "{annotations:?}");
                 }
                 (Err(error), Err(says)) => assert!(error.to_string().contains(says), "{annotations:?}: {error}"),
                 (decided, _) => panic!("{annotations:?}: {decided:?}"),

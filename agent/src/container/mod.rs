@@ -119,7 +119,7 @@ impl Fate {
             Ok::<_, Error>((cgroup != *parent && cgroup.is_in(parent)).then_some(Self::Exempt))
         };
         match (asked, &config.containers.parent) {
-            (Some((asked, asker)), _) => Ok(Some(Self::By(decide(config, asked, asker)?))),
+            (Some((asked, by)), _) => Ok(Some(Self::By(decide(config, asked, by)?))),
             (None, Some(parent)) => held(parent),
             (None, None) => Ok(None),
         }

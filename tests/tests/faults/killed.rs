@@ -49,10 +49,6 @@ fn everywhere(
     bed.check_steered(&kept, 1)
 }
 
-fn nothing() -> Outcome {
-    Ok(())
-}
-
 /// Whether a cgroup is attached, with all of its programs; an error if with some.
 fn is_attached(bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<bool> {
     let status = bed.status()?;
@@ -66,13 +62,19 @@ fn is_attached(bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<bool> {
 pub(super) fn while_it_attaches() -> Outcome {
     let bed = Bed::new("kill-attach")?;
     let target = bed.cgroup.child("target")?;
-    everywhere(&bed, 9, &attach(&target), nothing, || {
-        bed.succeed(&attach(&target))?;
-        ensure!(is_attached(&bed, &target)?);
-        bed.succeed(&["detach", target.path()])?;
-        ensure!(!is_attached(&bed, &target)?);
-        Ok(())
-    })
+    everywhere(
+        &bed,
+        9,
+        &attach(&target),
+        || Ok(()),
+        || {
+            bed.succeed(&attach(&target))?;
+            ensure!(is_attached(&bed, &target)?);
+            bed.succeed(&["detach", target.path()])?;
+            ensure!(!is_attached(&bed, &target)?);
+            Ok(())
+        },
+    )
 }
 
 pub(super) fn while_it_attaches_the_first_cgroup() -> Outcome {

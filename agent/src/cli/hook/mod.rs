@@ -83,7 +83,7 @@ fn forget(instance: &Instance) -> Result<(), container::Error> {
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     match args.hook {
         Hook::Oci(args) => oci::run(&args, instance),
-        Hook::Wrap(args) => wrap::run(args, instance),
+        Hook::Wrap(args) => wrap::run(&args, instance),
         Hook::Nri(args) => nri::run(args, instance),
     }
 }

@@ -68,7 +68,7 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let (program, arguments) = args.command.split_first().context("no runtime is named")?;
     let mut runtime = Command::new(program);
     runtime.args(arguments);
@@ -77,7 +77,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         Action::Start { id } => {
             let mut state = Command::new(program);
             state.args(&arguments[..call.options]).arg("state").arg(id);
-            start(&args, instance, &mut state).with_context(|| format!("container {}", id.display()))?;
+            start(args, instance, &mut state).with_context(|| format!("container {}", id.display()))?;
         }
         Action::Run { bundle } => ensure!(
             args.asked_for(&Bundle::read(bundle)?)?.is_none(),
@@ -107,5 +107,5 @@ fn start(args: &Args, instance: &Instance, state: &mut Command) -> anyhow::Resul
     );
     let created = oci::created(&printed.stdout)?;
     let asked = args.asked_for(&Bundle::read(&created.bundle)?)?;
-    steer(&args.files, instance, created.pid, asked.as_ref().map(|(asked, asker)| (asked, *asker)))
+    steer(&args.files, instance, created.pid, asked.as_ref().map(|(asked, by)| (asked, *by)))
 }
