@@ -18,6 +18,12 @@ pub(crate) struct Bench {
     /// Sockets made in one turn.
     #[arg(long, value_name = "N")]
     ops: Option<u32>,
+    /// Cgroups attached to see how it scales.
+    #[arg(long, value_name = "N")]
+    cgroups: Option<u32>,
+    /// Write the report as bench.md and bench.svg into this directory, too.
+    #[arg(long, value_name = "DIR")]
+    report: Option<std::path::PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -38,10 +44,13 @@ impl Bench {
 
     /// The benchmark has the defaults, so that only what was said is handed over.
     fn pass_on(&self, command: &mut Command) {
-        for (option, value) in [("--rounds", self.rounds), ("--ops", self.ops)] {
+        for (option, value) in [("--rounds", self.rounds), ("--ops", self.ops), ("--cgroups", self.cgroups)] {
             if let Some(value) = value {
                 command.arg(option).arg(value.to_string());
             }
+        }
+        if let Some(directory) = &self.report {
+            command.arg("--report").arg(std::path::absolute(directory).unwrap_or_else(|_| directory.clone()));
         }
         if self.json {
             command.arg("--json");
@@ -69,8 +78,11 @@ mod tests {
     #[test]
     fn only_what_was_said_is_handed_over() {
         for (bench, expected) in [
-            (Bench { rounds: None, ops: None, json: false }, "b"),
-            (Bench { rounds: Some(5), ops: Some(7), json: true }, "b --rounds 5 --ops 7 --json"),
+            (Bench { rounds: None, ops: None, cgroups: None, report: None, json: false }, "b"),
+            (
+                Bench { rounds: Some(5), ops: Some(7), cgroups: Some(20), report: None, json: true },
+                "b --rounds 5 --ops 7 --cgroups 20 --json",
+            ),
         ] {
             let mut command = Command::new("b");
             bench.pass_on(&mut command);

@@ -6,13 +6,16 @@
 
 mod bpf;
 mod cgroups;
+mod chart;
 mod containers;
+mod daemon;
 mod goal;
 mod interrupt;
 mod machine;
 mod mount;
 mod report;
 mod rounds;
+mod scale;
 mod sockets;
 mod statistic;
 mod steering;
@@ -52,6 +55,12 @@ struct Run {
     /// Sockets made in one turn
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     ops: u32,
+    /// Cgroups attached to see how it scales
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..))]
+    cgroups: u32,
+    /// Write the report as bench.md and bench.svg into this directory, too
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -60,9 +69,9 @@ struct Run {
 impl Run {
     fn run(self) -> Result<()> {
         interrupt::watch()?;
-        let Self { ref steer, rounds, ops, json } = self;
+        let Self { ref steer, rounds, ops, cgroups, ref report, json } = self;
         let machine = Machine::read(worker::cpu()?)?;
-        let command = format!("cargo xtask bench --rounds {rounds} --ops {ops}");
+        let command = format!("cargo xtask bench --rounds {rounds} --ops {ops} --cgroups {cgroups}");
         let mut bed = sockets::Bed::new(steer)?;
         let sockets = sockets::measure(&mut bed, Rounds(rounds), ops)?;
         let window = bed.window(rounds)?;
@@ -70,7 +79,12 @@ impl Run {
         drop(bed);
         let traffic = traffic::measure(steer, Rounds(rounds))?;
         let containers = containers::measure(steer, Rounds(rounds))?;
-        let report = Report::new(machine, command, sockets, window, traffic, containers);
+        let scale = scale::measure(steer, cgroups, rounds)?;
+        let directory = report.as_deref();
+        let report = Report::new(machine, command, sockets, window, traffic, containers, scale);
+        if let Some(directory) = directory {
+            report.write(directory)?;
+        }
         if json {
             println!("{}", serde_json::to_string_pretty(&report)?);
         } else {

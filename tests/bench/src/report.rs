@@ -2,12 +2,14 @@
 //!
 //! **Invariant:** every number printed is in the JSON too, and a goal is judged by the medians that stand beside it.
 
-use std::fmt;
+use std::{fmt, fs, path::Path};
+
+use anyhow::{Context as _, Result};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::{containers, goal::Goal, machine::Machine, sockets, statistic::Spread, traffic};
+use crate::{chart, containers, goal::Goal, machine::Machine, scale, sockets, statistic::Spread, traffic};
 
 /// All of it.
 #[derive(Debug, Serialize)]
@@ -21,6 +23,7 @@ pub(crate) struct Report {
     traffic: traffic::Report,
     /// Nothing where there is no runc.
     containers: Option<containers::Report>,
+    scale: scale::Report,
     goals: Vec<Goal>,
 }
 
@@ -32,11 +35,34 @@ impl Report {
         unsteered_after_appearing: Spread,
         traffic: traffic::Report,
         containers: Option<containers::Report>,
+        scale: scale::Report,
     ) -> Self {
         let container = containers::Report::goal(containers.as_ref());
-        let goals = sockets.goals().into_iter().chain(traffic.goals()).chain([container]).collect();
-        Self { machine, command, sockets, unsteered_after_appearing, traffic, containers, goals }
+        let goals =
+            sockets.goals().into_iter().chain(traffic.goals()).chain([container]).chain(scale.goals()).collect();
+        Self { machine, command, sockets, unsteered_after_appearing, traffic, containers, scale, goals }
     }
+}
+
+impl Report {
+    /// Writes it as `bench.md` and `bench.svg` into a directory.
+    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        let write = |name: &str, text: &str| {
+            let file = directory.join(name);
+            fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+        };
+        let day = today();
+        let head = format!(
+            "# Benchmarks\n\nMade on {day} by the command below. Another machine has other numbers, and similar ratios.\n\n"
+        );
+        write("bench.md", &format!("{head}![the ratios](bench.svg)\n\n{self}"))?;
+        write("bench.svg", &chart::svg(&[self.sockets.bars(), self.traffic.bars()])?)
+    }
+}
+
+/// The day, as ISO 8601 has it.
+fn today() -> String {
+    jiff::Timestamp::now().strftime("%F").to_string()
 }
 
 impl fmt::Display for Report {
@@ -54,6 +80,7 @@ impl fmt::Display for Report {
         if let Some(containers) = &self.containers {
             writeln!(formatter, "{containers}")?;
         }
+        writeln!(formatter, "{}", self.scale)?;
         self.goals.iter().try_for_each(|goal| writeln!(formatter, "{goal}"))
     }
 }

@@ -3,6 +3,7 @@
 //! **Invariant:** every batch proves that its sockets were bound to what its variant says. BPF statistics are off while the
 //! wall clock is read: they add to every run of a program.
 
+mod alone;
 mod bed;
 mod job;
 mod report;
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 
 use self::variant::{Kind, Variant};
-pub(crate) use self::{bed::Bed, job::serve, report::Report};
+pub(crate) use self::{alone::Alone, bed::Bed, job::serve, report::Report};
 use crate::{
     bpf::{self, RunTime},
     rounds::Rounds,

@@ -47,6 +47,13 @@ impl Steering {
         Ok(())
     }
 
+    /// Switches it off; it can be used again.
+    pub(crate) fn off(&self) -> Result<()> {
+        let status = self.command().arg("off").status().with_context(|| format!("start {}", self.steer.display()))?;
+        ensure!(status.success(), "`steer --bpffs {} off` failed: {status}", self.pins.display());
+        Ok(())
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.steer);
         command.arg("--bpffs").arg(&self.pins).stdout(Stdio::null()).process_group(0);
@@ -56,10 +63,8 @@ impl Steering {
 
 impl Drop for Steering {
     fn drop(&mut self) {
-        match self.command().arg("off").status() {
-            Ok(status) if status.success() => {}
-            Ok(status) => eprintln!("steer-bench: `steer --bpffs {} off` failed: {status}", self.pins.display()),
-            Err(error) => eprintln!("steer-bench: start {}: {error}", self.steer.display()),
+        if let Err(error) = self.off() {
+            eprintln!("steer-bench: {error:#}");
         }
     }
 }

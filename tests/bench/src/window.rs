@@ -5,16 +5,15 @@
 
 use std::{
     fs,
-    os::unix::{fs::MetadataExt as _, net::UnixDatagram, process::CommandExt as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use steer_common::{ABI_VERSION, program};
 
-use crate::{interrupt, statistic::Spread};
+use crate::{daemon::Daemon, interrupt, statistic::Spread};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,13 +34,7 @@ fn in_directory(steer: &Path, pins: &Path, base: &Path, count: u32, directory: &
         &config,
         format!("[[policy]]\nname = \"window\"\ninterface = \"lo\"\ncgroups = [\"/{name}/window-*\"]\n"),
     )?;
-    let ready = UnixDatagram::bind(directory.join("notify"))?;
-    ready.set_read_timeout(Some(PATIENCE))?;
-    let mut command = Command::new(steer);
-    command.arg("--bpffs").arg(pins).args(["daemon", "--config"]).arg(&config).process_group(0);
-    command.env("NOTIFY_SOCKET", directory.join("notify")).env("STEER_LOG", "error").stdout(Stdio::null());
-    let _daemon = Daemon(command.spawn().context("start the daemon")?);
-    ready.recv(&mut [0; 64]).context("the daemon is not ready")?;
+    let _daemon = Daemon::start(steer, pins, directory, None)?;
     let links = pins.join(format!("abi{ABI_VERSION}/links"));
     let windows = (0..count).map(|number| {
         interrupt::check()?;
@@ -65,15 +58,4 @@ fn window(cgroup: &Path, links: &Path) -> Result<f64> {
     let window = start.elapsed();
     ensure!(window.as_micros() > 0, "the clock stands still");
     Ok(window.as_secs_f64() * 1e6)
-}
-
-/// Ended when dropped.
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
-            eprintln!("steer-bench: end the daemon: {error}");
-        }
-    }
 }

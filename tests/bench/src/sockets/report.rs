@@ -10,7 +10,7 @@ use super::{
     ProgramTime, WallClock,
     variant::{Kind, Variant},
 };
-use crate::{goal::Goal, report::table, statistic::Spread};
+use crate::{chart::Bars, goal::Goal, report::table, statistic::Spread};
 
 /// How much longer a steered socket may take.
 const MAX_RATIO: f64 = 1.03;
@@ -58,6 +58,13 @@ impl Report {
         let comparisons = PAIRS.iter().flat_map(|&pair| Kind::ALL.map(|kind| Comparison::new(wall, kind, pair)));
         let run_times = programs.keys().map(|variant| RunTime::new(programs, *variant));
         Self { comparisons: comparisons.collect(), run_times: run_times.collect() }
+    }
+
+    /// How much longer a socket takes than without any program.
+    pub(crate) fn bars(&self) -> Bars {
+        let ours = self.comparisons.iter().filter(|pair| pair.against == Variant::Unsteered.name());
+        let bars = ours.map(|pair| (format!("{}, {}", pair.measured, pair.sockets.name()), pair.ratio.median));
+        Bars { title: "A new socket: time, unsteered = 1".to_owned(), bars: bars.collect() }
     }
 
     pub(crate) fn goals(&self) -> [Goal; 3] {

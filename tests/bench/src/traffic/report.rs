@@ -13,6 +13,7 @@ use super::{
     way::Way,
 };
 use crate::{
+    chart::Bars,
     goal::Goal,
     report::table,
     statistic::{Median, Spread},
@@ -53,6 +54,14 @@ pub(crate) struct Report {
 impl Report {
     pub(super) fn new(rates: &Rates, unavailable: Vec<Unavailable>) -> Self {
         Self { loads: Load::all().map(|load| Row::new(load, rates)).collect(), unavailable }
+    }
+
+    /// How much is sent by each way, against no policy.
+    pub(crate) fn bars(&self) -> Bars {
+        let cells = self.loads.iter().flat_map(|row| row.ways.iter().map(move |cell| (row, cell)));
+        let cells = cells.filter(|(_, cell)| cell.way != Way::Unsteered);
+        let bars = cells.map(|(row, cell)| (format!("{}, {}", cell.way.name(), row.load.name()), cell.ratio.value));
+        Bars { title: "What is sent: rate, without a policy = 1".to_owned(), bars: bars.collect() }
     }
 
     pub(crate) fn goals(&self) -> Vec<Goal> {
