@@ -52,11 +52,8 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let lock = pins.create_and_lock()?;
     let attached = attach(&pins, &lock, &hierarchy, &cgroup, &by);
     // What is attached is so, whatever fails afterwards.
-    let afterwards = match attached {
-        Ok(()) => pins.tell_daemon(&lock),
-        Err(_) => datapath::tidy(&pins, lock, &hierarchy),
-    };
-    if let Err(error) = afterwards {
+    let told = if attached.is_ok() { pins.tell_daemon(&lock) } else { Ok(()) };
+    if let Err(error) = told.and_then(|()| datapath::tidy(&pins, lock, &hierarchy)) {
         log::warn!("{error}");
     }
     attached?;

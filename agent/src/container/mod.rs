@@ -65,12 +65,12 @@ pub enum Error {
         pid: u32,
     },
     /// It has no cgroup of its own.
-    #[error("the container is in {path}, as is what starts it, in {other}; give it a cgroup of its own")]
+    #[error("the container is in {path}, as is what starts it, in {own}; give it a cgroup of its own")]
     RuntimesCgroup {
         /// The container's cgroup.
         path: CgroupPath,
-        /// That of the runtime or of this process.
-        other: CgroupPath,
+        /// That of this process.
+        own: CgroupPath,
     },
     /// Its network namespace cannot be entered.
     #[error("enter {file}: {source} (needs CAP_SYS_ADMIN)")]
@@ -90,11 +90,11 @@ pub enum Error {
 
 /// A container.
 #[derive(Clone, Copy, Debug)]
-pub struct Container {
+pub struct Container<'a> {
     /// One of its processes, as seen from here.
     pub pid: u32,
-    /// The runtime's process, where that is not one this process is a descendant of.
-    pub runtime: Option<u32>,
+    /// Its id, which is in the name of its cgroup: its processes may be in cgroups below, as those of systemd in a container.
+    pub id: Option<&'a str>,
     /// Whether its program may have made sockets already.
     pub runs: bool,
 }
@@ -113,7 +113,11 @@ pub enum Fate {
 impl Fate {
     /// What is asked for, as far as it is granted. Nothing asked: nothing is done, except that below `parent` of `[containers]`
     /// the container is let out of what holds it.
-    pub fn of(config: &Config, container: Container, asked: Option<(&Asked, Asker)>) -> Result<Option<Self>, Error> {
+    pub fn of(
+        config: &Config,
+        container: Container<'_>,
+        asked: Option<(&Asked, Asker)>,
+    ) -> Result<Option<Self>, Error> {
         let held = |parent: &CgroupPath| {
             let cgroup = Hierarchy::find()?.of_process(container.pid)?;
             Ok::<_, Error>((cgroup != *parent && cgroup.is_in(parent)).then_some(Self::Exempt))
@@ -137,9 +141,9 @@ impl Fate {
 }
 
 /// Lets a container have its fate, from before its program is executed. Doing it again changes it. Returns its cgroup.
-pub fn steer(pins: &Pins, config: &Config, container: Container, fate: &Fate) -> Result<CgroupPath, Error> {
+pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, fate: &Fate) -> Result<CgroupPath, Error> {
     let hierarchy = Hierarchy::find()?;
-    let process = Process::look_at(&hierarchy, container.pid, container.runtime)?;
+    let process = Process::look_at(&hierarchy, container)?;
     let decision = fate.decision();
     let record = record(config, &process, &decision)?;
     let pins = &pins.clone().with_patience(config.containers.timeout);

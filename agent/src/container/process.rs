@@ -2,9 +2,10 @@
 
 use std::{fs::File, os::fd::AsFd as _};
 
-use super::Error;
+use super::{Container, Error};
 use crate::{
     cgroup::{Cgroup, Hierarchy},
+    cgroup_path::CgroupPath,
     datapath,
     interface::{self, Table},
 };
@@ -19,19 +20,18 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Looks at a process by its id in this process's PID namespace. Refuses what is no cgroup of a container: the root, and those
-    /// that this process or the runtime is in.
-    pub(super) fn look_at(hierarchy: &Hierarchy, pid: u32, runtime: Option<u32>) -> Result<Self, Error> {
-        let path = hierarchy.of_process(pid)?;
-        if path.is_root() {
+    /// Looks at a container. Refuses what is no cgroup of a container: the root, and the one that this process is in, or one around it.
+    pub(super) fn look_at(hierarchy: &Hierarchy, Container { pid, id, .. }: Container<'_>) -> Result<Self, Error> {
+        let of_process = hierarchy.of_process(pid)?;
+        if of_process.is_root() {
             return Err(Error::RootCgroup { pid });
         }
-        let mut others = vec![hierarchy.own()?];
-        if let Some(runtime) = runtime {
-            others.push(hierarchy.of_process(runtime)?);
-        }
-        if let Some(other) = others.into_iter().find(|other| other.is_in(&path)) {
-            return Err(Error::RuntimesCgroup { path, other });
+        let id = id.filter(|id| !id.is_empty());
+        let named = |path: &CgroupPath| id.is_some_and(|id| path.name().contains(id));
+        let path = of_process.self_and_ancestors().into_iter().find(named).unwrap_or(of_process);
+        let own = hierarchy.own()?;
+        if own.is_in(&path) {
+            return Err(Error::RuntimesCgroup { path, own });
         }
         let file = format!("/proc/{pid}/ns/net");
         let netns = File::open(&file).map_err(|source| Error::Netns { file: file.clone(), source })?;

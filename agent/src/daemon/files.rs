@@ -3,7 +3,7 @@
 //! **Invariant:** a file that is still being written is not reported: half a configuration can be a valid one.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -40,8 +40,9 @@ pub(super) struct Watch {
     /// Directories in which every file with the right ending counts.
     directories: Vec<WatchDescriptor>,
     store: Store,
-    /// Names under which the configuration file is seen: its own, and that of what it links to.
-    names: [OsString; 2],
+    /// What was there when it was told last: a name may lead to another file by a link in the midst of its path, as Kubernetes
+    /// replaces what it mounts.
+    known: Fingerprint,
     changing: Option<(Fingerprint, Instant)>,
 }
 
@@ -85,13 +86,12 @@ impl Watch {
         let daemon_directory = pins.join(DAEMON_DIRECTORY);
         let pins = inotify.watches().add(pins, WatchMask::DELETE | WatchMask::ONLYDIR)?;
         let commands = inotify.watches().add(daemon_directory, WatchMask::DELETE | WatchMask::ONLYDIR)?;
-        let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
         Ok(Self {
             events: inotify.into_event_stream([0; 4096])?,
             pins,
             commands,
             directories,
-            names: [name(&file), name(&target)],
+            known: Fingerprint::of(store),
             store: store.clone(),
             changing: None,
         })
@@ -105,6 +105,7 @@ impl Watch {
                 let now = Fingerprint::of(&self.store);
                 if now == *before {
                     self.changing = None;
+                    self.known = now;
                     return Ok(Change::Config);
                 }
                 self.changing = Some((now, Instant::now() + SETTLED));
@@ -123,9 +124,9 @@ impl Watch {
                 continue;
             }
             let is_policy = self.directories.contains(&event.wd) && name.is_some_and(store::is_policy_file);
-            let is_config = event.wd != self.pins && self.names.iter().any(|own| Some(own.as_os_str()) == name);
-            if is_policy || is_config {
-                self.changing = Some((Fingerprint::of(&self.store), Instant::now() + SETTLED));
+            let now = Fingerprint::of(&self.store);
+            if is_policy || event.wd != self.pins && now != self.known {
+                self.changing = Some((now, Instant::now() + SETTLED));
             }
         }
     }

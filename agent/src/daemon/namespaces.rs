@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
+    io,
     os::fd::AsFd as _,
 };
 
@@ -14,7 +15,7 @@ use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
 
 use crate::{
     cgroup::Hierarchy,
-    datapath::{Datapath, Error, PolicyEntry},
+    datapath::{self, Datapath, Error, PolicyEntry},
     interface::{self, Table},
 };
 
@@ -66,13 +67,15 @@ impl Namespaces {
                 continue;
             }
             let attached = datapath.attachments_to(&slots)?;
-            // Nobody is in it any more, or not yet.
-            let Some(netns) = find(hierarchy, &attached, cookie) else { continue };
-            match self.watch(&netns, cookie) {
-                Ok(watching) => {
-                    self.followed.insert(cookie, Followed { netns, table: Table::default(), watching });
-                }
-                Err(error) => log::error!("the links of network namespace {cookie} are NOT followed: {error}"),
+            let watched = find(hierarchy, &attached, cookie).map_err(interface::Error::Socket).and_then(|netns| {
+                // Nobody is in it any more, or not yet.
+                let Some(netns) = netns else { return Ok(None) };
+                let watching = self.watch(&netns, cookie)?;
+                Ok(Some(Followed { netns, table: Table::default(), watching }))
+            });
+            match watched {
+                Ok(followed) => self.followed.extend(followed.map(|followed| (cookie, followed))),
+                Err(error) => log::error!("the links of a container's network namespace are NOT followed: {error}"),
             }
         }
         Ok(())
@@ -116,13 +119,28 @@ fn is_elsewhere(entry: &PolicyEntry, own: u64) -> bool {
     steers && entry.is_owned_by(Owner::Manual) && entry.record.netns_cookie != own
 }
 
-/// The network namespace with this cookie, by any process of these cgroups that is in it.
-fn find(hierarchy: &Hierarchy, attached: &BTreeSet<u64>, cookie: u64) -> Option<File> {
-    attached.iter().filter_map(|&cgroup_id| hierarchy.path_of(cgroup_id)).find_map(|path| {
-        hierarchy.processes(&path).into_iter().find_map(|pid| {
-            let netns = File::open(format!("/proc/{pid}/ns/net")).ok()?;
-            let found = interface::inside(netns.as_fd(), crate::datapath::netns_cookie).ok()?.ok()?;
-            (found == cookie).then_some(netns)
-        })
-    })
+/// The network namespace with this cookie, by any process of these cgroups that is in it. The error is that of the last process
+/// that could not be looked at, where none of the others is in it.
+fn find(hierarchy: &Hierarchy, attached: &BTreeSet<u64>, cookie: u64) -> io::Result<Option<File>> {
+    let mut failed = None;
+    for path in attached.iter().filter_map(|&cgroup_id| hierarchy.path_of(cgroup_id)) {
+        for pid in hierarchy.processes(&path) {
+            match netns_of(pid) {
+                Ok(Some((netns, found))) if found == cookie => return Ok(Some(netns)),
+                Ok(_) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+    }
+    failed.map_or(Ok(None), Err)
+}
+
+/// The network namespace of a process, and its cookie; `None` once it has ended.
+fn netns_of(pid: u32) -> io::Result<Option<(File, u64)>> {
+    let netns = match File::open(format!("/proc/{pid}/ns/net")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        netns => netns?,
+    };
+    let cookie = interface::inside(netns.as_fd(), datapath::netns_cookie)?.map_err(io::Error::other)?;
+    Ok(Some((netns, cookie)))
 }

@@ -189,13 +189,18 @@ impl Steering {
     /// Makes everything as the configuration says.
     pub(super) fn converge(&mut self, watch: &mut cgroup::Watch) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
+        // What was carried out before has been told.
+        let told = self.in_force.policies.clone();
+        let is_news = |name: &str| told != self.wanted || !told.targets().any(|(known, _)| known == name);
         let records = self
             .wanted
             .targets()
             .map(|(name, target)| {
                 let interface = target.interface.as_deref().filter(|interface| !interface.is_empty());
                 let ifindex = interface.and_then(|interface| self.table.resolve(interface));
-                if let (Some(interface), None) = (interface, ifindex) {
+                if let (Some(interface), None) = (interface, ifindex)
+                    && is_news(name)
+                {
                     log::warn!(
                         "policy {name}: uplink {interface} is missing; its sockets are closed until it is there"
                     );

@@ -66,7 +66,7 @@ fn steer(files: &Files, instance: &Instance, pid: u32, asked: Option<(&Asked, As
         }
         config => config?,
     };
-    let container = Container { pid, runtime: None, runs: false };
+    let container = Container { pid, id: None, runs: false };
     if let Some(fate) = Fate::of(&config, container, asked)? {
         require_privilege("hook")?;
         container::steer(&instance.pins.to_change()?, &config, container, &fate)?;

@@ -174,8 +174,8 @@ fn fate(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Res
     Ok(Fate::of(config, to_be_steered(container, false), asked)?)
 }
 
-fn to_be_steered(container: &Container, runs: bool) -> container::Container {
-    container::Container { pid: container.pid, runtime: None, runs }
+fn to_be_steered(container: &Container, runs: bool) -> container::Container<'_> {
+    container::Container { pid: container.pid, id: Some(&container.id), runs }
 }
 
 fn is_alive(container: &Container) -> bool {
