@@ -77,7 +77,7 @@ pub fn strace() -> anyhow::Result<&'static str> {
     }
 }
 
-/// Every how many system calls a fault is tried: at each one if STEER_THOROUGH is set, as `cargo xtask faults` does.
+/// Every how many system calls a fault is tried: at each one if STEER_THOROUGH is set, as `cargo xtask test --thorough` does.
 pub fn stride(usual: usize) -> usize {
     if std::env::var_os("STEER_THOROUGH").is_some() { 1 } else { usual }
 }

@@ -38,7 +38,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 26] = [
+    let rooms: [(&str, &[Test]); 24] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -58,8 +58,6 @@ fn main() {
         ("faults", faults::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
-        ("containers::nri", containers::nri::TESTS),
-        ("containers::nri::deployed", containers::nri::deployed::TESTS),
         ("doctor", doctor::TESTS),
         ("doctor::cgroups", doctor::cgroups::TESTS),
         ("doctor::pins", doctor::pins::TESTS),

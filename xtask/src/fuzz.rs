@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{cargo, setup::Setup};
+use crate::{apt, cargo, setup::Setup, toolchain};
 
 /// All targets.
 const TARGETS: [&str; 6] = ["configuration", "glob", "oci_state", "nri_frames", "api_policy", "records"];
@@ -39,6 +39,10 @@ pub(crate) struct Fuzz {
 impl Fuzz {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         Setup::default().run()?;
+        // libFuzzer is C++.
+        if toolchain::program("c++").is_none() {
+            apt::install(&["g++"])?;
+        }
         let place = cargo::target_directory()?.join("fuzz");
         let host = host()?;
         build(&place, &host)?;

@@ -165,7 +165,7 @@ impl Need {
 }
 
 /// Debian's packages of the container runtimes that the tests start, each with what it needs for that.
-const RUNTIMES: [&str; 9] = [
+pub(crate) const RUNTIMES: [&str; 9] = [
     "runc",
     "crun",
     "podman",
@@ -177,14 +177,14 @@ const RUNTIMES: [&str; 9] = [
     "iptables",
 ];
 
-/// Installs the container runtimes that are missing, and starts none of their services. Where that cannot be done, it says so,
-/// and the tests of those that are missing say so, too.
-pub(crate) fn bring_runtimes() {
-    let missing = RUNTIMES.into_iter().filter(|package| !apt::is_installed(package)).collect::<Vec<_>>();
+/// Installs those of the packages that are missing, and starts none of their services. Where that cannot be done, it says so, and
+/// the tests that need one say so, too.
+pub(crate) fn bring(packages: &[&str]) {
+    let missing = packages.iter().copied().filter(|package| !apt::is_installed(package)).collect::<Vec<_>>();
     if !missing.is_empty()
         && let Err(error) = apt::install_without_services(&missing)
     {
-        eprintln!("setup: the container runtimes {} cannot be installed: {error:#}", missing.join(" "));
+        eprintln!("setup: {} cannot be installed: {error:#}", missing.join(" "));
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{
     ffi::OsString,
     io::stdout,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -28,6 +28,9 @@ pub(crate) struct Test {
     /// Run only the unit tests, which need no root.
     #[arg(long)]
     unit: bool,
+    /// Put a fault at every system call, and let storms and random changes last for long.
+    #[arg(long)]
+    thorough: bool,
     /// Run only tests whose name contains this; `escape` also prints what got out as a table.
     filter: Option<String>,
     /// Arguments for the test executables.
@@ -73,8 +76,12 @@ impl Test {
         let probe = cargo::release_binary("steer-lab", "steer-probe")?;
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
         let (promtool, package, containerd) = (promtool()?, package()?, containerd::programs()?);
-        if self.filter.as_deref().is_none_or(|filter| filter.starts_with("containers")) {
-            setup::bring_runtimes();
+        let is_asked = |room: &str| self.filter.as_deref().is_none_or(|filter| filter.starts_with(room));
+        if is_asked("containers") {
+            setup::bring(&setup::RUNTIMES);
+        }
+        if is_asked("faults") {
+            setup::bring(&["strace"]);
         }
         let mut variables = vec![
             ("STEER_BIN", steer.as_path()),
@@ -83,6 +90,9 @@ impl Test {
             ("STEER_PROMTOOL", promtool.as_path()),
             ("STEER_CONTAINERD", containerd.as_path()),
         ];
+        if self.thorough {
+            variables.push(("STEER_THOROUGH", Path::new("1")));
+        }
         variables.extend(package.as_deref().map(|package| ("STEER_DEB", package)));
         let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
         self.observe(tests, |test| root.command(&test.path, &variables))

@@ -3,6 +3,7 @@
 
 pub(crate) mod docker;
 pub(crate) mod failures;
+pub(crate) mod manifest;
 pub(crate) mod many;
 pub(crate) mod namespaces;
 pub(crate) mod nri;
@@ -61,7 +62,7 @@ macro_rules! with_both {
 use with_both;
 
 /// All rooms of these tests.
-pub(crate) const ROOMS: [(&str, &[Test]); 8] = [
+pub(crate) const ROOMS: [(&str, &[Test]); 11] = [
     ("containers", oci::TESTS),
     ("containers", namespaces::TESTS),
     ("containers", parent::TESTS),
@@ -70,4 +71,7 @@ pub(crate) const ROOMS: [(&str, &[Test]); 8] = [
     ("containers", wrapped::TESTS),
     ("containers", podman::TESTS),
     ("containers", docker::TESTS),
+    ("containers", manifest::TESTS),
+    ("containers::nri", nri::TESTS),
+    ("containers::nri::deployed", nri::deployed::TESTS),
 ];
