@@ -2,14 +2,14 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, ChildStdout, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{SigHandler, Signal, kill, signal},
     unistd::Pid,
 };
 use serde_json::Value;
@@ -248,6 +248,9 @@ impl Follower {
     fn start(bed: &Bed, arguments: &[&str]) -> anyhow::Result<(Self, String)> {
         let pid = attempt(bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4)?;
         let mut command = bed.steer(&["events"]);
+        // Whoever starts the tests in the background may have it ignored.
+        // SAFETY: the default action is no handler, and the call is safe between fork and exec.
+        unsafe { command.pre_exec(|| Ok(drop(signal(Signal::SIGINT, SigHandler::SigDfl)?))) };
         let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
         let mut follower = Self { child, lines };
