@@ -47,6 +47,7 @@ impl Report {
 impl Report {
     /// Writes it as `bench.md` and `bench.svg` into a directory.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         let write = |name: &str, text: &str| {
             let file = directory.join(name);
             fs::write(&file, text).with_context(|| format!("write {}", file.display()))
