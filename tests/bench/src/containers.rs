@@ -24,14 +24,18 @@ const SYSTEM: [&str; 5] = ["/bin", "/lib", "/lib64", "/sbin", "/usr"];
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     unsteered: Spread,
-    steered: Spread,
-    /// Of pairs: what steering adds at start and end.
+    /// Of pairs: what the hook at createRuntime adds.
+    added_at_start: Spread,
+    /// What it and the one at poststop add.
     added: Spread,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Variant {
     Unsteered,
+    /// By the hook at createRuntime.
+    Started,
+    /// By that and the one at poststop.
     Steered,
 }
 
@@ -43,31 +47,36 @@ pub(crate) fn measure(steer: &Path, rounds: Rounds) -> Result<Option<Report>> {
     }
     let cgroups = Cgroups::new()?;
     let bed = Bed::new(Steering::new(steer), &cgroups)?;
-    let mut turns = [Variant::Unsteered, Variant::Steered];
+    let mut turns = Variant::ALL;
     let samples = Rounds(rounds.0.min(MOST_ROUNDS)).take_turns(&mut turns, |&variant| bed.run(variant))?;
-    let (unsteered, steered) = (&samples[&Variant::Unsteered], &samples[&Variant::Steered]);
+    let unsteered = &samples[&Variant::Unsteered];
+    let added = |variant| Spread::of_pairs(&samples[&variant], unsteered, |steered, unsteered| steered - unsteered);
     Ok(Some(Report {
         unsteered: Spread::of(unsteered.iter().copied()),
-        steered: Spread::of(steered.iter().copied()),
-        added: Spread::of_pairs(steered, unsteered, |steered, unsteered| steered - unsteered),
+        added_at_start: added(Variant::Started),
+        added: added(Variant::Steered),
     }))
+}
+
+impl Variant {
+    const ALL: [Self; 3] = [Self::Unsteered, Self::Started, Self::Steered];
 }
 
 impl Report {
     pub(crate) fn goal(report: Option<&Self>) -> Goal {
-        let measured = report.map(|report| report.added.median);
-        Goal::new("a container lives less than 15 ms longer", measured.into_iter().collect(), |added| added < 15.0)
+        let measured = report.map(|report| report.added_at_start.median);
+        Goal::new("a container starts less than 15 ms later", measured.into_iter().collect(), |added| added < 15.0)
     }
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { unsteered, steered, added } = self;
+        let Self { unsteered, added_at_start, added } = self;
         writeln!(
             formatter,
-            "A container of runc that does nothing lives {:.0} ms, and {:.0} ms with steer as its hook at createRuntime and \
-             poststop: {:.0} ms more (medians; {:.0} to {:.0}).",
-            unsteered.median, steered.median, added.median, added.min, added.max
+            "A container of runc that does nothing lives {:.0} ms. The hook of steer at createRuntime makes it start {:.1} ms later ({:.1} \
+             to {:.1}); with the one at poststop it lives {:.1} ms longer (medians).",
+            unsteered.median, added_at_start.median, added_at_start.min, added_at_start.max, added.median
         )
     }
 }
@@ -91,14 +100,14 @@ impl Bed {
         }
         let bed = Self { directory, name, steering };
         fs::write(bed.directory.join("steer.toml"), "[containers]\ninterfaces = [\"lo\"]\n")?;
-        bed.write_bundle(Variant::Unsteered)?;
-        bed.write_bundle(Variant::Steered)?;
+        Variant::ALL.into_iter().try_for_each(|variant| bed.write_bundle(variant))?;
         Ok(bed)
     }
 
     fn bundle(&self, variant: Variant) -> PathBuf {
         self.directory.join(match variant {
             Variant::Unsteered => "unsteered",
+            Variant::Started => "started",
             Variant::Steered => "steered",
         })
     }
@@ -119,13 +128,16 @@ impl Bed {
                 "namespaces": [{"type": "pid"}, {"type": "mount"}],
             },
         });
-        if variant == Variant::Steered {
+        if variant != Variant::Unsteered {
             let hook = json!({
                 "path": self.steering.steer(),
                 "args": ["steer", "--bpffs", self.steering.pins(), "hook", "oci", "--config", self.directory.join("steer.toml")],
             });
             config["annotations"] = json!({"steer.interface": "lo"});
-            config["hooks"] = json!({"createRuntime": [hook], "poststop": [hook]});
+            config["hooks"] = json!({"createRuntime": [hook]});
+            if variant == Variant::Steered {
+                config["hooks"]["poststop"] = json!([hook]);
+            }
         }
         let bundle = self.bundle(variant);
         fs::create_dir_all(&bundle)?;
