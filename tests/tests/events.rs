@@ -249,8 +249,13 @@ impl Follower {
         let pid = attempt(bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4)?;
         let mut command = bed.steer(&["events"]);
         // Whoever starts the tests in the background may have it ignored.
-        // SAFETY: the default action is no handler, and the call is safe between fork and exec.
-        unsafe { command.pre_exec(|| Ok(drop(signal(Signal::SIGINT, SigHandler::SigDfl)?))) };
+        let by_default = || {
+            // SAFETY: the default action is no handler.
+            unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }?;
+            Ok(())
+        };
+        // SAFETY: one system call between fork and exec.
+        unsafe { command.pre_exec(by_default) };
         let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
         let mut follower = Self { child, lines };
