@@ -26,6 +26,7 @@ mod refusals;
 mod systemd;
 mod top;
 mod uplinks;
+mod vrf;
 
 type Test = (&'static str, fn() -> Outcome);
 
@@ -38,12 +39,13 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 24] = [
+    let rooms: [(&str, &[Test]); 25] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
         ("nested", nested::TESTS),
         ("uplinks", uplinks::TESTS),
+        ("vrf", vrf::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),

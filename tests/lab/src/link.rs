@@ -16,7 +16,7 @@ use netlink_packet_route::{
     route::RouteScope,
     rule::RuleAction,
 };
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVrf, RouteMessageBuilder};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -181,6 +181,35 @@ impl Netns {
             None => route.scope(RouteScope::Link),
         };
         self.rtnetlink(&doing, |handle| async move { handle.route().add(route.build()).replace().execute().await })
+    }
+
+    /// Makes a VRF, up, that routes by this table. EOPNOTSUPP: this kernel has none.
+    pub fn add_vrf(&self, vrf: &str, table: u32) -> Result<()> {
+        let link = LinkVrf::new(vrf, table).up().build();
+        self.rtnetlink(&format!("create VRF {vrf} in {self}"), |handle| async move {
+            handle.link().add(link).execute().await
+        })
+    }
+
+    /// Puts a link into a VRF or bridge. It goes down and up for that, and loses its routes and its IPv6 addresses.
+    pub fn set_master(&self, link: &str, master: &str) -> Result<()> {
+        let master = self.ifindex(master)?;
+        self.change(link, &format!("set the master of {link} in {self}"), |message| message.controller(master))
+    }
+
+    /// Adds a default route to a routing table.
+    pub fn add_default_route_to(&self, table: u32, gateway: IpAddr, link: &str) -> Result<()> {
+        let doing = format!("add a default route on {link} to table {table} in {self}");
+        let index = self.ifindex(link)?;
+        let route = match gateway {
+            IpAddr::V4(gateway) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).table_id(table).build()
+            }
+            IpAddr::V6(gateway) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).output_interface(index).table_id(table).build()
+            }
+        };
+        self.rtnetlink(&doing, |handle| async move { handle.route().add(route).replace().execute().await })
     }
 
     /// Sends what carries the mark by another routing table, with the default route of the gateway's family.

@@ -32,7 +32,7 @@ pub(super) enum Job {
 }
 
 /// What the demonstration and the tests use, where it is not built in.
-const MODULES: [&str; 7] = ["veth", "af_packet", "ipv6", "tun", "smc", "tcp_diag", "udp_diag"];
+const MODULES: [&str; 8] = ["veth", "af_packet", "ipv6", "tun", "smc", "tcp_diag", "udp_diag", "vrf"];
 
 /// Starts the line with the exit status.
 const REPORT: &str = "steer-vm: exit status ";
