@@ -9,7 +9,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{apt, cargo, setup::Setup, toolchain};
 
@@ -56,13 +56,11 @@ impl Fuzz {
                 .arg(format!("-artifact_prefix={}/", corpus.display()))
                 .arg(&corpus)
                 .arg(cargo::root().join("tests/fuzz/seeds").join(target));
-            let ended = run.status().with_context(|| format!("start {}", program.display()))?;
-            ensure!(
-                ended.success(),
-                "{target}: what made it fail is in {}; `{} FILE` shows it",
-                corpus.display(),
-                program.display()
-            );
+            let ended = run.output().with_context(|| format!("start {}", program.display()))?;
+            if !ended.status.success() {
+                eprint!("{}", String::from_utf8_lossy(&ended.stderr));
+                bail!("{target}: what made it fail is in {}; `{} FILE` shows it", corpus.display(), program.display());
+            }
             let found = fs::read_dir(&corpus)?.count();
             println!("fuzz {target}: no failure in {} s, {found} inputs kept", self.seconds);
         }
