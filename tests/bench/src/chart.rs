@@ -63,7 +63,9 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, chart: &Bars
         .map_err(failed)?;
     let name = |value: &SegmentValue<i32>| match value {
         SegmentValue::CenterOf(index) => {
-            let bar = usize::try_from(*index).ok().and_then(|index| chart.bars.get(chart.bars.len() - 1 - index));
+            // Drawn from below, and asked for one more than there are.
+            let position = usize::try_from(*index).ok().and_then(|index| chart.bars.len().checked_sub(index + 1));
+            let bar = position.and_then(|position| chart.bars.get(position));
             bar.map(|(name, ratio)| format!("{name}: {ratio:.3}")).unwrap_or_default()
         }
         _ => String::new(),
