@@ -1,4 +1,4 @@
-//! A worker that is compared with itself, before and after something else has changed.
+//! Two workers that are compared with each other, before and after something else has changed.
 
 use std::path::Path;
 
@@ -24,15 +24,28 @@ impl Alone {
         Ok(Self(Worker::start("alone", &["sockets"], cgroup, worker::cpu()?)?))
     }
 
-    /// The nanoseconds that a UDP socket takes.
-    pub(crate) fn measure(&mut self, rounds: u32) -> Result<Spread> {
-        let job = Job { kind: Kind::Udp4, bind: false, ops: OPS };
-        let mut turn = || {
-            let Answer { elapsed, .. } = self.0.ask(&job)?;
-            Ok(elapsed.as_secs_f64() * 1e9 / f64::from(OPS))
-        };
-        // The first one meets cold caches.
-        turn()?;
-        Ok(Spread::of((0..rounds).map(|_| turn()).collect::<Result<Vec<_>>>()?))
+    fn turn(&mut self) -> Result<f64> {
+        let Answer { elapsed, .. } = self.0.ask(&Job { kind: Kind::Udp4, bind: false, ops: OPS })?;
+        Ok(elapsed.as_secs_f64() * 1e9 / f64::from(OPS))
+    }
+
+    /// How much longer a UDP socket takes here than there, turn by turn.
+    pub(crate) fn against(&mut self, other: &mut Self, rounds: u32) -> Result<Spread> {
+        // The first ones meet cold caches.
+        self.turn()?;
+        other.turn()?;
+        let mut ratios = Vec::new();
+        for round in 0..rounds {
+            // Each comes first every other time.
+            let (here, there) = if round % 2 == 0 {
+                let here = self.turn()?;
+                (here, other.turn()?)
+            } else {
+                let there = other.turn()?;
+                (self.turn()?, there)
+            };
+            ratios.push(here / there);
+        }
+        Ok(Spread::of(ratios))
     }
 }
