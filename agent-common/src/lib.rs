@@ -94,7 +94,7 @@ pub mod program {
     pub const FAMILY: &str = "family";
     /// `cgroup/sock_create`: does nothing; attached for a moment, it makes the kernel allocate the cgroup's record, so that the
     /// record is filled before any other program runs.
-    pub const ANCHOR: &str = "anchor";
+    pub const ANCHOR: &str = "create_anchor";
 }
 
 /// Names in the object that learns the identity of a network namespace; never pinned.

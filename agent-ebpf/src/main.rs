@@ -35,9 +35,10 @@ use aya_log_ebpf::trace;
 use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, Verdict, attachment_flags, decide, policy_flags};
 
 /// Attached for a moment, for its map: see [`steer_common::program::ANCHOR`]. On a hook that is in use anyway: the first program
-/// on a hook, and the last one, make the kernel rewrite its code on all CPUs.
+/// on a hook, and the last one, make the kernel rewrite its code on all CPUs. Named anew when it changed its hook: a pin of the old
+/// one looks the same, and cannot be attached here.
 #[cgroup_sock(sock_create)]
-pub fn anchor(_ctx: SockContext) -> i32 {
+pub fn create_anchor(_ctx: SockContext) -> i32 {
     core::hint::black_box(attachment::current());
     ALLOW
 }

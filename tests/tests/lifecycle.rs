@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("mends_what_is_broken", mends_what_is_broken),
     ("mends_what_was_attached_by_hand", mends_what_was_attached_by_hand),
     ("adds_a_program_that_is_new", adds_a_program_that_is_new),
+    ("pins_of_a_version_without_a_program", pins_of_a_version_without_a_program),
     ("reloads_under_load", reloads_under_load),
     ("never_unsteered_by_a_reload", never_unsteered_by_a_reload),
     ("a_reload_that_fails_is_made_up_for", a_reload_that_fails_is_made_up_for),
@@ -181,6 +182,21 @@ fn adds_a_program_that_is_new() -> Outcome {
     let _daemon = bed.daemon(&policy("p", "a0", "\"@/none\""))?;
     ensure!(link.exists() && bed.not_covered()?.is_none());
     ensure!(bed.policy("a1")?["cgroups"][0]["complete"] == true);
+    Ok(())
+}
+
+/// As those before the program that makes records got another hook, and with it another name.
+fn pins_of_a_version_without_a_program() -> Outcome {
+    let bed = Bed::new("life-anchor")?;
+    let (old, new) = (bed.cgroup.child("old")?, bed.cgroup.child("new")?);
+    bed.succeed(&["attach", old.path(), "-i", "a1"])?;
+    let programs = bed.abi().join("programs");
+    fs::rename(programs.join(steer_common::program::ANCHOR), programs.join("anchor"))?;
+    bed.succeed(&["attach", new.path(), "-i", "a1"])?;
+    bed.check_steered(&old, 1)?;
+    bed.check_steered(&new, 1)?;
+    bed.succeed(&["off"])?;
+    ensure!(!bed.pins.exists(), "the old program is left");
     Ok(())
 }
 

@@ -22,7 +22,7 @@ pub struct Containers {
     pub enforce: Enforce,
     /// `missing`: what happens when their uplink is not there at the start.
     pub missing: Missing,
-    /// `timeout_ms`: how long a hook waits for others that change pins, and how long it may take in all.
+    /// `timeout_ms`: how long a hook waits for others that change pins.
     pub timeout: Duration,
     /// `exempt_namespaces`: of Kubernetes, whose containers nothing is done to.
     pub exempt_namespaces: Vec<String>,

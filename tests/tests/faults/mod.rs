@@ -21,5 +21,5 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_bpffs_that_is_unmounted", errors::bpffs_that_is_unmounted),
     ("lost_reports_of_links", storms::lost_reports_of_links),
     ("a_storm_of_link_events", storms::storm_of_link_events),
-    ("a_thousand_cgroups_a_second", storms::thousand_cgroups_a_second),
+    ("a_storm_of_cgroups", storms::storm_of_cgroups),
 ];
