@@ -93,8 +93,9 @@ pub enum Error {
 pub struct Container<'a> {
     /// One of its processes, as seen from here.
     pub pid: u32,
-    /// Its id, which is in the name of its cgroup: its processes may be in cgroups below, as those of systemd in a container.
-    pub id: Option<&'a str>,
+    /// Its id, by which its cgroup may be named: its processes may be in cgroups below, as those of systemd in a container, and
+    /// those of crun where systemd makes the cgroups.
+    pub id: &'a str,
     /// Whether its program may have made sockets already.
     pub runs: bool,
 }

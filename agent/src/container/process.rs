@@ -5,7 +5,6 @@ use std::{fs::File, os::fd::AsFd as _};
 use super::{Container, Error};
 use crate::{
     cgroup::{Cgroup, Hierarchy},
-    cgroup_path::CgroupPath,
     datapath,
     interface::{self, Table},
 };
@@ -19,6 +18,13 @@ pub(super) struct Process {
     pub(super) netns_cookie: u64,
 }
 
+/// Whether a cgroup has the name that a container of this id gets: the id, as by cgroupfs, or a scope that ends in it, as by systemd.
+fn is_named_by(name: &str, id: &str) -> bool {
+    let name = name.strip_suffix(".scope").unwrap_or(name);
+    let rest = name.strip_suffix(id).filter(|_| !id.is_empty());
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('-'))
+}
+
 impl Process {
     /// Looks at a container. Refuses what is no cgroup of a container: the root, and the one that this process is in, or one around it.
     pub(super) fn look_at(hierarchy: &Hierarchy, Container { pid, id, .. }: Container<'_>) -> Result<Self, Error> {
@@ -26,9 +32,8 @@ impl Process {
         if of_process.is_root() {
             return Err(Error::RootCgroup { pid });
         }
-        let id = id.filter(|id| !id.is_empty());
-        let named = |path: &CgroupPath| id.is_some_and(|id| path.name().contains(id));
-        let path = of_process.self_and_ancestors().into_iter().find(named).unwrap_or(of_process);
+        let named = of_process.self_and_ancestors().into_iter().find(|path| is_named_by(path.name(), id));
+        let path = named.unwrap_or(of_process);
         let own = hierarchy.own()?;
         if own.is_in(&path) {
             return Err(Error::RuntimesCgroup { path, own });
@@ -54,5 +59,26 @@ impl Process {
     pub(super) fn inside<T: Send>(&self, look: impl FnOnce() -> T + Send) -> Result<T, Error> {
         let entered = interface::inside(self.netns.as_fd(), look);
         entered.map_err(|source| Error::Netns { file: "the container's network namespace".to_owned(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_named_by;
+
+    #[test]
+    fn the_cgroup_of_a_container_bears_its_id() {
+        for (name, id, expected) in [
+            ("0a1b", "0a1b", true),
+            ("libpod-0a1b.scope", "0a1b", true),
+            ("cri-containerd-0a1b.scope", "0a1b", true),
+            ("container", "0a1b", false),
+            ("machine.slice", "machine", false),
+            ("user-slice", "user", false),
+            ("web", "b", false),
+            ("web", "", false),
+        ] {
+            assert_eq!(is_named_by(name, id), expected, "{name} {id}");
+        }
     }
 }

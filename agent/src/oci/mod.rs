@@ -56,8 +56,8 @@ pub enum Error {
 /// What a hook is called for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The container is there, its program has not been executed. Its process, as seen from the host, and its annotations.
-    Created(u32, Annotations),
+    /// The container is there, its program has not been executed.
+    Created(Created),
     /// It is gone.
     Stopped,
 }
@@ -68,33 +68,43 @@ pub type Annotations = HashMap<String, String>;
 /// Reads the state that a hook gets on its standard input.
 pub fn stage(input: impl Read) -> Result<Stage, Error> {
     let state = state("the state on standard input", input)?;
-    let pid = state.pid().unwrap_or_default();
-    match (state.status(), u32::try_from(pid)) {
-        (ContainerState::Stopped, _) => Ok(Stage::Stopped),
-        (ContainerState::Creating | ContainerState::Created, Ok(pid @ 1..)) => {
-            Ok(Stage::Created(pid, state.annotations().clone().unwrap_or_default()))
-        }
-        (status, _) => Err(Error::Stage { status: *status, pid }),
+    if *state.status() == ContainerState::Stopped {
+        return Ok(Stage::Stopped);
     }
+    Created::read(&state, &[ContainerState::Creating, ContainerState::Created]).map(Stage::Created)
 }
 
 /// A container that has been created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Created {
+    /// What the runtime calls it.
+    pub id: String,
     /// Its process, as seen from the host.
     pub pid: u32,
     /// The directory with its configuration.
     pub bundle: PathBuf,
+    /// What its state tells of it; a hook's tells all there are, that of a runtime's command `state` need not.
+    pub annotations: Annotations,
+}
+
+impl Created {
+    fn read(state: &State, expected: &[ContainerState]) -> Result<Self, Error> {
+        let (status, pid) = (*state.status(), state.pid().unwrap_or_default());
+        match u32::try_from(pid) {
+            Ok(pid @ 1..) if expected.contains(&status) => Ok(Self {
+                id: state.id().clone(),
+                pid,
+                bundle: state.bundle().clone(),
+                annotations: state.annotations().clone().unwrap_or_default(),
+            }),
+            _ => Err(Error::Stage { status, pid }),
+        }
+    }
 }
 
 /// Reads what a runtime's command `state` prints. A container that is not waiting for its start is an error.
 pub fn created(printed: &[u8]) -> Result<Created, Error> {
-    let state = state("what the runtime's `state` printed", printed)?;
-    let pid = state.pid().unwrap_or_default();
-    match (state.status(), u32::try_from(pid)) {
-        (ContainerState::Created, Ok(pid @ 1..)) => Ok(Created { pid, bundle: state.bundle().clone() }),
-        (status, _) => Err(Error::Stage { status: *status, pid }),
-    }
+    Created::read(&state("what the runtime's `state` printed", printed)?, &[ContainerState::Created])
 }
 
 /// A bundle's configuration, as far as steer reads it.
@@ -159,17 +169,17 @@ fn parse<T: serde::de::DeserializeOwned>(what: &str, input: impl Read) -> Result
 
 #[cfg(test)]
 mod tests {
-    use super::{Bundle, Error, Stage, created, stage};
+    use super::{Bundle, Created, Error, Stage, created, stage};
 
     #[test]
     fn the_state_as_runc_and_crun_tell_it() {
         let runc = r#"{"ociVersion":"1.0.2-dev","id":"a","status":"creating","pid":42,"bundle":"/b",
             "annotations":{"steer.interface":"eth1"}}"#;
-        let Stage::Created(42, annotations) = stage(runc.as_bytes()).expect("a state") else { panic!("not created") };
-        assert_eq!(annotations["steer.interface"], "eth1");
+        let Stage::Created(read) = stage(runc.as_bytes()).expect("a state") else { panic!("not created") };
+        assert_eq!((read.id.as_str(), read.pid, read.annotations["steer.interface"].as_str()), ("a", 42, "eth1"));
         let crun =
             r#"{"ociVersion":"1.0","id":"a","pid":42,"root":"/r","bundle":"/b","status":"created","annotations":{}}"#;
-        assert!(matches!(stage(crun.as_bytes()), Ok(Stage::Created(42, _))));
+        assert!(matches!(stage(crun.as_bytes()), Ok(Stage::Created(Created { pid: 42, .. }))));
         let stopped = r#"{"ociVersion":"1.0","id":"a","pid":0,"status":"stopped","bundle":"/b"}"#;
         assert_eq!(stage(stopped.as_bytes()).expect("a state"), Stage::Stopped);
         assert_eq!(created(crun.as_bytes()).expect("created").bundle, std::path::Path::new("/b"));

@@ -10,10 +10,10 @@ fuzz_target!(|bytes: &[u8]| {
             let said: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
             assert_eq!(said["status"], "stopped");
         }
-        Ok(Stage::Created(pid, annotations)) => {
-            assert!(pid > 0);
-            let any = annotations.keys().any(|name| name.starts_with("steer."));
-            assert!(!matches!(asked(&annotations), Ok(None)) || !any, "an annotation was overlooked");
+        Ok(Stage::Created(read)) => {
+            assert!(read.pid > 0);
+            let any = read.annotations.keys().any(|name| name.starts_with("steer."));
+            assert!(!matches!(asked(&read.annotations), Ok(None)) || !any, "an annotation was overlooked");
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }

@@ -1,9 +1,10 @@
-//! A cgroup of containers that is held closed: out gets only what steer has been asked about.
+//! The cgroup that is a container's, and one of containers that is held closed: out gets only what steer has been asked about.
 
 use anyhow::ensure;
+use serde_json::json;
 use steer_lab::wait_until;
 use steer_tests::{
-    Bed, Machine, Outcome, PATIENCE,
+    Bed, Held, Machine, Outcome, PATIENCE, User,
     container::{Bundle, Host, Runtime, everything},
 };
 
@@ -14,6 +15,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("runc::held_until_classified", || held_until_classified("runc")),
     ("crun::held_until_classified", || held_until_classified("crun")),
     ("systemd::a_unit_in_a_slice_of_containers", a_unit_in_a_slice_of_containers),
+    ("the_first_process_in_a_cgroup_below", the_first_process_in_a_cgroup_below),
 ];
 
 fn held(parent: &str) -> String {
@@ -70,4 +72,23 @@ fn a_unit_in_a_slice_of_containers() -> Outcome {
     client.check_steered(&bed, &machine, 0)?;
     drop_in(&machine, &["--remove"])?;
     client.check_closed(&bed, &machine)
+}
+
+/// Runtimes may start it in a cgroup of its own: steered is all of the container, which is the cgroup that bears its id.
+fn the_first_process_in_a_cgroup_below() -> Outcome {
+    let bed = bed("containers-below")?;
+    let host = Host::new(&bed)?;
+    let pod = bed.cgroup.child("pod")?;
+    let container = pod.child("crio-0a1b2c.scope")?;
+    let (first, later) = (container.child("init")?, container.child("later")?);
+    let process = Held::start(bed.client(Some(&first), User::Nobody)?.args(bed.everything()))?;
+    let hooked = host.hook(&json!({
+        "ociVersion": "1.0.2", "id": "0a1b2c", "status": "created", "pid": process.pid(), "bundle": "/",
+        "annotations": {"steer.policy": "vpn"},
+    }))?;
+    ensure!(hooked.code == 0, "{hooked:?}");
+    for cgroup in [&container, &first, &later] {
+        bed.check_steered(cgroup, 1)?;
+    }
+    bed.check_unsteered(Some(&pod))
 }

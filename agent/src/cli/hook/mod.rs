@@ -12,6 +12,7 @@ use super::{Instance, daemon::CONFIG};
 use crate::{
     config::{Config, Containers},
     container::{self, Asked, Asker, Container, Fate},
+    oci::Created,
     preflight::require_privilege,
 };
 
@@ -57,7 +58,7 @@ impl Files {
 }
 
 /// Gives a container that is about to start what is asked for it, or else lets it out of what holds it.
-fn steer(files: &Files, instance: &Instance, pid: u32, asked: Option<(&Asked, Asker)>) -> anyhow::Result<()> {
+fn steer(files: &Files, instance: &Instance, created: &Created, asked: Option<(&Asked, Asker)>) -> anyhow::Result<()> {
     let config = match files.read(instance) {
         // One that is held stays so; another does not depend on what cannot be read.
         Err(error) if asked.is_none() => {
@@ -66,7 +67,7 @@ fn steer(files: &Files, instance: &Instance, pid: u32, asked: Option<(&Asked, As
         }
         config => config?,
     };
-    let container = Container { pid, id: None, runs: false };
+    let container = Container { pid: created.pid, id: &created.id, runs: false };
     if let Some(fate) = Fate::of(&config, container, asked)? {
         require_privilege("hook")?;
         container::steer(&instance.pins.to_change()?, &config, container, &fate)?;

@@ -21,9 +21,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     match oci::stage(stdin().lock())? {
-        Stage::Created(pid, annotations) => {
-            let asked = oci::asked(&annotations)?;
-            steer(&args.files, instance, pid, asked.as_ref().map(|asked| (asked, Asker::Container)))?;
+        Stage::Created(created) => {
+            let asked = oci::asked(&created.annotations)?;
+            steer(&args.files, instance, &created, asked.as_ref().map(|asked| (asked, Asker::Container)))?;
         }
         Stage::Stopped => forget(instance)?,
     }

@@ -107,5 +107,5 @@ fn start(args: &Args, instance: &Instance, state: &mut Command) -> anyhow::Resul
     );
     let created = oci::created(&printed.stdout)?;
     let asked = args.asked_for(&Bundle::read(&created.bundle)?)?;
-    steer(&args.files, instance, created.pid, asked.as_ref().map(|(asked, by)| (asked, *by)))
+    steer(&args.files, instance, &created, asked.as_ref().map(|(asked, by)| (asked, *by)))
 }

@@ -175,7 +175,7 @@ fn fate(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Res
 }
 
 fn to_be_steered(container: &Container, runs: bool) -> container::Container<'_> {
-    container::Container { pid: container.pid, id: Some(&container.id), runs }
+    container::Container { pid: container.pid, id: &container.id, runs }
 }
 
 fn is_alive(container: &Container) -> bool {
