@@ -1,6 +1,6 @@
 //! `steer daemon` and its configuration.
 
-use std::fs;
+use std::{fs, os::unix::fs::symlink};
 
 use anyhow::ensure;
 use nix::sys::signal::Signal;
@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_cgroup_that_comes_again", a_cgroup_that_comes_again),
     ("a_tree_that_appears_at_once", a_tree_that_appears_at_once),
     ("reload", reload),
+    ("reload_of_a_mounted_config_map", reload_of_a_mounted_config_map),
     ("a_bad_reload_changes_nothing", a_bad_reload_changes_nothing),
     ("a_policy_that_is_gone_closes_what_was_attached_to_it_by_hand", a_policy_that_is_gone_closes_by_hand),
     ("a_second_daemon_is_refused", a_second_daemon_is_refused),
@@ -125,6 +126,26 @@ fn reload() -> Outcome {
     bed.check_unsteered(Some(&two))?;
     ensure!(bed.sockets("new", "left_exempt")? > 0);
     Ok(())
+}
+
+/// Kubernetes replaces a link in the midst of the file's path; nothing happens in the directory of the file itself.
+fn reload_of_a_mounted_config_map() -> Outcome {
+    let bed = Bed::new("daemon-map")?;
+    let one = bed.cgroup.child("one")?;
+    let link = |to: &str, name: &str| symlink(to, bed.directory.join(name));
+    fs::create_dir(bed.directory.join("..first"))?;
+    fs::create_dir(bed.directory.join("..second"))?;
+    link("..second", "..data")?;
+    link("..data/steer.toml", "steer.toml")?;
+    bed.write_config("[[policy]]\nname = \"new\"\ninterface = \"a0\"\ncgroups = [\"@/one\"]\n")?;
+    link("..first", "..tmp")?;
+    fs::rename(bed.directory.join("..tmp"), bed.directory.join("..data"))?;
+    let _daemon = bed.daemon(ONE)?;
+    bed.check_steered(&one, 1)?;
+    link("..second", "..tmp")?;
+    fs::rename(bed.directory.join("..tmp"), bed.directory.join("..data"))?;
+    wait_until_steered(&bed, "new", 1)?;
+    bed.check_steered(&one, 0)
 }
 
 fn a_bad_reload_changes_nothing() -> Outcome {
