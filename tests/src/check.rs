@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
 };
 
@@ -60,17 +61,24 @@ impl Spy {
         Ok(self.capture.allow(ifindex)?)
     }
 
-    /// Nothing that a process sent has left by any other link. Not counted are the kernel's own answers to packets that no
-    /// socket claims, and the look-up of a gateway's address for them: what a process sends there would follow, and count.
+    /// Nothing that a process sent has left by any other link.
     pub fn saw_nothing(&mut self) -> anyhow::Result<()> {
+        let leaked = self.take()?;
+        ensure!(leaked.is_empty(), "{} packets left by other links than {:?}: {leaked:#?}", leaked.len(), self.allowed);
+        Ok(())
+    }
+
+    /// What processes have sent by other links since it was asked last. Not counted are the kernel's own answers to packets
+    /// that no socket claims, and the look-up of a gateway's address for them: what a process sends there would follow, and
+    /// count.
+    pub fn take(&mut self) -> anyhow::Result<Vec<Packet>> {
         let packets = self.capture.take()?;
         let mut leaked = sent_by_processes(leaks(&packets));
         leaked.retain(|packet| {
             let source = packet.src.zip(packet.src_port).map(SocketAddr::from);
             packet.kind != Kind::Tcp || source.is_none_or(|source| !self.earlier.contains(&source))
         });
-        ensure!(leaked.is_empty(), "{} packets left by other links than {:?}: {leaked:#?}", leaked.len(), self.allowed);
-        Ok(())
+        Ok(leaked.into_iter().cloned().collect())
     }
 }
 
@@ -112,15 +120,19 @@ impl Bed {
         cgroup: Option<&Cgroup>,
         user: User,
     ) -> anyhow::Result<Command> {
-        // A copy that nobody may execute, wherever the workspace is.
+        let mut command = Command::new(self.copy_of(variable, name)?);
+        self.place(&mut command, cgroup, user);
+        Ok(command)
+    }
+
+    /// A copy of a program of the lab that nobody may execute, wherever the workspace is.
+    pub(crate) fn copy_of(&self, variable: &str, name: &str) -> anyhow::Result<PathBuf> {
         let program = self.directory.join(name);
         if !program.exists() {
             copy_program(&binary(variable, name), &program)?;
             fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755))?;
         }
-        let mut command = Command::new(program);
-        self.place(&mut command, cgroup, user);
-        Ok(command)
+        Ok(program)
     }
 
     /// Lets any command run in a cgroup, in the client's network namespace, without input.

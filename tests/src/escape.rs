@@ -123,10 +123,22 @@ impl Bed {
         if !matches!(this.scene, Scene::SteeredAfter(_)) {
             level.attach(self, &cgroup)?;
         }
-        let mut client = Capture::start_except(&self.net.client, &["lo", self.net.link(1)])?;
+        let program = self.escape_program(this, &cgroup)?;
+        self.watch_attempt(this, program, &[self.net.link(1)], || level.attach(self, &cgroup))
+    }
+
+    /// Makes an attempt by this program, and watches all links but these; `attach` is for when the scene says so.
+    pub fn watch_attempt(
+        &self,
+        this: Try,
+        program: Command,
+        allowed: &[&str],
+        mut attach: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Seen> {
+        let mut client = Capture::start_except(&self.net.client, &[&["lo"], allowed].concat())?;
         let mut server = Capture::start_except(&self.net.server, &["lo", &self.net.server_link(1)])?;
-        let attempt = self.run_attempt(this, &cgroup, || {
-            level.attach(self, &cgroup)?;
+        let attempt = self.run_attempt(this, program, || {
+            attach()?;
             // What left before there was anything to stop it is no leak.
             client.take().and_then(|_| server.take()).map(drop).map_err(Into::into)
         })?;
@@ -156,32 +168,36 @@ impl Bed {
     pub fn attempt_in(&self, cgroup: &Cgroup, vector: Vector) -> anyhow::Result<Attempt> {
         let timeout = Duration::from_millis(400);
         let this = Try { vector, user: User::Root, family: Family::V4, scene: Scene::Steered, timeout };
-        self.run_attempt(this, cgroup, || Ok(()))
+        self.run_attempt(this, self.escape_program(this, cgroup)?, || Ok(()))
     }
 
     /// The program that makes an attempt, in a cgroup from its first instruction.
     pub fn escape_program(&self, this: Try, cgroup: &Cgroup) -> anyhow::Result<Command> {
+        let mut program = self.lab_program("STEER_ESCAPE", "steer-escape", Some(cgroup), this.user)?;
+        self.add_attempt(this, &mut program);
+        Ok(program)
+    }
+
+    /// The arguments that make the program try this.
+    pub(crate) fn add_attempt(&self, this: Try, command: &mut Command) {
         let (gateway, source): (IpAddr, IpAddr) = match this.family {
             Family::V4 => (gateway_v4(0).into(), client_v4(0).into()),
             Family::V6 => (gateway_v6(0).into(), client_v6(0).into()),
         };
-        let mut command = self.lab_program("STEER_ESCAPE", "steer-escape", Some(cgroup), this.user)?;
         command.args(["--json", "--vector", &this.vector.name(), "--other", self.net.link(0)]);
         command.args(["--family", if this.family == Family::V4 { "v4" } else { "v6" }]);
         command.args(["--port", &self.server.port().to_string()]);
         command.args(["--timeout-ms", &this.timeout.as_millis().to_string()]);
         command.args(["--gateway", &gateway.to_string(), "--source", &source.to_string()]);
-        Ok(command)
     }
 
     /// Runs the program; `attach` is for when it says that it is ready for that.
     fn run_attempt(
         &self,
         this: Try,
-        cgroup: &Cgroup,
+        mut command: Command,
         attach: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<Attempt> {
-        let mut command = self.escape_program(this, cgroup)?;
         if let Scene::SteeredAfter(step) = this.scene {
             command.args(["--pause-after", &format!("{step:?}").to_lowercase()]);
         }

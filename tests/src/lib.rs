@@ -18,7 +18,10 @@ mod fault;
 mod foreign;
 mod held;
 mod machine;
+mod means;
 mod private_file;
+mod vrf;
+mod wireguard;
 
 pub use api::Answer;
 pub use bed::{Bed, NOBODY, Output};
@@ -33,7 +36,10 @@ pub use fault::{CHANGES, Fault, count, strace, stride};
 pub use foreign::{exclusive_program, program_beside};
 pub use held::{Held, Served};
 pub use machine::Machine;
+pub use means::{Confined, MEANS, Means};
 pub use private_file::replace_file;
+pub use vrf::VRF;
+pub use wireguard::{TUNNEL, Tunnel};
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! A machine that boots this one's own systemd: in namespaces of its own, over an overlay of the root, within a second.
+//! A machine that boots this one's own systemd, or that of another root: in namespaces of its own, over an overlay of that root,
+//! within a second.
 //!
 //! **Invariant:** it changes nothing outside. Its files, its bpffs and its processes end with it; its cgroups are the bed's, its
 //! network is that of the bed's client.
@@ -16,7 +17,7 @@ use steer_lab::{wait_for, wait_until};
 
 use crate::{Bed, Cgroup, NotHere, Output, PATIENCE, binary, copy_program, output};
 
-const SYSTEMD: &str = "/lib/systemd/systemd";
+const SYSTEMD: &str = "lib/systemd/systemd";
 /// The status by which `machine.sh` says that it cannot build the root.
 const NO_ROOT: i32 = 77;
 
@@ -32,10 +33,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots one. [`NotHere`] where that cannot be done.
+    /// Boots one of this root. [`NotHere`] where that cannot be done.
     pub fn boot(bed: &Bed) -> anyhow::Result<Self> {
-        if !Path::new(SYSTEMD).exists() {
-            return Err(NotHere(format!("there is no {SYSTEMD}")).into());
+        Self::boot_over(bed, Path::new("/"))
+    }
+
+    /// As [`Self::boot`], of another root.
+    pub fn boot_over(bed: &Bed, lower: &Path) -> anyhow::Result<Self> {
+        if !lower.join(SYSTEMD).exists() {
+            return Err(NotHere(format!("there is no {}", lower.join(SYSTEMD).display())).into());
         }
         let root = bed.directory.join("machine");
         fs::create_dir(&root)?;
@@ -45,7 +51,7 @@ impl Machine {
         command
             .args(["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"])
             .args(["--propagation", "private", "sh", "-c", include_str!("machine.sh"), "machine"])
-            .args([&root, &bed.directory])
+            .args([&root, &bed.directory, lower])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&console)?);
@@ -55,11 +61,12 @@ impl Machine {
         cgroup.enter(bed.net.client.enter(&mut command));
         let outer = command.spawn().context("start unshare")?;
         let mut machine = Self { outer, init: 0, cgroup };
-        machine.wait_until_up().with_context(|| fs::read_to_string(&console).unwrap_or_default())?;
+        let said = || fs::read_to_string(&console).unwrap_or_default();
+        machine.wait_until_up(said).with_context(said)?;
         Ok(machine)
     }
 
-    fn wait_until_up(&mut self) -> anyhow::Result<()> {
+    fn wait_until_up(&mut self, said: impl Fn() -> String) -> anyhow::Result<()> {
         let outer = self.outer.id();
         let children = format!("/proc/{outer}/task/{outer}/children");
         let is_systemd =
@@ -71,13 +78,15 @@ impl Machine {
             child.filter(is_systemd).map(Some).or(ended.map(|_| None))
         })?;
         if ended.is_some_and(|status| status.code() == Some(NO_ROOT)) {
-            return Err(NotHere("a root for it cannot be built here".to_owned()).into());
+            return Err(NotHere(format!("a root for systemd cannot be built here: {}", said().trim())).into());
         }
         self.init = init.with_context(|| format!("the machine did not boot: {ended:?}"))?;
-        wait_until("the machine to be up", PATIENCE, || {
+        let up = wait_until("the machine to be up", PATIENCE, || {
             self.run(&["systemctl", "is-active", "machine.target"]).is_ok_and(|answer| answer.code == 0)
-        })?;
-        Ok(())
+        });
+        up.with_context(|| {
+            format!("waiting for {:?}: {}", self.run(&["systemctl", "list-jobs"]), self.journal().unwrap_or_default())
+        })
     }
 
     /// Puts the binary under test, its unit and this configuration where a package would, and starts the daemon.
@@ -90,16 +99,21 @@ impl Machine {
         Ok(())
     }
 
+    /// A command in it, in none of its cgroups.
+    pub fn command(&self, command: &[&str]) -> Command {
+        let mut nsenter = Command::new("nsenter");
+        nsenter
+            .args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--target", &self.init.to_string()])
+            .args(command)
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null());
+        nsenter
+    }
+
     /// Runs a command in it, in none of its cgroups.
     pub fn run(&self, command: &[&str]) -> anyhow::Result<Output> {
-        output(
-            Command::new("nsenter")
-                .args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--target", &self.init.to_string()])
-                .args(command)
-                .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-                .env("DEBIAN_FRONTEND", "noninteractive")
-                .stdin(Stdio::null()),
-        )
+        output(&mut self.command(command))
     }
 
     /// Runs a command in it, which must succeed, and returns what it printed.

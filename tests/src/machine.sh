@@ -1,11 +1,11 @@
-# Becomes PID 1 of a machine. $1: an empty directory to build its root on; $2: a directory to be shared with it. Ends with status
-# 77 where the root cannot be built.
+# Becomes PID 1 of a machine. $1: an empty directory to build its root on; $2: a directory to be shared with it; $3: the root to
+# build it over. Ends with status 77 where the root cannot be built.
 set -e
 trap 'exit 77' EXIT
 mount -t tmpfs machine "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
 root=$1/root
-mount -t overlay machine -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$root"
+mount -t overlay machine -o "lowerdir=$3,upperdir=$1/upper,workdir=$1/work" "$root"
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
@@ -27,6 +27,11 @@ mount --bind "$1/upper" "$root/run/changed"
 # Whatever is started in it, /tmp is neither covered nor emptied.
 for unit in tmp.mount systemd-tmpfiles-setup.service; do
 	ln -s /dev/null "$root/run/systemd/system/$unit"
+done
+# Nor does the bus wait for a whole system.
+for unit in dbus.socket dbus.service; do
+	mkdir "$root/run/systemd/system/$unit.d"
+	printf '[Unit]\nDefaultDependencies=no\n' > "$root/run/systemd/system/$unit.d/early.conf"
 done
 # Packages start their services.
 rm -f "$root/usr/sbin/policy-rc.d"

@@ -107,7 +107,7 @@ fn resolvers() -> String {
     format!("{RESOLVER_V4},{RESOLVER_V6}")
 }
 
-fn every_way_of_asking() -> Outcome {
+pub(crate) fn every_way_of_asking() -> Outcome {
     let names = Names::new("dns-ways")?;
     for enforce in ["strict", "steer"] {
         names.attach(&names.bed.cgroup, "a1", &["--dns", &resolvers(), "--enforce", enforce])?;

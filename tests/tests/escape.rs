@@ -34,11 +34,11 @@ use Leaks::{Always, AsRoot, Never};
 
 /// A row: what is tried, and what is expected of it.
 #[derive(Clone, Copy)]
-struct Row {
-    name: &'static str,
-    vector: Vector,
-    scene: Scene,
-    families: &'static [Family],
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) vector: Vector,
+    pub(crate) scene: Scene,
+    pub(crate) families: &'static [Family],
     /// With sockets bound as they are made, and no more.
     bind: Leaks,
     /// With lost bindings put back on connecting.
@@ -117,7 +117,7 @@ const fn made_before(step: Step) -> Scene {
     Scene::SteeredAfter(step)
 }
 
-const ROWS: &[Row] = &[
+pub(crate) const ROWS: &[Row] = &[
     Row::plain("tcp", Vector::Tcp),
     Row::plain("tcp-fast-open", Vector::TcpFastOpen),
     Row::plain("tcp-af-unspec", Vector::TcpAfUnspec),
@@ -297,8 +297,18 @@ impl Row {
         Ok(())
     }
 
+    /// Whether it is use that must work, at one level at least.
+    pub(crate) fn is_plain_use(&self) -> bool {
+        self.works_from.is_some()
+    }
+
+    /// Whether the full enforcement refuses to make the socket, where steer says that it covers that.
+    pub(crate) fn is_past_ip(&self) -> bool {
+        self.past_ip
+    }
+
     /// Whether it leaks, unless the socket is refused.
-    fn expects(&self, level: Level, user: User) -> bool {
+    pub(crate) fn expects(&self, level: Level, user: User) -> bool {
         let leaks = match (level, self.strict) {
             (Level::Bind, _) => self.bind,
             (Level::Steer, _) => self.steer,

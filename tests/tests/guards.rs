@@ -100,7 +100,7 @@ fn is_refused(bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<bool> {
     Ok(refused)
 }
 
-fn sockets_past_ip_are_refused() -> Outcome {
+pub(crate) fn sockets_past_ip_are_refused() -> Outcome {
     let bed = guarded_bed("guard-past-ip")?;
     ensure!(is_refused(&bed, &bed.cgroup.child("below")?)?);
     ensure!(bed.sockets("a1", "stopped_family")? == 1);

@@ -17,16 +17,19 @@ mod existing;
 mod explain;
 mod faults;
 mod guards;
+mod kernel;
 mod lifecycle;
 mod limits;
 mod model;
 mod nested;
 mod package;
+mod peers;
 mod refusals;
 mod systemd;
 mod top;
 mod uplinks;
 mod vrf;
+mod wireguard;
 
 type Test = (&'static str, fn() -> Outcome);
 
@@ -38,14 +41,21 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
     }
 }
 
+/// Whether tests of this room, and not all of them, are asked for.
+fn is_asked(arguments: &Arguments, room: &str) -> bool {
+    arguments.filter.as_ref().is_some_and(|filter| filter.starts_with(room))
+}
+
 fn main() {
-    let rooms: [(&str, &[Test]); 25] = [
+    let rooms: [(&str, &[Test]); 27] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
         ("nested", nested::TESTS),
         ("uplinks", uplinks::TESTS),
         ("vrf", vrf::TESTS),
+        ("wireguard", wireguard::TESTS),
+        ("kernel", kernel::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
@@ -77,9 +87,13 @@ fn main() {
         })
     });
     let arguments = Arguments::from_args();
-    let conclusion = libtest_mimic::run(&arguments, trials.chain(escape::trials(root)).collect());
-    if !arguments.list && arguments.filter.is_some_and(|filter| filter.starts_with("escape")) {
+    let peers = if is_asked(&arguments, "peers") { peers::trials(root) } else { Vec::new() };
+    let conclusion = libtest_mimic::run(&arguments, trials.chain(escape::trials(root)).chain(peers).collect());
+    if !arguments.list && is_asked(&arguments, "escape") {
         escape::print_table();
+    }
+    if !arguments.list && is_asked(&arguments, "peers") {
+        peers::print_tables();
     }
     conclusion.exit();
 }

@@ -39,7 +39,7 @@ fn missing_at_the_start() -> Outcome {
     bed.check_steered(&bed.cgroup, 1)
 }
 
-fn deleted_and_made_again() -> Outcome {
+pub(crate) fn deleted_and_made_again() -> Outcome {
     let mut bed = Bed::new("uplink-again")?;
     let _daemon = bed.daemon(CONFIG)?;
     let before = bed.net.ifindex(1)?;

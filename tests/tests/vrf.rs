@@ -1,10 +1,10 @@
-//! Uplinks in a VRF, and a VRF as uplink, where the kernel has VRFs.
+//! Uplinks in a VRF, a VRF as uplink, and `ip vrf exec` beside, where the kernel has VRFs.
 
-use std::net::IpAddr;
+use std::ffi::OsString;
 
 use anyhow::{Context as _, ensure};
-use steer_lab::{Error, client_v4, client_v6, gateway_v4, gateway_v6};
-use steer_tests::{Bed, NotHere, Outcome, Spy, User, check_outcomes};
+use steer_lab::parse_outcomes;
+use steer_tests::{Bed, Cgroup, Held, Outcome, Spy, User, VRF, check_outcomes, output};
 
 use crate::Test;
 
@@ -12,31 +12,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_link_in_a_vrf", a_link_in_a_vrf),
     ("the_vrf_itself_steered", the_vrf_itself_steered),
     ("the_vrf_itself_is_closed_if_strict", the_vrf_itself_is_closed_if_strict),
+    ("ip_vrf_exec_beside_a_policy", ip_vrf_exec_beside_a_policy),
+    ("ip_vrf_exec_in_a_steered_cgroup", ip_vrf_exec_in_a_steered_cgroup),
+    ("a_cgroup_of_ip_vrf_exec_is_not_taken_over", a_cgroup_of_ip_vrf_exec_is_not_taken_over),
 ];
-
-const VRF: &str = "vrf1";
-const TABLE: u32 = 1001;
-
-/// A bed whose second uplink is in a VRF.
-fn bed(name: &str) -> anyhow::Result<Bed> {
-    let bed = Bed::new(name)?;
-    let client = &bed.net.client;
-    match client.add_vrf(VRF, TABLE) {
-        Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            return Err(NotHere("this kernel has no VRF".to_owned()).into());
-        }
-        made => made?,
-    }
-    client.set_master("a1", VRF)?;
-    client.wait_running("a1")?;
-    for (address, prefix_len) in [(IpAddr::V4(client_v4(1)), 24), (IpAddr::V6(client_v6(1)), 64)] {
-        client.add_address("a1", address, prefix_len)?;
-    }
-    for gateway in [IpAddr::V4(gateway_v4(1)), IpAddr::V6(gateway_v6(1))] {
-        client.add_default_route_to(TABLE, gateway, "a1")?;
-    }
-    Ok(bed)
-}
 
 /// Everything leaves by the VRF's link alone.
 fn check(bed: &Bed) -> Outcome {
@@ -49,21 +28,21 @@ fn check(bed: &Bed) -> Outcome {
     Ok(())
 }
 
-fn a_link_in_a_vrf() -> Outcome {
-    let bed = bed("vrf-link")?;
+pub(crate) fn a_link_in_a_vrf() -> Outcome {
+    let bed = Bed::with_vrf("vrf-link")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     check(&bed)
 }
 
 fn the_vrf_itself_steered() -> Outcome {
-    let bed = bed("vrf-steer")?;
+    let bed = Bed::with_vrf("vrf-steer")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", VRF, "--enforce", "steer"])?;
     check(&bed)
 }
 
 /// Its packets leave by a link in it, which is another one than the uplink: they are stopped.
 fn the_vrf_itself_is_closed_if_strict() -> Outcome {
-    let bed = bed("vrf-strict")?;
+    let bed = Bed::with_vrf("vrf-strict")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", VRF])?;
     let mut spy = Spy::on(&bed, &[VRF])?;
     let outcomes = bed.probe(Some(&bed.cgroup), User::Root)?;
@@ -71,4 +50,48 @@ fn the_vrf_itself_is_closed_if_strict() -> Outcome {
     ensure!(outcomes.iter().all(|outcome| !outcome.is_ok()), "{outcomes:?}");
     ensure!(bed.sockets(VRF, "stopped_egress")? > 0);
     Ok(())
+}
+
+fn program(bed: &Bed) -> anyhow::Result<OsString> {
+    Ok(bed.client(None, User::Root)?.get_program().to_owned())
+}
+
+/// What a program started by `ip vrf exec` from this cgroup sends leaves by uplink `i` alone.
+fn check_vrf_exec(bed: &Bed, cgroup: &Cgroup, i: u8) -> Outcome {
+    let allowed = if i == 1 { ["a1", VRF] } else { [bed.net.link(i), "lo"] };
+    let mut spy = Spy::on(bed, &allowed)?;
+    let done = output(bed.vrf_exec(cgroup, User::Root)?.arg(program(bed)?).args(bed.everything()))?;
+    spy.saw_nothing()?;
+    check_outcomes(&parse_outcomes(&done.stdout).with_context(|| format!("{done:?}"))?, User::Root, i)
+}
+
+pub(crate) fn ip_vrf_exec_beside_a_policy() -> Outcome {
+    let bed = Bed::with_vrf("vrf-beside")?;
+    let (steered, by_ip) = (bed.cgroup.child("steered")?, bed.cgroup.child("by-ip")?);
+    bed.succeed(&["attach", steered.path(), "-i", "a0"])?;
+    check_vrf_exec(&bed, &by_ip, 1)?;
+    bed.check_steered(&steered, 0)?;
+    check_vrf_exec(&bed, &by_ip, 1)
+}
+
+/// It makes a cgroup below and binds its sockets to the VRF; the policy above decides after it.
+fn ip_vrf_exec_in_a_steered_cgroup() -> Outcome {
+    let bed = Bed::with_vrf("vrf-inside")?;
+    for enforce in ["bind", "strict"] {
+        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a0", "--enforce", enforce])?;
+        check_vrf_exec(&bed, &bed.cgroup, 0).context(enforce)?;
+    }
+    Ok(())
+}
+
+/// Its program forbids any other beside it: steer says so, and what runs there stays in the VRF.
+fn a_cgroup_of_ip_vrf_exec_is_not_taken_over() -> Outcome {
+    let bed = Bed::with_vrf("vrf-taken")?;
+    let mut command = bed.vrf_exec(&bed.cgroup, User::Root)?;
+    let mut held = Held::start(command.arg(program(&bed)?).args(bed.everything()))?;
+    check_outcomes(&held.round()?, User::Root, 1)?;
+    let made = format!("{}/vrf/{VRF}", bed.cgroup.path());
+    let refused = bed.run(&["attach", &made, "-i", "a0"])?;
+    ensure!(refused.code == 1 && refused.stderr.contains("ip vrf exec"), "{refused:?}");
+    check_vrf_exec(&bed, &bed.cgroup, 1)
 }

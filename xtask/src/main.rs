@@ -37,6 +37,7 @@ enum Verb {
     Bench(bench::Bench),
     Fuzz(fuzz::Fuzz),
     Vm(vm::Vm),
+    Peers(vm::Peers),
     /// Check form, lints, dependencies and documentation.
     Lint,
     /// Make a Debian package and a tarball, in target/dist.
@@ -61,6 +62,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Bench(bench) => bench.run(),
         Verb::Fuzz(fuzz) => fuzz.run(),
         Verb::Vm(vm) => vm.run(),
+        Verb::Peers(peers) => peers.run(),
         Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Verb::Dist => dist::run().map(|()| ExitCode::SUCCESS),
     }

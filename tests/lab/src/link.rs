@@ -16,7 +16,7 @@ use netlink_packet_route::{
     route::RouteScope,
     rule::RuleAction,
 };
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVrf, RouteMessageBuilder};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVrf, LinkWireguard, RouteMessageBuilder};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -188,6 +188,14 @@ impl Netns {
         let link = LinkVrf::new(vrf, table).up().build();
         self.rtnetlink(&format!("create VRF {vrf} in {self}"), |handle| async move {
             handle.link().add(link).execute().await
+        })
+    }
+
+    /// Makes a WireGuard interface, down and without keys. EOPNOTSUPP: this kernel has none.
+    pub fn add_wireguard(&self, link: &str) -> Result<()> {
+        let message = LinkWireguard::new(link).build();
+        self.rtnetlink(&format!("create WireGuard interface {link} in {self}"), |handle| async move {
+            handle.link().add(message).execute().await
         })
     }
 

@@ -42,6 +42,12 @@ pub(crate) fn unpack_package(suite: &str, package: &str, state: &Path, unpacked:
     apt.unpack(&[package.to_owned()], &state.join("download").join(package), unpacked)
 }
 
+/// The mirror that this machine has its own Debian release from, for whoever downloads by other means.
+pub(super) fn mirror() -> Result<String> {
+    let uris = own_source()?.uris;
+    Ok(uris.split_whitespace().next().unwrap_or_default().to_owned())
+}
+
 /// An apt that knows one suite and has a state of its own.
 struct Apt {
     state: PathBuf,

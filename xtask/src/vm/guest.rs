@@ -16,23 +16,49 @@ use super::{
     kernel::Kernel,
     modules::{Module, Modules},
 };
-use crate::toolchain;
+use crate::{cargo, toolchain};
 
 /// What is to be run.
 #[derive(Clone, Debug)]
-pub(super) enum Job {
-    /// `steer demo`.
-    Demo,
+pub(super) struct Job {
     /// The integration tests whose name contains this.
-    Tests {
-        filter: String,
-        /// Name below /bin, and the file.
-        programs: Vec<(&'static str, PathBuf)>,
-    },
+    pub(super) filter: String,
+    /// Name below /bin, and the file; the tests and what they need.
+    pub(super) programs: Vec<(&'static str, PathBuf)>,
+    /// The image of a root that they are to run in; without it they run in that of the archive.
+    pub(super) disk: Option<PathBuf>,
 }
 
-/// What the demonstration and the tests use, where it is not built in.
-const MODULES: [&str; 8] = ["veth", "af_packet", "ipv6", "tun", "smc", "tcp_diag", "udp_diag", "vrf"];
+impl Job {
+    /// These tests, with the binaries of the workspace, without a disk.
+    pub(super) fn of(filter: &str) -> Result<Self> {
+        let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
+        let tests = tests.into_iter().find(|executable| executable.is_test && executable.name == "steer");
+        let programs = vec![
+            ("tests", tests.context("cargo built the tests without reporting them")?.path),
+            ("steer", cargo::release_binary("steer", "steer")?),
+            ("steer-probe", cargo::release_binary("steer-lab", "steer-probe")?),
+            ("steer-escape", cargo::release_binary("steer-lab", "steer-escape")?),
+        ];
+        Ok(Self { filter: filter.to_owned(), programs, disk: None })
+    }
+
+    /// What the first program runs, with the programs in the root that they are to run in.
+    fn script(&self) -> String {
+        let programs: Vec<_> = self.programs.iter().map(|(name, _)| *name).collect();
+        let root = if self.disk.is_some() { "/root" } else { "/" };
+        format!("programs='{}' root={root} filter='{}'\n{INIT}", programs.join(" "), self.filter)
+    }
+}
+
+/// What the tests use, where it is not built in.
+const MODULES: [&str; 9] = ["veth", "af_packet", "ipv6", "tun", "smc", "tcp_diag", "udp_diag", "vrf", "wireguard"];
+
+/// What a root on a disk takes besides, and what the tests do with it.
+const DISK_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay"];
+
+/// Boot and tests together; what lasts longer hangs.
+pub(super) const PATIENCE: Duration = Duration::from_hours(1);
 
 /// Starts the line with the exit status.
 const REPORT: &str = "steer-vm: exit status ";
@@ -40,21 +66,34 @@ const REPORT: &str = "steer-vm: exit status ";
 /// The signature of a fault in QEMU's emulation of a kernel that patches its own code.
 const EMULATOR_FAULT: &str = "Oops: int3";
 
-/// The first program. `stty` waits until the console has sent everything; a power-off does not.
-const INIT: &str = "#!/bin/busybox sh
-b=/bin/busybox
+/// The first program, after the names that [`Job::script`] gives. One test at a time, for the machine is slow and its processor the
+/// only one. `stty` waits until the console has sent everything; a power-off does not.
+const INIT: &str = "b=/bin/busybox
 $b mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
 $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
-$b mount -t cgroup2 cgroup2 /sys/fs/cgroup
-$b mount -t bpf bpf /sys/fs/bpf
 for module in /modules/*.ko; do
     [ -e $module ] && { $b insmod $module || echo \"insmod $module failed\"; }
 done
+if [ $root != / ]; then
+    $b mount -t ext4 /dev/vda $root
+    for directory in dev proc sys; do $b mount --move /$directory $root/$directory; done
+    for directory in tmp run; do $b mount -t tmpfs tmpfs $root/$directory; done
+    for program in $programs; do
+        : > $root/bin/$program
+        $b mount -o bind /bin/$program $root/bin/$program
+    done
+fi
+$b mount -t cgroup2 cgroup2 $root/sys/fs/cgroup
+$b mount -t bpf bpf $root/sys/fs/bpf
+cd $root
+# Whoever enters a mount namespace made in it gets what is mounted on the very root.
+[ $root = / ] || $b mount --move . /
 # Linux 5.10 counts BPF memory against it.
 ulimit -l unlimited
-/bin/job
+export PATH=/bin:/sbin STEER_BIN=/bin/steer STEER_PROBE=/bin/steer-probe STEER_ESCAPE=/bin/steer-escape
+$b chroot . /bin/tests --color never --test-threads 1 \"$filter\"
 echo \"steer-vm: exit status $?\"
 $b stty -echo
 $b poweroff -f
@@ -63,7 +102,7 @@ $b poweroff -f
 /// What became of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The demonstration ended with this status.
+    /// The tests ended with this status.
     Exited(u8),
     /// The kernel died of something that is not its own fault.
     EmulatorTripped,
@@ -92,48 +131,17 @@ pub(super) fn verdict(console: &str) -> Verdict {
     }
 }
 
-/// One at a time, for the machine is slow and its processor the only one.
-const TESTS: &str = "#!/bin/busybox sh
-export PATH=/bin STEER_BIN=/bin/steer STEER_PROBE=/bin/steer-probe STEER_ESCAPE=/bin/steer-escape
-exec /bin/tests --color never --test-threads 1";
-
-impl Job {
-    /// What the first program starts.
-    fn script(&self) -> String {
-        match self {
-            Self::Demo => "#!/bin/busybox sh\nexec /bin/steer demo\n".to_owned(),
-            Self::Tests { filter, .. } => format!("{TESTS} '{filter}'\n"),
-        }
-    }
-
-    fn programs(&self) -> &[(&'static str, PathBuf)] {
-        match self {
-            Self::Demo => &[],
-            Self::Tests { programs, .. } => programs,
-        }
-    }
-
-    /// A boot and the demonstration take seconds; what lasts longer than this hangs.
-    pub(super) fn patience(&self) -> Duration {
-        match self {
-            Self::Demo => Duration::from_mins(3),
-            Self::Tests { .. } => Duration::from_hours(1),
-        }
-    }
-}
-
 /// Builds the archive the guest starts from.
-pub(super) fn initramfs(kernel: &Kernel, steer: &Path, job: &Job) -> Result<Vec<u8>> {
+pub(super) fn initramfs(kernel: &Kernel, job: &Job) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for directory in ["/dev", "/proc", "/sys", "/tmp", "/modules"] {
+    for directory in ["/dev", "/proc", "/sys", "/tmp", "/modules", "/root"] {
         archive.directory(directory);
     }
-    archive.file("/init", INIT.as_bytes());
+    archive.file("/init", format!("#!/bin/busybox sh\n{}", job.script()).as_bytes());
     let busybox = toolchain::program("busybox").context("busybox is gone")?;
     let mut libraries = Vec::new();
-    archive.file("/bin/job", job.script().as_bytes());
-    let tests = job.programs().iter().map(|(name, program)| (*name, program.as_path()));
-    for (name, program) in [("busybox", busybox.as_path()), ("steer", steer)].into_iter().chain(tests) {
+    let programs = job.programs.iter().map(|(name, program)| (*name, program.as_path()));
+    for (name, program) in programs.chain([("busybox", busybox.as_path())]) {
         archive.file(&format!("/bin/{name}"), &read(program)?);
         libraries.extend(shared_libraries(program)?);
     }
@@ -143,7 +151,8 @@ pub(super) fn initramfs(kernel: &Kernel, steer: &Path, job: &Job) -> Result<Vec<
         archive.file(&library, &read(Path::new(&library))?);
     }
     if let Some(directory) = &kernel.modules {
-        let modules = Modules::read(directory)?.with_dependencies(&MODULES)?;
+        let names = if job.disk.is_some() { [&MODULES[..], &DISK_MODULES].concat() } else { MODULES.to_vec() };
+        let modules = Modules::read(directory)?.with_dependencies(&names)?;
         for (position, Module { name, image }) in modules.iter().enumerate() {
             // The shell sorts them.
             archive.file(&format!("/modules/{position:03}-{name}.ko"), image);

@@ -1,12 +1,12 @@
-//! `cargo xtask vm`: runs `steer demo`, or integration tests, under real kernels, each in a virtual machine of its own.
+//! `cargo xtask vm` and `cargo xtask peers`: run integration tests under real kernels, each in a virtual machine of its own.
 //!
 //! **Invariant**: a kernel passes only if the guest itself reports success; silence, a panic and a time-out are failures.
 //! The kernels that follow a failed one are tried all the same.
 
 use std::{
     fs,
-    path::Path,
-    process::ExitCode,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
@@ -16,11 +16,13 @@ mod debian;
 mod guest;
 mod initramfs;
 mod kernel;
+mod matrix;
 mod modules;
+mod peers;
 mod qemu;
 mod table;
 
-pub(crate) use self::debian::unpack_package;
+pub(crate) use self::{debian::unpack_package, peers::Peers};
 use self::{
     guest::{Job, Verdict},
     kernel::{Kernel, Wanted},
@@ -29,9 +31,14 @@ use self::{
 use crate::{apt, cargo, setup::Setup, toolchain};
 
 /// Programs this needs and the Debian packages that bring them.
-const NEEDS: [(&str, &str); 2] = [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static")];
+const NEEDS: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("ip", "iproute2"),
+    ("wg", "wireguard-tools"),
+];
 
-/// Run the demonstration under real kernels, in virtual machines; needs no root once qemu and busybox are installed.
+/// Run tests under real kernels, in virtual machines; needs no root once qemu and the like are installed.
 #[derive(clap::Args)]
 pub(crate) struct Vm {
     /// 5.10, 6.1, 6.12 or latest, as Debian ships them now; or the file of a kernel image.
@@ -40,9 +47,12 @@ pub(crate) struct Vm {
     /// Flavour of Debian's kernels, such as cloud-amd64.
     #[arg(long = "flavour", value_name = "FLAVOUR", default_value = "amd64")]
     flavours: Vec<String>,
-    /// Run the integration tests whose name contains this, not the demonstration.
-    #[arg(long = "test", value_name = "FILTER")]
-    filter: Option<String>,
+    /// Run the integration tests whose name contains this; without it one for each feature that depends on the kernel.
+    #[arg(long = "test", value_name = "FILTER", default_value = "kernel::")]
+    filter: String,
+    /// Write what each kernel can do to this file, as a table in Markdown.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Look for newer kernels than those downloaded before.
     #[arg(long)]
     refresh: bool,
@@ -56,89 +66,105 @@ impl Vm {
         if cfg!(not(target_arch = "x86_64")) {
             bail!("virtual machines are set up for x86-64 only");
         }
-        install_needs()?;
+        install(&NEEDS)?;
         Setup::default().run()?;
-        let steer = cargo::release_binary("steer", "steer")?;
-        let job = self.job()?;
-        let place = cargo::target_directory()?.join("vm");
+        let mut job = Job::of(&self.filter)?;
+        for program in ["install", "ip", "wg"] {
+            job.programs.push((program, toolchain::program(program).with_context(|| format!("{program} is gone"))?));
+        }
 
         let mut rows = Vec::new();
         for wanted in &self.kernels {
             // An image in a file has the flavour it has.
             let flavours = if wanted.is_file() { &self.flavours[..1] } else { &self.flavours[..] };
             for flavour in flavours {
-                let row = self.try_kernel(wanted, flavour, &steer, &job, &place);
+                let row = self.try_kernel(wanted, flavour, &job);
                 eprintln!("vm: {row}");
                 rows.push(row);
             }
         }
         print!("{}", table::render(&rows));
+        if let Some(report) = &self.report {
+            write(report, matrix::document(&rows, &today()?, &command_line()))?;
+        }
         Ok(if rows.iter().all(Row::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn job(&self) -> Result<Job> {
-        let Some(filter) = &self.filter else { return Ok(Job::Demo) };
-        let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
-        let tests = tests.into_iter().find(|executable| executable.is_test && executable.name == "steer");
-        let programs = vec![
-            ("tests", tests.context("cargo built the tests without reporting them")?.path),
-            ("steer-probe", cargo::release_binary("steer-lab", "steer-probe")?),
-            ("steer-escape", cargo::release_binary("steer-lab", "steer-escape")?),
-            ("install", toolchain::program("install").context("install(1) is gone")?),
-        ];
-        Ok(Job::Tests { filter: filter.clone(), programs })
-    }
-
-    fn try_kernel(&self, wanted: &Wanted, flavour: &str, steer: &Path, job: &Job, place: &Path) -> Row {
+    fn try_kernel(&self, wanted: &Wanted, flavour: &str, job: &Job) -> Row {
         let mut row = Row::new(wanted.to_string());
-        let outcome = wanted
-            .obtain(flavour, place, self.refresh)
+        let outcome = place()
+            .and_then(|place| wanted.obtain(flavour, &place, self.refresh))
             .and_then(|kernel| {
                 row.release.clone_from(&kernel.release);
-                self.boot(&kernel, steer, job, place)
+                boot(&kernel, job, self.verbose)
             })
             .with_context(|| format!("kernel {wanted}"));
         match outcome {
-            Ok((verdict, took)) => {
+            Ok((console, took)) => {
+                let verdict = guest::verdict(&console);
                 row.result = verdict.to_string();
                 row.passed = verdict == Verdict::Exited(0);
+                row.tests = matrix::read(&console);
                 row.took = Some(took);
             }
             Err(error) => eprintln!("error: {error:#}"),
         }
         row
     }
+}
 
-    /// Boots once, and once more where the emulator is known to have tripped.
-    fn boot(&self, kernel: &Kernel, steer: &Path, job: &Job, place: &Path) -> Result<(Verdict, Duration)> {
-        if kernel.modules.is_none() {
-            eprintln!("vm: {} came without modules; what the demonstration uses must be built in", kernel.release);
+/// Boots once, and once more where the emulator is known to have tripped; returns what the console showed, which is printed
+/// if not all went well, or `verbose`.
+fn boot(kernel: &Kernel, job: &Job, verbose: bool) -> Result<(String, Duration)> {
+    if kernel.modules.is_none() {
+        eprintln!("vm: {} came without modules; what the tests use must be built in", kernel.release);
+    }
+    let archive = place()?.join("initramfs.cpio");
+    write(&archive, guest::initramfs(kernel, job)?)?;
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let start = Instant::now();
+        let console = qemu::boot(&kernel.image, &archive, job.disk.as_deref(), guest::PATIENCE)?;
+        let took = start.elapsed();
+        let verdict = guest::verdict(&console);
+        if verdict == Verdict::EmulatorTripped && attempts == 1 {
+            eprintln!("vm: {} died of a known fault of the emulator; once more", kernel.release);
+            continue;
         }
-        fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
-        let archive = place.join("initramfs.cpio");
-        let bytes = guest::initramfs(kernel, steer, job)?;
-        fs::write(&archive, bytes).with_context(|| format!("write {}", archive.display()))?;
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            let start = Instant::now();
-            let console = qemu::boot(&kernel.image, &archive, job.patience())?;
-            let took = start.elapsed();
-            let verdict = guest::verdict(&console);
-            if verdict == Verdict::EmulatorTripped && attempts == 1 {
-                eprintln!("vm: {} died of a known fault of the emulator; once more", kernel.release);
-                continue;
-            }
-            if self.verbose || verdict != Verdict::Exited(0) {
-                println!("--- console of {} ---\n{}\n---", kernel.release, console.trim_end());
-            }
-            return Ok((verdict, took));
+        if verbose || verdict != Verdict::Exited(0) {
+            println!("--- console of {} ---\n{}\n---", kernel.release, console.trim_end());
         }
+        return Ok((console, took));
     }
 }
 
-fn install_needs() -> Result<()> {
-    let missing: Vec<_> = NEEDS
+/// Where kernels, roots and archives are kept; it is there.
+fn place() -> Result<PathBuf> {
+    let place = cargo::target_directory()?.join("vm");
+    fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
+    Ok(place)
+}
+
+fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    fs::write(path, contents).with_context(|| format!("write {}", path.display()))
+}
+
+/// As `date -I` prints it.
+fn today() -> Result<String> {
+    let date = Command::new("date").arg("-I").output().context("start date")?;
+    Ok(String::from_utf8_lossy(&date.stdout).trim().to_owned())
+}
+
+/// What this was called by.
+fn command_line() -> String {
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    format!("cargo xtask {}", words.join(" "))
+}
+
+/// Installs the packages of those programs that are missing.
+fn install(needs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = needs
         .iter()
         .filter(|(program, _)| toolchain::program(program).is_none())
         .map(|(_, package)| *package)

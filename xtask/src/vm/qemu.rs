@@ -33,16 +33,20 @@ const MACHINE: &[&str] = &[
     "-smp",
     "1",
     "-m",
-    "1G",
-    // A panic reboots, and a reboot ends QEMU.
+    "2G",
+    // A panic reboots, and a reboot ends QEMU. Less is not to get between what the tests print.
     "-append",
-    "console=ttyS0 panic=-1 quiet",
+    "console=ttyS0 panic=-1 loglevel=1",
 ];
 
-/// Boots and returns the console's output, complete or up to the end of the patience.
-pub(super) fn boot(kernel: &Path, initramfs: &Path, patience: Duration) -> Result<String> {
+/// Boots and returns the console's output, complete or up to the end of the patience. What is written to the disk goes with the
+/// machine.
+pub(super) fn boot(kernel: &Path, initramfs: &Path, disk: Option<&Path>, patience: Duration) -> Result<String> {
     let mut command = Command::new(NEEDS[0].0);
     command.args(MACHINE).arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+    if let Some(disk) = disk {
+        command.arg("-drive").arg(format!("file={},if=virtio,format=raw,snapshot=on", disk.display()));
+    }
     let mut qemu = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start QEMU")?;
     let mut console = qemu.stdout.take().expect("stdout is piped");
     let (sender, receiver) = mpsc::channel();

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use super::matrix;
+
 /// One kernel and what came of it.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
@@ -18,12 +20,21 @@ pub(super) struct Row {
     pub(super) passed: bool,
     /// Start to power-off of the machine; none if it was not started.
     pub(super) took: Option<Duration>,
+    /// What its tests showed.
+    pub(super) tests: Vec<(String, matrix::Result)>,
 }
 
 impl Row {
     /// A row that says nothing was started.
     pub(super) fn new(kernel: String) -> Self {
-        Self { kernel, release: "-".to_owned(), result: "not started".to_owned(), passed: false, took: None }
+        Self {
+            kernel,
+            release: "-".to_owned(),
+            result: "not started".to_owned(),
+            passed: false,
+            took: None,
+            tests: Vec::new(),
+        }
     }
 
     pub(super) fn passed(&self) -> bool {

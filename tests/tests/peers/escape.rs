@@ -1,0 +1,115 @@
+//! What gets out by another link: the rows of the escape suite.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use steer_lab::Family;
+use steer_tests::{Confined, Level, MEANS, Means, Outcome, Scene, Try, User};
+
+use super::{Cells, not_here};
+pub(super) use crate::escape::ROWS;
+use crate::escape::Row;
+
+static CELLS: Cells = Cells::new();
+
+/// For an answer that nobody may be going to give, on a slow machine.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Beds with a machine, which takes long to boot, on which nothing has leaked so far.
+fn clean() -> MutexGuard<'static, Vec<(Means, Confined)>> {
+    static CLEAN: Mutex<Vec<(Means, Confined)>> = Mutex::new(Vec::new());
+    CLEAN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A clean one, or a new one.
+fn confined(means: Means) -> anyhow::Result<Confined> {
+    let mut clean = clean();
+    if let Some(at) = clean.iter().position(|(of, _)| *of == means) {
+        return Ok(clean.swap_remove(at).1);
+    }
+    drop(clean);
+    let confined = Confined::new(means, "peer-escape")?;
+    confined.bed.furnish_for_escapes()?;
+    Ok(confined)
+}
+
+/// What was seen of all attempts of one row by one means.
+#[derive(Default)]
+struct Sum {
+    tried: bool,
+    leaked: [bool; 2],
+    failed: bool,
+}
+
+impl Sum {
+    fn text(&self, row: &Row) -> &'static str {
+        match self {
+            Self { tried: false, .. } => "n/a",
+            Self { leaked: [_, true], .. } => "**leaks**",
+            Self { leaked: [true, _], .. } => "**leaks as root**",
+            _ if !row.is_plain_use() => "closed",
+            Self { failed: true, .. } => "fails",
+            _ => "works",
+        }
+    }
+}
+
+pub(super) fn check(row: &'static Row) -> Outcome {
+    for means in MEANS {
+        if matches!(row.scene, Scene::SteeredAfter(_)) && !means.can_be_late() {
+            CELLS.record(row.name, means, "n/a");
+            continue;
+        }
+        let Some(confined) = not_here(confined(means))? else {
+            CELLS.record(row.name, means, "not here");
+            continue;
+        };
+        let sum = attempts(row, &confined)?;
+        CELLS.record(row.name, means, sum.text(row));
+        if means == Means::Steer(Level::Strict) {
+            let refused = row.is_past_ip() && confined.bed.not_covered()?.is_none();
+            for user in [User::Nobody, User::Root] {
+                let leaked = sum.leaked[usize::from(user == User::Nobody)];
+                let expected = !refused && row.expects(Level::Strict, user);
+                ensure!(!sum.tried || leaked == expected, "strict, {user:?}: leaked {leaked}, expected {expected}");
+            }
+        }
+        // What has leaked may have something to say still, which must not be taken for another row's.
+        if confined.has_machine() && sum.leaked == [false; 2] {
+            clean().push((means, confined));
+        }
+    }
+    Ok(())
+}
+
+/// On one bed, by nobody first: whatever follows late from an attempt of nobody's, root can do as well.
+fn attempts(row: &Row, confined: &Confined) -> anyhow::Result<Sum> {
+    let mut sum = Sum::default();
+    for user in [User::Nobody, User::Root] {
+        for &family in row.families {
+            let seen =
+                confined.attempt(Try { vector: row.vector, user, family, scene: row.scene, timeout: TIMEOUT })?;
+            sum.tried |= seen.attempt.is_applicable();
+            sum.failed |= seen.attempt.is_applicable() && !seen.attempt.is_ok();
+            let of_family = |packet: &steer_lab::Packet| match packet.src {
+                Some(source) => source.is_ipv4() == (family == Family::V4),
+                None => true,
+            };
+            sum.leaked[usize::from(user == User::Nobody)] |= seen.leaked.iter().any(of_family);
+        }
+    }
+    Ok(sum)
+}
+
+pub(super) fn print() {
+    // Nobody drops what is static.
+    clean().clear();
+    let legend = "- works: by the uplink alone; fails: plain use that does not work, and nothing by another link\n\
+                  - closed: no packet of a process by any link but the uplink\n\
+                  - leaks: any user gets packets out by another link; \"as root\": only root does\n\
+                  - n/a: it cannot be tried, or does not concern it: what is running already cannot be put under it";
+    CELLS.print("What leaves by another link than the uplink", ROWS.iter().map(|row| row.name), legend);
+}

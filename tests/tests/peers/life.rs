@@ -1,0 +1,178 @@
+//! What becomes of a service when its uplink goes, comes and changes its name, and when what manages it is started afresh.
+
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+use steer_lab::{Outcome as Answer, Server, client_v4, client_v6, parse_outcomes};
+use steer_tests::{Confined, Held, Level, Means, Outcome, Spy, User, VRF, output};
+
+use super::{Cells, not_here};
+
+static CELLS: Cells = Cells::new();
+
+const MISSING: &str = "started while the uplink is missing";
+const APPEARS: &str = "then it appears";
+const STARTED: &str = "started";
+const DELETED: &str = "the uplink is deleted";
+const AGAIN: &str = "it is made again";
+const AFRESH: &str = "the service is started again";
+const RENAMED: &str = "the uplink is renamed";
+const NAMED_BACK: &str = "it is named as before";
+const MANAGER: &str = "the manager is started afresh";
+const LOOPBACK: &str = "calls 127.0.0.1";
+
+const ROWS: [&str; 10] = [MISSING, APPEARS, STARTED, DELETED, AGAIN, AFRESH, RENAMED, NAMED_BACK, MANAGER, LOOPBACK];
+
+/// What a service's requests came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// All were answered by the uplink.
+    Works,
+    /// Something left by another link.
+    Leaks,
+    /// Nothing was answered.
+    Closed,
+    /// Some were.
+    Partly,
+}
+
+impl Fate {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Works => "works",
+            Self::Leaks => "**leaks**",
+            Self::Closed => "closed",
+            Self::Partly => "works in part",
+        }
+    }
+
+    /// Of requests during which nothing but this was seen on other links.
+    fn of(answers: &[Answer], leaked: bool) -> Self {
+        let by_uplink = |answer: &&Answer| {
+            let saw = answer.saw.as_deref();
+            answer.is_ok() && [client_v4(1).to_string(), client_v6(1).to_string()].iter().any(|ip| saw == Some(ip))
+        };
+        let answered = answers.iter().filter(|answer| answer.is_ok()).count();
+        match answers.iter().filter(by_uplink).count() {
+            _ if leaked => Self::Leaks,
+            by_uplink if by_uplink < answered => Self::Leaks,
+            0 => Self::Closed,
+            all if all == answers.len() => Self::Works,
+            _ => Self::Partly,
+        }
+    }
+}
+
+/// What steer must do. Only strict closes a socket that is bound to the interface that has another name now.
+fn expected(row: &str, level: Level) -> Fate {
+    match row {
+        RENAMED if level < Level::Strict => Fate::Works,
+        MISSING | DELETED | RENAMED => Fate::Closed,
+        _ => Fate::Works,
+    }
+}
+
+struct Life {
+    confined: Confined,
+    means: Means,
+    complaints: Vec<String>,
+}
+
+impl Life {
+    /// A service, as it is started.
+    fn command(&self) -> anyhow::Result<Command> {
+        let mut command = self.confined.client(User::Root)?;
+        command.args(self.confined.bed.everything());
+        Ok(command)
+    }
+
+    /// Lets the service send a request on each of its sockets, and notes what came of it. Twice, for what breaks a socket
+    /// shows the first time.
+    fn look(&mut self, row: &'static str, service: &mut Held) -> anyhow::Result<()> {
+        self.confined.settle()?;
+        let net = &self.confined.bed.net;
+        let mut links = self.confined.links().to_vec();
+        // It may be gone, or have another name now.
+        links[0] = net.link(1);
+        links.retain(|link| matches!(net.client.link_index(link), Ok(Some(_))));
+        let mut spy = Spy::on(&self.confined.bed, &links)?;
+        service.round()?;
+        let answers = service.round()?;
+        let leaked = !spy.take()?.is_empty();
+        self.note(row, Fate::of(&answers, leaked));
+        Ok(())
+    }
+
+    fn note(&mut self, row: &'static str, fate: Fate) {
+        CELLS.record(row, self.means, fate.text());
+        if let Means::Steer(level) = self.means
+            && fate != expected(row, level)
+        {
+            self.complaints.push(format!("{row}: {fate:?}, and not {:?}", expected(row, level)));
+        }
+    }
+
+    /// As it was before, by whoever manages the uplink.
+    fn make_uplink(&mut self) -> anyhow::Result<()> {
+        self.confined.bed.net.create_uplink(1)?;
+        if self.means == Means::VrfExec { self.confined.bed.enslave() } else { Ok(()) }
+    }
+}
+
+pub(super) fn check(means: Means) -> Outcome {
+    let Some(confined) = not_here(Confined::new(means, "peer-life"))? else {
+        for row in ROWS {
+            CELLS.record(row, means, "not here");
+        }
+        return Ok(());
+    };
+    let mut life = Life { confined: confined.with_daemon()?, means, complaints: Vec::new() };
+
+    life.confined.bed.net.remove_uplink(1)?;
+    let mut service = Held::start(&mut life.command()?)?;
+    life.look(MISSING, &mut service)?;
+    life.make_uplink()?;
+    life.look(APPEARS, &mut service)?;
+    drop(service);
+
+    let mut service = Held::start(&mut life.command()?)?;
+    life.look(STARTED, &mut service)?;
+    life.confined.bed.net.remove_uplink(1)?;
+    life.look(DELETED, &mut service)?;
+    life.make_uplink()?;
+    life.look(AGAIN, &mut service)?;
+    drop(service);
+
+    let mut service = Held::start(&mut life.command()?)?;
+    life.look(AFRESH, &mut service)?;
+    life.confined.bed.net.rename_uplink(1, "other")?;
+    life.look(RENAMED, &mut service)?;
+    life.confined.bed.net.rename_uplink(1, "a1")?;
+    life.look(NAMED_BACK, &mut service)?;
+    if life.confined.restart_manager()? {
+        life.look(MANAGER, &mut service)?;
+    } else {
+        CELLS.record(MANAGER, means, "n/a");
+    }
+
+    let server = Server::start(&life.confined.bed.net.client)?;
+    let port = server.port().to_string();
+    let mut client = life.confined.client(User::Root)?;
+    client.args(["--json", "--target", "127.0.0.1", "--proto", "tcp", "--proto", "udp", "--port", &port]);
+    let done = output(&mut client)?;
+    let answers = parse_outcomes(&done.stdout).with_context(|| format!("{done:?}"))?;
+    let all = answers.iter().all(Answer::is_ok);
+    life.note(LOOPBACK, if all { Fate::Works } else { Fate::Closed });
+    ensure!(life.complaints.is_empty(), "{}", life.complaints.join("\n"));
+    Ok(())
+}
+
+pub(super) fn print() {
+    let legend = format!(
+        "- works: TCP, UDP, ping and raw, IPv4 and IPv6, by the uplink alone; closed: nothing leaves; leaks: by another link\n\
+         - what manages it: PID 1, by `systemctl daemon-reexec`; steer's daemon, killed and started again\n\
+         - in the column of `ip vrf exec` the uplink is the link in {VRF}, which has an unreachable default route besides, and is \
+         put into {VRF} again with its routes when it is made again"
+    );
+    CELLS.print("What becomes of a service", ROWS.into_iter(), &legend);
+}

@@ -1,0 +1,114 @@
+//! What each kernel can do, as its guest's tests showed, and the document with the table of it.
+//!
+//! **Invariant**: a cell says that something works only if a test of that name passed on that kernel; a test that never
+//! reported has failed.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use super::table::Row;
+
+/// What became of a test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Result {
+    Works,
+    /// It cannot be made there, and why.
+    Lacking(String),
+    Failed,
+}
+
+/// Reads a console: the tests of a guest, in the order in which it ran them.
+pub(super) fn read(console: &str) -> Vec<(String, Result)> {
+    let test = |line: &str| {
+        let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+        let result = match result.trim() {
+            "ok" => Result::Works,
+            result => match result.strip_prefix("ignored") {
+                Some(why) => {
+                    Result::Lacking(why.trim().trim_start_matches('(').strip_suffix(')').unwrap_or(why).to_owned())
+                }
+                None => Result::Failed,
+            },
+        };
+        let name = name.trim().rsplit("::").next()?;
+        Some((name.to_owned(), result))
+    };
+    console.lines().filter_map(test).collect()
+}
+
+/// The document: a row for each kernel, a column for each test, and the reasons why one could not be made.
+pub(super) fn document(rows: &[Row], date: &str, command: &str) -> String {
+    let mut columns: Vec<&str> = Vec::new();
+    for (name, _) in rows.iter().flat_map(|row| &row.tests) {
+        if !columns.contains(&name.as_str()) {
+            columns.push(name);
+        }
+    }
+    let mut text = format!(
+        "# What works on which kernel\n\nMade on {date} by `{command}`, which boots each kernel in a virtual machine and runs a test for each \
+         column there.\n\n| kernel | {} |\n|---|{}\n",
+        columns.join(" | "),
+        "---|".repeat(columns.len()),
+    );
+    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    // Writing to a string does not fail.
+    for row in rows {
+        let _ = write!(text, "| {} |", row.release);
+        for column in &columns {
+            let result = row.tests.iter().find(|(name, _)| name == column).map(|(_, result)| result);
+            let cell = match result {
+                Some(Result::Works) => "yes",
+                Some(Result::Lacking(why)) => {
+                    reasons.entry(why).or_default().push(format!("{column} on {}", row.release));
+                    "no"
+                }
+                Some(Result::Failed) | None => "**FAILED**",
+            };
+            let _ = write!(text, " {cell} |");
+        }
+        text.push('\n');
+    }
+    text.push('\n');
+    for (why, cells) in reasons {
+        let _ = writeln!(text, "- {}: {why}", cells.join(", "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONSOLE: &str = "running 3 tests\n\
+                           test kernel::bind          ... ok\n\
+                           test kernel::LSM guard     ... ignored (no hook (see x))\n\
+                           [ 3.0] noise\n\
+                           test kernel::made again    ... FAILED\n";
+
+    #[test]
+    fn tests_are_read_from_a_console() {
+        let expected = [
+            ("bind", Result::Works),
+            ("LSM guard", Result::Lacking("no hook (see x)".to_owned())),
+            ("made again", Result::Failed),
+        ];
+        assert_eq!(read(CONSOLE), expected.map(|(name, result)| (name.to_owned(), result)));
+    }
+
+    #[test]
+    fn what_has_not_reported_has_failed() {
+        let row = |release: &str, console: &str| Row {
+            release: release.to_owned(),
+            tests: read(console),
+            ..Row::new(String::new())
+        };
+        let rows = [row("6.1", CONSOLE), row("7.3", "test kernel::bind ... ok\n"), row("-", "")];
+        let text = document(&rows, "2026-01-01", "cargo xtask vm");
+        let table = "| kernel | bind | LSM guard | made again |\n\
+                     |---|---|---|---|\n\
+                     | 6.1 | yes | no | **FAILED** |\n\
+                     | 7.3 | yes | **FAILED** | **FAILED** |\n\
+                     | - | **FAILED** | **FAILED** | **FAILED** |\n\n\
+                     - LSM guard on 6.1: no hook (see x)\n";
+        assert!(text.ends_with(table), "{text}");
+    }
+}
