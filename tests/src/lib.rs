@@ -18,7 +18,9 @@ mod fault;
 mod foreign;
 mod held;
 mod machine;
+mod pinned_map;
 mod private_file;
+mod strayed;
 
 pub use api::Answer;
 pub use bed::{Bed, NOBODY, Output};
@@ -33,7 +35,9 @@ pub use fault::{CHANGES, Fault, count, strace, stride};
 pub use foreign::{exclusive_program, program_beside};
 pub use held::{Held, Served};
 pub use machine::Machine;
+pub use pinned_map::PinnedMap;
 pub use private_file::replace_file;
+pub use strayed::Strayed;
 
 use std::time::Duration;
 

@@ -22,6 +22,7 @@ mod limits;
 mod model;
 mod nested;
 mod package;
+mod records;
 mod refusals;
 mod systemd;
 mod top;
@@ -39,7 +40,7 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 25] = [
+    let rooms: [(&str, &[Test]); 26] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -57,6 +58,7 @@ fn main() {
         ("existing", existing::TESTS),
         ("explain", explain::TESTS),
         ("model", model::TESTS),
+        ("records", records::TESTS),
         ("faults", faults::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
