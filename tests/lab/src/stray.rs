@@ -15,6 +15,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+/// The port to which sockets from before are connected.
+const EARLIER_PORT: u16 = 9;
 /// The port that policies may turn to another server.
 const DNS_PORT: u16 = 53;
 const WHERE_TO: [(Domain, IpAddr); 2] = [(Domain::IPV4, IpAddr::V4(SERVER_V4)), (Domain::IPV6, IpAddr::V6(SERVER_V6))];
@@ -35,13 +37,21 @@ pub struct Stray {
     link: String,
     /// Sockets from before.
     old: Vec<(Socket, IpAddr)>,
+    /// Those that were connected then, and stay so.
+    connected: Vec<Socket>,
 }
 
 impl Stray {
     /// Makes the first sockets.
     pub fn new(link: &str) -> io::Result<Self> {
-        let old = WHERE_TO.into_iter().map(|(domain, to)| Ok((Socket::new(domain, Type::DGRAM, None)?, to)));
-        Ok(Self { link: link.to_owned(), old: old.collect::<io::Result<_>>()? })
+        let datagram = |domain| Socket::new(domain, Type::DGRAM, None);
+        let old = WHERE_TO.into_iter().map(|(domain, to)| Ok((datagram(domain)?, to)));
+        let connected = WHERE_TO.into_iter().map(|(domain, to)| {
+            let socket = datagram(domain)?;
+            socket.connect(&SocketAddr::new(to, EARLIER_PORT).into()).map(|()| socket)
+        });
+        let (old, connected) = (old.collect::<io::Result<_>>()?, connected.collect::<io::Result<_>>()?);
+        Ok(Self { link: link.to_owned(), old, connected })
     }
 
     /// Makes sockets of both families and kinds; where a port is given, sends to that one of the lab's server.
@@ -49,6 +59,9 @@ impl Stray {
         if let Some(port) = port {
             for (socket, to) in &self.old {
                 self.send(socket, *to, port);
+            }
+            for socket in &self.connected {
+                drop(socket.take_error().and_then(|_| socket.send(b"stray")));
             }
         }
         let kinds =
