@@ -63,7 +63,8 @@ struct Records {
 enum Fate {
     Bound(i32),
     Closed,
-    Refused,
+    /// The index is another network namespace's.
+    Refused(i32),
     /// By a record that says so.
     LeftAlone,
 }
@@ -101,7 +102,7 @@ impl Known {
         match word(policy, KIND) {
             EXEMPT => Fate::LeftAlone,
             STEER if !is_here && word(policy, FLAGS) & REFUSE_OTHER_NETNS == 0 => Fate::LeftAlone,
-            STEER if !is_here => Fate::Refused,
+            STEER if !is_here => Fate::Refused(ifindex),
             STEER if ifindex > 0 => Fate::Bound(ifindex),
             _ => Fate::Closed,
         }
@@ -111,8 +112,9 @@ impl Known {
     fn port(&self, fate: Fate) -> Option<u16> {
         match fate {
             Fate::Bound(ifindex) if ifindex == self.uplink => Some(BY_UPLINK),
-            Fate::Bound(ifindex) if ifindex == self.other => None,
-            Fate::Bound(_) | Fate::Closed | Fate::Refused => Some(NOWHERE),
+            // The wall at egress, which alone holds sockets from before, cannot tell whose index it is (before Linux 7.3).
+            Fate::Bound(ifindex) | Fate::Refused(ifindex) if ifindex == self.other => None,
+            Fate::Bound(_) | Fate::Closed | Fate::Refused(_) => Some(NOWHERE),
             Fate::LeftAlone => None,
         }
     }
@@ -206,7 +208,7 @@ impl Run<'_> {
         let want = match fate {
             Fate::Bound(ifindex) => NewSocket::Bound(ifindex),
             Fate::Closed => NewSocket::Bound(-1),
-            Fate::Refused => NewSocket::Refused("EPERM".to_owned()),
+            Fate::Refused(_) => NewSocket::Refused("EPERM".to_owned()),
             Fate::LeftAlone => NewSocket::Bound(0),
         };
         for client in &mut self.clients {
