@@ -37,7 +37,7 @@ struct Attach {
     attach_flags: u32,
 }
 
-fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
+pub(crate) fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
     // SAFETY: `attr` has the layout of that command's part of `bpf_attr`, and lives through the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(result).map_err(io::Error::other) }

@@ -19,7 +19,9 @@ mod foreign;
 mod held;
 mod machine;
 mod means;
+mod pinned_map;
 mod private_file;
+mod strayed;
 mod vrf;
 mod wireguard;
 
@@ -37,7 +39,9 @@ pub use foreign::{exclusive_program, program_beside};
 pub use held::{Held, Served};
 pub use machine::Machine;
 pub use means::{Confined, MEANS, Means};
+pub use pinned_map::PinnedMap;
 pub use private_file::replace_file;
+pub use strayed::Strayed;
 pub use vrf::VRF;
 pub use wireguard::{TUNNEL, Tunnel};
 

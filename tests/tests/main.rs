@@ -24,6 +24,7 @@ mod model;
 mod nested;
 mod package;
 mod peers;
+mod records;
 mod refusals;
 mod systemd;
 mod top;
@@ -47,7 +48,7 @@ fn is_asked(arguments: &Arguments, room: &str) -> bool {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 27] = [
+    let rooms: [(&str, &[Test]); 28] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -67,6 +68,7 @@ fn main() {
         ("existing", existing::TESTS),
         ("explain", explain::TESTS),
         ("model", model::TESTS),
+        ("records", records::TESTS),
         ("faults", faults::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),

@@ -28,7 +28,7 @@ pub struct Cgroup {
     pub path: CgroupPath,
     /// Its id: the inode number of its directory (64-bit kernels, Linux 5.5), never used again.
     pub id: u64,
-    directory: OwnedFd,
+    directory: fs::File,
 }
 
 impl Cgroup {
@@ -36,6 +36,16 @@ impl Cgroup {
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
+
+    /// Whether there is no cgroup in it now. False where that cannot be told.
+    pub fn is_leaf(&self) -> bool {
+        self.directory.metadata().is_ok_and(|metadata| is_leaf(&metadata))
+    }
+}
+
+/// A cgroup's directory has a link for each cgroup in it.
+fn is_leaf(directory: &fs::Metadata) -> bool {
+    directory.nlink() <= 2
 }
 
 /// A cgroup found while walking.
@@ -91,7 +101,19 @@ impl Hierarchy {
         if !metadata.is_dir() {
             return Err(Error::Missing { path: path.clone(), file });
         }
-        Ok(Cgroup { path: path.clone(), id: metadata.ino(), directory: directory.into() })
+        Ok(Cgroup { path: path.clone(), id: metadata.ino(), directory })
+    }
+
+    /// The id of a cgroup.
+    pub fn id(&self, path: &CgroupPath) -> Result<u64, Error> {
+        let file = self.directory(path);
+        match fs::metadata(&file) {
+            Ok(metadata) if metadata.is_dir() => Ok(metadata.ino()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::File { action: "read", file, source: error })
+            }
+            _ => Err(Error::Missing { path: path.clone(), file }),
+        }
     }
 
     /// The cgroups directly in one; none when it is gone.
@@ -127,8 +149,8 @@ impl Hierarchy {
     /// All cgroups below one, each after the one it is in.
     pub fn descendants(&self, path: &CgroupPath) -> Result<Vec<Found>, Error> {
         let mut found = Vec::new();
-        // A cgroup directory has a link for each child, so leaves need not be listed.
-        if fs::metadata(self.directory(path)).is_ok_and(|metadata| metadata.nlink() > 2) {
+        // Leaves need not be listed.
+        if fs::metadata(self.directory(path)).is_ok_and(|metadata| !is_leaf(&metadata)) {
             for child in self.children(path)? {
                 let inner = self.descendants(&child.path)?;
                 found.push(child);

@@ -12,9 +12,9 @@ use steer_common::Owner;
 
 use super::namespaces::{self, Namespaces};
 use crate::{
-    cgroup::{self, Hierarchy},
+    cgroup::{self, Found, Hierarchy},
     cgroup_path::CgroupPath,
-    datapath::{self, Datapath, Error, Lock, PolicyEntry},
+    datapath::{self, Attachment, Datapath, Error, Lock, PolicyEntry},
     interface::{self, Table},
     plan::{self, Actual, Desired, Step},
     policy::Policies,
@@ -31,6 +31,8 @@ pub(super) struct Steering {
     in_force: InForce,
     table: Table,
     netns_cookie: u64,
+    /// Whether the attachments that were found have been mended.
+    refreshed: bool,
     /// Ids of the cgroups attached by configuration: when one is removed, only its path is reported.
     attached: BTreeMap<CgroupPath, u64>,
     /// The same of those attached by hand.
@@ -70,6 +72,7 @@ impl Steering {
             in_force: InForce::default(),
             table: Table::default(),
             netns_cookie,
+            refreshed: false,
             attached: BTreeMap::new(),
             by_hand: BTreeMap::new(),
             namespaces,
@@ -210,7 +213,8 @@ impl Steering {
             .collect::<Vec<_>>();
         let slots = self.datapath.put_policies(&lock, &records)?;
         let next = InForce { policies: self.wanted.clone(), slots };
-        let attached = self.datapath.sweep(&lock, &self.hierarchy)?;
+        let attachments = self.read_attachments(&lock)?;
+        let attached = self.datapath.sweep_those(&lock, &self.hierarchy, attachments)?;
         let manual: BTreeSet<u64> =
             attached.iter().filter(|attached| attached.is_manual()).map(|attached| attached.cgroup_id).collect();
         let by_hand = |path: &CgroupPath| {
@@ -257,6 +261,16 @@ impl Steering {
         self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)
     }
 
+    /// All attachments. The first reading, which takes a while where there are many, serves those that were found, too.
+    fn read_attachments(&mut self, lock: &Lock) -> Result<Vec<Attachment>, Error> {
+        if self.refreshed {
+            return self.datapath.attachments();
+        }
+        let attachments = self.datapath.refresh(lock, &self.hierarchy)?;
+        self.refreshed = true;
+        Ok(attachments)
+    }
+
     /// The cgroups at `path` and below it to which a policy is to be attached, by id. Watches those in which more may appear.
     fn named_in(
         &self,
@@ -267,23 +281,21 @@ impl Steering {
     ) -> Result<BTreeMap<u64, Desired>, Error> {
         let InForce { policies, slots } = in_force;
         let mut named = BTreeMap::new();
-        let mut waiting = vec![path.clone()];
-        while let Some(path) = waiting.pop() {
+        let mut waiting = match self.hierarchy.id(path) {
+            Ok(id) => vec![Found { path: path.clone(), id }],
+            Err(cgroup::Error::Missing { .. }) => return Ok(named),
+            Err(error) => return Err(error.into()),
+        };
+        while let Some(Found { path, id }) = waiting.pop() {
             if let Some(&slot) = policies.attaching(&path, &by_hand).and_then(|policy| slots.get(policy)) {
-                match self.hierarchy.open(&path) {
-                    Ok(cgroup) => {
-                        named.insert(cgroup.id, Desired { path: path.clone(), slot });
-                    }
-                    Err(cgroup::Error::Missing { .. }) => continue,
-                    Err(error) => return Err(error.into()),
-                }
+                named.insert(id, Desired { path: path.clone(), slot });
             }
             if policies.may_name_below(&path) {
                 // Watched before it is listed: nothing is missed in between.
                 if let Err(error) = watch.add(&self.hierarchy, &path) {
                     log::error!("new cgroups in {path} will NOT be noticed: {error}");
                 }
-                waiting.extend(self.hierarchy.children(&path)?.into_iter().map(|child| child.path));
+                waiting.extend(self.hierarchy.children(&path)?);
             }
         }
         Ok(named)

@@ -18,10 +18,7 @@ use super::{
     pins::{file_name, list},
     refusal::{is_unsupported, refused},
 };
-use crate::{
-    cgroup::{Cgroup, Hierarchy},
-    cgroup_path::CgroupPath,
-};
+use crate::cgroup::{Cgroup, Hierarchy};
 
 /// One steered cgroup, as pinned.
 #[derive(Clone, Debug)]
@@ -50,10 +47,11 @@ impl Attachment {
 impl Datapath {
     /// All attachments, by cgroup id.
     pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        let available = object::available(&self.pins);
         let mut attachments = list(&self.pins.links())?
             .iter()
             .filter_map(|path| file_name(path).parse().ok())
-            .map(|cgroup_id| self.read_attachment(cgroup_id))
+            .map(|cgroup_id| self.read_attachment(cgroup_id, &available))
             .collect::<Result<Vec<_>, _>>()?;
         attachments.sort_by_key(|attachment| attachment.cgroup_id);
         Ok(attachments)
@@ -84,16 +82,20 @@ impl Datapath {
 
     /// The attachment of one cgroup.
     pub fn attachment(&self, cgroup_id: u64) -> Result<Option<Attachment>, Error> {
-        if self.pins.attachment(cgroup_id).exists() { self.read_attachment(cgroup_id).map(Some) } else { Ok(None) }
+        if !self.pins.attachment(cgroup_id).exists() {
+            return Ok(None);
+        }
+        self.read_attachment(cgroup_id, &object::available(&self.pins)).map(Some)
     }
 
-    fn read_attachment(&self, cgroup_id: u64) -> Result<Attachment, Error> {
+    fn read_attachment(&self, cgroup_id: u64, available: &[&object::Hook]) -> Result<Attachment, Error> {
         let record = self.record(cgroup_id)?;
         let pins = list(&self.pins.attachment(cgroup_id))?;
+        let pins: Vec<_> = pins.iter().map(|pin| (pin.file_name(), pin)).collect();
         let (mut hooks, mut program_ids) = (Vec::new(), Vec::new());
         for hook in &object::HOOKS {
             // Opening each pin there could be would take longer.
-            let Some(pin) = pins.iter().find(|pin| pin.file_name() == Some(OsStr::new(hook.name))) else { continue };
+            let Some((_, pin)) = pins.iter().find(|(name, _)| *name == Some(OsStr::new(hook.name))) else { continue };
             let info = bpf::open_pin(pin).and_then(|link| bpf::link_info(link.as_fd())).ok();
             if let Some(info) = info.filter(|info| info.cgroup_id == Some(cgroup_id)) {
                 hooks.push(hook.name);
@@ -104,7 +106,7 @@ impl Datapath {
             Some(record) if record.policy < POLICY_SLOTS => self.policy(record.policy)?.flags,
             _ => 0,
         };
-        let asked = object::HOOKS.iter().filter(|hook| hook.is_asked(flags) && hook.is_available(&self.pins));
+        let asked = available.iter().filter(|hook| hook.is_asked(flags));
         Ok(Attachment {
             cgroup_id,
             record: record.unwrap_or_default(),
@@ -156,7 +158,7 @@ impl Datapath {
         manual: bool,
     ) -> Result<(), Error> {
         let is_new = !self.pins.attachment(cgroup.id).exists();
-        let attached = self.try_attach(hierarchy, cgroup, slot, manual);
+        let attached = self.try_attach(hierarchy, cgroup, slot, manual, is_new);
         // Half an attachment is none, and an outer policy must not believe that this one decides. One that was there before
         // keeps what it has.
         if attached.is_err()
@@ -168,7 +170,14 @@ impl Datapath {
         attached
     }
 
-    fn try_attach(&mut self, hierarchy: &Hierarchy, cgroup: &Cgroup, slot: u32, manual: bool) -> Result<(), Error> {
+    fn try_attach(
+        &mut self,
+        hierarchy: &Hierarchy,
+        cgroup: &Cgroup,
+        slot: u32,
+        manual: bool,
+        is_new: bool,
+    ) -> Result<(), Error> {
         let mut flags = if manual { attachment_flags::MANUAL } else { 0 };
         let outer = self.outer(hierarchy, &cgroup.path)?;
         if !outer.is_empty() {
@@ -179,13 +188,13 @@ impl Datapath {
             let flags = record.flags | attachment_flags::HAS_INNER;
             self.set_record(cgroup_id, AttachmentRecord { flags, ..record })?;
         }
-        let inner = self.inner(hierarchy, &cgroup.path)?;
+        let inner = if cgroup.is_leaf() { Vec::new() } else { self.inner(hierarchy, &cgroup.path)? };
         if !inner.is_empty() {
             flags |= attachment_flags::HAS_INNER;
         }
         for (found, record) in inner {
             self.add_decider(found.id)?;
-            if self.read_attachment(found.id)?.complete {
+            if self.attachment(found.id)?.is_some_and(|inner| inner.complete) {
                 self.confirm_decider(found.id)?;
             }
             let flags = record.flags | attachment_flags::NESTED;
@@ -195,13 +204,12 @@ impl Datapath {
         let policy = self.policy(slot)?;
         // Filled before anything runs: where the cgroup was attached before, the record is still there; elsewhere the anchor
         // makes it.
-        let anchor = if self.set_record(cgroup.id, record)? { None } else { Some(self.anchor(hierarchy, cgroup)?) };
+        let mut anchor = if self.set_record(cgroup.id, record)? { None } else { Some(self.anchor(hierarchy, cgroup)?) };
         if anchor.is_some() && !self.set_record(cgroup.id, record)? {
             // The anchor is a program of other maps than these.
             return Err(Error::Foreign { path: self.pins.abi() });
         }
         let directory = self.pins.attachment(cgroup.id);
-        let is_new = !directory.exists();
         let mut created: Vec<(&str, OwnedFd)> = Vec::new();
         let mut superfluous = Vec::new();
         for program in self.programs()? {
@@ -213,7 +221,12 @@ impl Datapath {
                 continue;
             }
             if is_new || !refresh_link(&pin, program, cgroup.id)? {
-                match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
+                let link = match anchor.take_if(|_| program.hook.attach_type == object::ANCHOR.attach_type) {
+                    // It is on the hook already: detaching it, and attaching the program, would take longer.
+                    Some(anchor) => bpf::link_update(anchor.as_fd(), program.fd.as_fd()).map(|()| anchor),
+                    None => bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type),
+                };
+                match link {
                     Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
                         object::give_up(&self.pins, program.hook)?;
                     }
@@ -268,7 +281,7 @@ impl Datapath {
         Ok(self.programs.get_or_init(|| programs))
     }
 
-    /// Attaches the program that makes the kernel allocate the cgroup's record, until the link is dropped.
+    /// Attaches the program that makes the kernel allocate the cgroup's record, until the link is dropped or has another one.
     fn anchor(&self, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<OwnedFd, Error> {
         if self.anchor.get().is_none() {
             let _ = self.anchor.set(object::open(&self.pins, &object::ANCHOR)?);
@@ -279,8 +292,9 @@ impl Datapath {
     }
 
     /// Puts the pinned programs in the place of other ones in all links, and mends the nested flags, which a process that was
-    /// killed between two steps may have left behind, and what was attached by hand.
-    pub fn refresh(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
+    /// killed between two steps may have left behind, and what was attached by hand. Returns all attachments as they were read
+    /// before: the nested flags and the ids of programs may have changed, and no attachment has become less complete.
+    pub fn refresh(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
         let attachments = self.attachments()?;
         let programs = self.programs()?;
         for attachment in &attachments {
@@ -292,13 +306,13 @@ impl Datapath {
                 refresh_link(&directory.join(program.hook.name), program, attachment.cgroup_id)?;
             }
         }
-        self.refresh_inner(hierarchy, &CgroupPath::root())?;
-        for attachment in attachments {
+        self.refresh_all(hierarchy, &attachments)?;
+        for attachment in &attachments {
             if attachment.is_manual() && attachment.live && !attachment.complete {
-                self.mend(lock, hierarchy, &attachment);
+                self.mend(lock, hierarchy, attachment);
             }
         }
-        Ok(())
+        Ok(attachments)
     }
 
     /// Attaches what an attachment made by hand lacks: a program that is new, or what a process that was killed did not come to.

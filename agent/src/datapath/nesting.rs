@@ -3,13 +3,16 @@
 //! **Invariant:** `DECIDERS` never has a cgroup whose attachment is gone for longer than until the next sweep, and what is
 //! missing in it lets the outer policy act.
 
-use std::{collections::BTreeSet, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use aya::maps::MapError;
 use aya_obj::generated::BPF_NOEXIST;
 use steer_common::{AttachmentRecord, attachment_flags, map};
 
-use super::{Datapath, Error, map_error};
+use super::{Attachment, Datapath, Error, map_error};
 use crate::{
     cgroup::{Found, Hierarchy},
     cgroup_path::CgroupPath,
@@ -24,9 +27,10 @@ impl Datapath {
     ) -> Result<Vec<(u64, AttachmentRecord)>, Error> {
         let mut outer = Vec::new();
         for ancestor in path.ancestors() {
-            let id = hierarchy.open(&ancestor)?.id;
-            if self.pins.attachment(id).exists()
-                && let Some(record) = self.record(id)?
+            let id = hierarchy.id(&ancestor)?;
+            // First the record, which most have not: that is the shorter way.
+            if let Some(record) = self.record(id)?
+                && self.pins.attachment(id).exists()
             {
                 outer.push((id, record));
             }
@@ -59,8 +63,8 @@ impl Datapath {
     ) -> Result<Vec<(Found, AttachmentRecord)>, Error> {
         let mut inner = Vec::new();
         for found in hierarchy.descendants(path)? {
-            if self.pins.attachment(found.id).exists()
-                && let Some(record) = self.record(found.id)?
+            if let Some(record) = self.record(found.id)?
+                && self.pins.attachment(found.id).exists()
             {
                 inner.push((found, record));
             }
@@ -71,12 +75,30 @@ impl Datapath {
     /// Tells the attachments below a cgroup that has none any more whether there is still one above or below them.
     pub(super) fn refresh_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
         let around = !self.outer(hierarchy, path)?.is_empty()
-            || hierarchy.open(path).is_ok_and(|cgroup| self.pins.attachment(cgroup.id).exists());
-        let inner = self.inner(hierarchy, path)?;
+            || hierarchy.id(path).is_ok_and(|id| self.pins.attachment(id).exists());
+        self.tell(around, &self.inner(hierarchy, path)?)
+    }
+
+    /// Tells all attachments, as they have just been read.
+    pub(super) fn refresh_all(&self, hierarchy: &Hierarchy, attachments: &[Attachment]) -> Result<(), Error> {
+        let records: BTreeMap<u64, AttachmentRecord> =
+            attachments.iter().map(|attachment| (attachment.cgroup_id, attachment.record)).collect();
+        if records.is_empty() {
+            return Ok(());
+        }
+        let root = CgroupPath::root();
+        let around = hierarchy.id(&root).is_ok_and(|id| records.contains_key(&id));
+        let found = hierarchy.descendants(&root)?.into_iter();
+        let inner: Vec<_> = found.filter_map(|found| records.get(&found.id).map(|record| (found, *record))).collect();
+        self.tell(around, &inner)
+    }
+
+    /// Tells these attachments whether there is one above or below them; `around`: there is one above all of them.
+    fn tell(&self, around: bool, inner: &[(Found, AttachmentRecord)]) -> Result<(), Error> {
         let attached: BTreeSet<&CgroupPath> = inner.iter().map(|(found, _)| &found.path).collect();
         let above = |found: &Found| found.path.ancestors().into_iter().filter(|outer| attached.contains(outer));
         let with_inner: BTreeSet<CgroupPath> = inner.iter().flat_map(|(found, _)| above(found)).collect();
-        for (found, record) in &inner {
+        for (found, record) in inner {
             let mut flags = record.flags & !(attachment_flags::NESTED | attachment_flags::HAS_INNER);
             if around || above(found).next().is_some() {
                 flags |= attachment_flags::NESTED;

@@ -55,6 +55,11 @@ pub(super) static HOOKS: [Hook; 15] = [
 /// Makes the record of a cgroup that was never attached; see [`program::ANCHOR`].
 pub(super) static ANCHOR: Hook = hook(program::ANCHOR, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0);
 
+/// The hooks that are attached where a policy asks for them, in their order.
+pub(super) fn available(pins: &Pins) -> Vec<&'static Hook> {
+    HOOKS.iter().filter(|hook| hook.is_available(pins)).collect()
+}
+
 /// Every program of the object.
 fn all_programs() -> impl Iterator<Item = &'static Hook> {
     HOOKS.iter().chain([&ANCHOR])
@@ -141,7 +146,7 @@ pub(super) struct Pinned {
 
 /// Opens the pinned programs of all hooks that there are.
 pub(super) fn programs(pins: &Pins) -> Result<Vec<Pinned>, Error> {
-    HOOKS.iter().filter(|hook| hook.is_available(pins)).map(|hook| open(pins, hook)).collect()
+    available(pins).into_iter().map(|hook| open(pins, hook)).collect()
 }
 
 /// Opens a pinned program.

@@ -120,8 +120,19 @@ impl Datapath {
     /// uses. One that has lost only some of its links is left as it is: taking the rest away would unsteer it. Returns the
     /// attachments that are left.
     pub fn sweep(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
+        let attachments = self.attachments()?;
+        self.sweep_those(lock, hierarchy, attachments)
+    }
+
+    /// As [`Self::sweep`], of all attachments as they have just been read.
+    pub fn sweep_those(
+        &mut self,
+        lock: &Lock,
+        hierarchy: &Hierarchy,
+        attachments: Vec<Attachment>,
+    ) -> Result<Vec<Attachment>, Error> {
         let mut left = Vec::new();
-        for attachment in self.attachments()? {
+        for attachment in attachments {
             let gone = !attachment.live
                 || hierarchy.is_gone(attachment.cgroup_id)
                 || (attachment.is_manual() && remove_if_abandoned(hierarchy, attachment.cgroup_id));

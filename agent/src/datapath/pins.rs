@@ -242,6 +242,7 @@ pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
         Err(source) => return Err(failed(source)),
     };
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
-    paths.sort();
+    // They differ in their last part only.
+    paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(paths)
 }

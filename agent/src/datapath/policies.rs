@@ -150,12 +150,14 @@ impl Datapath {
         let is_kept = |entry: &&PolicyEntry| keep.contains(&entry.slot);
         let heirs: BTreeMap<String, u32> =
             entries.iter().filter(is_kept).map(|entry| (entry.name(), entry.slot)).collect();
+        let retired = |entry: &PolicyEntry| entry.is_owned_by(Owner::Config) && !keep.contains(&entry.slot);
+        let retired: Vec<PolicyEntry> = entries.into_iter().filter(retired).collect();
+        if retired.is_empty() {
+            return Ok(Vec::new());
+        }
         let attachments = self.records()?;
         let mut inherited = Vec::new();
-        for PolicyEntry { slot, record } in entries {
-            if record.owner != Owner::Config as u32 || keep.contains(&slot) {
-                continue;
-            }
+        for PolicyEntry { slot, record } in retired {
             let mut named = false;
             let of_slot =
                 attachments.iter().filter_map(|(id, attached)| Some((*id, attached.filter(|it| it.policy == slot)?)));

@@ -1,6 +1,6 @@
 //! The few commands of bpf(2) the benchmark needs: two small programs to compare with, links, and run time statistics.
 //!
-//! **Invariant:** nothing is pinned, so everything made here ends with this process.
+//! **Invariant:** what is pinned is so in a directory of the caller's; everything else made here ends with this process.
 
 use std::{
     ffi::CString,
@@ -42,6 +42,14 @@ impl Hook {
         Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
         Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG),
     ];
+    /// `bind`.
+    pub(crate) const BIND: [Self; 2] = [
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_INET4_BIND),
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_INET6_BIND),
+    ];
+    /// `setsockopt`.
+    pub(crate) const SETSOCKOPT: Self =
+        Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT);
     /// A packet on its way out.
     pub(crate) const EGRESS: Self =
         Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, bpf_attach_type::BPF_CGROUP_INET_EGRESS);
@@ -103,12 +111,25 @@ pub(crate) fn load(hook: Hook, instructions: &[Instruction]) -> io::Result<Owned
 
 /// Attaches a program to a cgroup for as long as the link is open (Linux 5.7).
 pub(crate) fn attach(hook: Hook, program: &OwnedFd, cgroup: &Path) -> io::Result<OwnedFd> {
-    let cgroup = File::open(cgroup)?;
+    link(hook, program, &File::open(cgroup)?)
+}
+
+/// The same to one that is open.
+pub(crate) fn link(hook: Hook, program: &OwnedFd, cgroup: &File) -> io::Result<OwnedFd> {
     let mut attr = zeroed_attr();
     attr.link_create.__bindgen_anon_1.prog_fd = raw(program.as_fd());
     attr.link_create.__bindgen_anon_2.target_fd = raw(cgroup.as_fd());
     attr.link_create.attach_type = hook.attach_type as u32;
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
+/// Pins a link at `path`.
+pub(crate) fn pin(link: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let mut attr = zeroed_attr();
+    attr.__bindgen_anon_4.bpf_fd = raw(link.as_fd());
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 /// Opens what is pinned at `path`.

@@ -1,4 +1,5 @@
-//! What making a socket costs: against not steering, against `setsockopt`, and the programs by the kernel's account.
+//! What making a socket costs: against not steering, against `setsockopt` by the program or by a preloaded library, and the programs
+//! by the kernel's account.
 //!
 //! **Invariant:** every batch proves that its sockets were bound to what its variant says. BPF statistics are off while the
 //! wall clock is read: they add to every run of a program.

@@ -78,10 +78,22 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts a worker; `command` is the subcommand that serves, with what it needs beside its place.
     pub(crate) fn start(name: &'static str, command: &[&str], cgroup: &Path, cpu: usize) -> Result<Self> {
+        Self::start_with(name, command, cgroup, cpu, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub(crate) fn start_with(
+        name: &'static str,
+        command: &[&str],
+        cgroup: &Path,
+        cpu: usize,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut child = Command::new("/proc/self/exe")
             .args(command)
             .arg(cgroup)
             .arg(cpu.to_string())
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Ctrl-C at the terminal is for the director, which ends its workers by itself.

@@ -9,6 +9,7 @@ use crate::{
     probe::{Family, Outcome, Probe, Proto},
     resolve::Resolve,
     server::serve_here,
+    stray::Stray,
     uplinks::{SERVER_V4, SERVER_V6},
 };
 use clap::Args;
@@ -70,6 +71,11 @@ pub struct ProbeArgs {
     /// Instead of talking, answer by TCP and UDP on the port that is printed, until killed.
     #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold"])]
     pub serve: bool,
+    /// Instead of talking, try to send by this link: for each line of standard input new sockets, and a line with what they are
+    /// bound to as JSON. A line that is a port has it send to that one.
+    #[arg(long, value_name = "LINK")]
+    #[arg(conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold", "serve"])]
+    pub stray: Option<String>,
 }
 
 impl ProbeArgs {
@@ -106,6 +112,9 @@ pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     }
     if args.hold {
         return hold(args, out);
+    }
+    if let Some(link) = &args.stray {
+        return stray(link, out);
     }
     let mut ok = true;
     for probe in args.probes() {
@@ -148,6 +157,15 @@ fn hold(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     for line in io::stdin().lines() {
         line?;
         writeln!(out, "{}", serde_json::to_string(&hold.round())?)?;
+        out.flush()?;
+    }
+    Ok(true)
+}
+
+fn stray(link: &str, out: &mut impl Write) -> io::Result<bool> {
+    let stray = Stray::new(link)?;
+    for line in io::stdin().lines() {
+        writeln!(out, "{}", serde_json::to_string(&stray.round(line?.parse().ok()))?)?;
         out.flush()?;
     }
     Ok(true)

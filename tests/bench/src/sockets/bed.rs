@@ -61,7 +61,8 @@ impl Bed {
             |program, variant| bpf::attach(Hook::SOCK_CREATE, program, path(variant)).context("attach a program");
         let links = [attach(&constant, Variant::Constant)?, attach(&empty, Variant::Empty)?];
         let cpu = worker::cpu()?;
-        let workers = Variant::ALL.map(|variant| Worker::start(variant.name(), &["sockets"], path(variant), cpu));
+        let workers = Variant::ALL
+            .map(|variant| Worker::start_with(variant.name(), &["sockets"], path(variant), cpu, variant.environment()));
         let workers = workers.into_iter().collect::<Result<_>>()?;
         Ok(Self { workers, _links: links, steered, constant, empty, steering, cgroups })
     }
@@ -83,7 +84,7 @@ impl Bed {
     /// The program that runs for the sockets of a variant, if there is one.
     pub(super) fn program(&self, variant: Variant) -> Option<&OwnedFd> {
         match variant {
-            Variant::Unsteered | Variant::Control | Variant::Setsockopt => None,
+            Variant::Unsteered | Variant::Control | Variant::Setsockopt | Variant::Preload => None,
             Variant::Steered | Variant::Nested => Some(&self.steered),
             Variant::Constant => Some(&self.constant),
             Variant::Empty => Some(&self.empty),

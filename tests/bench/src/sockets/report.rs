@@ -18,10 +18,13 @@ const MAX_RATIO: f64 = 1.03;
 const MAX_OVER_CONSTANT_NS: f64 = 25.0;
 
 /// What is compared by the wall clock.
-const PAIRS: [(Variant, Variant); 5] = [
+const PAIRS: [(Variant, Variant); 8] = [
     (Variant::Steered, Variant::Unsteered),
     (Variant::Steered, Variant::Setsockopt),
+    (Variant::Steered, Variant::Preload),
     (Variant::Nested, Variant::Unsteered),
+    (Variant::Setsockopt, Variant::Unsteered),
+    (Variant::Preload, Variant::Unsteered),
     (Variant::Constant, Variant::Unsteered),
     (Variant::Control, Variant::Unsteered),
 ];
@@ -67,7 +70,7 @@ impl Report {
         Bars { title: "A new socket: time, unsteered = 1".to_owned(), bars: bars.collect() }
     }
 
-    pub(crate) fn goals(&self) -> [Goal; 3] {
+    pub(crate) fn goals(&self) -> [Goal; 4] {
         let steered = self.run_times.iter().filter(|program| program.program == Variant::Steered.name());
         let over_constant = steered.map(|program| program.over_constant_ns).collect();
         [
@@ -79,6 +82,11 @@ impl Report {
             Goal::new(
                 "a steered socket takes less time than one bound by setsockopt",
                 self.medians(PAIRS[1]),
+                |ratio| ratio < 1.0,
+            ),
+            Goal::new(
+                "a steered socket takes less time than one bound by an LD_PRELOAD wrapper",
+                self.medians(PAIRS[2]),
                 |ratio| ratio < 1.0,
             ),
             Goal::new("a run takes at most 25 ns more than that of a constant program", over_constant, |over_ns| {

@@ -54,6 +54,8 @@ pub(crate) enum Variant {
     Control,
     /// The program itself binds each of them.
     Setsockopt,
+    /// A library that the program is started with (`LD_PRELOAD`) binds each of them.
+    Preload,
     /// `steer attach`.
     Steered,
     /// `steer attach` on the cgroup and on its parent.
@@ -65,14 +67,23 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Unsteered, Self::Control, Self::Setsockopt, Self::Steered, Self::Nested, Self::Constant, Self::Empty];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Unsteered,
+        Self::Control,
+        Self::Setsockopt,
+        Self::Preload,
+        Self::Steered,
+        Self::Nested,
+        Self::Constant,
+        Self::Empty,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unsteered => "unsteered",
             Self::Control => "unsteered again",
             Self::Setsockopt => "setsockopt",
+            Self::Preload => "LD_PRELOAD",
             Self::Steered => "steered",
             Self::Nested => "steered, nested",
             Self::Constant => "constant program",
@@ -86,6 +97,7 @@ impl Variant {
             Self::Unsteered => "unsteered",
             Self::Control => "control",
             Self::Setsockopt => "setsockopt",
+            Self::Preload => "preload",
             Self::Steered => "steered",
             Self::Nested => "outer/inner",
             Self::Constant => "constant",
@@ -93,11 +105,25 @@ impl Variant {
         }
     }
 
+    /// The environment of the program that makes the sockets.
+    pub(crate) fn environment(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Preload => &[("LD_PRELOAD", concat!(env!("OUT_DIR"), "/preload.so")), ("BIND_INTERFACE", DEVICE)],
+            Self::Unsteered
+            | Self::Control
+            | Self::Setsockopt
+            | Self::Steered
+            | Self::Nested
+            | Self::Constant
+            | Self::Empty => &[],
+        }
+    }
+
     /// What a new socket is bound to before its maker does anything.
     pub(crate) fn device(self) -> &'static str {
         match self {
             Self::Unsteered | Self::Control | Self::Setsockopt | Self::Empty => "",
-            Self::Steered | Self::Nested | Self::Constant => DEVICE,
+            Self::Preload | Self::Steered | Self::Nested | Self::Constant => DEVICE,
         }
     }
 }

@@ -1,0 +1,71 @@
+//! A pinned map of steer's, written behind its back.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+};
+
+use anyhow::Context as _;
+
+use crate::{Bed, foreign::bpf};
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_OBJ_GET: libc::c_long = 7;
+
+/// A map of which each value is `N` bytes, whatever they mean.
+pub struct PinnedMap<const N: usize>(OwnedFd);
+
+#[repr(C)]
+#[derive(Default)]
+struct Pin {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Element {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl<const N: usize> PinnedMap<N> {
+    /// Opens a map of the version under test. Its values must be of `N` bytes.
+    pub fn open(bed: &Bed, name: &str) -> anyhow::Result<Self> {
+        let path = bed.abi().join("maps").join(name);
+        let text = CString::new(path.as_os_str().as_bytes())?;
+        let pin = Pin { pathname: text.as_ptr() as u64, ..Pin::default() };
+        let map = bpf(BPF_OBJ_GET, &pin).with_context(|| format!("open {}", path.display()))?;
+        // SAFETY: a new file descriptor.
+        let map = unsafe { OwnedFd::from_raw_fd(map) };
+        let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+        anyhow::ensure!(about.lines().any(|line| line == format!("value_size:\t{N}")), "{}: {about}", path.display());
+        Ok(Self(map))
+    }
+
+    /// The value of a key that there is.
+    pub fn get(&self, key: &[u8]) -> io::Result<[u8; N]> {
+        let mut value = [0; N];
+        bpf(BPF_MAP_LOOKUP_ELEM, &self.element(key, value.as_mut_ptr() as u64))?;
+        Ok(value)
+    }
+
+    /// Writes it.
+    pub fn set(&self, key: &[u8], value: &[u8; N]) -> io::Result<()> {
+        bpf(BPF_MAP_UPDATE_ELEM, &self.element(key, value.as_ptr() as u64)).map(drop)
+    }
+
+    fn element(&self, key: &[u8], value: u64) -> Element {
+        let map_fd = self.0.as_raw_fd().cast_unsigned();
+        Element { map_fd, key: key.as_ptr() as u64, value, ..Element::default() }
+    }
+}

@@ -1,0 +1,315 @@
+//! The records in the maps, as the kernel reads them: whatever bytes are there, a socket goes where a complete record says, or
+//! nowhere, compared with a reference over random bytes and random changes of good ones.
+//!
+//! **Invariant:** the reference reads the bytes by itself; it shares nothing with the programs but where they lie.
+
+use std::cell::{Cell, RefCell};
+
+use anyhow::{Context as _, ensure};
+use proptest::{
+    array::uniform16,
+    collection::vec,
+    prelude::{Just, Strategy, any, prop_oneof},
+    sample::select,
+    strategy::BoxedStrategy,
+    test_runner::{Config, TestCaseError, TestError, TestRunner},
+};
+use steer_lab::{Capture, Direction, NewSocket, wait_until};
+use steer_tests::{Bed, Outcome, PATIENCE, PinnedMap, Spy, Strayed, USERS, stride};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[("whatever_is_in_the_maps", whatever_is_in_the_maps)];
+
+const POLICY_BYTES: usize = 248;
+const ATTACHMENT_BYTES: usize = 16;
+/// Where the words of a policy lie.
+const KIND: usize = 0;
+const FLAGS: usize = 4;
+const IFINDEX: usize = 8;
+const OWNER: usize = 12;
+const NETNS_COOKIE: usize = 16;
+const RESOLVERS: usize = 24;
+const NAME: usize = 56;
+const INTERFACE: usize = 120;
+/// Where those of an attachment do.
+const SLOT: usize = 0;
+const ATTACHMENT_FLAGS: usize = 4;
+const CGROUP_ID: usize = 8;
+
+const SLOTS: u32 = 4096;
+/// A slot that steer has given to nobody.
+const SPARE: u32 = SLOTS - 1;
+const STEER: u32 = 1;
+const EXEMPT: u32 = 2;
+const REFUSE_OTHER_NETNS: u32 = 1;
+
+/// Where packets are sent that may leave by the uplink only, and those that may not leave.
+const BY_UPLINK: u16 = 4001;
+const NOWHERE: u16 = 4002;
+
+/// Bytes, each with the place it is put at.
+type Change = (usize, Vec<u8>);
+
+/// What is in the maps.
+#[derive(Clone, Debug)]
+struct Records {
+    policy: [u8; POLICY_BYTES],
+    attachment: [u8; ATTACHMENT_BYTES],
+}
+
+/// What is to become of a new socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Bound(i32),
+    Closed,
+    /// The index is another network namespace's.
+    Refused(i32),
+    /// By a record that says so.
+    LeftAlone,
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+}
+
+/// What is known of the bed, before anything is changed.
+struct Known {
+    good: Records,
+    /// The policy in the spare slot.
+    spare: [u8; POLICY_BYTES],
+    slot: u32,
+    netns_cookie: u64,
+    /// Index of the uplink, and of the other link.
+    uplink: i32,
+    other: i32,
+}
+
+impl Known {
+    /// The reference.
+    fn fate(&self, records: &Records) -> Fate {
+        let policy = match word(&records.attachment, SLOT) {
+            slot if slot == self.slot => &records.policy,
+            SPARE => &self.spare,
+            _ => return Fate::Closed,
+        };
+        let is_here = long(policy, NETNS_COOKIE) == self.netns_cookie;
+        let ifindex = word(policy, IFINDEX).cast_signed();
+        match word(policy, KIND) {
+            EXEMPT => Fate::LeftAlone,
+            STEER if !is_here && word(policy, FLAGS) & REFUSE_OTHER_NETNS == 0 => Fate::LeftAlone,
+            STEER if !is_here => Fate::Refused(ifindex),
+            STEER if ifindex > 0 => Fate::Bound(ifindex),
+            _ => Fate::Closed,
+        }
+    }
+
+    /// Where packets are to be sent by way of proof; nowhere if the other link may be the right one.
+    fn port(&self, fate: Fate) -> Option<u16> {
+        match fate {
+            Fate::Bound(ifindex) if ifindex == self.uplink => Some(BY_UPLINK),
+            // The wall at egress, which alone holds sockets from before, cannot tell whose index it is (before Linux 7.3).
+            Fate::Bound(ifindex) | Fate::Refused(ifindex) if ifindex == self.other => None,
+            Fate::Bound(_) | Fate::Closed | Fate::Refused(_) => Some(NOWHERE),
+            Fate::LeftAlone => None,
+        }
+    }
+
+    fn records(&self) -> impl Strategy<Value = Records> + use<> {
+        let good = self.good.clone();
+        let any_policy = vec(any::<u8>(), POLICY_BYTES).prop_map(|bytes| bytes.try_into().unwrap_or([0; POLICY_BYTES]));
+        let policy = prop_oneof![4 => Just(good.policy), 1 => any_policy];
+        let attachment = prop_oneof![15 => Just(good.attachment), 1 => uniform16(any::<u8>())];
+        let changes = (vec(self.policy_change(), 0..4), vec(self.attachment_change(), 0..2));
+        (policy, attachment, changes).prop_map(|(mut policy, mut attachment, (of_policy, of_attachment))| {
+            for change in &of_policy {
+                put(&mut policy, change);
+            }
+            for change in &of_attachment {
+                put(&mut attachment, change);
+            }
+            Records { policy, attachment }
+        })
+    }
+
+    fn policy_change(&self) -> impl Strategy<Value = Change> + use<> {
+        let indexes = [0, -1, 1, self.uplink, self.other, self.uplink | 1 << 16, i32::MAX, i32::MIN];
+        let cookie = self.netns_cookie;
+        let cookies = prop_oneof![select(vec![0, cookie, cookie + 1, !cookie, cookie << 32]), any::<u64>()];
+        let names = |at| {
+            prop_oneof![Just(padded("a0")), Just(padded("a1")), vec(any::<u8>(), 1..64)]
+                .prop_map(move |name| (at, name))
+        };
+        prop_oneof![
+            2 => words(KIND, vec![0, STEER, EXEMPT, 3, STEER << 8, EXEMPT << 24]),
+            2 => words(FLAGS, (0..8).map(|bit| 1 << bit).chain([0, u32::MAX]).collect()),
+            2 => words(IFINDEX, indexes.map(i32::cast_unsigned).to_vec()),
+            1 => words(OWNER, (0..4).collect()),
+            1 => cookies.prop_map(|cookie| (NETNS_COOKIE, cookie.to_ne_bytes().to_vec())),
+            1 => vec(any::<u8>(), 1..NAME - RESOLVERS).prop_map(|address| (RESOLVERS, address)),
+            1 => names(NAME),
+            1 => names(INTERFACE),
+            1 => (0..POLICY_BYTES, any::<u8>()).prop_map(|(at, byte)| (at, vec![byte])),
+        ]
+    }
+
+    fn attachment_change(&self) -> impl Strategy<Value = Change> + use<> {
+        let ids = any::<u64>().prop_map(|id| (CGROUP_ID, id.to_ne_bytes().to_vec()));
+        prop_oneof![
+            words(SLOT, vec![0, self.slot, SPARE, SPARE - 1, SLOTS, self.slot | 1 << 31, u32::MAX]),
+            words(ATTACHMENT_FLAGS, (0..8).collect()),
+            ids,
+        ]
+    }
+}
+
+fn padded(name: &str) -> Vec<u8> {
+    name.bytes().chain([0; 16]).collect()
+}
+
+/// A word, one of those that mean something or any.
+fn words(at: usize, known: Vec<u32>) -> BoxedStrategy<Change> {
+    let word = prop_oneof![3 => select(known), 1 => any::<u32>()];
+    word.prop_map(move |word| (at, word.to_ne_bytes().to_vec())).boxed()
+}
+
+fn put(record: &mut [u8], (at, bytes): &Change) {
+    record[*at..*at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// The bed's maps, clients and captures.
+struct Run<'a> {
+    known: &'a Known,
+    cgroup: [u8; 8],
+    policies: PinnedMap<POLICY_BYTES>,
+    attachments: PinnedMap<ATTACHMENT_BYTES>,
+    /// With all capabilities, and without any.
+    clients: Vec<Strayed>,
+    spy: Spy,
+    uplink: Capture,
+    /// Packets that were seen on the uplink.
+    seen: usize,
+}
+
+impl Run<'_> {
+    fn write(&self, records: &Records) -> Outcome {
+        self.policies.set(&self.known.slot.to_ne_bytes(), &records.policy)?;
+        Ok(self.attachments.set(&self.cgroup, &records.attachment)?)
+    }
+
+    fn check(&mut self, records: &Records) -> Outcome {
+        let fate = self.known.fate(records);
+        let port = self.known.port(fate);
+        self.write(records)?;
+        let want = match fate {
+            Fate::Bound(ifindex) => NewSocket::Bound(ifindex),
+            Fate::Closed => NewSocket::Bound(-1),
+            Fate::Refused(_) => NewSocket::Refused("EPERM".to_owned()),
+            Fate::LeftAlone => NewSocket::Bound(0),
+        };
+        for client in &mut self.clients {
+            let got = client.round(port)?;
+            ensure!(got.len() == 4 && got.iter().all(|socket| *socket == want), "{fate:?}: {got:?}");
+        }
+        self.spy.saw_nothing().with_context(|| format!("{fate:?}"))?;
+        self.look_at_uplink().with_context(|| format!("{fate:?}"))
+    }
+
+    fn look_at_uplink(&mut self) -> Outcome {
+        let packets = self.uplink.take()?;
+        let sent = |port| {
+            let its = packets.iter().filter(move |packet| packet.direction == Direction::Out);
+            its.filter(move |packet| packet.dst_port == Some(port)).collect::<Vec<_>>()
+        };
+        ensure!(sent(NOWHERE).is_empty(), "by the uplink: {:#?}", sent(NOWHERE));
+        self.seen += sent(BY_UPLINK).len();
+        Ok(())
+    }
+
+    /// What the captures must see they do see.
+    fn prove_captures(&mut self) -> Outcome {
+        let mut exempt = self.known.good.clone();
+        put(&mut exempt.policy, &(KIND, EXEMPT.to_ne_bytes().to_vec()));
+        self.write(&exempt)?;
+        self.clients[0].round(Some(NOWHERE))?;
+        wait_until("the packets of an exempt cgroup", PATIENCE, || self.spy.saw_nothing().is_err())?;
+        Ok(())
+    }
+}
+
+fn whatever_is_in_the_maps() -> Outcome {
+    let bed = Bed::new("records")?;
+    let clients = USERS.map(|user| Strayed::start(&bed, &bed.cgroup, user, "a0"));
+    let clients = clients.into_iter().collect::<Result<_, _>>()?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    // Both links know their neighbours from here on, so what is sent is on them at once.
+    bed.check_unsteered(None)?;
+    bed.check_steered(&bed.cgroup, 1)?;
+
+    let (policies, attachments) = (PinnedMap::open(&bed, "POLICIES")?, PinnedMap::open(&bed, "ATTACHMENTS")?);
+    let cgroup = bed.cgroup.id()?.to_ne_bytes();
+    let attachment = attachments.get(&cgroup)?;
+    let slot = word(&attachment, SLOT);
+    let policy = policies.get(&slot.to_ne_bytes())?;
+    let index = |number| anyhow::Ok(i32::try_from(bed.net.ifindex(number)?)?);
+    let (other, uplink) = (index(0)?, index(1)?);
+    let mut spare = policy;
+    put(&mut spare, &(IFINDEX, other.to_ne_bytes().to_vec()));
+    policies.set(&SPARE.to_ne_bytes(), &spare)?;
+    let good = Records { policy, attachment };
+    let known = Known { netns_cookie: long(&policy, NETNS_COOKIE), good, spare, slot, uplink, other };
+    ensure!(
+        known.fate(&known.good) == Fate::Bound(uplink),
+        "the record of the attachment is not a good one: {policy:?}"
+    );
+
+    let (spy, uplink) = (Spy::on(&bed, &["a1"])?, Capture::start(&bed.net.client, "a1")?);
+    let mut run = Run { known: &known, cgroup, policies, attachments, clients, spy, uplink, seen: 0 };
+    compare(&mut run)?;
+    run.prove_captures()?;
+    run.write(&known.good)?;
+    bed.check_steered(&bed.cgroup, 1)
+}
+
+fn compare(run: &mut Run<'_>) -> Outcome {
+    let known = run.known;
+    let run = RefCell::new(run);
+    let (by_uplink, nowhere) = (Cell::new(0_usize), Cell::new(0_usize));
+    let config = Config {
+        cases: if stride(0) == 1 { 100_000 } else { 5_000 },
+        failure_persistence: None,
+        max_shrink_iters: 2_000,
+        ..Config::default()
+    };
+    let done = TestRunner::new(config).run(&known.records(), |records| {
+        let sent = match known.port(known.fate(&records)) {
+            Some(BY_UPLINK) => Some(&by_uplink),
+            Some(_) => Some(&nowhere),
+            None => None,
+        };
+        if let Some(sent) = sent {
+            sent.set(sent.get() + 1);
+        }
+        run.borrow_mut().check(&records).map_err(|error| TestCaseError::fail(format!("{error:#}")))
+    });
+    match done {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, records)) => anyhow::bail!("{reason}, with {records:?}"),
+        Err(TestError::Abort(reason)) => anyhow::bail!("{reason}"),
+    }
+    let seen = run.borrow().seen;
+    ensure!(
+        by_uplink.get() > 100 && nowhere.get() > 1_000,
+        "{} by the uplink, {} nowhere",
+        by_uplink.get(),
+        nowhere.get()
+    );
+    // Of each client, by IPv4 and by IPv6.
+    let expected = by_uplink.get() * 4;
+    ensure!(seen >= expected, "{seen} packets by the uplink, of {expected} at least");
+    Ok(())
+}
