@@ -48,7 +48,7 @@ fn is_asked(arguments: &Arguments, room: &str) -> bool {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 28] = [
+    let rooms: [(&str, &[Test]); 29] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -67,6 +67,7 @@ fn main() {
         ("top", top::TESTS),
         ("existing", existing::TESTS),
         ("explain", explain::TESTS),
+        ("explain::host", explain::host::TESTS),
         ("model", model::TESTS),
         ("records", records::TESTS),
         ("faults", faults::TESTS),

@@ -20,8 +20,10 @@ const RENAMED: &str = "the uplink is renamed";
 const NAMED_BACK: &str = "it is named as before";
 const MANAGER: &str = "the manager is started afresh";
 const LOOPBACK: &str = "calls 127.0.0.1";
+const LOOPBACK_AS_ROOT: &str = "calls 127.0.0.1, as root";
 
-const ROWS: [&str; 10] = [MISSING, APPEARS, STARTED, DELETED, AGAIN, AFRESH, RENAMED, NAMED_BACK, MANAGER, LOOPBACK];
+const ROWS: [&str; 11] =
+    [MISSING, APPEARS, STARTED, DELETED, AGAIN, AFRESH, RENAMED, NAMED_BACK, MANAGER, LOOPBACK, LOOPBACK_AS_ROOT];
 
 /// What a service's requests came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +69,7 @@ impl Fate {
 fn expected(row: &str, level: Level) -> Fate {
     match row {
         RENAMED if level < Level::Strict => Fate::Works,
-        MISSING | DELETED | RENAMED => Fate::Closed,
+        MISSING | DELETED | RENAMED | LOOPBACK => Fate::Closed,
         _ => Fate::Works,
     }
 }
@@ -156,20 +158,21 @@ pub(super) fn check(means: Means) -> Outcome {
     }
 
     let server = Server::start(&life.confined.bed.net.client)?;
-    let port = server.port().to_string();
-    let mut client = life.confined.client(User::Root)?;
-    client.args(["--json", "--target", "127.0.0.1", "--proto", "tcp", "--proto", "udp", "--port", &port]);
-    let done = output(&mut client)?;
-    let answers = parse_outcomes(&done.stdout).with_context(|| format!("{done:?}"))?;
-    let all = answers.iter().all(Answer::is_ok);
-    life.note(LOOPBACK, if all { Fate::Works } else { Fate::Closed });
+    for (row, user) in [(LOOPBACK, User::Nobody), (LOOPBACK_AS_ROOT, User::Root)] {
+        let mut client = life.confined.client(user)?;
+        client.args(["--json", "--target", "127.0.0.1", "--proto", "tcp", "--proto", "udp"]);
+        let done = output(client.args(["--port", &server.port().to_string()]))?;
+        let answers = parse_outcomes(&done.stdout).with_context(|| format!("{done:?}"))?;
+        let answered = answers.iter().filter(|answer| answer.is_ok()).count();
+        life.note(row, if answered == 0 { Fate::Closed } else { Fate::Works });
+    }
     ensure!(life.complaints.is_empty(), "{}", life.complaints.join("\n"));
     Ok(())
 }
 
 pub(super) fn print() {
     let legend = format!(
-        "- works: TCP, UDP, ping and raw, IPv4 and IPv6, by the uplink alone; closed: nothing leaves; leaks: by another link\n\
+        "- works: TCP, UDP, ping and raw, IPv4 and IPv6, by the uplink alone, and as root; closed: nothing leaves; leaks: by another link\n\
          - what manages it: PID 1, by `systemctl daemon-reexec`; steer's daemon, killed and started again\n\
          - in the column of `ip vrf exec` the uplink is the link in {VRF}, which has an unreachable default route besides, and is \
          put into {VRF} again with its routes when it is made again"
