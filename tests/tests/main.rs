@@ -48,7 +48,7 @@ fn is_asked(arguments: &Arguments, room: &str) -> bool {
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 29] = [
+    let rooms: [(&str, &[Test]); 28] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -56,7 +56,6 @@ fn main() {
         ("uplinks", uplinks::TESTS),
         ("vrf", vrf::TESTS),
         ("wireguard", wireguard::TESTS),
-        ("kernel", kernel::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
@@ -83,13 +82,15 @@ fn main() {
     if !root {
         eprintln!("the integration tests make network namespaces and load BPF programs, which needs root: ignored");
     }
-    let rooms = rooms.into_iter().chain(containers::ROOMS);
+    let arguments = Arguments::from_args();
+    // Those of the kernel are in other rooms, too.
+    let kernel = is_asked(&arguments, "kernel").then_some(("kernel", kernel::TESTS));
+    let rooms = rooms.into_iter().chain(containers::ROOMS).chain(kernel);
     let trials = rooms.flat_map(|(room, tests)| {
         tests.iter().map(move |&(name, test)| {
             Trial::ignorable_test(format!("{room}::{name}"), move || report(test())).with_ignored_flag(!root)
         })
     });
-    let arguments = Arguments::from_args();
     let peers = if is_asked(&arguments, "peers") { peers::trials(root) } else { Vec::new() };
     let conclusion = libtest_mimic::run(&arguments, trials.chain(escape::trials(root)).chain(peers).collect());
     if !arguments.list && is_asked(&arguments, "escape") {
