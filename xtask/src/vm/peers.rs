@@ -21,6 +21,9 @@ use crate::{cargo, dist::recreate, setup::Setup};
 const SUITE: &str = "sid";
 /// What the root has besides the least there can be.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,util-linux-extra";
+/// Programs that make a root and look into it, and the Debian packages that bring them.
+const ROOT_NEEDS: [(&str, &str); 3] =
+    [("debootstrap", "debootstrap"), ("mkfs.ext4", "e2fsprogs"), ("debugfs", "e2fsprogs")];
 /// The lines in the console around the tables.
 const TABLES: (&str, &str) = ("steer-peers: begin", "steer-peers: end");
 
@@ -47,21 +50,20 @@ pub(crate) struct Peers {
 impl Peers {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         ensure!(self.filter.starts_with("peers"), "the tests of this are called peers::..., and not {}", self.filter);
-        install(&[&NEEDS[..2], &[("debootstrap", "debootstrap"), ("mkfs.ext4", "e2fsprogs")]].concat())?;
+        install(&[&NEEDS[..2], &ROOT_NEEDS].concat())?;
         Setup::default().run()?;
         let disk = self.disk()?;
         let kernel = self.kernel.obtain("amd64", &place()?, self.refresh)?;
-        let job = Job { disk: Some(disk), ..Job::of(&self.filter)? };
+        let job = Job { disk: Some(disk.clone()), ..Job::of(&self.filter)? };
         let (console, took) = boot(&kernel, &job, self.verbose)?;
         let verdict = guest::verdict(&console);
         eprintln!("peers: {}: {verdict}, {:.0} s", kernel.release, took.as_secs_f64());
         let tables = tables(&console).context("the guest printed no tables")?;
         println!("{tables}");
         if let Some(report) = &self.report {
-            let (date, command) = (today()?, command_line());
-            let head =
-                format!("# steer and its peers\n\nMade on {date} by `{command}`, on Linux {}.\n", kernel.release);
-            write(report, head + &tables)?;
+            let (date, command, systemd) = (today()?, command_line(), version_in(&disk, "systemd")?);
+            let on = format!("on Linux {}, with systemd {systemd}", kernel.release);
+            write(report, format!("# steer and its peers\n\nMade on {date} by `{command}`, {on}.\n{tables}"))?;
         }
         Ok(if verdict == Verdict::Exited(0) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -95,6 +97,22 @@ fn pack(root: &Path, image: &Path) -> Result<()> {
     cargo::check(&mut mkfs)
 }
 
+/// The version of a package that is installed in the image of a root.
+fn version_in(image: &Path, package: &str) -> Result<String> {
+    let mut debugfs = Command::new("debugfs");
+    let output = debugfs.args(["-R", "cat /var/lib/dpkg/status"]).arg(image).output().context("start debugfs")?;
+    let status = String::from_utf8_lossy(&output.stdout);
+    let version = version_of(&status, package);
+    version.with_context(|| format!("{} tells no version of {package}", image.display()))
+}
+
+/// Reads dpkg's file of what is installed.
+fn version_of(status: &str, package: &str) -> Option<String> {
+    let of_package = |stanza: &&str| stanza.lines().any(|line| line.strip_prefix("Package: ") == Some(package));
+    let stanza = status.split("\n\n").find(of_package)?;
+    stanza.lines().find_map(|line| line.strip_prefix("Version: ")).map(str::to_owned)
+}
+
 /// What the guest printed between the two lines.
 fn tables(console: &str) -> Option<String> {
     let (_, rest) = console.split_once(&format!("{}\n", TABLES.0))?;
@@ -107,8 +125,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_are_what_is_between_the_lines() {
+    fn what_is_printed_is_read() {
         assert_eq!(tables("a\nsteer-peers: begin\n\n| x |\nsteer-peers: end\nb\n").as_deref(), Some("\n| x |\n"));
+        let status =
+            "Package: libsystemd0\nVersion: 1\n\nPackage: systemd\nStatus: x\nVersion: 262.1-1\n\nPackage: z\n";
+        assert_eq!(version_of(status, "systemd").as_deref(), Some("262.1-1"));
         assert_eq!(tables("steer-peers: begin\n| x |\n"), None, "cut short");
     }
 }
