@@ -157,11 +157,19 @@ fn mends_what_was_attached_by_hand() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let pin = bed.abi().join("links").join(bed.cgroup.id()?.to_string()).join("connect4");
     fs::remove_file(&pin)?;
-    wait_until("the kernel to detach it", PATIENCE, || {
-        bed.policy("a1").is_ok_and(|policy| policy["cgroups"][0]["complete"] == false)
-    })?;
-    let _daemon = bed.daemon(&policy("p", "a0", "\"@/none\""))?;
-    ensure!(bed.policy("a1")?["cgroups"][0]["complete"] == true && pin.exists());
+    let is_complete = |expected: bool| {
+        bed.policy("a1").is_ok_and(|policy| policy["cgroups"][0]["complete"] == expected && pin.exists() == expected)
+    };
+    wait_until("the kernel to detach it", PATIENCE, || is_complete(false))?;
+    let config = policy("p", "a0", "\"@/none\"");
+    bed.daemon(&config)?.end(Signal::SIGTERM)?;
+    ensure!(is_complete(true));
+    // So does one that then refuses to start, for its configuration has lost what is in force.
+    fs::remove_file(&pin)?;
+    wait_until("the kernel to detach it", PATIENCE, || is_complete(false))?;
+    bed.write_config("")?;
+    let refused = bed.run(&["daemon", "--config", &bed.config_file().to_string_lossy()])?;
+    ensure!(refused.code == 1 && refused.stderr.contains("has no policy") && is_complete(true), "{refused:?}");
     bed.check_steered(&bed.cgroup, 1)
 }
 

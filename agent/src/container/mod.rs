@@ -93,8 +93,8 @@ pub enum Error {
 pub struct Container<'a> {
     /// One of its processes, as seen from here.
     pub pid: u32,
-    /// Its id, by which its cgroup may be named: its processes may be in cgroups below, as those of systemd in a container, and
-    /// those of crun where systemd makes the cgroups.
+    /// Its id. A cgroup that bears one that a runtime generated is all of the container: its processes may be in cgroups below, as
+    /// those of systemd in a container, and those of crun where systemd makes the cgroups.
     pub id: &'a str,
     /// Whether its program may have made sockets already.
     pub runs: bool,

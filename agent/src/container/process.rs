@@ -18,11 +18,10 @@ pub(super) struct Process {
     pub(super) netns_cookie: u64,
 }
 
-/// Whether a cgroup has the name that a container of this id gets: the id, as by cgroupfs, or a scope that ends in it, as by systemd.
+/// Whether a cgroup bears the id of a container, and that is one that a runtime has generated: 64 hexadecimal digits, by Docker,
+/// Podman, containerd's CRI and CRI-O. By a name that somebody chose, a cgroup could be taken that holds more than the container.
 fn is_named_by(name: &str, id: &str) -> bool {
-    let name = name.strip_suffix(".scope").unwrap_or(name);
-    let rest = name.strip_suffix(id).filter(|_| !id.is_empty());
-    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('-'))
+    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && name.contains(id)
 }
 
 impl Process {
@@ -68,17 +67,13 @@ mod tests {
 
     #[test]
     fn the_cgroup_of_a_container_bears_its_id() {
-        for (name, id, expected) in [
-            ("0a1b", "0a1b", true),
-            ("libpod-0a1b.scope", "0a1b", true),
-            ("cri-containerd-0a1b.scope", "0a1b", true),
-            ("container", "0a1b", false),
-            ("machine.slice", "machine", false),
-            ("user-slice", "user", false),
-            ("web", "b", false),
-            ("web", "", false),
-        ] {
-            assert_eq!(is_named_by(name, id), expected, "{name} {id}");
+        let id = "0a1b2c3d".repeat(8);
+        for name in ["ID", "libpod-ID.scope", "cri-containerd-ID.scope", "kubepods-pod1.slice:cri-containerd:ID"] {
+            assert!(is_named_by(&name.replace("ID", &id), &id), "{name}");
+        }
+        for (name, id) in [("container", id.as_str()), ("web", "web"), ("crun-web.scope", "web"), ("web", ""), ("", "")]
+        {
+            assert!(!is_named_by(name, id), "{name} {id}");
         }
     }
 }

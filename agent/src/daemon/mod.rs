@@ -68,8 +68,10 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         bail!("another steer daemon is running on {}; stop it first, or use another --bpffs", pins.root().display());
     };
     let mut object = datapath::load(&pins, &lock, options.kernel_log)?;
-    let datapath = Datapath::open(&pins)?.context("the pins just made are gone")?;
+    let mut datapath = Datapath::open(&pins)?.context("the pins just made are gone")?;
     if config.policies.is_empty() && datapath.policies()?.iter().any(|entry| entry.is_owned_by(Owner::Config)) {
+        // What is attached runs the programs that are pinned now, all the same.
+        datapath.refresh(&lock, &hierarchy)?;
         return Err(Emptied(options.store.file().to_owned()).into());
     }
     drop(lock);

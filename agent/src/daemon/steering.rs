@@ -313,6 +313,9 @@ impl Steering {
     fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) -> Result<Option<u64>, Error> {
         let attached = self.hierarchy.open(&desired.path).map_err(Error::from).and_then(|cgroup| {
             if cgroup.id != cgroup_id {
+                if !self.hierarchy.is_gone(cgroup_id) {
+                    log::error!("{} is NOT steered: something else is mounted on it", desired.path);
+                }
                 return Ok(None);
             }
             self.datapath.attach(lock, &self.hierarchy, &cgroup, desired.slot, false)?;

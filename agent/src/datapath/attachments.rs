@@ -204,7 +204,7 @@ impl Datapath {
         let policy = self.policy(slot)?;
         // Filled before anything runs: where the cgroup was attached before, the record is still there; elsewhere the anchor
         // makes it.
-        let mut anchor = if self.set_record(cgroup.id, record)? { None } else { Some(self.anchor(hierarchy, cgroup)?) };
+        let anchor = if self.set_record(cgroup.id, record)? { None } else { Some(self.anchor(hierarchy, cgroup)?) };
         if anchor.is_some() && !self.set_record(cgroup.id, record)? {
             // The anchor is a program of other maps than these.
             return Err(Error::Foreign { path: self.pins.abi() });
@@ -221,12 +221,7 @@ impl Datapath {
                 continue;
             }
             if is_new || !refresh_link(&pin, program, cgroup.id)? {
-                let link = match anchor.take_if(|_| program.hook.attach_type == object::ANCHOR.attach_type) {
-                    // It is on the hook already: detaching it, and attaching the program, would take longer.
-                    Some(anchor) => bpf::link_update(anchor.as_fd(), program.fd.as_fd()).map(|()| anchor),
-                    None => bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type),
-                };
-                match link {
+                match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
                     Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
                         object::give_up(&self.pins, program.hook)?;
                     }
@@ -281,7 +276,7 @@ impl Datapath {
         Ok(self.programs.get_or_init(|| programs))
     }
 
-    /// Attaches the program that makes the kernel allocate the cgroup's record, until the link is dropped or has another one.
+    /// Attaches the program that makes the kernel allocate the cgroup's record, until the link is dropped.
     fn anchor(&self, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<OwnedFd, Error> {
         if self.anchor.get().is_none() {
             let _ = self.anchor.set(object::open(&self.pins, &object::ANCHOR)?);

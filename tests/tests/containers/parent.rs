@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("crun::held_until_classified", || held_until_classified("crun")),
     ("systemd::a_unit_in_a_slice_of_containers", a_unit_in_a_slice_of_containers),
     ("the_first_process_in_a_cgroup_below", the_first_process_in_a_cgroup_below),
+    ("a_chosen_id_is_no_name_of_a_cgroup", a_chosen_id_is_no_name_of_a_cgroup),
 ];
 
 fn held(parent: &str) -> String {
@@ -74,21 +75,49 @@ fn a_unit_in_a_slice_of_containers() -> Outcome {
     client.check_closed(&bed, &machine)
 }
 
+/// The state of a container with this id and process, which asks for a policy or for nothing.
+fn state(id: &str, process: &Held, policy: Option<&str>) -> serde_json::Value {
+    let annotations = policy.map_or_else(|| json!({}), |policy| json!({ "steer.policy": policy }));
+    let pid = process.pid();
+    json!({ "ociVersion": "1.0.2", "id": id, "status": "created", "pid": pid, "bundle": "/", "annotations": annotations })
+}
+
 /// Runtimes may start it in a cgroup of its own: steered is all of the container, which is the cgroup that bears its id.
 fn the_first_process_in_a_cgroup_below() -> Outcome {
     let bed = bed("containers-below")?;
     let host = Host::new(&bed)?;
+    let id = "0a1b2c3d".repeat(8);
     let pod = bed.cgroup.child("pod")?;
-    let container = pod.child("crio-0a1b2c.scope")?;
-    let (first, later) = (container.child("init")?, container.child("later")?);
+    let container = pod.child(&format!("libpod-{id}.scope"))?;
+    let (first, later) = (container.child("container")?, container.child("later")?);
     let process = Held::start(bed.client(Some(&first), User::Nobody)?.args(bed.everything()))?;
-    let hooked = host.hook(&json!({
-        "ociVersion": "1.0.2", "id": "0a1b2c", "status": "created", "pid": process.pid(), "bundle": "/",
-        "annotations": {"steer.policy": "vpn"},
-    }))?;
+    let hooked = host.hook(&state(&id, &process, Some("vpn")))?;
     ensure!(hooked.code == 0, "{hooked:?}");
     for cgroup in [&container, &first, &later] {
         bed.check_steered(cgroup, 1)?;
     }
     bed.check_unsteered(Some(&pod))
+}
+
+/// A name that somebody chose says nothing of the cgroups around: they hold others, too, or hold them closed.
+fn a_chosen_id_is_no_name_of_a_cgroup() -> Outcome {
+    let bed = bed("containers-chosen")?;
+    bed.write_config(&held("/held"))?;
+    let host = Host::new(&bed)?;
+    let held = bed.cgroup.child("held")?;
+    let (own, other) = (held.child("own")?, held.child("other")?);
+    let _daemon = host.daemon()?;
+    bed.check_closed(&held)?;
+    let process = Held::start(bed.client(Some(&own), User::Nobody)?.args(bed.everything()))?;
+    for (policy, i) in [(None, None), (Some("vpn"), Some(1))] {
+        let hooked = host.hook(&state("held", &process, policy))?;
+        ensure!(hooked.code == 0, "{hooked:?}");
+        match i {
+            Some(i) => bed.check_steered(&own, i)?,
+            None => bed.check_unsteered(Some(&own))?,
+        }
+        bed.check_closed(&other)?;
+        bed.check_closed(&held)?;
+    }
+    Ok(())
 }
