@@ -169,7 +169,7 @@ fn mends_what_was_attached_by_hand() -> Outcome {
     wait_until("the kernel to detach it", PATIENCE, || is_complete(false))?;
     bed.write_config("")?;
     let refused = bed.run(&["daemon", "--config", &bed.config_file().to_string_lossy()])?;
-    ensure!(refused.code == 1 && refused.stderr.contains("has no policy") && is_complete(true), "{refused:?}");
+    ensure!(refused.code == 2 && refused.stderr.contains("has no policy") && is_complete(true), "{refused:?}");
     bed.check_steered(&bed.cgroup, 1)
 }
 
