@@ -8,12 +8,13 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, Stage, client_v4, leaks, wait_until};
-use steer_tests::{Bed, Outcome, PATIENCE, User, check_outcomes, output};
+use steer_tests::{Bed, Held, Outcome, PATIENCE, User, check_outcomes, output};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("sockets_of_others_keep_what_they_had", sockets_of_others_keep_what_they_had),
+    ("an_old_connection_outlives_its_cgroup", an_old_connection_outlives_its_cgroup),
     ("this_host_is_out_of_reach", this_host_is_out_of_reach),
     ("what_listens_on_loopback_needs_a_privilege", what_listens_on_loopback_needs_a_privilege),
     ("the_uplink_needs_a_route", the_uplink_needs_a_route),
@@ -36,6 +37,30 @@ fn sockets_of_others_keep_what_they_had() -> Outcome {
     let mut default = Capture::start(&bed.net.client, "a0")?;
     socket.send_to(b"made elsewhere", (SERVER_V4, bed.server.port()))?;
     ensure!(leaks(&default.take()?).iter().any(|packet| packet.kind == Kind::Udp));
+    Ok(())
+}
+
+/// Its end is held as long as the cgroup is there; the kernel goes on trying to send it.
+fn an_old_connection_outlives_its_cgroup() -> Outcome {
+    let bed = Bed::new("limit-outlives")?;
+    let cgroup = bed.cgroup.child("old")?;
+    let mut command = bed.client(Some(&cgroup), User::Nobody)?;
+    let port = bed.server.port().to_string();
+    let mut client = Held::start(command.args(["--json", "--proto", "tcp", "--family", "v4", "--port", &port]))?;
+    check_outcomes(&client.round()?, User::Nobody, 0)?;
+    bed.succeed(&["attach", cgroup.path(), "-i", "a1"])?;
+    let mut default = Capture::start(&bed.net.client, "a0")?;
+    drop(client);
+    wait_until("its end to be held", PATIENCE, || bed.sockets("a1", "stopped_egress").is_ok_and(|held| held > 1))?;
+    ensure!(leaks(&default.take()?).is_empty(), "its end was not held");
+    cgroup.remove()?;
+    // Sweeps up what is left of it.
+    bed.succeed(&["attach", bed.cgroup.child("other")?.path(), "-i", "a1"])?;
+    let mut last = Vec::new();
+    wait_until("its end by the default route", PATIENCE, || {
+        last = default.take().unwrap_or_default();
+        leaks(&last).iter().any(|packet| packet.kind == Kind::Tcp)
+    })?;
     Ok(())
 }
 

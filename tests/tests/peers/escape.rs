@@ -1,9 +1,6 @@
 //! What gets out by another link: the rows of the escape suite.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{cell::RefCell, time::Duration};
 
 use anyhow::ensure;
 use steer_tests::{Confined, Level, MEANS, Means, Outcome, Scene, Try, User};
@@ -17,19 +14,21 @@ static CELLS: Cells = Cells::new();
 /// For an answer that nobody may be going to give, on a slow machine.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Beds with a machine, which takes long to boot, on which nothing has leaked so far.
-fn clean() -> MutexGuard<'static, Vec<(Means, Confined)>> {
-    static CLEAN: Mutex<Vec<(Means, Confined)>> = Mutex::new(Vec::new());
-    CLEAN.lock().unwrap_or_else(PoisonError::into_inner)
+thread_local! {
+    /// Beds with a machine, which takes long to boot, on which nothing has leaked so far. A machine ends with the thread that has
+    /// booted it.
+    static CLEAN: RefCell<Vec<(Means, Confined)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A clean one, or a new one.
 fn confined(means: Means) -> anyhow::Result<Confined> {
-    let mut clean = clean();
-    if let Some(at) = clean.iter().position(|(of, _)| *of == means) {
-        return Ok(clean.swap_remove(at).1);
+    let kept = CLEAN.with_borrow_mut(|clean| {
+        let at = clean.iter().position(|(of, _)| *of == means)?;
+        Some(clean.swap_remove(at).1)
+    });
+    if let Some(confined) = kept {
+        return Ok(confined);
     }
-    drop(clean);
     let confined = Confined::new(means, "peer-escape")?;
     confined.bed.furnish_for_escapes()?;
     Ok(confined)
@@ -42,6 +41,8 @@ struct Sum {
     /// As root, and as nobody.
     leaked: [bool; 2],
     failed: bool,
+    /// Whether steer refuses such sockets here.
+    refused: bool,
 }
 
 impl Sum {
@@ -63,40 +64,41 @@ pub(super) fn check(row: &'static Row) -> Outcome {
             CELLS.record(row.name, means, "n/a");
             continue;
         }
-        let Some(confined) = not_here(confined(means))? else {
+        let Some(sum) = not_here(attempts(row, means))? else {
             CELLS.record(row.name, means, "not here");
             continue;
         };
-        let sum = attempts(row, &confined)?;
         CELLS.record(row.name, means, sum.text(row));
         if means == Means::Steer(Level::Strict) {
-            let refused = row.is_past_ip() && confined.bed.not_covered()?.is_none();
             for user in [User::Nobody, User::Root] {
                 let leaked = sum.leaked[usize::from(user == User::Nobody)];
-                let expected = !refused && row.expects(Level::Strict, user);
+                let expected = !sum.refused && row.expects(Level::Strict, user);
                 ensure!(!sum.tried || leaked == expected, "strict, {user:?}: leaked {leaked}, expected {expected}");
             }
-        }
-        // What has leaked may have something to say still, which must not be taken for another row's.
-        if confined.has_machine() && sum.leaked == [false; 2] {
-            clean().push((means, confined));
         }
     }
     Ok(())
 }
 
-/// On one bed, by nobody first, and until something has leaked: whatever nobody does, root can do as well.
-fn attempts(row: &Row, confined: &Confined) -> anyhow::Result<Sum> {
+/// By nobody first, and until something has leaked: whatever nobody does, root can do as well. Each has a bed that has nothing
+/// to say of another.
+fn attempts(row: &Row, means: Means) -> anyhow::Result<Sum> {
     let mut sum = Sum::default();
     for user in [User::Nobody, User::Root] {
         for &family in row.families {
+            let confined = confined(means)?;
             let this = Try { vector: row.vector, user, family, scene: row.scene, timeout: TIMEOUT };
             let seen = confined.attempt(this)?;
             sum.tried |= seen.attempt.is_applicable();
             sum.failed |= seen.attempt.is_applicable() && !seen.attempt.is_ok();
+            sum.refused =
+                row.is_past_ip() && means == Means::Steer(Level::Strict) && confined.bed.not_covered()?.is_none();
             if !seen.leaked.is_empty() {
                 sum.leaked = [true, user == User::Nobody];
                 return Ok(sum);
+            }
+            if confined.has_machine() {
+                CLEAN.with_borrow_mut(|clean| clean.push((means, confined)));
             }
         }
     }
@@ -104,8 +106,8 @@ fn attempts(row: &Row, confined: &Confined) -> anyhow::Result<Sum> {
 }
 
 pub(super) fn print() {
-    // Nobody drops what is static.
-    clean().clear();
+    // Those of the first thread; nobody else drops them.
+    CLEAN.with_borrow_mut(Vec::clear);
     let legend = "- works: by the uplink alone; fails: plain use that does not work, and nothing by another link\n\
                   - closed: no packet of a process by any link but the uplink\n\
                   - leaks: any user gets packets out by another link; \"as root\": only root does\n\
