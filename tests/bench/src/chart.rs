@@ -78,7 +78,7 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, chart: &Bars
         .draw()
         .map_err(failed)?;
     let bars = chart.bars.iter().rev().zip(0..).map(|((name, ratio), index)| {
-        let colour = if name.contains("steer") || name.contains("strict") { OURS } else { OTHERS };
+        let colour = if name.starts_with("steer") || name.starts_with("strict") { OURS } else { OTHERS };
         let mut bar = Rectangle::new(
             [(0.0, SegmentValue::Exact(index)), (*ratio, SegmentValue::Exact(index + 1))],
             colour.filled(),
