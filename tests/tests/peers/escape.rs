@@ -1,6 +1,10 @@
 //! What gets out by another link: the rows of the escape suite.
 
-use std::{cell::RefCell, time::Duration};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread::{ThreadId, current},
+    time::Duration,
+};
 
 use anyhow::ensure;
 use steer_tests::{Confined, Level, MEANS, Means, Outcome, Scene, Try, User};
@@ -14,21 +18,24 @@ static CELLS: Cells = Cells::new();
 /// For an answer that nobody may be going to give, on a slow machine.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-thread_local! {
-    /// Beds with a machine, which takes long to boot, on which nothing has leaked so far. A machine ends with the thread that has
-    /// booted it.
-    static CLEAN: RefCell<Vec<(Means, Confined)>> = const { RefCell::new(Vec::new()) };
+/// A bed with a machine, which takes long to boot, on which nothing has leaked so far. The machine ends with the thread that has
+/// booted it, so that one alone uses it.
+type Clean = (ThreadId, Means, Confined);
+
+static CLEAN: Mutex<Vec<Clean>> = Mutex::new(Vec::new());
+
+fn clean() -> MutexGuard<'static, Vec<Clean>> {
+    CLEAN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A clean one, or a new one.
 fn confined(means: Means) -> anyhow::Result<Confined> {
-    let kept = CLEAN.with_borrow_mut(|clean| {
-        let at = clean.iter().position(|(of, _)| *of == means)?;
-        Some(clean.swap_remove(at).1)
-    });
-    if let Some(confined) = kept {
-        return Ok(confined);
+    let is_ours = |(thread, of, _): &Clean| *thread == current().id() && *of == means;
+    let mut clean = clean();
+    if let Some(at) = clean.iter().position(is_ours) {
+        return Ok(clean.swap_remove(at).2);
     }
+    drop(clean);
     let confined = Confined::new(means, "peer-escape")?;
     confined.bed.furnish_for_escapes()?;
     Ok(confined)
@@ -98,7 +105,7 @@ fn attempts(row: &Row, means: Means) -> anyhow::Result<Sum> {
                 return Ok(sum);
             }
             if confined.has_machine() {
-                CLEAN.with_borrow_mut(|clean| clean.push((means, confined)));
+                clean().push((current().id(), means, confined));
             }
         }
     }
@@ -106,8 +113,8 @@ fn attempts(row: &Row, means: Means) -> anyhow::Result<Sum> {
 }
 
 pub(super) fn print() {
-    // Those of the first thread; nobody else drops them.
-    CLEAN.with_borrow_mut(Vec::clear);
+    // Nobody drops what is static.
+    clean().clear();
     let legend = "- works: by the uplink alone; fails: plain use that does not work, and nothing by another link\n\
                   - closed: no packet of a process by any link but the uplink\n\
                   - leaks: any user gets packets out by another link; \"as root\": only root does\n\
