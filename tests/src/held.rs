@@ -1,4 +1,4 @@
-//! A client of a test that keeps its sockets, and a server in a cgroup.
+//! Client programs of a test that are told what to do, such as one that keeps its sockets, and a server in a cgroup.
 
 use std::{
     io::{BufRead as _, BufReader, Lines, Write as _},
@@ -6,41 +6,56 @@ use std::{
 };
 
 use anyhow::Context as _;
+use serde::de::DeserializeOwned;
 use steer_lab::Outcome;
 
-/// A client that keeps its sockets, and makes one afresh only after it has failed. Dropped, it is killed.
-pub struct Held {
+/// A client program that does something for each line it is told. Dropped, it is killed.
+pub(crate) struct Told {
     child: Child,
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
 }
 
-impl Held {
-    /// Starts it; `command` is the client program, in its place, with what it is to try.
-    pub fn start(command: &mut Command) -> anyhow::Result<Self> {
-        let mut child = command.arg("--hold").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+impl Told {
+    pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take().context("no pipe")?;
         let stdout = BufReader::new(child.stdout.take().context("no pipe")?).lines();
         Ok(Self { child, stdin, stdout })
     }
 
+    /// Its answer to a line.
+    pub(crate) fn tell<T: DeserializeOwned>(&mut self, line: &str) -> anyhow::Result<T> {
+        writeln!(self.stdin, "{line}")?;
+        let answer = self.stdout.next().context("the client ended")??;
+        Ok(serde_json::from_str(&answer)?)
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A client that keeps its sockets, and makes one afresh only after it has failed. Dropped, it is killed.
+pub struct Held(Told);
+
+impl Held {
+    /// Starts it; `command` is the client program, in its place, with what it is to try.
+    pub fn start(command: &mut Command) -> anyhow::Result<Self> {
+        Told::start(command.arg("--hold")).map(Self)
+    }
+
     /// One request on each socket.
     pub fn round(&mut self) -> anyhow::Result<Vec<Outcome>> {
-        self.stdin.write_all(b"\n")?;
-        let line = self.stdout.next().context("the client ended")??;
-        Ok(serde_json::from_str(&line)?)
+        self.0.tell("")
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.0.child.id()
     }
 }
 
