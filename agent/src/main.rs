@@ -2,8 +2,8 @@
 
 use clap::Parser as _;
 use steer::{
-    cli::{Cli, describe, exit_code},
-    log_lines,
+    cli::{Cli, exit_code, log_lines},
+    model::error_text::describe,
 };
 
 fn main() -> std::process::ExitCode {

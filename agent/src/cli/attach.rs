@@ -4,15 +4,15 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use super::{
-    PinDirectory,
-    target::{By, How, Resolved},
-};
+use super::target::{By, How, Resolved};
 use crate::{
-    cgroup::{Cgroup, Hierarchy},
-    datapath::{self, Datapath, Lock, Pins},
-    preflight::require_privilege,
-    sockets,
+    apply::takeover,
+    host::{
+        capability::require_privilege,
+        cgroup::{Cgroup, Hierarchy},
+    },
+    kernel::{self, Datapath, Lock, Pins},
+    run::instance::PinDirectory,
 };
 
 /// Arguments of `steer attach`.
@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let attached = attach(&pins, &lock, &hierarchy, &cgroup, &by);
     // What is attached is so, whatever fails afterwards.
     let told = if attached.is_ok() { pins.tell_daemon(&lock) } else { Ok(()) };
-    if let Err(error) = told.and_then(|()| datapath::tidy(&pins, lock, &hierarchy)) {
+    if let Err(error) = told.and_then(|()| kernel::tidy(&pins, lock, &hierarchy)) {
         log::warn!("{error}");
     }
     attached?;
@@ -69,11 +69,11 @@ fn attach(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, cgroup: &Cgroup, by: 
     {
         bail!("{} is steered by the daemon's configuration; change it there", cgroup.path);
     }
-    let netns_cookie = datapath::netns_cookie()?;
+    let netns_cookie = kernel::netns_cookie()?;
     let slot = by.slot(&mut datapath, lock)?;
     // What the configuration says, too, stays the configuration's.
     datapath.attach(lock, hierarchy, cgroup, slot, configured.is_none())?;
-    for done in sockets::take_over(lock, &datapath, hierarchy, netns_cookie, &[cgroup.id].into()) {
+    for done in takeover::take_over(lock, &datapath, hierarchy, netns_cookie, &[cgroup.id].into()) {
         println!("{done}");
     }
     Ok(())

@@ -4,15 +4,18 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
-use super::Instance;
-use crate::{config::Problem, store};
+use crate::{
+    host::policy_files,
+    model::config::Problem,
+    run::instance::{CONFIG, Instance},
+};
 
 /// Arguments of `steer check`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit status: 0 if there are no mistakes, 1 if a file cannot be read, 2 if there are mistakes.")]
 pub(super) struct Args {
     /// The configuration
-    #[arg(long, short, value_name = "FILE", default_value = super::daemon::CONFIG)]
+    #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
     /// Print JSON, of mistakes, too
     #[arg(long)]
@@ -36,7 +39,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     if args.json {
         let (policies, problems) = match read {
             Ok(config) => (Some(config.policies.len()), Vec::new()),
-            Err(store::Error::Invalid(found)) => (None, found.problems),
+            Err(policy_files::Error::Invalid(found)) => (None, found.problems),
             Err(error) => return Err(error.into()),
         };
         let code = if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) };

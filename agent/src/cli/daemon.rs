@@ -2,15 +2,14 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use super::Instance;
 use crate::{
-    daemon::{self, Options},
-    datapath::LogLevel,
-    preflight::require_privilege,
+    host::capability::require_privilege,
+    kernel::LogLevel,
+    run::{
+        daemon::{self, Options},
+        instance::{CONFIG, Instance},
+    },
 };
-
-/// Where the configuration is unless told otherwise.
-pub(super) const CONFIG: &str = "/etc/steer/steer.toml";
 
 /// Arguments of `steer daemon`.
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::{demo, preflight::require_privilege};
+use crate::{host::capability::require_privilege, run::demo};
 
 /// Arguments of `steer demo`.
 #[derive(Debug, clap::Args)]

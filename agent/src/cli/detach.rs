@@ -4,12 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use super::PinDirectory;
 use crate::{
-    cgroup::Hierarchy,
-    datapath::{self, Datapath},
-    preflight::require_privilege,
-    sockets,
+    apply::takeover,
+    host::{capability::require_privilege, cgroup::Hierarchy},
+    kernel::{self, Datapath},
+    run::instance::PinDirectory,
 };
 
 /// Arguments of `steer detach`.
@@ -37,15 +36,15 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         }
         datapath.detach(&lock, &hierarchy, cgroup.id)?;
         if let Some(outer) = datapath.around(&hierarchy, &cgroup.path)? {
-            let netns_cookie = datapath::netns_cookie()?;
-            for done in sockets::take_over(&lock, &datapath, &hierarchy, netns_cookie, &[outer].into()) {
+            let netns_cookie = kernel::netns_cookie()?;
+            for done in takeover::take_over(&lock, &datapath, &hierarchy, netns_cookie, &[outer].into()) {
                 println!("{done}");
             }
         }
     }
-    datapath::detach_other_versions(&pins, &lock, cgroup.id)?;
+    kernel::detach_other_versions(&pins, &lock, cgroup.id)?;
     // The configuration may name it, too.
     pins.tell_daemon(&lock)?;
-    datapath::tidy(&pins, lock, &hierarchy)?;
+    kernel::tidy(&pins, lock, &hierarchy)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,8 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
-use super::{Instance, daemon::CONFIG};
-use crate::doctor::{self, Applied, Finding, How, Options, Report, Severity};
+use crate::{
+    observe::doctor::{self, Applied, Finding, How, Options, Report, Severity},
+    run::instance::{CONFIG, Instance},
+};
 
 /// Arguments of `steer doctor`.
 #[derive(Debug, clap::Args)]

@@ -7,12 +7,11 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::Instance;
 use crate::{
-    api::client::Client,
-    datapath::Pins,
-    events::{Event, Events},
-    preflight::require_privilege,
+    host::capability::require_privilege,
+    kernel::Pins,
+    observe::events::{Event, Events},
+    run::{api::client::Client, instance::Instance},
 };
 
 /// Arguments of `steer events`.

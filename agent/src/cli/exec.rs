@@ -15,14 +15,18 @@ use std::{
 use anyhow::Context as _;
 use thiserror::Error;
 
-use super::{
-    PinDirectory,
-    target::{By, How, Resolved},
-};
+use super::target::{By, How, Resolved};
 use crate::{
-    cgroup::{Hierarchy, scope, scope::Scope},
-    datapath::{Datapath, Pins},
-    preflight::require_privilege,
+    host::{
+        capability::require_privilege,
+        cgroup::{
+            Hierarchy,
+            scope::{self, Scope},
+        },
+    },
+    kernel::{Datapath, Pins},
+    model::error_text::describe,
+    run::instance::PinDirectory,
 };
 
 /// Arguments of `steer exec`.
@@ -45,7 +49,7 @@ pub(super) struct Args {
 #[derive(Debug, Error)]
 pub(crate) enum Failed {
     /// Something steer does.
-    #[error("{}", super::describe(.0))]
+    #[error("{}", describe(.0))]
     Steer(anyhow::Error),
     /// The command.
     #[error("run {command:?}: {source}")]

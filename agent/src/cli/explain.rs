@@ -4,11 +4,11 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
-use super::{Instance, block_on, daemon::CONFIG};
+use super::block_on;
 use crate::{
-    cgroup::Hierarchy,
-    explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Options, Route, Target},
-    preflight::require_privilege,
+    host::{capability::require_privilege, cgroup::Hierarchy},
+    observe::explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Options, Route, Target},
+    run::instance::{CONFIG, Instance},
 };
 
 /// Arguments of `steer explain`.

@@ -4,17 +4,20 @@ use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
-use super::{Instance, block_on};
+use super::block_on;
 use crate::{
-    api::{InterfaceDocument, client::Client},
-    interface,
+    host::link,
+    run::{
+        api::{InterfaceDocument, client::Client},
+        instance::{CONFIG, Instance},
+    },
 };
 
 /// Arguments of `steer interfaces`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The configuration, where no daemon runs that knows it
-    #[arg(long, short, value_name = "FILE", default_value = super::daemon::CONFIG)]
+    #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -28,7 +31,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         }
         // Without a configuration there are links all the same.
         let config = instance.store(&args.config).read().unwrap_or_default();
-        Ok(InterfaceDocument::all(&interface::read().await?, &config.policies))
+        Ok(InterfaceDocument::all(&link::read().await?, &config.policies))
     })??;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&links)?);

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
-use super::PinDirectory;
-use crate::{cgroup_path::CgroupPath, keeper};
+use crate::{
+    model::cgroup_path::CgroupPath,
+    run::{instance::PinDirectory, keeper},
+};
 
 /// Arguments of the keeper. It is started by `steer exec` only.
 #[derive(Debug, clap::Args)]

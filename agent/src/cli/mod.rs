@@ -13,6 +13,7 @@ mod explain;
 mod hook;
 mod interfaces;
 mod keep;
+pub mod log_lines;
 mod off;
 mod policy;
 mod reload;
@@ -21,27 +22,17 @@ mod target;
 mod top;
 mod unit;
 
-use std::{
-    fs, io,
-    os::unix::fs::FileTypeExt as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
 use crate::{
-    daemon::Emptied,
-    datapath::{self, Pins},
-    doctor::quoted,
-    log_lines,
-    store::{self, Store},
+    host::policy_files,
+    run::{
+        daemon::Emptied,
+        instance::{Instance, PIN_DIRECTORY},
+    },
 };
-
-/// Where pins go unless told otherwise.
-const PIN_DIRECTORY: &str = "/sys/fs/bpf/steer";
-/// Where sockets are, and what is to be gone after a boot.
-const RUN_DIRECTORY: &str = "/run/steer";
 
 /// Makes Linux send a program's traffic through the interface you chose, and nowhere else.
 #[derive(Debug, Parser)]
@@ -152,86 +143,9 @@ impl Cli {
     }
 }
 
-/// What belongs to one instance of steer: all of it follows from the name of the pin directory.
-#[derive(Clone, Debug)]
-struct Instance {
-    pins: PinDirectory,
-    socket: PathBuf,
-    /// Policies that are gone after a boot.
-    runtime: PathBuf,
-}
-
-impl Instance {
-    fn new(bpffs: PathBuf, socket: Option<PathBuf>) -> Self {
-        let name = bpffs.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let run = Path::new(RUN_DIRECTORY);
-        Self {
-            pins: PinDirectory(bpffs),
-            socket: socket.unwrap_or_else(|| run.join(format!("{name}.sock"))),
-            runtime: run.join(format!("{name}.policies.d")),
-        }
-    }
-
-    /// Removes what is not a pin: the socket of a daemon that was killed, and the policies that a boot would remove.
-    fn remove_files(&self, errors: &mut Vec<String>) {
-        let mut check = |path: &Path, removed: io::Result<()>| match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                errors.push(format!("remove {}: {error}", path.display()));
-            }
-            _ => {}
-        };
-        if fs::symlink_metadata(&self.socket).is_ok_and(|found| found.file_type().is_socket()) {
-            check(&self.socket, fs::remove_file(&self.socket));
-        }
-        check(&self.runtime, fs::remove_dir_all(&self.runtime));
-        // Not empty while there is another instance.
-        let _ = fs::remove_dir(RUN_DIRECTORY);
-    }
-
-    /// How a shell calls this instance.
-    fn command(&self) -> String {
-        let usual = Self::new(self.pins.0.clone(), None);
-        let bpffs = (self.pins.0 != Path::new(PIN_DIRECTORY)).then_some(("--bpffs", &self.pins.0));
-        let socket = (self.socket != usual.socket).then_some(("--socket", &self.socket));
-        let options = bpffs.into_iter().chain(socket);
-        let words = options.map(|(option, path)| format!(" {option} {}", quoted(&path.display().to_string())));
-        format!("steer{}", words.collect::<String>())
-    }
-
-    /// Where policies are kept, given the configuration file.
-    fn store(&self, config: &Path) -> Store {
-        Store::new(config, &self.runtime)
-    }
-}
-
-/// The pin directory as the user named it.
-#[derive(Clone, Debug)]
-struct PinDirectory(PathBuf);
-
-impl PinDirectory {
-    /// For changing: the bpffs is mounted if it is missing.
-    fn to_change(&self) -> Result<Pins, datapath::Error> {
-        Ok(Pins::new(datapath::bpffs::locate_or_mount(&self.0)?))
-    }
-
-    /// For looking: `None` when there is no bpffs, so nothing can be pinned.
-    fn to_look(&self) -> Option<Pins> {
-        datapath::bpffs::locate(&self.0).map(Pins::new)
-    }
-}
-
-/// An error and its causes on one line. A cause that the text before already tells is not told again.
-pub fn describe(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.is_empty() {
-        true => cause,
-        false if told.contains(&cause) => told,
-        false => format!("{told}: {cause}"),
-    })
-}
-
 /// 2 for a wrong configuration, as for a wrong command line; 1 for everything else.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if matches!(error.downcast_ref(), Some(store::Error::Invalid(_))) || error.is::<Emptied>() {
+    if matches!(error.downcast_ref(), Some(policy_files::Error::Invalid(_))) || error.is::<Emptied>() {
         return ExitCode::from(2);
     }
     match error.downcast_ref::<exec::Failed>() {

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
-use super::Instance;
 use crate::{
-    cgroup::{Hierarchy, scope},
-    datapath::{self, Removed},
-    preflight::require_privilege,
+    host::{
+        capability::require_privilege,
+        cgroup::{Hierarchy, scope},
+    },
+    kernel::{self, Removed},
+    run::instance::Instance,
 };
 
 /// Arguments of `steer off`.
@@ -25,7 +27,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         path.map_or_else(|| format!("cgroup {id} (removed)"), |path| path.to_string())
     };
     let mut removed = match instance.pins.to_look() {
-        Some(pins) => datapath::off(&pins)?,
+        Some(pins) => kernel::off(&pins)?,
         None => Removed::default(),
     };
     instance.remove_files(&mut removed.errors);

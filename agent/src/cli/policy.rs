@@ -4,18 +4,21 @@ use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
-use super::{Instance, block_on};
+use super::block_on;
 use crate::{
-    api::{PolicyDocument, PolicyRequest, client::Client},
-    config::{Enforce, Existing, Ingress, OtherNetns},
-    store::{Kept, Store},
+    host::policy_files::{Kept, Store},
+    model::config::{Enforce, Existing, Ingress, OtherNetns},
+    run::{
+        api::{PolicyDocument, PolicyRequest, client::Client},
+        instance::{CONFIG, Instance},
+    },
 };
 
 /// Arguments of `steer policy`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The configuration, where no daemon runs that knows it
-    #[arg(long, short, value_name = "FILE", default_value = super::daemon::CONFIG, global = true)]
+    #[arg(long, short, value_name = "FILE", default_value = CONFIG, global = true)]
     config: PathBuf,
     #[command(subcommand)]
     action: Action,

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use super::{Instance, block_on};
-use crate::api::client::Client;
+use super::block_on;
+use crate::run::{api::client::Client, instance::Instance};
 
 pub(super) fn run(instance: &Instance) -> anyhow::Result<ExitCode> {
     block_on(async {

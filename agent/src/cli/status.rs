@@ -4,12 +4,11 @@ use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
 
-use super::{Instance, block_on};
+use super::block_on;
 use crate::{
-    api::client::Client,
-    cgroup::Hierarchy,
-    preflight::require_privilege,
-    stats::{self, PolicyStatus, Status},
+    host::{capability::require_privilege, cgroup::Hierarchy},
+    observe::status::{self, PolicyStatus, Status},
+    run::{api::client::Client, instance::Instance},
 };
 
 /// Arguments of `steer status`.
@@ -39,7 +38,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         })?;
     }
     Ok(match instance.pins.to_look() {
-        Some(pins) => stats::read(&pins, &Hierarchy::find()?)?,
+        Some(pins) => status::read(&pins, &Hierarchy::find()?)?,
         None => Status::default(),
     })
 }
@@ -96,7 +95,7 @@ fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {
 }
 
 fn cgroups(policy: &PolicyStatus) -> String {
-    let line = |cgroup: &stats::CgroupStatus| {
+    let line = |cgroup: &status::CgroupStatus| {
         let path = cgroup.path.as_ref().map_or_else(|| format!("{} (removed)", cgroup.id), ToString::to_string);
         let hand = if cgroup.manual { " (by hand)" } else { "" };
         let broken = if cgroup.complete || cgroup.path.is_none() { "" } else { " (INCOMPLETE)" };

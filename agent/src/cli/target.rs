@@ -4,11 +4,12 @@ use clap::ValueEnum;
 use steer_common::{Kind, Owner, PolicyRecord, policy_flags};
 
 use crate::{
-    config::{Enforce, Existing, Ingress, Manner, OtherNetns, Resolvers},
-    datapath::{self, Datapath, Lock},
-    interface,
-    policy::Target,
-    resolver,
+    host::{link, resolver},
+    kernel::{self, Datapath, Lock},
+    model::{
+        config::{Enforce, Existing, Ingress, Manner, OtherNetns, Resolvers},
+        policy::Target,
+    },
 };
 
 /// What to steer by.
@@ -92,9 +93,9 @@ impl By {
         let record = if exempts {
             Target { interface: None, manner }.record("none", Owner::Manual, None, 0)
         } else {
-            let ifindex = super::block_on(interface::read())??.require(interface)?;
+            let ifindex = super::block_on(link::read())??.require(interface)?;
             let target = Target { interface: Some(interface.clone()), manner };
-            target.record(interface, Owner::Manual, Some(ifindex), datapath::netns_cookie()?)
+            target.record(interface, Owner::Manual, Some(ifindex), kernel::netns_cookie()?)
         };
         Ok(Resolved::Record(Box::new(record)))
     }
@@ -120,15 +121,15 @@ impl Resolved {
     }
 
     /// Whether it names the configured policy that is in this slot.
-    pub(super) fn is_policy_in(&self, datapath: &Datapath, slot: u32) -> Result<bool, datapath::Error> {
+    pub(super) fn is_policy_in(&self, datapath: &Datapath, slot: u32) -> Result<bool, kernel::Error> {
         match self {
             Self::Record(_) => Ok(false),
-            Self::Policy(name) => Ok(datapath::text(&datapath.policy(slot)?.name) == *name),
+            Self::Policy(name) => Ok(kernel::text(&datapath.policy(slot)?.name) == *name),
         }
     }
 
     /// The slot that does it.
-    pub(super) fn slot(&self, datapath: &mut Datapath, lock: &Lock) -> Result<u32, datapath::Error> {
+    pub(super) fn slot(&self, datapath: &mut Datapath, lock: &Lock) -> Result<u32, kernel::Error> {
         match self {
             Self::Record(record) => Ok(datapath.put_policies(lock, std::slice::from_ref(record))?[0]),
             Self::Policy(name) => datapath
@@ -136,7 +137,7 @@ impl Resolved {
                 .iter()
                 .find(|entry| entry.is_owned_by(Owner::Config) && entry.name() == *name)
                 .map(|entry| entry.slot)
-                .ok_or_else(|| datapath::Error::NoPolicy { name: name.clone() }),
+                .ok_or_else(|| kernel::Error::NoPolicy { name: name.clone() }),
         }
     }
 }

@@ -14,10 +14,10 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-use super::Instance;
 use crate::{
-    preflight::require_privilege,
-    top::{Frame, Sample, Screen, Sort, Watcher, text},
+    host::capability::require_privilege,
+    observe::top::{Frame, Sample, Screen, Sort, Watcher, text},
+    run::instance::Instance,
 };
 
 /// Arguments of `steer top`.

@@ -8,11 +8,11 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{
-    PIN_DIRECTORY, PinDirectory,
-    target::{By, How},
+use super::target::{By, How};
+use crate::{
+    model::drop_in::{self, Service},
+    run::instance::{PIN_DIRECTORY, PinDirectory},
 };
-use crate::drop_in::{self, Service};
 
 /// Arguments of `steer unit`.
 #[derive(Debug, clap::Args)]

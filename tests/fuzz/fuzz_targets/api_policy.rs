@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use steer::{api::PolicyRequest, config::parse};
+use steer::{model::config::parse, run::api::PolicyRequest};
 
 fuzz_target!(|input: (&str, &[u8])| {
     let (name, body) = input;

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use steer::config::parse;
+use steer::model::config::parse;
 
 fuzz_target!(|text: &str| {
     match parse("f", text) {

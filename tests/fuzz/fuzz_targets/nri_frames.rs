@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use steer::nri::{Decoder, encode};
+use steer::run::container::nri::{Decoder, encode};
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (cut, bytes) = input;
@@ -15,7 +15,7 @@ fuzz_target!(|input: (u8, &[u8])| {
 });
 
 /// The messages in bytes that come in pieces of this length, and whether they ended in an error.
-fn messages(bytes: &[u8], length: usize) -> (Vec<steer::nri::Frame>, bool) {
+fn messages(bytes: &[u8], length: usize) -> (Vec<steer::run::container::nri::Frame>, bool) {
     let (mut decoder, mut frames) = (Decoder::default(), Vec::new());
     for piece in bytes.chunks(length) {
         decoder.buffer().extend_from_slice(piece);

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use steer::oci::{Stage, asked, created, stage};
+use steer::run::container::oci::{Stage, asked, created, stage};
 
 fuzz_target!(|bytes: &[u8]| {
     match stage(bytes) {

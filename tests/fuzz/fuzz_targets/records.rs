@@ -20,6 +20,6 @@ fuzz_target!(|bytes: [u8; size_of::<PolicyRecord>()]| {
         }
     }
     // What people are shown of it is text, whatever it holds.
-    assert!(steer::datapath::text(&record.name).chars().count() <= record.name.len());
-    assert!(steer::datapath::text(&record.interface).chars().count() <= record.interface.len());
+    assert!(steer::kernel::text(&record.name).chars().count() <= record.name.len());
+    assert!(steer::kernel::text(&record.interface).chars().count() <= record.interface.len());
 });

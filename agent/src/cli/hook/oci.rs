@@ -2,10 +2,14 @@
 
 use std::{io::stdin, process::ExitCode};
 
-use super::{Files, Instance, forget, steer};
-use crate::{
-    container::Asker,
-    oci::{self, Stage},
+use super::FilesArgs;
+use crate::run::{
+    container::{
+        Asker,
+        hook::{forget, steer},
+        oci::{self, Stage},
+    },
+    instance::Instance,
 };
 
 /// Arguments of `steer hook oci`.
@@ -16,14 +20,14 @@ use crate::{
 )]
 pub(super) struct Args {
     #[command(flatten)]
-    files: Files,
+    files: FilesArgs,
 }
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     match oci::stage(stdin().lock())? {
         Stage::Created(created) => {
             let asked = oci::asked(&created.annotations)?;
-            steer(&args.files, instance, &created, asked.as_ref().map(|asked| (asked, Asker::Container)))?;
+            steer(&args.files.files(), instance, &created, asked.as_ref().map(|asked| (asked, Asker::Container)))?;
         }
         Stage::Stopped => forget(instance)?,
     }

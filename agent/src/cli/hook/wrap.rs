@@ -9,11 +9,17 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{Files, Instance, forget, steer};
+use super::FilesArgs;
 use crate::{
-    config::{Enforce, Resolvers},
-    container::{Asked, Asker},
-    oci::{self, Action, Bundle, Call},
+    model::config::{Enforce, Resolvers},
+    run::{
+        container::{
+            Asked, Asker,
+            hook::{forget, steer},
+            oci::{self, Action, Bundle, Call},
+        },
+        instance::Instance,
+    },
 };
 
 /// Arguments of `steer hook wrap`.
@@ -24,7 +30,7 @@ use crate::{
 )]
 pub(super) struct Args {
     #[command(flatten)]
-    files: Files,
+    files: FilesArgs,
     /// Steer every container by this policy, and let none ask for another
     #[arg(long, value_name = "NAME", conflicts_with = "interface")]
     policy: Option<String>,
@@ -107,5 +113,5 @@ fn start(args: &Args, instance: &Instance, state: &mut Command) -> anyhow::Resul
     );
     let created = oci::created(&printed.stdout)?;
     let asked = args.asked_for(&Bundle::read(&created.bundle)?)?;
-    steer(&args.files, instance, &created, asked.as_ref().map(|(asked, by)| (asked, *by)))
+    steer(&args.files.files(), instance, &created, asked.as_ref().map(|(asked, by)| (asked, *by)))
 }

@@ -3,9 +3,6 @@
 //! **Invariant:** as long as it runs, it is registered or trying to be: a runtime that is not there, or goes, or
 //! refuses, is asked again soon, for it starts containers meanwhile without asking.
 
-mod classify;
-mod work;
-
 use std::{
     io::ErrorKind,
     os::{
@@ -28,12 +25,17 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{Files, Instance};
+use super::FilesArgs;
 use crate::{
-    nri::{self, End, Identity},
-    preflight::require_privilege,
+    host::capability::require_privilege,
+    run::{
+        container::{
+            nri::{self, End, Identity},
+            plugin::{Steering, Tools},
+        },
+        instance::Instance,
+    },
 };
-use work::{Steering, Tools};
 
 /// How soon the runtime is asked again, and how rarely at the most.
 const SOON: Duration = Duration::from_millis(20);
@@ -49,7 +51,7 @@ const AT_THE_LATEST: Duration = Duration::from_millis(250);
 )]
 pub(super) struct Args {
     #[command(flatten)]
-    files: Files,
+    files: FilesArgs,
     /// Where the runtime waits for plugins
     #[arg(long, value_name = "SOCKET", default_value = "/var/run/nri/nri.sock")]
     nri_socket: PathBuf,
@@ -76,11 +78,12 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         .map(|number| inherited(number).with_context(|| format!("NRI_PLUGIN_SOCKET = {number}")))
         .transpose()?;
     // What is wrong from the beginning is told at once.
-    args.files.read(instance)?;
+    let files = args.files.files();
+    files.read(instance)?;
     require_privilege("hook nri")?;
     instance.pins.to_change()?;
     let identity = Identity { name: args.name, index: args.index };
-    let tools = Arc::new(Tools { instance: instance.clone(), files: args.files });
+    let tools = Arc::new(Tools { instance: instance.clone(), files });
     let mut steering = Steering { tools, is_synchronized: false };
     crate::cli::block_on(async {
         let ended = async {

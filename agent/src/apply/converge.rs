@@ -1,0 +1,372 @@
+//! What the daemon does about an event: names are resolved, the difference is planned, and the datapath changed.
+//!
+//! **Invariant:** a failure to steer one cgroup does not keep another from being steered.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd as _,
+};
+
+use anyhow::bail;
+use steer_common::Owner;
+
+use super::follow::{self, Namespaces};
+use crate::{
+    apply::takeover::{self, TakenOver},
+    host::{
+        cgroup::{self, Found, Hierarchy},
+        link::{self, Table},
+        netns,
+    },
+    kernel::{self, Attachment, Datapath, Error, Lock, PolicyEntry},
+    model::{
+        cgroup_path::CgroupPath,
+        plan::{self, Actual, Desired, Step},
+        policy::Policies,
+    },
+};
+
+/// The daemon's view of the host, and its hands.
+pub(crate) struct Steering {
+    datapath: Datapath,
+    hierarchy: Hierarchy,
+    /// What the configuration says.
+    wanted: Policies,
+    /// What has been carried out of it.
+    in_force: InForce,
+    table: Table,
+    netns_cookie: u64,
+    /// Whether the attachments that were found have been mended.
+    refreshed: bool,
+    /// Ids of the cgroups attached by configuration: when one is removed, only its path is reported.
+    attached: BTreeMap<CgroupPath, u64>,
+    /// The same of those attached by hand.
+    by_hand: BTreeMap<CgroupPath, u64>,
+    namespaces: Namespaces,
+}
+
+/// Policies and the slots they are in.
+#[derive(Default)]
+struct InForce {
+    policies: Policies,
+    slots: Vec<u32>,
+}
+
+impl Steering {
+    pub(crate) fn new(
+        datapath: Datapath,
+        hierarchy: Hierarchy,
+        wanted: Policies,
+        namespaces: Namespaces,
+    ) -> anyhow::Result<Self> {
+        let netns_cookie = kernel::netns_cookie()?;
+        let foreign = |entry: &PolicyEntry| {
+            entry.is_owned_by(Owner::Config) && !entry.exempts() && entry.record.netns_cookie != netns_cookie
+        };
+        if let Some(entry) = datapath.policies()?.iter().find(|entry| foreign(entry)) {
+            bail!(
+                "policy {} is in force for another network namespace than this one, where its uplink's index means nothing: \
+                 start the daemon there, use another --bpffs here, or end that with `steer off`",
+                entry.name()
+            );
+        }
+        Ok(Self {
+            datapath,
+            hierarchy,
+            wanted,
+            in_force: InForce::default(),
+            table: Table::default(),
+            netns_cookie,
+            refreshed: false,
+            attached: BTreeMap::new(),
+            by_hand: BTreeMap::new(),
+            namespaces,
+        })
+    }
+
+    /// The policies as read last.
+    pub(crate) fn policies(&self) -> &Policies {
+        &self.wanted
+    }
+
+    /// Whether anything is to be steered.
+    pub(crate) fn has_policies(&self) -> bool {
+        self.wanted.targets().next().is_some()
+    }
+
+    /// The links there are.
+    pub(crate) fn links(&self) -> &Table {
+        &self.table
+    }
+
+    /// Takes in other policies, to be carried out by [`Self::converge`].
+    pub(crate) fn set_policies(&mut self, policies: Policies) {
+        self.wanted = policies;
+    }
+
+    /// A link came, went or was renamed.
+    pub(crate) fn links_changed(&mut self, change: link::Change) -> Result<(), Error> {
+        if !self.table.apply(change) {
+            return Ok(());
+        }
+        let lock = self.datapath.lock()?;
+        self.follow_uplinks(&lock)
+    }
+
+    fn follow_uplinks(&mut self, lock: &Lock) -> Result<(), Error> {
+        let changed = self.datapath.follow_uplinks(lock, &self.table, self.netns_cookie)?;
+        tell(&changed);
+        report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
+        Ok(())
+    }
+
+    /// A link came, went or was renamed in the network namespace of a container.
+    pub(crate) fn namespace_changed(&mut self, change: follow::Change) -> Result<(), Error> {
+        let cookie = change.netns_cookie;
+        let Some((table, netns)) = self.namespaces.apply(change)? else { return Ok(()) };
+        let lock = self.datapath.lock()?;
+        let changed = self.datapath.follow_uplinks(&lock, table, cookie)?;
+        tell(&changed);
+        let (pins, hierarchy) = (self.datapath.pins(), &self.hierarchy);
+        let followed = netns::inside(netns.as_fd(), || match Datapath::open(pins)? {
+            Some(datapath) => takeover::follow_uplinks(&lock, &datapath, hierarchy, cookie, &changed),
+            None => Ok(Vec::new()),
+        });
+        report(&followed.map_err(link::Error::Socket)??);
+        Ok(())
+    }
+
+    /// Existing sockets follow, where these cgroups have got another policy.
+    fn take_over_sockets(&self, lock: &Lock, attachments: &BTreeSet<u64>) {
+        report(&takeover::take_over(lock, &self.datapath, &self.hierarchy, self.netns_cookie, attachments));
+    }
+
+    /// After a failure: all of it again.
+    pub(crate) fn catch_up(&mut self, watch: &mut cgroup::Watch) -> Result<(), Error> {
+        let lock = self.datapath.lock()?;
+        self.follow_uplinks(&lock)?;
+        drop(lock);
+        self.converge(watch)
+    }
+
+    /// A cgroup came or went.
+    pub(crate) fn cgroups_changed(&mut self, change: cgroup::Change, watch: &mut cgroup::Watch) -> Result<(), Error> {
+        match change {
+            cgroup::Change::Created(path) => {
+                let by_hand = |path: &CgroupPath| self.is_by_hand(path);
+                let found = self.named_in(&path, &self.in_force, by_hand, watch)?;
+                if found.is_empty() {
+                    return Ok(());
+                }
+                let lock = self.datapath.lock()?;
+                let mut changed = BTreeSet::new();
+                for (cgroup_id, desired) in found {
+                    if self.datapath.attachment(cgroup_id)?.is_none_or(|existing| !existing.is_manual()) {
+                        changed.extend(self.attach(&lock, cgroup_id, &desired)?);
+                    }
+                }
+                self.take_over_sockets(&lock, &changed);
+                Ok(())
+            }
+            cgroup::Change::Removed(path) => match self.attached.get(&path).copied() {
+                // It may have come again meanwhile, and be attached already.
+                Some(cgroup_id) if self.hierarchy.is_gone(cgroup_id) => {
+                    let lock = self.datapath.lock()?;
+                    self.datapath.forget(&lock, cgroup_id)?;
+                    self.attached.remove(&path);
+                    log::info!("{path} is gone");
+                    Ok(())
+                }
+                _ => match self.by_hand.get(&path) {
+                    Some(cgroup_id) if self.hierarchy.is_gone(*cgroup_id) => {
+                        let lock = self.datapath.lock()?;
+                        self.datapath.sweep_gone(&lock, &self.hierarchy)?;
+                        self.by_hand.remove(&path);
+                        self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)
+                    }
+                    _ => Ok(()),
+                },
+            },
+            cgroup::Change::Lost => {
+                log::warn!("the kernel dropped reports of new cgroups; looking at all of them again");
+                self.converge(watch)
+            }
+        }
+    }
+
+    /// Makes everything as the configuration says.
+    pub(crate) fn converge(&mut self, watch: &mut cgroup::Watch) -> Result<(), Error> {
+        let lock = self.datapath.lock()?;
+        // What was carried out before has been told.
+        let told = self.in_force.policies.clone();
+        let is_news = |name: &str| told != self.wanted || !told.targets().any(|(known, _)| known == name);
+        let records = self
+            .wanted
+            .targets()
+            .map(|(name, target)| {
+                let interface = target.interface.as_deref().filter(|interface| !interface.is_empty());
+                let ifindex = interface.and_then(|interface| self.table.resolve(interface));
+                if let (Some(interface), None) = (interface, ifindex)
+                    && is_news(name)
+                {
+                    log::warn!(
+                        "policy {name}: uplink {interface} is missing; its sockets are closed until it is there"
+                    );
+                }
+                target.record(name, Owner::Config, ifindex, self.netns_cookie)
+            })
+            .collect::<Vec<_>>();
+        let slots = self.datapath.put_policies(&lock, &records)?;
+        let next = InForce { policies: self.wanted.clone(), slots };
+        let attachments = self.read_attachments(&lock)?;
+        let attached = self.datapath.sweep_those(&lock, &self.hierarchy, attachments)?;
+        let manual: BTreeSet<u64> =
+            attached.iter().filter(|attached| attached.is_manual()).map(|attached| attached.cgroup_id).collect();
+        let by_hand = |path: &CgroupPath| {
+            !manual.is_empty() && self.hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
+        };
+        let desired = self.named_in(&CgroupPath::root(), &next, by_hand, watch)?;
+        let actual: BTreeMap<u64, Actual> = attached
+            .into_iter()
+            .map(|attachment| {
+                let actual = Actual {
+                    slot: attachment.record.policy,
+                    manual: attachment.is_manual(),
+                    complete: attachment.complete,
+                };
+                (attachment.cgroup_id, actual)
+            })
+            .collect();
+        let ours = |id: &u64| actual.get(id).is_some_and(|actual| !actual.manual);
+        self.attached = desired.iter().filter(|(id, _)| ours(id)).map(|(&id, to)| (to.path.clone(), id)).collect();
+        let by_hand = actual.iter().filter(|(_, actual)| actual.manual);
+        self.by_hand = by_hand.filter_map(|(&id, _)| Some((self.hierarchy.path_of(id)?, id))).collect();
+        for parent in self.by_hand.keys().filter_map(CgroupPath::parent) {
+            if let Err(error) = watch.add(&self.hierarchy, &parent) {
+                log::warn!("what is attached by hand in {parent} is swept up later than it goes: {error}");
+            }
+        }
+        let mut changed = BTreeSet::new();
+        for step in plan::steps(&desired, &actual) {
+            match step {
+                Step::Attach { cgroup_id, desired } => changed.extend(self.attach(&lock, cgroup_id, &desired)?),
+                Step::Detach { cgroup_id } => {
+                    self.datapath.detach(&lock, &self.hierarchy, cgroup_id)?;
+                    let path = self.hierarchy.path_of(cgroup_id);
+                    if let Some(path) = &path {
+                        changed.extend(self.datapath.around(&self.hierarchy, path)?);
+                    }
+                    log::info!("detached {}", path.map_or_else(|| cgroup_id.to_string(), |path| path.to_string()));
+                }
+            }
+        }
+        changed.extend(self.datapath.retire_policies(&lock, &next.slots)?);
+        self.in_force = next;
+        self.take_over_sockets(&lock, &changed);
+        self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)
+    }
+
+    /// All attachments. The first reading, which takes a while where there are many, serves those that were found, too.
+    fn read_attachments(&mut self, lock: &Lock) -> Result<Vec<Attachment>, Error> {
+        if self.refreshed {
+            return self.datapath.attachments();
+        }
+        let attachments = self.datapath.refresh(lock, &self.hierarchy)?;
+        self.refreshed = true;
+        Ok(attachments)
+    }
+
+    /// The cgroups at `path` and below it to which a policy is to be attached, by id. Watches those in which more may appear.
+    fn named_in(
+        &self,
+        path: &CgroupPath,
+        in_force: &InForce,
+        by_hand: impl Fn(&CgroupPath) -> bool,
+        watch: &mut cgroup::Watch,
+    ) -> Result<BTreeMap<u64, Desired>, Error> {
+        let InForce { policies, slots } = in_force;
+        let mut named = BTreeMap::new();
+        let mut waiting = match self.hierarchy.id(path) {
+            Ok(id) => vec![Found { path: path.clone(), id }],
+            Err(cgroup::Error::Missing { .. }) => return Ok(named),
+            Err(error) => return Err(error.into()),
+        };
+        while let Some(Found { path, id }) = waiting.pop() {
+            if let Some(&slot) = policies.attaching(&path, &by_hand).and_then(|policy| slots.get(policy)) {
+                named.insert(id, Desired { path: path.clone(), slot });
+            }
+            if policies.may_name_below(&path) {
+                // Watched before it is listed: nothing is missed in between.
+                if let Err(error) = watch.add(&self.hierarchy, &path) {
+                    log::error!("new cgroups in {path} will NOT be noticed: {error}");
+                }
+                waiting.extend(self.hierarchy.children(&path)?);
+            }
+        }
+        Ok(named)
+    }
+
+    /// Whether a cgroup is attached by hand. What cannot be told is taken for the configuration's.
+    fn is_by_hand(&self, path: &CgroupPath) -> bool {
+        let attachment =
+            self.hierarchy.open(path).map_err(Error::from).and_then(|cgroup| self.datapath.is_by_hand(cgroup.id));
+        attachment.unwrap_or_default()
+    }
+
+    /// Attaches one cgroup, and returns its id. One that is gone meanwhile needs nothing; another failure is logged, and does
+    /// not keep others from being attached.
+    fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) -> Result<Option<u64>, Error> {
+        let attached = self.hierarchy.open(&desired.path).map_err(Error::from).and_then(|cgroup| {
+            if cgroup.id != cgroup_id {
+                if !self.hierarchy.is_gone(cgroup_id) {
+                    log::error!("{} is NOT steered: something else is mounted on it", desired.path);
+                }
+                return Ok(None);
+            }
+            self.datapath.attach(lock, &self.hierarchy, &cgroup, desired.slot, false)?;
+            self.attached.insert(desired.path.clone(), cgroup_id);
+            log::info!("steering {}", desired.path);
+            Ok(Some(cgroup_id))
+        });
+        match attached {
+            Err(Error::Cgroup(cgroup::Error::Missing { .. })) => Ok(None),
+            Err(error) if !matches!(error, Error::SwitchedOff { .. }) => {
+                log::error!("{} is NOT steered: {error}", desired.path);
+                Ok(None)
+            }
+            attached => attached,
+        }
+    }
+
+    /// Takes away what another ABI version left, once this one's own links run in its place.
+    pub(crate) fn replace_other_versions(&mut self) -> Result<(), Error> {
+        let lock = self.datapath.lock()?;
+        for cgroup_id in self.datapath.remove_other_versions(&lock)? {
+            let path = self.hierarchy.path_of(cgroup_id);
+            let name = path.map_or_else(|| cgroup_id.to_string(), |path| path.to_string());
+            log::warn!(
+                "{name} is steered by another version of steer, and not named in the configuration: left as it is until \
+                 it is removed, or until `steer off`"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Says where uplinks are now.
+fn tell(changed: &[PolicyEntry]) {
+    for entry in changed {
+        let (name, interface) = (entry.name(), entry.interface());
+        if entry.record.ifindex > 0 {
+            log::info!("policy {name}: uplink {interface} has index {}", entry.record.ifindex);
+        } else {
+            log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it is there");
+        }
+    }
+}
+
+fn report(done: &[TakenOver]) {
+    for done in done.iter().filter(|done| !done.is_nothing()) {
+        log::info!("{done}");
+    }
+}

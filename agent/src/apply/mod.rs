@@ -1,0 +1,7 @@
+//! Where the model meets the host and the kernel, under one lock.
+//!
+//! **Invariant:** nothing is changed without the lock, and no step leaves a steered cgroup unsteered.
+
+pub mod converge;
+pub mod follow;
+pub mod takeover;

@@ -1,0 +1,147 @@
+//! What is done with a socket that was there before its policy. Pure.
+//!
+//! **Invariant:** a socket that can reach this host only is left alone, and so is one that is bound to its uplink.
+
+use crate::{
+    host::sockets::{
+        Host,
+        diag::{Protocol, Socket},
+    },
+    model::config::Existing,
+};
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// It is bound to the uplink, and goes on.
+    Bind,
+    /// It is destroyed. One of UDP, which survives that, is then bound to the uplink.
+    Destroy,
+}
+
+/// Decides about a socket whose policy says `existing`, and whose uplink has the index `uplink`.
+pub(super) fn decide(socket: &Socket, existing: Existing, uplink: i32, host: &Host) -> Option<Action> {
+    if existing == Existing::Keep || socket.bound() == uplink || host.is_all_of(socket) {
+        return None;
+    }
+    let is_connected = socket.peer().is_some();
+    if !host.links.contains(&uplink) {
+        // Nothing can be bound to what is missing, but a program need not wait for what will not come. Not so with UDP: its
+        // sockets are unbound when they are destroyed.
+        let waits = is_connected && host.is_orphan(socket) && socket.protocol == Protocol::Tcp;
+        return (existing == Existing::Destroy && waits).then_some(Action::Destroy);
+    }
+    // A listener that ends is a service that ends; and what is connected to nobody has nobody to connect to again.
+    let ends = is_connected && (existing == Existing::Destroy || !host.goes_on(socket, uplink));
+    Some(if ends { Action::Destroy } else { Action::Bind })
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_sock_diag::{
+        AF_INET, AF_INET6, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN,
+        inet::{InetResponseHeader, SocketId},
+    };
+
+    use super::{Action, Host, Protocol, Socket, decide};
+    use crate::model::config::Existing;
+
+    const OTHER: i32 = 2;
+    const UPLINK: i32 = 3;
+    const GONE: i32 = 9;
+    const MISSING: i32 = -1;
+
+    fn host() -> Host {
+        let address = |text: &str| text.parse().expect("an address");
+        let addresses = vec![
+            (1, address("127.0.0.1")),
+            (OTHER, address("10.0.0.2")),
+            (UPLINK, address("10.0.1.2")),
+            (UPLINK, address("fe80::1")),
+        ];
+        Host { links: [1, OTHER, UPLINK].into(), addresses }
+    }
+
+    fn socket(protocol: Protocol, state: u8, local: &str, peer: &str, bound: i32) -> Socket {
+        let (source_address, destination_address) =
+            (local.parse().expect("an address"), peer.parse().expect("an address"));
+        let socket_id =
+            SocketId { source_address, destination_address, interface_id: bound.cast_unsigned(), ..SocketId::new_v4() };
+        let family = if source_address.is_ipv4() { AF_INET } else { AF_INET6 };
+        let header = InetResponseHeader {
+            family,
+            state,
+            timer: None,
+            socket_id,
+            recv_queue: 0,
+            send_queue: 0,
+            uid: 0,
+            inode: 1,
+        };
+        Socket { protocol, cgroup_id: 1, header }
+    }
+
+    fn tcp(local: &str, bound: i32) -> Socket {
+        socket(
+            Protocol::Tcp,
+            TCP_ESTABLISHED,
+            local,
+            if local.contains(':') { "2001:db8::1" } else { "192.0.2.1" },
+            bound,
+        )
+    }
+
+    #[test]
+    fn decisions() {
+        use Action::{Bind, Destroy};
+        let udp = |local, bound| socket(Protocol::Udp, TCP_ESTABLISHED, local, "192.0.2.1", bound);
+        let listener = |local, bound| socket(Protocol::Tcp, TCP_LISTEN, local, "0.0.0.0", bound);
+        let unconnected = |local, bound| socket(Protocol::Udp, TCP_CLOSE, local, "::", bound);
+        // The socket, then what is done with it by `rebind` and by `destroy`, and by `destroy` while the uplink is missing.
+        let cases = [
+            ("on its uplink", tcp("10.0.1.2", UPLINK), None, None, None),
+            ("the other link's address", tcp("10.0.0.2", 0), Some(Destroy), Some(Destroy), None),
+            ("the uplink's address", tcp("10.0.1.2", 0), Some(Bind), Some(Destroy), None),
+            ("the same in IPv6", tcp("::ffff:10.0.1.2", 0), Some(Bind), Some(Destroy), None),
+            ("of a link that is gone", tcp("10.0.1.2", GONE), Some(Bind), Some(Destroy), Some(Destroy)),
+            ("another address", tcp("10.0.7.7", GONE), Some(Destroy), Some(Destroy), Some(Destroy)),
+            ("before the new link has one", tcp("fd00:1::2", GONE), Some(Bind), Some(Destroy), Some(Destroy)),
+            ("of a link that is there", tcp("fd00:1::2", OTHER), Some(Destroy), Some(Destroy), None),
+            ("connected UDP", udp("10.0.0.2", 0), Some(Destroy), Some(Destroy), None),
+            ("connected UDP of a link that is gone", udp("10.0.1.2", GONE), Some(Bind), Some(Destroy), None),
+            ("unconnected UDP", unconnected("::", 0), Some(Bind), Some(Bind), None),
+            ("made while the uplink was missing", unconnected("::", MISSING), Some(Bind), Some(Bind), None),
+            ("a listener", listener("0.0.0.0", OTHER), Some(Bind), Some(Bind), None),
+            ("a listener on loopback", listener("127.0.0.1", 0), None, None, None),
+            ("a listener bound to loopback", listener("0.0.0.0", 1), None, None, None),
+        ];
+        for (name, socket, rebind, destroy, destroy_missing) in cases {
+            let decided = |existing, uplink| decide(&socket, existing, uplink, &host());
+            assert_eq!(decided(Existing::Keep, UPLINK), None, "{name}, keep");
+            assert_eq!(decided(Existing::Rebind, UPLINK), rebind, "{name}, rebind");
+            assert_eq!(decided(Existing::Destroy, UPLINK), destroy, "{name}, destroy");
+            // An index that no link has any more, as in a late report, is missing, too.
+            for missing in [MISSING, 8] {
+                assert_eq!(decided(Existing::Rebind, missing), None, "{name}, rebind, {missing}");
+                assert_eq!(decided(Existing::Destroy, missing), destroy_missing, "{name}, destroy, {missing}");
+            }
+        }
+    }
+
+    #[test]
+    fn this_host_is_left_alone() {
+        for (local, peer) in [
+            ("127.0.0.1", "127.0.0.1"),
+            ("::1", "::1"),
+            ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
+            ("10.0.0.2", "10.0.1.2"),
+        ] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for uplink in [UPLINK, MISSING] {
+                    let socket = socket(protocol, TCP_ESTABLISHED, local, peer, 0);
+                    assert_eq!(decide(&socket, Existing::Destroy, uplink, &host()), None, "{socket}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Cgroups: where the hierarchy is, what is in it, what comes and goes, and a cgroup of one's own.
+//!
+//! **Invariant:** reads the hierarchy, and changes only cgroups that `scope` has made. Paths are relative to the root of
+//! the cgroup2 mount, whatever the mount point.
+
+mod hierarchy;
+pub mod scope;
+mod watch;
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+use crate::model::cgroup_path::{CgroupPath, InvalidPath};
+
+pub use hierarchy::{Cgroup, Found, Hierarchy};
+pub use watch::{Change, Watch};
+
+/// What can go wrong with cgroups.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// No cgroup2 anywhere.
+    #[error(
+        "no cgroup2 hierarchy: none is mounted, and mounting one failed: {0} (mount one with `mount -t cgroup2 none /sys/fs/cgroup`)"
+    )]
+    NoHierarchy(#[source] io::Error),
+    /// A cgroup that does not exist.
+    #[error("there is no cgroup {path} (looked for {file})")]
+    Missing {
+        /// Its path.
+        path: CgroupPath,
+        /// The directory that was not there.
+        file: PathBuf,
+    },
+    /// The calling process is not part of the unit it spoke of.
+    #[error(
+        "this process is in {own}, which is not in a cgroup of {unit}: only a command of the unit itself, as ExecStartPre=+, can name it so"
+    )]
+    NotInUnit {
+        /// Where it is.
+        own: CgroupPath,
+        /// The unit.
+        unit: String,
+    },
+    /// Not a path below the hierarchy.
+    #[error(transparent)]
+    NotAPath(#[from] InvalidPath),
+    /// A file operation.
+    #[error("{action} {file}: {source}")]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        file: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A cgroup below a threaded one.
+    #[error(
+        "enter {file}: the calling process is in a threaded cgroup, below which no process can have a cgroup of its own (cgroup.type); start from another one"
+    )]
+    Threaded {
+        /// Its list of processes.
+        file: PathBuf,
+    },
+    /// The inotify instance failed.
+    #[error("watch cgroups: {0}{hint}", hint = watch_hint(.0))]
+    Watch(#[source] io::Error),
+}
+
+fn watch_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC) => " (raise fs.inotify.max_user_watches)",
+        Some(libc::EMFILE) => " (raise fs.inotify.max_user_instances)",
+        _ => "",
+    }
+}

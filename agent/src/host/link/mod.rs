@@ -1,0 +1,50 @@
+//! Network interfaces: names and alternative names become indexes of one network namespace, and stay true as links come
+//! and go.
+//!
+//! **Invariant:** only reads. A name that no link has now resolves to nothing, whatever it meant a moment ago.
+
+pub(crate) mod network;
+mod table;
+mod watch;
+
+use std::io;
+
+use thiserror::Error;
+
+pub use table::{Change, Names, Table};
+pub use watch::{Watch, read};
+
+/// What can go wrong with interfaces.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Netlink failed.
+    #[error("list interfaces over netlink: {0}")]
+    Netlink(#[source] rtnetlink::Error),
+    /// The netlink socket failed.
+    #[error("open a netlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// The netlink connection ended.
+    #[error("the netlink connection ended; interfaces can no longer be followed")]
+    Ended,
+    /// No such interface.
+    #[error("there is no interface {name:?} in this network namespace{}", found(.known))]
+    Missing {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The network namespace has no readable identity.
+    #[error("read the network namespace's cookie: {0}")]
+    Cookie(#[source] io::Error),
+}
+
+/// The name of the interface that has this index now, in the calling thread's network namespace.
+pub fn name_of(ifindex: i32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(u32::try_from(ifindex).ok()?).ok()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+fn found(known: &[String]) -> String {
+    if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) }
+}

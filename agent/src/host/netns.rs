@@ -1,0 +1,59 @@
+//! The identity of a network namespace.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+    thread,
+};
+
+use nix::sched::{CloneFlags, setns};
+
+use super::link::Error;
+
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` gives it to programs. `None`: this
+/// kernel does not tell (before Linux 5.14).
+pub fn own_cookie() -> Result<Option<u64>, Error> {
+    // A unix socket belongs to a namespace too, and no policy can refuse it.
+    let socket = unix_socket().map_err(Error::Cookie)?;
+    let mut cookie = 0_u64;
+    let mut length =
+        libc::socklen_t::try_from(size_of::<u64>()).map_err(|error| Error::Cookie(io::Error::other(error)))?;
+    // SAFETY: value and length point to live variables of the sizes given.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        return Ok(Some(cookie));
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        error => Err(Error::Cookie(error)),
+    }
+}
+
+/// Looks at things from inside a network namespace, on a thread that ends with it: the caller stays where it is. Needs
+/// CAP_SYS_ADMIN.
+pub fn inside<T: Send>(netns: impl AsFd + Send, look: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let looking = scope.spawn(|| Ok(setns(netns, CloneFlags::CLONE_NEWNET).map(|()| look())?));
+        looking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new file descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,280 @@
+//! Where policies are kept: the configuration file, the directory `policies.d` beside it, and one for those that are to be gone
+//! after the next boot. Commands and the API write the latter two, one file for each policy.
+//!
+//! **Invariant:** nothing is written that is not, together with all the rest, a valid configuration; and a file is either
+//! the old one or the new one, whenever its writer is killed.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use utoipa::ToSchema;
+
+use crate::model::config::{self, Config, Problems, Source};
+
+/// Where a policy is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// In the configuration file, which only people change.
+    File,
+    /// In a file of its own in `policies.d`.
+    Stored,
+    /// In a file of its own that is gone after a boot.
+    Runtime,
+}
+
+/// What can go wrong with kept policies.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The configuration has mistakes.
+    #[error(transparent)]
+    Invalid(#[from] Problems),
+    /// A policy cannot be changed where it is.
+    #[error("policy {name:?} is in {file}: change it there")]
+    InFile {
+        /// Its name.
+        name: String,
+        /// The configuration file.
+        file: String,
+    },
+    /// There is no such policy.
+    #[error("there is no policy {name:?}")]
+    Missing {
+        /// What was asked for.
+        name: String,
+    },
+    /// A file operation.
+    #[error("{action} {path}: {source}")]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// The three places.
+#[derive(Clone, Debug)]
+pub struct Store {
+    file: PathBuf,
+    stored: PathBuf,
+    runtime: PathBuf,
+}
+
+const SUFFIX: &str = "toml";
+
+impl Store {
+    /// The configuration file, and the directory for policies that are gone after a boot. Neither needs to exist.
+    pub fn new(file: &Path, runtime: &Path) -> Self {
+        let stored = file.parent().unwrap_or(Path::new("/")).join("policies.d");
+        Self { file: file.to_owned(), stored, runtime: runtime.to_owned() }
+    }
+
+    /// The configuration file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The directories in which policies have files of their own.
+    pub fn directories(&self) -> [&Path; 2] {
+        [&self.stored, &self.runtime]
+    }
+
+    /// Every file there is, in the order in which they count.
+    pub fn files(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut files = vec![self.file.clone()];
+        for directory in self.directories() {
+            files.extend(list(directory)?);
+        }
+        Ok(files)
+    }
+
+    /// Reads and parses all of it.
+    pub fn read(&self) -> Result<Config, Error> {
+        Ok(config::parse_all(&self.sources()?)?)
+    }
+
+    fn sources(&self) -> Result<Vec<Source>, Error> {
+        let mut sources = Vec::new();
+        for path in self.files()? {
+            match fs::read_to_string(&path) {
+                Ok(text) => sources.push(Source { file: path.display().to_string(), text }),
+                // Removed since it was listed; the configuration file itself must be there.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && path != self.file => {}
+                Err(source) => return Err(Error::File { action: "read", path, source }),
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Where a policy that was read is kept.
+    pub fn kept(&self, policy: &config::Policy) -> Kept {
+        match Path::new(&policy.file).parent() {
+            Some(parent) if parent == self.stored => Kept::Stored,
+            Some(parent) if parent == self.runtime => Kept::Runtime,
+            _ => Kept::File,
+        }
+    }
+
+    /// Keeps a policy, given as the text of a file with that one policy, in the place of one of the same name. Returns whether it
+    /// is new.
+    pub fn put(&self, name: &str, text: &str, kept: Kept) -> Result<bool, Error> {
+        let before = self.find(name)?;
+        if before == Some(Kept::File) || kept == Kept::File {
+            return Err(self.in_file(name));
+        }
+        let path = self.path(name, kept);
+        let replaced = before.map(|before| self.path(name, before).display().to_string());
+        let mut sources = self.sources()?;
+        sources.retain(|source| Some(&source.file) != replaced.as_ref());
+        // Last, so that a clash with the rest is told as this one's mistake.
+        sources.push(Source { file: path.display().to_string(), text: text.to_owned() });
+        config::parse_all(&sources)?;
+        write(&path, text)?;
+        match before {
+            Some(before) if before != kept => remove(&self.path(name, before))?,
+            _ => {}
+        }
+        Ok(before.is_none())
+    }
+
+    /// Forgets a policy.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        match self.find(name)? {
+            None => Err(Error::Missing { name: name.to_owned() }),
+            Some(Kept::File) => Err(self.in_file(name)),
+            Some(kept) => remove(&self.path(name, kept)),
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Kept>, Error> {
+        let config = self.read()?;
+        let found = config.policies.iter().find(|policy| policy.name == name);
+        match found.map(|policy| (policy, self.kept(policy))) {
+            // Only what has a file of its own, under its own name, is changed.
+            Some((policy, kept)) if Path::new(&policy.file) == self.path(name, kept) => Ok(Some(kept)),
+            Some(_) => Ok(Some(Kept::File)),
+            None => Ok(None),
+        }
+    }
+
+    fn in_file(&self, name: &str) -> Error {
+        let config = self.read().unwrap_or_default();
+        let file = config.policies.into_iter().find(|policy| policy.name == name).map(|policy| policy.file);
+        Error::InFile { name: name.to_owned(), file: file.unwrap_or_else(|| self.file.display().to_string()) }
+    }
+
+    fn path(&self, name: &str, kept: Kept) -> PathBuf {
+        let directory = match kept {
+            Kept::File => return self.file.clone(),
+            Kept::Stored => &self.stored,
+            Kept::Runtime => &self.runtime,
+        };
+        directory.join(format!("{}.{SUFFIX}", file_name(name)))
+    }
+}
+
+/// A name that is a file name: what is not a letter, a digit or one of `-_.` becomes `%` and two hexadecimal digits, byte by byte,
+/// and so does a dot in front.
+fn file_name(name: &str) -> String {
+    let is_plain =
+        |index: usize, byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte) || byte == b'.' && index > 0;
+    let encoded = name
+        .bytes()
+        .enumerate()
+        .map(|(index, byte)| if is_plain(index, byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") });
+    encoded.collect()
+}
+
+/// Whether a file in one of the directories counts.
+pub fn is_policy_file(name: &OsStr) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == SUFFIX)
+}
+
+fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::File { action: "list", path: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(failed(source)),
+    };
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
+    // Editors and this program itself leave files with other endings for a moment.
+    files.retain(|path| path.file_name().is_some_and(is_policy_file));
+    files.sort();
+    Ok(files)
+}
+
+/// Writes a file beside, and puts it in the place of the old one once it is on the disk.
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let failed = |action| move |source| Error::File { action, path: path.to_owned(), source };
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
+    }
+    let beside = path.with_extension("new");
+    let write = || {
+        let mut file = fs::File::create(&beside)?;
+        io::Write::write_all(&mut file, text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(failed("write"))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::File { action: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{Error, Kept, Store, file_name};
+
+    fn text(name: &str, cgroup: &str) -> String {
+        format!("[[policy]]\nname = \"{name}\"\ninterface = \"wg0\"\ncgroups = [\"{cgroup}\"]\n")
+    }
+
+    #[test]
+    fn keeps_and_forgets() {
+        let directory = std::env::temp_dir().join(format!("steer-store-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        let store = Store::new(&directory.join("steer.toml"), &directory.join("run"));
+        fs::write(store.file(), text("written", "/w")).expect("the configuration file");
+
+        assert!(store.put("a", &text("a", "/a"), Kept::Stored).expect("new"));
+        assert!(!store.put("a", &text("a", "/b"), Kept::Stored).expect("changed"));
+        assert!(!store.put("a", &text("a", "/b"), Kept::Runtime).expect("moved"));
+        let config = store.read().expect("valid");
+        let origins: Vec<_> = config.policies.iter().map(|policy| (policy.name.as_str(), store.kept(policy))).collect();
+        assert_eq!(origins, [("written", Kept::File), ("a", Kept::Runtime)]);
+
+        let clash = store.put("b", &text("b", "/w"), Kept::Stored).expect_err("claimed");
+        assert!(matches!(clash, Error::Invalid(_)), "{clash}");
+        assert!(matches!(store.put("written", &text("written", "/w"), Kept::Stored), Err(Error::InFile { .. })));
+        assert!(matches!(store.remove("written"), Err(Error::InFile { .. })));
+        assert!(matches!(store.remove("b"), Err(Error::Missing { .. })));
+        store.remove("a").expect("there");
+        assert_eq!(store.read().expect("valid").policies.len(), 1);
+        fs::remove_dir_all(directory).expect("removable");
+    }
+
+    #[test]
+    fn file_names() {
+        assert_eq!(file_name("vpn-1.0_x"), "vpn-1.0_x");
+        assert_eq!(file_name("../a b"), "%2E.%2Fa%20b");
+        assert_eq!(file_name("\u{e9}"), "%C3%A9");
+    }
+}

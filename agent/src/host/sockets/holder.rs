@@ -1,0 +1,122 @@
+//! Which process has a socket open, and a descriptor of one's own for it.
+//!
+//! **Invariant:** a descriptor is handed out only for the very socket that was asked for, whatever its process has closed
+//! and opened meanwhile.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs, io,
+    path::Path,
+};
+
+use nix::sys::stat::fstat;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+/// A process that has a socket open.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    pid: i32,
+    fd: i32,
+    name: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?} (process {})", self.name, self.pid)
+    }
+}
+
+impl Holder {
+    /// The socket with this inode; `None` when the process has closed it meanwhile, or has ended. Needs CAP_SYS_PTRACE
+    /// (Linux 5.6).
+    pub(crate) fn socket(&self, inode: u32) -> io::Result<Option<socket2::Socket>> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        let fetched = pidfd_open(pid, PidfdFlags::empty())
+            .and_then(|process| pidfd_getfd(process, self.fd, PidfdGetfdFlags::empty()));
+        let fd = match fetched {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH | rustix::io::Errno::BADF) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let is_it = fstat(&fd)?.st_ino == u64::from(inode);
+        Ok(is_it.then(|| socket2::Socket::from(fd)))
+    }
+}
+
+/// Who has sockets open.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    /// By the inode of the socket; one of several. The kernel's own sockets have none.
+    pub(crate) by_inode: BTreeMap<u32, Holder>,
+    /// Whether some process did not let itself be looked at, for want of CAP_SYS_PTRACE.
+    pub(crate) hidden: bool,
+}
+
+/// Looks for the holders of the sockets with these inodes. First looked at are the processes of the cgroups with these
+/// directories, where most of them are; then all others, for a socket stays in its cgroup when its process moves, and can be
+/// passed on.
+pub(crate) fn find<'a>(directories: impl Iterator<Item = &'a Path>, mut inodes: BTreeSet<u32>) -> Holders {
+    let inside = directories.flat_map(|directory| {
+        let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>()
+    });
+    let everywhere = std::iter::once_with(|| fs::read_dir("/proc").into_iter().flatten().flatten())
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let mut holders = Holders::default();
+    for pid in inside.chain(everywhere) {
+        if inodes.is_empty() {
+            break;
+        }
+        let sockets = match sockets_of(pid) {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                // Any other error is that of a process that has ended meanwhile.
+                holders.hidden |= error.kind() == io::ErrorKind::PermissionDenied;
+                continue;
+            }
+        };
+        for (fd, inode) in sockets {
+            if inodes.remove(&inode) {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                holders.by_inode.insert(inode, Holder { pid, fd, name: name.trim_end().to_owned() });
+            }
+        }
+    }
+    holders
+}
+
+/// The sockets that a process has open: descriptor and inode.
+pub(crate) fn sockets_of(pid: i32) -> io::Result<Vec<(i32, u32)>> {
+    let mut sockets = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        let target = match fs::read_link(entry.path()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            target => target?,
+        };
+        let inode = target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+        let fd = entry.file_name().to_str().and_then(|fd| fd.parse().ok());
+        sockets.extend(fd.zip(inode));
+    }
+    Ok(sockets)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, net::UdpSocket, os::fd::AsFd as _};
+
+    use nix::sys::stat::fstat;
+
+    use super::find;
+
+    #[test]
+    fn finds_this_process() {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let inode = u32::try_from(fstat(socket.as_fd()).expect("its inode").st_ino).expect("32 bits");
+        // No socket has the number 0.
+        let holders = find(std::iter::empty(), BTreeSet::from([0, inode])).by_inode;
+        assert_eq!(holders.keys().collect::<Vec<_>>(), [&inode]);
+        assert_eq!(u32::try_from(holders[&inode].pid), Ok(std::process::id()));
+    }
+}

@@ -1,0 +1,373 @@
+//! Attachments: the links of one cgroup and its record.
+//!
+//! **Invariant:** a pinned link always has a filled record behind it, because links are pinned last; and when an attachment
+//! gets its first link, all those below it have the nested flag already.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
+
+use steer_common::{AttachmentRecord, POLICY_SLOTS, attachment_flags, map};
+
+use super::{
+    Datapath, Error, Lock, bpf, object,
+    pins::{file_name, list},
+    refusal::{is_unsupported, refused},
+};
+use crate::host::cgroup::{Cgroup, Hierarchy};
+
+/// One steered cgroup, as pinned.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// Id of the cgroup: its inode number.
+    pub cgroup_id: u64,
+    /// What its programs read.
+    pub record: AttachmentRecord,
+    /// Names of the programs that are attached.
+    pub hooks: Vec<&'static str>,
+    /// Their ids, in the same order.
+    pub program_ids: Vec<u32>,
+    /// Whether these are the programs that its policy asks for, no more and no fewer, and the record is filled.
+    pub complete: bool,
+    /// Whether any hook is attached: false once the cgroup has been removed.
+    pub live: bool,
+}
+
+impl Attachment {
+    /// Whether it was made by hand.
+    pub fn is_manual(&self) -> bool {
+        self.record.flags & attachment_flags::MANUAL != 0
+    }
+}
+
+impl Datapath {
+    /// All attachments, by cgroup id.
+    pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        let available = object::available(&self.pins);
+        let mut attachments = list(&self.pins.links())?
+            .iter()
+            .filter_map(|path| file_name(path).parse().ok())
+            .map(|cgroup_id| self.read_attachment(cgroup_id, &available))
+            .collect::<Result<Vec<_>, _>>()?;
+        attachments.sort_by_key(|attachment| attachment.cgroup_id);
+        Ok(attachments)
+    }
+
+    /// Whether a cgroup is attached by hand.
+    pub fn is_by_hand(&self, cgroup_id: u64) -> Result<bool, Error> {
+        let record = if self.pins.attachment(cgroup_id).exists() { self.record(cgroup_id)? } else { None };
+        Ok(record.is_some_and(|record| record.flags & attachment_flags::MANUAL != 0))
+    }
+
+    /// Ids of the cgroups attached to one of these slots.
+    pub fn attachments_to(&self, slots: &[u32]) -> Result<BTreeSet<u64>, Error> {
+        self.attachments_with(|record| slots.contains(&record.policy))
+    }
+
+    fn attachments_with(&self, wanted: impl Fn(&AttachmentRecord) -> bool) -> Result<BTreeSet<u64>, Error> {
+        let records = self.records()?.into_iter();
+        Ok(records.filter(|(_, record)| record.as_ref().is_some_and(&wanted)).map(|(id, _)| id).collect())
+    }
+
+    /// The ids of all attached cgroups, with their records; none once the cgroup is gone.
+    pub(super) fn records(&self) -> Result<Vec<(u64, Option<AttachmentRecord>)>, Error> {
+        let ids = list(&self.pins.links())?;
+        let ids = ids.iter().filter_map(|path| file_name(path).parse().ok());
+        ids.map(|cgroup_id| Ok((cgroup_id, self.record(cgroup_id)?))).collect()
+    }
+
+    /// The attachment of one cgroup.
+    pub fn attachment(&self, cgroup_id: u64) -> Result<Option<Attachment>, Error> {
+        if !self.pins.attachment(cgroup_id).exists() {
+            return Ok(None);
+        }
+        self.read_attachment(cgroup_id, &object::available(&self.pins)).map(Some)
+    }
+
+    fn read_attachment(&self, cgroup_id: u64, available: &[&object::Hook]) -> Result<Attachment, Error> {
+        let record = self.record(cgroup_id)?;
+        let pins = list(&self.pins.attachment(cgroup_id))?;
+        let pins: Vec<_> = pins.iter().map(|pin| (pin.file_name(), pin)).collect();
+        let (mut hooks, mut program_ids) = (Vec::new(), Vec::new());
+        for hook in &object::HOOKS {
+            // Opening each pin there could be would take longer.
+            let Some((_, pin)) = pins.iter().find(|(name, _)| *name == Some(OsStr::new(hook.name))) else { continue };
+            let info = bpf::open_pin(pin).and_then(|link| bpf::link_info(link.as_fd())).ok();
+            if let Some(info) = info.filter(|info| info.cgroup_id == Some(cgroup_id)) {
+                hooks.push(hook.name);
+                program_ids.push(info.program_id);
+            }
+        }
+        let flags = match record {
+            Some(record) if record.policy < POLICY_SLOTS => self.policy(record.policy)?.flags,
+            _ => 0,
+        };
+        let asked = available.iter().filter(|hook| hook.is_asked(flags));
+        Ok(Attachment {
+            cgroup_id,
+            record: record.unwrap_or_default(),
+            complete: asked.map(|hook| hook.name).eq(hooks.iter().copied())
+                && record.is_some_and(|record| record.policy != 0),
+            live: !hooks.is_empty(),
+            hooks,
+            program_ids,
+        })
+    }
+
+    /// `None`: the cgroup was never attached, or is gone.
+    pub(super) fn record(&self, cgroup_id: u64) -> Result<Option<AttachmentRecord>, Error> {
+        bpf::map_get(self.attachments.fd().as_fd(), &cgroup_id).map_err(|source| Error::Map {
+            action: "read an attachment",
+            name: map::ATTACHMENTS,
+            source,
+        })
+    }
+
+    /// Writes the record of a cgroup that has one; false when it has none.
+    pub(super) fn set_record(&self, cgroup_id: u64, record: AttachmentRecord) -> Result<bool, Error> {
+        match bpf::map_set(self.attachments.fd().as_fd(), &cgroup_id, &record) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(Error::Map { action: "write an attachment", name: map::ATTACHMENTS, source }),
+        }
+    }
+
+    /// Lets an attachment name another slot.
+    pub(super) fn point_to(
+        &mut self,
+        _lock: &Lock,
+        cgroup_id: u64,
+        record: AttachmentRecord,
+        slot: u32,
+    ) -> Result<(), Error> {
+        self.set_record(cgroup_id, AttachmentRecord { policy: slot, ..record })?;
+        Ok(())
+    }
+
+    /// Steers a cgroup by the policy in `slot`. Doing it again changes the policy, or mends what is incomplete.
+    pub fn attach(
+        &mut self,
+        lock: &Lock,
+        hierarchy: &Hierarchy,
+        cgroup: &Cgroup,
+        slot: u32,
+        manual: bool,
+    ) -> Result<(), Error> {
+        let is_new = !self.pins.attachment(cgroup.id).exists();
+        let attached = self.try_attach(hierarchy, cgroup, slot, manual, is_new);
+        // Half an attachment is none, and an outer policy must not believe that this one decides. One that was there before
+        // keeps what it has.
+        if attached.is_err()
+            && is_new
+            && let Err(error) = self.forget(lock, cgroup.id)
+        {
+            log::warn!("{error}");
+        }
+        attached
+    }
+
+    fn try_attach(
+        &mut self,
+        hierarchy: &Hierarchy,
+        cgroup: &Cgroup,
+        slot: u32,
+        manual: bool,
+        is_new: bool,
+    ) -> Result<(), Error> {
+        let mut flags = if manual { attachment_flags::MANUAL } else { 0 };
+        let outer = self.outer(hierarchy, &cgroup.path)?;
+        if !outer.is_empty() {
+            flags |= attachment_flags::NESTED;
+            self.add_decider(cgroup.id)?;
+        }
+        for (cgroup_id, record) in outer {
+            let flags = record.flags | attachment_flags::HAS_INNER;
+            self.set_record(cgroup_id, AttachmentRecord { flags, ..record })?;
+        }
+        let inner = if cgroup.is_leaf() { Vec::new() } else { self.inner(hierarchy, &cgroup.path)? };
+        if !inner.is_empty() {
+            flags |= attachment_flags::HAS_INNER;
+        }
+        for (found, record) in inner {
+            self.add_decider(found.id)?;
+            if self.attachment(found.id)?.is_some_and(|inner| inner.complete) {
+                self.confirm_decider(found.id)?;
+            }
+            let flags = record.flags | attachment_flags::NESTED;
+            self.set_record(found.id, AttachmentRecord { flags, ..record })?;
+        }
+        let record = AttachmentRecord { policy: slot, flags, cgroup_id: cgroup.id };
+        let policy = self.policy(slot)?;
+        // Filled before anything runs: where the cgroup was attached before, the record is still there; elsewhere the anchor
+        // makes it.
+        let anchor = if self.set_record(cgroup.id, record)? { None } else { Some(self.anchor(hierarchy, cgroup)?) };
+        if anchor.is_some() && !self.set_record(cgroup.id, record)? {
+            // The anchor is a program of other maps than these.
+            return Err(Error::Foreign { path: self.pins.abi() });
+        }
+        let directory = self.pins.attachment(cgroup.id);
+        let mut created: Vec<(&str, OwnedFd)> = Vec::new();
+        let mut superfluous = Vec::new();
+        for program in self.programs()? {
+            let pin = directory.join(program.hook.name);
+            if !program.hook.is_asked(policy.flags) {
+                if !is_new {
+                    superfluous.push(pin);
+                }
+                continue;
+            }
+            if is_new || !refresh_link(&pin, program, cgroup.id)? {
+                match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
+                    Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
+                        object::give_up(&self.pins, program.hook)?;
+                    }
+                    Err(error) => return Err(refused(program.hook, hierarchy, cgroup, error)),
+                    Ok(link) => created.push((program.hook.name, link)),
+                }
+            }
+        }
+        self.still_there()?;
+        let pinned = |action: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |source: io::Error| Error::Pin { action, path, source }
+        };
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(pinned("create", &directory)(error));
+            }
+            _ => {}
+        }
+        for (name, link) in created {
+            let path = directory.join(name);
+            bpf::pin(link.as_fd(), &path).map_err(pinned("pin", &path))?;
+        }
+        superfluous.iter().try_for_each(|pin| detach_link(pin))?;
+        if flags & attachment_flags::NESTED != 0 { self.confirm_decider(cgroup.id) } else { Ok(()) }
+    }
+
+    /// Takes a cgroup's links away and forgets it. Doing it again is no error.
+    pub fn detach(&mut self, lock: &Lock, hierarchy: &Hierarchy, cgroup_id: u64) -> Result<(), Error> {
+        self.forget(lock, cgroup_id)?;
+        match hierarchy.path_of(cgroup_id) {
+            Some(path) => self.refresh_inner(hierarchy, &path),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Self::detach`], for a cgroup that has been removed: nothing is in it.
+    pub fn forget(&mut self, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
+        // First, so that an outer policy takes over what this one no longer decides.
+        self.remove_decider(cgroup_id)?;
+        detach_links(&self.pins.attachment(cgroup_id))?;
+        // The storage lives as long as the cgroup: what is left in it would be in force again at the next attach.
+        self.set_record(cgroup_id, AttachmentRecord::default())?;
+        Ok(())
+    }
+
+    fn programs(&self) -> Result<&[object::Pinned], Error> {
+        if let Some(programs) = self.programs.get() {
+            return Ok(programs);
+        }
+        let programs = object::programs(&self.pins)?;
+        Ok(self.programs.get_or_init(|| programs))
+    }
+
+    /// Attaches the program that makes the kernel allocate the cgroup's record, until the link is dropped.
+    fn anchor(&self, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<OwnedFd, Error> {
+        if self.anchor.get().is_none() {
+            let _ = self.anchor.set(object::open(&self.pins, &object::ANCHOR)?);
+        }
+        let program = self.anchor.get().ok_or_else(|| Error::Foreign { path: self.pins.abi() })?;
+        bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
+            .map_err(|source| refused(program.hook, hierarchy, cgroup, source))
+    }
+
+    /// Puts the pinned programs in the place of other ones in all links, and mends the nested flags, which a process that was
+    /// killed between two steps may have left behind, and what was attached by hand. Returns all attachments as they were read
+    /// before: the nested flags and the ids of programs may have changed, and no attachment has become less complete.
+    pub fn refresh(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
+        let attachments = self.attachments()?;
+        let programs = self.programs()?;
+        for attachment in &attachments {
+            let directory = self.pins.attachment(attachment.cgroup_id);
+            let links = || attachment.hooks.iter().zip(&attachment.program_ids);
+            let is_old =
+                |program: &&object::Pinned| links().any(|(hook, id)| *hook == program.hook.name && *id != program.id);
+            for program in programs.iter().filter(is_old) {
+                refresh_link(&directory.join(program.hook.name), program, attachment.cgroup_id)?;
+            }
+        }
+        self.refresh_all(hierarchy, &attachments)?;
+        for attachment in &attachments {
+            if attachment.is_manual() && attachment.live && !attachment.complete {
+                self.mend(lock, hierarchy, attachment);
+            }
+        }
+        Ok(attachments)
+    }
+
+    /// Attaches what an attachment made by hand lacks: a program that is new, or what a process that was killed did not come to.
+    fn mend(&mut self, lock: &Lock, hierarchy: &Hierarchy, attachment: &Attachment) {
+        let Some(path) = hierarchy.path_of(attachment.cgroup_id) else { return };
+        let cgroup = hierarchy.open(&path).map_err(Error::from);
+        let mended = cgroup.and_then(|cgroup| self.attach(lock, hierarchy, &cgroup, attachment.record.policy, true));
+        if let Err(error) = mended {
+            log::warn!("{path} lacks some of its programs: {error}");
+        }
+    }
+}
+
+/// Makes a pinned link run `program`. False when there is no such link, or it is detached; its pin is then gone.
+fn refresh_link(pin: &Path, program: &object::Pinned, cgroup_id: u64) -> Result<bool, Error> {
+    let failed = |action: &'static str| {
+        let path = pin.to_owned();
+        move |source: io::Error| Error::Pin { action, path, source }
+    };
+    let link = match bpf::open_pin(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(failed("open")(source)),
+    };
+    let info = bpf::link_info(link.as_fd()).map_err(failed("read the link of"))?;
+    if info.cgroup_id != Some(cgroup_id) {
+        fs::remove_file(pin).map_err(failed("remove"))?;
+        return Ok(false);
+    }
+    if info.program_id != program.id {
+        bpf::link_update(link.as_fd(), program.fd.as_fd()).map_err(failed("replace the program of"))?;
+    }
+    Ok(true)
+}
+
+/// Detaches and unpins one link; none is no error.
+fn detach_link(pin: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Pin { action: "detach", path: pin.to_owned(), source };
+    match bpf::open_pin(pin) {
+        Ok(link) => bpf::link_detach(link.as_fd()).and_then(|()| fs::remove_file(pin)).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Detaches and unpins every link in an attachment's directory, of any ABI version, then the directory. Goes on past
+/// errors.
+pub(super) fn detach_links(directory: &Path) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    let mut try_to = |action: &'static str, path: &Path, result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            errors.push(Error::Pin { action, path: path.to_owned(), source: error });
+        }
+        _ => {}
+    };
+    for pin in list(directory)? {
+        let detached = bpf::open_pin(&pin).and_then(|link| bpf::link_detach(link.as_fd()));
+        try_to("detach", &pin, detached);
+        try_to("remove", &pin, fs::remove_file(&pin));
+    }
+    try_to("remove", directory, fs::remove_dir(directory));
+    if errors.is_empty() { Ok(()) } else { Err(Error::Several(errors)) }
+}

@@ -1,0 +1,99 @@
+//! Whether the kernel runs programs on its security hooks. Where `bpf` is not among the active security modules, such a program
+//! loads and attaches all the same, and never runs.
+//!
+//! **Invariant:** that it runs is only ever said on the kernel's word.
+
+use std::{fs, io, os::fd::AsRawFd as _, path::Path};
+
+use steer_common::program;
+use thiserror::Error;
+
+use super::Pins;
+use crate::host::mount::private_mount;
+
+/// Number of the system call on every architecture (Linux 6.8).
+const SYS_LSM_LIST_MODULES: libc::c_long = 461;
+const LSM_ID_BPF: u64 = 109;
+const SECURITYFS: &str = "/sys/kernel/security";
+/// File with the names of the active modules, separated by commas.
+const LIST: &str = "lsm";
+
+/// Why sockets past the IP stack are not refused.
+#[derive(Debug, Error)]
+pub enum Unguarded {
+    /// The kernel would not run the program.
+    #[error("`bpf` is not among the active security modules (see the kernel's `lsm=` parameter)")]
+    Inactive,
+    /// Nobody knows whether it would.
+    #[error("whether `bpf` is among the active security modules cannot be read: {0}")]
+    Unknown(io::Error),
+    /// The program is not pinned.
+    #[error(
+        "the program that refuses them is not loaded, as before Linux 6.0, where the kernel is told to take none, or until a \
+         daemon is started after an upgrade"
+    )]
+    NotLoaded,
+}
+
+/// Why strict policies do not refuse sockets past the IP stack; `None`: they do.
+pub fn unguarded(pins: &Pins) -> Option<Unguarded> {
+    let is_loaded = pins.program(program::FAMILY).exists();
+    unguarded_by_kernel().or_else(|| (!is_loaded).then_some(Unguarded::NotLoaded))
+}
+
+/// Why this kernel does not let them.
+pub fn unguarded_by_kernel() -> Option<Unguarded> {
+    match bpf_is_active() {
+        Ok(true) => None,
+        Ok(false) => Some(Unguarded::Inactive),
+        Err(error) => Some(Unguarded::Unknown(error)),
+    }
+}
+
+/// Whether `bpf` is among the active security modules.
+pub(super) fn bpf_is_active() -> io::Result<bool> {
+    // First the file: a service manager's filter may not know the system call yet.
+    match fs::read_to_string(format!("{SECURITYFS}/{LIST}")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match list_modules() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => read_list().map(|list| names_bpf(&list)),
+            ids => Ok(ids?.contains(&LSM_ID_BPF)),
+        },
+        list => list.map(|list| names_bpf(&list)),
+    }
+}
+
+/// Ids of the active security modules (Linux 6.8).
+fn list_modules() -> io::Result<Vec<u64>> {
+    let mut ids = [0_u64; 64];
+    let mut bytes = u32::try_from(size_of_val(&ids)).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes no more than `bytes` into the array, and how many into `bytes`.
+    let count = unsafe { libc::syscall(SYS_LSM_LIST_MODULES, ids.as_mut_ptr(), &raw mut bytes, 0) };
+    match usize::try_from(count) {
+        Ok(count) => Ok(ids.into_iter().take(count).collect()),
+        Err(_negative) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Their names, separated by commas, where securityfs is not mounted.
+fn read_list() -> io::Result<String> {
+    let mount = private_mount(c"securityfs")?;
+    fs::read_to_string(Path::new("/proc/self/fd").join(mount.as_raw_fd().to_string()).join(LIST))
+}
+
+fn names_bpf(list: &str) -> bool {
+    list.trim().split(',').any(|name| name == "bpf")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names_bpf;
+
+    #[test]
+    fn finds_bpf_in_the_list() {
+        let cases =
+            [("lockdown,capability,landlock,bpf", true), ("bpf\n", true), ("capability,bpfilter", false), ("", false)];
+        for (list, named) in cases {
+            assert_eq!(names_bpf(list), named, "{list:?}");
+        }
+    }
+}

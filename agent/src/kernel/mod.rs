@@ -1,0 +1,274 @@
+//! The kernel objects: programs loaded once, maps, and one set of links for each steered cgroup, all of them pinned.
+//! The only room that knows aya and bpf(2).
+//!
+//! What is pinned is the only state there is. Every command opens it, changes it under the lock, and leaves; the daemon
+//! does the same whenever something happens.
+//!
+//! **Invariant:** a change never passes through a state in which a steered cgroup is unsteered. A policy is complete
+//! before a record names it; a new link runs before an old one goes. What is half done when its author is killed is
+//! closed, and swept up by the next author.
+
+mod attachments;
+mod bpf;
+pub mod bpffs;
+mod events;
+pub mod inspect;
+mod lsm;
+mod meter;
+mod nesting;
+mod netns;
+mod object;
+mod off;
+pub mod others;
+mod pins;
+mod policies;
+mod refusal;
+
+use std::{cell::OnceCell, io, path::PathBuf};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use steer_common::{CounterRecord, PolicyRecord, map};
+use thiserror::Error;
+
+pub use attachments::Attachment;
+pub use events::{EventRing, Untold};
+pub use lsm::{Unguarded, unguarded, unguarded_by_kernel};
+pub use meter::Meter;
+pub use netns::netns_cookie;
+pub use object::{LogLevel, load};
+pub use off::{Removed, detach_other_versions, off, steered_by_other_versions, tidy};
+pub use pins::{CHANGED_BY_HAND, DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
+pub use policies::{PolicyEntry, text};
+
+/// What can go wrong with the kernel objects.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file operation on the bpffs.
+    #[error("{action} {path}: {source}")]
+    Pin {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Another process holds the lock.
+    #[error("{path} is locked by another steer process, which did not finish within {} s", patience.as_secs_f64())]
+    Locked {
+        /// The pin directory.
+        path: PathBuf,
+        /// How long this process waited.
+        patience: std::time::Duration,
+    },
+    /// The pin directory was removed by `steer off`.
+    #[error("steer was switched off: {path} is gone")]
+    SwitchedOff {
+        /// The pin directory.
+        path: PathBuf,
+    },
+    /// Another process reads the events.
+    #[error(
+        "the events of {path} are being read by another process; each can be read only once, so end that one first, such as another \
+         `steer events`"
+    )]
+    Read {
+        /// The pin directory.
+        path: PathBuf,
+    },
+    /// The embedded object did not load.
+    #[error("load the kernel programs: {0}{hint}", hint = load_hint(.0))]
+    Load(#[from] aya::EbpfError),
+    /// A program did not load; the source holds the verifier's log.
+    #[error("load program {name}: {source}{hint}", hint = program_hint(.source))]
+    Program {
+        /// Name of the program.
+        name: &'static str,
+        /// The kernel's or aya's answer.
+        source: aya::programs::ProgramError,
+    },
+    /// A program or map is not in the object file or has another size than this agent expects.
+    #[error("{path} does not belong to this version of steer: remove it with `steer off`")]
+    Foreign {
+        /// The pin.
+        path: PathBuf,
+    },
+    /// A map operation failed.
+    #[error("{action} in map {name}: {source}")]
+    Map {
+        /// What was attempted.
+        action: &'static str,
+        /// The map.
+        name: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// All policy slots are taken.
+    #[error("policy {name:?}: all {slots} policy slots are in use; detach something first")]
+    Full {
+        /// The policy that found no slot.
+        name: String,
+        /// How many there are.
+        slots: u32,
+    },
+    /// A policy name that no slot has.
+    #[error("there is no policy {name:?} in force; `steer status` lists those there are")]
+    NoPolicy {
+        /// What was asked for.
+        name: String,
+    },
+    /// The kernel refused a link.
+    #[error("attach {program} to {cgroup}: {source}{hint}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// Path of the cgroup.
+        cgroup: String,
+        /// The kernel's answer.
+        source: io::Error,
+        /// Whose attachment forbids ours, where that can be told.
+        hint: String,
+    },
+    /// The network namespace has no readable identity.
+    #[error(transparent)]
+    Interface(#[from] crate::host::link::Error),
+    /// Its identity could not be learned from a program.
+    #[error("learn the network namespace's cookie from a program, as before Linux 5.14: {action}: {source}")]
+    Netns {
+        /// What was attempted.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Something about a cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] crate::host::cgroup::Error),
+    /// Several clean-up steps failed; all the others were done.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Error>),
+}
+
+fn load_hint(error: &aya::EbpfError) -> &'static str {
+    match error {
+        aya::EbpfError::MapError(MapError::CreateError { io_error, .. })
+            if io_error.raw_os_error() == Some(libc::EPERM) =>
+        {
+            " (needs CAP_BPF and CAP_NET_ADMIN; before Linux 5.11 also `ulimit -l unlimited`)"
+        }
+        aya::EbpfError::MapError(MapError::CreateError { io_error, .. })
+            if io_error.raw_os_error() == Some(libc::EINVAL) =>
+        {
+            " (this kernel lacks a map type steer needs; Linux 5.10 is the oldest that has them)"
+        }
+        _ => "",
+    }
+}
+
+fn program_hint(error: &aya::programs::ProgramError) -> &'static str {
+    match error {
+        aya::programs::ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
+            " (needs CAP_BPF and CAP_NET_ADMIN)"
+        }
+        aya::programs::ProgramError::LoadError { .. } => " (Linux 5.10 is the oldest kernel steer supports)",
+        _ => "",
+    }
+}
+
+/// The pinned maps of this ABI version, opened.
+pub struct Datapath {
+    pins: Pins,
+    /// Inode of the pin directory these maps came from.
+    root_inode: u64,
+    policies: Array<MapData, PolicyRecord>,
+    /// The same map, for reading all of it at once, which aya does not offer.
+    all_policies: MapData,
+    counters: PerCpuArray<MapData, CounterRecord>,
+    attachments: MapData,
+    deciders: HashMap<MapData, u64, u32>,
+    /// The pinned programs, opened when they are first attached.
+    programs: OnceCell<Vec<object::Pinned>>,
+    /// The one that makes a cgroup's record.
+    anchor: OnceCell<object::Pinned>,
+}
+
+impl Datapath {
+    /// Opens what is pinned, to read it or to change it under the lock. `Ok(None)`: nothing is.
+    pub fn open(pins: &Pins) -> Result<Option<Self>, Error> {
+        let root_inode = match std::fs::metadata(pins.root()) {
+            Ok(metadata) => std::os::unix::fs::MetadataExt::ino(&metadata),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Pin { action: "open", path: pins.root().to_owned(), source }),
+        };
+        if !object::maps_are_pinned(pins) {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            root_inode,
+            policies: open_map(pins, map::POLICIES, Map::Array)?,
+            all_policies: map_data(pins, map::POLICIES)?,
+            counters: open_map(pins, map::COUNTERS, Map::PerCpuArray)?,
+            attachments: map_data(pins, map::ATTACHMENTS)?,
+            deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
+            programs: OnceCell::new(),
+            anchor: OnceCell::new(),
+            pins: pins.clone(),
+        }))
+    }
+
+    /// Opens what is pinned, loading and pinning what is missing.
+    pub fn open_or_load(pins: &Pins, lock: &Lock) -> Result<Self, Error> {
+        if object::is_complete(pins)
+            && let Some(datapath) = Self::open(pins)?
+        {
+            return Ok(datapath);
+        }
+        object::load(pins, lock, LogLevel::Off)?;
+        Self::open(pins)?.ok_or_else(|| Error::Foreign { path: pins.abi() })
+    }
+
+    /// The pins behind it.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Takes the lock for changing this datapath; fails once `steer off` has removed it.
+    pub fn lock(&self) -> Result<Lock, Error> {
+        match self.pins.lock()? {
+            Some(lock) if lock.inode == self.root_inode => Ok(lock),
+            _ => Err(Error::SwitchedOff { path: self.pins.root().to_owned() }),
+        }
+    }
+
+    /// Fails once `steer off` has removed what this came from: it does not wait for ever for a lock that somebody holds.
+    fn still_there(&self) -> Result<(), Error> {
+        match std::fs::metadata(self.pins.root()) {
+            Ok(root) if std::os::unix::fs::MetadataExt::ino(&root) == self.root_inode => Ok(()),
+            _ => Err(Error::SwitchedOff { path: self.pins.root().to_owned() }),
+        }
+    }
+}
+
+fn map_data(pins: &Pins, name: &str) -> Result<MapData, Error> {
+    let path = pins.map(name);
+    MapData::from_pin(&path).map_err(|error| Error::Pin { action: "open", path, source: io::Error::other(error) })
+}
+
+fn open_map<M: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    name: &'static str,
+    wrap: fn(MapData) -> Map,
+) -> Result<M, Error> {
+    M::try_from(wrap(map_data(pins, name)?)).map_err(|error| {
+        log::debug!("map {name}: {error}");
+        Error::Foreign { path: pins.map(name) }
+    })
+}
+
+/// The errno inside a map error.
+fn map_error(action: &'static str, name: &'static str, error: MapError) -> Error {
+    let source = match error {
+        MapError::SyscallError(error) => error.io_error,
+        other => io::Error::other(other),
+    };
+    Error::Map { action, name, source }
+}

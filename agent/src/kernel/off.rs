@@ -1,0 +1,286 @@
+//! Removing what is no longer needed, and everything.
+//!
+//! **Invariant:** removal goes on past errors and reports them all; it needs nothing but the pins, so it works without a
+//! daemon, beside a hung one, and on the pins of any version.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use steer_common::Owner;
+
+use super::{
+    Datapath, Error, Lock, Pins,
+    attachments::{Attachment, detach_links},
+    bpf, bpffs,
+    pins::{file_name, list},
+};
+use crate::host::cgroup::{Hierarchy, scope};
+
+/// What `off` took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Removed {
+    /// Ids of the cgroups that were steered.
+    pub cgroups: Vec<u64>,
+    /// Paths of pinned programs and maps.
+    pub pins: Vec<String>,
+    /// What could not be removed, and why.
+    pub errors: Vec<String>,
+}
+
+/// Removes every link, map and program below the pin directory, and the directory. Removing nothing is no error.
+pub fn off(pins: &Pins) -> Result<Removed, Error> {
+    let mut removed = Removed::default();
+    // A process that hangs with the lock in its hand must not keep traffic captive: go on without it.
+    let lock = match pins.lock() {
+        Ok(Some(lock)) => Some(lock),
+        Ok(None) => return Ok(removed),
+        Err(error @ Error::Locked { .. }) => {
+            removed.errors.push(format!("{error}; went on all the same"));
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    for version in pins.versions()? {
+        for attachment in listed(&version.join("links"), &mut removed.errors) {
+            if let Err(error) = detach_links(&attachment) {
+                removed.errors.push(error.to_string());
+            }
+            removed.cgroups.extend(file_name(&attachment).parse::<u64>().ok());
+        }
+        for kind in KINDS {
+            for pin in listed(&version.join(kind), &mut removed.errors) {
+                removed.pins.push(pin.display().to_string());
+            }
+        }
+    }
+    remove_pins(pins, &mut removed.errors);
+    drop(lock);
+    removed.cgroups.sort_unstable();
+    Ok(removed)
+}
+
+/// Entries of a directory; what goes wrong is only noted.
+fn listed(directory: &Path, errors: &mut Vec<String>) -> Vec<PathBuf> {
+    list(directory).unwrap_or_else(|error| {
+        errors.push(error.to_string());
+        Vec::new()
+    })
+}
+
+/// Kinds of pins, in the order they are removed: a program without its maps is of no use and shows that; a map without its
+/// programs looks whole.
+const KINDS: [&str; 2] = ["programs", "maps"];
+
+/// Removes the pin directory with all that steer has made in it; and its mount, if it is one that steer has made. The lock on
+/// it is still held, so the mount ends with that.
+fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
+    for version in pins.versions().unwrap_or_default() {
+        for kind in KINDS {
+            remove_tree(&version.join(kind), errors);
+        }
+        remove_tree(&version, errors);
+    }
+    remove_tree(&pins.daemon(), errors);
+    if bpffs::is_mount_point(pins.root())
+        && let Err(error) = nix::mount::umount2(pins.root(), nix::mount::MntFlags::MNT_DETACH)
+    {
+        errors.push(format!("unmount {}: {error}", pins.root().display()));
+    }
+    match fs::remove_dir(pins.root()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            errors.push(format!("remove {}: {error}", pins.root().display()));
+        }
+        _ => {}
+    }
+}
+
+/// Removes a directory with all that is in it, collecting errors.
+fn remove_tree(directory: &Path, errors: &mut Vec<String>) {
+    for path in listed(directory, errors) {
+        if path.is_dir() {
+            remove_tree(&path, errors);
+        } else if let Err(error) = fs::remove_file(&path) {
+            errors.push(format!("remove {}: {error}", path.display()));
+        }
+    }
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            errors.push(format!("remove {}: {error}", directory.display()));
+        }
+        _ => {}
+    }
+}
+
+impl Datapath {
+    /// Takes away attachments whose cgroup is gone, what killed `steer exec`s have left, and slots made by hand that nobody
+    /// uses. One that has lost only some of its links is left as it is: taking the rest away would unsteer it. Returns the
+    /// attachments that are left.
+    pub fn sweep(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
+        let attachments = self.attachments()?;
+        self.sweep_those(lock, hierarchy, attachments)
+    }
+
+    /// As [`Self::sweep`], of all attachments as they have just been read.
+    pub fn sweep_those(
+        &mut self,
+        lock: &Lock,
+        hierarchy: &Hierarchy,
+        attachments: Vec<Attachment>,
+    ) -> Result<Vec<Attachment>, Error> {
+        let mut left = Vec::new();
+        for attachment in attachments {
+            let gone = !attachment.live
+                || hierarchy.is_gone(attachment.cgroup_id)
+                || (attachment.is_manual() && remove_if_abandoned(hierarchy, attachment.cgroup_id));
+            if gone {
+                self.forget(lock, attachment.cgroup_id)?;
+            } else {
+                left.push(attachment);
+            }
+        }
+        self.sweep_deciders()?;
+        self.free_unused(&left.iter().map(|attachment| attachment.record.policy).collect())?;
+        Ok(left)
+    }
+
+    /// As [`Self::sweep`], but looks at nothing of an attachment but whether its cgroup is there: for those in a hurry.
+    pub fn sweep_gone(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
+        let mut used = BTreeSet::new();
+        let mut swept = false;
+        for (cgroup_id, record) in self.records()? {
+            if hierarchy.is_gone(cgroup_id) {
+                self.forget(lock, cgroup_id)?;
+                swept = true;
+            } else {
+                used.extend(record.map(|record| record.policy));
+            }
+        }
+        if swept { self.free_unused(&used) } else { Ok(()) }
+    }
+
+    /// Frees the slots made by hand that no attachment names.
+    fn free_unused(&mut self, used: &BTreeSet<u32>) -> Result<(), Error> {
+        for entry in self.policies()? {
+            if entry.is_owned_by(Owner::Manual) && !used.contains(&entry.slot) {
+                self.free_policy(entry.slot)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes the cgroup of a `steer exec` that is empty and that nobody looks after. False when it is not one, and when it cannot be
+/// removed: it is then left to somebody with more rights, as a daemon in the cgroups of a user has not.
+fn remove_if_abandoned(hierarchy: &Hierarchy, cgroup_id: u64) -> bool {
+    let Some(path) = hierarchy.path_of(cgroup_id) else { return false };
+    scope::remove_abandoned(hierarchy, &path).unwrap_or_else(|error| {
+        log::warn!("left for the next command: {error}");
+        false
+    })
+}
+
+/// Sweeps, and removes everything once nothing is steered, no configured policy waits for a cgroup, and no daemon runs; also
+/// what a failed start left.
+pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
+    let mut waiting = false;
+    if let Some(mut datapath) = Datapath::open(pins)? {
+        datapath.sweep(&lock, hierarchy)?;
+        waiting = !datapath.policies()?.is_empty();
+    }
+    remove_dead_versions(pins)?;
+    let unused = !waiting && list(&pins.links())?.is_empty() && pins.other_abis()?.is_empty() && !pins.daemon_runs()?;
+    if unused {
+        let mut errors = Vec::new();
+        remove_pins(pins, &mut errors);
+        for error in &errors {
+            log::warn!("{error}");
+        }
+    }
+    drop(lock);
+    Ok(())
+}
+
+impl Datapath {
+    /// Takes away the pins of other ABI versions whose cgroup this version steers, or that is gone. Returns the ids of the
+    /// other cgroups, which stay as they are.
+    pub fn remove_other_versions(&mut self, _lock: &Lock) -> Result<Vec<u64>, Error> {
+        let mut left = Vec::new();
+        for version in self.pins.other_abis()? {
+            let mut emptied = true;
+            for directory in list(&version.join("links"))? {
+                let Ok(cgroup_id) = file_name(&directory).parse::<u64>() else { continue };
+                let replaced = self.attachment(cgroup_id)?.is_some_and(|attachment| attachment.complete);
+                if replaced || !is_live(&directory)? {
+                    detach_links(&directory)?;
+                } else {
+                    emptied = false;
+                    left.push(cgroup_id);
+                }
+            }
+            if emptied {
+                let mut errors = Vec::new();
+                remove_tree(&version, &mut errors);
+                for error in errors {
+                    log::warn!("{error}");
+                }
+            }
+        }
+        Ok(left)
+    }
+}
+
+/// Detaches a cgroup from what another ABI version has attached to it.
+pub fn detach_other_versions(pins: &Pins, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
+    pins.other_abis()?.iter().try_for_each(|version| detach_links(&version.join("links").join(cgroup_id.to_string())))
+}
+
+/// Removes what is left of other versions that steer nothing, as of a start that was killed half-way.
+fn remove_dead_versions(pins: &Pins) -> Result<(), Error> {
+    for version in dead_versions(pins)? {
+        let mut errors = Vec::new();
+        remove_tree(&version, &mut errors);
+        for error in errors {
+            log::warn!("{error}");
+        }
+    }
+    Ok(())
+}
+
+/// The pin directories of other versions that steer nothing.
+pub(super) fn dead_versions(pins: &Pins) -> Result<Vec<PathBuf>, Error> {
+    let mut dead = Vec::new();
+    for version in pins.other_abis()? {
+        let mut live = false;
+        for directory in list(&version.join("links"))? {
+            live |= is_live(&directory)?;
+        }
+        if !live {
+            dead.push(version);
+        }
+    }
+    Ok(dead)
+}
+
+/// Ids of the cgroups that another ABI version steers.
+pub fn steered_by_other_versions(pins: &Pins) -> Result<Vec<u64>, Error> {
+    let mut cgroups = Vec::new();
+    for version in pins.other_abis()? {
+        for directory in list(&version.join("links"))? {
+            if is_live(&directory)? {
+                cgroups.extend(file_name(&directory).parse::<u64>().ok());
+            }
+        }
+    }
+    Ok(cgroups)
+}
+
+/// Whether any link of an attachment's directory is still attached.
+fn is_live(directory: &Path) -> Result<bool, Error> {
+    Ok(list(directory)?.iter().any(|pin| {
+        bpf::open_pin(pin).and_then(|link| bpf::link_info(link.as_fd())).is_ok_and(|link| link.cgroup_id.is_some())
+    }))
+}

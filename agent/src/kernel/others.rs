@@ -1,0 +1,107 @@
+//! Who else has programs on the hooks that steer uses.
+//!
+//! **Invariant:** only looks.
+
+use std::{collections::BTreeSet, fmt, os::fd::AsFd as _, path::Path};
+
+use aya::programs::loaded_links;
+use aya_obj::generated::{BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE};
+
+use steer_common::meter;
+
+use super::{Pins, bpf, object, pins::list};
+use crate::host::cgroup::Cgroup;
+
+/// The programs attached to one hook of one cgroup itself, in the order in which they run there.
+#[derive(Clone, Debug)]
+pub struct OnHook {
+    /// The hook, by the name of steer's program for it, which is also `bpftool`'s name of it.
+    pub hook: &'static str,
+    /// What may be attached besides.
+    pub admits: Admits,
+    /// At least one.
+    pub programs: Vec<Program>,
+}
+
+/// What an attachment admits besides itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admits {
+    /// Any other (`BPF_F_ALLOW_MULTI`).
+    All,
+    /// Others on cgroups below, which then run instead (`BPF_F_ALLOW_OVERRIDE`).
+    Below,
+    /// None, on the cgroup and below it (flags 0).
+    Nothing,
+}
+
+/// An attached program.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its id.
+    pub id: u32,
+    /// The name that its loader gave it, at most 15 bytes.
+    pub name: String,
+    /// The user that loaded it.
+    pub uid: u32,
+    /// Whether a link pinned by this instance of steer, of any version, attached it.
+    pub ours: bool,
+}
+
+impl Program {
+    /// Whether it is one of `steer top`, by its name: those do nothing to a socket.
+    pub fn only_counts(&self) -> bool {
+        self.name == meter::SOCKET_PROGRAM || self.name == meter::PACKET_PROGRAM
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "program {} {:?}, loaded by user {}", self.id, self.name, self.uid)
+    }
+}
+
+impl OnHook {
+    /// The programs that run after the last one of steer's; none where it has none.
+    pub fn behind_ours(&self) -> &[Program] {
+        let ours = self.programs.iter().rposition(|program| program.ours);
+        ours.map(|ours| &self.programs[ours + 1..]).unwrap_or_default()
+    }
+}
+
+/// The programs on a cgroup itself, not those above it, by hook; a hook that has none, or that this kernel lacks, is left
+/// out.
+pub fn programs_on(pins: Option<&Pins>, cgroup: &Cgroup) -> Vec<OnHook> {
+    let own = pins.map(|pins| own_programs(pins, cgroup.id)).unwrap_or_default();
+    let hooks = object::HOOKS.iter().filter_map(|hook| {
+        let attached = bpf::query(cgroup.fd(), hook.attach_type).ok()?;
+        let programs: Vec<_> = attached.program_ids.iter().filter_map(|&id| program(id, &own)).collect();
+        let admits = match attached.flags {
+            flags if flags & BPF_F_ALLOW_MULTI != 0 => Admits::All,
+            flags if flags & BPF_F_ALLOW_OVERRIDE != 0 => Admits::Below,
+            _ => Admits::Nothing,
+        };
+        (!programs.is_empty()).then_some(OnHook { hook: hook.name, admits, programs })
+    });
+    hooks.collect()
+}
+
+/// `None`: it is gone meanwhile.
+fn program(id: u32, own: &BTreeSet<u32>) -> Option<Program> {
+    let info = bpf::program_by_id(id).and_then(|program| bpf::program_info(program.as_fd())).ok()?;
+    Some(Program { id, name: info.name, uid: info.uid, ours: own.contains(&id) })
+}
+
+/// Ids of the programs that the pinned links of a cgroup run, of all versions.
+fn own_programs(pins: &Pins, cgroup_id: u64) -> BTreeSet<u32> {
+    let versions = pins.versions().unwrap_or_default();
+    let links = versions
+        .iter()
+        .flat_map(|version| list(&version.join("links").join(cgroup_id.to_string())).unwrap_or_default());
+    let run_by = |pin: &Path| bpf::open_pin(pin).and_then(|link| bpf::link_info(link.as_fd()));
+    links.filter_map(|pin| Some(run_by(&pin).ok()?.program_id)).collect()
+}
+
+/// The id of a link that attaches this program somewhere; `None`: it is attached without one.
+pub fn link_of(program_id: u32) -> Option<u32> {
+    loaded_links().flatten().find(|link| link.program_id() == program_id).map(|link| link.id())
+}

@@ -1,0 +1,218 @@
+//! The policy slots: finding, filling and freeing them, and following uplinks.
+//!
+//! **Invariant:** what a slot means does not change while an attachment names it, except for the uplink's index, which is one
+//! word. A policy that has become another one gets another slot, and attachments are pointed to it one by one.
+
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd as _};
+
+use steer_common::{
+    CLOSED_IFINDEX, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, address::ip_address, map,
+    policy_flags, record::INTERFACE_BYTES,
+};
+
+use super::{Datapath, Error, Lock, bpf, map_error};
+use crate::host::link::Table;
+
+/// A filled slot.
+#[derive(Clone, Debug)]
+pub struct PolicyEntry {
+    /// Its number, as in attachment records.
+    pub slot: u32,
+    /// What is in it.
+    pub record: PolicyRecord,
+}
+
+/// The text in a NUL-padded field.
+pub fn text(field: &[u8]) -> String {
+    let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(&field[..end]).into_owned()
+}
+
+impl PolicyEntry {
+    /// Its name.
+    pub fn name(&self) -> String {
+        text(&self.record.name)
+    }
+
+    /// Its uplink's configured name; empty for an exemption.
+    pub fn interface(&self) -> String {
+        text(&self.record.interface)
+    }
+
+    /// The resolvers that are asked, whomever a program asks; of each family one at most.
+    pub fn resolvers(&self) -> Vec<IpAddr> {
+        let families = [(policy_flags::DNS4, self.record.dns4), (policy_flags::DNS6, self.record.dns6)];
+        let asked = families.into_iter().filter(|(flag, _)| self.record.flags & flag != 0);
+        asked.map(|(_, words)| ip_address(words)).collect()
+    }
+
+    /// Whether it belongs to `owner`.
+    pub fn is_owned_by(&self, owner: Owner) -> bool {
+        self.record.owner == owner as u32
+    }
+
+    /// Whether it exempts.
+    pub fn exempts(&self) -> bool {
+        self.record.kind == Kind::Exempt as u32
+    }
+}
+
+/// Whether two records are the same policy, but for where its uplink is now.
+fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
+    PolicyRecord { ifindex: new.ifindex, ..*old } == *new
+}
+
+impl Datapath {
+    /// All filled slots, by number.
+    pub fn policies(&self) -> Result<Vec<PolicyEntry>, Error> {
+        let records = bpf::array_get_all::<PolicyRecord>(self.all_policies.fd().as_fd(), POLICY_SLOTS);
+        let records =
+            records.map_err(|source| Error::Map { action: "read the policies", name: map::POLICIES, source })?;
+        let entries = (0..).zip(records).map(|(slot, record)| PolicyEntry { slot, record });
+        Ok(entries.filter(|entry| entry.slot != 0 && entry.record.kind != 0).collect())
+    }
+
+    /// One slot.
+    pub fn policy(&self, slot: u32) -> Result<PolicyRecord, Error> {
+        self.policies.get(&slot, 0).map_err(|error| map_error("read a policy", map::POLICIES, error))
+    }
+
+    /// The policy that a cgroup is attached to.
+    pub fn policy_of(&self, cgroup_id: u64) -> Result<Option<PolicyRecord>, Error> {
+        match self.record(cgroup_id)? {
+            Some(attachment) if attachment.policy < POLICY_SLOTS => self.policy(attachment.policy).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The slot of the configured policy that is, apart from whose it is, the same as this one and in force.
+    pub fn configured_as(&self, record: &PolicyRecord) -> Result<Option<u32>, Error> {
+        let configured = PolicyRecord { owner: Owner::Config as u32, ..*record };
+        let found = self.policies()?.into_iter().find(|entry| is_same_policy(&entry.record, &configured));
+        Ok(found.map(|entry| entry.slot))
+    }
+
+    /// Puts each record in the slot that holds the same policy, or else in a free one. Returns their numbers; nothing is
+    /// changed when there are not enough slots.
+    pub fn put_policies(&mut self, _lock: &Lock, records: &[PolicyRecord]) -> Result<Vec<u32>, Error> {
+        let mut entries: BTreeMap<u32, PolicyRecord> =
+            self.policies()?.into_iter().map(|entry| (entry.slot, entry.record)).collect();
+        let mut slots = Vec::with_capacity(records.len());
+        let mut fresh = Vec::new();
+        for record in records {
+            let same = entries.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, _)| *slot);
+            let Some(slot) = same.or_else(|| (1..POLICY_SLOTS).find(|slot| !entries.contains_key(slot))) else {
+                return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
+            };
+            if same.is_none() {
+                fresh.push(slot);
+            }
+            entries.insert(slot, *record);
+            slots.push(slot);
+        }
+        for slot in fresh {
+            self.zero_counters(slot)?;
+        }
+        for (slot, record) in slots.iter().zip(records) {
+            self.set_policy(*slot, record)?;
+        }
+        Ok(slots)
+    }
+
+    /// Gives every policy of the network namespace `netns_cookie` its uplink's present index, one word each, or closes it
+    /// while there is none. Returns those that changed, as they are now.
+    pub fn follow_uplinks(
+        &mut self,
+        _lock: &Lock,
+        table: &Table,
+        netns_cookie: u64,
+    ) -> Result<Vec<PolicyEntry>, Error> {
+        let mut changed = Vec::new();
+        for PolicyEntry { slot, record } in self.policies()? {
+            if record.kind != Kind::Steer as u32 || record.netns_cookie != netns_cookie {
+                continue;
+            }
+            let ifindex = table.resolve(&text(&record.interface)).unwrap_or(CLOSED_IFINDEX);
+            if ifindex != record.ifindex {
+                let followed = PolicyRecord { ifindex, ..record };
+                self.set_policy(slot, &followed)?;
+                changed.push(PolicyEntry { slot, record: followed });
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Frees the configured policies that are not in `keep`. What was attached to one of them by hand is pointed to the one of
+    /// the same name in `keep`; where there is none it is closed, and the slot kept until it is detached. Returns the ids
+    /// of the cgroups whose attachments were pointed to another.
+    pub fn retire_policies(&mut self, lock: &Lock, keep: &[u32]) -> Result<Vec<u64>, Error> {
+        let entries = self.policies()?;
+        let is_kept = |entry: &&PolicyEntry| keep.contains(&entry.slot);
+        let heirs: BTreeMap<String, u32> =
+            entries.iter().filter(is_kept).map(|entry| (entry.name(), entry.slot)).collect();
+        let retired = |entry: &PolicyEntry| entry.is_owned_by(Owner::Config) && !keep.contains(&entry.slot);
+        let retired: Vec<PolicyEntry> = entries.into_iter().filter(retired).collect();
+        if retired.is_empty() {
+            return Ok(Vec::new());
+        }
+        let attachments = self.records()?;
+        let mut inherited = Vec::new();
+        for PolicyEntry { slot, record } in retired {
+            let mut named = false;
+            let of_slot =
+                attachments.iter().filter_map(|(id, attached)| Some((*id, attached.filter(|it| it.policy == slot)?)));
+            for (cgroup_id, attached) in of_slot {
+                match heirs.get(&text(&record.name)) {
+                    Some(heir) => {
+                        self.point_to(lock, cgroup_id, attached, *heir)?;
+                        inherited.push(cgroup_id);
+                    }
+                    None => named = true,
+                }
+            }
+            if named {
+                // Without a name to look for, no link ever opens it again.
+                let closed = PolicyRecord { kind: Kind::Steer as u32, interface: [0; INTERFACE_BYTES], ..record };
+                self.set_policy(slot, &record.closed())?;
+                self.set_policy(slot, &closed.closed())?;
+            } else {
+                self.free_policy(slot)?;
+            }
+        }
+        Ok(inherited)
+    }
+
+    /// Empties a slot that no attachment names any more.
+    pub(super) fn free_policy(&mut self, slot: u32) -> Result<(), Error> {
+        self.set_policy(slot, &PolicyRecord::EMPTY)
+    }
+
+    fn set_policy(&mut self, slot: u32, record: &PolicyRecord) -> Result<(), Error> {
+        self.policies.set(slot, record, 0).map_err(|error| map_error("write a policy", map::POLICIES, error))
+    }
+
+    fn zero_counters(&mut self, slot: u32) -> Result<(), Error> {
+        let failed = |error| map_error("reset the counters", map::COUNTERS, error);
+        let now = self.counters.get(&slot, 0).map_err(failed)?;
+        let zero = vec![CounterRecord::default(); now.len()];
+        let zero = aya::maps::PerCpuValues::try_from(zero).map_err(|source| Error::Map {
+            action: "reset the counters",
+            name: map::COUNTERS,
+            source,
+        })?;
+        self.counters.set(slot, zero, 0).map_err(failed)
+    }
+
+    /// The counters of a slot, summed over all CPUs, in the order of [`COUNTERS`].
+    pub fn counters(&self, slot: u32) -> Result<[u64; COUNTERS.len()], Error> {
+        let per_cpu =
+            self.counters.get(&slot, 0).map_err(|error| map_error("read the counters", map::COUNTERS, error))?;
+        let mut sums = [0_u64; COUNTERS.len()];
+        for record in per_cpu.iter() {
+            for (sum, count) in sums.iter_mut().zip(record.counts) {
+                *sum = sum.wrapping_add(count);
+            }
+        }
+        Ok(sums)
+    }
+}

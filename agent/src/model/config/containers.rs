@@ -1,0 +1,221 @@
+//! `[containers]`: what a container may ask for by its annotations.
+
+use std::time::Duration;
+
+use steer_common::record::{INTERFACE_BYTES, NAME_BYTES};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{Enforce, Pattern, reader::Reader};
+use crate::model::cgroup_path::CgroupPath;
+
+/// What the host lets containers ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Containers {
+    /// `policies`: names of policies they may ask for; `None`: of every one that does not exempt.
+    pub policies: Option<Vec<String>>,
+    /// `interfaces`: which they may ask for.
+    pub interfaces: Interfaces,
+    /// `enforce`: the least they may ask for.
+    pub enforce: Enforce,
+    /// `missing`: what happens when their uplink is not there at the start.
+    pub missing: Missing,
+    /// `timeout_ms`: how long a hook waits for others that change pins.
+    pub timeout: Duration,
+    /// `exempt_namespaces`: of Kubernetes, whose containers nothing is done to.
+    pub exempt_namespaces: Vec<String>,
+    /// `parent`: a cgroup that is held closed; a container in it gets out once it is classified.
+    pub parent: Option<CgroupPath>,
+}
+
+impl Default for Containers {
+    fn default() -> Self {
+        Self {
+            policies: None,
+            interfaces: Interfaces::default(),
+            enforce: Enforce::default(),
+            missing: Missing::default(),
+            timeout: Duration::from_millis(DEFAULT_TIMEOUT_MS),
+            exempt_namespaces: Vec::new(),
+            parent: None,
+        }
+    }
+}
+
+/// `interfaces`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interfaces {
+    /// `["*"]`.
+    Any,
+    /// These; none by default.
+    Named(Vec<String>),
+}
+
+impl Default for Interfaces {
+    fn default() -> Self {
+        Self::Named(Vec::new())
+    }
+}
+
+impl Interfaces {
+    /// Whether a container may ask for this one.
+    pub fn allow(&self, interface: &str) -> bool {
+        matches!(self, Self::Any) || self.name(interface)
+    }
+
+    /// Whether this one is named.
+    pub fn name(&self, interface: &str) -> bool {
+        matches!(self, Self::Named(names) if names.iter().any(|name| name == interface))
+    }
+}
+
+/// `missing`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missing {
+    /// The container does not start.
+    #[default]
+    Refuse,
+    /// It starts closed, and gets out when the daemon sees the uplink appear.
+    Close,
+}
+
+/// Below the 2 s after which container runtimes give an NRI plugin up.
+const DEFAULT_TIMEOUT_MS: u64 = 1500;
+const MOST_TIMEOUT_MS: i64 = 60_000;
+
+impl Reader<'_> {
+    /// The table, with what is wrong in it left at its default.
+    pub(super) fn containers(&mut self, table: &Spanned<DeValue<'_>>) -> Containers {
+        let mut containers = Containers::default();
+        let Some(fields) = table.get_ref().as_table() else {
+            self.wrong("containers", table, "expected [containers], with single brackets");
+            return containers;
+        };
+        self.container_fields(fields, &mut containers);
+        containers
+    }
+
+    fn container_fields(&mut self, fields: &DeTable<'_>, containers: &mut Containers) {
+        for (key, value) in fields {
+            let path = format!("containers.{}", key.get_ref());
+            match key.get_ref().as_ref() {
+                "policies" => containers.policies = Some(self.names(&path, value, NAME_BYTES)),
+                "interfaces" => {
+                    let names = self.names(&path, value, INTERFACE_BYTES);
+                    let any = names.iter().any(|name| name == "*");
+                    if any && names.len() > 1 {
+                        self.wrong(&path, value, "\"*\" stands for all; expected it alone");
+                    }
+                    containers.interfaces = if any { Interfaces::Any } else { Interfaces::Named(names) };
+                }
+                "enforce" => match value.get_ref().as_str() {
+                    Some("steer") => containers.enforce = Enforce::Steer,
+                    Some("strict") => containers.enforce = Enforce::Strict,
+                    _ => self.wrong(&path, value, "expected \"steer\" or \"strict\""),
+                },
+                "missing" => match value.get_ref().as_str() {
+                    Some("refuse") => containers.missing = Missing::Refuse,
+                    Some("close") => containers.missing = Missing::Close,
+                    _ => self.wrong(&path, value, "expected \"refuse\" or \"close\""),
+                },
+                "timeout_ms" => match value.get_ref().as_integer().map(|number| number.as_str().parse::<i64>()) {
+                    Some(Ok(ms @ 1..=MOST_TIMEOUT_MS)) => containers.timeout = Duration::from_millis(ms.unsigned_abs()),
+                    _ => self.wrong(&path, value, format!("expected milliseconds, 1 to {MOST_TIMEOUT_MS}")),
+                },
+                "exempt_namespaces" => containers.exempt_namespaces = self.names(&path, value, NAME_BYTES),
+                "parent" => containers.parent = self.parent(&path, value),
+                _ => {
+                    let expected = "unknown key; expected policies, interfaces, enforce, missing, timeout_ms, \
+                                    exempt_namespaces or parent";
+                    self.problem(key.span(), &path, "", expected);
+                }
+            }
+        }
+    }
+
+    fn names(&mut self, key: &str, value: &Spanned<DeValue<'_>>, bytes: usize) -> Vec<String> {
+        let Some(list) = value.get_ref().as_array() else {
+            self.wrong(key, value, "expected a list of names");
+            return Vec::new();
+        };
+        list.iter().filter_map(|item| self.short_text(key, item, bytes)).collect()
+    }
+
+    fn parent(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<CgroupPath> {
+        let expected = "expected the path of one cgroup, as \"/kubepods.slice\"";
+        match value.get_ref().as_str().map(Pattern::parse) {
+            Some(Ok(pattern)) if pattern.matches(&[]) => {
+                self.wrong(key, value, "it is the root cgroup, that is, the whole machine; expected a part of it");
+            }
+            Some(Ok(pattern)) if pattern.is_literal() => return pattern.as_str().parse().ok(),
+            Some(Err(reason)) => self.wrong(key, value, format!("{reason}; {expected}")),
+            _ => self.wrong(key, value, expected),
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Containers, Interfaces, Missing};
+    use crate::model::config::{Enforce, OtherNetns, parse};
+
+    #[test]
+    fn nothing_said_allows_named_policies_only() {
+        let config = parse("f.toml", "").expect("valid");
+        assert_eq!(config.containers, Containers::default());
+        assert!(!config.containers.interfaces.allow("eth0"));
+    }
+
+    #[test]
+    fn a_whole_table() {
+        let text = r#"
+            [containers]
+            policies = ["vpn"]
+            interfaces = ["eth1"]
+            enforce = "steer"
+            missing = "close"
+            timeout_ms = 250
+            exempt_namespaces = ["kube-system"]
+            parent = "/kubepods.slice"
+        "#;
+        let config = parse("f.toml", text).expect("valid");
+        let containers = &config.containers;
+        assert_eq!(containers.policies.as_deref(), Some(&["vpn".to_owned()][..]));
+        assert_eq!(containers.interfaces, Interfaces::Named(vec!["eth1".to_owned()]));
+        assert_eq!((containers.enforce, containers.missing), (Enforce::Steer, Missing::Close));
+        assert_eq!(containers.timeout, Duration::from_millis(250));
+        assert_eq!(containers.exempt_namespaces, ["kube-system"]);
+        let [held] = &config.policies[..] else { panic!("the parent is a policy: {config:?}") };
+        assert!(held.is_closed() && held.manner.enforce == Enforce::Strict);
+        assert_eq!(held.manner.other_netns, OtherNetns::Refuse, "whatever namespace a container has");
+        assert_eq!(held.cgroups[0].as_str(), "/kubepods.slice");
+    }
+
+    #[test]
+    fn mistakes() {
+        let cases = [
+            ("policies = \"vpn\"", "f.toml:2:12: containers.policies = \"vpn\": expected a list of names"),
+            (
+                "interfaces = [\"*\", \"eth0\"]",
+                "f.toml:2:14: containers.interfaces = [\"*\", \"eth0\"]: \"*\" stands for all",
+            ),
+            ("enforce = \"bind\"", "f.toml:2:11: containers.enforce = \"bind\": expected \"steer\""),
+            ("missing = 1", "f.toml:2:11: containers.missing = 1: expected \"refuse\""),
+            ("timeout_ms = 0", "f.toml:2:14: containers.timeout_ms = 0: expected milliseconds"),
+            ("parent = \"/\"", "f.toml:2:10: containers.parent = \"/\": it is the root cgroup"),
+            ("parent = \"/a/*\"", "f.toml:2:10: containers.parent = \"/a/*\": expected the path of one cgroup"),
+            ("polices = []", "f.toml:2:1: containers.polices: unknown key"),
+        ];
+        for (line, want) in cases {
+            let problems = parse("f.toml", &format!("[containers]\n{line}\n")).expect_err(line).to_string();
+            assert!(problems.starts_with(want), "{line}: {problems}");
+        }
+        let twice = "[containers]\nparent = \"/a\"\n[[policy]]\nname = \"b\"\ninterface = \"c\"\ncgroups = [\"/a\"]\n";
+        assert!(parse("f.toml", twice).expect_err("claimed twice").to_string().contains("claims the same cgroups"));
+    }
+}

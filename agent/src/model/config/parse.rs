@@ -1,0 +1,340 @@
+//! From the text of a file to [`Config`], or to every mistake in it.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use steer_common::{POLICY_SLOTS, record::NAME_BYTES};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    Config, Enforce, Existing, Ingress, Manner, OtherNetns, Pattern, Policy, Problems, UNCLASSIFIED,
+    reader::{Interface, Reader},
+};
+
+/// Leaves slots for what is attached by hand, and for policies that change.
+const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
+
+/// A file of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its name, for messages.
+    pub file: String,
+    /// What is in it.
+    pub text: String,
+}
+
+/// Parses a configuration of one file.
+pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
+    parse_all(&[Source { file: file.to_owned(), text: text.to_owned() }])
+}
+
+/// Parses a configuration of several files, as if each followed the one before.
+pub fn parse_all(sources: &[Source]) -> Result<Config, Problems> {
+    let mut claims = Claims::default();
+    let (mut config, mut problems) = (Config::default(), Vec::new());
+    for source in sources {
+        let mut reader = Reader { source, problems: Vec::new() };
+        let (table, errors) = DeTable::parse_recoverable(&source.text);
+        for error in errors {
+            reader.problem(error.span().unwrap_or(0..0), "", "", error.message().trim_end().to_owned());
+        }
+        // Where the syntax is wrong, what the rest would mean is a guess.
+        if reader.problems.is_empty() {
+            reader.config(table.get_ref(), &mut claims, &mut config);
+        }
+        reader.problems.sort_by_key(|problem| (problem.line, problem.column));
+        problems.append(&mut reader.problems);
+    }
+    if problems.is_empty() { Ok(config) } else { Err(Problems { problems }) }
+}
+
+/// What policies have taken for themselves, over all files.
+#[derive(Default)]
+struct Claims {
+    /// Who has a name.
+    names: BTreeMap<String, Place>,
+    /// Who has a cgroup.
+    cgroups: BTreeMap<String, Place>,
+    /// The file with `[containers]`.
+    containers: Option<String>,
+}
+
+/// A policy, for messages.
+#[derive(Clone)]
+struct Place {
+    file: String,
+    index: usize,
+    name: Option<String>,
+}
+
+impl Place {
+    /// As named in a message about a file.
+    fn seen_from(&self, file: &str) -> String {
+        let policy =
+            self.name.as_ref().map_or_else(|| format!("policy[{}]", self.index), |name| format!("policy {name:?}"));
+        if self.file == file { policy } else { format!("{policy} of {}", self.file) }
+    }
+}
+
+impl Reader<'_> {
+    fn config(&mut self, table: &DeTable<'_>, claims: &mut Claims, config: &mut Config) {
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "policy" => self.policies(value, claims, &mut config.policies),
+                "containers" => self.claim_containers(value, claims, config),
+                other => {
+                    self.problem(key.span(), other, "", "unknown key; expected [[policy]] or [containers]");
+                }
+            }
+        }
+    }
+
+    fn claim_containers(&mut self, value: &Spanned<DeValue<'_>>, claims: &mut Claims, config: &mut Config) {
+        let file = &self.source.file;
+        if let Some(first) = claims.containers.replace(file.clone()) {
+            self.wrong("containers", value, format!("it is in {first}, too; expected it once"));
+            return;
+        }
+        config.containers = self.containers(value);
+        if let Some(parent) = &config.containers.parent {
+            let place = Place { file: file.clone(), index: 0, name: Some(UNCLASSIFIED.to_owned()) };
+            config.policies.extend(Policy::closed(UNCLASSIFIED, parent, file));
+            let named = claims.names.insert(UNCLASSIFIED.to_owned(), place.clone());
+            let held = claims.cgroups.insert(parent.as_str().to_owned(), place);
+            if let Some(first) = named.or(held) {
+                let first = first.seen_from(&self.source.file);
+                let message = format!(
+                    "{first} has these cgroups, or the name {UNCLASSIFIED:?}, already; `parent` is a policy of that name"
+                );
+                self.wrong("containers.parent", value, message);
+            }
+        }
+    }
+
+    fn policies(&mut self, value: &Spanned<DeValue<'_>>, claims: &mut Claims, policies: &mut Vec<Policy>) {
+        let Some(tables) = value.get_ref().as_array() else {
+            self.wrong("policy", value, "expected [[policy]], with double brackets");
+            return;
+        };
+        if policies.len() + tables.len() > MOST_POLICIES {
+            let all = policies.len() + tables.len();
+            self.wrong("policy", value, format!("{all} policies; expected {MOST_POLICIES} at most"));
+        }
+        for (index, table) in tables.iter().enumerate() {
+            let at = format!("policy[{index}]");
+            let Some(fields) = table.get_ref().as_table() else {
+                self.wrong(&at, table, "expected a table");
+                continue;
+            };
+            let policy = self.policy(&at, table.span(), fields);
+            let name = policy.name.as_ref().map(|(name, _)| name.clone());
+            let place = Place { file: self.source.file.clone(), index, name };
+            if let Some((name, span_of)) = &policy.name
+                && let Some(first) = claims.names.insert(name.clone(), place.clone())
+            {
+                let first = Place { name: None, ..first }.seen_from(&self.source.file);
+                self.wrong(&format!("{at}.name"), span_of, format!("{first} has this name already; expected another"));
+            }
+            for (pattern, span_of) in &policy.cgroups {
+                let normal = pattern.as_str().trim_end_matches('/').to_owned();
+                if let Some(first) = claims.cgroups.insert(normal, place.clone()) {
+                    let first = first.seen_from(&self.source.file);
+                    let message = format!("{first} claims the same cgroups; expected each in one policy only, once");
+                    self.wrong(&format!("{at}.cgroups"), span_of, message);
+                }
+            }
+            if let (Some((name, _)), Some(interface)) = (policy.name, policy.interface) {
+                let cgroups = policy.cgroups.into_iter().map(|(pattern, _)| pattern).collect();
+                let file = self.source.file.clone();
+                policies.push(Policy { name, interface: interface.name(), cgroups, manner: policy.manner, file });
+            }
+        }
+    }
+
+    fn policy<'v, 'i>(&mut self, at: &str, span: Range<usize>, fields: &'v DeTable<'i>) -> PolicyFields<'v, 'i> {
+        let mut policy = PolicyFields::default();
+        let mut seen = (false, false, false);
+        for (key, value) in fields {
+            let name = key.get_ref().as_ref();
+            let path = format!("{at}.{name}");
+            match name {
+                "name" => {
+                    seen.0 = true;
+                    policy.name = self.short_text(&path, value, NAME_BYTES).map(|name| (name, value));
+                }
+                "interface" => {
+                    seen.1 = true;
+                    policy.interface = self.interface(&path, value);
+                }
+                "cgroups" => {
+                    seen.2 = true;
+                    policy.cgroups = self.cgroups(&path, value);
+                }
+                "enforce" => match value.get_ref().as_str() {
+                    Some("steer") => policy.manner.enforce = Enforce::Steer,
+                    Some("strict") => policy.manner.enforce = Enforce::Strict,
+                    _ => self.wrong(&path, value, "expected \"steer\" or \"strict\""),
+                },
+                "ingress" => match value.get_ref().as_str() {
+                    Some("any") => policy.manner.ingress = Ingress::Any,
+                    Some("uplink") => policy.manner.ingress = Ingress::Uplink,
+                    _ => self.wrong(&path, value, "expected \"any\" or \"uplink\""),
+                },
+                "other_netns" => match value.get_ref().as_str() {
+                    Some("leave") => policy.manner.other_netns = OtherNetns::Leave,
+                    Some("refuse") => policy.manner.other_netns = OtherNetns::Refuse,
+                    _ => self.wrong(&path, value, "expected \"leave\" or \"refuse\""),
+                },
+                "existing" => match value.get_ref().as_str() {
+                    Some("keep") => policy.manner.existing = Existing::Keep,
+                    Some("rebind") => policy.manner.existing = Existing::Rebind,
+                    Some("destroy") => policy.manner.existing = Existing::Destroy,
+                    _ => self.wrong(&path, value, "expected \"keep\", \"rebind\" or \"destroy\""),
+                },
+                "dns" => policy.manner.dns = self.dns(&path, value),
+                _ => {
+                    let written = self.source.text.get(value.span()).unwrap_or_default();
+                    let expected = "unknown key; expected name, interface, cgroups, enforce, ingress, other_netns, \
+                         existing or dns";
+                    self.problem(key.span(), &path, written.lines().next().unwrap_or_default(), expected);
+                }
+            }
+        }
+        if policy.manner.ingress == Ingress::Uplink && policy.manner.enforce != Enforce::Strict {
+            let message = "ingress = \"uplink\" needs enforce = \"strict\"";
+            self.problem(span.clone(), &format!("{at}.ingress"), "", message);
+        }
+        if !policy.manner.dns.is_empty() && matches!(policy.interface, Some(Interface::None)) {
+            self.problem(span.clone(), &format!("{at}.dns"), "", "an exemption asks whom it likes; expected no dns");
+        }
+        if policy.manner.existing != Existing::Keep && matches!(policy.interface, Some(Interface::None)) {
+            let message = "an exemption binds no socket; expected no existing";
+            self.problem(span.clone(), &format!("{at}.existing"), "", message);
+        }
+        for (present, key, expected) in [
+            (seen.0, "name", "expected name = \"...\", unique in the file"),
+            (seen.1, "interface", "expected interface = \"...\", the uplink's name, or \"none\" to exempt"),
+            (seen.2, "cgroups", "expected cgroups = [\"/...\"], one path or glob at least"),
+        ] {
+            if !present {
+                self.problem(span.clone(), &format!("{at}.{key}"), "", format!("missing; {expected}"));
+            }
+        }
+        policy
+    }
+}
+
+#[derive(Default)]
+struct PolicyFields<'v, 'i> {
+    name: Option<(String, &'v Spanned<DeValue<'i>>)>,
+    interface: Option<Interface>,
+    cgroups: Vec<(Pattern, &'v Spanned<DeValue<'i>>)>,
+    manner: Manner,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Source, parse, parse_all};
+    use crate::model::config::{Existing, Manner, OtherNetns};
+
+    #[test]
+    fn a_whole_file() {
+        let text = r#"
+            [[policy]]
+            name = "vpn"
+            interface = "wg0"
+            cgroups = ["/system.slice/transmission.service", '/user.slice/**/app-*firefox*.scope']
+
+            [[policy]]
+            name = "direct"
+            interface = "none"
+            cgroups = ["/system.slice/transmission.service/direct"]
+            other_netns = "refuse"
+        "#;
+        let config = parse("steer.toml", text).expect("valid");
+        assert_eq!(config.policies.len(), 2);
+        assert_eq!(config.policies[0].interface.as_deref(), Some("wg0"));
+        assert_eq!(config.policies[0].cgroups[0].as_str(), "/system.slice/transmission.service");
+        assert_eq!(
+            (config.policies[1].interface.as_deref(), config.policies[1].manner.other_netns),
+            (None, OtherNetns::Refuse)
+        );
+        assert!(parse("steer.toml", "").expect("empty is valid").policies.is_empty());
+    }
+
+    #[test]
+    fn every_mistake_at_once() {
+        let text = "color = 1
+[[policy]]
+name = \"a\"
+interface = \"wg 0\"
+cgroups = [\"/a\", \"b\", 3]
+[[policy]]
+name = \"a\"
+interfaces = \"eth0\"
+cgroups = [\"/a/\", \"/**\"]
+other_netns = true
+[[policy]]
+";
+        let problems = parse("f.toml", text).expect_err("mistakes");
+        let lines = problems.to_string();
+        let want = [
+            "f.toml:1:1: color: unknown key",
+            "f.toml:4:13: policy[0].interface = \"wg 0\": expected the name",
+            "f.toml:5:18: policy[0].cgroups = \"b\": it does not start with /",
+            "f.toml:5:23: policy[0].cgroups = 3: expected a list",
+            "f.toml:6:1: policy[1].interface: missing",
+            "f.toml:7:8: policy[1].name = \"a\": policy[0] has this name",
+            "f.toml:8:1: policy[1].interfaces = \"eth0\": unknown key",
+            "f.toml:9:12: policy[1].cgroups = \"/a/\": policy \"a\" claims the same",
+            "f.toml:9:19: policy[1].cgroups = \"/**\": it matches the root",
+            "f.toml:10:15: policy[1].other_netns = true: expected \"leave\"",
+            "f.toml:11:1: policy[2].name: missing",
+            "f.toml:11:1: policy[2].interface: missing",
+            "f.toml:11:1: policy[2].cgroups: missing",
+        ];
+        for expected in want {
+            assert!(lines.lines().any(|line| line.starts_with(expected)), "{expected}\nin\n{lines}");
+        }
+        assert_eq!(problems.problems.len(), want.len(), "{lines}");
+    }
+
+    #[test]
+    fn several_files_are_one_configuration() {
+        let source = |file: &str, name, cgroup| Source {
+            file: file.to_owned(),
+            text: format!("[[policy]]\nname = \"{name}\"\ninterface = \"wg0\"\ncgroups = [\"{cgroup}\"]\n"),
+        };
+        let config = parse_all(&[source("a.toml", "a", "/a"), source("b.toml", "b", "/b")]).expect("valid");
+        let files: Vec<_> = config.policies.iter().map(|policy| policy.file.as_str()).collect();
+        assert_eq!(files, ["a.toml", "b.toml"]);
+        let problems = parse_all(&[source("a.toml", "a", "/a"), source("b.toml", "a", "/a/")]).expect_err("clashes");
+        let want = "b.toml:2:8: policy[0].name = \"a\": policy[0] of a.toml has this name already; expected another\n\
+                    b.toml:4:12: policy[0].cgroups = \"/a/\": policy \"a\" of a.toml claims the same cgroups; expected each in \
+                    one policy only, once";
+        assert_eq!(problems.to_string(), want);
+    }
+
+    #[test]
+    fn existing_sockets() {
+        let parsed = |interface: &str, existing: &str| {
+            let text = format!("[[policy]]\nname = \"a\"\ninterface = \"{interface}\"\ncgroups = [\"/a\"]\n");
+            parse("f.toml", &format!("{text}existing = \"{existing}\"\n"))
+        };
+        let manner = |existing| parsed("wg0", existing).expect("valid").policies[0].manner;
+        assert_eq!(manner("rebind").existing, Existing::Rebind);
+        assert_eq!(manner("destroy").existing, Existing::Destroy);
+        assert_eq!(manner("keep"), Manner::default());
+        let wrong = parsed("wg0", "leave").expect_err("a mistake").to_string();
+        assert!(wrong.contains("f.toml:5:12: policy[0].existing = \"leave\": expected \"keep\""), "{wrong}");
+        assert!(parsed("none", "rebind").expect_err("a mistake").to_string().contains("binds no socket"));
+    }
+
+    #[test]
+    fn broken_syntax_has_a_place() {
+        let problems = parse("f.toml", "[[policy]]\nname = \n").expect_err("broken");
+        assert_eq!(problems.problems[0].line, 2, "{problems}");
+    }
+}

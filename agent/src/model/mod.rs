@@ -1,0 +1,11 @@
+//! What is configured and what it means.
+//!
+//! **Invariant:** pure. No I/O, and nothing of this host.
+
+pub mod cgroup_path;
+pub mod config;
+pub mod drop_in;
+pub mod error_text;
+pub mod plan;
+pub mod policy;
+pub mod quote;

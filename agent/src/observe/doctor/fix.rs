@@ -1,0 +1,124 @@
+//! What mends a finding.
+//!
+//! **Invariant:** what `--fix` does by itself is an [`Action`], and none of these can take a connection away or let traffic
+//! out by another link. Everything else is text for a person.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Context as _;
+use serde::{Serialize, Serializer};
+
+use crate::{
+    host::cgroup::Hierarchy,
+    kernel::{self, Pins},
+    model::quote::quoted,
+};
+
+/// What mends a finding.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fix {
+    /// How.
+    #[serde(flatten)]
+    pub how: How,
+    /// A command that makes it last; absent where it does anyway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent: Option<String>,
+    /// What `--fix` does in place of that command.
+    #[serde(rename = "safe", serialize_with = "is_some")]
+    action: Option<Action>,
+}
+
+/// A command for a shell; or words, where a person has to decide or to know more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// To be run as it stands.
+    Command(String),
+    /// Capital letters in it stand for what only the reader knows.
+    Advice(String),
+}
+
+/// What is safe to do without asking.
+#[derive(Clone, Debug)]
+enum Action {
+    /// Writes a number below /proc/sys.
+    Sysctl { file: PathBuf, value: u32 },
+    /// Removes pins that steer nothing.
+    Tidy,
+}
+
+#[expect(clippy::ref_option, reason = "the signature that serde calls")]
+fn is_some<S: Serializer>(action: &Option<Action>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bool(action.is_some())
+}
+
+impl Fix {
+    /// A command for a person to look at first.
+    pub(super) fn command(command: impl Into<String>) -> Self {
+        Self { how: How::Command(command.into()), persistent: None, action: None }
+    }
+
+    /// Words.
+    pub(super) fn advice(advice: impl Into<String>) -> Self {
+        Self { how: How::Advice(advice.into()), persistent: None, action: None }
+    }
+
+    /// A sysctl of a network interface. Safe only if this value cannot cut anybody off, which is the caller's to know.
+    pub(super) fn interface_sysctl(interface: &str, name: &str, value: u32) -> Self {
+        // In a dotted key, a dot of the interface's name is written as a slash.
+        let key = format!("net.ipv4.conf.{}.{name}", interface.replace('.', "/"));
+        let file = format!("/etc/sysctl.d/90-steer-{interface}.conf");
+        let file_action = PathBuf::from("/proc/sys/net/ipv4/conf").join(interface).join(name);
+        Self {
+            how: How::Command(format!("sysctl -w {}={value}", quoted(&key))),
+            persistent: Some(format!("echo {} > {}", quoted(&format!("{key} = {value}")), quoted(&file))),
+            action: Some(Action::Sysctl { file: file_action, value }),
+        }
+    }
+
+    /// `steer doctor --fix` itself, which removes what steers nothing. `steer` is how this instance is called.
+    pub(super) fn tidy(steer: &str) -> Self {
+        Self { how: How::Command(format!("{steer} doctor --fix")), persistent: None, action: Some(Action::Tidy) }
+    }
+
+    /// Whether `--fix` does it.
+    pub fn is_safe(&self) -> bool {
+        self.action.is_some()
+    }
+
+    /// Does it, if it is safe.
+    pub(super) fn apply(&self, pins: Option<&Pins>) -> anyhow::Result<()> {
+        match &self.action {
+            None => Ok(()),
+            Some(Action::Sysctl { file, value }) => {
+                fs::write(file, value.to_string()).with_context(|| format!("write {}", file.display()))
+            }
+            Some(Action::Tidy) => {
+                let hierarchy = Hierarchy::find()?;
+                let Some(pins) = pins else { return Ok(()) };
+                let Some(lock) = pins.lock()? else { return Ok(()) };
+                Ok(kernel::tidy(pins, lock, &hierarchy)?)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Fix, How};
+
+    #[test]
+    fn a_sysctl_of_an_interface_with_a_dot() {
+        let fix = Fix::interface_sysctl("eth0.100", "rp_filter", 2);
+        assert_eq!(fix.how, How::Command("sysctl -w net.ipv4.conf.eth0/100.rp_filter=2".to_owned()));
+        let persistent = "echo 'net.ipv4.conf.eth0/100.rp_filter = 2' > /etc/sysctl.d/90-steer-eth0.100.conf";
+        assert_eq!(fix.persistent.as_deref(), Some(persistent));
+        assert!(fix.is_safe());
+    }
+
+    #[test]
+    fn a_name_that_a_shell_would_run() {
+        let fix = Fix::interface_sysctl("$(reboot)", "rp_filter", 2);
+        assert_eq!(fix.how, How::Command("sysctl -w 'net.ipv4.conf.$(reboot).rp_filter'=2".to_owned()));
+    }
+}

@@ -1,0 +1,121 @@
+//! Whether this kernel has what steer needs, asked of it rather than of its configuration.
+
+use std::{fs, path::Path};
+
+use steer_common::policy_flags;
+
+use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
+use crate::{
+    kernel::{self, Unguarded, inspect},
+    model::{cgroup_path::CgroupPath, config::Enforce},
+};
+
+const OLDEST: (u32, u32) = (5, 10);
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+pub(super) fn look(survey: &Survey, report: &mut Report) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    let old = version(release).is_some_and(|version| version < OLDEST);
+    let what = format!("this is Linux {release}; 5.10 is the oldest that has what steer needs");
+    conclude(report, Topic::Kernel, old.then_some(what), &format!("Linux {release}"));
+
+    let missing = (!Path::new(BTF).exists()).then(|| format!("there is no {BTF} (CONFIG_DEBUG_INFO_BTF)"));
+    conclude(report, Topic::Btf, missing, BTF);
+
+    look_at_programs(survey, report);
+    look_at_security_hooks(survey, report);
+}
+
+/// What only who may load programs is told.
+fn look_at_programs(survey: &Survey, report: &mut Report) {
+    let root = survey.hierarchy.as_ref().map(|hierarchy| hierarchy.open(&CgroupPath::root()));
+    let Some(root) = root.filter(|_| survey.is_privileged) else {
+        for id in [Topic::KernelHooks, Topic::KernelMaps] {
+            report.not_applicable(id, Subject::Host, "needs the capabilities, and a cgroup to ask for hooks on");
+        }
+        return;
+    };
+    match root {
+        Ok(root) => {
+            let missing = inspect::missing_hooks(&root);
+            let what = format!("it has no hooks {} for programs on cgroups (CONFIG_CGROUP_BPF)", missing.join(", "));
+            conclude(
+                report,
+                Topic::KernelHooks,
+                (!missing.is_empty()).then_some(what),
+                "it has all hooks that steer uses",
+            );
+        }
+        Err(error) => report.failed(Topic::KernelHooks, Subject::Host, &error),
+    }
+    let missing = inspect::missing_maps();
+    let what = (!missing.is_empty()).then(|| format!("it has no maps of type {}", missing.join(", ")));
+    conclude(report, Topic::KernelMaps, what, "it has all types of maps that steer uses");
+}
+
+fn conclude(report: &mut Report, id: Topic, wrong: Option<String>, ok: &str) {
+    let finding = wrong.map(|what| Finding {
+        id,
+        severity: Severity::Error,
+        subject: Subject::Host,
+        what,
+        why: "steer's programs do not load, so nothing can be steered".to_owned(),
+        fix: Some(Fix::advice("boot a kernel of a distribution that is not older than 2021")),
+    });
+    report.conclude(id, Subject::Host, finding.into_iter().collect(), ok);
+}
+
+/// Major and minor number of a release, as in `6.1.0-18-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn look_at_security_hooks(survey: &Survey, report: &mut Report) {
+    let in_force = survey.in_force.iter().any(|entry| entry.record.flags & policy_flags::GUARD != 0);
+    let configured = survey.config.policies.iter().any(|policy| policy.manner.enforce == Enforce::Strict);
+    if !in_force && !configured {
+        report.not_applicable(Topic::LsmBpf, Subject::Host, "no policy is strict");
+        return;
+    }
+    let unguarded = match &survey.pins {
+        Some(pins) if in_force => kernel::unguarded(pins),
+        _ => kernel::unguarded_by_kernel(),
+    };
+    let advice = match &unguarded {
+        None => {
+            report.ok(Topic::LsmBpf, Subject::Host, "sockets past the IP stack are refused");
+            return;
+        }
+        Some(Unguarded::Unknown(error)) => {
+            report.failed(Topic::LsmBpf, Subject::Host, error);
+            return;
+        }
+        Some(Unguarded::Inactive) => {
+            "boot with `bpf` at the end of the kernel's parameter lsm=; `cat /sys/kernel/security/lsm` shows what it has now"
+        }
+        Some(Unguarded::NotLoaded) => "boot Linux 6.0 or later; if this is one, restart the daemon",
+    };
+    report.find(Finding {
+        id: Topic::LsmBpf,
+        severity: Severity::Info,
+        subject: Subject::Host,
+        what: unguarded.map_or_else(String::new, |why| why.to_string()),
+        why: "packet and XDP sockets, by which a process with CAP_NET_RAW gets past its policy, cannot be refused"
+            .to_owned(),
+        fix: Some(Fix::advice(advice)),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn versions() {
+        for (release, want) in [("6.1.0-18-amd64", Some((6, 1))), ("5.10.223", Some((5, 10))), ("unknown", None)] {
+            assert_eq!(version(release), want, "{release}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Who is asked for names, where that is not a server behind the uplink.
+
+use std::collections::BTreeSet;
+
+use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
+use crate::host::resolver::{self, Detour};
+
+pub(super) fn look(survey: &Survey, report: &mut Report) {
+    let policies = survey.policies();
+    let detours = resolver::detours();
+    for id in [Topic::LocalResolver, Topic::NssResolve, Topic::Nscd] {
+        if policies.is_empty() {
+            report.not_applicable(id, Subject::Host, "no policy steers anything");
+            continue;
+        }
+        let found = detours.iter().filter(|detour| topic(detour) == id).filter_map(|detour| {
+            let concerned = policies.iter().filter(|policy| detour.concerns(&policy.resolvers));
+            let names: BTreeSet<_> = concerned.map(|policy| policy.name.as_str()).collect();
+            (!names.is_empty()).then(|| finding(id, detour, &Vec::from_iter(names).join(", ")))
+        });
+        report.conclude(id, Subject::Host, found.collect(), "no steered program is led to one");
+    }
+}
+
+fn topic(detour: &Detour) -> Topic {
+    match detour {
+        Detour::LocalServer(_) => Topic::LocalResolver,
+        Detour::Resolved => Topic::NssResolve,
+        Detour::Nscd => Topic::Nscd,
+    }
+}
+
+fn finding(id: Topic, detour: &Detour, policies: &str) -> Finding {
+    let (severity, what, why, fix) = match detour {
+        Detour::LocalServer(address) => (
+            Severity::Error,
+            format!("/etc/resolv.conf names {address}, an address of this host, and {policies} has no `dns` instead"),
+            "steered programs get no answer from it; those with CAP_NET_RAW get one that came beside the uplink",
+            Fix::advice(
+                "name a resolver behind the uplink: `dns = [\"RESOLVER\"]` in the policy, `--dns RESOLVER` with `steer attach`",
+            ),
+        ),
+        Detour::Resolved => (
+            Severity::Warning,
+            format!("/etc/nsswitch.conf has `resolve` for hosts, which concerns {policies}"),
+            "names are asked of systemd-resolved, which asks beside the uplink, whatever `dns` says",
+            Fix::command(
+                r"sed -i -E '/^[[:space:]]*hosts:/s/[[:space:]]resolve([[:space:]]*\[[^]]*\])?//' /etc/nsswitch.conf",
+            ),
+        ),
+        Detour::Nscd => (
+            Severity::Warning,
+            format!("nscd runs, which concerns {policies}"),
+            "names are asked of it, and it asks beside the uplink, whatever `dns` says",
+            Fix::command(
+                r"sed -i -E 's/^([[:space:]]*enable-cache[[:space:]]+hosts[[:space:]]+)yes/\1no/' /etc/nscd.conf && systemctl restart nscd",
+            ),
+        ),
+    };
+    Finding { id, severity, subject: Subject::Host, what, why: why.to_owned(), fix: Some(fix) }
+}

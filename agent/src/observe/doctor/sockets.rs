@@ -1,0 +1,188 @@
+//! Sockets that processes of steered cgroups hold and that are not bound to the uplink: made before the cgroup was steered,
+//! or by somebody else, or made loose by the program.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+};
+
+use steer_common::{Owner, policy_flags};
+
+use super::{
+    Finding, Fix, Report, Severity, Subject, Topic, command,
+    survey::{Attached, Survey},
+};
+use crate::{
+    host::{
+        cgroup::Hierarchy,
+        sockets::{self, diag::Socket, holder},
+    },
+    kernel::PolicyEntry,
+    model::{cgroup_path::CgroupPath, config::Existing, policy, quote::quoted},
+    observe::loose::Uplink,
+};
+
+/// How many sockets of a process are named.
+const NAMED: usize = 8;
+
+pub(super) fn look(survey: &Survey, report: &mut Report) -> io::Result<()> {
+    let steers = |attached: &&Attached| {
+        attached.policy.as_ref().is_some_and(|policy| !policy.exempts() && survey.is_here(policy))
+    };
+    let steered: Vec<_> = survey.attached.iter().filter(steers).collect();
+    let Some(hierarchy) = survey.hierarchy.as_ref().filter(|_| !steered.is_empty()) else {
+        report.not_applicable(Topic::OlderSockets, Subject::Host, "no cgroup is steered in this network namespace");
+        return Ok(());
+    };
+    let (sockets, host) = (sockets::by_inode()?, sockets::read_host()?);
+    let mut cgroups = cgroups(survey);
+    for attached in steered {
+        let Some(policy) = &attached.policy else { continue };
+        let uplink = Uplink { policy, table: &survey.table, host: &host };
+        let held = Held { survey, attached, policy, sockets: &sockets, uplink };
+        let (mut processes, mut hidden, mut found) = (0, 0, Vec::new());
+        for cgroup in cgroups.remove(&attached.path).unwrap_or_default() {
+            for pid in pids(hierarchy, cgroup) {
+                processes += 1;
+                match holder::sockets_of(pid.cast_signed()) {
+                    Ok(held_by) => {
+                        let inodes = held_by.into_iter().map(|(_, inode)| inode).collect();
+                        found.extend(held.finding(pid, cgroup, &inodes));
+                    }
+                    // Any other error is that of a process that has ended meanwhile.
+                    Err(error) => hidden += usize::from(error.kind() == io::ErrorKind::PermissionDenied),
+                }
+            }
+        }
+        let subject = Subject::Cgroup(attached.path.clone());
+        if hidden > 0 {
+            let detail = format!("processes that do not let themselves be looked at: {hidden} of {processes}");
+            report.not_applicable(Topic::OlderSockets, subject.clone(), detail);
+        }
+        let detail = format!("processes whose sockets are bound to the uplink: {processes}");
+        report.conclude(Topic::OlderSockets, subject, found, detail);
+    }
+    Ok(())
+}
+
+/// The cgroups that each attachment holds for: its own, and those in it that have none of their own.
+fn cgroups(survey: &Survey) -> BTreeMap<&CgroupPath, Vec<&CgroupPath>> {
+    let attached: BTreeSet<_> = survey.attached.iter().map(|attached| &attached.path).collect();
+    let mut cgroups: BTreeMap<&CgroupPath, Vec<&CgroupPath>> = BTreeMap::new();
+    for path in survey.cgroups.iter().map(|found| &found.path) {
+        let holder = path.self_and_ancestors().into_iter().find_map(|path| attached.get(&path).copied());
+        if let Some(holder) = holder {
+            cgroups.entry(holder).or_default().push(path);
+        }
+    }
+    cgroups
+}
+
+fn pids(hierarchy: &Hierarchy, cgroup: &CgroupPath) -> Vec<u32> {
+    // One that is gone meanwhile, or threaded, has none.
+    let procs = fs::read_to_string(hierarchy.directory(cgroup).join("cgroup.procs")).unwrap_or_default();
+    procs.lines().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The sockets held in one attachment's cgroups.
+struct Held<'a> {
+    survey: &'a Survey,
+    attached: &'a Attached,
+    policy: &'a PolicyEntry,
+    /// By inode.
+    sockets: &'a BTreeMap<u32, Socket>,
+    uplink: Uplink<'a>,
+}
+
+impl Held<'_> {
+    fn finding(&self, pid: u32, cgroup: &CgroupPath, inodes: &BTreeSet<u32>) -> Option<Finding> {
+        let held = inodes.iter().filter_map(|inode| self.sockets.get(inode));
+        let loose: Vec<_> = held.filter(|socket| self.uplink.is_loose(socket)).collect();
+        if loose.is_empty() {
+            return None;
+        }
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
+        let first = loose.iter().take(NAMED).map(|socket| self.uplink.describe(socket));
+        let rest = (loose.len() > NAMED).then(|| format!("and {} more", loose.len() - NAMED));
+        let names: Vec<_> = first.chain(rest).collect();
+        let (severity, why) = self.severity(&loose);
+        Some(Finding {
+            id: Topic::OlderSockets,
+            severity,
+            subject: Subject::Process { pid, comm },
+            what: format!(
+                "in {cgroup}, it holds sockets that are not bound to {}, the uplink of {}: {}",
+                self.policy.interface(),
+                self.policy.name(),
+                names.join("; ")
+            ),
+            why: why.to_owned(),
+            fix: Some(self.fix(&loose, pid, cgroup)),
+        })
+    }
+
+    /// What becomes of their packets.
+    fn severity(&self, loose: &[&Socket]) -> (Severity, &'static str) {
+        let is_dead = |socket: &Socket| socket.bound() != 0 && self.survey.table.name(socket.bound()).is_none();
+        let mut alive = loose.iter().filter(|socket| !is_dead(socket)).peekable();
+        if alive.peek().is_none() {
+            let why = "a socket stays bound to the index that it was bound to, and no interface gets that again: it is of no use \
+                       any more";
+            (Severity::Warning, why)
+        } else if alive.any(|socket| self.is_made_elsewhere(socket)) {
+            let why = "a socket belongs to the cgroup that it was made in, and goes by that one's rules: packets of those made \
+                       elsewhere leave by other links";
+            (Severity::Error, why)
+        } else if self.policy.record.flags & policy_flags::GUARD != 0 {
+            (Severity::Warning, "they are older than the policy: packets that would leave by another link are stopped")
+        } else {
+            (Severity::Error, "they are older than the policy, or were made loose: their packets leave by other links")
+        }
+    }
+
+    /// Whether it was made in a cgroup for which the policy does not hold.
+    fn is_made_elsewhere(&self, socket: &Socket) -> bool {
+        let mut cgroups = self.survey.cgroups.iter();
+        let maker = cgroups.find(|found| found.id == socket.cgroup_id).map(|found| &found.path);
+        maker.is_none_or(|maker| !maker.is_in(&self.attached.path))
+    }
+
+    /// Binds the sockets, where steer may; or else lets the process make others.
+    fn fix(&self, loose: &[&Socket], pid: u32, cgroup: &CgroupPath) -> Fix {
+        let keeps = policy::existing(self.policy.record.flags) == Existing::Keep;
+        let may_be_bound = loose.iter().all(|socket| !self.is_made_elsewhere(socket));
+        if keeps && may_be_bound && self.policy.is_owned_by(Owner::Manual) {
+            let mut policy = self.policy.clone();
+            policy.record.flags |= policy_flags::EXISTING_REBIND;
+            return Fix::command(command::attach(&self.survey.steer, &self.attached.path, &policy));
+        }
+        restart(pid, cgroup)
+    }
+}
+
+/// Started again, it makes new sockets, which are bound.
+fn restart(pid: u32, cgroup: &CgroupPath) -> Fix {
+    let of_a_user = cgroup.parts().any(|part| part.starts_with("user@"));
+    match cgroup.parts().find(|part| part.ends_with(".service")).filter(|_| !of_a_user) {
+        Some(unit) => Fix::command(format!("systemctl restart {}", quoted(unit))),
+        None => Fix::command(format!("kill {pid}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fix::How, restart};
+
+    #[test]
+    fn a_unit_is_restarted_and_anything_else_ended() {
+        let cases = [
+            (r"/system.slice/a\x2db.service/inner", r#"systemctl restart "a\\x2db.service""#),
+            ("/user.slice/user-1.slice/user@1.service/app.slice/a.service", "kill 7"),
+            ("/steer-exec-1-0", "kill 7"),
+        ];
+        for (path, want) in cases {
+            let fix = restart(7, &path.parse().expect("a path"));
+            assert_eq!(fix.how, How::Command(want.to_owned()), "{path}");
+        }
+    }
+}

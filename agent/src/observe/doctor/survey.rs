@@ -1,0 +1,311 @@
+//! What is read once, for all checks: cgroups, pins, the configuration, links.
+//!
+//! **Invariant:** what cannot be read is reported, and then taken for empty, so that one closed door does not keep the doctor
+//! from the other rooms.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
+
+use steer_common::Owner;
+
+use super::{Finding, Fix, Options, Report, Severity, Subject, Topic};
+use crate::{
+    host::{
+        capability,
+        cgroup::{Found, Hierarchy},
+        link::{self, Table},
+        netns, policy_files,
+    },
+    kernel::{self, Attachment, Datapath, Pins, PolicyEntry},
+    model::{
+        cgroup_path::CgroupPath,
+        config::{Config, Resolvers},
+        quote::quoted,
+    },
+};
+
+/// What is read once.
+#[derive(Default)]
+pub(super) struct Survey {
+    /// How this instance of steer is called from a shell.
+    pub(super) steer: String,
+    /// How its daemon is started.
+    pub(super) start: String,
+    /// Whether this process has what it takes to look at programs.
+    pub(super) is_privileged: bool,
+    /// As its user names it.
+    pub(super) pin_directory: String,
+    pub(super) pins: Option<Pins>,
+    /// Whether it is known what is pinned, be it nothing.
+    pub(super) knows_pins: bool,
+    pub(super) hierarchy: Option<Hierarchy>,
+    /// All cgroups, each after the one it is in.
+    pub(super) cgroups: Vec<Found>,
+    pub(super) daemon: bool,
+    /// The policies in force.
+    pub(super) in_force: Vec<PolicyEntry>,
+    /// The attachments of cgroups that are there, by path.
+    pub(super) attached: Vec<Attached>,
+    /// How many attachments there are of cgroups that are gone.
+    pub(super) gone: usize,
+    pub(super) config: Config,
+    pub(super) table: Table,
+    /// `None`: this kernel does not tell.
+    pub(super) netns_cookie: Option<u64>,
+}
+
+/// An attachment, with what it says of itself looked up.
+pub(super) struct Attached {
+    pub(super) path: CgroupPath,
+    pub(super) attachment: Attachment,
+    /// `None`: it names none that there is.
+    pub(super) policy: Option<PolicyEntry>,
+}
+
+/// A policy in force or configured, as far as the network has to do with it.
+pub(super) struct Policy {
+    pub(super) name: String,
+    pub(super) uplink: String,
+    /// Its own resolvers, of each family one at most.
+    pub(super) resolvers: Vec<IpAddr>,
+}
+
+impl Survey {
+    pub(super) async fn read(options: &Options, report: &mut Report) -> Self {
+        let missing = capability::missing_capabilities();
+        let is_privileged = missing.is_empty();
+        let mut survey = Self {
+            steer: options.steer.clone(),
+            start: options.start(),
+            is_privileged,
+            pin_directory: options.pin_directory.display().to_string(),
+            ..Self::default()
+        };
+        if is_privileged {
+            report.ok(Topic::Capabilities, Subject::Host, "this process may load and attach programs");
+        } else {
+            report.find(Finding {
+                id: Topic::Capabilities,
+                severity: Severity::Error,
+                subject: Subject::Host,
+                what: format!("this process lacks {}", missing.join(", ")),
+                why: "neither pins nor programs of others can be looked at, so most of what follows is missing"
+                    .to_owned(),
+                fix: Some(Fix::command(format!("sudo {} doctor", survey.steer))),
+            });
+        }
+        survey.read_cgroups(report);
+        survey.find_bpffs(options, report);
+        if is_privileged {
+            survey.read_pins(options, report);
+        } else {
+            report.not_applicable(Topic::Pins, options.pin_subject(), format!("needs {}", missing.join(", ")));
+        }
+        survey.read_config(options, report);
+        survey.read_links(report).await;
+        survey
+    }
+
+    fn read_cgroups(&mut self, report: &mut Report) {
+        let found = Hierarchy::find().and_then(|hierarchy| {
+            let root = hierarchy.open(&CgroupPath::root())?;
+            let mut cgroups = vec![Found { path: root.path, id: root.id }];
+            cgroups.extend(hierarchy.descendants(&CgroupPath::root())?);
+            Ok((hierarchy, cgroups))
+        });
+        match found {
+            Ok((hierarchy, cgroups)) => {
+                let root = hierarchy.directory(&CgroupPath::root()).display().to_string();
+                let seen = if root.starts_with("/proc/self/fd/") {
+                    "no mount is visible here; one was made for this process alone".to_owned()
+                } else {
+                    format!("mounted at {}, cgroups: {}", root.trim_end_matches('/'), cgroups.len())
+                };
+                report.ok(Topic::Cgroup2, Subject::Host, seen);
+                (self.hierarchy, self.cgroups) = (Some(hierarchy), cgroups);
+            }
+            Err(error) => report.find(Finding {
+                id: Topic::Cgroup2,
+                severity: Severity::Error,
+                subject: Subject::Host,
+                what: error.to_string(),
+                why: "steer selects processes by their cgroup2 cgroup; without one nothing can be steered".to_owned(),
+                fix: Some(Fix::command("mount -t cgroup2 none /sys/fs/cgroup")),
+            }),
+        }
+    }
+
+    fn find_bpffs(&mut self, options: &Options, report: &mut Report) {
+        self.pins = kernel::bpffs::locate(&options.pin_directory).map(Pins::new);
+        match &self.pins {
+            Some(pins) => {
+                report.ok(Topic::Bpffs, options.pin_subject(), format!("reached by {}", pins.root().display()));
+            }
+            None => report.not_applicable(
+                Topic::Bpffs,
+                options.pin_subject(),
+                "none is mounted there; steer does when it needs it",
+            ),
+        }
+    }
+
+    fn read_pins(&mut self, options: &Options, report: &mut Report) {
+        self.knows_pins = true;
+        let (Some(pins), Some(hierarchy)) = (&self.pins, &self.hierarchy) else {
+            report.not_applicable(
+                Topic::Pins,
+                options.pin_subject(),
+                "without a bpffs nothing is pinned, without cgroups nothing steered",
+            );
+            return;
+        };
+        match read_pins(pins, hierarchy) {
+            Ok((daemon, in_force, attached, gone)) => {
+                let seen = format!("policies in force: {}, cgroups attached: {}", in_force.len(), attached.len());
+                report.ok(Topic::Pins, options.pin_subject(), seen);
+                (self.daemon, self.in_force, self.attached, self.gone) = (daemon, in_force, attached, gone);
+            }
+            Err(error) => {
+                self.knows_pins = false;
+                report.failed(Topic::Pins, options.pin_subject(), &error);
+            }
+        }
+    }
+
+    fn read_config(&mut self, options: &Options, report: &mut Report) {
+        let file = options.store.file().display().to_string();
+        let subject = Subject::File(file.clone());
+        let wrong = |what: String, why: &str, fix| Finding {
+            id: Topic::Configuration,
+            severity: Severity::Error,
+            subject: Subject::File(file.clone()),
+            what,
+            why: why.to_owned(),
+            fix,
+        };
+        if !options.config_is_named && !options.store.file().exists() {
+            report.not_applicable(Topic::Configuration, subject, "there is none");
+            return;
+        }
+        match options.store.read() {
+            Ok(config) => {
+                report.ok(Topic::Configuration, subject, format!("policies: {}", config.policies.len()));
+                self.config = config;
+            }
+            Err(policy_files::Error::Invalid(problems)) => report.find(wrong(
+                problems.to_string(),
+                "no daemon can be started by it, and one that runs goes by what it read before",
+                Some(Fix::advice(format!("correct it; `{} check --config {}` checks it", self.steer, quoted(&file)))),
+            )),
+            Err(error) => report.find(wrong(error.to_string(), "no daemon can be started by it", None)),
+        }
+    }
+
+    async fn read_links(&mut self, report: &mut Report) {
+        match link::read().await {
+            Ok(table) => self.table = table,
+            Err(error) => report.failed(Topic::Uplink, Subject::Host, &error),
+        }
+        match netns::own_cookie() {
+            Ok(cookie) => self.netns_cookie = cookie,
+            Err(error) => report.failed(Topic::Uplink, Subject::Host, &error),
+        }
+    }
+
+    /// What is attached to a cgroup.
+    pub(super) fn attached(&self, path: &CgroupPath) -> Option<&Attached> {
+        let position = self.attached.binary_search_by(|attached| attached.path.cmp(path)).ok()?;
+        self.attached.get(position)
+    }
+
+    /// The directory of a cgroup, for a command. Where the hierarchy is mounted for this process alone, its usual place.
+    pub(super) fn directory(&self, path: &CgroupPath) -> String {
+        let directory = self.hierarchy.as_ref().map(|hierarchy| hierarchy.directory(path).display().to_string());
+        let seen = directory.filter(|directory| !directory.starts_with("/proc/self/fd/"));
+        quoted(&seen.unwrap_or_else(|| format!("/sys/fs/cgroup{path}")))
+    }
+
+    /// Whether a policy's index means something in this network namespace.
+    pub(super) fn is_here(&self, entry: &PolicyEntry) -> bool {
+        self.netns_cookie.is_none_or(|cookie| cookie == entry.record.netns_cookie)
+    }
+
+    /// The policies that steer in this network namespace: those in force, and those of the configuration that are not.
+    pub(super) fn policies(&self) -> Vec<Policy> {
+        let steers = |entry: &&PolicyEntry| !entry.exempts() && !entry.interface().is_empty() && self.is_here(entry);
+        let in_force = self.in_force.iter().filter(steers).map(|entry| Policy {
+            name: entry.name(),
+            uplink: entry.interface(),
+            resolvers: entry.resolvers(),
+        });
+        let mut policies: Vec<_> = in_force.collect();
+        for policy in self.config.policies.iter().filter(|policy| self.configured(&policy.name).is_none()) {
+            if let Some(uplink) = policy.interface.clone().filter(|_| !policy.is_closed()) {
+                let Resolvers { v4, v6 } = policy.manner.dns;
+                let resolvers = v4.map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from)).collect();
+                policies.push(Policy { name: policy.name.clone(), uplink, resolvers });
+            }
+        }
+        policies
+    }
+
+    /// The policy of this name that a daemon has put in force.
+    pub(super) fn configured(&self, name: &str) -> Option<&PolicyEntry> {
+        self.in_force.iter().find(|entry| entry.is_owned_by(Owner::Config) && entry.name() == name)
+    }
+
+    /// The uplinks, each with the names of its policies.
+    pub(super) fn uplinks(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut uplinks: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for policy in self.policies() {
+            uplinks.entry(policy.uplink).or_default().insert(policy.name);
+        }
+        uplinks
+    }
+
+    /// Lets a daemon look at everything again, or starts one.
+    pub(super) fn converge(&self) -> Fix {
+        Fix::command(if self.daemon { format!("{} reload", self.steer) } else { self.start.clone() })
+    }
+}
+
+type Pinned = (bool, Vec<PolicyEntry>, Vec<Attached>, usize);
+
+fn read_pins(pins: &Pins, hierarchy: &Hierarchy) -> Result<Pinned, kernel::Error> {
+    let daemon = pins.daemon_runs()?;
+    let Some(datapath) = Datapath::open(pins)? else { return Ok((daemon, Vec::new(), Vec::new(), 0)) };
+    let policies = datapath.policies()?;
+    let (mut attached, mut gone) = (Vec::new(), 0);
+    for attachment in datapath.attachments()? {
+        match hierarchy.path_of(attachment.cgroup_id) {
+            Some(path) => {
+                let policy = policies.iter().find(|entry| entry.slot == attachment.record.policy).cloned();
+                attached.push(Attached { path, attachment, policy });
+            }
+            None => gone += 1,
+        }
+    }
+    attached.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok((daemon, policies, attached, gone))
+}
+
+impl Options {
+    fn pin_subject(&self) -> Subject {
+        Subject::File(self.pin_directory.display().to_string())
+    }
+
+    fn start(&self) -> String {
+        let units = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+        let has_unit = units.iter().any(|directory| Path::new(directory).join("steer.service").exists());
+        if has_unit && Path::new("/run/systemd/system").exists() && self.steer == "steer" && !self.config_is_named {
+            return "systemctl start steer".to_owned();
+        }
+        if !self.config_is_named {
+            return format!("{} daemon", self.steer);
+        }
+        format!("{} daemon --config {}", self.steer, quoted(&self.store.file().display().to_string()))
+    }
+}

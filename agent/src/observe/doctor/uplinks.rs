@@ -1,0 +1,179 @@
+//! Whether uplinks are there, and lead somewhere.
+
+use std::net::IpAddr;
+
+use super::{Finding, Fix, Report, Severity, Subject, Topic, reverse_path, survey::Survey};
+use crate::{
+    host::link::{
+        Error,
+        network::{FAR_IPV4, FAR_IPV6, Link, Network},
+    },
+    model::quote::quoted,
+};
+
+/// What differs between the families.
+pub(super) struct Family {
+    name: &'static str,
+    address_id: Topic,
+    route_id: Topic,
+    /// An address that only a route to the whole Internet leads to.
+    pub(super) far: IpAddr,
+    no_route: &'static str,
+    no_address: &'static str,
+    ip: &'static str,
+    any: &'static str,
+}
+
+pub(super) const IPV4: Family = Family {
+    name: "IPv4",
+    address_id: Topic::Ipv4Address,
+    route_id: Topic::Ipv4Route,
+    far: FAR_IPV4,
+    no_route: "every destination that no route covers is taken for a neighbour on the link and asked for by ARP: programs wait \
+               for nothing",
+    no_address: "its packets would have another interface's address as their source, and no answers",
+    ip: "ip",
+    any: "0.0.0.0/0",
+};
+
+pub(super) const IPV6: Family = Family {
+    name: "IPv6",
+    address_id: Topic::Ipv6Address,
+    route_id: Topic::Ipv6Route,
+    far: FAR_IPV6,
+    no_route: "programs get ENETUNREACH for every destination that no route covers",
+    no_address: "programs get ENETUNREACH or EADDRNOTAVAIL by IPv6; most of them turn to IPv4 then",
+    ip: "ip -6",
+    any: "::/0",
+};
+
+/// An uplink and the policies that use it.
+pub(super) struct Uplink<'a> {
+    pub(super) name: &'a str,
+    pub(super) policies: String,
+}
+
+impl Uplink<'_> {
+    pub(super) fn subject(&self) -> Subject {
+        Subject::Uplink(self.name.to_owned())
+    }
+}
+
+pub(super) async fn look(survey: &Survey, report: &mut Report) -> Result<(), Error> {
+    let uplinks = survey.uplinks();
+    if uplinks.is_empty() {
+        report.not_applicable(Topic::Uplink, Subject::Host, "no policy steers anything in this network namespace");
+        return Ok(());
+    }
+    let network = Network::new()?;
+    for (name, policies) in &uplinks {
+        let uplink = Uplink { name, policies: policies.iter().map(String::as_str).collect::<Vec<_>>().join(", ") };
+        let index = survey.table.resolve(name).and_then(|index| u32::try_from(index).ok());
+        let link = match index {
+            Some(index) => network.link(index).await?,
+            None => None,
+        };
+        if let Some(link) = look_at_link(&uplink, link, report) {
+            let addresses = network.addresses(&link).await?;
+            for family in [IPV4, IPV6] {
+                look_at_family(&uplink, &family, &network, &link, &addresses, report).await?;
+            }
+            reverse_path::look(&uplink, &network, &link, &addresses, report).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The link, if it can be used.
+fn look_at_link(uplink: &Uplink<'_>, link: Option<Link>, report: &mut Report) -> Option<Link> {
+    let wrong = |what, why: &str, fix| Finding {
+        id: Topic::Uplink,
+        severity: Severity::Error,
+        subject: uplink.subject(),
+        what,
+        why: why.to_owned(),
+        fix: Some(fix),
+    };
+    let found = match link {
+        None => wrong(
+            format!("there is no interface {}, the uplink of {}", uplink.name, uplink.policies),
+            "what these policies steer has no network until there is one",
+            Fix::advice(
+                "bring up what makes the interface, or correct `interface` in the policy; `ip -brief link` lists them",
+            ),
+        ),
+        Some(link) if !link.is_up => wrong(
+            format!("{} is down, the uplink of {}", uplink.name, uplink.policies),
+            "what these policies steer gets ENETUNREACH",
+            Fix::command(format!("ip link set dev {} up", quoted(&link.name))),
+        ),
+        Some(link) if !link.has_carrier => wrong(
+            format!("{} has no carrier, the uplink of {}", uplink.name, uplink.policies),
+            "nobody is at its other end, so packets are lost",
+            Fix::advice("look at the cable, the radio, or the process or peer that makes its other end"),
+        ),
+        Some(link) => {
+            report.ok(Topic::Uplink, uplink.subject(), format!("it is up, with index {}", link.index));
+            return Some(link);
+        }
+    };
+    report.find(found);
+    for id in [IPV4.address_id, IPV4.route_id, IPV6.address_id, IPV6.route_id, Topic::ReversePathFilter] {
+        report.not_applicable(id, uplink.subject(), "the uplink is not up");
+    }
+    None
+}
+
+async fn look_at_family(
+    uplink: &Uplink<'_>,
+    family: &Family,
+    network: &Network,
+    link: &Link,
+    addresses: &[IpAddr],
+    report: &mut Report,
+) -> Result<(), Error> {
+    let own: Vec<_> = addresses.iter().filter(|address| address.is_ipv4() == family.far.is_ipv4()).collect();
+    let has_route = !network.route(family.far, Some(link.index), None).await?.is_empty();
+    let no_address = || Finding {
+        id: family.address_id,
+        // Without a route there is no harm in it, but for what IPv4 makes up.
+        severity: if has_route || family.far.is_ipv4() { Severity::Warning } else { Severity::Info },
+        subject: uplink.subject(),
+        what: format!(
+            "{} has no {} address that reaches beyond the link, for {}",
+            uplink.name, family.name, uplink.policies
+        ),
+        why: family.no_address.to_owned(),
+        fix: Some(Fix::advice(format!("{} address add ADDRESS/PREFIX dev {}", family.ip, quoted(&link.name)))),
+    };
+    let no_route = || Finding {
+        id: family.route_id,
+        severity: Severity::Warning,
+        subject: uplink.subject(),
+        what: format!("no default route leads by {}, for {}", uplink.name, family.name),
+        why: family.no_route.to_owned(),
+        fix: Some(default_route(family, link)),
+    };
+    let addresses = own.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let found = own.is_empty().then(no_address);
+    report.conclude(family.address_id, uplink.subject(), found.into_iter().collect(), addresses);
+    if own.is_empty() {
+        report.not_applicable(family.route_id, uplink.subject(), format!("it has no {} address", family.name));
+    } else {
+        let found = (!has_route).then(no_route);
+        let ok = format!("a default route leads by {}", uplink.name);
+        report.conclude(family.route_id, uplink.subject(), found.into_iter().collect(), ok);
+    }
+    Ok(())
+}
+
+/// A route that is taken by sockets that are bound to the link, and by others only where there is no better one.
+fn default_route(family: &Family, link: &Link) -> Fix {
+    const METRIC: u32 = 4096;
+    let Family { ip, any, .. } = family;
+    let link_name = quoted(&link.name);
+    if link.needs_no_gateway {
+        return Fix::command(format!("{ip} route add {any} dev {link_name} metric {METRIC}"));
+    }
+    Fix::advice(format!("{ip} route add {any} via GATEWAY dev {link_name} metric {METRIC}"))
+}

@@ -1,0 +1,251 @@
+//! One event, as people and programs read it.
+//!
+//! **Invariant:** pure, and any record becomes an event: what it names that this version does not know is shown as unknown, and
+//! no name that a process chose breaks a line or passes for another field.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
+
+use steer_common::{Counter, EventRecord, LimitKey, Peer, address::ip_address, option};
+
+use crate::{kernel::text, model::cgroup_path::CgroupPath};
+
+/// One attempt that was stopped; or a summary of those that came too fast to be told one by one, of which no more is known than
+/// cgroup, policy and reason. The field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+pub struct Event {
+    /// When it was stopped; of a summary, when it was made.
+    #[serde(serialize_with = "microseconds")]
+    #[schema(value_type = String)]
+    pub time: Timestamp,
+    /// Why, by the name of the counter in `steer status --json`.
+    pub reason: Cow<'static, str>,
+    /// Whether this is a summary.
+    pub summary: bool,
+    /// How many attempts this is about: 1 unless it is one.
+    pub count: u64,
+    /// The policy that stopped it.
+    pub policy: Option<String>,
+    /// The cgroup of who tried: of the calling process, or of a packet's socket. Absent once it has been removed.
+    pub cgroup: Option<CgroupPath>,
+    /// Its id.
+    pub cgroup_id: u64,
+    /// The process, where the kernel tells.
+    pub pid: Option<u32>,
+    /// Its name.
+    pub comm: Option<String>,
+    /// The interface by which it would have gone or come, that was asked for, or to which the socket is bound.
+    pub interface: Option<String>,
+    /// Its index, in the network namespace of the socket.
+    pub ifindex: Option<i32>,
+    /// The address it was for, or from.
+    #[schema(value_type = Option<String>)]
+    pub peer: Option<IpAddr>,
+    /// The port there.
+    pub port: Option<u16>,
+    /// The transport protocol.
+    pub protocol: Option<String>,
+    /// The socket option that was refused.
+    pub option: Option<String>,
+}
+
+impl Event {
+    /// What a record says by itself.
+    pub(super) fn of(record: &EventRecord, time: Timestamp) -> Self {
+        let Peer { address, port, protocol } = record.peer;
+        Self {
+            pid: (record.pid != 0).then_some(record.pid),
+            comm: named(&record.comm),
+            interface: named(&record.interface),
+            ifindex: (record.ifindex > 0).then_some(record.ifindex),
+            peer: (address != [0; 4]).then(|| ip_address(address)),
+            port: u16::try_from(port).ok().filter(|port| *port != 0),
+            protocol: (protocol != 0).then(|| protocol_name(protocol)),
+            option: (record.option_level != 0 || record.option != 0)
+                .then(|| option_name(record.option_level, record.option)),
+            summary: false,
+            ..Self::summary(&LimitKey::of(record), 1, named(&record.policy_name), time)
+        }
+    }
+
+    /// So many of one kind.
+    pub(super) fn summary(kind: &LimitKey, count: u64, policy: Option<String>, time: Timestamp) -> Self {
+        Self {
+            time,
+            reason: Counter::of_index(kind.reason).map_or("unknown", Counter::name).into(),
+            summary: true,
+            count,
+            policy,
+            cgroup: None,
+            cgroup_id: kind.cgroup_id,
+            pid: None,
+            comm: None,
+            interface: None,
+            ifindex: None,
+            peer: None,
+            port: None,
+            protocol: None,
+            option: None,
+        }
+    }
+}
+
+/// One line: what is known, as `key=value`, names in quotes.
+impl fmt::Display for Event {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:.6} {}", self.time, self.reason)?;
+        if let Some(policy) = &self.policy {
+            write!(formatter, " policy={policy:?}")?;
+        }
+        match &self.cgroup {
+            Some(cgroup) => write!(formatter, " cgroup={:?}", cgroup.as_str())?,
+            None => write!(formatter, " cgroup_id={}", self.cgroup_id)?,
+        }
+        if let Some(pid) = self.pid {
+            write!(formatter, " pid={pid}")?;
+        }
+        if let Some(comm) = &self.comm {
+            write!(formatter, " comm={comm:?}")?;
+        }
+        if let Some(option) = &self.option {
+            write!(formatter, " option={option}")?;
+        }
+        match (&self.interface, self.ifindex) {
+            (Some(interface), _) => write!(formatter, " interface={interface:?}")?,
+            (None, Some(ifindex)) => write!(formatter, " ifindex={ifindex}")?,
+            (None, None) => {}
+        }
+        match (self.peer, self.port) {
+            (Some(peer), Some(port)) => write!(formatter, " peer={}", SocketAddr::new(peer, port))?,
+            (Some(peer), None) => write!(formatter, " peer={peer}")?,
+            (None, _) => {}
+        }
+        if let Some(protocol) = &self.protocol {
+            write!(formatter, " protocol={protocol}")?;
+        }
+        if self.summary {
+            write!(formatter, " and {} more like it", self.count)?;
+        }
+        Ok(())
+    }
+}
+
+fn microseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.6}"))
+}
+
+fn named(field: &[u8]) -> Option<String> {
+    Some(text(field)).filter(|name| !name.is_empty())
+}
+
+fn protocol_name(protocol: u32) -> String {
+    match i32::try_from(protocol) {
+        Ok(libc::IPPROTO_TCP) => "tcp".to_owned(),
+        Ok(libc::IPPROTO_UDP) => "udp".to_owned(),
+        Ok(libc::IPPROTO_UDPLITE) => "udplite".to_owned(),
+        Ok(libc::IPPROTO_ICMP) => "icmp".to_owned(),
+        Ok(libc::IPPROTO_ICMPV6) => "icmpv6".to_owned(),
+        Ok(libc::IPPROTO_SCTP) => "sctp".to_owned(),
+        Ok(libc::IPPROTO_MPTCP) => "mptcp".to_owned(),
+        _ => protocol.to_string(),
+    }
+}
+
+fn option_name(level: i32, option: i32) -> String {
+    option::name(level, option).map_or_else(|| format!("{level}/{option}"), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use steer_common::{Counter, EventRecord, LimitKey, Peer, event::KERNEL_NAME_BYTES};
+
+    use super::Event;
+
+    const TIME: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn name<const N: usize>(name: &str) -> [u8; N] {
+        let mut field = [0; N];
+        field[..name.len()].copy_from_slice(name.as_bytes());
+        field
+    }
+
+    fn egress() -> EventRecord {
+        EventRecord {
+            reason: Counter::StoppedEgress as u32,
+            cgroup_id: 7,
+            pid: 42,
+            ifindex: 3,
+            comm: name("curl"),
+            policy_name: name("vpn"),
+            peer: Peer { address: steer_common::mapped(u32::from_ne_bytes([192, 0, 2, 1])), port: 443, protocol: 6 },
+            ..EventRecord::EMPTY
+        }
+    }
+
+    #[test]
+    fn says_what_a_record_says() {
+        let event = Event::of(&egress(), TIME);
+        assert_eq!(
+            event.to_string(),
+            "1970-01-01T00:00:00.000000Z stopped_egress policy=\"vpn\" cgroup_id=7 pid=42 comm=\"curl\" ifindex=3 \
+             peer=192.0.2.1:443 protocol=tcp"
+        );
+        let words = [0x2001_0db8_u32.to_be(), 0, 0, 1_u32.to_be()];
+        let six = EventRecord { peer: Peer { address: words, ..egress().peer }, ..egress() };
+        assert!(Event::of(&six, TIME).to_string().contains(" peer=[2001:db8::1]:443 "));
+        let option = EventRecord {
+            reason: Counter::StoppedSetsockopt as u32,
+            option_level: 1,
+            option: 25,
+            interface: name("eth0"),
+            ..EventRecord::EMPTY
+        };
+        let event = Event::of(&option, TIME);
+        assert_eq!((event.option.as_deref(), event.interface.as_deref()), (Some("SO_BINDTODEVICE"), Some("eth0")));
+        assert_eq!((event.policy, event.pid, event.peer, event.port), (None, None, None, None));
+    }
+
+    #[test]
+    fn a_summary_says_how_many() {
+        let event = Event::summary(&LimitKey::of(&egress()), 1234, Some("vpn".to_owned()), TIME);
+        assert!(event.to_string().ends_with(" stopped_egress policy=\"vpn\" cgroup_id=7 and 1234 more like it"));
+    }
+
+    #[test]
+    fn anything_becomes_one_line() {
+        let full = EventRecord {
+            boottime_ns: u64::MAX,
+            untold: u64::MAX,
+            cgroup_id: u64::MAX,
+            netns_cookie: u64::MAX,
+            policy: u32::MAX,
+            reason: u32::MAX,
+            pid: u32::MAX,
+            ifindex: i32::MAX,
+            option_level: i32::MIN,
+            option: i32::MAX,
+            peer: Peer { address: [u32::MAX; 4], port: u32::MAX, protocol: u32::MAX },
+            comm: [0xff; KERNEL_NAME_BYTES],
+            interface: *b"\n pid=12 \"\x1b[2J\\x",
+            policy_name: [b'\n'; 64],
+        };
+        for record in
+            [full, EventRecord::EMPTY, EventRecord { ifindex: -1, comm: *b"\r\n\x00\xf0\x9f           ", ..full }]
+        {
+            let event = Event::of(&record, TIME);
+            let line = event.to_string();
+            assert!(!line.contains(char::is_control), "{line:?}");
+            assert!(serde_json::to_string(&event).is_ok_and(|json| !json.contains('\n')));
+        }
+        assert_eq!(Event::of(&full, TIME).reason, "unknown");
+        assert_eq!(Event::of(&full, TIME).port, None);
+    }
+}

@@ -1,0 +1,132 @@
+//! What becomes of new sockets, in a sentence. Pure.
+
+use steer_common::{Counter, Verdict, decide};
+
+use super::{
+    chain::{Attached, Deciding, Level, matches, winner},
+    document::{LinkState, Outcome, Uplink},
+    look::Facts,
+};
+use crate::model::cgroup_path::CgroupPath;
+
+/// The outcome, and the sentence. `uplink` is that of the policy, `reasons` are those of the room `reasons`.
+pub(super) fn conclude(
+    facts: &Facts,
+    deciding: Deciding<'_>,
+    uplink: Option<&Uplink>,
+    reasons: &[String],
+) -> (Outcome, String) {
+    let subject = subject(facts);
+    let (level, attached) = match deciding {
+        Deciding::Attachment(level, attached) => (level, attached),
+        Deciding::OtherVersion(level) => {
+            let path = &level.path;
+            let sentence = format!("{subject} are held by another version of steer on {path}, and how cannot be read");
+            return (Outcome::OtherVersion, sentence);
+        }
+        Deciding::Nobody => {
+            let because = reasons.first().map(|reason| format!(", because {reason}")).unwrap_or_default();
+            return (Outcome::Unsteered, format!("{subject} are not steered{because}"));
+        }
+    };
+    let by = by(facts, level, attached);
+    let record = attached.policy.as_ref().map(|policy| &policy.record);
+    let (outcome, sentence) = match decide(record, facts.netns.cookie) {
+        Verdict::Leave(Counter::LeftExempt) => {
+            (Outcome::Exempt, format!("{subject} are not steered, being exempt by {by}"))
+        }
+        Verdict::Leave(_) => {
+            let sentence = format!(
+                "{subject} are not steered, because they are of another network namespace than that of {by}, whose interface \
+                 index means nothing there"
+            );
+            (Outcome::OtherNetns, sentence)
+        }
+        Verdict::Refuse(_) => {
+            let sentence = format!(
+                "{subject} are refused (EPERM), because they are of another network namespace than that of {by}, which says \
+                 other_netns = \"refuse\""
+            );
+            (Outcome::Refused, sentence)
+        }
+        Verdict::Close(Counter::ClosedMissing) => {
+            let why = uplink.map_or_else(|| "it has no uplink".to_owned(), closed);
+            (Outcome::Closed, format!("{subject} are closed, by {by}, because {why}"))
+        }
+        Verdict::Close(_) => {
+            let path = &level.path;
+            let sentence = format!("{subject} are closed, because what is attached to {path} names no policy");
+            (Outcome::Closed, sentence)
+        }
+        Verdict::Bind(ifindex) => match uplink {
+            Some(uplink) if uplink.state != LinkState::Missing => {
+                let link = uplink.link.as_deref().unwrap_or(&uplink.interface);
+                let state = state(uplink.state);
+                (Outcome::Bound, format!("{subject} are bound to {link} (index {ifindex}){state}, by {by}"))
+            }
+            uplink => {
+                let why = uplink.map_or_else(|| "no interface has its index".to_owned(), closed);
+                (Outcome::Closed, format!("{subject} are closed, by {by}, because {why}"))
+            }
+        },
+    };
+    (outcome, sentence + last_word(facts, deciding, outcome))
+}
+
+fn subject(facts: &Facts) -> String {
+    match &facts.process {
+        Some(process) => format!("new sockets of process {} ({})", process.pid, process.comm.escape_debug()),
+        None => format!("new sockets of processes in {}", facts.cgroup),
+    }
+}
+
+/// The policy, where it is attached, and where it comes from.
+fn by(facts: &Facts, level: &Level, attached: &Attached) -> String {
+    let (path, policy) = (&level.path, attached.policy_name());
+    format!("policy {policy} on {path}, {}", source(facts, path, &policy, attached.attachment.is_manual()))
+}
+
+fn source(facts: &Facts, path: &CgroupPath, policy: &str, is_manual: bool) -> String {
+    if is_manual {
+        return "attached by hand".to_owned();
+    }
+    let matches = matches(&facts.policies, path);
+    match winner(&matches).filter(|winner| winner.policy == policy) {
+        Some(winner) => format!("from {}", winner.file),
+        None => "from a configuration that was not read".to_owned(),
+    }
+}
+
+/// Why an uplink lets nothing out.
+fn closed(uplink: &Uplink) -> String {
+    let Uplink { interface, .. } = uplink;
+    if interface.is_empty() {
+        return "the configuration has the policy no longer".to_owned();
+    }
+    let untold = "nobody has told the policy: a daemon would, or attaching it again";
+    match (uplink.ifindex, uplink.present_ifindex) {
+        (_, None) => format!("its uplink {interface} is missing"),
+        (None, Some(present)) => format!("it has its uplink as missing: {interface} has index {present}, and {untold}"),
+        (Some(ifindex), Some(present)) => format!(
+            "it has index {ifindex} for its uplink, which no interface has: {interface} has index {present}, and {untold}"
+        ),
+    }
+}
+
+fn state(state: LinkState) -> &'static str {
+    match state {
+        LinkState::Up | LinkState::Missing => "",
+        LinkState::Down => ", which is down (ENETUNREACH)",
+        LinkState::NoCarrier => ", which has no carrier",
+    }
+}
+
+/// A program of somebody else's that may bind them to something else.
+fn last_word(facts: &Facts, deciding: Deciding<'_>, outcome: Outcome) -> &'static str {
+    let may_be_bound = matches!(outcome, Outcome::Bound | Outcome::Closed);
+    let mut foreign = facts.levels.iter().flat_map(|level| level.foreign(deciding));
+    if may_be_bound && foreign.any(|program| program.last_word) {
+        return "; but a program of somebody else's runs after that, and may bind them to something else";
+    }
+    ""
+}

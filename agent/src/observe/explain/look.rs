@@ -1,0 +1,179 @@
+//! What is looked at, for the other files of this room to talk of.
+
+use std::{io, net::IpAddr};
+
+use anyhow::bail;
+use steer_common::{Verdict, decide, program};
+
+use super::{
+    Options, Target,
+    chain::{Attached, Deciding, Level},
+    document::{Configuration, Netns, Process, Sockets},
+};
+use crate::{
+    host::{
+        cgroup::Hierarchy,
+        link::{
+            self, Table,
+            network::{self, FAR_IPV4, FAR_IPV6, Link, Network},
+        },
+        resolver::{self, Detour},
+        sockets::{self, holder},
+    },
+    kernel::{
+        self, Datapath, Pins, PolicyEntry, bpffs, inspect,
+        others::{self, OnHook},
+    },
+    model::{cgroup_path::CgroupPath, policy::Policies},
+    observe::{loose, status},
+};
+
+/// What does not depend on who decides.
+pub(super) struct Facts {
+    pub(super) process: Option<Process>,
+    pub(super) cgroup: CgroupPath,
+    pub(super) netns: Netns,
+    /// Whether the process has another mount namespace than this one, where files may say something else.
+    pub(super) sees_other_files: bool,
+    pub(super) daemon: bool,
+    pub(super) configuration: Configuration,
+    pub(super) policies: Policies,
+    /// The cgroups from the root to the target.
+    pub(super) levels: Vec<Level>,
+    pub(super) table: Table,
+    /// What gets past strict policies on this kernel.
+    pub(super) unguarded: Option<String>,
+    pub(super) detours: Vec<Detour>,
+}
+
+/// What depends on it.
+#[derive(Default)]
+pub(super) struct Surroundings {
+    /// The link that sockets are bound to.
+    pub(super) link: Option<Link>,
+    pub(super) routes: Vec<Routes>,
+    pub(super) sockets: Option<Sockets>,
+}
+
+/// The routes to an address.
+pub(super) struct Routes {
+    pub(super) destination: IpAddr,
+    /// Of a socket that is bound to the uplink; `None` without one.
+    pub(super) steered: Option<Vec<network::Hop>>,
+    pub(super) unsteered: Vec<network::Hop>,
+}
+
+pub(super) async fn look(options: &Options, hierarchy: &Hierarchy, target: &Target) -> anyhow::Result<Facts> {
+    let pins = bpffs::locate(&options.pin_directory).map(Pins::new);
+    let (configuration, policies) = configuration(options);
+    if let Some(pins) = &pins
+        && inspect::leftovers(pins)?.torn
+    {
+        bail!(
+            "the pins below {} are not whole, so what they steer cannot be read: they are being made just now, or their \
+             removal was interrupted; if this is said again, `steer off` removes the rest",
+            options.pin_directory.display()
+        );
+    }
+    Ok(Facts {
+        process: target.process.clone(),
+        cgroup: target.cgroup.clone(),
+        netns: Netns { inode: target.netns_inode, cookie: kernel::netns_cookie()?, own: target.netns_is_own },
+        sees_other_files: target.sees_other_files,
+        daemon: pins.as_ref().map_or(Ok(false), Pins::daemon_runs)?,
+        configuration,
+        policies,
+        levels: levels(pins.as_ref(), hierarchy, &target.cgroup)?,
+        table: link::read().await?,
+        unguarded: pins.as_ref().and_then(status::not_covered),
+        detours: resolver::detours(),
+    })
+}
+
+fn configuration(options: &Options) -> (Configuration, Policies) {
+    let file = options.store.file().display().to_string();
+    let without = |problem: String| {
+        (Configuration { file: file.clone(), policies: 0, problem: Some(problem) }, Policies::default())
+    };
+    if !options.config_is_named && !options.store.file().exists() {
+        return without("there is none".to_owned());
+    }
+    match options.store.read() {
+        Ok(config) => {
+            let policies = Policies::new(config);
+            (Configuration { file, policies: policies.configured().len(), problem: None }, policies)
+        }
+        Err(error) => without(error.to_string()),
+    }
+}
+
+fn levels(pins: Option<&Pins>, hierarchy: &Hierarchy, target: &CgroupPath) -> anyhow::Result<Vec<Level>> {
+    let datapath = pins.map_or(Ok(None), Datapath::open)?;
+    let other_versions = pins.map_or(Ok(Vec::new()), kernel::steered_by_other_versions)?;
+    let mut levels = Vec::new();
+    for path in target.self_and_ancestors().into_iter().rev() {
+        let cgroup = hierarchy.open(&path)?;
+        let attached = datapath.as_ref().map_or(Ok(None), |datapath| attached(datapath, cgroup.id))?;
+        let mut hooks = others::programs_on(pins, &cgroup).into_iter();
+        levels.push(Level {
+            attached,
+            other_version: other_versions.contains(&cgroup.id),
+            sock_create: hooks.find(|on: &OnHook| on.hook == program::SOCK_CREATE),
+            path,
+        });
+    }
+    Ok(levels)
+}
+
+fn attached(datapath: &Datapath, cgroup_id: u64) -> Result<Option<Attached>, kernel::Error> {
+    let Some(attachment) = datapath.attachment(cgroup_id)? else { return Ok(None) };
+    let record = datapath.policy_of(cgroup_id)?.filter(|record| record.kind != 0);
+    let policy = record.map(|record| PolicyEntry { slot: attachment.record.policy, record });
+    let flags = policy.as_ref().map_or(0, |policy| policy.record.flags);
+    let difference = inspect::difference(&attachment, flags, Some(datapath.pins()));
+    Ok(Some(Attached { attachment, policy, difference }))
+}
+
+pub(super) async fn look_at_network(
+    options: &Options,
+    facts: &Facts,
+    deciding: Deciding<'_>,
+) -> anyhow::Result<Surroundings> {
+    let policy = match deciding {
+        Deciding::Attachment(_, attached) => attached.policy.as_ref(),
+        Deciding::OtherVersion(_) | Deciding::Nobody => None,
+    };
+    let verdict = policy.map(|policy| decide(Some(&policy.record), facts.netns.cookie));
+    let network = Network::new()?;
+    let link = match verdict {
+        Some(Verdict::Bind(ifindex)) => network.link(ifindex.unsigned_abs()).await?,
+        _ => None,
+    };
+    let mut routes = Vec::new();
+    for destination in options.to.map_or_else(|| vec![FAR_IPV4, FAR_IPV6], |to| vec![to]) {
+        let steered = match &link {
+            Some(link) => Some(network.route(destination, Some(link.index), None).await?),
+            None => None,
+        };
+        routes.push(Routes { destination, steered, unsteered: network.route(destination, None, None).await? });
+    }
+    let sockets = match (&facts.process, policy, verdict) {
+        (Some(process), Some(policy), Some(Verdict::Bind(_) | Verdict::Close(_))) => {
+            let held = held(process.pid, policy, &facts.table);
+            Some(held.unwrap_or_else(|error| Sockets { problem: Some(error.to_string()), ..Sockets::default() }))
+        }
+        _ => None,
+    };
+    Ok(Surroundings { link, routes, sockets })
+}
+
+/// The sockets that a process has open.
+fn held(pid: u32, policy: &PolicyEntry, table: &Table) -> io::Result<Sockets> {
+    let (all, host) = (sockets::by_inode()?, sockets::read_host()?);
+    let uplink = loose::Uplink { policy, table, host: &host };
+    let held = holder::sockets_of(pid.cast_signed())?;
+    let inodes: std::collections::BTreeSet<_> = held.into_iter().map(|(_, inode)| inode).collect();
+    let open: Vec<_> = inodes.iter().filter_map(|inode| all.get(inode)).collect();
+    let elsewhere = open.iter().filter(|socket| uplink.is_loose(socket)).map(|socket| uplink.describe(socket));
+    Ok(Sockets { open: open.len(), elsewhere: elsewhere.collect(), problem: None })
+}

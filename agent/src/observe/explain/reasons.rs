@@ -1,0 +1,141 @@
+//! Why an attachment decides, or none. Pure.
+
+use super::{
+    chain::{Attached, Deciding, Level, matches, winner},
+    document::{Kind, Match},
+    look::Facts,
+};
+
+/// Sentences, the most important first.
+pub(super) fn reasons(facts: &Facts, deciding: Deciding<'_>) -> Vec<String> {
+    let is_inside = |level: &&Level| match deciding {
+        Deciding::Attachment(decider, _) | Deciding::OtherVersion(decider) => {
+            level.path != decider.path && level.path.is_in(&decider.path)
+        }
+        Deciding::Nobody => true,
+    };
+    let mut reasons = Vec::new();
+    match deciding {
+        Deciding::Attachment(level, attached) => reasons.extend(selection(facts, level, attached)),
+        Deciding::OtherVersion(level) => reasons.push(format!(
+            "{} was attached by another version of steer, whose records this one cannot read; `steer detach {0}` ends that",
+            level.path
+        )),
+        Deciding::Nobody => {}
+    }
+    // From the inside out, as they would have come before.
+    reasons.extend(facts.levels.iter().rev().filter(is_inside).filter_map(|level| passed_over(facts, level)));
+    match deciding {
+        Deciding::Attachment(decider, _) => {
+            if decider.path != facts.cgroup {
+                reasons.push(format!(
+                    "what is attached to {} holds for all cgroups in it that have nothing nearer",
+                    decider.path
+                ));
+            }
+            let outer =
+                facts.levels.iter().rev().filter(|level| level.path != decider.path && decider.path.is_in(&level.path));
+            let outer = outer.filter_map(|level| Some((level, level.attached.as_ref()?)));
+            reasons.extend(outer.map(|(level, attached)| {
+                format!(
+                    "policy {} on {} gives way: the most specific cgroup wins, and {} is in it",
+                    attached.policy_name(),
+                    level.path,
+                    decider.path
+                )
+            }));
+        }
+        Deciding::Nobody if reasons.is_empty() => reasons.push(nothing(facts)),
+        Deciding::OtherVersion(_) | Deciding::Nobody => {}
+    }
+    reasons
+}
+
+/// Why the cgroup that decides has this policy.
+fn selection(facts: &Facts, level: &Level, attached: &Attached) -> Vec<String> {
+    let (path, policy) = (&level.path, attached.policy_name());
+    let matches = matches(&facts.policies, path);
+    let winner = winner(&matches);
+    if attached.attachment.is_manual() {
+        let by_hand = format!(
+            "{path} was attached to policy {policy} by hand (`steer attach`, `steer exec` or a unit's drop-in)"
+        );
+        let configured = winner.filter(|winner| winner.policy != policy).map(|winner| {
+            format!("{}, and gives way: what was attached by hand is left alone by the daemon", named(winner, path))
+        });
+        return [by_hand].into_iter().chain(configured).collect();
+    }
+    let file = &facts.configuration.file;
+    match winner {
+        Some(winner) if winner.policy == policy => {
+            let losers = matches.iter().filter(|found| !found.wins);
+            [named(winner, path)].into_iter().chain(losers.map(|loser| loses(loser, winner))).collect()
+        }
+        Some(winner) => vec![format!(
+            "{path} was attached to policy {policy} by a daemon with another configuration than {file} is now, for there {}",
+            named(winner, path)
+        )],
+        None => {
+            let now = match &facts.configuration.problem {
+                None => format!("{file} does not name it now"),
+                Some(problem) => format!("it was not read which one: {file}: {problem}"),
+            };
+            vec![format!("{path} was attached to policy {policy} by a daemon's configuration; {now}")]
+        }
+    }
+}
+
+fn named(found: &Match, path: &crate::model::cgroup_path::CgroupPath) -> String {
+    let kind = match found.kind {
+        Kind::Path => "path",
+        Kind::Glob => "glob",
+    };
+    format!("policy {} names {path} by the {kind} {:?}, in {}", found.policy, found.pattern, found.file)
+}
+
+fn loses(loser: &Match, winner: &Match) -> String {
+    let why = match (loser.kind, winner.kind) {
+        (Kind::Glob, Kind::Path) => "a path goes before a glob".to_owned(),
+        _ => format!("{} comes first in the configuration", winner.policy),
+    };
+    format!("policy {} names it, too, by {:?}, and gives way: {why}", loser.policy, loser.pattern)
+}
+
+/// Why a cgroup that has or should have an attachment of its own does not decide; `None`: it should not have one.
+fn passed_over(facts: &Facts, level: &Level) -> Option<String> {
+    let path = &level.path;
+    if let Some(attached) = &level.attached {
+        return Some(format!(
+            "{path} is attached to policy {}, but its program sock_create is missing, so new sockets are not bound by it; `steer \
+             doctor` says what mends it",
+            attached.policy_name()
+        ));
+    }
+    let matches = matches(&facts.policies, path);
+    let named = named(winner(&matches)?, path);
+    let by_hand = |path: &crate::model::cgroup_path::CgroupPath| {
+        let mut levels = facts.levels.iter();
+        let attached = levels.find(|level| level.path == *path).and_then(|level| level.attached.as_ref());
+        attached.is_some_and(|attached| attached.attachment.is_manual())
+    };
+    if facts.policies.attaching(path, by_hand).is_none() {
+        return Some(format!("{named}, where that policy holds already by the cgroup around it"));
+    }
+    let why = match facts.levels.iter().find_map(|level| level.keeps_out(path)) {
+        Some(foreign) => foreign,
+        None if facts.daemon => {
+            "the daemon that runs has another configuration, or has not seen it; `steer doctor` says what mends it"
+                .to_owned()
+        }
+        None => "no daemon runs; `steer daemon` attaches it".to_owned(),
+    };
+    Some(format!("{named}, but nothing is attached there: {why}"))
+}
+
+fn nothing(facts: &Facts) -> String {
+    let configured = match &facts.configuration.problem {
+        None => format!("no policy of {} names one of them", facts.configuration.file),
+        Some(problem) => format!("no configuration was read ({}: {problem})", facts.configuration.file),
+    };
+    format!("nothing is attached to {} or to a cgroup around it, and {configured}", facts.cgroup)
+}

@@ -1,0 +1,178 @@
+//! What is to be explained: a process or a cgroup.
+
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
+
+use thiserror::Error;
+
+use super::document::Process;
+use crate::{
+    host::{
+        cgroup::{self, Hierarchy},
+        netns,
+    },
+    model::cgroup_path::CgroupPath,
+};
+
+/// Why a target cannot be explained.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Neither a number nor a path.
+    #[error(
+        "{0:?} is neither the id of a process nor the path of a cgroup: expected a number, or one like /system.slice/x.service; \
+         `pgrep -a NAME` finds processes, `systemctl show -p ControlGroup UNIT` a unit's cgroup"
+    )]
+    Neither(String),
+    /// No process has this id.
+    #[error("there is no process {0}; `pgrep -a NAME` finds one by its name")]
+    NoProcess(String),
+    /// It has ended, and its parent has not taken note.
+    #[error("process {pid} ({comm}) has ended: it makes no sockets any more")]
+    Ended {
+        /// Its id.
+        pid: u32,
+        /// Its name.
+        comm: String,
+    },
+    /// A file below /proc.
+    #[error("read {file}: {source}")]
+    File {
+        /// The file.
+        file: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Its network namespace could not be entered.
+    #[error("enter the network namespace of process {pid}: {source} (needs CAP_SYS_ADMIN)")]
+    Netns {
+        /// Its id.
+        pid: u32,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Something about its cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+}
+
+/// What is to be explained.
+#[derive(Debug)]
+pub struct Target {
+    pub(super) process: Option<Process>,
+    pub(super) cgroup: CgroupPath,
+    netns: fs::File,
+    pub(super) netns_inode: u64,
+    pub(super) netns_is_own: bool,
+    /// Whether this process and that one see the same files.
+    pub(super) sees_other_files: bool,
+}
+
+impl Target {
+    /// Looks it up, as its user names it.
+    pub fn find(text: &str, hierarchy: &Hierarchy) -> Result<Self, Error> {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Self::of_process(text, hierarchy);
+        }
+        if !text.starts_with('/') {
+            return Err(Error::Neither(text.to_owned()));
+        }
+        let cgroup = hierarchy.open(&hierarchy.parse(text)?)?.path;
+        let (netns, netns_inode) = open_netns("self")?;
+        Ok(Self { process: None, cgroup, netns, netns_inode, netns_is_own: true, sees_other_files: false })
+    }
+
+    fn of_process(text: &str, hierarchy: &Hierarchy) -> Result<Self, Error> {
+        let gone = || Error::NoProcess(text.to_owned());
+        let pid: u32 = text.parse().map_err(|_too_large| gone())?;
+        let status = Status::read(pid).map_err(|error| if is_gone(&error) { gone() } else { error })?;
+        let Status { comm, uid, has_ended } = status;
+        if has_ended {
+            return Err(Error::Ended { pid, comm });
+        }
+        let found = || {
+            let cgroup = hierarchy.of_process(pid)?;
+            let (own, netns) = (open_netns("self")?.1, open_netns(&pid.to_string())?);
+            let sees_other_files = namespace("self", "mnt")? != namespace(&pid.to_string(), "mnt")?;
+            Ok(Self {
+                process: Some(Process { pid, comm, uid }),
+                cgroup,
+                netns_is_own: netns.1 == own,
+                netns: netns.0,
+                netns_inode: netns.1,
+                sees_other_files,
+            })
+        };
+        found().map_err(|error| if is_gone(&error) { gone() } else { error })
+    }
+
+    /// Runs `look` on a thread that is in the target's network namespace.
+    pub fn inside<T: Send>(&self, look: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        match &self.process {
+            Some(process) if !self.netns_is_own => {
+                netns::inside(&self.netns, look).map_err(|source| Error::Netns { pid: process.pid, source })
+            }
+            _ => Ok(look()),
+        }
+    }
+}
+
+/// A process that ends while it is looked at.
+fn is_gone(error: &Error) -> bool {
+    let (Error::File { source, .. } | Error::Cgroup(cgroup::Error::File { source, .. })) = error else { return false };
+    source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH)
+}
+
+fn open_netns(process: &str) -> Result<(fs::File, u64), Error> {
+    let file = format!("/proc/{process}/ns/net");
+    let opened = fs::File::open(&file).and_then(|netns| netns.metadata().map(|metadata| (netns, metadata.ino())));
+    opened.map_err(|source| Error::File { file, source })
+}
+
+fn namespace(process: &str, kind: &str) -> Result<u64, Error> {
+    let file = format!("/proc/{process}/ns/{kind}");
+    fs::metadata(&file).map(|metadata| metadata.ino()).map_err(|source| Error::File { file, source })
+}
+
+/// What /proc says of a process.
+#[derive(Debug, PartialEq, Eq)]
+struct Status {
+    comm: String,
+    uid: u32,
+    has_ended: bool,
+}
+
+impl Status {
+    fn read(pid: u32) -> Result<Self, Error> {
+        let directory = Path::new("/proc").join(pid.to_string());
+        let read = |name: &str| {
+            let file = directory.join(name);
+            // A name can be any bytes.
+            let text = fs::read(&file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+            text.map_err(|source| Error::File { file: file.display().to_string(), source })
+        };
+        let comm = read("comm")?.trim_end_matches('\n').to_owned();
+        Ok(Self::parse(comm, &read("status")?))
+    }
+
+    fn parse(comm: String, status: &str) -> Self {
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        // Real, effective, saved, and of the file system.
+        let uid = field("Uid:").split_whitespace().nth(1).and_then(|uid| uid.parse().ok()).unwrap_or(u32::MAX);
+        let has_ended = matches!(field("State:").trim().chars().next(), Some('Z' | 'X'));
+        Self { comm, uid, has_ended }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Status;
+
+    #[test]
+    fn statuses() {
+        let parse = |state: &str| {
+            Status::parse("x".to_owned(), &format!("Name:\tx\nState:\t{state}\nUid:\t1000\t65534\t0\t0\n"))
+        };
+        for (state, has_ended) in [("S (sleeping)", false), ("R (running)", false), ("Z (zombie)", true)] {
+            assert_eq!(parse(state), Status { comm: "x".to_owned(), uid: 65534, has_ended }, "{state}");
+        }
+    }
+}

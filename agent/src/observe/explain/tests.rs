@@ -1,0 +1,289 @@
+//! What is said of chains that are made up here.
+
+use steer_common::{AttachmentRecord, Kind, Owner, PolicyRecord, attachment_flags, program};
+
+use super::{
+    assembly::assemble,
+    chain::{self, Attached, Level},
+    document::{Configuration, Explanation, LinkState, Netns, Outcome, Process},
+    look::{Facts, Surroundings},
+};
+use crate::{
+    host::link::{Change, Names, Table, network::Link},
+    kernel::{
+        Attachment, PolicyEntry,
+        inspect::Difference,
+        others::{Admits, OnHook, Program},
+    },
+    model::{
+        config::{self, Manner, OtherNetns},
+        policy::{Policies, Target},
+    },
+};
+
+const HERE: u64 = 7;
+const ELSEWHERE: u64 = 8;
+
+fn policy(name: &str, interface: Option<&str>, ifindex: Option<i32>) -> PolicyEntry {
+    let target = Target { interface: interface.map(str::to_owned), manner: Manner::default() };
+    PolicyEntry { slot: 1, record: target.record(name, Owner::Config, ifindex, HERE) }
+}
+
+fn attached(policy: Option<PolicyEntry>, manual: bool) -> Attached {
+    let flags = if manual { attachment_flags::MANUAL } else { 0 };
+    let attachment = Attachment {
+        cgroup_id: 1,
+        record: AttachmentRecord { policy: 1, flags, ..AttachmentRecord::default() },
+        hooks: vec![program::EGRESS, program::SOCK_CREATE],
+        program_ids: vec![1, 2],
+        complete: true,
+        live: true,
+    };
+    Attached { attachment, policy, difference: Difference::default() }
+}
+
+fn vpn(manual: bool) -> Attached {
+    attached(Some(policy("vpn", Some("wg0"), Some(9))), manual)
+}
+
+/// A chain, and the policies that name what is in it.
+struct Scene {
+    config: &'static str,
+    facts: Facts,
+}
+
+impl Scene {
+    fn new(config: &'static str, levels: Vec<(&str, Option<Attached>)>) -> Self {
+        let mut table = Table::default();
+        table.apply(Change::Present(9, Names { name: "wg0".to_owned(), alternative: Vec::new() }));
+        let levels: Vec<_> = levels
+            .into_iter()
+            .map(|(path, attached)| Level {
+                path: path.parse().expect("a path"),
+                attached,
+                other_version: false,
+                sock_create: None,
+            })
+            .collect();
+        let policies = Policies::new(config::parse("f.toml", config).expect("valid"));
+        let facts = Facts {
+            process: Some(Process { pid: 5, comm: "curl".to_owned(), uid: 0 }),
+            cgroup: levels.last().expect("a level").path.clone(),
+            netns: Netns { inode: 1, cookie: HERE, own: true },
+            sees_other_files: false,
+            daemon: true,
+            configuration: Configuration {
+                file: "f.toml".to_owned(),
+                policies: policies.configured().len(),
+                problem: None,
+            },
+            policies,
+            levels,
+            table,
+            unguarded: None,
+            detours: Vec::new(),
+        };
+        Self { config, facts }
+    }
+
+    fn explain(&self) -> Explanation {
+        let link = Link { index: 9, name: "wg0".to_owned(), is_up: true, has_carrier: true, needs_no_gateway: true };
+        let deciding = chain::deciding(&self.facts.levels);
+        let is_there = match deciding {
+            chain::Deciding::Attachment(_, attached) => {
+                attached.policy.as_ref().is_some_and(|policy| policy.record.ifindex == 9)
+            }
+            _ => false,
+        };
+        assemble(&self.facts, deciding, &Surroundings { link: is_there.then_some(link), ..Surroundings::default() })
+    }
+
+    /// The outcome, the end of the conclusion, and the reasons.
+    fn says(&self, outcome: Outcome, conclusion: &str, reasons: &[&str]) {
+        let said = self.explain();
+        assert_eq!(said.outcome, outcome, "{}: {}", self.config, said.conclusion);
+        assert_eq!(said.conclusion, format!("new sockets of process 5 (curl) are {conclusion}"), "{}", self.config);
+        assert_eq!(said.reasons, reasons, "{}", self.config);
+    }
+}
+
+const VPN: &str = "[[policy]]\nname = \"vpn\"\ninterface = \"wg0\"\ncgroups = [\"/a\"]\n";
+const NESTED: &str = "[[policy]]\nname = \"vpn\"\ninterface = \"wg0\"\ncgroups = [\"/a\", \"/**/s\"]\n
+[[policy]]\nname = \"any\"\ninterface = \"eth0\"\ncgroups = [\"/a/*\", \"/*\"]\n
+[[policy]]\nname = \"direct\"\ninterface = \"none\"\ncgroups = [\"/a/b\"]\n";
+
+#[test]
+fn by_a_path() {
+    Scene::new(VPN, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", None)]).says(
+        Outcome::Bound,
+        "bound to wg0 (index 9), by policy vpn on /a, from f.toml",
+        &[
+            "policy vpn names /a by the path \"/a\", in f.toml",
+            "what is attached to /a holds for all cgroups in it that have nothing nearer",
+        ],
+    );
+}
+
+#[test]
+fn the_most_specific_wins() {
+    let direct = attached(Some(policy("direct", None, None)), false);
+    Scene::new(NESTED, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", Some(direct))]).says(
+        Outcome::Exempt,
+        "not steered, being exempt by policy direct on /a/b, from f.toml",
+        &[
+            "policy direct names /a/b by the path \"/a/b\", in f.toml",
+            "policy any names it, too, by \"/a/*\", and gives way: a path goes before a glob",
+            "policy vpn on /a gives way: the most specific cgroup wins, and /a/b is in it",
+        ],
+    );
+    // Between globs, and where the policy holds already.
+    Scene::new(NESTED, vec![("/", None), ("/s", Some(vpn(false))), ("/s/s", None)]).says(
+        Outcome::Bound,
+        "bound to wg0 (index 9), by policy vpn on /s, from f.toml",
+        &[
+            "policy vpn names /s by the glob \"/**/s\", in f.toml",
+            "policy any names it, too, by \"/*\", and gives way: vpn comes first in the configuration",
+            "policy vpn names /s/s by the glob \"/**/s\", in f.toml, where that policy holds already by the cgroup around it",
+            "what is attached to /s holds for all cgroups in it that have nothing nearer",
+        ],
+    );
+}
+
+#[test]
+fn by_hand() {
+    let by_hand = "/a/b was attached to policy vpn by hand (`steer attach`, `steer exec` or a unit's drop-in)";
+    Scene::new(NESTED, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", Some(vpn(true)))]).says(
+        Outcome::Bound,
+        "bound to wg0 (index 9), by policy vpn on /a/b, attached by hand",
+        &[
+            by_hand,
+            "policy direct names /a/b by the path \"/a/b\", in f.toml, and gives way: what was attached by hand is left alone by \
+             the daemon",
+            "policy vpn on /a gives way: the most specific cgroup wins, and /a/b is in it",
+        ],
+    );
+}
+
+#[test]
+fn another_configuration() {
+    let mut scene = Scene::new("", vec![("/", None), ("/a", Some(vpn(false)))]);
+    let bound = "bound to wg0 (index 9), by policy vpn on /a, from a configuration that was not read";
+    let attached = "/a was attached to policy vpn by a daemon's configuration";
+    scene.says(Outcome::Bound, bound, &[&format!("{attached}; f.toml does not name it now")]);
+    scene.facts.configuration.problem = Some("it is gone".to_owned());
+    scene.says(Outcome::Bound, bound, &[&format!("{attached}; it was not read which one: f.toml: it is gone")]);
+    let other = "[[policy]]\nname = \"other\"\ninterface = \"eth0\"\ncgroups = [\"/a\"]\n";
+    Scene::new(other, vec![("/", None), ("/a", Some(vpn(false)))]).says(
+        Outcome::Bound,
+        bound,
+        &["/a was attached to policy vpn by a daemon with another configuration than f.toml is now, for there policy other names /a \
+           by the path \"/a\", in f.toml"],
+    );
+}
+
+#[test]
+fn nothing_is_attached() {
+    let named = "policy vpn names /a by the path \"/a\", in f.toml, but nothing is attached there";
+    let mut scene = Scene::new(VPN, vec![("/", None), ("/a", None)]);
+    let says = |scene: &Scene, why: &str| {
+        let reason = format!("{named}: {why}");
+        scene.says(Outcome::Unsteered, &format!("not steered, because {reason}"), &[&reason]);
+    };
+    says(
+        &scene,
+        "the daemon that runs has another configuration, or has not seen it; `steer doctor` says what mends it",
+    );
+    scene.facts.daemon = false;
+    says(&scene, "no daemon runs; `steer daemon` attaches it");
+    let program = Program { id: 4, name: "vrf".to_owned(), uid: 0, ours: false };
+    scene.facts.levels[0].sock_create =
+        Some(OnHook { hook: program::SOCK_CREATE, admits: Admits::Below, programs: vec![program] });
+    says(&scene, "no daemon runs; `steer daemon` attaches it");
+    scene.facts.levels[0].sock_create.as_mut().expect("set above").admits = Admits::Nothing;
+    says(&scene, "program 4 \"vrf\", loaded by user 0, on /, admits no other");
+
+    let nothing = "nothing is attached to /b or to a cgroup around it, and no policy of f.toml names one of them";
+    let scene = Scene::new(VPN, vec![("/", None), ("/b", None)]);
+    scene.says(Outcome::Unsteered, &format!("not steered, because {nothing}"), &[nothing]);
+}
+
+#[test]
+fn closed() {
+    let (by, named) = ("by policy vpn on /a, from f.toml", "policy vpn names /a by the path \"/a\", in f.toml");
+    let untold = "nobody has told the policy: a daemon would, or attaching it again";
+    let scene = |interface, ifindex| {
+        let attached = attached(Some(policy("vpn", Some(interface), ifindex)), false);
+        Scene::new(VPN, vec![("/", None), ("/a", Some(attached))])
+    };
+    for (interface, ifindex, why) in [
+        ("wg1", None, "its uplink wg1 is missing".to_owned()),
+        ("wg1", Some(3), "its uplink wg1 is missing".to_owned()),
+        ("wg0", None, format!("it has its uplink as missing: wg0 has index 9, and {untold}")),
+        (
+            "wg0",
+            Some(3),
+            format!("it has index 3 for its uplink, which no interface has: wg0 has index 9, and {untold}"),
+        ),
+    ] {
+        let scene = scene(interface, ifindex);
+        scene.says(Outcome::Closed, &format!("closed, {by}, because {why}"), &[named]);
+        assert_eq!(scene.explain().uplink.map(|uplink| uplink.state), Some(LinkState::Missing));
+    }
+    let nameless = Scene::new(VPN, vec![("/", None), ("/a", Some(attached(None, true)))]).explain();
+    assert_eq!(nameless.outcome, Outcome::Closed);
+    assert!(nameless.conclusion.ends_with("closed, because what is attached to /a names no policy"));
+}
+
+#[test]
+fn of_another_network_namespace() {
+    let manner = Manner { other_netns: OtherNetns::Refuse, ..Manner::default() };
+    let refusing = Target { interface: Some("wg0".to_owned()), manner }.record("vpn", Owner::Config, Some(9), HERE);
+    for (record, outcome) in [
+        (policy("vpn", Some("wg0"), Some(9)).record, Outcome::OtherNetns),
+        (refusing, Outcome::Refused),
+        (PolicyRecord { kind: Kind::Exempt as u32, ..refusing }, Outcome::Exempt),
+    ] {
+        let mut scene =
+            Scene::new(VPN, vec![("/", None), ("/a", Some(attached(Some(PolicyEntry { slot: 1, record }), false)))]);
+        scene.facts.netns.cookie = ELSEWHERE;
+        let said = scene.explain();
+        assert_eq!(said.outcome, outcome, "{}", said.conclusion);
+        assert!(said.uplink.is_none() && said.resolver.is_none(), "{said:?}");
+    }
+}
+
+#[test]
+fn an_attachment_without_its_program() {
+    let mut broken = attached(Some(policy("direct", None, None)), true);
+    broken.attachment.hooks.clear();
+    let scene = Scene::new(VPN, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", Some(broken))]);
+    let said = scene.explain();
+    assert_eq!(said.decision.map(|decision| decision.cgroup.to_string()).as_deref(), Some("/a"));
+    assert!(said.reasons[1].starts_with("/a/b is attached to policy direct, but its program sock_create is missing"));
+    let mut older = Scene::new(VPN, vec![("/", None), ("/a", None)]);
+    older.facts.levels[1].other_version = true;
+    assert_eq!(older.explain().outcome, Outcome::OtherVersion);
+}
+
+#[test]
+fn programs_of_others_with_the_last_word() {
+    let program = |id, ours| Program { id, name: "x".to_owned(), uid: 0, ours };
+    let on = |admits, programs| Some(OnHook { hook: program::SOCK_CREATE, admits, programs });
+    let scene = |level: usize, sock_create| {
+        let mut scene = Scene::new(VPN, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", None)]);
+        scene.facts.levels[level].sock_create = sock_create;
+        scene.explain()
+    };
+    for (name, level, sock_create, last) in [
+        ("above", 0, on(Admits::All, vec![program(1, false)]), true),
+        ("above, overridden", 0, on(Admits::Below, vec![program(1, false)]), false),
+        ("before", 1, on(Admits::All, vec![program(1, false), program(2, true)]), false),
+        ("after", 1, on(Admits::All, vec![program(2, true), program(1, false)]), true),
+        ("below", 2, on(Admits::All, vec![program(1, false)]), false),
+    ] {
+        let said = scene(level, sock_create);
+        assert_eq!(said.chain[level].foreign.len(), 1, "{name}");
+        assert_eq!(said.chain[level].foreign[0].last_word, last, "{name}");
+        assert_eq!(said.conclusion.contains("may bind them to something else"), last, "{name}");
+    }
+}

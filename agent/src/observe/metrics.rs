@@ -1,0 +1,116 @@
+//! The metrics, in the Prometheus text format.
+//!
+//! **Invariant:** all of it is read from what is in force when it is asked for; names and units follow the conventions of
+//! Prometheus, and are stable.
+
+use prometheus::{Encoder as _, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
+
+use crate::observe::status::{Origin, Status};
+
+/// The content type of the text.
+pub const CONTENT_TYPE: &str = TEXT_FORMAT;
+
+/// Counters that say what became of a new socket.
+const SOCKETS: [&str; 7] =
+    ["bound", "closed_missing", "closed_unknown", "refused_netns", "left_netns", "left_exempt", "left_nested"];
+
+/// The text; `healthy` is what the daemon says of itself.
+pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Error> {
+    let registry = Registry::new();
+    let gauge = |name, help, labels| {
+        let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok::<_, prometheus::Error>(gauge)
+    };
+    let counter = |name, help, labels| {
+        let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(counter.clone()))?;
+        Ok::<_, prometheus::Error>(counter)
+    };
+    let build = gauge("steer_build_info", "The version of the daemon; always 1.", &["version"])?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    let health =
+        gauge("steer_healthy", "0 while something that failed is tried again, or the files have mistakes.", &[])?;
+    health.with_label_values::<&str>(&[]).set(healthy.into());
+
+    let policy = ["policy", "origin"];
+    let present =
+        gauge("steer_uplink_present", "Whether the policy's uplink is there.", &["policy", "origin", "interface"])?;
+    let cgroups = gauge("steer_steered_cgroups", "Cgroups that the policy is attached to.", &policy)?;
+    let incomplete = gauge("steer_incomplete_cgroups", "Those of them that lack a program.", &policy)?;
+    let sockets =
+        counter("steer_sockets_total", "New sockets, by what was done with them.", &["policy", "origin", "result"])?;
+    let restored = counter("steer_bindings_restored_total", "Lost bindings that connect has put back.", &policy)?;
+    let stopped = counter(
+        "steer_stopped_total",
+        "Calls and packets that were stopped, by the hook that stopped them.",
+        &["policy", "origin", "hook"],
+    )?;
+    for shown in &status.policies {
+        let origin = match shown.origin {
+            Origin::Config => "config",
+            Origin::Manual => "manual",
+        };
+        let labels = [shown.name.as_str(), origin];
+        if let Some(interface) = &shown.interface {
+            present.with_label_values(&[labels[0], origin, interface]).set(shown.ifindex.is_some().into());
+        }
+        // Two attachments by hand may have policies of the same name: they are one here.
+        let count = |some: usize| i64::try_from(some).unwrap_or(i64::MAX);
+        cgroups.with_label_values(&labels).add(count(shown.cgroups.len()));
+        incomplete
+            .with_label_values(&labels)
+            .add(count(shown.cgroups.iter().filter(|cgroup| !cgroup.complete).count()));
+        for (name, &count) in &shown.counters {
+            if SOCKETS.contains(&name.as_str()) {
+                sockets.with_label_values(&[labels[0], origin, name]).inc_by(count);
+            } else if let Some(hook) = name.strip_prefix("stopped_") {
+                stopped.with_label_values(&[labels[0], origin, hook]).inc_by(count);
+            } else if name == "restored" {
+                restored.with_label_values(&labels).inc_by(count);
+            }
+        }
+    }
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use steer_common::COUNTERS;
+
+    use super::{SOCKETS, render};
+    use crate::{
+        model::config::{Enforce, Existing},
+        observe::status::{Origin, PolicyStatus, Status},
+    };
+
+    #[test]
+    fn every_counter_is_told() {
+        let counters = COUNTERS.iter().map(|counter| (counter.name().to_owned(), *counter as u64 + 1)).collect();
+        let policy = PolicyStatus {
+            slot: 1,
+            name: "vpn \"a\"".to_owned(),
+            origin: Origin::Config,
+            interface: Some("wg0".to_owned()),
+            ifindex: None,
+            netns_cookie: Some(1),
+            cgroups: Vec::new(),
+            dns: Vec::new(),
+            existing: Existing::Keep,
+            enforce: Enforce::Strict,
+            counters,
+        };
+        let text = render(&Status { policies: vec![policy], ..Status::default() }, true).expect("text");
+        for counter in COUNTERS {
+            let told = text.lines().any(|line| line.ends_with(&format!(" {}", counter as u64 + 1)));
+            assert!(told, "{} is missing in\n{text}", counter.name());
+        }
+        assert!(
+            text.contains("steer_uplink_present{interface=\"wg0\",origin=\"config\",policy=\"vpn \\\"a\\\"\"} 0"),
+            "{text}"
+        );
+        assert!(SOCKETS.iter().all(|name| COUNTERS.iter().any(|counter| counter.name() == *name)));
+    }
+}

@@ -1,0 +1,11 @@
+//! What is in force, and what is wrong with it.
+//!
+//! **Invariant:** reads only.
+
+pub mod doctor;
+pub mod events;
+pub mod explain;
+pub(crate) mod loose;
+pub mod metrics;
+pub mod status;
+pub mod top;

@@ -1,0 +1,187 @@
+//! What is in force, read from the pinned maps: the same with and without a daemon.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+use steer_common::{COUNTERS, Owner};
+use utoipa::ToSchema;
+
+use crate::{
+    host::{
+        cgroup::Hierarchy,
+        resolver::{self, Detour},
+    },
+    kernel::{self, Datapath, Pins, PolicyEntry},
+    model::{
+        cgroup_path::CgroupPath,
+        config::{Enforce, Existing},
+        policy,
+    },
+};
+
+/// Everything `steer status` shows. The field names are stable.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Whether a daemon is running on this pin directory.
+    pub daemon: bool,
+    /// Policies, by name.
+    pub policies: Vec<PolicyStatus>,
+    /// Cgroups steered by another version of steer, whose records this one cannot read.
+    pub other_versions: Vec<CgroupStatus>,
+    /// What gets out of strictly enforced cgroups all the same.
+    pub not_covered: Vec<String>,
+    /// What on this machine keeps steered programs from names, or lets them be asked beside the uplink.
+    pub warnings: Vec<String>,
+}
+
+/// Sockets that only a program on a security hook can refuse.
+const NOT_COVERED: &str = "sockets past the IP stack, such as packet and XDP sockets (AF_PACKET, AF_XDP)";
+
+/// One policy.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct PolicyStatus {
+    /// Its slot in the map `POLICIES`.
+    pub slot: u32,
+    /// Its name; for one made by hand, its interface.
+    pub name: String,
+    /// Whether it comes from the configuration, or was made by `exec` or `attach`.
+    pub origin: Origin,
+    /// The uplink's name; absent for an exemption.
+    pub interface: Option<String>,
+    /// The uplink's index; absent while it is missing, and for an exemption.
+    pub ifindex: Option<i32>,
+    /// Identity of the network namespace the index belongs to.
+    pub netns_cookie: Option<u64>,
+    /// The cgroups it is attached to, by path.
+    pub cgroups: Vec<CgroupStatus>,
+    /// The resolvers that are asked, whomever a program asks; none if programs ask whom they like.
+    #[schema(value_type = Vec<String>)]
+    pub dns: Vec<IpAddr>,
+    /// What is done with sockets that are bound elsewhere when it begins to hold, or when its uplink is made again.
+    pub existing: Existing,
+    /// How it is enforced; for an exemption this says what its programs would do.
+    pub enforce: Enforce,
+    /// Sockets, calls and packets, by what was done with them.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// Where a policy comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The daemon's configuration.
+    Config,
+    /// `steer exec` or `steer attach`.
+    Manual,
+}
+
+/// One steered cgroup.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct CgroupStatus {
+    /// Its path; absent once it has been removed.
+    pub path: Option<CgroupPath>,
+    /// Its id.
+    pub id: u64,
+    /// Whether all programs that the policy asks for are attached.
+    pub complete: bool,
+    /// The programs that are.
+    pub programs: Vec<String>,
+    /// Whether it was attached by `exec` or `attach`.
+    pub manual: bool,
+}
+
+impl Origin {
+    /// Where a policy in force comes from.
+    pub fn of(policy: &PolicyEntry) -> Self {
+        if policy.is_owned_by(Owner::Config) { Self::Config } else { Self::Manual }
+    }
+}
+
+impl PolicyStatus {
+    /// The uplink as people read it.
+    pub fn uplink(&self) -> String {
+        match (&self.interface, self.ifindex) {
+            (None, _) => "none (exempt)".to_owned(),
+            (Some(interface), Some(ifindex)) => format!("{interface} ({ifindex})"),
+            // No link has an empty name: nothing will ever open it.
+            (Some(interface), None) if interface.is_empty() => "none (closed)".to_owned(),
+            (Some(interface), None) => format!("{interface} (missing)"),
+        }
+    }
+}
+
+/// Reads the status. Nothing pinned is an empty one.
+pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error> {
+    let other_versions = kernel::steered_by_other_versions(pins)?
+        .into_iter()
+        .map(|id| CgroupStatus { path: hierarchy.path_of(id), id, complete: true, manual: false, programs: Vec::new() })
+        .collect();
+    let daemon = pins.daemon_runs()?;
+    let Some(datapath) = Datapath::open(pins)? else {
+        return Ok(Status { daemon, other_versions, ..Status::default() });
+    };
+    let mut cgroups: BTreeMap<u32, Vec<CgroupStatus>> = BTreeMap::new();
+    for attachment in datapath.attachments()? {
+        cgroups.entry(attachment.record.policy).or_default().push(CgroupStatus {
+            path: hierarchy.path_of(attachment.cgroup_id),
+            id: attachment.cgroup_id,
+            complete: attachment.complete,
+            manual: attachment.is_manual(),
+            programs: attachment.hooks.into_iter().map(str::to_owned).collect(),
+        });
+    }
+    let mut policies = datapath
+        .policies()?
+        .into_iter()
+        .map(|entry| {
+            let cgroups = cgroups.remove(&entry.slot).unwrap_or_default();
+            policy_status(&datapath, &entry, cgroups)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
+    let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
+    let not_covered = if strict { not_covered(pins).into_iter().collect() } else { Vec::new() };
+    let warnings = warnings(&policies, &resolver::detours());
+    Ok(Status { daemon, policies, other_versions, not_covered, warnings })
+}
+
+/// What gets out of strictly enforced cgroups all the same, and why.
+pub(crate) fn not_covered(pins: &Pins) -> Option<String> {
+    kernel::unguarded(pins).map(|why| format!("{NOT_COVERED}: {why}"))
+}
+
+/// Each detour, with the policies whose programs take it.
+fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
+    let concerned = |detour: &Detour| {
+        let steering = policies.iter().filter(|policy| policy.interface.is_some());
+        let names = steering
+            .filter(|policy| policy.dns.is_empty() || !detour.ends_with_dns())
+            .map(|policy| policy.name.as_str());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let told = detours.iter().map(|detour| (concerned(detour), detour)).filter(|(names, _)| !names.is_empty());
+    told.map(|(names, detour)| format!("{names}: {detour}")).collect()
+}
+
+fn policy_status(
+    datapath: &Datapath,
+    entry: &PolicyEntry,
+    mut cgroups: Vec<CgroupStatus>,
+) -> Result<PolicyStatus, kernel::Error> {
+    cgroups.sort();
+    let counts = datapath.counters(entry.slot)?;
+    let steers = !entry.exempts();
+    Ok(PolicyStatus {
+        slot: entry.slot,
+        name: entry.name(),
+        origin: Origin::of(entry),
+        interface: steers.then(|| entry.interface()),
+        ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
+        netns_cookie: steers.then_some(entry.record.netns_cookie),
+        cgroups,
+        dns: entry.resolvers(),
+        existing: policy::existing(entry.record.flags),
+        enforce: policy::enforce(entry.record.flags),
+        counters: COUNTERS.iter().map(|counter| counter.name().to_owned()).zip(counts).collect(),
+    })
+}

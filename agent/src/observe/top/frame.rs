@@ -1,0 +1,194 @@
+//! What happened between two looks.
+//!
+//! **Invariant:** pure; a counter that has gone back, because it began anew, counts from zero.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use steer_common::meter::TrafficRecord;
+
+use super::Sample;
+use crate::{
+    model::{cgroup_path::CgroupPath, config::Enforce},
+    observe::status::{CgroupStatus, PolicyStatus},
+};
+
+/// The first interface of every network namespace is its loopback.
+const LOOPBACK_IFINDEX: u32 = 1;
+/// The counter of packets that the guard stopped.
+const STOPPED_EGRESS: &str = "stopped_egress";
+/// Counters of what did not get its way, by the beginning of their names.
+const BLOCKED: [&str; 3] = ["stopped_", "refused_", "closed_"];
+/// Counters of sockets that the policy has decided about.
+const SOCKETS: [&str; 6] = ["bound", "closed_missing", "closed_unknown", "refused_netns", "left_netns", "left_exempt"];
+
+/// Everything that `steer top` shows at a time. The field names are stable.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Frame {
+    /// When it ended.
+    pub time: Timestamp,
+    /// How long it was.
+    pub seconds: f64,
+    /// Every policy in force.
+    pub policies: Vec<PolicyFrame>,
+}
+
+/// One policy. Counts are those of the time of the frame.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PolicyFrame {
+    /// Its name.
+    pub name: String,
+    /// Name of its uplink; absent for an exemption.
+    pub interface: Option<String>,
+    /// Index of the uplink; absent while it is missing.
+    pub ifindex: Option<i32>,
+    /// How it is enforced.
+    pub enforce: Enforce,
+    /// Sockets that were made.
+    pub sockets: u64,
+    /// What was stopped, refused or closed, by reason; no reason that did not occur.
+    pub blocked: BTreeMap<String, u64>,
+    /// Its cgroups.
+    pub cgroups: Vec<CgroupFrame>,
+}
+
+/// One steered cgroup, with all in it that no other policy holds for.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CgroupFrame {
+    /// Its path; absent once it has been removed.
+    pub path: Option<CgroupPath>,
+    /// Its id.
+    pub id: u64,
+    /// Sockets that were made.
+    pub sockets: u64,
+    /// What was sent, by link; no link by which nothing was.
+    pub links: Vec<LinkFrame>,
+}
+
+/// What was sent by one link.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LinkFrame {
+    /// Its name; absent where it has none, or is another network namespace's.
+    pub interface: Option<String>,
+    /// Its index.
+    pub ifindex: u32,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of the IP layer.
+    pub bytes: u64,
+    /// Whether the guard stopped them, so that they did not get out.
+    pub stopped: bool,
+}
+
+impl PolicyFrame {
+    /// Packets and bytes that got out.
+    pub fn sent(&self) -> (u64, u64) {
+        let links = self.cgroups.iter().flat_map(|cgroup| &cgroup.links);
+        links.filter(|link| !link.stopped).fold((0, 0), |sum, link| (sum.0 + link.packets, sum.1 + link.bytes))
+    }
+
+    /// All that was blocked.
+    pub fn blocked(&self) -> u64 {
+        self.blocked.values().sum()
+    }
+}
+
+impl Frame {
+    /// What happened from one look to a later one.
+    pub fn between(before: &Sample, after: &Sample) -> Self {
+        let mut sent: BTreeMap<(u64, u32), TrafficRecord> = BTreeMap::new();
+        for (key, traffic) in &after.traffic {
+            let Some(steered) = after.steered.get(&key.cgroup_id) else { continue };
+            let more = since(before.traffic.get(key), *traffic);
+            let sum = sent.entry((*steered, key.ifindex)).or_default();
+            sum.packets += more.packets;
+            sum.bytes += more.bytes;
+        }
+        let mut sockets: BTreeMap<u64, u64> = BTreeMap::new();
+        for (id, count) in &after.sockets {
+            if let Some(steered) = after.steered.get(id) {
+                *sockets.entry(*steered).or_default() += more(before.sockets.get(id), *count);
+            }
+        }
+        let policies = after.status.policies.iter().map(|policy| {
+            let earlier = before.status.policies.iter().find(|earlier| is_same(earlier, policy));
+            policy_frame(policy, earlier, after, &sent, &sockets)
+        });
+        Self {
+            time: after.time,
+            seconds: after.at.duration_since(before.at).as_secs_f64(),
+            policies: policies.collect(),
+        }
+    }
+}
+
+fn is_same(a: &PolicyStatus, b: &PolicyStatus) -> bool {
+    (a.slot, &a.name) == (b.slot, &b.name)
+}
+
+fn policy_frame(
+    policy: &PolicyStatus,
+    earlier: Option<&PolicyStatus>,
+    after: &Sample,
+    sent: &BTreeMap<(u64, u32), TrafficRecord>,
+    sockets: &BTreeMap<u64, u64>,
+) -> PolicyFrame {
+    let counted = |name: &str| {
+        let now = policy.counters.get(name).copied().unwrap_or_default();
+        more(earlier.and_then(|earlier| earlier.counters.get(name)), now)
+    };
+    let blocked = policy.counters.keys().filter(|name| BLOCKED.iter().any(|prefix| name.starts_with(prefix)));
+    let blocked = blocked.map(|name| (name.clone(), counted(name))).filter(|(_, count)| *count > 0).collect();
+    let guarded = policy.enforce == Enforce::Strict && policy.interface.is_some() && counted(STOPPED_EGRESS) > 0;
+    let link = |(&(_, ifindex), traffic): (&(u64, u32), &TrafficRecord)| LinkFrame {
+        interface: link_name(policy, ifindex, after),
+        ifindex,
+        packets: traffic.packets,
+        bytes: traffic.bytes,
+        stopped: guarded && ifindex != LOOPBACK_IFINDEX && policy.ifindex.map(i32::cast_unsigned) != Some(ifindex),
+    };
+    let cgroup = |cgroup: &CgroupStatus| CgroupFrame {
+        path: cgroup.path.clone(),
+        id: cgroup.id,
+        sockets: sockets.get(&cgroup.id).copied().unwrap_or_default(),
+        links: sent
+            .range((cgroup.id, 0)..=(cgroup.id, u32::MAX))
+            .filter(|(_, sent)| sent.packets > 0)
+            .map(link)
+            .collect(),
+    };
+    PolicyFrame {
+        name: policy.name.clone(),
+        interface: policy.interface.clone(),
+        ifindex: policy.ifindex,
+        enforce: policy.enforce,
+        sockets: SOCKETS.iter().map(|name| counted(name)).sum(),
+        blocked,
+        cgroups: policy.cgroups.iter().map(cgroup).collect(),
+    }
+}
+
+/// The name of a link: in another network namespace only that of the policy's uplink is known.
+fn link_name(policy: &PolicyStatus, ifindex: u32, after: &Sample) -> Option<String> {
+    if policy.netns_cookie.is_none_or(|cookie| cookie == after.netns_cookie) {
+        return after.links.get(&ifindex).cloned();
+    }
+    let is_uplink = policy.ifindex.map(i32::cast_unsigned) == Some(ifindex);
+    policy.interface.clone().filter(|_| is_uplink)
+}
+
+/// Of a counter that is now `now`.
+fn more(before: Option<&u64>, now: u64) -> u64 {
+    now.checked_sub(before.copied().unwrap_or_default()).unwrap_or(now)
+}
+
+fn since(before: Option<&TrafficRecord>, now: TrafficRecord) -> TrafficRecord {
+    TrafficRecord {
+        packets: more(before.map(|before| &before.packets), now.packets),
+        bytes: more(before.map(|before| &before.bytes), now.bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! The daemon's local API: HTTP with JSON on a unix socket, below `/v1`, described by an OpenAPI document that it serves itself.
+//!
+//! Whoever may open the socket may read; only root may change anything.
+//!
+//! **Invariant:** no client can keep the daemon from steering: requests are served by a thread of their own, and what they change
+//! is changed by the daemon's loop, a request at a time. See `serve` for what a slow or greedy one meets.
+
+pub mod client;
+mod control;
+mod document;
+mod feed;
+mod policies;
+mod problem;
+mod reading;
+mod serve;
+
+use std::sync::{Arc, atomic::AtomicBool};
+
+use axum::{Json, http::StatusCode, routing::get};
+use tokio::sync::Semaphore;
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub use control::{Control, Reply, Request};
+pub use document::{Health, InterfaceDocument, PolicyDocument, PolicyRequest};
+pub use problem::{FieldError, Problem};
+pub use serve::{Serving, Socket, bind_metrics};
+
+use crate::kernel::Pins;
+
+/// How many requests may read the pinned maps at once: it costs, and others wait.
+const READERS: usize = 2;
+
+/// What the handlers need.
+#[derive(Clone, Debug)]
+struct State {
+    control: Control,
+    pins: Pins,
+    readers: Arc<Semaphore>,
+    feed: feed::Feed,
+}
+
+/// Whether a connection may last.
+#[derive(Clone, Debug, Default)]
+struct Lasting(Arc<AtomicBool>);
+
+/// Who has connected.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    uid: u32,
+}
+
+impl Peer {
+    /// Refuses all but root.
+    fn may_change(self) -> Result<(), Problem> {
+        if self.uid == 0 {
+            return Ok(());
+        }
+        Err(Problem::new(StatusCode::FORBIDDEN, format!("user {} may read; only root may change anything", self.uid)))
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "steer",
+    description = "The local API of the steer daemon. Errors are problem documents (RFC 9457)."
+))]
+struct Document;
+
+impl State {
+    fn new(control: Control, pins: Pins) -> Self {
+        Self { control, pins, readers: Arc::new(Semaphore::new(READERS)), feed: feed::Feed::default() }
+    }
+}
+
+/// What is served over TCP, to whomever on this host.
+fn public_router(state: State) -> axum::Router {
+    axum::Router::new().route("/metrics", get(reading::metrics)).with_state(state)
+}
+
+/// All routes, and their description.
+fn router(state: State) -> axum::Router {
+    let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(policies::list))
+        .routes(routes!(policies::show, policies::put, policies::remove))
+        .routes(routes!(policies::reload))
+        .routes(routes!(reading::status))
+        .routes(routes!(reading::attachments))
+        .routes(routes!(reading::counters))
+        .routes(routes!(reading::interfaces))
+        .routes(routes!(reading::events))
+        .routes(routes!(reading::health))
+        .routes(routes!(reading::metrics))
+        .split_for_parts();
+    router
+        .route("/v1/openapi.json", get(|| async move { Json(document.clone()) }))
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is no such resource; see /v1/openapi.json") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this resource has no such method; see /v1/openapi.json")
+        })
+        .with_state(state)
+}

@@ -1,0 +1,84 @@
+//! What is wrong with a request, as a problem document (RFC 9457) that names the field.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{host::policy_files, model::config::Problems};
+
+/// A problem document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: u16,
+    /// The status in words.
+    pub title: String,
+    /// What happened and what to do.
+    pub detail: String,
+    /// The fields of the request that are wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+/// What is wrong with one field.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FieldError {
+    /// Its name, with the index where it is a list; empty for the body as a whole.
+    pub field: String,
+    /// What is wrong and what was expected.
+    pub detail: String,
+}
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        let title = status.canonical_reason().unwrap_or_default().to_owned();
+        Self { status: status.as_u16(), title, detail: detail.into(), errors: Vec::new() }
+    }
+
+    /// One field is wrong.
+    pub(crate) fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        let errors = vec![FieldError { field: field.into(), detail: detail.into() }];
+        Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the policy has mistakes") }
+    }
+
+    /// Something inside failed.
+    pub(crate) fn internal(error: &impl ToString) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}
+
+impl From<Problems> for Problem {
+    fn from(problems: Problems) -> Self {
+        let errors = problems.problems.into_iter().map(|problem| {
+            // A policy of the API is a file with one policy.
+            let field = problem.key.strip_prefix("policy[0].").unwrap_or(&problem.key).to_owned();
+            let value = if problem.value.is_empty() { String::new() } else { format!("{}: ", problem.value) };
+            FieldError { field, detail: format!("{value}{}", problem.message) }
+        });
+        Self { errors: errors.collect(), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the policy has mistakes") }
+    }
+}
+
+impl From<policy_files::Error> for Problem {
+    fn from(error: policy_files::Error) -> Self {
+        match error {
+            policy_files::Error::Invalid(problems) => problems.into(),
+            policy_files::Error::InFile { .. } => Self::new(StatusCode::CONFLICT, error.to_string()),
+            policy_files::Error::Missing { .. } => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            policy_files::Error::File { .. } => Self::internal(&error),
+        }
+    }
+}

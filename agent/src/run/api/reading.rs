@@ -1,0 +1,116 @@
+//! What can be read: the same as the commands show.
+
+use std::{collections::BTreeMap, sync::atomic::Ordering};
+
+use axum::{
+    Extension, Json,
+    extract::State as Extracted,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{Health, InterfaceDocument, Lasting, Problem, Request, State};
+use crate::{
+    host::cgroup::Hierarchy,
+    observe::{
+        events::Event,
+        metrics,
+        status::{self, CgroupStatus, Status},
+    },
+};
+
+/// One steered cgroup, and by what.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct AttachmentDocument {
+    /// The policy's name; for one made by hand, its interface.
+    policy: String,
+    /// The cgroup.
+    #[serde(flatten)]
+    cgroup: CgroupStatus,
+}
+
+/// What was done with sockets, calls and packets, of one policy.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CountersDocument {
+    /// The policy's name; for one made by hand, its interface.
+    policy: String,
+    /// How often.
+    counters: BTreeMap<String, u64>,
+}
+
+async fn read(state: State) -> Result<Status, Problem> {
+    let ending = |_closed| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending");
+    let reader = state.readers.acquire_owned().await.map_err(ending)?;
+    let read = move || {
+        let status = Hierarchy::find().map_err(|error| error.to_string());
+        let status =
+            status.and_then(|hierarchy| status::read(&state.pins, &hierarchy).map_err(|error| error.to_string()));
+        drop(reader);
+        status
+    };
+    let status = tokio::task::spawn_blocking(read).await.map_err(|error| Problem::internal(&error))?;
+    status.map_err(|error| Problem::internal(&error))
+}
+
+/// What is in force, as `steer status --json` prints it.
+#[utoipa::path(get, path = "/v1/status", tag = "state", responses((status = OK, body = Status)))]
+pub(super) async fn status(Extracted(state): Extracted<State>) -> Result<Json<Status>, Problem> {
+    read(state).await.map(Json)
+}
+
+/// Every steered cgroup.
+#[utoipa::path(get, path = "/v1/attachments", tag = "state", responses((status = OK, body = [AttachmentDocument])))]
+pub(super) async fn attachments(Extracted(state): Extracted<State>) -> Result<Json<Vec<AttachmentDocument>>, Problem> {
+    let policies = read(state).await?.policies.into_iter();
+    let attachments = policies.flat_map(|policy| {
+        policy.cgroups.into_iter().map(move |cgroup| AttachmentDocument { policy: policy.name.clone(), cgroup })
+    });
+    Ok(Json(attachments.collect()))
+}
+
+/// The counters of every policy.
+#[utoipa::path(get, path = "/v1/counters", tag = "state", responses((status = OK, body = [CountersDocument])))]
+pub(super) async fn counters(Extracted(state): Extracted<State>) -> Result<Json<Vec<CountersDocument>>, Problem> {
+    let policies = read(state).await?.policies.into_iter();
+    let counters = policies.map(|policy| CountersDocument { policy: policy.name, counters: policy.counters });
+    Ok(Json(counters.collect()))
+}
+
+/// The links, as the daemon sees them.
+#[utoipa::path(get, path = "/v1/interfaces", tag = "state", responses((status = OK, body = [InterfaceDocument])))]
+pub(super) async fn interfaces(Extracted(state): Extracted<State>) -> Result<Json<Vec<InterfaceDocument>>, Problem> {
+    state.control.ask(Request::Interfaces).await.map(Json)
+}
+
+/// What is stopped, as it happens, until the client hangs up: one event a line, as `steer events --json` prints them; and
+/// `{"missed": N}` where the client was too slow.
+#[utoipa::path(get, path = "/v1/events", tag = "state",
+    responses((status = OK, body = Event, content_type = "application/x-ndjson")))]
+pub(super) async fn events(
+    Extracted(state): Extracted<State>,
+    Extension(lasting): Extension<Lasting>,
+) -> Result<impl IntoResponse, Problem> {
+    let events = state.feed.listen(&state.pins)?;
+    lasting.0.store(true, Ordering::Relaxed);
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], events))
+}
+
+/// How the daemon does: 503 while something that failed is tried again, or its files have mistakes.
+#[utoipa::path(get, path = "/v1/health", tag = "daemon",
+    responses((status = OK, body = Health), (status = SERVICE_UNAVAILABLE, body = Health)))]
+pub(super) async fn health(Extracted(state): Extracted<State>) -> Result<(StatusCode, Json<Health>), Problem> {
+    let health = state.control.ask(Request::Health).await?;
+    let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((status, Json(health)))
+}
+
+/// The metrics, in the Prometheus text format.
+#[utoipa::path(get, path = "/metrics", tag = "state",
+    responses((status = OK, body = String, content_type = "text/plain; version=0.0.4")))]
+pub(super) async fn metrics(Extracted(state): Extracted<State>) -> Result<impl IntoResponse, Problem> {
+    let health = state.control.ask(Request::Health).await?;
+    let text = metrics::render(&read(state).await?, health.ok).map_err(|error| Problem::internal(&error))?;
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
+}

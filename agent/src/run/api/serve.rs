@@ -1,0 +1,217 @@
+//! The unix socket, a TCP port for the metrics, and what a slow or greedy client meets there.
+//!
+//! **Invariant:** a connection is one request, and lasts [`LIFETIME`] at most, but for one that follows the events; so many are open at once as are allowed, with room
+//! left for root; and a body has [`BODY`] bytes at most.
+
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpListener as StdTcpListener},
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _, chown},
+        net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use axum::{Extension, Router, extract::DefaultBodyLimit};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use nix::unistd::Group;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::{Semaphore, oneshot},
+};
+
+use super::{Control, Lasting, Peer, State, public_router, router};
+use crate::kernel::Pins;
+
+/// Bytes of a request's body.
+const BODY: usize = 64 * 1024;
+/// From accepting a connection to its end.
+const LIFETIME: Duration = Duration::from_secs(10);
+/// Connections at once of root, of all others together, and by TCP.
+const CONNECTIONS: usize = 32;
+/// For its owner and its group. Until it is set, the umask keeps all but the owner out.
+const MODE: u32 = 0o660;
+/// How long to wait when no connection can be accepted, as when file descriptors are short.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A socket that is listened on. It is gone when this is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    listener: StdUnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Listens, in the place of a daemon that was killed. `group` may read.
+    pub fn bind(path: &Path, group: Option<&str>) -> io::Result<Self> {
+        let group = group.map(group_id).transpose()?;
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+            if StdUnixStream::connect(path).is_ok() {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there"));
+            }
+            fs::remove_file(path)?;
+        }
+        let socket = Self { listener: StdUnixListener::bind(path)?, path: path.to_owned() };
+        chown(path, None, group)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
+        socket.listener.set_nonblocking(true)?;
+        Ok(socket)
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // One that is left is removed by the next daemon, or by `steer off`.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The group of that name, or number.
+fn group_id(name: &str) -> io::Result<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let group = Group::from_name(name)?.map(|group| group.gid.as_raw());
+    group.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no group {name:?}")))
+}
+
+/// Listens for those who want metrics. Only on loopback: whoever gets there is not asked who they are.
+pub fn bind_metrics(address: SocketAddr) -> io::Result<StdTcpListener> {
+    if !address.ip().is_loopback() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "expected a loopback address: nobody is asked who they are",
+        ));
+    }
+    let listener = StdTcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// The thread that answers. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Serving {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Serving {
+    /// Begins to answer.
+    pub fn start(socket: Socket, metrics: Option<StdTcpListener>, control: Control, pins: Pins) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let listen = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    error = accept_all(&socket, metrics, State::new(control, pins)) => {
+                        log::error!("the API has ended: {error}");
+                    }
+                    _ = stopped => {}
+                }
+            });
+            // Not waited for: whoever is still reading from the maps changes nothing.
+            runtime.shutdown_background();
+        };
+        let thread = thread::Builder::new().name("api".to_owned()).spawn(listen)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed there.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Answers for as long as can be listened.
+async fn accept_all(socket: &Socket, metrics: Option<StdTcpListener>, state: State) -> io::Error {
+    let local = async {
+        let listener = match socket.listener.try_clone().and_then(UnixListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => return error,
+        };
+        let router = router(state.clone()).layer(DefaultBodyLimit::max(BODY));
+        let (root, others) = (Places::new(), Places::new());
+        loop {
+            let accepted = listener.accept().await.and_then(|(stream, _)| Ok((stream.peer_cred()?.uid(), stream)));
+            let Some((uid, stream)) = pause_on_error(accepted).await else { continue };
+            let places = if uid == 0 { &root } else { &others };
+            places.answer(stream, router.clone().layer(Extension(Peer { uid })));
+        }
+    };
+    let public = async {
+        let Some(listener) = metrics else { return std::future::pending().await };
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return error,
+        };
+        let (router, places) = (public_router(state.clone()), Places::new());
+        loop {
+            if let Some((stream, _)) = pause_on_error(listener.accept().await).await {
+                places.answer(stream, router.clone());
+            }
+        }
+    };
+    tokio::select! {
+        error = local => error,
+        error = public => error,
+    }
+}
+
+async fn pause_on_error<T>(accepted: io::Result<T>) -> Option<T> {
+    match accepted {
+        Ok(accepted) => Some(accepted),
+        Err(error) => {
+            log::debug!("accept a connection to the API: {error}");
+            tokio::time::sleep(PAUSE).await;
+            None
+        }
+    }
+}
+
+/// Room for connections.
+struct Places(Arc<Semaphore>);
+
+impl Places {
+    fn new() -> Self {
+        Self(Arc::new(Semaphore::new(CONNECTIONS)))
+    }
+
+    /// Answers on a task of its own. Who comes when all places are taken is hung up on.
+    fn answer(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
+        let Ok(place) = Arc::clone(&self.0).try_acquire_owned() else { return };
+        let lasting = Lasting::default();
+        let router = router.layer(Extension(lasting.clone()));
+        tokio::spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+            let mut connection = std::pin::pin!(connection);
+            let answered = match tokio::time::timeout(LIFETIME, &mut connection).await {
+                Ok(answered) => answered,
+                Err(_elapsed) if lasting.0.load(Ordering::Relaxed) => connection.await,
+                Err(_elapsed) => return log::debug!("a client of the API took longer than {} s", LIFETIME.as_secs()),
+            };
+            if let Err(error) = answered {
+                log::debug!("a client of the API: {error}");
+            }
+            drop(place);
+        });
+    }
+}

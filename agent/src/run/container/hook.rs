@@ -1,0 +1,55 @@
+//! What hooks of container runtimes do: steer a container that is about to start, and forget those that are gone.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use super::{Asked, Asker, Container, Fate, oci::Created};
+use crate::{
+    host::capability::require_privilege,
+    model::config::{Config, Containers},
+    run::{container, instance::Instance},
+};
+
+/// The files that grant what containers may ask for.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The configuration file.
+    pub config: PathBuf,
+}
+
+impl Files {
+    /// Reads the configuration.
+    pub fn read(&self, instance: &Instance) -> anyhow::Result<Config> {
+        instance.store(&self.config).read().context("what containers may ask for cannot be read")
+    }
+}
+
+/// Gives a container that is about to start what is asked for it, or else lets it out of what holds it.
+pub fn steer(
+    files: &Files,
+    instance: &Instance,
+    created: &Created,
+    asked: Option<(&Asked, Asker)>,
+) -> anyhow::Result<()> {
+    let config = match files.read(instance) {
+        // One that is held stays so; another does not depend on what cannot be read.
+        Err(error) if asked.is_none() => {
+            log::debug!("{error:#}");
+            return Ok(());
+        }
+        config => config?,
+    };
+    let container = Container { pid: created.pid, id: &created.id, runs: false };
+    if let Some(fate) = Fate::of(&config, container, asked)? {
+        require_privilege("hook")?;
+        container::steer(&instance.pins.to_change()?, &config, container, &fate)?;
+    }
+    Ok(())
+}
+
+/// Forgets the containers that are gone.
+pub fn forget(instance: &Instance) -> Result<(), container::Error> {
+    let Some(pins) = instance.pins.to_look() else { return Ok(()) };
+    container::forget(&pins, Containers::default().timeout)
+}

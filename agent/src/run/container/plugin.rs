@@ -1,0 +1,206 @@
+//! What is done when the runtime tells of containers: they are steered, or do not start.
+//!
+//! **Invariant:** nothing is remembered from one container to the next: the configuration is read for each, and what is
+//! in force is in the pins. A container that runs already and cannot be steered gets nothing out.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use sd_notify::NotifyState;
+
+use super::{
+    classify,
+    hook::{Files, forget},
+};
+use crate::{
+    host::cgroup::Hierarchy,
+    model::{
+        cgroup_path::CgroupPath,
+        config::{Config, Missing},
+        error_text::describe,
+    },
+    run::{
+        container::{
+            self, Asker, Error, Fate,
+            nri::{self, Container, Plugin, PodSandbox, State},
+        },
+        instance::Instance,
+    },
+};
+
+/// What the work needs, on whatever thread it is done.
+#[derive(Debug)]
+pub struct Tools {
+    /// The instance whose pins are changed.
+    pub instance: Instance,
+    /// What containers may ask for.
+    pub files: Files,
+}
+
+/// The plugin.
+#[derive(Debug)]
+pub struct Steering {
+    /// What the work needs.
+    pub tools: Arc<Tools>,
+    /// Whether the runtime has told what there is since this was last cleared.
+    pub is_synchronized: bool,
+}
+
+impl Plugin for Steering {
+    async fn synchronize(&mut self, pods: Vec<PodSandbox>, containers: Vec<Container>) {
+        self.is_synchronized = true;
+        log::info!("registered with the runtime, which has {} containers", containers.len());
+        let tools = Arc::clone(&self.tools);
+        on_a_thread(move || tools.catch_up(&pods, &containers)).await;
+        if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+            log::warn!("the service manager cannot be told that the plugin is ready: {error}");
+        }
+    }
+
+    async fn start_container(&mut self, pod: PodSandbox, container: Container) -> Result<(), String> {
+        let tools = Arc::clone(&self.tools);
+        let what = name(&pod, &container);
+        let started = on_a_thread(move || tools.start(&pod, &container)).await;
+        started.unwrap_or_else(|| Err(anyhow::anyhow!("the thread that steers it panicked"))).map_err(|error| {
+            let refusal = format!("steer: {what} is not started: {}", describe(&error));
+            log::error!("{refusal}");
+            refusal
+        })
+    }
+
+    async fn removed(&mut self, _pod: PodSandbox, _container: Container) {
+        let tools = Arc::clone(&self.tools);
+        if let Some(Err(error)) = on_a_thread(move || forget(&tools.instance)).await {
+            // The container is gone, and its links with it: what is left steers nothing.
+            log::warn!("{}; it is removed with the next container", describe(&error.into()));
+        }
+    }
+}
+
+/// Blocking work, which goes on if nobody waits for it any longer.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+impl Tools {
+    /// The configuration as it is now. Whoever holds the lock is waited for less long than there is time for all, so
+    /// that the answer says what was waited for.
+    fn config(&self) -> anyhow::Result<Config> {
+        let mut config = self.files.read(&self.instance)?;
+        config.containers.timeout = config.containers.timeout.min(nri::PATIENCE * 4 / 5);
+        Ok(config)
+    }
+
+    /// A container that has not run its program.
+    fn start(&self, pod: &PodSandbox, container: &Container) -> anyhow::Result<()> {
+        let config = match self.config() {
+            Ok(config) => config,
+            Err(error) if classify::asks(pod, container) => return Err(error),
+            Err(error) => {
+                log::error!("{} asks for nothing and is left alone: {}", name(pod, container), describe(&error));
+                return Ok(());
+            }
+        };
+        let started = fate(&config, pod, container).and_then(|fate| match fate {
+            Some(fate) => self.steer(&config, container, &fate, false).map(drop),
+            None => Ok(()),
+        });
+        match started {
+            // What the host keeps out of all this must start, whatever becomes of steer.
+            Err(error) if classify::is_exempt(&config, pod) => {
+                log::error!("{} starts, and stays closed: {}", name(pod, container), describe(&error));
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Containers that started while nobody was asked.
+    fn catch_up(&self, pods: &[PodSandbox], containers: &[Container]) {
+        let config = self.config();
+        let nothing = PodSandbox::default();
+        for container in containers.iter().filter(|container| container.pid != 0 && is_alive(container)) {
+            let pod = pods.iter().find(|pod| pod.id == container.pod_sandbox_id).unwrap_or(&nothing);
+            let caught_up = match &config {
+                Ok(config) => self.take_on(config, pod, container),
+                Err(error) if classify::asks(pod, container) => Err(anyhow::anyhow!(describe(error))),
+                Err(_) => Ok(()),
+            };
+            let Err(error) = caught_up else { continue };
+            if !Path::new(&format!("/proc/{}", container.pid)).exists() {
+                continue;
+            }
+            let what = name(pod, container);
+            log::error!("{what} runs already and is closed now: {}", describe(&error));
+            let defaults = Config::default();
+            let config = config.as_ref().unwrap_or(&defaults);
+            if let Err(error) = self.steer(config, container, &Fate::Closed, true) {
+                log::error!("{what} runs on and is NOT closed: {}", describe(&error));
+            }
+        }
+    }
+
+    fn take_on(&self, config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<()> {
+        let Some(fate) = fate(config, pod, container)? else { return Ok(()) };
+        let runs = container.state != State::Created as i32;
+        let what = name(pod, container);
+        match self.steer(config, container, &fate, runs) {
+            Err(error) if matches!(error.downcast_ref(), Some(Error::Missing { .. })) => {
+                log::error!("{what} runs already, and is closed until its uplink is there: {}", describe(&error));
+                let mut patient = config.clone();
+                patient.containers.missing = Missing::Close;
+                self.steer(&patient, container, &fate, runs).map(drop)
+            }
+            Ok(cgroup) => {
+                log::info!("{what} runs already; {cgroup} is {}", told(&fate));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn steer(&self, config: &Config, container: &Container, fate: &Fate, runs: bool) -> anyhow::Result<CgroupPath> {
+        let pins = self.instance.pins.to_change()?;
+        Ok(container::steer(&pins, config, to_be_steered(container, runs), fate)?)
+    }
+}
+
+/// What becomes of a container; nothing where nothing is to be done. This process's own is left alone: what steers must
+/// not wait for itself.
+fn fate(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<Option<Fate>> {
+    let asked = classify::asked(config, pod, container)?;
+    if container.pid == 0 {
+        anyhow::ensure!(asked.is_none(), "the runtime names no process of it");
+        return Ok(None);
+    }
+    if asked.is_none() {
+        let hierarchy = Hierarchy::find()?;
+        let cgroup = hierarchy.of_process(container.pid).context("its cgroup cannot be told")?;
+        if !cgroup.is_root() && hierarchy.own()?.is_in(&cgroup) {
+            return Ok(None);
+        }
+    }
+    let asked = asked.as_ref().map(|asked| (asked, Asker::Container));
+    Ok(Fate::of(config, to_be_steered(container, false), asked)?)
+}
+
+fn to_be_steered(container: &Container, runs: bool) -> container::Container<'_> {
+    container::Container { pid: container.pid, id: &container.id, runs }
+}
+
+fn is_alive(container: &Container) -> bool {
+    [State::Created, State::Paused, State::Running].iter().any(|state| container.state == *state as i32)
+}
+
+fn told(fate: &Fate) -> String {
+    match fate {
+        Fate::By(decision) => format!("steered by {}", decision.name),
+        Fate::Exempt => "exempt".to_owned(),
+        Fate::Closed => "closed".to_owned(),
+    }
+}
+
+/// A container, as people know it.
+fn name(pod: &PodSandbox, container: &Container) -> String {
+    format!("container {} of pod {}/{}", container.name, pod.namespace, pod.name)
+}

@@ -1,0 +1,82 @@
+//! A container, by one of its processes: its cgroup and its network namespace.
+
+use std::{fs::File, os::fd::AsFd as _};
+
+use super::{Container, Error};
+use crate::{
+    host::{
+        cgroup::{Cgroup, Hierarchy},
+        link::{self, Table},
+        netns,
+    },
+    kernel,
+};
+
+/// Where a container is.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) cgroup: Cgroup,
+    netns: File,
+    /// Identity of its network namespace.
+    pub(super) netns_cookie: u64,
+}
+
+/// Whether a cgroup bears the id of a container, and that is one that a runtime has generated: 64 hexadecimal digits, by Docker,
+/// Podman, containerd's CRI and CRI-O. By a name that somebody chose, a cgroup could be taken that holds more than the container.
+fn is_named_by(name: &str, id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && name.contains(id)
+}
+
+impl Process {
+    /// Looks at a container. Refuses what is no cgroup of a container: the root, and the one that this process is in, or one around it.
+    pub(super) fn look_at(hierarchy: &Hierarchy, Container { pid, id, .. }: Container<'_>) -> Result<Self, Error> {
+        let of_process = hierarchy.of_process(pid)?;
+        if of_process.is_root() {
+            return Err(Error::RootCgroup { pid });
+        }
+        let named = of_process.self_and_ancestors().into_iter().find(|path| is_named_by(path.name(), id));
+        let path = named.unwrap_or(of_process);
+        let own = hierarchy.own()?;
+        if own.is_in(&path) {
+            return Err(Error::RuntimesCgroup { path, own });
+        }
+        let file = format!("/proc/{pid}/ns/net");
+        let netns = File::open(&file).map_err(|source| Error::Netns { file: file.clone(), source })?;
+        let netns_cookie =
+            netns::inside(netns.as_fd(), kernel::netns_cookie).map_err(|source| Error::Netns { file, source })??;
+        Ok(Self { cgroup: hierarchy.open(&path)?, netns, netns_cookie })
+    }
+
+    /// The links it has now.
+    pub(super) fn links(&self) -> Result<Table, Error> {
+        let read = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.map_err(link::Error::Socket)?.block_on(link::read())
+        };
+        let read = self.inside(read)?;
+        Ok(read.map_err(kernel::Error::from)?)
+    }
+
+    /// Looks at things from inside its network namespace.
+    pub(super) fn inside<T: Send>(&self, look: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        let entered = netns::inside(self.netns.as_fd(), look);
+        entered.map_err(|source| Error::Netns { file: "the container's network namespace".to_owned(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_named_by;
+
+    #[test]
+    fn the_cgroup_of_a_container_bears_its_id() {
+        let id = "0a1b2c3d".repeat(8);
+        for name in ["ID", "libpod-ID.scope", "cri-containerd-ID.scope", "kubepods-pod1.slice:cri-containerd:ID"] {
+            assert!(is_named_by(&name.replace("ID", &id), &id), "{name}");
+        }
+        for (name, id) in [("container", id.as_str()), ("web", "web"), ("crun-web.scope", "web"), ("web", ""), ("", "")]
+        {
+            assert!(!is_named_by(name, id), "{name} {id}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The paths that steer the daemon itself: the files of policies, and the pin directory that `steer off` removes.
+//!
+//! **Invariant:** a file that is still being written is not reported: half a configuration can be a valid one.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
+use tokio::time::Instant;
+
+use crate::{
+    host::policy_files::{self, Store},
+    kernel::{CHANGED_BY_HAND, DAEMON_DIRECTORY},
+};
+
+/// How long a file must have stayed the same.
+const SETTLED: Duration = Duration::from_millis(20);
+
+/// What changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The configuration has been written or replaced.
+    Config,
+    /// The pin directory is gone.
+    Pins,
+    /// A command has attached or detached something.
+    ByHand,
+}
+
+pub(super) struct Watch {
+    events: EventStream<[u8; 4096]>,
+    pins: WatchDescriptor,
+    commands: WatchDescriptor,
+    /// Directories in which every file with the right ending counts.
+    directories: Vec<WatchDescriptor>,
+    store: Store,
+    /// What was there when it was told last: a name may lead to another file by a link in the midst of its path, as Kubernetes
+    /// replaces what it mounts.
+    known: Fingerprint,
+    changing: Option<(Fingerprint, Instant)>,
+}
+
+/// Differs whenever a file has been written, replaced, added or removed.
+#[derive(PartialEq, Eq)]
+struct Fingerprint(Vec<(PathBuf, Option<Version>)>);
+
+/// Inode, size, and time of the last change.
+type Version = (u64, u64, i64, i64);
+
+impl Fingerprint {
+    fn of(store: &Store) -> Self {
+        let identity = |path: PathBuf| {
+            let metadata = fs::metadata(&path).ok();
+            (path, metadata.map(|file| (file.ino(), file.size(), file.mtime(), file.mtime_nsec())))
+        };
+        Self(store.files().unwrap_or_default().into_iter().map(identity).collect())
+    }
+}
+
+impl Watch {
+    /// Watches the directory of the file, for editors and packagers replace files instead of writing them; and the directories of
+    /// policies, which are made where that is possible.
+    pub(super) fn new(store: &Store, pins: &Path) -> io::Result<Self> {
+        let file = std::path::absolute(store.file())?;
+        let target = file.canonicalize()?;
+        let inotify = Inotify::init()?;
+        let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::ONLYDIR;
+        for path in [&file, &target] {
+            inotify.watches().add(path.parent().unwrap_or(Path::new("/")), mask)?;
+        }
+        let mut directories = Vec::new();
+        for directory in store.directories() {
+            let watched = fs::create_dir_all(directory)
+                .and_then(|()| inotify.watches().add(directory, mask | WatchMask::MOVED_FROM));
+            match watched {
+                Ok(watched) => directories.push(watched),
+                Err(error) => log::warn!("changes in {} will be seen on SIGHUP only: {error}", directory.display()),
+            }
+        }
+        let daemon_directory = pins.join(DAEMON_DIRECTORY);
+        let pins = inotify.watches().add(pins, WatchMask::DELETE | WatchMask::ONLYDIR)?;
+        let commands = inotify.watches().add(daemon_directory, WatchMask::DELETE | WatchMask::ONLYDIR)?;
+        Ok(Self {
+            events: inotify.into_event_stream([0; 4096])?,
+            pins,
+            commands,
+            directories,
+            known: Fingerprint::of(store),
+            store: store.clone(),
+            changing: None,
+        })
+    }
+
+    /// Waits for the next change. May be cancelled.
+    pub(super) async fn next(&mut self) -> io::Result<Change> {
+        loop {
+            if let Some((before, settled)) = &self.changing {
+                tokio::time::sleep_until(*settled).await;
+                let now = Fingerprint::of(&self.store);
+                if now == *before {
+                    self.changing = None;
+                    self.known = now;
+                    return Ok(Change::Config);
+                }
+                self.changing = Some((now, Instant::now() + SETTLED));
+                continue;
+            }
+            let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
+            let name = event.name.as_deref();
+            // The daemon's own directory goes first; that of the pins is not reported, for this process holds it.
+            if event.wd == self.pins && name == Some(OsStr::new(DAEMON_DIRECTORY)) {
+                return Ok(Change::Pins);
+            }
+            if event.wd == self.commands {
+                if name == Some(OsStr::new(CHANGED_BY_HAND)) {
+                    return Ok(Change::ByHand);
+                }
+                continue;
+            }
+            let is_policy = self.directories.contains(&event.wd) && name.is_some_and(policy_files::is_policy_file);
+            let now = Fingerprint::of(&self.store);
+            if is_policy || event.wd != self.pins && now != self.known {
+                self.changing = Some((now, Instant::now() + SETTLED));
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The keeper of one `steer exec`: follows the uplink while the command runs, and removes what was made for it afterwards.
+//!
+//! **Invariant:** cleaning up is the same whether the command ended, was never started, or its wrapper was killed half-way;
+//! and doing it twice is no error.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    os::fd::{FromRawFd as _, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{
+    apply::takeover,
+    host::{
+        cgroup::{Hierarchy, scope},
+        link,
+    },
+    kernel::{self, Datapath, Pins},
+    model::cgroup_path::CgroupPath,
+};
+
+/// Waits for the wrapper to become its command, then for the cgroup to be empty, then cleans up.
+pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins) -> anyhow::Result<()> {
+    // SAFETY: `steer exec` made this descriptor for its keeper alone.
+    let wrapper = unsafe { OwnedFd::from_raw_fd(wrapper_fd) };
+    // SAFETY: likewise. Held until this process ends: it says that the cgroup is looked after.
+    let _lock = unsafe { OwnedFd::from_raw_fd(lock_fd) };
+    let hierarchy = Hierarchy::find()?;
+    let cgroup_id = hierarchy.open(path)?.id;
+    // The wrapper writes nothing: the end of the pipe is the message.
+    fs::File::from(wrapper).read_to_end(&mut Vec::new()).context("wait for the wrapper")?;
+    loop {
+        wait_until_empty(&hierarchy, path, pins).await?;
+        if clean_up(&hierarchy, pins, path, cgroup_id)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Follows the uplink for as long as any process is in the cgroup. Should that fail, it is tried again, with the links read
+/// afresh.
+async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins) -> anyhow::Result<()> {
+    let events = match fs::File::open(hierarchy.directory(path).join("cgroup.events")) {
+        Ok(events) => events,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context("open cgroup.events"),
+    };
+    // cgroup.events signals a change by POLLPRI.
+    // SAFETY: the file stays open, and the same, for as long as the `AsyncFd` owns it.
+    let events = unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) }?;
+    let mut uplinks = Uplinks::new();
+    while scope::is_populated(hierarchy, path)? {
+        tokio::select! {
+            ready = events.ready(Interest::PRIORITY) => ready?.clear_ready(),
+            followed = follow(&mut uplinks, hierarchy, pins) => {
+                if let Err(error) = followed {
+                    log::error!("{error:#}");
+                    uplinks = Uplinks::new();
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is needed to follow the uplinks of this network namespace.
+struct Uplinks {
+    links: link::Watch,
+    table: link::Table,
+    netns_cookie: u64,
+}
+
+impl Uplinks {
+    fn new() -> Result<Self, anyhow::Error> {
+        Ok(Self { links: link::Watch::new()?, table: link::Table::default(), netns_cookie: kernel::netns_cookie()? })
+    }
+
+    async fn follow(&mut self, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
+        if self.table.apply(self.links.next().await?) {
+            follow_uplinks(hierarchy, pins, &self.table, self.netns_cookie)?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits for a change of links and carries it over. After a failure it waits a moment, so that it is not tried in a circle.
+async fn follow(uplinks: &mut anyhow::Result<Uplinks>, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
+    let followed = match uplinks {
+        Ok(uplinks) => uplinks.follow(hierarchy, pins).await,
+        Err(error) => Err(anyhow::anyhow!("{error:#}")),
+    };
+    if followed.is_err() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    followed
+}
+
+/// Brings every policy of this network namespace up to date, and existing sockets after it. Nothing is steered any more after
+/// `steer off`: no error.
+fn follow_uplinks(
+    hierarchy: &Hierarchy,
+    pins: &Pins,
+    table: &link::Table,
+    netns_cookie: u64,
+) -> Result<(), kernel::Error> {
+    let Some(mut datapath) = Datapath::open(pins)? else { return Ok(()) };
+    let lock = match datapath.lock() {
+        Err(kernel::Error::SwitchedOff { .. }) => return Ok(()),
+        lock => lock?,
+    };
+    let changed = datapath.follow_uplinks(&lock, table, netns_cookie)?;
+    takeover::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)
+}
+
+/// Removes a cgroup made by `steer exec`, then everything that was made for it: no process can enter a cgroup that is gone.
+/// False when one has entered it before.
+fn clean_up(hierarchy: &Hierarchy, pins: &Pins, path: &CgroupPath, cgroup_id: u64) -> anyhow::Result<bool> {
+    if !scope::remove(hierarchy, path)? {
+        return Ok(false);
+    }
+    if let Some(lock) = pins.lock()? {
+        if let Some(mut datapath) = Datapath::open(pins)? {
+            datapath.forget(&lock, cgroup_id)?;
+        }
+        kernel::tidy(pins, lock, hierarchy)?;
+    }
+    Ok(true)
+}

@@ -1,0 +1,8 @@
+//! Processes that last, and what container runtimes call.
+
+pub mod api;
+pub mod container;
+pub mod daemon;
+pub mod demo;
+pub mod instance;
+pub mod keeper;
