@@ -8,11 +8,15 @@ use std::{
 };
 
 use anyhow::bail;
-use steer_common::Owner;
+use steer_common::{CLOSED_IFINDEX, Owner};
 
 use super::follow::{self, Namespaces};
 use crate::{
-    apply::takeover::{self, TakenOver},
+    apply::{
+        permit::{self, Origin},
+        resolve::{self, Namespace},
+        takeover::{self, TakenOver},
+    },
     host::{
         cgroup::{self, Found, Hierarchy},
         link::{self, Table},
@@ -113,8 +117,14 @@ impl Steering {
         self.follow_uplinks(&lock)
     }
 
+    /// The daemon's own network namespace.
+    fn namespace(&self) -> Namespace<'_> {
+        Namespace { links: &self.table, cookie: self.netns_cookie }
+    }
+
     fn follow_uplinks(&mut self, lock: &Lock) -> Result<(), Error> {
-        let changed = self.datapath.follow_uplinks(lock, &self.table, self.netns_cookie)?;
+        let namespace = Namespace { links: &self.table, cookie: self.netns_cookie };
+        let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
         tell(&changed);
         report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
         Ok(())
@@ -125,7 +135,7 @@ impl Steering {
         let cookie = change.netns_cookie;
         let Some((table, netns)) = self.namespaces.apply(change)? else { return Ok(()) };
         let lock = self.datapath.lock()?;
-        let changed = self.datapath.follow_uplinks(&lock, table, cookie)?;
+        let changed = resolve::follow(&mut self.datapath, &lock, Namespace { links: table, cookie })?;
         tell(&changed);
         let (pins, hierarchy) = (self.datapath.pins(), &self.hierarchy);
         let followed = netns::inside(netns.as_fd(), || match Datapath::open(pins)? {
@@ -161,7 +171,9 @@ impl Steering {
                 let lock = self.datapath.lock()?;
                 let mut changed = BTreeSet::new();
                 for (cgroup_id, desired) in found {
-                    if self.datapath.attachment(cgroup_id)?.is_none_or(|existing| !existing.is_manual()) {
+                    let existing = self.datapath.attachment(cgroup_id)?;
+                    let (origin, path, slot) = (Origin::Configuration, &desired.path, desired.slot);
+                    if permit::attachment(origin, path, existing.as_ref(), slot).is_ok() {
                         changed.extend(self.attach(&lock, cgroup_id, &desired)?);
                     }
                 }
@@ -204,16 +216,16 @@ impl Steering {
             .wanted
             .targets()
             .map(|(name, target)| {
-                let interface = target.interface.as_deref().filter(|interface| !interface.is_empty());
-                let ifindex = interface.and_then(|interface| self.table.resolve(interface));
-                if let (Some(interface), None) = (interface, ifindex)
+                let record = resolve::record(name, target, Owner::Config, self.namespace());
+                if let Some(interface) = target.uplink.interface()
+                    && record.ifindex == CLOSED_IFINDEX
                     && is_news(name)
                 {
                     log::warn!(
                         "policy {name}: uplink {interface} is missing; its sockets are closed until it is there"
                     );
                 }
-                target.record(name, Owner::Config, ifindex, self.netns_cookie)
+                record
             })
             .collect::<Vec<_>>();
         let slots = self.datapath.put_policies(&lock, &records)?;

@@ -4,4 +4,7 @@
 
 pub mod converge;
 pub mod follow;
+pub mod manual;
+pub mod permit;
+pub mod resolve;
 pub mod takeover;

@@ -4,14 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use super::target::{By, How, Resolved};
+use super::target::By;
 use crate::{
-    apply::takeover,
-    host::{
-        capability::require_privilege,
-        cgroup::{Cgroup, Hierarchy},
-    },
-    kernel::{self, Datapath, Lock, Pins},
+    apply::{manual, permit::Origin, takeover},
+    host::{capability::require_privilege, cgroup::Hierarchy},
+    kernel::{self, Datapath},
     run::instance::PinDirectory,
 };
 
@@ -26,8 +23,6 @@ pub(super) struct Args {
     unit: Option<String>,
     #[command(flatten)]
     by: By,
-    #[command(flatten)]
-    how: How,
     /// Steer the root cgroup: every process of the machine that no other policy holds
     #[arg(long)]
     yes_the_root: bool,
@@ -47,34 +42,17 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
              --yes-the-root if that is what you want"
         );
     }
-    let by = args.by.resolve(&args.how)?;
+    let wanted = args.by.wanted()?;
     let pins = pins.to_change()?;
-    let lock = pins.create_and_lock()?;
-    let attached = attach(&pins, &lock, &hierarchy, &cgroup, &by);
-    // What is attached is so, whatever fails afterwards.
-    let told = if attached.is_ok() { pins.tell_daemon(&lock) } else { Ok(()) };
-    if let Err(error) = told.and_then(|()| kernel::tidy(&pins, lock, &hierarchy)) {
-        log::warn!("{error}");
+    let taken_over = manual::change(&pins, &hierarchy, |lock| {
+        let mut datapath = Datapath::open_or_load(&pins, lock)?;
+        datapath.sweep(lock, &hierarchy)?;
+        let cookie = kernel::netns_cookie()?;
+        manual::attach(&mut datapath, lock, &hierarchy, &cgroup, (Origin::Attach, &wanted), cookie)?;
+        Ok::<_, manual::Error>(takeover::take_over(lock, &datapath, &hierarchy, cookie, &[cgroup.id].into()))
+    })?;
+    for taken in taken_over {
+        println!("{taken}");
     }
-    attached?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn attach(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, cgroup: &Cgroup, by: &Resolved) -> anyhow::Result<()> {
-    let mut datapath = Datapath::open_or_load(pins, lock)?;
-    datapath.sweep(lock, hierarchy)?;
-    let configured = datapath.attachment(cgroup.id)?.filter(|existing| !existing.is_manual());
-    if let Some(existing) = &configured
-        && !by.is_policy_in(&datapath, existing.record.policy)?
-    {
-        bail!("{} is steered by the daemon's configuration; change it there", cgroup.path);
-    }
-    let netns_cookie = kernel::netns_cookie()?;
-    let slot = by.slot(&mut datapath, lock)?;
-    // What the configuration says, too, stays the configuration's.
-    datapath.attach(lock, hierarchy, cgroup, slot, configured.is_none())?;
-    for done in takeover::take_over(lock, &datapath, hierarchy, netns_cookie, &[cgroup.id].into()) {
-        println!("{done}");
-    }
-    Ok(())
 }

@@ -2,12 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
-
 use crate::{
-    apply::takeover,
+    apply::manual,
     host::{capability::require_privilege, cgroup::Hierarchy},
-    kernel::{self, Datapath},
+    kernel,
     run::instance::PinDirectory,
 };
 
@@ -24,23 +22,8 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let cgroup = hierarchy.open(&hierarchy.parse(&args.cgroup)?)?;
     let Some(pins) = pins.to_look() else { return Ok(ExitCode::SUCCESS) };
     let Some(lock) = pins.lock()? else { return Ok(ExitCode::SUCCESS) };
-    if let Some(mut datapath) = Datapath::open(&pins)? {
-        if let Some(attachment) = datapath.attachment(cgroup.id)?
-            && !attachment.is_manual()
-            && pins.daemon_runs()?
-        {
-            bail!(
-                "{} is steered by the daemon's configuration, which would attach it again; change it there",
-                cgroup.path
-            );
-        }
-        datapath.detach(&lock, &hierarchy, cgroup.id)?;
-        if let Some(outer) = datapath.around(&hierarchy, &cgroup.path)? {
-            let netns_cookie = kernel::netns_cookie()?;
-            for done in takeover::take_over(&lock, &datapath, &hierarchy, netns_cookie, &[outer].into()) {
-                println!("{done}");
-            }
-        }
+    for taken in manual::detach(&pins, &lock, &hierarchy, &cgroup)? {
+        println!("{taken}");
     }
     kernel::detach_other_versions(&pins, &lock, cgroup.id)?;
     // The configuration may name it, too.

@@ -15,8 +15,12 @@ use std::{
 use anyhow::Context as _;
 use thiserror::Error;
 
-use super::target::{By, How, Resolved};
+use super::target::By;
 use crate::{
+    apply::{
+        manual::{self, Wanted},
+        permit::Origin,
+    },
     host::{
         capability::require_privilege,
         cgroup::{
@@ -24,7 +28,7 @@ use crate::{
             scope::{self, Scope},
         },
     },
-    kernel::{Datapath, Pins},
+    kernel::{self, Datapath, Pins},
     model::error_text::describe,
     run::instance::PinDirectory,
 };
@@ -38,8 +42,6 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     by: By,
-    #[command(flatten)]
-    how: How,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -84,8 +86,8 @@ pub(super) fn run(args: Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
 fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     require_privilege("exec")?;
     let hierarchy = Hierarchy::find()?;
-    let by = args.by.resolve(&args.how)?;
-    by.warn();
+    let wanted = args.by.wanted()?;
+    args.by.warn();
     let pins = pins.to_change()?;
     let own = hierarchy.own()?;
     if let Err(error) = scope::sweep(&hierarchy, &own) {
@@ -94,19 +96,19 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     let scope = Scope::create(&hierarchy, &own)?;
     // From here on the keeper cleans up, whatever becomes of this process.
     let wrapper = start_keeper(&scope, &pins)?;
-    attach(&hierarchy, &pins, &scope, &by)?;
+    attach(&hierarchy, &pins, &scope, &wanted)?;
     scope.enter(&hierarchy)?;
     // Closed on exec, which tells the keeper to begin.
     std::mem::forget(wrapper);
     Ok(())
 }
 
-fn attach(hierarchy: &Hierarchy, pins: &Pins, scope: &Scope, by: &Resolved) -> anyhow::Result<()> {
+fn attach(hierarchy: &Hierarchy, pins: &Pins, scope: &Scope, wanted: &Wanted) -> anyhow::Result<()> {
     let lock = pins.create_and_lock()?;
     let mut datapath = Datapath::open_or_load(pins, &lock)?;
     datapath.sweep(&lock, hierarchy)?;
-    let slot = by.slot(&mut datapath, &lock)?;
-    datapath.attach(&lock, hierarchy, &scope.cgroup, slot, true)?;
+    let cookie = kernel::netns_cookie()?;
+    manual::attach(&mut datapath, &lock, hierarchy, &scope.cgroup, (Origin::Exec, wanted), cookie)?;
     Ok(())
 }
 

@@ -4,10 +4,13 @@ use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
-use super::block_on;
+use super::{
+    block_on,
+    target::{option, spec},
+};
 use crate::{
     host::policy_files::{Kept, Store},
-    model::config::{Enforce, Existing, Ingress, OtherNetns},
+    model::spec::{KEYS, Key, PolicySpec},
     run::{
         api::{PolicyDocument, PolicyRequest, client::Client},
         instance::{CONFIG, Instance},
@@ -55,32 +58,39 @@ struct Output {
 struct Set {
     /// Its name
     name: String,
-    /// Name or alternative name of the uplink; "none" exempts
-    #[arg(long, short, value_name = "IF")]
-    interface: String,
-    /// Path or glob of cgroups; may be given more than once
-    #[arg(long = "cgroup", value_name = "PATTERN", required = true)]
-    cgroups: Vec<String>,
-    /// How far to go against a program that wants out
-    #[arg(long, value_name = "LEVEL")]
-    enforce: Option<Enforce>,
-    /// By which links packets may come in
-    #[arg(long, value_name = "LINKS")]
-    ingress: Option<Ingress>,
-    /// What is done with sockets of other network namespaces
-    #[arg(long, value_name = "WHAT")]
-    other_netns: Option<OtherNetns>,
-    /// What is done with sockets that are there already
-    #[arg(long, value_name = "WHAT")]
-    existing: Option<Existing>,
-    /// Resolver behind the uplink, asked whomever a program asks; one of each family at most
-    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
-    dns: Vec<String>,
+    #[command(flatten)]
+    keys: Keys,
     /// Forget it at the next boot
     #[arg(long)]
     runtime: bool,
     #[command(flatten)]
     output: Output,
+}
+
+/// Every key of a policy, as an option.
+#[derive(Debug)]
+struct Keys(PolicySpec);
+
+impl clap::Args for Keys {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let required = |key: &Key| ["interface", "cgroups"].contains(&key.name);
+        command.args(KEYS.iter().map(|key| option(key).required(required(key))))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Keys {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        spec(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
@@ -94,16 +104,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
             Action::List(output) => print_all(&keeper.list().await?, &output),
             Action::Show { name, output } => print_all(&[keeper.show(&name).await?], &output),
             Action::Set(set) => {
-                let policy = PolicyRequest {
-                    interface: set.interface,
-                    cgroups: set.cgroups,
-                    enforce: set.enforce,
-                    ingress: set.ingress,
-                    other_netns: set.other_netns,
-                    existing: set.existing,
-                    dns: set.dns,
-                    runtime: set.runtime,
-                };
+                let policy = PolicyRequest { policy: set.keys.0, runtime: set.runtime };
                 print_all(&[keeper.put(&set.name, &policy).await?], &set.output)?;
                 keeper.warn_without_daemon();
                 Ok(())
@@ -187,21 +188,21 @@ fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()>
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["POLICY", "INTERFACE", "ENFORCE", "INGRESS", "OTHER NETNS", "DNS", "KEPT IN", "CGROUPS"]);
-    let word = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
     for policy in policies {
         let kept = match policy.kept {
             Kept::Runtime => "memory, until the next boot".to_owned(),
             Kept::File | Kept::Stored => policy.file.clone(),
         };
+        let value = |key: &str| policy.policy.texts(key).unwrap_or_default().join("\n");
         table.add_row([
             policy.name.clone(),
-            policy.interface.clone(),
-            word(&policy.enforce),
-            word(&policy.ingress),
-            word(&policy.other_netns),
-            policy.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            value("interface"),
+            value("enforce"),
+            value("ingress"),
+            value("other_netns"),
+            value("dns"),
             kept,
-            policy.cgroups.join("\n"),
+            value("cgroups"),
         ]);
     }
     println!("{table}");

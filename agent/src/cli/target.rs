@@ -1,143 +1,158 @@
-//! `--interface` or `--policy`: what `exec` and `attach` steer by.
+//! `--interface` or `--policy`, and options: what `exec`, `attach` and `unit` steer by.
 
-use clap::ValueEnum;
-use steer_common::{Kind, Owner, PolicyRecord, policy_flags};
+use anyhow::bail;
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches};
+use steer_common::Owner;
 
+use super::block_on;
 use crate::{
-    host::{link, resolver},
-    kernel::{self, Datapath, Lock},
-    model::{
-        config::{Enforce, Existing, Ingress, Manner, OtherNetns, Resolvers},
-        policy::Target,
+    apply::{
+        manual::Wanted,
+        resolve::{self, Namespace},
     },
+    host::{link, resolver},
+    kernel,
+    model::spec::{KEYS, Key, PolicySpec, Rejected, Uplink},
 };
 
 /// What to steer by.
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-pub(super) struct By {
-    /// Name or alternative name of the uplink, in the network namespace of the caller; "none" exempts
-    #[arg(long, short, value_name = "IF")]
-    pub(super) interface: Option<String>,
-    /// A policy of the daemon's configuration
-    #[arg(long, short, value_name = "NAME")]
-    pub(super) policy: Option<String>,
-}
-
-/// How to steer; a policy of the configuration says that itself.
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct How {
-    /// How far to go against a program that wants out
-    #[arg(long, value_name = "LEVEL", default_value = "strict", conflicts_with = "policy")]
-    enforce: Enforce,
-    /// By which links packets may come in; "uplink" needs --enforce strict
-    #[arg(long, value_name = "LINKS", default_value = "any", conflicts_with = "policy")]
-    ingress: Ingress,
-    /// What is done with sockets of other network namespaces
-    #[arg(long, value_name = "WHAT", default_value = "leave", conflicts_with = "policy")]
-    other_netns: OtherNetns,
-    /// Resolver behind the uplink, asked whomever the program asks; one of each family at most
-    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', conflicts_with = "policy")]
-    dns: Vec<String>,
-    /// What is done with sockets that are bound elsewhere already, and when the uplink comes back with another index
-    #[arg(long, value_name = "WHAT", default_value = "keep", conflicts_with = "policy")]
-    existing: Existing,
-}
-
-/// What `By` means here and now.
-pub(super) enum Resolved {
-    /// A policy to be made.
-    Record(Box<PolicyRecord>),
-    /// The name of a policy that should be in force.
+#[derive(Clone, Debug)]
+pub(super) enum By {
+    /// An interface of the caller's network namespace, and options.
+    Interface(PolicySpec),
+    /// A policy of the daemon's configuration.
     Policy(String),
+    /// Neither, where another argument makes both superfluous.
+    Nothing,
+}
+
+const POLICY: &str = "policy";
+/// The group of which one argument is required.
+const GROUP: &str = "By";
+
+/// The keys that are options of commands that steer at once.
+fn keys() -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(|key| key.name != "cgroups")
+}
+
+/// A key as an option of a command.
+pub(super) fn option(key: &'static Key) -> Arg {
+    let words = (key.words)();
+    let mut help = key.help.trim().trim_end_matches('.').to_owned();
+    if let Some(word) = (key.default_word)() {
+        help = format!("{help} [default: {word}]");
+    }
+    let option = Arg::new(key.name).long(key.option).value_name(key.placeholder).help(help);
+    let option = if key.is_list { option.action(ArgAction::Append) } else { option };
+    let option = if key.name == "dns" { option.value_delimiter(',') } else { option };
+    let option = if key.name == "interface" { option.short('i') } else { option };
+    if words.is_empty() {
+        option
+    } else {
+        let values = words.into_iter().map(|(word, meaning)| {
+            clap::builder::PossibleValue::new(word).help(meaning.trim().trim_end_matches('.').to_owned())
+        });
+        option.value_parser(clap::builder::PossibleValuesParser::new(values))
+    }
+}
+
+/// Reads the options that are keys.
+pub(super) fn spec(matches: &ArgMatches) -> Result<PolicySpec, clap::Error> {
+    let mut spec = PolicySpec::default();
+    for key in KEYS {
+        let Ok(Some(values)) = matches.try_get_many::<String>(key.name) else { continue };
+        for value in values {
+            spec.add(key.name, value).map_err(|rejected| {
+                let problem = match rejected {
+                    Rejected::Value(problem) => problem,
+                    Rejected::Key => "unknown key".to_owned(),
+                };
+                let message = format!("--{} {value}: {problem}\n", key.option);
+                clap::Error::raw(clap::error::ErrorKind::ValueValidation, message)
+            })?;
+        }
+    }
+    Ok(spec)
+}
+
+impl clap::Args for By {
+    fn augment_args(command: Command) -> Command {
+        let policy =
+            Arg::new(POLICY).long(POLICY).short('p').value_name("NAME").help("A policy of the daemon's configuration");
+        let options = keys().map(|key| {
+            let option = option(key);
+            if key.name == "interface" { option } else { option.conflicts_with(POLICY) }
+        });
+        let group = ArgGroup::new(GROUP).args(["interface", POLICY]).required(true).multiple(false);
+        command.args(options).arg(policy).group(group)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for By {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let spec = spec(matches)?;
+        Ok(match (matches.get_one::<String>(POLICY), &spec.interface) {
+            (Some(policy), _) => Self::Policy(policy.clone()),
+            (None, Some(_)) => Self::Interface(spec),
+            (None, None) => Self::Nothing,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 impl By {
     /// The arguments that say the same, for a command line.
-    pub(super) fn arguments(&self, how: &How) -> Vec<String> {
-        let How { enforce, ingress, other_netns, existing, dns } = how;
-        let by = [("--interface", &self.interface), ("--policy", &self.policy)];
-        let by = by.into_iter().filter_map(|(option, name)| Some(format!("{option}={}", name.as_ref()?)));
-        let how = [
-            other("--enforce", enforce),
-            other("--ingress", ingress),
-            other("--other-netns", other_netns),
-            other("--existing", existing),
-            (!dns.is_empty()).then(|| format!("--dns={}", dns.join(","))),
-        ];
-        by.chain(how.into_iter().flatten()).collect()
+    pub(super) fn arguments(&self) -> Vec<String> {
+        match self {
+            Self::Policy(policy) => vec![format!("--{POLICY}={policy}")],
+            Self::Interface(spec) => spec.options().map(|(option, value)| format!("--{option}={value}")).collect(),
+            Self::Nothing => Vec::new(),
+        }
     }
 
-    /// Looks the interface up, before anything is changed.
-    pub(super) fn resolve(&self, how: &How) -> anyhow::Result<Resolved> {
-        let How { enforce, ingress, other_netns, existing, .. } = *how;
-        anyhow::ensure!(
-            ingress == Ingress::Any || enforce == Enforce::Strict,
-            "--ingress uplink needs --enforce strict"
-        );
-        let mut dns = Resolvers::default();
-        how.dns
-            .iter()
-            .try_for_each(|resolver| dns.add(resolver))
-            .map_err(|problem| anyhow::anyhow!("--dns: {problem}"))?;
-        let exempts = self.interface.as_deref() == Some("none");
-        anyhow::ensure!(dns.is_empty() || !exempts, "--dns needs an uplink: an exemption asks whom it likes");
-        anyhow::ensure!(
-            existing == Existing::Keep || !exempts,
-            "--existing needs an uplink: an exemption binds no socket"
-        );
-        let manner = Manner { enforce, ingress, other_netns, dns, existing };
-        let Some(interface) = &self.interface else {
-            return Ok(Resolved::Policy(self.policy.clone().unwrap_or_default()));
-        };
-        let record = if exempts {
-            Target { interface: None, manner }.record("none", Owner::Manual, None, 0)
-        } else {
-            let ifindex = super::block_on(link::read())??.require(interface)?;
-            let target = Target { interface: Some(interface.clone()), manner };
-            target.record(interface, Owner::Manual, Some(ifindex), kernel::netns_cookie()?)
-        };
-        Ok(Resolved::Record(Box::new(record)))
+    /// Whether it names a policy.
+    pub(super) fn is_policy(&self) -> bool {
+        matches!(self, Self::Policy(_))
     }
-}
 
-/// An option that has another value than it has by default.
-fn other<V: ValueEnum + Default + PartialEq>(option: &str, value: &V) -> Option<String> {
-    let said = value.to_possible_value().filter(|_| *value != V::default())?;
-    Some(format!("{option}={}", said.get_name()))
-}
-
-impl Resolved {
-    /// Says what will not be looked up, or not by the uplink. What a configured policy does, `steer status` says.
-    pub(super) fn warn(&self) {
-        if let Self::Record(record) = self
-            && record.kind == Kind::Steer as u32
-        {
-            let asks_its_own = record.flags & (policy_flags::DNS4 | policy_flags::DNS6) != 0;
-            for detour in resolver::detours().iter().filter(|detour| !(asks_its_own && detour.ends_with_dns())) {
-                log::warn!("{detour}");
+    /// What it means here and now. Looks the interface up, before anything is changed.
+    pub(super) fn wanted(&self) -> anyhow::Result<Wanted> {
+        let (spec, uplink) = match self {
+            Self::Policy(policy) => return Ok(Wanted::Policy(policy.clone())),
+            Self::Interface(PolicySpec { interface: Some(uplink), .. }) if *uplink == Uplink::Closed => {
+                bail!("expected --interface")
             }
-        }
+            Self::Interface(spec) => (spec, spec.interface.clone().unwrap_or(Uplink::Closed)),
+            Self::Nothing => bail!("expected --interface or --policy"),
+        };
+        let name = uplink.to_string();
+        let target = spec.target(uplink).map_err(|conflicts| {
+            let problems: Vec<_> =
+                conflicts.iter().map(|conflict| format!("--{}: {}", conflict.key, conflict.problem)).collect();
+            anyhow::anyhow!(problems.join("; "))
+        })?;
+        let links = block_on(link::read())??;
+        let namespace = Namespace { links: &links, cookie: kernel::netns_cookie()? };
+        let record = resolve::present(&name, &target, Owner::Manual, namespace)?;
+        Ok(Wanted::Record(Box::new(record)))
     }
 
-    /// Whether it names the configured policy that is in this slot.
-    pub(super) fn is_policy_in(&self, datapath: &Datapath, slot: u32) -> Result<bool, kernel::Error> {
-        match self {
-            Self::Record(_) => Ok(false),
-            Self::Policy(name) => Ok(kernel::text(&datapath.policy(slot)?.name) == *name),
+    /// Warns about names that will not be resolved, or not by the uplink. `steer status` shows that for configured policies.
+    pub(super) fn warn(&self) {
+        let Self::Interface(spec) = self else { return };
+        if spec.interface.as_ref().is_none_or(|uplink| *uplink == Uplink::Exempt) {
+            return;
         }
-    }
-
-    /// The slot that does it.
-    pub(super) fn slot(&self, datapath: &mut Datapath, lock: &Lock) -> Result<u32, kernel::Error> {
-        match self {
-            Self::Record(record) => Ok(datapath.put_policies(lock, std::slice::from_ref(record))?[0]),
-            Self::Policy(name) => datapath
-                .policies()?
-                .iter()
-                .find(|entry| entry.is_owned_by(Owner::Config) && entry.name() == *name)
-                .map(|entry| entry.slot)
-                .ok_or_else(|| kernel::Error::NoPolicy { name: name.clone() }),
+        for detour in resolver::detours().iter().filter(|detour| !(spec.dns.is_some() && detour.ends_with_dns())) {
+            log::warn!("{detour}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::target::{By, How};
+use super::target::By;
 use crate::{
     model::drop_in::{self, Service},
     run::instance::{PIN_DIRECTORY, PinDirectory},
@@ -30,8 +30,6 @@ pub(super) struct Args {
     service: Service,
     #[command(flatten)]
     by: By,
-    #[command(flatten)]
-    how: How,
     /// Take the drop-in away again
     #[arg(long, conflicts_with = "stdout")]
     remove: bool,
@@ -49,7 +47,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         remove(&file)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let text = drop_in::text(&args.service, &attach_command(args, pins)?, args.by.policy.is_some());
+    let text = drop_in::text(&args.service, &attach_command(args, pins)?, args.by.is_policy());
     if args.stdout {
         print!("{text}");
     } else {
@@ -72,7 +70,7 @@ fn attach_command(args: &Args, pins: &PinDirectory) -> anyhow::Result<Vec<String
         command.extend(["--bpffs".to_owned(), utf8(&pins.0)?]);
     }
     command.push("attach".to_owned());
-    command.extend(args.by.arguments(&args.how));
+    command.extend(args.by.arguments());
     Ok(command)
 }
 

@@ -111,12 +111,6 @@ pub enum Error {
         /// How many there are.
         slots: u32,
     },
-    /// A policy name that no slot has.
-    #[error("there is no policy {name:?} in force; `steer status` lists those there are")]
-    NoPolicy {
-        /// What was asked for.
-        name: String,
-    },
     /// The kernel refused a link.
     #[error("attach {program} to {cgroup}: {source}{hint}")]
     Attach {

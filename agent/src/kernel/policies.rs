@@ -1,4 +1,4 @@
-//! The policy slots: finding, filling and freeing them, and following uplinks.
+//! The policy slots: finding, filling and freeing them.
 //!
 //! **Invariant:** what a slot means does not change while an attachment names it, except for the uplink's index, which is one
 //! word. A policy that has become another one gets another slot, and attachments are pointed to it one by one.
@@ -6,12 +6,11 @@
 use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd as _};
 
 use steer_common::{
-    CLOSED_IFINDEX, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, address::ip_address, map,
-    policy_flags, record::INTERFACE_BYTES,
+    COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, address::ip_address, map, policy_flags,
+    record::INTERFACE_BYTES,
 };
 
 use super::{Datapath, Error, Lock, bpf, map_error};
-use crate::host::link::Table;
 
 /// A filled slot.
 #[derive(Clone, Debug)]
@@ -119,27 +118,11 @@ impl Datapath {
         Ok(slots)
     }
 
-    /// Gives every policy of the network namespace `netns_cookie` its uplink's present index, one word each, or closes it
-    /// while there is none. Returns those that changed, as they are now.
-    pub fn follow_uplinks(
-        &mut self,
-        _lock: &Lock,
-        table: &Table,
-        netns_cookie: u64,
-    ) -> Result<Vec<PolicyEntry>, Error> {
-        let mut changed = Vec::new();
-        for PolicyEntry { slot, record } in self.policies()? {
-            if record.kind != Kind::Steer as u32 || record.netns_cookie != netns_cookie {
-                continue;
-            }
-            let ifindex = table.resolve(&text(&record.interface)).unwrap_or(CLOSED_IFINDEX);
-            if ifindex != record.ifindex {
-                let followed = PolicyRecord { ifindex, ..record };
-                self.set_policy(slot, &followed)?;
-                changed.push(PolicyEntry { slot, record: followed });
-            }
-        }
-        Ok(changed)
+    /// Gives a policy another index of its uplink. Returns it as it is now.
+    pub fn set_uplink(&mut self, _lock: &Lock, entry: &PolicyEntry, ifindex: i32) -> Result<PolicyEntry, Error> {
+        let record = PolicyRecord { ifindex, ..entry.record };
+        self.set_policy(entry.slot, &record)?;
+        Ok(PolicyEntry { slot: entry.slot, record })
     }
 
     /// Frees the configured policies that are not in `keep`. What was attached to one of them by hand is pointed to the one of

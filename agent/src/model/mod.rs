@@ -9,3 +9,4 @@ pub mod error_text;
 pub mod plan;
 pub mod policy;
 pub mod quote;
+pub mod spec;

@@ -82,7 +82,7 @@ mod tests {
 
     use super::{SOCKETS, render};
     use crate::{
-        model::config::{Enforce, Existing},
+        model::spec::{Enforce, Existing},
         observe::status::{Origin, PolicyStatus, Status},
     };
 

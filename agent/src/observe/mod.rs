@@ -7,5 +7,6 @@ pub mod events;
 pub mod explain;
 pub(crate) mod loose;
 pub mod metrics;
+mod schema;
 pub mod status;
 pub mod top;

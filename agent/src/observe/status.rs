@@ -7,6 +7,7 @@ use steer_common::{COUNTERS, Owner};
 use utoipa::ToSchema;
 
 use crate::{
+    apply::resolve,
     host::{
         cgroup::Hierarchy,
         resolver::{self, Detour},
@@ -14,8 +15,7 @@ use crate::{
     kernel::{self, Datapath, Pins, PolicyEntry},
     model::{
         cgroup_path::CgroupPath,
-        config::{Enforce, Existing},
-        policy,
+        spec::{Enforce, Existing},
     },
 };
 
@@ -180,8 +180,8 @@ fn policy_status(
         netns_cookie: steers.then_some(entry.record.netns_cookie),
         cgroups,
         dns: entry.resolvers(),
-        existing: policy::existing(entry.record.flags),
-        enforce: policy::enforce(entry.record.flags),
+        existing: resolve::existing(entry.record.flags),
+        enforce: resolve::enforce(entry.record.flags),
         counters: COUNTERS.iter().map(|counter| counter.name().to_owned()).zip(counts).collect(),
     })
 }

@@ -14,7 +14,10 @@ use anyhow::Context as _;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    apply::takeover,
+    apply::{
+        resolve::{self, Namespace},
+        takeover,
+    },
     host::{
         cgroup::{Hierarchy, scope},
         link,
@@ -112,7 +115,8 @@ fn follow_uplinks(
         Err(kernel::Error::SwitchedOff { .. }) => return Ok(()),
         lock => lock?,
     };
-    let changed = datapath.follow_uplinks(&lock, table, netns_cookie)?;
+    let namespace = Namespace { links: table, cookie: netns_cookie };
+    let changed = resolve::follow(&mut datapath, &lock, namespace)?;
     takeover::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)
 }
 

@@ -7,7 +7,7 @@ use crate::{
         Host,
         diag::{Protocol, Socket},
     },
-    model::config::Existing,
+    model::spec::Existing,
 };
 
 /// What is done.
@@ -44,7 +44,7 @@ mod tests {
     };
 
     use super::{Action, Host, Protocol, Socket, decide};
-    use crate::model::config::Existing;
+    use crate::model::spec::Existing;
 
     const OTHER: i32 = 2;
     const UPLINK: i32 = 3;

@@ -22,6 +22,7 @@ use std::{
 
 use steer_common::Kind;
 
+use super::resolve;
 use crate::{
     host::{
         cgroup::{Found, Hierarchy},
@@ -32,7 +33,7 @@ use crate::{
         },
     },
     kernel::{self, Datapath, Lock, PolicyEntry, text},
-    model::{cgroup_path::CgroupPath, config::Existing, policy},
+    model::{cgroup_path::CgroupPath, spec::Existing},
 };
 use decision::Action;
 
@@ -109,7 +110,7 @@ pub fn follow_uplinks(
     netns_cookie: u64,
     changed: &[PolicyEntry],
 ) -> Result<Vec<TakenOver>, kernel::Error> {
-    let concerned = changed.iter().filter(|entry| policy::existing(entry.record.flags) != Existing::Keep);
+    let concerned = changed.iter().filter(|entry| resolve::existing(entry.record.flags) != Existing::Keep);
     let slots: Vec<u32> = concerned.map(|entry| entry.slot).collect();
     if slots.is_empty() {
         return Ok(Vec::new());
@@ -124,7 +125,7 @@ fn claim(
     cgroup_id: u64,
 ) -> Result<Option<Claim>, kernel::Error> {
     let Some(policy) = datapath.policy_of(cgroup_id)? else { return Ok(None) };
-    let existing = policy::existing(policy.flags);
+    let existing = resolve::existing(policy.flags);
     if policy.kind != Kind::Steer as u32 || policy.netns_cookie != netns_cookie || existing == Existing::Keep {
         return Ok(None);
     }

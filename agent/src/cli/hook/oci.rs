@@ -3,13 +3,15 @@
 use std::{io::stdin, process::ExitCode};
 
 use super::FilesArgs;
-use crate::run::{
-    container::{
-        Asker,
-        hook::{forget, steer},
-        oci::{self, Stage},
+use crate::{
+    apply::permit::Asker,
+    run::{
+        container::{
+            hook::{forget, steer},
+            oci::{self, Stage},
+        },
+        instance::Instance,
     },
-    instance::Instance,
 };
 
 /// Arguments of `steer hook oci`.

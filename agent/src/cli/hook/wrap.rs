@@ -11,10 +11,11 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::FilesArgs;
 use crate::{
-    model::config::{Enforce, Resolvers},
+    apply::permit::Asker,
+    cli::target::{option, spec},
+    model::spec::annotations::{self, Request},
     run::{
         container::{
-            Asked, Asker,
             hook::{forget, steer},
             oci::{self, Action, Bundle, Call},
         },
@@ -31,38 +32,54 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     files: FilesArgs,
-    /// Steer every container by this policy, and let none ask for another
-    #[arg(long, value_name = "NAME", conflicts_with = "interface")]
-    policy: Option<String>,
-    /// Steer every container by this uplink, and let none ask for another
-    #[arg(long, value_name = "IF")]
-    interface: Option<String>,
-    /// How far to go against a program that wants out; with --interface or --policy
-    #[arg(long, value_name = "LEVEL")]
-    enforce: Option<Enforce>,
-    /// Resolver behind the uplink, asked whomever a program asks; with --interface or --policy
-    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
-    dns: Vec<String>,
+    #[command(flatten)]
+    host: HostRequest,
     /// The real runtime and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "RUNTIME")]
     command: Vec<OsString>,
 }
 
-impl Args {
-    /// What the host asks for, for every container.
-    fn asked(&self) -> anyhow::Result<Option<Asked>> {
-        let mut dns = Resolvers::NONE;
-        for address in &self.dns {
-            dns.add(address).map_err(|problem| anyhow::anyhow!("--dns: {problem}"))?;
-        }
-        let (policy, interface) = (self.policy.clone(), self.interface.clone());
-        let asked = Asked { policy, interface, enforce: self.enforce, dns };
-        Ok((asked != Asked::default()).then_some(asked))
+/// What the host asks for, for every container; no container may then ask for something else.
+#[derive(Clone, Debug)]
+struct HostRequest(Option<Request>);
+
+const POLICY: &str = "policy";
+
+impl clap::Args for HostRequest {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let policy = clap::Arg::new(POLICY)
+            .long(POLICY)
+            .value_name("NAME")
+            .help("Steer every container by this policy")
+            .conflicts_with("interface");
+        let keys = annotations::keys().map(|key| match key.name {
+            "interface" => option(key).help("Steer every container by this interface"),
+            _ => option(key),
+        });
+        command.arg(policy).args(keys)
     }
 
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for HostRequest {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let asked = Request { policy: matches.get_one::<String>(POLICY).cloned(), spec: spec(matches)? };
+        Ok(Self((asked != Request::default()).then_some(asked)))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args {
     /// What is asked for a container, and by whom.
-    fn asked_for(&self, bundle: &Bundle) -> anyhow::Result<Option<(Asked, Asker)>> {
-        match (self.asked()?, bundle.asked()?) {
+    fn asked_for(&self, bundle: &Bundle) -> anyhow::Result<Option<(Request, Asker)>> {
+        match (self.host.0.clone(), bundle.asked()?) {
             (Some(host), None) => Ok(Some((host, Asker::Host))),
             (None, Some(container)) => Ok(Some((container, Asker::Container))),
             (Some(host), Some(container)) if host == container => Ok(Some((host, Asker::Host))),

@@ -8,8 +8,13 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Enforce, Pattern, reader::Reader};
-use crate::model::cgroup_path::CgroupPath;
+use super::reader::Reader;
+use crate::model::{
+    cgroup_path::CgroupPath,
+    spec::{Enforce, Pattern, Word},
+};
+
+pub use crate::model::spec::Missing;
 
 /// What the host lets containers ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,16 +76,6 @@ impl Interfaces {
     }
 }
 
-/// `missing`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Missing {
-    /// The container does not start.
-    #[default]
-    Refuse,
-    /// It starts closed, and gets out when the daemon sees the uplink appear.
-    Close,
-}
-
 /// Below the 2 s after which container runtimes give an NRI plugin up.
 const DEFAULT_TIMEOUT_MS: u64 = 1500;
 const MOST_TIMEOUT_MS: i64 = 60_000;
@@ -110,16 +105,8 @@ impl Reader<'_> {
                     }
                     containers.interfaces = if any { Interfaces::Any } else { Interfaces::Named(names) };
                 }
-                "enforce" => match value.get_ref().as_str() {
-                    Some("steer") => containers.enforce = Enforce::Steer,
-                    Some("strict") => containers.enforce = Enforce::Strict,
-                    _ => self.wrong(&path, value, "expected \"steer\" or \"strict\""),
-                },
-                "missing" => match value.get_ref().as_str() {
-                    Some("refuse") => containers.missing = Missing::Refuse,
-                    Some("close") => containers.missing = Missing::Close,
-                    _ => self.wrong(&path, value, "expected \"refuse\" or \"close\""),
-                },
+                "enforce" => self.word(&path, value, &mut containers.enforce),
+                "missing" => self.word(&path, value, &mut containers.missing),
                 "timeout_ms" => match value.get_ref().as_integer().map(|number| number.as_str().parse::<i64>()) {
                     Some(Ok(ms @ 1..=MOST_TIMEOUT_MS)) => containers.timeout = Duration::from_millis(ms.unsigned_abs()),
                     _ => self.wrong(&path, value, format!("expected milliseconds, 1 to {MOST_TIMEOUT_MS}")),
@@ -132,6 +119,13 @@ impl Reader<'_> {
                     self.problem(key.span(), &path, "", expected);
                 }
             }
+        }
+    }
+
+    fn word<W: Word>(&mut self, key: &str, value: &Spanned<DeValue<'_>>, word: &mut W) {
+        match value.get_ref().as_str().map_or_else(|| Err(W::expected()), W::read) {
+            Ok(read) => *word = read,
+            Err(expected) => self.wrong(key, value, expected),
         }
     }
 
@@ -162,7 +156,10 @@ mod tests {
     use std::time::Duration;
 
     use super::{Containers, Interfaces, Missing};
-    use crate::model::config::{Enforce, OtherNetns, parse};
+    use crate::model::{
+        config::parse,
+        spec::{Enforce, OtherNetns},
+    };
 
     #[test]
     fn nothing_said_allows_named_policies_only() {
@@ -191,8 +188,8 @@ mod tests {
         assert_eq!(containers.timeout, Duration::from_millis(250));
         assert_eq!(containers.exempt_namespaces, ["kube-system"]);
         let [held] = &config.policies[..] else { panic!("the parent is a policy: {config:?}") };
-        assert!(held.is_closed() && held.manner.enforce == Enforce::Strict);
-        assert_eq!(held.manner.other_netns, OtherNetns::Refuse, "whatever namespace a container has");
+        assert!(held.is_closed() && held.target.enforcement.enforce == Enforce::Strict);
+        assert_eq!(held.target.enforcement.other_netns, OtherNetns::Refuse, "whatever namespace a container has");
         assert_eq!(held.cgroups[0].as_str(), "/kubepods.slice");
     }
 

@@ -1,6 +1,9 @@
 //! From the text of a file to [`Config`], or to every mistake in it.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use steer_common::{POLICY_SLOTS, record::NAME_BYTES};
 use toml::{
@@ -8,10 +11,8 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{
-    Config, Enforce, Existing, Ingress, Manner, OtherNetns, Pattern, Policy, Problems, UNCLASSIFIED,
-    reader::{Interface, Reader},
-};
+use super::{Config, Policy, Problems, UNCLASSIFIED, reader::Reader};
+use crate::model::spec::{self, KEYS, PolicySpec};
 
 /// Leaves slots for what is attached by hand, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
@@ -137,7 +138,8 @@ impl Reader<'_> {
                 let first = Place { name: None, ..first }.seen_from(&self.source.file);
                 self.wrong(&format!("{at}.name"), span_of, format!("{first} has this name already; expected another"));
             }
-            for (pattern, span_of) in &policy.cgroups {
+            let cgroups = policy.spec.cgroups.clone().unwrap_or_default();
+            for (pattern, span_of) in cgroups.iter().zip(&policy.cgroups) {
                 let normal = pattern.as_str().trim_end_matches('/').to_owned();
                 if let Some(first) = claims.cgroups.insert(normal, place.clone()) {
                     let first = first.seen_from(&self.source.file);
@@ -145,80 +147,52 @@ impl Reader<'_> {
                     self.wrong(&format!("{at}.cgroups"), span_of, message);
                 }
             }
-            if let (Some((name, _)), Some(interface)) = (policy.name, policy.interface) {
-                let cgroups = policy.cgroups.into_iter().map(|(pattern, _)| pattern).collect();
-                let file = self.source.file.clone();
-                policies.push(Policy { name, interface: interface.name(), cgroups, manner: policy.manner, file });
+            let Some(uplink) = policy.spec.interface.clone() else { continue };
+            match (policy.spec.target(uplink), policy.name) {
+                (Ok(target), Some((name, _))) => {
+                    policies.push(Policy { name, target, cgroups, file: self.source.file.clone() });
+                }
+                (Ok(_), None) => {}
+                (Err(conflicts), _) => {
+                    for conflict in conflicts {
+                        self.problem(table.span(), &format!("{at}.{}", conflict.key), "", conflict.problem);
+                    }
+                }
             }
         }
     }
 
     fn policy<'v, 'i>(&mut self, at: &str, span: Range<usize>, fields: &'v DeTable<'i>) -> PolicyFields<'v, 'i> {
         let mut policy = PolicyFields::default();
-        let mut seen = (false, false, false);
+        let mut seen = BTreeSet::new();
         for (key, value) in fields {
             let name = key.get_ref().as_ref();
             let path = format!("{at}.{name}");
-            match name {
-                "name" => {
-                    seen.0 = true;
+            seen.insert(name);
+            match (name, spec::key(name)) {
+                ("name", _) => {
                     policy.name = self.short_text(&path, value, NAME_BYTES).map(|name| (name, value));
                 }
-                "interface" => {
-                    seen.1 = true;
-                    policy.interface = self.interface(&path, value);
+                (_, Some(key)) => {
+                    let accepted = self.key_of_policy(&path, key, value, &mut policy.spec);
+                    if key.name == "cgroups" {
+                        policy.cgroups = accepted;
+                    }
                 }
-                "cgroups" => {
-                    seen.2 = true;
-                    policy.cgroups = self.cgroups(&path, value);
-                }
-                "enforce" => match value.get_ref().as_str() {
-                    Some("steer") => policy.manner.enforce = Enforce::Steer,
-                    Some("strict") => policy.manner.enforce = Enforce::Strict,
-                    _ => self.wrong(&path, value, "expected \"steer\" or \"strict\""),
-                },
-                "ingress" => match value.get_ref().as_str() {
-                    Some("any") => policy.manner.ingress = Ingress::Any,
-                    Some("uplink") => policy.manner.ingress = Ingress::Uplink,
-                    _ => self.wrong(&path, value, "expected \"any\" or \"uplink\""),
-                },
-                "other_netns" => match value.get_ref().as_str() {
-                    Some("leave") => policy.manner.other_netns = OtherNetns::Leave,
-                    Some("refuse") => policy.manner.other_netns = OtherNetns::Refuse,
-                    _ => self.wrong(&path, value, "expected \"leave\" or \"refuse\""),
-                },
-                "existing" => match value.get_ref().as_str() {
-                    Some("keep") => policy.manner.existing = Existing::Keep,
-                    Some("rebind") => policy.manner.existing = Existing::Rebind,
-                    Some("destroy") => policy.manner.existing = Existing::Destroy,
-                    _ => self.wrong(&path, value, "expected \"keep\", \"rebind\" or \"destroy\""),
-                },
-                "dns" => policy.manner.dns = self.dns(&path, value),
-                _ => {
+                (_, None) => {
                     let written = self.source.text.get(value.span()).unwrap_or_default();
-                    let expected = "unknown key; expected name, interface, cgroups, enforce, ingress, other_netns, \
-                         existing or dns";
+                    let known: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+                    let expected = format!("unknown key; expected name, {}", known.join(", "));
                     self.problem(key.span(), &path, written.lines().next().unwrap_or_default(), expected);
                 }
             }
         }
-        if policy.manner.ingress == Ingress::Uplink && policy.manner.enforce != Enforce::Strict {
-            let message = "ingress = \"uplink\" needs enforce = \"strict\"";
-            self.problem(span.clone(), &format!("{at}.ingress"), "", message);
-        }
-        if !policy.manner.dns.is_empty() && matches!(policy.interface, Some(Interface::None)) {
-            self.problem(span.clone(), &format!("{at}.dns"), "", "an exemption asks whom it likes; expected no dns");
-        }
-        if policy.manner.existing != Existing::Keep && matches!(policy.interface, Some(Interface::None)) {
-            let message = "an exemption binds no socket; expected no existing";
-            self.problem(span.clone(), &format!("{at}.existing"), "", message);
-        }
-        for (present, key, expected) in [
-            (seen.0, "name", "expected name = \"...\", unique in the file"),
-            (seen.1, "interface", "expected interface = \"...\", the uplink's name, or \"none\" to exempt"),
-            (seen.2, "cgroups", "expected cgroups = [\"/...\"], one path or glob at least"),
+        for (key, expected) in [
+            ("name", "expected name = \"...\", unique in the file"),
+            ("interface", "expected interface = \"...\", the uplink's name, or \"none\" to exempt"),
+            ("cgroups", "expected cgroups = [\"/...\"], one path or glob at least"),
         ] {
-            if !present {
+            if !seen.contains(key) {
                 self.problem(span.clone(), &format!("{at}.{key}"), "", format!("missing; {expected}"));
             }
         }
@@ -229,15 +203,15 @@ impl Reader<'_> {
 #[derive(Default)]
 struct PolicyFields<'v, 'i> {
     name: Option<(String, &'v Spanned<DeValue<'i>>)>,
-    interface: Option<Interface>,
-    cgroups: Vec<(Pattern, &'v Spanned<DeValue<'i>>)>,
-    manner: Manner,
+    spec: PolicySpec,
+    /// Where each item of `cgroups` is written.
+    cgroups: Vec<&'v Spanned<DeValue<'i>>>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Source, parse, parse_all};
-    use crate::model::config::{Existing, Manner, OtherNetns};
+    use crate::model::spec::{Enforcement, Existing, OtherNetns};
 
     #[test]
     fn a_whole_file() {
@@ -255,10 +229,10 @@ mod tests {
         "#;
         let config = parse("steer.toml", text).expect("valid");
         assert_eq!(config.policies.len(), 2);
-        assert_eq!(config.policies[0].interface.as_deref(), Some("wg0"));
+        assert_eq!(config.policies[0].interface(), Some("wg0"));
         assert_eq!(config.policies[0].cgroups[0].as_str(), "/system.slice/transmission.service");
         assert_eq!(
-            (config.policies[1].interface.as_deref(), config.policies[1].manner.other_netns),
+            (config.policies[1].interface(), config.policies[1].target.enforcement.other_netns),
             (None, OtherNetns::Refuse)
         );
         assert!(parse("steer.toml", "").expect("empty is valid").policies.is_empty());
@@ -323,10 +297,10 @@ other_netns = true
             let text = format!("[[policy]]\nname = \"a\"\ninterface = \"{interface}\"\ncgroups = [\"/a\"]\n");
             parse("f.toml", &format!("{text}existing = \"{existing}\"\n"))
         };
-        let manner = |existing| parsed("wg0", existing).expect("valid").policies[0].manner;
-        assert_eq!(manner("rebind").existing, Existing::Rebind);
-        assert_eq!(manner("destroy").existing, Existing::Destroy);
-        assert_eq!(manner("keep"), Manner::default());
+        let enforcement = |existing| parsed("wg0", existing).expect("valid").policies[0].target.enforcement;
+        assert_eq!(enforcement("rebind").existing, Existing::Rebind);
+        assert_eq!(enforcement("destroy").existing, Existing::Destroy);
+        assert_eq!(enforcement("keep"), Enforcement::default());
         let wrong = parsed("wg0", "leave").expect_err("a mistake").to_string();
         assert!(wrong.contains("f.toml:5:12: policy[0].existing = \"leave\": expected \"keep\""), "{wrong}");
         assert!(parsed("none", "rebind").expect_err("a mistake").to_string().contains("binds no socket"));

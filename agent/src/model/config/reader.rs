@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use steer_common::record::INTERFACE_BYTES;
 use toml::{Spanned, de::DeValue};
 
-use super::{Pattern, Problem, Resolvers, Source};
+use super::{Problem, Source};
+use crate::model::spec::{Key, PolicySpec, Rejected};
 
 /// Reads one file, and notes what is wrong in it.
 pub(super) struct Reader<'a> {
@@ -50,82 +50,34 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn interface(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Interface> {
-        let name = self.short_text(key, value, INTERFACE_BYTES)?;
-        if name == "none" {
-            return Some(Interface::None);
-        }
-        // As dev_valid_name() in the kernel.
-        if name == "." || name == ".." || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
-            self.wrong(key, value, "expected the name of a network interface, without space, / or :");
-            return None;
-        }
-        Some(Interface::Named(name))
-    }
-
-    pub(super) fn dns(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Resolvers {
-        let expected = "expected a list of addresses, as [\"10.64.0.1\", \"2001:db8::53\"]";
-        let mut resolvers = Resolvers::default();
-        let Some(list) = value.get_ref().as_array() else {
-            self.wrong(key, value, expected);
-            return resolvers;
-        };
-        for item in list {
-            match item.get_ref().as_str().map(|text| resolvers.add(text)) {
-                Some(Ok(())) => {}
-                Some(Err(problem)) => self.wrong(key, item, problem),
-                None => self.wrong(key, item, expected),
-            }
-        }
-        resolvers
-    }
-
-    pub(super) fn cgroups<'v, 'i>(
+    /// Reads the value of a key of a policy into `spec`. Returns the items of a list that were accepted.
+    pub(super) fn key_of_policy<'v, 'i>(
         &mut self,
-        key: &str,
+        path: &str,
+        key: &Key,
         value: &'v Spanned<DeValue<'i>>,
-    ) -> Vec<(Pattern, &'v Spanned<DeValue<'i>>)> {
-        let expected = "expected a list of cgroup2 paths or globs, as [\"/system.slice/x.service\"]";
-        let Some(list) = value.get_ref().as_array() else {
-            self.wrong(key, value, expected);
-            return Vec::new();
+        spec: &mut PolicySpec,
+    ) -> Vec<&'v Spanned<DeValue<'i>>> {
+        let items = match value.get_ref().as_array() {
+            Some(list) if key.is_list => list.iter().collect(),
+            None if !key.is_list => vec![value],
+            _ => {
+                self.wrong(path, value, (key.expected)());
+                return Vec::new();
+            }
         };
-        let mut patterns = Vec::new();
-        for item in list {
-            match item.get_ref().as_str().map(Pattern::parse) {
-                Some(Ok(pattern)) if pattern.matches(&[]) => {
-                    self.wrong(
-                        key,
-                        item,
-                        "it matches the root cgroup, that is, the whole machine; expected a part of it",
-                    );
-                }
-                Some(Ok(pattern)) => patterns.push((pattern, item)),
-                Some(Err(reason)) => {
-                    self.wrong(
-                        key,
-                        item,
-                        format!("{reason}; expected a cgroup2 path or glob like \"/user.slice/**/app-*.scope\""),
-                    );
-                }
-                None => self.wrong(key, item, expected),
+        let mut accepted = Vec::new();
+        for item in items {
+            let Some(text) = item.get_ref().as_str() else {
+                self.wrong(path, item, (key.expected)());
+                continue;
+            };
+            match spec.add(key.name, text) {
+                Ok(()) => accepted.push(item),
+                Err(Rejected::Value(problem)) => self.wrong(path, item, problem),
+                Err(Rejected::Key) => self.wrong(path, item, "unknown key"),
             }
         }
-        patterns
-    }
-}
-
-/// `interface`, when there is no mistake in it.
-pub(super) enum Interface {
-    None,
-    Named(String),
-}
-
-impl Interface {
-    pub(super) fn name(self) -> Option<String> {
-        match self {
-            Self::None => None,
-            Self::Named(name) => Some(name),
-        }
+        accepted
     }
 }

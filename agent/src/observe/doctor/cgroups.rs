@@ -3,11 +3,7 @@
 use super::{Finding, Fix, Report, Severity, Subject, Topic, foreign::Foreign, survey::Survey};
 use crate::{
     host::cgroup::Found,
-    model::{
-        cgroup_path::CgroupPath,
-        config::{Pattern, Policy},
-        policy::Policies,
-    },
+    model::{cgroup_path::CgroupPath, config::Policy, policy::Policies, spec::Pattern},
 };
 
 pub(super) fn look_at_patterns(survey: &Survey, report: &mut Report) {

@@ -1,10 +1,11 @@
 //! Commands of steer, as a person would type them.
 
-use steer_common::{Owner, policy_flags};
+use steer_common::Owner;
 
 use crate::{
+    apply::resolve,
     kernel::PolicyEntry,
-    model::{cgroup_path::CgroupPath, config::Existing, policy, quote::quoted},
+    model::{cgroup_path::CgroupPath, quote::quoted},
 };
 
 /// Attaches a cgroup to this policy by hand. `steer` is how this instance is called.
@@ -14,27 +15,8 @@ pub(super) fn attach(steer: &str, path: &CgroupPath, policy: &PolicyEntry) -> St
         words.push(format!("--policy {}", quoted(&policy.name())));
         return words.join(" ");
     }
-    let interface = if policy.exempts() { "none".to_owned() } else { policy.interface() };
-    words.push(format!("--interface {}", quoted(&interface)));
-    let flags = policy.record.flags;
-    // What is left out is what is done unless told otherwise.
-    match (flags & policy_flags::GUARD != 0, flags & policy_flags::RESTORE != 0) {
-        (true, _) => {}
-        (false, true) => words.push("--enforce steer".to_owned()),
-        (false, false) => words.push("--enforce bind".to_owned()),
-    }
-    if flags & policy_flags::GUARD_INGRESS != 0 {
-        words.push("--ingress uplink".to_owned());
-    }
-    if flags & policy_flags::REFUSE_OTHER_NETNS != 0 {
-        words.push("--other-netns refuse".to_owned());
-    }
-    match policy::existing(flags) {
-        Existing::Keep => {}
-        Existing::Rebind => words.push("--existing rebind".to_owned()),
-        Existing::Destroy => words.push("--existing destroy".to_owned()),
-    }
-    words.extend(policy.resolvers().iter().map(|resolver| format!("--dns {resolver}")));
+    let spec = resolve::target(&policy.record).spec();
+    words.extend(spec.options().map(|(option, value)| format!("--{option} {}", quoted(&value))));
     words.join(" ")
 }
 

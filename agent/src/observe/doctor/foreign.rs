@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steer_common::{Owner, program};
+use steer_common::program;
 
 use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
 use crate::{
+    apply::resolve,
     kernel::{
         inspect,
         others::{self, Admits, OnHook, Program},
@@ -175,8 +176,7 @@ fn severity(hook: &str) -> Option<(Severity, &'static str)> {
 /// What the configuration would have attached, with the flags of its policies.
 fn wanted(survey: &Survey) -> BTreeMap<CgroupPath, u32> {
     let policies = Policies::new(survey.config.clone());
-    let flags: Vec<u32> =
-        policies.targets().map(|(name, target)| target.record(name, Owner::Config, None, 0).flags).collect();
+    let flags: Vec<u32> = policies.targets().map(|(_, target)| resolve::flags(&target.enforcement)).collect();
     let named = survey.cgroups.iter().filter_map(|found| {
         let index = policies.attaching(&found.path, |_| false)?;
         Some((found.path.clone(), *flags.get(index)?))

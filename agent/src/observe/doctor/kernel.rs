@@ -7,7 +7,7 @@ use steer_common::policy_flags;
 use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
 use crate::{
     kernel::{self, Unguarded, inspect},
-    model::{cgroup_path::CgroupPath, config::Enforce},
+    model::{cgroup_path::CgroupPath, spec::Enforce},
 };
 
 const OLDEST: (u32, u32) = (5, 10);
@@ -74,7 +74,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
 
 fn look_at_security_hooks(survey: &Survey, report: &mut Report) {
     let in_force = survey.in_force.iter().any(|entry| entry.record.flags & policy_flags::GUARD != 0);
-    let configured = survey.config.policies.iter().any(|policy| policy.manner.enforce == Enforce::Strict);
+    let configured = survey.config.policies.iter().any(|policy| policy.target.enforcement.enforce == Enforce::Strict);
     if !in_force && !configured {
         report.not_applicable(Topic::LsmBpf, Subject::Host, "no policy is strict");
         return;

@@ -13,12 +13,13 @@ use super::{
     survey::{Attached, Survey},
 };
 use crate::{
+    apply::resolve,
     host::{
         cgroup::Hierarchy,
         sockets::{self, diag::Socket, holder},
     },
     kernel::PolicyEntry,
-    model::{cgroup_path::CgroupPath, config::Existing, policy, quote::quoted},
+    model::{cgroup_path::CgroupPath, quote::quoted, spec::Existing},
     observe::loose::Uplink,
 };
 
@@ -149,7 +150,7 @@ impl Held<'_> {
 
     /// Binds the sockets, where steer may; or else lets the process make others.
     fn fix(&self, loose: &[&Socket], pid: u32, cgroup: &CgroupPath) -> Fix {
-        let keeps = policy::existing(self.policy.record.flags) == Existing::Keep;
+        let keeps = resolve::existing(self.policy.record.flags) == Existing::Keep;
         let may_be_bound = loose.iter().all(|socket| !self.is_made_elsewhere(socket));
         if keeps && may_be_bound && self.policy.is_owned_by(Owner::Manual) {
             let mut policy = self.policy.clone();

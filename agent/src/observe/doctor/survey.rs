@@ -20,11 +20,7 @@ use crate::{
         netns, policy_files,
     },
     kernel::{self, Attachment, Datapath, Pins, PolicyEntry},
-    model::{
-        cgroup_path::CgroupPath,
-        config::{Config, Resolvers},
-        quote::quoted,
-    },
+    model::{cgroup_path::CgroupPath, config::Config, quote::quoted},
 };
 
 /// What is read once.
@@ -243,9 +239,8 @@ impl Survey {
         });
         let mut policies: Vec<_> = in_force.collect();
         for policy in self.config.policies.iter().filter(|policy| self.configured(&policy.name).is_none()) {
-            if let Some(uplink) = policy.interface.clone().filter(|_| !policy.is_closed()) {
-                let Resolvers { v4, v6 } = policy.manner.dns;
-                let resolvers = v4.map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from)).collect();
+            if let Some(uplink) = policy.interface().map(str::to_owned) {
+                let resolvers = policy.target.enforcement.dns.iter().collect();
                 policies.push(Policy { name: policy.name.clone(), uplink, resolvers });
             }
         }

@@ -4,15 +4,13 @@ use steer_common::program;
 
 use super::document::{self, Cgroup, Foreign, Kind, Match};
 use crate::{
+    apply::resolve,
     kernel::{
         Attachment, PolicyEntry,
         inspect::Difference,
         others::{Admits, OnHook},
     },
-    model::{
-        cgroup_path::CgroupPath,
-        policy::{self, Policies},
-    },
+    model::{cgroup_path::CgroupPath, policy::Policies},
     observe::status::Origin,
 };
 
@@ -73,7 +71,7 @@ impl Attached {
             policy: policy.map(PolicyEntry::name),
             origin: policy.map(Origin::of),
             interface: policy.filter(|policy| !policy.exempts()).map(PolicyEntry::interface),
-            enforce: policy.map(|policy| policy::enforce(policy.record.flags)),
+            enforce: policy.map(|policy| resolve::enforce(policy.record.flags)),
             manual: self.attachment.is_manual(),
             complete: self.attachment.complete,
             programs: owned(&self.attachment.hooks),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::{
-    model::{cgroup_path::CgroupPath, config::Enforce},
+    model::{cgroup_path::CgroupPath, spec::Enforce},
     observe::status::Origin,
 };
 

@@ -9,6 +9,7 @@ use super::{
     look::{Facts, Surroundings},
 };
 use crate::{
+    apply::resolve::{self, Namespace},
     host::link::{Change, Names, Table, network::Link},
     kernel::{
         Attachment, PolicyEntry,
@@ -16,17 +17,29 @@ use crate::{
         others::{Admits, OnHook, Program},
     },
     model::{
-        config::{self, Manner, OtherNetns},
-        policy::{Policies, Target},
+        config,
+        policy::Policies,
+        spec::{Enforcement, OtherNetns, Target, Uplink},
     },
 };
 
 const HERE: u64 = 7;
 const ELSEWHERE: u64 = 8;
 
+fn record(name: &str, interface: Option<&str>, ifindex: Option<i32>, enforcement: Enforcement) -> PolicyRecord {
+    let uplink = interface.map_or(Uplink::Exempt, |name| Uplink::Interface(name.to_owned()));
+    let links = Table::default();
+    let record = resolve::record(
+        name,
+        &Target { uplink, enforcement },
+        Owner::Config,
+        Namespace { links: &links, cookie: HERE },
+    );
+    PolicyRecord { ifindex: ifindex.unwrap_or(record.ifindex), ..record }
+}
+
 fn policy(name: &str, interface: Option<&str>, ifindex: Option<i32>) -> PolicyEntry {
-    let target = Target { interface: interface.map(str::to_owned), manner: Manner::default() };
-    PolicyEntry { slot: 1, record: target.record(name, Owner::Config, ifindex, HERE) }
+    PolicyEntry { slot: 1, record: record(name, interface, ifindex, Enforcement::default()) }
 }
 
 fn attached(policy: Option<PolicyEntry>, manual: bool) -> Attached {
@@ -236,8 +249,8 @@ fn closed() {
 
 #[test]
 fn of_another_network_namespace() {
-    let manner = Manner { other_netns: OtherNetns::Refuse, ..Manner::default() };
-    let refusing = Target { interface: Some("wg0".to_owned()), manner }.record("vpn", Owner::Config, Some(9), HERE);
+    let enforcement = Enforcement { other_netns: OtherNetns::Refuse, ..Enforcement::default() };
+    let refusing = record("vpn", Some("wg0"), Some(9), enforcement);
     for (record, outcome) in [
         (policy("vpn", Some("wg0"), Some(9)).record, Outcome::OtherNetns),
         (refusing, Outcome::Refused),

@@ -10,7 +10,7 @@ use steer_common::meter::TrafficRecord;
 
 use super::Sample;
 use crate::{
-    model::{cgroup_path::CgroupPath, config::Enforce},
+    model::{cgroup_path::CgroupPath, spec::Enforce},
     observe::status::{CgroupStatus, PolicyStatus},
 };
 

@@ -1,13 +1,11 @@
 //! The documents of the API that are not shown by `steer status` as they are.
 
-use std::net::IpAddr;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
     host::{link::Table, policy_files::Kept},
-    model::config::{self, Enforce, Existing, Ingress, OtherNetns},
+    model::{config, spec::PolicySpec},
 };
 
 /// A policy as it is kept.
@@ -15,21 +13,9 @@ use crate::{
 pub struct PolicyDocument {
     /// Its name.
     pub name: String,
-    /// The uplink's name; "none" exempts, "closed" is what holds `parent` of `[containers]`.
-    pub interface: String,
-    /// Paths and globs of cgroups.
-    pub cgroups: Vec<String>,
-    /// How far steer goes against programs that want out.
-    pub enforce: Enforce,
-    /// By which links packets may come in.
-    pub ingress: Ingress,
-    /// What is done with sockets of other network namespaces.
-    pub other_netns: OtherNetns,
-    /// What is done with sockets that are there already.
-    pub existing: Existing,
-    /// Who is asked for names, whomever a program asks.
-    #[schema(value_type = Vec<String>)]
-    pub dns: Vec<IpAddr>,
+    /// What it says, in full. The interface "closed" is that of the policy that holds `parent` of `[containers]`.
+    #[serde(flatten)]
+    pub policy: PolicySpec,
     /// Where it is kept.
     pub kept: Kept,
     /// The file it is in.
@@ -41,46 +27,19 @@ impl PolicyDocument {
     pub fn new(policy: &config::Policy, kept: Kept) -> Self {
         Self {
             name: policy.name.clone(),
-            interface: match policy.interface.as_deref() {
-                None => "none".to_owned(),
-                Some("") => "closed".to_owned(),
-                Some(interface) => interface.to_owned(),
-            },
-            cgroups: policy.cgroups.iter().map(|pattern| pattern.as_str().to_owned()).collect(),
-            enforce: policy.manner.enforce,
-            ingress: policy.manner.ingress,
-            other_netns: policy.manner.other_netns,
-            existing: policy.manner.existing,
-            dns: policy.manner.dns.iter().collect(),
+            policy: PolicySpec { cgroups: Some(policy.cgroups.clone()), ..policy.target.spec() },
             kept,
             file: policy.file.clone(),
         }
     }
 }
 
-/// A policy to be kept; what is left out is as in a configuration file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+/// A policy to be kept. What is left out is as in a configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PolicyRequest {
-    /// The uplink's name; "none" exempts.
-    pub interface: String,
-    /// Paths and globs of cgroups.
-    pub cgroups: Vec<String>,
-    /// How far steer goes against programs that want out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub enforce: Option<Enforce>,
-    /// By which links packets may come in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ingress: Option<Ingress>,
-    /// What is done with sockets of other network namespaces.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub other_netns: Option<OtherNetns>,
-    /// What is done with sockets that are there already.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub existing: Option<Existing>,
-    /// Who is asked for names, whomever a program asks.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub dns: Vec<String>,
+    /// What it says.
+    #[serde(flatten)]
+    pub policy: PolicySpec,
     /// Forget it at the next boot.
     #[serde(default)]
     pub runtime: bool,
@@ -101,24 +60,10 @@ impl PolicyRequest {
         #[derive(Serialize)]
         struct Named<'a> {
             name: &'a str,
-            interface: &'a str,
-            cgroups: &'a [String],
-            #[serde(skip_serializing_if = "Option::is_none")]
-            enforce: Option<Enforce>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            ingress: Option<Ingress>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            other_netns: Option<OtherNetns>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            existing: Option<Existing>,
-            #[serde(skip_serializing_if = "<[_]>::is_empty")]
-            dns: &'a [String],
+            #[serde(flatten)]
+            policy: &'a PolicySpec,
         }
-        let Self { interface, cgroups, enforce, ingress, other_netns, existing, dns, runtime: _ } = self;
-        let (enforce, ingress, other_netns, existing) = (*enforce, *ingress, *other_netns, *existing);
-        let text = toml::to_string(&File {
-            policy: [Named { name, interface, cgroups, enforce, ingress, other_netns, existing, dns }],
-        })?;
+        let text = toml::to_string(&File { policy: [Named { name, policy: &self.policy }] })?;
         Ok(format!("# Kept by steer: `steer policy set` and `remove` change it.\n\n{text}"))
     }
 }
@@ -140,8 +85,7 @@ impl InterfaceDocument {
     /// Every link of the table.
     pub fn all(table: &Table, policies: &[config::Policy]) -> Vec<Self> {
         let uplink_of = |names: &[&str]| {
-            let uses =
-                policies.iter().filter(|policy| policy.interface.as_deref().is_some_and(|name| names.contains(&name)));
+            let uses = policies.iter().filter(|policy| policy.interface().is_some_and(|name| names.contains(&name)));
             uses.map(|policy| policy.name.clone()).collect()
         };
         let links = table.links().map(|(ifindex, names)| {

@@ -7,7 +7,10 @@ use axum::{
     http::StatusCode,
 };
 
+use serde_json::{Map, Value};
+
 use super::{Peer, PolicyDocument, PolicyRequest, Problem, Request, State};
+use crate::model::spec::PolicySpec;
 
 /// Every policy, in the order in which they count.
 #[utoipa::path(get, path = "/v1/policies", tag = "policies",
@@ -77,14 +80,21 @@ pub(super) async fn reload(
 
 /// The body, or the field in which it is wrong.
 fn parse(body: &[u8]) -> Result<PolicyRequest, Problem> {
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let policy = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        // The path of a body that is no object, and of a member that is missing, is a dot.
-        Problem::field(if path == "." { "" } else { &path }, error.into_inner().to_string())
-    })?;
-    json.end().map_err(|error| Problem::field("", error.to_string()))?;
-    Ok(policy)
+    let mut members: Map<String, Value> =
+        serde_json::from_slice(body).map_err(|error| Problem::field("", error.to_string()))?;
+    let runtime = match members.remove("runtime") {
+        None => false,
+        Some(Value::Bool(runtime)) => runtime,
+        Some(_) => return Err(Problem::field("runtime", "expected true or false".to_owned())),
+    };
+    let policy: PolicySpec = serde_path_to_error::deserialize(Value::Object(members))
+        .map_err(|error| Problem::field(&error.path().to_string(), error.into_inner().to_string()))?;
+    for (key, is_missing) in [("interface", policy.interface.is_none()), ("cgroups", policy.cgroups.is_none())] {
+        if is_missing {
+            return Err(Problem::field("", format!("missing field `{key}`")));
+        }
+    }
+    Ok(PolicyRequest { policy, runtime })
 }
 
 #[cfg(test)]
@@ -99,7 +109,7 @@ mod tests {
             (r#"{"interface": 1, "cgroups": []}"#, "interface", "expected a string"),
             (r#"{"interface": "wg0"}"#, "", "missing field `cgroups`"),
             (r#"{"interface": "wg0", "cgroups": ["/a", 7]}"#, "cgroups[1]", "expected a string"),
-            (r#"{"interface": "wg0", "cgroups": [], "enforce": "lax"}"#, "enforce", "unknown variant"),
+            (r#"{"interface": "wg0", "cgroups": [], "enforce": "lax"}"#, "enforce", "expected \"steer\" or \"strict\""),
             (r#"{"interface": "wg0", "cgroups": [], "colour": "red"}"#, "colour", "unknown field"),
             (r#"{"interface": "wg0", "cgroups": []} x"#, "", "trailing"),
         ];

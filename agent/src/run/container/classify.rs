@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    model::config::Config,
-    run::container::{
-        Asked, Error, PREFIX,
-        nri::{Container, PodSandbox},
+    model::{
+        config::Config,
+        spec::annotations::{Invalid, PREFIX, Request},
     },
+    run::container::nri::{Container, PodSandbox},
 };
 
 /// What says by what to steer. A container that says one of these says all.
@@ -15,7 +15,7 @@ const BY: [&str; 2] = ["steer.policy", "steer.interface"];
 
 /// What is asked for a container; nothing where the host leaves its namespace alone. The container's annotations win
 /// over the pod's: one by one where they say how, as a whole where they say by what.
-pub(super) fn asked(config: &Config, pod: &PodSandbox, container: &Container) -> Result<Option<Asked>, Error> {
+pub(super) fn asked(config: &Config, pod: &PodSandbox, container: &Container) -> Result<Option<Request>, Invalid> {
     if is_exempt(config, pod) {
         return Ok(None);
     }
@@ -25,7 +25,7 @@ pub(super) fn asked(config: &Config, pod: &PodSandbox, container: &Container) ->
             annotations.entry(name).or_insert(value);
         }
     }
-    Asked::of(annotations)
+    Request::of(annotations)
 }
 
 /// Whether the host leaves the namespace of this pod alone, whatever its pods ask for.
@@ -80,9 +80,11 @@ mod tests {
         for (namespace, pods, containers, expected) in cases {
             let (pod, container) = of(namespace, pods, containers);
             let asked = asked(&config, &pod, &container).expect("right");
-            let dns = asked.as_ref().and_then(|asked| asked.dns.iter().next()).map(|address| address.to_string());
-            let told =
-                asked.as_ref().map(|asked| [asked.policy.as_deref(), asked.interface.as_deref(), dns.as_deref()]);
+            let dns = asked.as_ref().and_then(|asked| asked.spec.texts("dns")?.first().cloned());
+            let told = asked.as_ref().map(|asked| {
+                let interface = asked.spec.interface.as_ref().and_then(|uplink| uplink.interface());
+                [asked.policy.as_deref(), interface, dns.as_deref()]
+            });
             assert_eq!(told, expected, "{namespace} {pods:?} {containers:?}");
         }
         let (pod, container) = of("default", &[], &[("steer.nonsense", "")]);

@@ -4,10 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::{Asked, Asker, Container, Fate, oci::Created};
+use super::{Action, Container, oci::Created};
 use crate::{
+    apply::permit::Asker,
     host::capability::require_privilege,
-    model::config::{Config, Containers},
+    model::{
+        config::{Config, Containers},
+        spec::annotations::Request,
+    },
     run::{container, instance::Instance},
 };
 
@@ -30,7 +34,7 @@ pub fn steer(
     files: &Files,
     instance: &Instance,
     created: &Created,
-    asked: Option<(&Asked, Asker)>,
+    asked: Option<(&Request, Asker)>,
 ) -> anyhow::Result<()> {
     let config = match files.read(instance) {
         // One that is held stays so; another does not depend on what cannot be read.
@@ -41,9 +45,9 @@ pub fn steer(
         config => config?,
     };
     let container = Container { pid: created.pid, id: &created.id, runs: false };
-    if let Some(fate) = Fate::of(&config, container, asked)? {
+    if let Some(action) = Action::of(&config, container, asked)? {
         require_privilege("hook")?;
-        container::steer(&instance.pins.to_change()?, &config, container, &fate)?;
+        container::steer(&instance.pins.to_change()?, &config, container, &action)?;
     }
     Ok(())
 }

@@ -1,11 +1,9 @@
 //! A container's uplink: granted as the host allows, and in force before its program is executed, or refused.
 //!
-//! **Invariant:** nothing here asks the daemon. A container is steered by files and pins alone, within a bounded time; and
-//! what was not done to its end leaves nothing.
+//! **Invariant:** nothing here asks the daemon. A container is steered by files and pins alone, within a bounded time. What was not
+//! completed leaves nothing.
 
-mod annotations;
 pub mod classify;
-mod grant;
 pub mod hook;
 pub mod nri;
 pub mod oci;
@@ -17,17 +15,19 @@ use std::{io, time::Duration};
 use steer_common::{Owner, PolicyRecord};
 use thiserror::Error;
 
-pub use annotations::{Asked, PREFIX, annotation_of_variable};
-pub use grant::{Asker, Decision, decide};
-
 use crate::{
-    apply::takeover,
+    apply::{
+        manual::{self, Wanted},
+        permit::{self, Asker, Grant, Origin},
+        resolve::{self, Namespace},
+        takeover,
+    },
     host::cgroup::{self, Hierarchy},
     kernel::{self, Datapath, Lock, Pins},
     model::{
         cgroup_path::CgroupPath,
-        config::{Config, Manner, Missing, UNCLASSIFIED},
-        policy::Target,
+        config::{Config, Missing, UNCLASSIFIED},
+        spec::{Target, annotations::Request},
     },
 };
 use process::Process;
@@ -35,24 +35,9 @@ use process::Process;
 /// Why a container is not steered, and so does not start.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// An annotation means nothing.
-    #[error("annotation {name} = {value:?}: {problem}")]
-    Annotation {
-        /// Its name.
-        name: String,
-        /// Its value.
-        value: String,
-        /// What is wrong with it.
-        problem: String,
-    },
     /// The host does not allow it.
-    #[error("the container asks for {asked}: {why}")]
-    Refused {
-        /// What it asks for.
-        asked: String,
-        /// Why it does not get it.
-        why: String,
-    },
+    #[error(transparent)]
+    Refused(#[from] permit::Refused),
     /// The uplink is not there.
     #[error(
         "policy {policy}: {source}; the container does not start without (`missing = \"close\"` in [containers] lets it start closed)"
@@ -90,9 +75,12 @@ pub enum Error {
     /// The hierarchy.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    /// The attachment.
+    #[error(transparent)]
+    Attach(#[from] manual::Error),
     /// The pins.
     #[error(transparent)]
-    Datapath(#[from] kernel::Error),
+    Kernel(#[from] kernel::Error),
 }
 
 /// A container.
@@ -107,65 +95,75 @@ pub struct Container<'a> {
     pub runs: bool,
 }
 
-/// What is to become of a container.
+/// What is done with a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It is steered.
-    By(Decision),
-    /// No policy around it holds for it.
-    Exempt,
-    /// Nothing gets out of it.
-    Closed,
+pub enum Action {
+    /// It gets a policy.
+    Steer(Grant),
+    /// It asks for nothing. It is released from the policy of `parent` of `[containers]`, and from no other.
+    Release,
+    /// Nothing leaves it.
+    Close,
 }
 
-impl Fate {
-    /// What is asked for, as far as it is granted. Nothing asked: nothing is done, except that below `parent` of `[containers]`
-    /// the container is let out of what holds it.
+impl Action {
+    /// What is asked for, as far as it is granted. `None`: nothing is done.
     pub fn of(
         config: &Config,
         container: Container<'_>,
-        asked: Option<(&Asked, Asker)>,
+        asked: Option<(&Request, Asker)>,
     ) -> Result<Option<Self>, Error> {
-        let held = |parent: &CgroupPath| {
-            let cgroup = Hierarchy::find()?.of_process(container.pid)?;
-            Ok::<_, Error>((cgroup != *parent && cgroup.is_in(parent)).then_some(Self::Exempt))
-        };
         match (asked, &config.containers.parent) {
-            (Some((asked, by)), _) => Ok(Some(Self::By(decide(config, asked, by)?))),
-            (None, Some(parent)) => held(parent),
+            (Some((asked, by)), _) => Ok(Some(Self::Steer(permit::grant(config, asked, by)?))),
+            (None, Some(parent)) => {
+                let cgroup = Hierarchy::find()?.of_process(container.pid)?;
+                Ok((cgroup != *parent && cgroup.is_in(parent)).then_some(Self::Release))
+            }
             (None, None) => Ok(None),
         }
     }
 
-    fn decision(&self) -> Decision {
-        let decision =
-            |name: &str, interface, manner| Decision { name: name.to_owned(), target: Target { interface, manner } };
+    fn grant(&self) -> Grant {
         match self {
-            Self::By(decision) => decision.clone(),
-            Self::Exempt => decision("none", None, Manner::default()),
-            Self::Closed => decision(UNCLASSIFIED, Some(String::new()), Manner::CLOSED),
+            Self::Steer(grant) => grant.clone(),
+            Self::Release => Grant { name: "none".to_owned(), target: Target::exempt() },
+            Self::Close => Grant { name: UNCLASSIFIED.to_owned(), target: Target::CLOSED },
         }
     }
 }
 
-/// Lets a container have its fate, from before its program is executed. Doing it again changes it. Returns its cgroup.
-pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, fate: &Fate) -> Result<CgroupPath, Error> {
+/// Carries out an action, before the container's program is executed. Doing it again changes it. Returns the container's cgroup.
+pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Action) -> Result<CgroupPath, Error> {
     let hierarchy = Hierarchy::find()?;
     let process = Process::look_at(&hierarchy, container)?;
-    let decision = fate.decision();
-    let record = record(config, &process, &decision)?;
+    let record = record(config, &process, &action.grant())?;
     let pins = &pins.clone().with_patience(config.containers.timeout);
-    let lock = pins.create_and_lock()?;
-    let attached = attach(pins, &lock, &hierarchy, &process, &record, container.runs);
-    // What is attached is so, whatever fails afterwards.
-    let afterwards = match attached {
-        Ok(()) => pins.tell_daemon(&lock),
-        Err(_) => kernel::tidy(pins, lock, &hierarchy),
-    };
-    if let Err(error) = afterwards {
-        log::warn!("{error}");
+    manual::change(pins, &hierarchy, |lock| {
+        let mut datapath = Datapath::open_or_load(pins, lock)?;
+        datapath.sweep_gone(lock, &hierarchy)?;
+        let path = &process.cgroup.path;
+        if *action == Action::Release && !permit::container_without_request(&datapath, &hierarchy, path)? {
+            return Ok(());
+        }
+        let wanted = (Origin::Container, &Wanted::Record(Box::new(record)));
+        manual::attach(&mut datapath, lock, &hierarchy, &process.cgroup, wanted, process.netns_cookie)?;
+        if container.runs { take_over_sockets(pins, lock, &hierarchy, &process) } else { Ok(()) }
+    })?;
+    Ok(process.cgroup.path)
+}
+
+/// Sockets that the container's program has made already follow the policy, in the container's network namespace.
+fn take_over_sockets(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, process: &Process) -> Result<(), Error> {
+    let (id, cookie) = (process.cgroup.id, process.netns_cookie);
+    let taken_over = process.inside(|| {
+        let datapath = Datapath::open(pins)?;
+        let taken = datapath.map(|datapath| takeover::take_over(lock, &datapath, hierarchy, cookie, &[id].into()));
+        Ok::<_, kernel::Error>(taken.unwrap_or_default())
+    })??;
+    for taken in taken_over.iter().filter(|taken| !taken.is_nothing()) {
+        log::info!("{taken}");
     }
-    attached.map(|()| process.cgroup.path)
+    Ok(())
 }
 
 /// Forgets the containers that are gone. Nothing pinned is no error.
@@ -177,48 +175,13 @@ pub fn forget(pins: &Pins, patience: Duration) -> Result<(), Error> {
 }
 
 /// The policy as a record of the container's network namespace, with the uplink's index there.
-fn record(config: &Config, process: &Process, decision: &Decision) -> Result<PolicyRecord, Error> {
-    let Decision { name, target } = decision;
-    let ifindex = match target.interface.as_deref() {
-        None | Some("") => None,
-        Some(interface) => match (process.links()?.require(interface), config.containers.missing) {
-            (Ok(ifindex), _) => Some(ifindex),
-            (Err(_), Missing::Close) => None,
-            (Err(source), Missing::Refuse) => return Err(Error::Missing { policy: name.clone(), source }),
-        },
-    };
-    Ok(target.record(name, Owner::Manual, ifindex, process.netns_cookie))
-}
-
-fn attach(
-    pins: &Pins,
-    lock: &Lock,
-    hierarchy: &Hierarchy,
-    process: &Process,
-    record: &PolicyRecord,
-    runs: bool,
-) -> Result<(), Error> {
-    let mut datapath = Datapath::open_or_load(pins, lock)?;
-    datapath.sweep_gone(lock, hierarchy)?;
-    // On the host's network, a policy that the daemon has in force is followed when its configuration changes.
-    let (slot, manual) = match datapath.configured_as(record)? {
-        Some(slot) => {
-            let existing = datapath.attachment(process.cgroup.id)?;
-            (slot, existing.is_none_or(|existing| existing.is_manual() || existing.record.policy != slot))
-        }
-        None => (datapath.put_policies(lock, std::slice::from_ref(record))?[0], true),
-    };
-    datapath.attach(lock, hierarchy, &process.cgroup, slot, manual)?;
-    if runs {
-        let (id, cookie) = (process.cgroup.id, process.netns_cookie);
-        let taken = process.inside(|| {
-            let datapath = Datapath::open(pins)?;
-            let taken = datapath.map(|datapath| takeover::take_over(lock, &datapath, hierarchy, cookie, &[id].into()));
-            Ok::<_, kernel::Error>(taken.unwrap_or_default())
-        })??;
-        for taken in taken.iter().filter(|taken| !taken.is_nothing()) {
-            log::info!("{taken}");
-        }
+fn record(config: &Config, process: &Process, grant: &Grant) -> Result<PolicyRecord, Error> {
+    let Grant { name, target } = grant;
+    let links = if target.uplink.interface().is_some() { process.links()? } else { Default::default() };
+    let namespace = Namespace { links: &links, cookie: process.netns_cookie };
+    match config.containers.missing {
+        Missing::Close => Ok(resolve::record(name, target, Owner::Manual, namespace)),
+        Missing::Refuse => resolve::present(name, target, Owner::Manual, namespace)
+            .map_err(|source| Error::Missing { policy: name.clone(), source }),
     }
-    Ok(())
 }

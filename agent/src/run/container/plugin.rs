@@ -13,6 +13,7 @@ use super::{
     hook::{Files, forget},
 };
 use crate::{
+    apply::permit::Asker,
     host::cgroup::Hierarchy,
     model::{
         cgroup_path::CgroupPath,
@@ -21,7 +22,7 @@ use crate::{
     },
     run::{
         container::{
-            self, Asker, Error, Fate,
+            self, Action, Error,
             nri::{self, Container, Plugin, PodSandbox, State},
         },
         instance::Instance,
@@ -101,8 +102,8 @@ impl Tools {
                 return Ok(());
             }
         };
-        let started = fate(&config, pod, container).and_then(|fate| match fate {
-            Some(fate) => self.steer(&config, container, &fate, false).map(drop),
+        let started = action(&config, pod, container).and_then(|action| match action {
+            Some(action) => self.steer(&config, container, &action, false).map(drop),
             None => Ok(()),
         });
         match started {
@@ -134,40 +135,40 @@ impl Tools {
             log::error!("{what} runs already and is closed now: {}", describe(&error));
             let defaults = Config::default();
             let config = config.as_ref().unwrap_or(&defaults);
-            if let Err(error) = self.steer(config, container, &Fate::Closed, true) {
+            if let Err(error) = self.steer(config, container, &Action::Close, true) {
                 log::error!("{what} runs on and is NOT closed: {}", describe(&error));
             }
         }
     }
 
     fn take_on(&self, config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<()> {
-        let Some(fate) = fate(config, pod, container)? else { return Ok(()) };
+        let Some(action) = action(config, pod, container)? else { return Ok(()) };
         let runs = container.state != State::Created as i32;
         let what = name(pod, container);
-        match self.steer(config, container, &fate, runs) {
+        match self.steer(config, container, &action, runs) {
             Err(error) if matches!(error.downcast_ref(), Some(Error::Missing { .. })) => {
                 log::error!("{what} runs already, and is closed until its uplink is there: {}", describe(&error));
                 let mut patient = config.clone();
                 patient.containers.missing = Missing::Close;
-                self.steer(&patient, container, &fate, runs).map(drop)
+                self.steer(&patient, container, &action, runs).map(drop)
             }
             Ok(cgroup) => {
-                log::info!("{what} runs already; {cgroup} is {}", told(&fate));
+                log::info!("{what} runs already; {cgroup} is {}", told(&action));
                 Ok(())
             }
             Err(error) => Err(error),
         }
     }
 
-    fn steer(&self, config: &Config, container: &Container, fate: &Fate, runs: bool) -> anyhow::Result<CgroupPath> {
+    fn steer(&self, config: &Config, container: &Container, action: &Action, runs: bool) -> anyhow::Result<CgroupPath> {
         let pins = self.instance.pins.to_change()?;
-        Ok(container::steer(&pins, config, to_be_steered(container, runs), fate)?)
+        Ok(container::steer(&pins, config, to_be_steered(container, runs), action)?)
     }
 }
 
 /// What becomes of a container; nothing where nothing is to be done. This process's own is left alone: what steers must
 /// not wait for itself.
-fn fate(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<Option<Fate>> {
+fn action(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<Option<Action>> {
     let asked = classify::asked(config, pod, container)?;
     if container.pid == 0 {
         anyhow::ensure!(asked.is_none(), "the runtime names no process of it");
@@ -181,7 +182,7 @@ fn fate(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Res
         }
     }
     let asked = asked.as_ref().map(|asked| (asked, Asker::Container));
-    Ok(Fate::of(config, to_be_steered(container, false), asked)?)
+    Ok(Action::of(config, to_be_steered(container, false), asked)?)
 }
 
 fn to_be_steered(container: &Container, runs: bool) -> container::Container<'_> {
@@ -192,11 +193,11 @@ fn is_alive(container: &Container) -> bool {
     [State::Created, State::Paused, State::Running].iter().any(|state| container.state == *state as i32)
 }
 
-fn told(fate: &Fate) -> String {
-    match fate {
-        Fate::By(decision) => format!("steered by {}", decision.name),
-        Fate::Exempt => "exempt".to_owned(),
-        Fate::Closed => "closed".to_owned(),
+fn told(action: &Action) -> String {
+    match action {
+        Action::Steer(grant) => format!("steered by {}", grant.name),
+        Action::Release => "released".to_owned(),
+        Action::Close => "closed".to_owned(),
     }
 }
 

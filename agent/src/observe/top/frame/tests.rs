@@ -8,7 +8,7 @@ use steer_common::meter::{TrafficKey, TrafficRecord};
 
 use super::{Frame, LinkFrame};
 use crate::{
-    model::config::{Enforce, Existing},
+    model::spec::{Enforce, Existing},
     observe::{
         status::{CgroupStatus, Origin, PolicyStatus, Status},
         top::Sample,

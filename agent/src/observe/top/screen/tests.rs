@@ -6,7 +6,7 @@ use ratatui::{Terminal, backend::TestBackend};
 
 use super::{Screen, Sort, text};
 use crate::{
-    model::config::Enforce,
+    model::spec::Enforce,
     observe::top::{CgroupFrame, Frame, LinkFrame, PolicyFrame},
 };
 

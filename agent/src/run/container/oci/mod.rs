@@ -14,7 +14,7 @@ use std::{
 use oci_spec::runtime::{ContainerState, Spec, State};
 use thiserror::Error;
 
-use crate::run::container::{self, Asked};
+use crate::model::spec::annotations::{self, Invalid, Request};
 
 pub use call::{Action, Call, UnknownCall};
 
@@ -131,22 +131,26 @@ impl Bundle {
 
     /// What its annotations ask for or, where they ask for nothing, the variables of its environment: STEER_POLICY,
     /// STEER_INTERFACE, STEER_ENFORCE, STEER_DNS.
-    pub fn asked(&self) -> Result<Option<Asked>, container::Error> {
+    pub fn asked(&self) -> Result<Option<Request>, Invalid> {
         let annotated = asked(&self.annotations)?;
         if annotated.is_some() {
             return Ok(annotated);
         }
-        let variables = self.environment.iter().filter_map(|variable| {
-            let (name, value) = variable.split_once('=')?;
-            Some((container::annotation_of_variable(name)?, value))
-        });
-        Asked::of(variables)
+        let variables: Vec<(String, &str)> = self
+            .environment
+            .iter()
+            .filter_map(|variable| {
+                let (name, value) = variable.split_once('=')?;
+                Some((annotations::of_variable(name)?, value))
+            })
+            .collect();
+        Request::of(variables.iter().map(|(name, value)| (name.as_str(), *value)))
     }
 }
 
 /// What annotations ask for.
-pub fn asked(annotations: &Annotations) -> Result<Option<Asked>, container::Error> {
-    Asked::of(annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+pub fn asked(annotations: &Annotations) -> Result<Option<Request>, Invalid> {
+    Request::of(annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
 /// The types of the specification take a missing status for `stopped`, that is, for a container nothing is to be done for.

@@ -1,9 +1,10 @@
-//! From what is asked to what is done, as far as the host allows it. Pure.
+//! What a container gets of what is asked for it: as far as `[containers]` of the host's configuration allows.
 
-use super::{Asked, Error};
+use thiserror::Error;
+
 use crate::model::{
-    config::{Config, Enforce, Ingress, Manner, Policy},
-    policy::Target,
+    config::{Config, Policy},
+    spec::{Enforce, Ingress, PolicySpec, Target, Uplink, annotations::Request},
 };
 
 /// Who asks.
@@ -15,26 +16,36 @@ pub enum Asker {
     Host,
 }
 
-/// How a container is to be steered.
+/// What a container gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// The policy's name; an interface's, where that was asked for.
+pub struct Grant {
+    /// The policy's name; that of the interface, where an interface was asked for.
     pub name: String,
     /// What it does.
     pub target: Target,
 }
 
-/// Grants what is asked, or says why not.
-pub fn decide(config: &Config, asked: &Asked, by: Asker) -> Result<Decision, Error> {
-    match (&asked.policy, &asked.interface) {
+/// The host does not allow what is asked for.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the container asks for {asked}: {why}")]
+pub struct Refused {
+    /// What is asked for.
+    pub asked: String,
+    /// Why it is refused.
+    pub why: String,
+}
+
+/// Grants what is asked for, or says why not.
+pub fn grant(config: &Config, asked: &Request, by: Asker) -> Result<Grant, Refused> {
+    match (&asked.policy, &asked.spec.interface) {
         (Some(_), Some(_)) => Err(refused(asked, "both a policy and an interface; expected one of them")),
         (None, None) => Err(refused(asked, "it says how to steer, but neither by which policy nor by which interface")),
         (Some(name), None) => by_policy(config, asked, name, by),
-        (None, Some(interface)) => by_interface(config, asked, interface, by),
+        (None, Some(uplink)) => by_interface(config, asked, uplink, by),
     }
 }
 
-fn by_policy(config: &Config, asked: &Asked, name: &str, by: Asker) -> Result<Decision, Error> {
+fn by_policy(config: &Config, asked: &Request, name: &str, by: Asker) -> Result<Grant, Refused> {
     let policies = || config.policies.iter().filter(|policy| !policy.is_closed());
     let Some(policy) = policies().find(|policy| policy.name == name) else {
         let known: Vec<_> = policies().map(|policy| policy.name.as_str()).collect();
@@ -47,77 +58,78 @@ fn by_policy(config: &Config, asked: &Asked, name: &str, by: Asker) -> Result<De
             Some(allowed) if !allowed.iter().any(|allowed| allowed == name) => {
                 return Err(refused(asked, "it is not in `policies` of [containers] in the host's configuration"));
             }
-            None if policy.interface.is_none() => {
+            None if policy.target.uplink == Uplink::Exempt => {
                 let why = "it exempts, which only a policy may do that `policies` of [containers] names";
                 return Err(refused(asked, why));
             }
             _ => {}
         }
     }
-    let manner = manner_of(config, asked, policy, by)?;
-    Ok(Decision { name: name.to_owned(), target: Target { interface: policy.interface.clone(), manner } })
+    Ok(Grant { name: name.to_owned(), target: with_options(config, asked, policy, by)? })
 }
 
-/// The policy's, with what the container adds.
-fn manner_of(config: &Config, asked: &Asked, policy: &Policy, by: Asker) -> Result<Manner, Error> {
-    let mut manner = policy.manner;
-    if policy.interface.is_none() && (asked.enforce.is_some() || !asked.dns.is_empty()) {
-        return Err(refused(asked, "an exemption binds no socket; expected neither steer.enforce nor steer.dns"));
-    }
-    if let Some(enforce) = asked.enforce {
-        if by == Asker::Container && enforce < manner.enforce && enforce < config.containers.enforce {
+/// The policy's target, with what the container adds.
+fn with_options(config: &Config, asked: &Request, policy: &Policy, by: Asker) -> Result<Target, Refused> {
+    refuse_options_of_an_exemption(asked, &policy.target.uplink)?;
+    let own = &policy.target.enforcement;
+    if let Some(enforce) = asked.spec.enforce {
+        if by == Asker::Container && enforce < own.enforce && enforce < config.containers.enforce {
             return Err(refused(asked, "less than the policy does, and than `enforce` of [containers] allows"));
         }
-        if enforce < Enforce::Strict && manner.ingress == Ingress::Uplink {
+        if enforce < Enforce::Strict && own.ingress == Ingress::Uplink {
             return Err(refused(asked, "the policy's ingress = \"uplink\" needs strict"));
         }
-        manner.enforce = enforce;
     }
-    if !asked.dns.is_empty() {
-        if !manner.dns.is_empty() && manner.dns != asked.dns {
-            return Err(refused(asked, "the policy says itself whom to ask for names; expected no steer.dns"));
-        }
-        manner.dns = asked.dns;
+    if asked.spec.dns.is_some_and(|dns| !own.dns.is_empty() && own.dns != dns) {
+        return Err(refused(asked, "the policy has resolvers of its own; expected no steer.dns"));
     }
-    Ok(manner)
+    let mut spec = PolicySpec { interface: None, ..asked.spec.clone() };
+    spec.fill_from(policy.target.spec());
+    target(asked, &spec, policy.target.uplink.clone())
 }
 
-fn by_interface(config: &Config, asked: &Asked, interface: &str, by: Asker) -> Result<Decision, Error> {
+fn by_interface(config: &Config, asked: &Request, uplink: &Uplink, by: Asker) -> Result<Grant, Refused> {
+    let name = uplink.to_string();
     // "*" is every interface; an exemption is none.
-    let allowed = match interface {
-        "none" => config.containers.interfaces.name(interface),
-        _ => config.containers.interfaces.allow(interface),
+    let allowed = match uplink {
+        Uplink::Interface(_) => config.containers.interfaces.allow(&name),
+        Uplink::Exempt | Uplink::Closed => config.containers.interfaces.name(&name),
     };
     if by == Asker::Container && !allowed {
         return Err(refused(asked, "it is not in `interfaces` of [containers] in the host's configuration"));
     }
-    let manner = Manner { enforce: asked.enforce.unwrap_or_default(), dns: asked.dns, ..Manner::default() };
-    if by == Asker::Container && manner.enforce < config.containers.enforce {
+    if by == Asker::Container && asked.spec.enforce.unwrap_or_default() < config.containers.enforce {
         return Err(refused(asked, "less than `enforce` of [containers] allows"));
     }
-    if interface == "none" && (asked.enforce.is_some() || !asked.dns.is_empty()) {
-        return Err(refused(asked, "an exemption binds no socket; expected neither steer.enforce nor steer.dns"));
-    }
-    let target = Target { interface: (interface != "none").then(|| interface.to_owned()), manner };
-    Ok(Decision { name: interface.to_owned(), target })
+    refuse_options_of_an_exemption(asked, uplink)?;
+    Ok(Grant { name, target: target(asked, &asked.spec, uplink.clone())? })
 }
 
-fn refused(asked: &Asked, why: &str) -> Error {
-    let mut words = Vec::new();
-    words.extend(asked.policy.as_ref().map(|name| format!("policy {name:?}")));
-    words.extend(asked.interface.as_ref().map(|name| format!("interface {name:?}")));
-    words.extend(
-        asked.enforce.map(|level| format!("enforce {:?}", if level == Enforce::Strict { "strict" } else { "steer" })),
-    );
-    Error::Refused { asked: if words.is_empty() { "dns".to_owned() } else { words.join(", ") }, why: why.to_owned() }
+fn refuse_options_of_an_exemption(asked: &Request, uplink: &Uplink) -> Result<(), Refused> {
+    let has_options = asked.spec.enforce.is_some() || asked.spec.dns.is_some();
+    if *uplink == Uplink::Exempt && has_options {
+        return Err(refused(asked, "an exemption binds no socket; expected neither steer.enforce nor steer.dns"));
+    }
+    Ok(())
+}
+
+fn target(asked: &Request, spec: &PolicySpec, uplink: Uplink) -> Result<Target, Refused> {
+    spec.target(uplink).map_err(|conflicts| {
+        let problems: Vec<_> = conflicts.iter().map(|conflict| conflict.problem).collect();
+        refused(asked, &problems.join("; "))
+    })
+}
+
+fn refused(asked: &Request, why: &str) -> Refused {
+    Refused { asked: asked.to_string(), why: why.to_owned() }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Asker, decide};
-    use crate::{
-        model::config::{Config, Enforce, parse},
-        run::container::Asked,
+    use super::{Asker, grant};
+    use crate::model::{
+        config::{Config, parse},
+        spec::{Enforce, annotations::Request},
     };
 
     const POLICIES: &str = r#"
@@ -142,8 +154,8 @@ mod tests {
         parse("f.toml", &format!("{containers}\n{POLICIES}")).expect("valid")
     }
 
-    fn asked(annotations: &[(&str, &str)]) -> Asked {
-        Asked::of(annotations.iter().copied()).expect("right").expect("something")
+    fn asked(annotations: &[(&str, &str)]) -> Request {
+        Request::of(annotations.iter().copied()).expect("right").expect("something")
     }
 
     #[test]
@@ -171,10 +183,10 @@ mod tests {
             (any, &[("steer.interface", "none")], Err("not in `interfaces`")),
         ];
         for (containers, annotations, want) in cases {
-            let decided = decide(&config(containers), &asked(annotations), Asker::Container);
+            let decided = grant(&config(containers), &asked(annotations), Asker::Container);
             match (decided, want) {
                 (Ok(decision), Ok(uplink)) => {
-                    assert_eq!(decision.target.interface.as_deref(), *uplink, "{annotations:?}");
+                    assert_eq!(decision.target.uplink.interface(), *uplink, "{annotations:?}");
                 }
                 (Err(error), Err(says)) => assert!(error.to_string().contains(says), "{annotations:?}: {error}"),
                 (decided, _) => panic!("{annotations:?}: {decided:?}"),
@@ -184,16 +196,15 @@ mod tests {
 
     #[test]
     fn the_host_may_ask_for_anything() {
-        let decision = decide(&config(""), &asked(&[("steer.interface", "eth9")]), Asker::Host).expect("granted");
-        assert_eq!(decision.target.manner.enforce, Enforce::Strict);
-        assert!(decide(&config(""), &asked(&[("steer.policy", "direct")]), Asker::Host).is_ok());
+        let decision = grant(&config(""), &asked(&[("steer.interface", "eth9")]), Asker::Host).expect("granted");
+        assert_eq!(decision.target.enforcement.enforce, Enforce::Strict);
+        assert!(grant(&config(""), &asked(&[("steer.policy", "direct")]), Asker::Host).is_ok());
     }
 
     #[test]
     fn the_closed_policy_is_nobodys() {
         let config = config("[containers]\nparent = \"/kubepods\"\n");
-        let error =
-            decide(&config, &asked(&[("steer.policy", "unclassified")]), Asker::Container).expect_err("refused");
+        let error = grant(&config, &asked(&[("steer.policy", "unclassified")]), Asker::Container).expect_err("refused");
         assert!(error.to_string().contains("no policy"), "{error}");
     }
 }

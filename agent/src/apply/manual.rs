@@ -1,0 +1,104 @@
+//! Manual attachments: what `attach`, `exec` and hooks of container runtimes make, apart from the configuration.
+//!
+//! **Invariant:** nothing is written before it is permitted, and what fails leaves nothing behind.
+
+use steer_common::{Owner, PolicyRecord};
+use thiserror::Error;
+
+use super::{
+    permit::{self, Attach, Denied, Origin},
+    takeover::{self, TakenOver},
+};
+use crate::{
+    host::cgroup::{Cgroup, Hierarchy},
+    kernel::{self, Datapath, Lock, Pins, PolicyEntry},
+};
+
+/// What is to be attached.
+#[derive(Clone, Debug)]
+pub enum Wanted {
+    /// A policy made for this attachment.
+    Record(Box<PolicyRecord>),
+    /// The policy of the configuration with this name, as it is in force.
+    Policy(String),
+}
+
+/// Why nothing was attached.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// It is not permitted.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// No slot has this policy.
+    #[error("there is no policy {name:?} in force; `steer status` lists those there are")]
+    NoPolicy {
+        /// Its name.
+        name: String,
+    },
+    /// The kernel objects.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+}
+
+/// Attaches a cgroup to a policy. `cookie` is that of the caller's network namespace.
+pub fn attach(
+    datapath: &mut Datapath,
+    lock: &Lock,
+    hierarchy: &Hierarchy,
+    cgroup: &Cgroup,
+    (origin, wanted): (Origin, &Wanted),
+    cookie: u64,
+) -> Result<(), Error> {
+    let configured = match wanted {
+        Wanted::Policy(name) => {
+            let entry = configured(datapath, name)?;
+            permit::namespace(origin, &entry, cookie)?;
+            Some(entry.slot)
+        }
+        // On the host's network, a policy in force is used itself, so that the container follows the configuration.
+        Wanted::Record(record) if origin == Origin::Container => datapath.configured_as(record)?,
+        Wanted::Record(_) => None,
+    };
+    let existing = datapath.attachment(cgroup.id)?;
+    let permitted = permit::attachment(origin, &cgroup.path, existing.as_ref(), configured.unwrap_or_default())?;
+    let slot = match (configured, wanted) {
+        (Some(slot), _) => slot,
+        (None, Wanted::Record(record)) => datapath.put_policies(lock, std::slice::from_ref(record))?[0],
+        (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone() }),
+    };
+    Ok(datapath.attach(lock, hierarchy, cgroup, slot, permitted == Attach::Manually)?)
+}
+
+fn configured(datapath: &Datapath, name: &str) -> Result<PolicyEntry, Error> {
+    let found = datapath.policies()?.into_iter().find(|entry| entry.is_owned_by(Owner::Config) && entry.name() == name);
+    found.ok_or_else(|| Error::NoPolicy { name: name.to_owned() })
+}
+
+/// Detaches a cgroup. Sockets in it follow the policy that holds it now, as that policy's `existing` says.
+pub fn detach(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec<TakenOver>, Error> {
+    let Some(mut datapath) = Datapath::open(pins)? else { return Ok(Vec::new()) };
+    let existing = datapath.attachment(cgroup.id)?;
+    permit::detachment(&cgroup.path, existing.as_ref(), pins.daemon_runs()?)?;
+    datapath.detach(lock, hierarchy, cgroup.id)?;
+    let Some(outer) = datapath.around(hierarchy, &cgroup.path)? else { return Ok(Vec::new()) };
+    Ok(takeover::take_over(lock, &datapath, hierarchy, kernel::netns_cookie()?, &[outer].into()))
+}
+
+/// Changes what is attached, under the lock. Afterwards a running daemon looks at it; a failed change is cleaned up.
+pub fn change<T, E: From<kernel::Error>>(
+    pins: &Pins,
+    hierarchy: &Hierarchy,
+    work: impl FnOnce(&Lock) -> Result<T, E>,
+) -> Result<T, E> {
+    let lock = pins.create_and_lock()?;
+    let changed = work(&lock);
+    // What is attached stays attached, whatever fails now.
+    let afterwards = match changed {
+        Ok(_) => pins.tell_daemon(&lock),
+        Err(_) => kernel::tidy(pins, lock, hierarchy),
+    };
+    if let Err(error) = afterwards {
+        log::warn!("{error}");
+    }
+    changed
+}

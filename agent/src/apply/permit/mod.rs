@@ -1,0 +1,170 @@
+//! Whether a cgroup may get a policy, depending on who asks for it and on what it has.
+//!
+//! | who asks | a cgroup without an attachment | a manual attachment | one of the configuration |
+//! |---|---|---|---|
+//! | the configuration: a file, the API | yes | no: the manual one stays | yes |
+//! | `attach`, `steer unit` | yes | yes: it is replaced | only the same policy |
+//! | `exec` | yes | yes | only the same policy |
+//! | a container | as far as the host grants it | the same | only the same policy |
+//!
+//! A cgroup inside a steered one may always get a policy of its own: the most specific one holds. Only a container that asks for nothing
+//! gets none: see [`container_without_request`].
+//!
+//! **Invariant:** this is the only place that decides it. What is not permitted is an error that names what holds.
+
+mod grant;
+
+use steer_common::{Kind, Owner};
+use thiserror::Error;
+
+pub use grant::{Asker, Grant, Refused, grant};
+
+use crate::{
+    host::cgroup::Hierarchy,
+    kernel::{self, Attachment, Datapath, PolicyEntry},
+    model::{cgroup_path::CgroupPath, config::UNCLASSIFIED},
+};
+
+/// Who asks for a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The files of the configuration, which the API writes, too.
+    Configuration,
+    /// `steer attach`, also as `steer unit` writes it into a service.
+    Attach,
+    /// `steer exec`, for a cgroup that it has made.
+    Exec,
+    /// A hook of a container runtime.
+    Container,
+}
+
+/// Why a cgroup does not get a policy.
+#[derive(Debug, Error)]
+pub enum Denied {
+    /// The configuration steers the cgroup by another policy.
+    #[error("{path} is steered by the daemon's configuration; change it there")]
+    Configured {
+        /// The cgroup.
+        path: CgroupPath,
+    },
+    /// The daemon would attach it again.
+    #[error("{path} is steered by the daemon's configuration, which would attach it again; change it there")]
+    WouldReturn {
+        /// The cgroup.
+        path: CgroupPath,
+    },
+    /// It was attached manually.
+    #[error("{path} has a manual attachment, which stays; `steer detach {path}` ends it")]
+    Manual {
+        /// The cgroup.
+        path: CgroupPath,
+    },
+    /// The policy belongs to another network namespace than the program.
+    #[error(
+        "policy {policy:?} belongs to another network namespace, where its uplink is: run the command there, or name the interface"
+    )]
+    OtherNamespace {
+        /// The policy.
+        policy: String,
+    },
+}
+
+/// The one to whom an attachment belongs that is permitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// It stays until it is detached, whatever the configuration says.
+    Manually,
+    /// The configuration changes it and takes it away.
+    AsConfigured,
+}
+
+/// Whether the cgroup at `path`, which has `existing`, may get the policy in `slot` from `origin`.
+pub fn attachment(
+    origin: Origin,
+    path: &CgroupPath,
+    existing: Option<&Attachment>,
+    slot: u32,
+) -> Result<Attach, Denied> {
+    let is_manual = existing.map(Attachment::is_manual);
+    match (origin, is_manual) {
+        (Origin::Configuration, Some(true)) => Err(Denied::Manual { path: path.clone() }),
+        (Origin::Configuration, None | Some(false)) => Ok(Attach::AsConfigured),
+        (Origin::Attach | Origin::Exec | Origin::Container, None | Some(true)) => Ok(Attach::Manually),
+        (Origin::Attach | Origin::Exec | Origin::Container, Some(false)) => {
+            let is_same = existing.is_some_and(|existing| existing.record.policy == slot);
+            if is_same { Ok(Attach::AsConfigured) } else { Err(Denied::Configured { path: path.clone() }) }
+        }
+    }
+}
+
+/// Whether the cgroup at `path` may be detached from `existing`. While a daemon runs, it would attach what the configuration names again.
+pub fn detachment(path: &CgroupPath, existing: Option<&Attachment>, daemon_runs: bool) -> Result<(), Denied> {
+    match existing {
+        Some(existing) if daemon_runs && !existing.is_manual() => Err(Denied::WouldReturn { path: path.clone() }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a program of the network namespace `cookie` may run by a configured policy. The index of an uplink means nothing in another
+/// namespace, so the program would run unsteered.
+pub fn namespace(origin: Origin, policy: &PolicyEntry, cookie: u64) -> Result<(), Denied> {
+    if origin != Origin::Exec || policy.exempts() || policy.record.netns_cookie == cookie {
+        return Ok(());
+    }
+    Err(Denied::OtherNamespace { policy: policy.name() })
+}
+
+/// Whether a container that asks for nothing is let out of what holds it: only if that is the policy of `parent` in `[containers]`,
+/// which holds closed what nobody has classified. Whatever else holds it, goes on to do so.
+pub fn container_without_request(
+    datapath: &Datapath,
+    hierarchy: &Hierarchy,
+    path: &CgroupPath,
+) -> Result<bool, kernel::Error> {
+    let Some(holder) = datapath.around(hierarchy, path)? else { return Ok(false) };
+    if datapath.attachment(hierarchy.id(path)?)?.is_some() {
+        return Ok(false);
+    }
+    let Some(policy) = datapath.policy_of(holder)? else { return Ok(false) };
+    let is_unclassified = policy.kind == Kind::Steer as u32
+        && policy.owner == Owner::Config as u32
+        && policy.interface.iter().all(|byte| *byte == 0)
+        && kernel::text(&policy.name) == UNCLASSIFIED;
+    Ok(is_unclassified)
+}
+
+#[cfg(test)]
+mod tests {
+    use steer_common::{AttachmentRecord, attachment_flags};
+
+    use super::{Attach, Denied, Origin, attachment};
+    use crate::{kernel::Attachment, model::cgroup_path::CgroupPath};
+
+    fn existing(policy: u32, flags: u32) -> Attachment {
+        Attachment {
+            cgroup_id: 5,
+            record: AttachmentRecord { policy, flags, cgroup_id: 5 },
+            hooks: Vec::new(),
+            program_ids: Vec::new(),
+            complete: true,
+            live: true,
+        }
+    }
+
+    #[test]
+    fn who_may_change_what() {
+        let path = CgroupPath::root().child("a");
+        let (configured, manual) = (existing(3, 0), existing(3, attachment_flags::MANUAL));
+        let ask = |origin, existing, slot| attachment(origin, &path, existing, slot);
+        for origin in [Origin::Attach, Origin::Exec, Origin::Container] {
+            assert_eq!(ask(origin, None, 4).expect("permitted"), Attach::Manually);
+            assert_eq!(ask(origin, Some(&manual), 4).expect("permitted"), Attach::Manually);
+            assert_eq!(ask(origin, Some(&configured), 3).expect("the same policy"), Attach::AsConfigured);
+            assert!(matches!(ask(origin, Some(&configured), 4), Err(Denied::Configured { .. })), "{origin:?}");
+        }
+        let configuration = |existing| ask(Origin::Configuration, existing, 4);
+        assert_eq!(configuration(Some(&configured)).expect("its own"), Attach::AsConfigured);
+        assert_eq!(configuration(None).expect("permitted"), Attach::AsConfigured);
+        assert!(matches!(configuration(Some(&manual)), Err(Denied::Manual { .. })));
+    }
+}

@@ -1,0 +1,219 @@
+//! From what a policy means, and the links that exist, to the record in the kernel; and back.
+//!
+//! **Invariant:** this is the only place where the name of an interface becomes an index, and where options become flags. A name
+//! that no link has now resolves to the closed index.
+
+use std::net::IpAddr;
+
+use steer_common::{
+    CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
+    address::{address_words, ip_address},
+    policy_flags,
+    record::{INTERFACE_BYTES, NAME_BYTES},
+};
+
+use crate::{
+    host::link::{self, Table},
+    kernel::{Datapath, Error, Lock, PolicyEntry, text},
+    model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Resolvers, Target, Uplink},
+};
+
+/// A network namespace: its links, and its identity.
+#[derive(Clone, Copy, Debug)]
+pub struct Namespace<'a> {
+    /// The links that exist.
+    pub links: &'a Table,
+    /// What `bpf_get_netns_cookie` returns in it.
+    pub cookie: u64,
+}
+
+/// The record of a policy of this namespace. While its interface is missing, the record is closed.
+pub fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> PolicyRecord {
+    let common = PolicyRecord {
+        owner: owner as u32,
+        name: padded::<NAME_BYTES>(name),
+        flags: flags(&target.enforcement),
+        ..PolicyRecord::EMPTY
+    };
+    if target.uplink == Uplink::Exempt {
+        return PolicyRecord { kind: Kind::Exempt as u32, ..common };
+    }
+    let dns = target.enforcement.dns;
+    let interface = target.uplink.interface().unwrap_or_default();
+    PolicyRecord {
+        kind: Kind::Steer as u32,
+        ifindex: index(interface, namespace.links),
+        netns_cookie: namespace.cookie,
+        dns4: dns.v4.map_or([0; 4], |resolver| address_words(resolver.to_ipv6_mapped())),
+        dns6: dns.v6.map_or([0; 4], address_words),
+        interface: padded::<INTERFACE_BYTES>(interface),
+        ..common
+    }
+}
+
+/// As [`record`], but fails while the interface is missing.
+pub fn present(
+    name: &str,
+    target: &Target,
+    owner: Owner,
+    namespace: Namespace<'_>,
+) -> Result<PolicyRecord, link::Error> {
+    if let Some(interface) = target.uplink.interface() {
+        namespace.links.require(interface)?;
+    }
+    Ok(record(name, target, owner, namespace))
+}
+
+/// The index of an interface, or the closed index while there is none. No link has an empty name.
+fn index(interface: &str, links: &Table) -> i32 {
+    links.resolve(interface).filter(|_| !interface.is_empty()).unwrap_or(CLOSED_IFINDEX)
+}
+
+/// Gives each policy of the namespace the index that its interface has now: one word for each, whatever uses it. Returns the policies
+/// that changed, as they are now.
+pub fn follow(datapath: &mut Datapath, lock: &Lock, namespace: Namespace<'_>) -> Result<Vec<PolicyEntry>, Error> {
+    let mut changed = Vec::new();
+    for entry in datapath.policies()? {
+        if entry.exempts() || entry.record.netns_cookie != namespace.cookie {
+            continue;
+        }
+        let ifindex = index(&text(&entry.record.interface), namespace.links);
+        if ifindex != entry.record.ifindex {
+            changed.push(datapath.set_uplink(lock, &entry, ifindex)?);
+        }
+    }
+    Ok(changed)
+}
+
+/// The flags of a policy that is enforced like this. They ask for programs.
+pub fn flags(enforcement: &Enforcement) -> u32 {
+    let Enforcement { enforce, ingress, other_netns, dns, existing } = enforcement;
+    let enforced = match (enforce, ingress) {
+        (Enforce::Steer, _) => policy_flags::RESTORE,
+        (Enforce::Strict, Ingress::Any) => policy_flags::RESTORE | policy_flags::GUARD,
+        (Enforce::Strict, Ingress::Uplink) => policy_flags::RESTORE | policy_flags::GUARD | policy_flags::GUARD_INGRESS,
+    };
+    let existing = match existing {
+        Existing::Keep => 0,
+        Existing::Rebind => policy_flags::EXISTING_REBIND,
+        Existing::Destroy => policy_flags::EXISTING_DESTROY,
+    };
+    let if_so = |is_so: bool, flag: u32| if is_so { flag } else { 0 };
+    enforced
+        | existing
+        | if_so(*other_netns == OtherNetns::Refuse, policy_flags::REFUSE_OTHER_NETNS)
+        | if_so(dns.v4.is_some(), policy_flags::DNS4)
+        | if_so(dns.v6.is_some(), policy_flags::DNS6)
+}
+
+/// What a record means.
+pub fn target(record: &PolicyRecord) -> Target {
+    let interface = text(&record.interface);
+    let uplink = match interface.as_str() {
+        _ if record.kind == Kind::Exempt as u32 => Uplink::Exempt,
+        "" => Uplink::Closed,
+        _ => Uplink::Interface(interface),
+    };
+    let has = |flag: u32| record.flags & flag != 0;
+    let mut dns = Resolvers::NONE;
+    for address in resolvers(record) {
+        match address {
+            IpAddr::V4(v4) => dns.v4 = Some(v4),
+            IpAddr::V6(v6) => dns.v6 = Some(v6),
+        }
+    }
+    let enforcement = Enforcement {
+        enforce: enforce(record.flags),
+        ingress: if has(policy_flags::GUARD_INGRESS) { Ingress::Uplink } else { Ingress::Any },
+        other_netns: if has(policy_flags::REFUSE_OTHER_NETNS) { OtherNetns::Refuse } else { OtherNetns::Leave },
+        existing: existing(record.flags),
+        dns,
+    };
+    Target { uplink, enforcement }
+}
+
+/// The resolvers of a record, one of each family at most.
+fn resolvers(record: &PolicyRecord) -> impl Iterator<Item = IpAddr> {
+    let families = [(policy_flags::DNS4, record.dns4), (policy_flags::DNS6, record.dns6)];
+    families.into_iter().filter(|(flag, _)| record.flags & flag != 0).map(|(_, words)| ip_address(words))
+}
+
+/// The level of a policy with these flags.
+pub fn enforce(flags: u32) -> Enforce {
+    if flags & policy_flags::GUARD == 0 { Enforce::Steer } else { Enforce::Strict }
+}
+
+/// What happens to older sockets under a policy with these flags.
+pub fn existing(flags: u32) -> Existing {
+    match (flags & policy_flags::EXISTING_DESTROY, flags & policy_flags::EXISTING_REBIND) {
+        (0, 0) => Existing::Keep,
+        (0, _) => Existing::Rebind,
+        _ => Existing::Destroy,
+    }
+}
+
+/// As many whole characters as leave room for a NUL.
+fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let mut field = [0; N];
+    let end = (0..N.min(text.len() + 1)).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    field[..end].copy_from_slice(&text.as_bytes()[..end]);
+    field
+}
+
+#[cfg(test)]
+mod tests {
+    use steer_common::{CLOSED_IFINDEX, Kind, Owner, policy_flags};
+
+    use super::{Namespace, padded, present, record};
+    use crate::{
+        host::link::{Change, Names, Table},
+        model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Resolvers, Target, Uplink},
+    };
+
+    fn links() -> Table {
+        let mut links = Table::default();
+        links.apply(Change::Present(7, Names { name: "wg0".to_owned(), alternative: Vec::new() }));
+        links
+    }
+
+    #[test]
+    fn records() {
+        let links = links();
+        let here = Namespace { links: &links, cookie: 9 };
+        let enforcement = Enforcement { other_netns: OtherNetns::Refuse, ..Enforcement::default() };
+        let steer = |name: &str| Target { uplink: Uplink::Interface(name.to_owned()), enforcement };
+        let of = |target: &Target| record("vpn", target, Owner::Config, here);
+        let vpn = of(&steer("wg0"));
+        assert_eq!((vpn.kind, vpn.ifindex, vpn.netns_cookie), (Kind::Steer as u32, 7, 9));
+        let strict = policy_flags::RESTORE | policy_flags::GUARD;
+        assert_eq!(vpn.flags, strict | policy_flags::REFUSE_OTHER_NETNS, "strict is the default");
+        assert_eq!(of(&steer("wg1")).ifindex, CLOSED_IFINDEX);
+        assert!(present("vpn", &steer("wg1"), Owner::Config, here).is_err());
+        assert_eq!((of(&Target::CLOSED).ifindex, of(&Target::CLOSED).interface), (CLOSED_IFINDEX, [0; 128]));
+        assert_eq!(of(&Target::exempt()).kind, Kind::Exempt as u32);
+    }
+
+    #[test]
+    fn records_are_read_back() {
+        let links = links();
+        let mut dns = Resolvers::NONE;
+        dns.add("10.0.0.1").expect("an address");
+        for existing in [Existing::Keep, Existing::Rebind, Existing::Destroy] {
+            for (enforce, ingress) in
+                [(Enforce::Steer, Ingress::Any), (Enforce::Strict, Ingress::Any), (Enforce::Strict, Ingress::Uplink)]
+            {
+                let enforcement = Enforcement { enforce, ingress, other_netns: OtherNetns::Refuse, existing, dns };
+                let target = Target { uplink: Uplink::Interface("wg0".to_owned()), enforcement };
+                let record = record("vpn", &target, Owner::Config, Namespace { links: &links, cookie: 9 });
+                assert_eq!(super::target(&record), target);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_cut_between_characters() {
+        assert_eq!(padded::<4>("abcdef"), *b"abc\0");
+        assert_eq!(padded::<4>("ab\u{e9}"), *b"ab\0\0");
+        assert_eq!(padded::<4>("a"), *b"a\0\0\0");
+    }
+}

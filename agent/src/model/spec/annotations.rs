@@ -1,0 +1,134 @@
+//! What a container asks for: its annotations.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use super::{Key, PolicySpec, Rejected, key};
+
+/// What the names of all annotations of steer begin with.
+pub const PREFIX: &str = "steer.";
+/// The annotation that names a policy.
+const POLICY: &str = "policy";
+/// The keys of a policy that an annotation may have.
+const KEYS: [&str; 3] = ["interface", "enforce", "dns"];
+
+/// An annotation, or a variable of the environment that stands for one, that means nothing.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("annotation {name} = {value:?}: {problem}")]
+pub struct Invalid {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// What somebody asks for a container: a policy of the configuration, or an interface; and options.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Name of a policy of the configuration.
+    pub policy: Option<String>,
+    /// An interface of the container's network namespace, and options.
+    pub spec: PolicySpec,
+}
+
+/// The keys of a policy that an annotation may have.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter_map(|name| key(name))
+}
+
+/// The names of all annotations that there are.
+pub fn names() -> impl Iterator<Item = String> {
+    [POLICY].into_iter().chain(KEYS).map(|key| format!("{PREFIX}{key}"))
+}
+
+/// The annotation that a variable of a container's environment stands for: `STEER_POLICY` for `steer.policy`.
+pub fn of_variable(variable: &str) -> Option<String> {
+    let of = |annotation: &String| annotation.to_uppercase().replace('.', "_") == variable;
+    names().find(of)
+}
+
+impl Request {
+    /// Reads annotations. `None`: nothing is asked for. An unknown annotation of steer is more likely misspelt than meant for
+    /// somebody else, so it is an error.
+    pub fn of<'a>(annotations: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Option<Self>, Invalid> {
+        let mut asked = Self::default();
+        for (name, value) in annotations {
+            let Some(key) = name.strip_prefix(PREFIX) else { continue };
+            let wrong = |problem: String| Invalid { name: name.to_owned(), value: value.to_owned(), problem };
+            asked.add(key, value.trim()).map_err(wrong)?;
+        }
+        Ok((asked != Self::default()).then_some(asked))
+    }
+
+    fn add(&mut self, name: &str, value: &str) -> Result<(), String> {
+        if value.is_empty() {
+            return Err("it is empty".to_owned());
+        }
+        if name == POLICY {
+            self.policy = Some(value.to_owned());
+            return Ok(());
+        }
+        let Some(key) = key(name).filter(|key| KEYS.contains(&key.name)) else {
+            let known: Vec<_> = names().collect();
+            return Err(format!("steer knows no such annotation; it knows {}", known.join(", ")));
+        };
+        let texts = if key.is_list { value.split(',').map(str::trim).collect() } else { vec![value] };
+        texts.into_iter().try_for_each(|text| self.spec.add(key.name, text)).map_err(|rejected| match rejected {
+            Rejected::Value(problem) => problem,
+            Rejected::Key => "unknown key".to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let policy = self.policy.iter().map(|name| format!("policy {name:?}"));
+        let keys = self.spec.entries().map(|(key, texts)| format!("{} {:?}", key.name, texts.join(", ")));
+        formatter.write_str(&policy.chain(keys).collect::<Vec<_>>().join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Request, of_variable};
+    use crate::model::spec::Enforce;
+
+    #[test]
+    fn reads_what_is_asked() {
+        let annotations = [
+            ("steer.policy", " vpn "),
+            ("steer.enforce", "steer"),
+            ("steer.dns", "10.0.0.1, 2001:db8::1"),
+            ("io.kubernetes.cri.container-type", "container"),
+        ];
+        let asked = Request::of(annotations).expect("right").expect("something");
+        assert_eq!((asked.policy.as_deref(), asked.spec.enforce), (Some("vpn"), Some(Enforce::Steer)));
+        assert_eq!(asked.spec.dns.map(|dns| dns.iter().count()), Some(2));
+        assert_eq!(asked.to_string(), "policy \"vpn\", enforce \"steer\", dns \"10.0.0.1, 2001:db8::1\"");
+        assert_eq!(Request::of([("steering", "wheel")]).expect("another's"), None);
+    }
+
+    #[test]
+    fn variables_stand_for_annotations() {
+        assert_eq!(of_variable("STEER_POLICY").as_deref(), Some("steer.policy"));
+        assert_eq!(of_variable("STEER_DNS").as_deref(), Some("steer.dns"));
+        assert_eq!(of_variable("STEER_LOG"), None);
+    }
+
+    #[test]
+    fn what_is_misspelt_is_refused() {
+        for (name, value, want) in [
+            ("steer.polcy", "vpn", "knows no such annotation"),
+            ("steer.policy", " ", "it is empty"),
+            ("steer.enforce", "bind", "expected \"steer\""),
+            ("steer.dns", "10.0.0.1,dns", "not an IP address"),
+            ("steer.dns", "127.0.0.1", "is this host"),
+        ] {
+            let error = Request::of([(name, value)]).expect_err(value).to_string();
+            assert!(error.starts_with(&format!("annotation {name} = {value:?}: ")) && error.contains(want), "{error}");
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! A policy as it is asked for: by a file, a request of the API, options of a command, or annotations of a container.
+//!
+//! There are two stages. [`PolicySpec`] is what was written: every key may be absent. [`Target`] is what it means: every
+//! option has a value, and the options fit together. [`PolicySpec::target`] leads from one to the other.
+//!
+//! **Invariant:** each key, its meaning and the spelling of its values exist once, in [`PolicySpec`]. The configuration parser, the
+//! schema of the API, options of commands, annotations and the manual page derive from [`KEYS`].
+
+pub mod annotations;
+mod pattern;
+mod resolvers;
+mod serde;
+mod uplink;
+mod value;
+mod words;
+
+use std::fmt;
+
+pub use pattern::Pattern;
+pub use resolvers::Resolvers;
+pub use uplink::Uplink;
+use value::Value;
+pub use words::{Enforce, Existing, Ingress, Missing, OtherNetns, Word};
+
+/// A key of a policy.
+#[derive(Clone, Copy)]
+pub struct Key {
+    /// As in files, in the API and, after `steer.`, in annotations.
+    pub name: &'static str,
+    /// As an option of commands, without the dashes.
+    pub option: &'static str,
+    /// What stands for the value in help.
+    pub placeholder: &'static str,
+    /// What it says, in sentences.
+    pub help: &'static str,
+    /// Whether its value is a list.
+    pub is_list: bool,
+    /// The words that may be written, with their meanings. Empty: other text is expected.
+    pub words: fn() -> Vec<(&'static str, &'static str)>,
+    /// The word that holds where the key is absent.
+    pub default_word: fn() -> Option<&'static str>,
+    /// What is expected, as part of a message.
+    pub expected: fn() -> String,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name)
+    }
+}
+
+/// Why a key or its value is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejected {
+    /// There is no such key.
+    Key,
+    /// The value is wrong. The text says what is expected.
+    Value(String),
+}
+
+macro_rules! policy_spec {
+    ($( $(#[doc = $help:literal])+ $name:ident: $type:ty = ($option:literal, $placeholder:literal); )+) => {
+        /// A policy as written.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct PolicySpec {
+            $( $(#[doc = $help])+ pub $name: Option<$type>, )+
+        }
+
+        /// Every key of a policy but its name, in the order in which they are written.
+        pub static KEYS: &[Key] = &[ $( Key {
+            name: stringify!($name),
+            option: $option,
+            placeholder: $placeholder,
+            help: concat!($($help),+),
+            is_list: <$type as Value>::IS_LIST,
+            words: <$type as Value>::words,
+            default_word: <$type as Value>::default_word,
+            expected: <$type as Value>::expected,
+        } ),+ ];
+
+        impl PolicySpec {
+            /// Adds one text to the value of a key. The value of a key that is not a list is replaced.
+            pub fn add(&mut self, key: &str, text: &str) -> Result<(), Rejected> {
+                match key {
+                    $( stringify!($name) => Value::add(&mut self.$name, text).map_err(Rejected::Value), )+
+                    _ => Err(Rejected::Key),
+                }
+            }
+
+            /// The texts of a key that is present.
+            pub fn texts(&self, key: &str) -> Option<Vec<String>> {
+                match key {
+                    $( stringify!($name) => self.$name.as_ref().map(Value::texts), )+
+                    _ => None,
+                }
+            }
+
+            /// Takes the value of a key that is absent here from `other`.
+            pub fn fill_from(&mut self, other: Self) {
+                $( if self.$name.is_none() { self.$name = other.$name; } )+
+            }
+
+            /// Makes a key that is a list present, with no item.
+            pub(crate) fn set_empty(&mut self, key: &str) {
+                match key {
+                    $( stringify!($name) if <$type as Value>::IS_LIST => self.$name = <$type as Value>::empty(), )+
+                    _ => {}
+                }
+            }
+        }
+    };
+}
+
+policy_spec! {
+    /// Name or alternative name of the uplink. It need not exist: while it does not, the cgroups are closed. "none" exempts.
+    interface: Uplink = ("interface", "IF");
+    /// Paths or globs of cgroups. The policy holds for all that is in them.
+    cgroups: Vec<Pattern> = ("cgroup", "PATTERN");
+    /// How far steer goes against programs that try to leave by another interface
+    enforce: Enforce = ("enforce", "LEVEL");
+    /// By which links packets may come in; "uplink" needs strict
+    ingress: Ingress = ("ingress", "LINKS");
+    /// What happens to sockets of other network namespaces
+    other_netns: OtherNetns = ("other-netns", "WHAT");
+    /// What happens to sockets that are bound elsewhere already, and when the uplink comes back with another index
+    existing: Existing = ("existing", "WHAT");
+    /// Resolver behind the uplink. It gets all questions on port 53, whatever server the program asks; one of each family at most
+    dns: Resolvers = ("dns", "ADDRESS");
+}
+
+/// The key of this name.
+pub fn key(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+impl PolicySpec {
+    /// The keys that are present, with their texts.
+    pub fn entries(&self) -> impl Iterator<Item = (&'static Key, Vec<String>)> {
+        KEYS.iter().filter_map(|key| Some((key, self.texts(key.name)?)))
+    }
+
+    /// The options of commands that say the same, with their values. What holds by default is left out.
+    pub fn options(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let options = self.entries().filter(|(key, texts)| {
+            let is_default = (key.default_word)().is_some_and(|word| *texts == [word]);
+            !is_default && !texts.is_empty()
+        });
+        options.map(|(key, texts)| (key.option, texts.join(",")))
+    }
+
+    /// What it means with this uplink.
+    pub fn target(&self, uplink: Uplink) -> Result<Target, Vec<Conflict>> {
+        let enforcement = Enforcement {
+            enforce: self.enforce.unwrap_or_default(),
+            ingress: self.ingress.unwrap_or_default(),
+            other_netns: self.other_netns.unwrap_or_default(),
+            existing: self.existing.unwrap_or_default(),
+            dns: self.dns.unwrap_or_default(),
+        };
+        let conflicts = enforcement.conflicts(&uplink);
+        if conflicts.is_empty() { Ok(Target { uplink, enforcement }) } else { Err(conflicts) }
+    }
+}
+
+/// Options that do not fit together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The key that does not fit.
+    pub key: &'static str,
+    /// With what it does not fit.
+    pub problem: &'static str,
+}
+
+/// What a policy means: where sockets go, and how that is enforced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Where sockets go.
+    pub uplink: Uplink,
+    /// How that is enforced.
+    pub enforcement: Enforcement,
+}
+
+/// How a policy is enforced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Enforcement {
+    /// See [`PolicySpec::enforce`].
+    pub enforce: Enforce,
+    /// See [`PolicySpec::ingress`].
+    pub ingress: Ingress,
+    /// See [`PolicySpec::other_netns`].
+    pub other_netns: OtherNetns,
+    /// See [`PolicySpec::existing`].
+    pub existing: Existing,
+    /// See [`PolicySpec::dns`].
+    pub dns: Resolvers,
+}
+
+impl Enforcement {
+    /// How a cgroup is held closed: no packet leaves, and sockets of any network namespace are refused.
+    pub const CLOSED: Self = Self {
+        enforce: Enforce::Strict,
+        ingress: Ingress::Any,
+        other_netns: OtherNetns::Refuse,
+        existing: Existing::Keep,
+        dns: Resolvers::NONE,
+    };
+
+    fn conflicts(&self, uplink: &Uplink) -> Vec<Conflict> {
+        let exempts = *uplink == Uplink::Exempt;
+        let rules = [
+            (
+                self.ingress == Ingress::Uplink && self.enforce != Enforce::Strict,
+                "ingress",
+                "ingress = \"uplink\" needs enforce = \"strict\"",
+            ),
+            (exempts && !self.dns.is_empty(), "dns", "an exemption has no uplink to ask by; expected no dns"),
+            (
+                exempts && self.existing != Existing::Keep,
+                "existing",
+                "an exemption binds no socket; expected no existing",
+            ),
+        ];
+        rules
+            .into_iter()
+            .filter(|(is_broken, ..)| *is_broken)
+            .map(|(_, key, problem)| Conflict { key, problem })
+            .collect()
+    }
+}
+
+impl Target {
+    /// A target that holds everything closed.
+    pub const CLOSED: Self = Self { uplink: Uplink::Closed, enforcement: Enforcement::CLOSED };
+
+    /// A target that leaves sockets as they are.
+    pub fn exempt() -> Self {
+        Self { uplink: Uplink::Exempt, enforcement: Enforcement::default() }
+    }
+
+    /// The same as written in full, without cgroups.
+    pub fn spec(&self) -> PolicySpec {
+        let Enforcement { enforce, ingress, other_netns, existing, dns } = self.enforcement;
+        PolicySpec {
+            interface: Some(self.uplink.clone()),
+            cgroups: None,
+            enforce: Some(enforce),
+            ingress: Some(ingress),
+            other_netns: Some(other_netns),
+            existing: Some(existing),
+            dns: Some(dns),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Enforce, KEYS, PolicySpec, Rejected, Uplink};
+
+    #[test]
+    fn keys_are_read_and_written() {
+        let mut spec = PolicySpec::default();
+        for (key, text) in [("interface", "wg0"), ("cgroups", "/a"), ("cgroups", "/b/*"), ("dns", "10.0.0.1")] {
+            assert_eq!(spec.add(key, text), Ok(()), "{key}");
+        }
+        assert_eq!(spec.texts("cgroups"), Some(vec!["/a".to_owned(), "/b/*".to_owned()]));
+        let written: Vec<_> = spec.entries().map(|(key, _)| key.name).collect();
+        assert_eq!(written, ["interface", "cgroups", "dns"]);
+        assert_eq!(spec.add("color", "red"), Err(Rejected::Key));
+        assert_eq!(spec.add("enforce", "lax"), Err(Rejected::Value("expected \"steer\" or \"strict\"".to_owned())));
+        assert!(KEYS.iter().all(|key| !key.help.is_empty() && !(key.expected)().is_empty()));
+    }
+
+    #[test]
+    fn options_that_do_not_fit() {
+        let spec = |pairs: &[(&str, &str)]| {
+            let mut spec = PolicySpec::default();
+            pairs.iter().for_each(|(key, text)| spec.add(key, text).expect("accepted"));
+            spec
+        };
+        let uplink = || Uplink::Interface("wg0".to_owned());
+        let keys = |spec: PolicySpec, uplink| {
+            spec.target(uplink).map_err(|conflicts| conflicts.iter().map(|it| it.key).collect::<Vec<_>>())
+        };
+        let weak = spec(&[("enforce", "steer"), ("ingress", "uplink")]);
+        assert_eq!(keys(weak, uplink()), Err(vec!["ingress"]));
+        let exempt = spec(&[("dns", "10.0.0.1"), ("existing", "rebind")]);
+        assert_eq!(keys(exempt.clone(), Uplink::Exempt), Err(vec!["dns", "existing"]));
+        let target = exempt.target(uplink()).expect("fits");
+        assert_eq!(target.enforcement.enforce, Enforce::Strict);
+        assert_eq!(target.spec().target(uplink()), Ok(target));
+    }
+}

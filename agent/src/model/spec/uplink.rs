@@ -1,0 +1,51 @@
+//! Where the sockets of a policy go.
+
+use std::fmt;
+
+use steer_common::record::INTERFACE_BYTES;
+
+/// The word that exempts.
+const NONE: &str = "none";
+
+/// Where the sockets of a policy go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Uplink {
+    /// By the interface of this name or alternative name.
+    Interface(String),
+    /// Wherever the routing table says, as without steer: `none`.
+    Exempt,
+    /// Nowhere. No interface opens it.
+    Closed,
+}
+
+impl Uplink {
+    /// Reads the name of an interface, or `none`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.len() >= INTERFACE_BYTES || text.contains(char::is_control) {
+            return Err(<Self as super::value::Value>::expected());
+        }
+        // As dev_valid_name() in the kernel.
+        if text == "." || text == ".." || text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
+            return Err("expected the name of a network interface, without space, / or :".to_owned());
+        }
+        Ok(if text == NONE { Self::Exempt } else { Self::Interface(text.to_owned()) })
+    }
+
+    /// The name of its interface.
+    pub fn interface(&self) -> Option<&str> {
+        match self {
+            Self::Interface(name) => Some(name),
+            Self::Exempt | Self::Closed => None,
+        }
+    }
+}
+
+impl fmt::Display for Uplink {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Interface(name) => name,
+            Self::Exempt => NONE,
+            Self::Closed => "closed",
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! How each kind of value is read from text and written as text.
+
+use steer_common::record::INTERFACE_BYTES;
+
+use super::{Pattern, Resolvers, Uplink, Word};
+
+/// The value of a key. All values are text, or lists of text.
+pub(super) trait Value: Sized {
+    /// Whether it is a list.
+    const IS_LIST: bool = false;
+
+    /// Adds one text. A value that is not a list is replaced.
+    fn add(value: &mut Option<Self>, text: &str) -> Result<(), String>;
+
+    /// The list without any item.
+    fn empty() -> Option<Self> {
+        None
+    }
+
+    /// The texts that [`Self::add`] reads.
+    fn texts(&self) -> Vec<String>;
+
+    /// What is expected, as part of a message.
+    fn expected() -> String;
+
+    /// The words that may be written, with their meanings. Empty: other text is expected.
+    fn words() -> Vec<(&'static str, &'static str)> {
+        Vec::new()
+    }
+
+    /// The word that holds where nothing is written.
+    fn default_word() -> Option<&'static str> {
+        None
+    }
+}
+
+impl<W: Word> Value for W {
+    fn add(value: &mut Option<Self>, text: &str) -> Result<(), String> {
+        *value = Some(W::read(text)?);
+        Ok(())
+    }
+
+    fn texts(&self) -> Vec<String> {
+        vec![self.text().to_owned()]
+    }
+
+    fn expected() -> String {
+        <W as Word>::expected()
+    }
+
+    fn words() -> Vec<(&'static str, &'static str)> {
+        W::all()
+    }
+
+    fn default_word() -> Option<&'static str> {
+        Some(W::default().text())
+    }
+}
+
+impl Value for Uplink {
+    fn add(value: &mut Option<Self>, text: &str) -> Result<(), String> {
+        *value = Some(Self::parse(text)?);
+        Ok(())
+    }
+
+    fn texts(&self) -> Vec<String> {
+        vec![self.to_string()]
+    }
+
+    fn expected() -> String {
+        format!("expected a string of 1 to {} bytes without control characters", INTERFACE_BYTES - 1)
+    }
+}
+
+impl Value for Vec<Pattern> {
+    const IS_LIST: bool = true;
+
+    fn add(value: &mut Option<Self>, text: &str) -> Result<(), String> {
+        let pattern = Pattern::parse(text).map_err(|reason| {
+            format!("{reason}; expected a cgroup2 path or glob like \"/user.slice/**/app-*.scope\"")
+        })?;
+        if pattern.matches(&[]) {
+            return Err("it matches the root cgroup, that is, the whole machine; expected a part of it".to_owned());
+        }
+        value.get_or_insert_default().push(pattern);
+        Ok(())
+    }
+
+    fn empty() -> Option<Self> {
+        Some(Self::default())
+    }
+
+    fn texts(&self) -> Vec<String> {
+        self.iter().map(|pattern| pattern.as_str().to_owned()).collect()
+    }
+
+    fn expected() -> String {
+        "expected a list of cgroup2 paths or globs, as [\"/system.slice/x.service\"]".to_owned()
+    }
+}
+
+impl Value for Resolvers {
+    const IS_LIST: bool = true;
+
+    fn add(value: &mut Option<Self>, text: &str) -> Result<(), String> {
+        value.get_or_insert_default().add(text)
+    }
+
+    fn empty() -> Option<Self> {
+        Some(Self::default())
+    }
+
+    fn texts(&self) -> Vec<String> {
+        self.iter().map(|address| address.to_string()).collect()
+    }
+
+    fn expected() -> String {
+        "expected a list of addresses, as [\"10.64.0.1\", \"2001:db8::53\"]".to_owned()
+    }
+}

@@ -1,0 +1,135 @@
+//! Options whose value is one of a few words.
+//!
+//! **Invariant:** the spelling of a word is its variant's name, and its meaning is the variant's documentation. Files, the API,
+//! options of commands, annotations, help and the manual page read both from here.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use strum::{EnumMessage, EnumString, IntoStaticStr, VariantArray};
+
+/// How far steer goes against programs that try to leave by another interface.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, EnumMessage, EnumString, IntoStaticStr, VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
+pub enum Enforce {
+    /// Sockets are bound when they are created, and connect(2) restores a lost binding. Nothing else is stopped.
+    Steer,
+    /// No packet of the cgroup leaves by another link, whatever its socket is bound to, and no socket can be bound elsewhere.
+    #[default]
+    Strict,
+}
+
+/// By which links packets may come in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum Ingress {
+    /// By any link.
+    #[default]
+    Any,
+    /// By the uplink and loopback only. Needs `strict`.
+    Uplink,
+}
+
+/// What happens to sockets of other network namespaces, where the uplink's index means nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum OtherNetns {
+    /// They are left alone, and counted.
+    #[default]
+    Leave,
+    /// They are refused.
+    Refuse,
+}
+
+/// What happens to sockets that are bound elsewhere when the policy begins to hold, or when its uplink gets another index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum Existing {
+    /// Nothing happens to them. A strict policy drops what they send.
+    #[default]
+    Keep,
+    /// They are bound to the uplink. Connections that cannot continue there are ended.
+    Rebind,
+    /// Connections are ended, so that programs make new ones. Listeners and other UDP sockets are bound to the uplink.
+    Destroy,
+}
+
+/// What happens when the uplink of a container is missing at its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum Missing {
+    /// The container does not start.
+    #[default]
+    Refuse,
+    /// It starts closed. It is opened when a daemon sees the uplink appear.
+    Close,
+}
+
+/// A value that is one of a few words.
+pub trait Word: Copy + Default + PartialEq + VariantArray + EnumMessage + Into<&'static str> + FromStr {
+    /// The word as written.
+    fn text(self) -> &'static str {
+        self.into()
+    }
+
+    /// All words that may be written, with their meanings.
+    fn all() -> Vec<(&'static str, &'static str)> {
+        let words = Self::VARIANTS.iter().map(|word| (word.text(), word.get_documentation().unwrap_or_default()));
+        words.collect()
+    }
+
+    /// The words as a sentence: `expected "steer" or "strict"`.
+    fn expected() -> String {
+        let words: Vec<_> = Self::all().iter().map(|(word, _)| format!("{word:?}")).collect();
+        match words.split_last() {
+            Some((last, rest)) if !rest.is_empty() => format!("expected {} or {last}", rest.join(", ")),
+            _ => format!("expected {}", words.concat()),
+        }
+    }
+
+    /// Reads a word.
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| Self::expected())
+    }
+}
+
+macro_rules! words {
+    ($($name:ident),+) => { $(
+        impl Word for $name {}
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(self.text())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.text())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::read(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+            }
+        }
+    )+ };
+}
+
+words!(Enforce, Ingress, OtherNetns, Existing, Missing);
+
+#[cfg(test)]
+mod tests {
+    use super::{Enforce, Existing, Word as _};
+
+    #[test]
+    fn words_are_spelled_by_their_variants() {
+        assert_eq!(Enforce::read("strict"), Ok(Enforce::Strict));
+        assert_eq!(Enforce::expected(), "expected \"steer\" or \"strict\"");
+        assert_eq!(Existing::read("leave").expect_err("wrong"), "expected \"keep\", \"rebind\" or \"destroy\"");
+        assert!(Existing::all().iter().all(|(_, meaning)| meaning.ends_with('.')), "every word has a meaning");
+    }
+}
