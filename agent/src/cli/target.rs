@@ -38,7 +38,7 @@ fn keys() -> impl Iterator<Item = &'static Key> {
 /// A key as an option of a command.
 pub(super) fn option(key: &'static Key) -> Arg {
     let words = (key.words)();
-    let mut help = key.help.trim().trim_end_matches('.').to_owned();
+    let mut help = key.summary().to_owned();
     if let Some(word) = (key.default_word)() {
         help = format!("{help} [default: {word}]");
     }

@@ -41,7 +41,7 @@ impl PartialSchema for PolicySpec {
                 none if none.is_empty() => ObjectBuilder::new().schema_type(Type::String),
                 known => words(&known),
             };
-            let help = Some(key.help.trim());
+            let help = Some(key.description.trim());
             let schema: Schema = if key.is_list {
                 ArrayBuilder::new().items(text).description(help).into()
             } else {

@@ -31,8 +31,8 @@ pub struct Key {
     pub option: &'static str,
     /// What stands for the value in help.
     pub placeholder: &'static str,
-    /// What it says, in sentences.
-    pub help: &'static str,
+    /// What it says. The first sentence is a summary.
+    pub description: &'static str,
     /// Whether its value is a list.
     pub is_list: bool,
     /// The words that may be written, with their meanings. Empty: other text is expected.
@@ -41,6 +41,14 @@ pub struct Key {
     pub default_word: fn() -> Option<&'static str>,
     /// What is expected, as part of a message.
     pub expected: fn() -> String,
+}
+
+impl Key {
+    /// One sentence for the help of commands, without the full stop.
+    pub fn summary(&self) -> &'static str {
+        let description = self.description.trim();
+        description.split_once(". ").map_or_else(|| description.trim_end_matches('.'), |(summary, _)| summary)
+    }
 }
 
 impl fmt::Debug for Key {
@@ -71,7 +79,7 @@ macro_rules! policy_spec {
             name: stringify!($name),
             option: $option,
             placeholder: $placeholder,
-            help: concat!($($help),+),
+            description: concat!($($help),+),
             is_list: <$type as Value>::IS_LIST,
             words: <$type as Value>::words,
             default_word: <$type as Value>::default_word,
@@ -112,19 +120,24 @@ macro_rules! policy_spec {
 }
 
 policy_spec! {
-    /// Name or alternative name of the uplink. It need not exist: while it does not, the cgroups are closed. "none" exempts.
+    /// Name or alternative name of the uplink; "none" exempts. It is looked up in the network namespace of the daemon, or of the command
+    /// that attaches. While a policy's interface does not exist, its cgroups are closed.
     interface: Uplink = ("interface", "IF");
-    /// Paths or globs of cgroups. The policy holds for all that is in them.
+    /// Path or glob of cgroups; the policy holds for all that is in them. Within a part of a path, `*`, `?`, `[...]` and `{a,b}` match as
+    /// in a shell; `**` matches any number of parts. The cgroups need not exist. An empty list is for a policy that only containers
+    /// ask for, or `steer attach --policy`.
     cgroups: Vec<Pattern> = ("cgroup", "PATTERN");
-    /// How far steer goes against programs that try to leave by another interface
+    /// How far steer goes against programs that try to leave by another interface.
     enforce: Enforce = ("enforce", "LEVEL");
-    /// By which links packets may come in; "uplink" needs strict
+    /// By which links packets may come in; "uplink" needs strict. Packets that come in by another link are dropped.
     ingress: Ingress = ("ingress", "LINKS");
-    /// What happens to sockets of other network namespaces
+    /// What happens to sockets of other network namespaces. The index of the uplink means nothing there.
     other_netns: OtherNetns = ("other-netns", "WHAT");
-    /// What happens to sockets that are bound elsewhere already, and when the uplink comes back with another index
+    /// What happens to sockets that are bound elsewhere already, and when the uplink comes back with another index.
     existing: Existing = ("existing", "WHAT");
-    /// Resolver behind the uplink. It gets all questions on port 53, whatever server the program asks; one of each family at most
+    /// Resolver behind the uplink, one of each family at most. It gets all questions on port 53, over UDP and TCP, whatever server a
+    /// program asks, and its answers bear the address of that server. Questions of a family without a resolver go to the server that
+    /// the program asks, by the uplink.
     dns: Resolvers = ("dns", "ADDRESS");
 }
 
@@ -267,14 +280,19 @@ mod tests {
         assert_eq!(written, ["interface", "cgroups", "dns"]);
         assert_eq!(spec.add("color", "red"), Err(Rejected::Key));
         assert_eq!(spec.add("enforce", "lax"), Err(Rejected::Value("expected \"steer\" or \"strict\"".to_owned())));
-        assert!(KEYS.iter().all(|key| !key.help.is_empty() && !(key.expected)().is_empty()));
+        assert!(
+            KEYS.iter()
+                .all(|key| key.description.ends_with('.') && !key.summary().is_empty() && !(key.expected)().is_empty())
+        );
     }
 
     #[test]
     fn options_that_do_not_fit() {
         let spec = |pairs: &[(&str, &str)]| {
             let mut spec = PolicySpec::default();
-            pairs.iter().for_each(|(key, text)| spec.add(key, text).expect("accepted"));
+            for (key, text) in pairs {
+                spec.add(key, text).expect("accepted");
+            }
             spec
         };
         let uplink = || Uplink::Interface("wg0".to_owned());

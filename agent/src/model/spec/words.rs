@@ -3,15 +3,13 @@
 //! **Invariant:** the spelling of a word is its variant's name, and its meaning is the variant's documentation. Files, the API,
 //! options of commands, annotations, help and the manual page read both from here.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use strum::{EnumMessage, EnumString, IntoStaticStr, VariantArray};
+use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
 /// How far steer goes against programs that try to leave by another interface.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, EnumMessage, EnumString, IntoStaticStr, VariantArray,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Enforce {
     /// Sockets are bound when they are created, and connect(2) restores a lost binding. Nothing else is stopped.
@@ -22,7 +20,7 @@ pub enum Enforce {
 }
 
 /// By which links packets may come in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, EnumString, IntoStaticStr, VariantArray)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Ingress {
     /// By any link.
@@ -33,7 +31,7 @@ pub enum Ingress {
 }
 
 /// What happens to sockets of other network namespaces, where the uplink's index means nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, EnumString, IntoStaticStr, VariantArray)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum OtherNetns {
     /// They are left alone, and counted.
@@ -44,7 +42,7 @@ pub enum OtherNetns {
 }
 
 /// What happens to sockets that are bound elsewhere when the policy begins to hold, or when its uplink gets another index.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, EnumString, IntoStaticStr, VariantArray)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Existing {
     /// Nothing happens to them. A strict policy drops what they send.
@@ -57,7 +55,7 @@ pub enum Existing {
 }
 
 /// What happens when the uplink of a container is missing at its start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, EnumString, IntoStaticStr, VariantArray)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Missing {
     /// The container does not start.
@@ -68,7 +66,7 @@ pub enum Missing {
 }
 
 /// A value that is one of a few words.
-pub trait Word: Copy + Default + PartialEq + VariantArray + EnumMessage + Into<&'static str> + FromStr {
+pub trait Word: Copy + Default + PartialEq + VariantArray + EnumMessage + Into<&'static str> {
     /// The word as written.
     fn text(self) -> &'static str {
         self.into()
@@ -91,7 +89,8 @@ pub trait Word: Copy + Default + PartialEq + VariantArray + EnumMessage + Into<&
 
     /// Reads a word.
     fn read(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| Self::expected())
+        let word = Self::VARIANTS.iter().find(|word| word.text() == text);
+        word.copied().ok_or_else(Self::expected)
     }
 }
 

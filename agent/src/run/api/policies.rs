@@ -88,7 +88,7 @@ fn parse(body: &[u8]) -> Result<PolicyRequest, Problem> {
         Some(_) => return Err(Problem::field("runtime", "expected true or false".to_owned())),
     };
     let policy: PolicySpec = serde_path_to_error::deserialize(Value::Object(members))
-        .map_err(|error| Problem::field(&error.path().to_string(), error.into_inner().to_string()))?;
+        .map_err(|error| Problem::field(error.path().to_string(), error.into_inner().to_string()))?;
     for (key, is_missing) in [("interface", policy.interface.is_none()), ("cgroups", policy.cgroups.is_none())] {
         if is_missing {
             return Err(Problem::field("", format!("missing field `{key}`")));

@@ -22,7 +22,10 @@ use crate::{
         resolve::{self, Namespace},
         takeover,
     },
-    host::cgroup::{self, Hierarchy},
+    host::{
+        cgroup::{self, Hierarchy},
+        link::Table,
+    },
     kernel::{self, Datapath, Lock, Pins},
     model::{
         cgroup_path::CgroupPath,
@@ -177,7 +180,7 @@ pub fn forget(pins: &Pins, patience: Duration) -> Result<(), Error> {
 /// The policy as a record of the container's network namespace, with the uplink's index there.
 fn record(config: &Config, process: &Process, grant: &Grant) -> Result<PolicyRecord, Error> {
     let Grant { name, target } = grant;
-    let links = if target.uplink.interface().is_some() { process.links()? } else { Default::default() };
+    let links = if target.uplink.interface().is_some() { process.links()? } else { Table::default() };
     let namespace = Namespace { links: &links, cookie: process.netns_cookie };
     match config.containers.missing {
         Missing::Close => Ok(resolve::record(name, target, Owner::Manual, namespace)),
