@@ -66,7 +66,9 @@ pub fn attach(
         (None, Wanted::Record(record)) => datapath.put_policies(lock, std::slice::from_ref(record))?[0],
         (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone() }),
     };
-    Ok(datapath.attach(lock, hierarchy, cgroup, slot, permitted == Attach::Manually)?)
+    datapath.attach(lock, hierarchy, cgroup, slot, permitted == Attach::Manually)?;
+    // The policy that the cgroup had before may be unused now.
+    if existing.is_some() { Ok(datapath.free_unused_policies(lock)?) } else { Ok(()) }
 }
 
 fn configured(datapath: &Datapath, name: &str) -> Result<PolicyEntry, Error> {

@@ -162,7 +162,12 @@ impl Datapath {
         if swept { self.free_unused(&used) } else { Ok(()) }
     }
 
-    /// Frees the slots made by hand that no attachment names.
+    /// Frees the slots of manual policies that no attachment names.
+    pub fn free_unused_policies(&mut self, _lock: &Lock) -> Result<(), Error> {
+        let used = self.records()?.into_iter().filter_map(|(_, record)| Some(record?.policy)).collect();
+        self.free_unused(&used)
+    }
+
     fn free_unused(&mut self, used: &BTreeSet<u32>) -> Result<(), Error> {
         for entry in self.policies()? {
             if entry.is_owned_by(Owner::Manual) && !used.contains(&entry.slot) {
