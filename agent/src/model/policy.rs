@@ -29,7 +29,6 @@ impl Target {
     pub fn record(&self, name: &str, owner: Owner, ifindex: Option<i32>, netns_cookie: u64) -> PolicyRecord {
         let Manner { enforce, ingress, other_netns, dns, existing } = self.manner;
         let enforced = match (enforce, ingress) {
-            (Enforce::Bind, _) => 0,
             (Enforce::Steer, _) => policy_flags::RESTORE,
             (Enforce::Strict, Ingress::Any) => policy_flags::RESTORE | policy_flags::GUARD,
             (Enforce::Strict, Ingress::Uplink) => {
@@ -67,11 +66,7 @@ impl Target {
 
 /// How a policy with these flags is enforced.
 pub fn enforce(flags: u32) -> Enforce {
-    match (flags & policy_flags::GUARD, flags & policy_flags::RESTORE) {
-        (0, 0) => Enforce::Bind,
-        (0, _) => Enforce::Steer,
-        _ => Enforce::Strict,
-    }
+    if flags & policy_flags::GUARD == 0 { Enforce::Steer } else { Enforce::Strict }
 }
 
 /// What a policy with these flags says of sockets that were there before it.

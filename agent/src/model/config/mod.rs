@@ -93,12 +93,9 @@ impl Manner {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Enforce {
-    /// Only sockets are bound, when they are created. Not for use: it shows what the others add.
-    #[value(hide = true)]
-    Bind,
-    /// And `connect` puts back a binding that was lost.
+    /// Sockets are bound when they are created, and `connect` restores a lost binding.
     Steer,
-    /// And no packet gets out by another link, nor is a binding undone.
+    /// Also, no packet gets out by another link, and no binding can be changed.
     #[default]
     Strict,
 }

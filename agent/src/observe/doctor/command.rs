@@ -4,7 +4,12 @@ use steer_common::{Owner, policy_flags};
 
 use crate::{
     kernel::PolicyEntry,
-    model::{cgroup_path::CgroupPath, config::Existing, policy, quote::quoted},
+    model::{
+        cgroup_path::CgroupPath,
+        config::{Enforce, Existing},
+        policy,
+        quote::quoted,
+    },
 };
 
 /// Attaches a cgroup to this policy by hand. `steer` is how this instance is called.
@@ -18,10 +23,9 @@ pub(super) fn attach(steer: &str, path: &CgroupPath, policy: &PolicyEntry) -> St
     words.push(format!("--interface {}", quoted(&interface)));
     let flags = policy.record.flags;
     // What is left out is what is done unless told otherwise.
-    match (flags & policy_flags::GUARD != 0, flags & policy_flags::RESTORE != 0) {
-        (true, _) => {}
-        (false, true) => words.push("--enforce steer".to_owned()),
-        (false, false) => words.push("--enforce bind".to_owned()),
+    match policy::enforce(flags) {
+        Enforce::Strict => {}
+        Enforce::Steer => words.push("--enforce steer".to_owned()),
     }
     if flags & policy_flags::GUARD_INGRESS != 0 {
         words.push("--ingress uplink".to_owned());
