@@ -1,8 +1,8 @@
-//! The demonstration: a client with two uplinks and a server behind both, all in network namespaces of their own; the same
-//! client program run as it is, and run by `steer exec`; and a program that tries to get out by the other uplink.
+//! The demonstration: a client with two uplinks and a server behind both, in network namespaces of their own. The same
+//! client program runs unsteered and under `steer exec`. Then a program tries to send by the other uplink.
 //!
-//! **Invariant:** what is printed was measured: by the server, and by captures on both links. The namespaces have no names
-//! and end with this process, the pins are in a directory of their own and are removed with it.
+//! **Invariant:** what is printed was measured, by the server and by captures on both links. The namespaces have no names
+//! and end with this process. The pins are in a directory of their own, and `steer off` removes them.
 
 use std::{
     fmt,
@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use steer_lab::{
@@ -19,139 +19,155 @@ use steer_lab::{
     gateway_v4, leaks, parse_outcomes,
 };
 
-use crate::kernel::{self, Pins, bpffs};
-
 /// Transports the demonstration shows.
 const PROTOS: [Proto; 2] = [Proto::Tcp, Proto::Udp];
+/// Values of `--enforce`: the weaker one, which the attempt gets past, and the default.
+const LEVELS: [&str; 2] = ["steer", "strict"];
 
 /// One connection, and what was seen of it.
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     /// Whether the client ran by `steer exec`.
-    pub steered: bool,
+    pub(crate) steered: bool,
     /// What it tried, and what came of it.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
     /// Packets that left by each uplink, `a0` and `a1`, as captured there.
-    pub captured: [usize; 2],
+    pub(crate) captured: [usize; 2],
 }
 
 /// One attempt to get out by the first uplink, made by a program that is steered to the second.
 #[derive(Debug, Serialize)]
-pub struct Escape {
+pub(crate) struct Escape {
     /// As with `--enforce`.
-    pub enforce: &'static str,
+    pub(crate) enforce: &'static str,
     /// What the program says of it.
-    pub attempt: Attempt,
+    pub(crate) attempt: Attempt,
     /// Packets that left by each uplink, as captured there.
-    pub captured: [usize; 2],
+    pub(crate) captured: [usize; 2],
 }
 
 /// All of it.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// The connections.
-    pub rows: Vec<Row>,
-    /// The same attempt to escape, with sockets only bound, and as steer enforces by default.
-    pub escapes: Vec<Escape>,
+    pub(crate) rows: Vec<Row>,
+    /// The same attempt to escape, at each level of enforcement.
+    pub(crate) escapes: Vec<Escape>,
 }
 
-/// Makes the lab, runs the client, and removes everything.
-pub fn run() -> anyhow::Result<Report> {
+/// Makes the lab, runs the client with this `steer` binary, and removes everything.
+pub(crate) fn run(steer: &Path) -> anyhow::Result<Report> {
     let lab = Uplinks::new().context("make the network namespaces (needs CAP_SYS_ADMIN)")?;
     let server = Server::start(&lab.server).context("start the server")?;
-    let pins = demo_pins();
-    let shown = connections(&lab, &server, &pins).and_then(|rows| Ok((rows, escapes(&lab, &server, &pins)?)));
-    // The keeper of the last command does the same in its own time.
-    if let Some(located) = bpffs::locate(&pins) {
-        kernel::off(&Pins::new(located))?;
-    }
-    let (rows, escapes) = shown?;
-    Ok(Report { rows, escapes })
+    let this = std::env::current_exe().context("find the path of this program")?;
+    let pins = format!("/sys/fs/bpf/steer-demo-{}", std::process::id());
+    let stage = Stage { lab, server, steer: steer.to_owned(), this, pins };
+    let measured = stage.connections().and_then(|rows| Ok(Report { rows, escapes: stage.escapes()? }));
+    // The keeper of the last command cleans up, too, but nothing waits for it.
+    let off = stage.off();
+    let report = measured?;
+    off.map(|()| report)
 }
 
-/// Every connection, unsteered and then steered.
-fn connections(lab: &Uplinks, server: &Server, pins: &Path) -> anyhow::Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for steered in [false, true] {
-        for proto in PROTOS {
-            for target in [SERVER_V4.into(), SERVER_V6.into()] {
-                let (outcome, captured) =
-                    captured(lab, target, || client(lab, pins, steered, proto, target, server.port()))?;
-                rows.push(Row { steered, outcome, captured });
+/// What a demonstration uses.
+struct Stage {
+    lab: Uplinks,
+    server: Server,
+    /// The `steer` binary.
+    steer: PathBuf,
+    /// This program, which contains the clients.
+    this: PathBuf,
+    /// The pin directory.
+    pins: String,
+}
+
+impl Stage {
+    /// Every connection, unsteered and then steered.
+    fn connections(&self) -> anyhow::Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for steered in [false, true] {
+            for proto in PROTOS {
+                for target in [SERVER_V4.into(), SERVER_V6.into()] {
+                    let (outcome, captured) = self.captured(target, || self.client(steered, proto, target))?;
+                    rows.push(Row { steered, outcome, captured });
+                }
             }
         }
+        Ok(rows)
     }
-    Ok(rows)
-}
 
-/// A datagram that names the other uplink for itself (IP_PKTINFO), which needs no privilege.
-fn escapes(lab: &Uplinks, server: &Server, pins: &Path) -> anyhow::Result<Vec<Escape>> {
-    let try_at = |enforce| {
-        let mut command = steer(lab, pins, &["--enforce", enforce])?;
-        let (vector, port) = (Vector::IpPktinfo.name(), server.port().to_string());
-        command.args(["escape", "--json", "--vector", &vector, "--family", "v4", "--port", &port]);
-        command.args(["--gateway", &gateway_v4(0).to_string(), "--source", &client_v4(0).to_string()]);
-        let (attempt, captured) = captured(lab, SERVER_V4.into(), || {
-            let output = lab.client.enter(&mut command).output().context("run the escaping client")?;
-            let printed = String::from_utf8_lossy(&output.stdout);
-            Attempt::parse(printed.lines().last().unwrap_or_default()).context("read what the escaping client printed")
-        })?;
-        Ok(Escape { enforce, attempt, captured })
-    };
-    ["bind", "strict"].into_iter().map(try_at).collect()
-}
-
-/// Runs `action` and counts the packets for `target` that leave by each uplink meanwhile.
-fn captured<T>(
-    lab: &Uplinks,
-    target: IpAddr,
-    action: impl FnOnce() -> anyhow::Result<T>,
-) -> anyhow::Result<(T, [usize; 2])> {
-    let mut links = [Capture::start(&lab.client, lab.link(0))?, Capture::start(&lab.client, lab.link(1))?];
-    let result = action()?;
-    let mut captured = [0, 0];
-    for (count, capture) in captured.iter_mut().zip(&mut links) {
-        *count = ours(&capture.take()?, target).count();
+    /// A datagram that names the other uplink (IP_PKTINFO), which needs no privilege.
+    fn escapes(&self) -> anyhow::Result<Vec<Escape>> {
+        let try_at = |enforce| {
+            let mut command = self.exec(&["--enforce", enforce]);
+            let (vector, port) = (Vector::IpPktinfo.name(), self.server.port().to_string());
+            command.args(["escape", "--json", "--vector", &vector, "--family", "v4", "--port", &port]);
+            command.args(["--gateway", &gateway_v4(0).to_string(), "--source", &client_v4(0).to_string()]);
+            let (attempt, captured) = self.captured(SERVER_V4.into(), || {
+                let printed = self.printed_by(&mut command)?;
+                let last = printed.lines().last().unwrap_or_default();
+                Attempt::parse(last).context("read the output of the client that tries to escape")
+            })?;
+            Ok(Escape { enforce, attempt, captured })
+        };
+        LEVELS.into_iter().map(try_at).collect()
     }
-    Ok((result, captured))
-}
 
-/// `steer exec` of this very program, on the second uplink; its arguments are to follow.
-fn steer(lab: &Uplinks, pins: &Path, how: &[&str]) -> anyhow::Result<Command> {
-    let this = std::env::current_exe().context("find the steer binary")?;
-    let mut command = Command::new(&this);
-    command.arg("--bpffs").arg(pins).args(["exec", "--interface", lab.link(1)]).args(how).arg("--").arg(&this);
-    // Where names are looked up on this machine does not matter to the client.
-    command.env("STEER_LOG", "error").stdin(Stdio::null()).stderr(Stdio::inherit());
-    Ok(command)
-}
+    /// Runs `action` and counts the packets for `target` that leave by each uplink meanwhile.
+    fn captured<T>(
+        &self,
+        target: IpAddr,
+        action: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<(T, [usize; 2])> {
+        let Self { lab, .. } = self;
+        let mut links = [Capture::start(&lab.client, lab.link(0))?, Capture::start(&lab.client, lab.link(1))?];
+        let result = action()?;
+        let mut captured = [0, 0];
+        for (count, capture) in captured.iter_mut().zip(&mut links) {
+            *count = ours(&capture.take()?, target).count();
+        }
+        Ok((result, captured))
+    }
 
-/// A pin directory of its own.
-fn demo_pins() -> PathBuf {
-    format!("/sys/fs/bpf/steer-demo-{}", std::process::id()).into()
-}
+    /// Runs the client, a process of its own that knows nothing of steer.
+    fn client(&self, steered: bool, proto: Proto, target: IpAddr) -> anyhow::Result<Outcome> {
+        let mut command = if steered { self.exec(&[]) } else { Command::new(&self.this) };
+        let proto = serde_json::to_value(proto)?.as_str().unwrap_or_default().to_owned();
+        let (port, target) = (self.server.port().to_string(), target.to_string());
+        command.args(["probe", "--json", "--proto", &proto, "--port", &port, "--target", &target]);
+        let printed = self.printed_by(&mut command)?;
+        let outcomes = parse_outcomes(&printed).context("read the output of the client")?;
+        outcomes.into_iter().next().context("the client printed nothing")
+    }
 
-/// Runs the client program, a process of its own that knows nothing of steer.
-fn client(
-    lab: &Uplinks,
-    pins: &Path,
-    steered: bool,
-    proto: Proto,
-    target: IpAddr,
-    port: u16,
-) -> anyhow::Result<Outcome> {
-    let mut command = if steered {
-        steer(lab, pins, &[])?
-    } else {
-        let mut command = Command::new(std::env::current_exe().context("find the steer binary")?);
-        command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    /// `steer exec` of this program on the second uplink. The caller adds the arguments of this program.
+    fn exec(&self, how: &[&str]) -> Command {
+        let mut command = self.steer();
+        command.args(["exec", "--interface", self.lab.link(1)]).args(how).arg("--").arg(&self.this);
         command
-    };
-    let proto = serde_json::to_value(proto)?.as_str().unwrap_or_default().to_owned();
-    command.args(["probe", "--json", "--proto", &proto, "--port", &port.to_string(), "--target", &target.to_string()]);
-    let output = lab.client.enter(&mut command).output().context("run the client")?;
-    let outcomes = parse_outcomes(&String::from_utf8_lossy(&output.stdout)).context("read what the client printed")?;
-    outcomes.into_iter().next().with_context(|| format!("the client printed nothing ({})", output.status))
+    }
+
+    fn steer(&self) -> Command {
+        let mut command = Command::new(&self.steer);
+        // Warnings are about the resolver of this machine, which the client does not use.
+        command.args(["--bpffs", &self.pins]).env("STEER_LOG", "error").env_remove("STEER_SOCKET");
+        command
+    }
+
+    /// What a command prints when it runs in the client's network namespace.
+    fn printed_by(&self, command: &mut Command) -> anyhow::Result<String> {
+        let started = self.lab.client.enter(command.stdin(Stdio::null()).stderr(Stdio::inherit())).output();
+        let output = started.with_context(|| format!("start {}", command.get_program().display()))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Removes all that the commands have pinned.
+    fn off(&self) -> anyhow::Result<()> {
+        let status = self.steer().arg("off").stdout(Stdio::null()).status();
+        let status = status.with_context(|| format!("start {}", self.steer.display()))?;
+        ensure!(status.success(), "`steer --bpffs {} off` failed: {status}", self.pins);
+        Ok(())
+    }
 }
 
 /// Packets to the server, with what is needed to send them.
@@ -179,16 +195,16 @@ impl Row {
 }
 
 impl Escape {
-    /// Whether it got out where nothing stands in its way, and only there.
+    /// Whether it got out without `strict`, and only then.
     fn went_as_it_should(&self) -> bool {
-        (self.captured[0] > 0) == (self.enforce == "bind")
+        (self.captured[0] > 0) == (self.enforce != "strict")
     }
 }
 
 impl Report {
-    /// Whether every unsteered connection used the first uplink and every steered one the second, alone, and the attempt to
-    /// escape, which succeeds against a binding, was stopped.
-    pub fn steering_works(&self) -> bool {
+    /// Whether every unsteered connection used the first uplink only, every steered one the second only, and `strict` stopped
+    /// the attempt to escape.
+    pub(crate) fn steering_works(&self) -> bool {
         let escapes = !self.escapes.is_empty() && self.escapes.iter().all(Escape::went_as_it_should);
         escapes && !self.rows.is_empty() && self.rows.iter().all(|row| row.went_by(u8::from(row.steered)))
     }
@@ -224,8 +240,8 @@ impl fmt::Display for Report {
         if self.steering_works() {
             write!(
                 formatter,
-                "The default route is by a0. Run by steer, the same program left by a1 only: not one of its packets was on a0.\n\
-                 A program that names a0 itself gets past a mere binding; with strict, the default, it is stopped."
+                "The default route is by a0. Under steer, the same program sent by a1 only: none of its packets was on a0.\n\
+                 A program that names a0 itself gets past --enforce steer. --enforce strict, the default, stops it."
             )
         } else {
             let rows = self.rows.iter().filter(|row| !row.went_by(u8::from(row.steered))).count();
