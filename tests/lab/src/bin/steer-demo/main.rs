@@ -76,11 +76,9 @@ fn steer(named: Option<&Path>) -> anyhow::Result<PathBuf> {
         Some(named) => vec![named.to_owned()],
         None => vec![this.with_file_name("steer"), "/usr/bin/steer".into()],
     };
-    match places.iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path.clone()),
-        None => {
-            let places = places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
-            bail!("there is no steer binary at {}; name one with --steer FILE", places.join(" or "))
-        }
+    if let Some(path) = places.iter().find(|path| path.is_file()) {
+        return Ok(path.clone());
     }
+    let places = places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    bail!("there is no steer binary at {}; name one with --steer FILE", places.join(" or "))
 }
