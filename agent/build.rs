@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya_build::{Package, Toolchain};
+use toolchain::Core;
 
 fn main() {
     println!("cargo::rerun-if-changed=../xtask/src/toolchain.rs");
@@ -34,8 +35,8 @@ fn build() -> Result<()> {
     };
     // Cargo shows whatever the inner cargo says as a warning of this package: let it say only what is one.
     set("CARGO_TERM_QUIET", "true");
-    if compiler.needs_bootstrap {
-        set("RUSTC_BOOTSTRAP", "1");
+    if compiler.core == Core::Compiled {
+        set("RUSTC_BOOTSTRAP", toolchain::BOOTSTRAP);
     }
     if toolchain::program("bpf-linker").is_none() {
         set("PATH", path_with(linker.parent().context("bpf-linker has no directory")?)?);

@@ -4,6 +4,7 @@
 //! attempt a packet is sent by the other link from outside the cgroup, and must be in both.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::{
@@ -11,7 +12,6 @@ use std::{
         unix::net::UnixStream,
     },
     process::{Child, Command, Stdio},
-    sync::OnceLock,
     time::Duration,
 };
 
@@ -22,12 +22,12 @@ use steer_lab::{
     escape::option::MARK, gateway_v4, gateway_v6, wait_until,
 };
 
-use crate::{Bed, Cgroup, PATIENCE, User, binary, check::sent_by_processes, output};
+use crate::{Bed, Cgroup, PATIENCE, User, check::sent_by_processes, foreign::bpf, pinned_map::open_pin};
 
 /// How much steer does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// New sockets are bound, and that is all.
+    /// New sockets are bound, and that is all. steer has no such level: it shows what the others add.
     Bind,
     /// A lost binding is put back where a hook allows it.
     Steer,
@@ -36,7 +36,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// As on the command line.
+    /// As on the command line, where it has it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bind => "bind",
@@ -45,27 +45,27 @@ impl Level {
         }
     }
 
-    /// Whether the binary under test can do it.
-    pub fn is_supported(self) -> bool {
-        self == Self::Bind || has_levels()
-    }
-
     /// Attaches a cgroup of the bed to `a1` at this level.
     pub fn attach(self, bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<()> {
-        let mut arguments = vec!["attach", cgroup.path(), "-i", "a1"];
-        if has_levels() {
-            arguments.extend(["--enforce", self.name()]);
-        }
-        bed.succeed(&arguments).map(drop)
+        let enforce = if self == Self::Strict { "strict" } else { "steer" };
+        bed.succeed(&["attach", cgroup.path(), "-i", "a1", "--enforce", enforce])?;
+        if self == Self::Bind { leave_only_the_binding(bed, cgroup) } else { Ok(()) }
     }
 }
 
-fn has_levels() -> bool {
-    static HAS_LEVELS: OnceLock<bool> = OnceLock::new();
-    *HAS_LEVELS.get_or_init(|| {
-        let mut command = std::process::Command::new(binary("STEER_BIN", "steer"));
-        output(command.args(["attach", "--help"])).is_ok_and(|help| help.stdout.contains("--enforce"))
-    })
+/// Detaches every program of an attachment but the one that binds new sockets.
+fn leave_only_the_binding(bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<()> {
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    let pins = bed.abi().join("links").join(cgroup.id()?.to_string());
+    for pin in fs::read_dir(&pins)? {
+        let pin = pin?.path();
+        if !pin.ends_with("sock_create") {
+            // The kernel frees a link some time after its pin is removed. Detached, it is without effect at once.
+            bpf(BPF_LINK_DETACH, &open_pin(&pin)?.as_raw_fd().cast_unsigned())?;
+            fs::remove_file(&pin)?;
+        }
+    }
+    Ok(())
 }
 
 /// What happens around an attempt.

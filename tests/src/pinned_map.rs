@@ -7,6 +7,7 @@ use std::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
+    path::Path,
 };
 
 use anyhow::Context as _;
@@ -38,15 +39,20 @@ struct Element {
     flags: u64,
 }
 
+/// Opens what is pinned at `path`.
+pub(crate) fn open_pin(path: &Path) -> anyhow::Result<OwnedFd> {
+    let text = CString::new(path.as_os_str().as_bytes())?;
+    let pin = Pin { pathname: text.as_ptr() as u64, ..Pin::default() };
+    let fd = bpf(BPF_OBJ_GET, &pin).with_context(|| format!("open {}", path.display()))?;
+    // SAFETY: a new file descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 impl<const N: usize> PinnedMap<N> {
     /// Opens a map of the version under test. Its values must be of `N` bytes.
     pub fn open(bed: &Bed, name: &str) -> anyhow::Result<Self> {
         let path = bed.abi().join("maps").join(name);
-        let text = CString::new(path.as_os_str().as_bytes())?;
-        let pin = Pin { pathname: text.as_ptr() as u64, ..Pin::default() };
-        let map = bpf(BPF_OBJ_GET, &pin).with_context(|| format!("open {}", path.display()))?;
-        // SAFETY: a new file descriptor.
-        let map = unsafe { OwnedFd::from_raw_fd(map) };
+        let map = open_pin(&path)?;
         let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
         anyhow::ensure!(about.lines().any(|line| line == format!("value_size:\t{N}")), "{}: {about}", path.display());
         Ok(Self(map))

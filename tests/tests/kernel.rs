@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Family, Vector};
-use steer_tests::{Bed, Level, Outcome, Scene, Try, User};
+use steer_tests::{Bed, Level, Outcome, Scene, Try, User, binary, output};
 
 use crate::{Test, dns, guards, uplinks, vrf, wireguard};
 
@@ -23,8 +23,9 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn demo() -> Outcome {
-    let bed = Bed::new("kernel-demo")?;
-    let demo = steer_tests::output(&mut bed.steer_here(&["demo"]))?;
+    let mut demo = std::process::Command::new(binary("STEER_DEMO", "steer-demo"));
+    demo.arg("--steer").arg(binary("STEER_BIN", "steer"));
+    let demo = output(&mut demo)?;
     ensure!(demo.code == 0, "{demo:?}");
     Ok(())
 }

@@ -68,6 +68,7 @@ fn installs_and_starts() -> Outcome {
     ] {
         ensure!(package_files.contains(file), "no {file} in {package_files}");
     }
+    machine.succeed(&["/usr/libexec/steer/steer-demo"])?;
     Ok(())
 }
 

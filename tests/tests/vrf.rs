@@ -77,7 +77,7 @@ pub(crate) fn ip_vrf_exec_beside_a_policy() -> Outcome {
 /// It makes a cgroup below and binds its sockets to the VRF; the policy above decides after it.
 fn ip_vrf_exec_in_a_steered_cgroup() -> Outcome {
     let bed = Bed::with_vrf("vrf-inside")?;
-    for enforce in ["bind", "strict"] {
+    for enforce in ["steer", "strict"] {
         bed.succeed(&["attach", bed.cgroup.path(), "-i", "a0", "--enforce", enforce])?;
         check_vrf_exec(&bed, &bed.cgroup, 0).context(enforce)?;
     }

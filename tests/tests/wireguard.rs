@@ -32,7 +32,7 @@ pub(crate) fn by_the_tunnel_only() -> Outcome {
     let bed = Bed::new("wg-only")?;
     let _tunnel = Tunnel::new(&bed)?;
     bed.check_unsteered(Some(&bed.cgroup))?;
-    for level in ["bind", "steer", "strict"] {
+    for level in ["steer", "strict"] {
         bed.succeed(&["attach", bed.cgroup.path(), "-i", Tunnel::LINK, "--enforce", level])?;
         check(&bed)?;
     }

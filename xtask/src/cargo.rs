@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 /// Something runnable that cargo built.
@@ -59,11 +59,13 @@ pub(crate) fn build<const N: usize>(args: [&str; N]) -> Result<Vec<Executable>> 
 
 /// Builds one binary of a package in release mode.
 pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
-    let built = build(["build", "--release", "--package", package, "--bin", name])?;
-    match built.into_iter().find(|executable| !executable.is_test && executable.name == name) {
-        Some(executable) => Ok(executable.path),
-        None => bail!("cargo built package {package} without reporting the binary {name}"),
-    }
+    binary(&build(["build", "--release", "--package", package, "--bin", name])?, name)
+}
+
+/// The binary of this name among what cargo has built.
+pub(crate) fn binary(built: &[Executable], name: &str) -> Result<PathBuf> {
+    let found = built.iter().find(|executable| !executable.is_test && executable.name == name);
+    Ok(found.with_context(|| format!("cargo built no binary {name}"))?.path.clone())
 }
 
 /// Cargo's directory for what is made and may be deleted.

@@ -1,5 +1,5 @@
 //! `cargo xtask dist`: a Debian package, and a tarball of the same files: the binary, its unit, manual pages and completions made
-//! from its command line, and a configuration that steers nothing.
+//! from its command line, a configuration that steers nothing, and the demonstration.
 //!
 //! **Invariant**: what is packed was built now. What goes where is said in one place, `package.metadata.deb` of the agent.
 
@@ -39,25 +39,23 @@ pub(crate) fn package(directory: &Path, options: &[&str]) -> Result<PathBuf> {
         .with_context(|| format!("cargo deb left no package in {}", directory.display()))
 }
 
-/// Builds the agent, and lets it write its manual pages and completions to where the package's metadata expect them.
+/// Builds the agent and the demonstration. The agent writes its manual pages and completions to where the package's metadata
+/// expect them.
 fn generate() -> Result<()> {
     let built = cargo::build(["build", "--release", "--package", "steer", "--bin", "steer", "--example", "man"])?;
-    let path_of = |name: &str| {
-        let executable = built.iter().find(|executable| executable.name == name);
-        executable.map(|executable| executable.path.as_path()).with_context(|| format!("cargo built no {name}"))
-    };
-    let (steer, man) = (path_of("steer")?, path_of("man")?);
+    let (steer, man) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "man")?);
+    cargo::release_binary("steer-lab", "steer-demo")?;
     let generated = steer.parent().context("the binary is in no directory")?.join("dist");
     let pages = generated.join("man");
     recreate(&pages)?;
-    cargo::check(Command::new(man).arg(&pages))?;
+    cargo::check(Command::new(&man).arg(&pages))?;
     for page in fs::read_dir(&pages).with_context(|| format!("list {}", pages.display()))?.flatten() {
         cargo::check(Command::new("gzip").args(["-9", "--no-name"]).arg(page.path()))?;
     }
     for (shell, file) in COMPLETIONS {
         let file = generated.join(file);
         let output = File::create(&file).with_context(|| format!("create {}", file.display()))?;
-        cargo::check(Command::new(steer).args(["completions", shell]).stdout(output))?;
+        cargo::check(Command::new(&steer).args(["completions", shell]).stdout(output))?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::{
     cargo,
     setup::{self, Setup},
-    toolchain,
+    toolchain::{self, BOOTSTRAP, Core, TARGET},
 };
 
 pub(crate) fn run() -> Result<()> {
@@ -34,17 +34,17 @@ fn kernel_clippy() -> Result<()> {
         skip("clippy for the kernel side", "its compiler comes without clippy");
         return Ok(());
     };
-    let target = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
     let mut command = Command::new("rustup");
     command
         .args(["run", &compiler.name, "cargo", "clippy", "--package", "steer-ebpf", "--bins", "--release"])
-        .args(["--target", target, "-Z", "build-std=core", "--", "-D", "warnings"])
+        .args(["--target", TARGET])
         .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH))
         .current_dir(cargo::root());
-    if compiler.needs_bootstrap {
-        command.env("RUSTC_BOOTSTRAP", "1");
-    }
-    step(&mut command)
+    match compiler.core {
+        Core::Compiled => command.env("RUSTC_BOOTSTRAP", BOOTSTRAP),
+        Core::Sources => command.args(["-Z", "build-std=core"]),
+    };
+    step(command.args(["--", "-D", "warnings"]))
 }
 
 fn step(command: &mut Command) -> Result<()> {

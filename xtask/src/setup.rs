@@ -98,7 +98,7 @@ impl Need {
         match self {
             Self::Rustup => "rustup",
             Self::HostLinker => "a C linker, `cc`",
-            Self::Compiler => "a Rust compiler with the sources of its standard library",
+            Self::Compiler => "a Rust compiler with the library `core` for BPF",
             Self::BpfLinker => "bpf-linker 0.13 or later",
             Self::KernelClippy => "clippy for the kernel side",
             Self::Deny => "cargo-deny",
@@ -114,7 +114,7 @@ impl Need {
             Self::HostLinker => "install gcc",
             Self::Compiler => {
                 "rustup toolchain install nightly --component rust-src; or, with Debian's rustc-web, cargo-web and \
-                 rust-web-src: rustup toolchain link steer-ebpf /usr"
+                 libstd-rust-web-dev-bpf: rustup toolchain link steer-ebpf /usr"
             }
             Self::BpfLinker => {
                 "with LLVM 22 and its headers (Debian: llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev): \
@@ -133,7 +133,7 @@ impl Need {
         match self {
             Self::Rustup | Self::Deny | Self::Deb => &[],
             Self::HostLinker => &["gcc", "libc6-dev"],
-            Self::Compiler => &["rustc-web", "cargo-web", "rust-web-src"],
+            Self::Compiler => &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"],
             Self::BpfLinker => &["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"],
             Self::KernelClippy => &["rust-web-clippy"],
             Self::DebTools => &["dpkg-dev", "binutils"],
@@ -147,9 +147,11 @@ impl Need {
             Self::Compiler => cargo::check(Command::new("rustup").args(["toolchain", "link", LINKED, "/usr"])),
             Self::BpfLinker => {
                 eprintln!("setup: building bpf-linker, which takes about a minute");
+                // Its work is done by LLVM, which is compiled already: a debug build takes half the time and links as fast.
                 // `--force` because an installed bpf-linker that does not start must be built anew.
                 let mut install = cargo::cargo(["install", "bpf-linker", "--version", "^0.13", "--locked", "--force"]);
-                install.args(["--quiet", "--no-default-features", "--features", "llvm-22"]);
+                install.args(["--quiet", "--debug", "--no-default-features", "--features", "llvm-22"]);
+                install.env("CARGO_PROFILE_DEV_DEBUG", "false");
                 cargo::check(install.env("LLVM_PREFIX", "/usr/lib/llvm-22"))
             }
             Self::Deny => {

@@ -75,6 +75,7 @@ impl Test {
         let steer = cargo::release_binary("steer", "steer")?;
         let probe = cargo::release_binary("steer-lab", "steer-probe")?;
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
+        let demo = cargo::release_binary("steer-lab", "steer-demo")?;
         let (promtool, package, containerd) = (promtool()?, package()?, containerd::programs()?);
         let is_asked = |room: &str| self.filter.as_deref().is_none_or(|filter| filter.starts_with(room));
         if is_asked("containers") {
@@ -87,6 +88,7 @@ impl Test {
             ("STEER_BIN", steer.as_path()),
             ("STEER_PROBE", probe.as_path()),
             ("STEER_ESCAPE", escape.as_path()),
+            ("STEER_DEMO", demo.as_path()),
             ("STEER_PROMTOOL", promtool.as_path()),
             ("STEER_CONTAINERD", containerd.as_path()),
         ];

@@ -9,22 +9,38 @@ use std::{
     process::Command,
 };
 
-/// The rustup name under which a distribution's compiler is linked for the kernel side.
+/// The rustup name under which Debian's compiler is linked for the kernel side.
 pub(crate) const LINKED: &str = "steer-ebpf";
 
-/// A rustup toolchain that can build `core` for a BPF target, because it has the sources of its own standard library.
+/// The value of `RUSTC_BOOTSTRAP` with which a stable compiler builds the kernel side: aya-ebpf uses an unstable feature
+/// (`asm_experimental_arch`). Only with the value 1 would aya-build have `core` built, too.
+pub(crate) const BOOTSTRAP: &str = "aya_ebpf";
+
+/// The target of the kernel side.
+pub(crate) const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
+
+/// A rustup toolchain that can build the kernel side.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Compiler {
-    /// The name `rustup run` knows it by.
+    /// Its name for `rustup run`.
     pub(crate) name: String,
-    /// Whether it is a stable compiler, which takes `-Z build-std` only with `RUSTC_BOOTSTRAP=1`.
-    pub(crate) needs_bootstrap: bool,
+    /// Where it has `core` for the kernel side.
+    pub(crate) core: Core,
 }
 
-/// The compiler for the kernel side: the linked one if there is one, else a nightly with `rust-src`.
+/// `core` for the kernel side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Core {
+    /// Compiled, with a stable compiler, which needs [`BOOTSTRAP`].
+    Compiled,
+    /// As sources, with a nightly compiler: `-Z build-std=core` compiles it.
+    Sources,
+}
+
+/// The compiler for the kernel side: Debian's if it is linked, else a nightly with `rust-src`.
 pub(crate) fn compiler() -> Option<Compiler> {
     let output = Command::new("rustup").args(["toolchain", "list", "--verbose"]).output().ok()?;
-    choose(&String::from_utf8_lossy(&output.stdout), has_library_sources)
+    choose(&String::from_utf8_lossy(&output.stdout), has_core)
 }
 
 /// `bpf-linker`, from `PATH` or from where `cargo install` puts it.
@@ -42,24 +58,25 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
-fn has_library_sources(toolchain: &Path) -> bool {
-    toolchain.join("lib/rustlib/src/rust/library").is_dir()
+fn has_core(toolchain: &Path, core: Core) -> bool {
+    let rustlib = toolchain.join("lib/rustlib");
+    match core {
+        Core::Compiled => rustlib.join(TARGET).is_dir(),
+        Core::Sources => rustlib.join("src/rust/library").is_dir(),
+    }
 }
 
 /// Reads the lines of `rustup toolchain list --verbose`, each `NAME [(active, default)] PATH`.
-fn choose(listing: &str, has_sources: impl Fn(&Path) -> bool) -> Option<Compiler> {
-    let usable = || {
-        listing.lines().filter_map(|line| {
+fn choose(listing: &str, has_core: impl Fn(&Path, Core) -> bool) -> Option<Compiler> {
+    let find = |core, is_meant: fn(&str) -> bool| {
+        listing.lines().find_map(|line| {
             let (name, _) = line.split_once(char::is_whitespace)?;
             let path = &line[line.find('/')?..];
-            has_sources(Path::new(path.trim_end())).then_some(name)
+            let is_usable = is_meant(name) && has_core(Path::new(path.trim_end()), core);
+            is_usable.then(|| Compiler { name: name.to_owned(), core })
         })
     };
-    let linked = usable().find(|name| *name == LINKED);
-    let nightly = || usable().find(|name| name.starts_with("nightly"));
-    linked
-        .map(|name| Compiler { name: name.to_owned(), needs_bootstrap: true })
-        .or_else(|| nightly().map(|name| Compiler { name: name.to_owned(), needs_bootstrap: false }))
+    find(Core::Compiled, |name| name == LINKED).or_else(|| find(Core::Sources, |name| name.starts_with("nightly")))
 }
 
 #[cfg(test)]
@@ -71,22 +88,30 @@ mod tests {
                            nightly-x86_64 /r/nightly-x86_64\n\
                            steer-ebpf /usr\n";
 
-    fn name(sources: &[&str]) -> Option<String> {
-        let found = choose(LISTING, |path| sources.iter().any(|source| Path::new(source) == path))?;
-        assert_eq!(found.needs_bootstrap, found.name == LINKED);
-        Some(found.name)
+    fn chosen(compiled: &[&str], sources: &[&str]) -> Option<(String, Core)> {
+        let found = choose(LISTING, |path, core| {
+            let paths = if core == Core::Compiled { compiled } else { sources };
+            paths.iter().any(|with_core| Path::new(with_core) == path)
+        });
+        found.map(|Compiler { name, core }| (name, core))
     }
 
     #[test]
     fn the_linked_compiler_comes_before_a_nightly() {
-        assert_eq!(name(&["/usr", "/r/nightly-x86_64"]).as_deref(), Some("steer-ebpf"));
-        assert_eq!(name(&["/r/nightly-x86_64"]).as_deref(), Some("nightly-x86_64"));
-        assert_eq!(name(&["/r/nightly-2025-01-01-x86_64"]).as_deref(), Some("nightly-2025-01-01-x86_64"));
+        let nightly = |name: &str| Some((name.to_owned(), Core::Sources));
+        assert_eq!(chosen(&["/usr"], &["/r/nightly-x86_64"]), Some(("steer-ebpf".to_owned(), Core::Compiled)));
+        assert_eq!(chosen(&[], &["/usr", "/r/nightly-x86_64"]), nightly("nightly-x86_64"));
+        assert_eq!(chosen(&[], &["/r/nightly-2025-01-01-x86_64"]), nightly("nightly-2025-01-01-x86_64"));
     }
 
     #[test]
-    fn a_toolchain_without_sources_does_not_count() {
-        assert_eq!(name(&[]), None);
-        assert_eq!(name(&["/r/stable-x86_64"]), None, "stable may not use -Z build-std");
+    fn a_toolchain_without_core_does_not_count() {
+        assert_eq!(chosen(&[], &[]), None);
+        let stable = ["/r/stable-x86_64"];
+        assert_eq!(
+            chosen(&stable, &stable),
+            None,
+            "only Debian's is known to fit, and stable may not use -Z build-std"
+        );
     }
 }

@@ -4,7 +4,6 @@ mod attach;
 mod check;
 mod completions;
 mod daemon;
-mod demo;
 mod detach;
 mod doctor;
 mod events;
@@ -84,14 +83,6 @@ enum Command {
     Doctor(doctor::Args),
     /// Steer containers, called by their runtimes
     Hook(hook::Args),
-    /// Show steering at work between network namespaces made for it
-    Demo(demo::Args),
-    /// The client program of `demo`
-    #[command(hide = true)]
-    Probe(steer_lab::cli::ProbeArgs),
-    /// The client program of `demo` that tries to escape
-    #[command(hide = true)]
-    Escape(steer_lab::escape::EscapeArgs),
     /// What `exec` leaves behind to clean up after its command
     #[command(hide = true)]
     Keep(keep::Args),
@@ -129,15 +120,6 @@ impl Cli {
             Command::Explain(args) => explain::run(args, &instance),
             Command::Doctor(args) => doctor::run(args, &instance),
             Command::Hook(args) => hook::run(args, &instance),
-            Command::Demo(args) => demo::run(&args),
-            Command::Probe(args) => {
-                let answered = steer_lab::cli::run(&args, &mut std::io::stdout().lock())?;
-                Ok(if answered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-            }
-            Command::Escape(args) => {
-                steer_lab::escape::run(&args, &mut std::io::stdout().lock())?;
-                Ok(ExitCode::SUCCESS)
-            }
             Command::Keep(args) => keep::run(&args, pins),
         }
     }

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     block_on,
@@ -173,11 +174,10 @@ fn show_kept(store: &Store, name: &str) -> anyhow::Result<PolicyDocument> {
     Ok(PolicyDocument::new(kept, store.kept(kept)))
 }
 
+/// The path of a policy in the API. RFC 3986 says what needs no encoding in it.
 fn resource(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let encoded =
-        name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") });
-    format!("/v1/policies/{}", encoded.collect::<String>())
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    format!("/v1/policies/{}", utf8_percent_encode(name, ENCODED))
 }
 
 fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()> {

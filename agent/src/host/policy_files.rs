@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use utoipa::ToSchema;
@@ -181,16 +182,15 @@ impl Store {
     }
 }
 
-/// A name that is a file name: what is not a letter, a digit or one of `-_.` becomes `%` and two hexadecimal digits, byte by byte,
-/// and so does a dot in front.
+/// The name as a file name: letters, digits, `-`, `_` and `.` stay, but for a dot in front, which would hide the file. All else
+/// is percent-encoded.
 fn file_name(name: &str) -> String {
-    let is_plain =
-        |index: usize, byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte) || byte == b'.' && index > 0;
-    let encoded = name
-        .bytes()
-        .enumerate()
-        .map(|(index, byte)| if is_plain(index, byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") });
-    encoded.collect()
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
+    let encoded = utf8_percent_encode(name, ENCODED).to_string();
+    match encoded.strip_prefix('.') {
+        Some(rest) => format!("%2E{rest}"),
+        None => encoded,
+    }
 }
 
 /// Whether a file in one of the directories counts.

@@ -13,6 +13,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use aya_obj::generated::bpf_attach_type;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, rlim_t, setrlimit};
 use steer_common::{map, policy_flags, program};
 
 use super::{Error, Lock, Pins, bpf, events, lsm, pins::file_name};
@@ -247,29 +248,24 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
     fs::rename(&next, &path).map_err(pinned("replace"))
 }
 
-/// Before Linux 5.11 BPF memory counts against RLIMIT_MEMLOCK; later kernels do not look. Dropped, the limit is what it was,
-/// for `steer exec` must not hand another one down.
-pub(super) struct Memlock(Option<libc::rlimit>);
+/// Before Linux 5.11 BPF memory counts against RLIMIT_MEMLOCK; later kernels ignore it. When this is dropped, the limit is what
+/// it was: `steer exec` must not pass another one to its command.
+pub(super) struct Memlock(Option<(rlim_t, rlim_t)>);
 
 impl Memlock {
     pub(super) fn raise() -> Self {
-        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: a plain struct, written during the call.
-        if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) } != 0 {
-            return Self(None);
-        }
-        let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-        // SAFETY: a plain struct, read during the call.
-        let raised = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } == 0;
-        Self(raised.then_some(before))
+        let before = getrlimit(Resource::RLIMIT_MEMLOCK).ok();
+        let raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        Self(before.filter(|_| raised.is_ok()))
     }
 }
 
 impl Drop for Memlock {
     fn drop(&mut self) {
-        if let Some(before) = self.0 {
-            // SAFETY: a plain struct, read during the call.
-            unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const before) };
+        if let Some((soft, hard)) = self.0
+            && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)
+        {
+            log::warn!("set RLIMIT_MEMLOCK to what it was: {error}");
         }
     }
 }

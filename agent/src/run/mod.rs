@@ -3,6 +3,5 @@
 pub mod api;
 pub mod container;
 pub mod daemon;
-pub mod demo;
 pub mod instance;
 pub mod keeper;

@@ -241,20 +241,6 @@ impl Containerd {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// Lets containerd start steer itself as a plugin, from its next start on.
-    pub fn install_plugin(&self, bed: &Bed) -> anyhow::Result<()> {
-        let file = self.directory.join("plugins/10-steer");
-        let script = format!(
-            "#!/bin/sh\nSTEER_LOG=info exec {} --bpffs {} hook nri --config {} 2>> {}\n",
-            binary("STEER_BIN", "steer").display(),
-            bed.pins.display(),
-            bed.config_file().display(),
-            self.directory.join("plugin.log").display(),
-        );
-        fs::write(&file, script)?;
-        Ok(fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?)
-    }
-
     /// The socket by which plugins register.
     pub fn nri_socket(&self) -> &Path {
         &self.nri_socket

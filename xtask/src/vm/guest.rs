@@ -39,6 +39,7 @@ impl Job {
             ("steer", cargo::release_binary("steer", "steer")?),
             ("steer-probe", cargo::release_binary("steer-lab", "steer-probe")?),
             ("steer-escape", cargo::release_binary("steer-lab", "steer-escape")?),
+            ("steer-demo", cargo::release_binary("steer-lab", "steer-demo")?),
         ];
         Ok(Self { filter: filter.to_owned(), programs, disk: None })
     }
@@ -92,7 +93,7 @@ cd $root
 [ $root = / ] || $b mount --move . /
 # Linux 5.10 counts BPF memory against it.
 ulimit -l unlimited
-export PATH=/bin:/sbin STEER_BIN=/bin/steer STEER_PROBE=/bin/steer-probe STEER_ESCAPE=/bin/steer-escape
+export PATH=/bin:/sbin STEER_BIN=/bin/steer STEER_PROBE=/bin/steer-probe STEER_ESCAPE=/bin/steer-escape STEER_DEMO=/bin/steer-demo
 $b chroot . /bin/tests --color never --test-threads 1 \"$filter\"
 echo \"steer-vm: exit status $?\"
 $b stty -echo

@@ -58,9 +58,6 @@ fn not_covered(facts: &Facts, attached: &Attached) -> Vec<String> {
     let Some(policy) = attached.policy.as_ref().filter(|policy| !policy.exempts()) else { return Vec::new() };
     let flags = policy.record.flags;
     let mut not_covered = Vec::new();
-    if flags & policy_flags::RESTORE == 0 {
-        not_covered.push("bindings that a program has lost: only new sockets are bound".to_owned());
-    }
     if flags & policy_flags::GUARD == 0 {
         not_covered.push(
             "programs that want out, and older sockets: their packets are not stopped (enforce = \"strict\" does)"

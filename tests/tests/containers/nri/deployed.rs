@@ -1,6 +1,4 @@
-//! The plugin as it is deployed: as a service, in a pod, started by containerd.
-
-use std::fs;
+//! The plugin as it is deployed: as a service, and in a pod.
 
 use anyhow::{Context as _, ensure};
 use steer_lab::wait_until;
@@ -12,11 +10,7 @@ use steer_tests::{
 use super::{CONFIG, SECOND, annotated, check_steered, check_untouched};
 use crate::Test;
 
-pub(crate) const TESTS: &[Test] = &[
-    ("in_a_pod_of_its_own", in_a_pod_of_its_own),
-    ("as_a_service", as_a_service),
-    ("started_by_containerd", started_by_containerd),
-];
+pub(crate) const TESTS: &[Test] = &[("in_a_pod_of_its_own", in_a_pod_of_its_own), ("as_a_service", as_a_service)];
 
 fn in_a_pod_of_its_own() -> Outcome {
     let bed = Bed::new("nri-pod")?;
@@ -83,24 +77,4 @@ fn as_a_service() -> Outcome {
     bed.net.server.delete_link(&bed.net.server_link(1))?;
     wait_until("the daemon to see it", PATIENCE, || ifindex().is_ok_and(|ifindex| ifindex.is_null()))
         .with_context(|| machine.journal().unwrap_or_default())
-}
-
-fn started_by_containerd() -> Outcome {
-    let bed = Bed::new("nri-installed")?;
-    let containerd = Containerd::start(&bed)?;
-    bed.write_config(CONFIG)?;
-    containerd.kill_server()?;
-    containerd.install_plugin(&bed)?;
-    containerd.start_server()?;
-    let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
-    check_steered(&bed, 1, || pod.client(&bed, &[])?.outcomes())?;
-    let client = pod.client(&bed, &[("steer.policy", "third")])?;
-    ensure!(client.start().is_err() && !client.has_run());
-    // It ends with containerd.
-    containerd.kill_server()?;
-    let log = containerd.directory().join("plugin.log");
-    wait_until("the plugin to end", PATIENCE, || {
-        fs::read_to_string(&log).is_ok_and(|log| log.contains("ending; the runtime closed the connection"))
-    })
-    .with_context(|| fs::read_to_string(&log).unwrap_or_default())
 }

@@ -4,22 +4,15 @@
 //! refuses, is asked again soon, for it starts containers meanwhile without asking.
 
 use std::{
+    convert::Infallible,
     io::ErrorKind,
-    os::{
-        fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
-        unix::net::UnixStream as StdStream,
-    },
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
-use nix::{
-    fcntl::{FcntlArg, FdFlag, fcntl},
-    sys::stat::{SFlag, fstat},
-};
+use anyhow::Context as _;
 use tokio::{
     net::UnixStream,
     signal::unix::{SignalKind, signal},
@@ -46,8 +39,7 @@ const AT_THE_LATEST: Duration = Duration::from_millis(250);
 #[command(
     after_help = "A container starts steered as its annotations or those of its pod ask, or does not start. While no \
                   plugin is registered, the runtime starts containers without asking; `parent` in [containers] holds \
-                  them closed. SIGTERM and SIGINT end it and leave in force what is. Started by the runtime, it ends \
-                  with the connection."
+                  them closed. SIGTERM and SIGINT end it and leave in force what is."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -56,14 +48,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "SOCKET", default_value = "/var/run/nri/nri.sock")]
     nri_socket: PathBuf,
     /// Name of the plugin
-    #[arg(long, env = "NRI_PLUGIN_NAME", default_value = "steer")]
+    #[arg(long, default_value = "steer")]
     name: String,
     /// Two digits; plugins are asked in this order
-    #[arg(long, env = "NRI_PLUGIN_IDX", default_value = "10", value_parser = index)]
+    #[arg(long, default_value = "10", value_parser = index)]
     index: String,
-    /// Number of the open connection, as a runtime that starts the plugin itself passes it
-    #[arg(long, hide = true, env = "NRI_PLUGIN_SOCKET", value_name = "FD")]
-    connection: Option<RawFd>,
 }
 
 fn index(text: &str) -> Result<String, String> {
@@ -72,11 +61,6 @@ fn index(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
-    // Before anything else is opened, which could get the same number.
-    let inherited = args
-        .connection
-        .map(|number| inherited(number).with_context(|| format!("NRI_PLUGIN_SOCKET = {number}")))
-        .transpose()?;
     // What is wrong from the beginning is told at once.
     let files = args.files.files();
     files.read(instance)?;
@@ -86,52 +70,23 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let tools = Arc::new(Tools { instance: instance.clone(), files });
     let mut steering = Steering { tools, is_synchronized: false };
     crate::cli::block_on(async {
-        let ended = async {
-            match inherited {
-                Some(stream) => serve_inherited(stream, &identity, &mut steering).await,
-                None => follow(&args.nri_socket, &identity, &mut steering).await,
-            }
-        };
         let on = |kind| signal(kind).context("install a signal handler");
         let (mut terminate, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
         tokio::select! {
-            ended = ended => return ended,
+            never = follow(&args.nri_socket, &identity, &mut steering) => match never {},
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         log::info!(
             "ending; what is steered stays steered, and containers that start now are not (`steer off` ends steering)"
         );
-        Ok(())
+        anyhow::Ok(())
     })??;
     Ok(ExitCode::SUCCESS)
 }
 
-/// One connection, made by the runtime.
-async fn serve_inherited(stream: StdStream, identity: &Identity, steering: &mut Steering) -> anyhow::Result<()> {
-    stream.set_nonblocking(true)?;
-    match nri::serve(UnixStream::from_std(stream)?, identity, steering).await? {
-        End::Closed => log::info!("ending; the runtime closed the connection"),
-        End::Shutdown => log::info!("ending; the runtime is"),
-    }
-    Ok(())
-}
-
-/// The socket that the runtime has opened for this process.
-fn inherited(number: RawFd) -> anyhow::Result<StdStream> {
-    ensure!(number > 2, "expected the number of an open socket");
-    // SAFETY: it is looked at only, and nobody closes it meanwhile.
-    let opened = unsafe { BorrowedFd::borrow_raw(number) };
-    let kind = SFlag::from_bits_truncate(fstat(opened).context("it is not open")?.st_mode) & SFlag::S_IFMT;
-    ensure!(kind == SFlag::S_IFSOCK, "it is open, and no socket");
-    // SAFETY: it is open, the runtime says that it is this process's, and nothing here has opened a socket yet.
-    let owned = unsafe { OwnedFd::from_raw_fd(number) };
-    fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    Ok(owned.into())
-}
-
 /// One connection after the other. What is in the way is logged once, until it is out of the way.
-async fn follow(socket: &Path, identity: &Identity, steering: &mut Steering) -> anyhow::Result<()> {
+async fn follow(socket: &Path, identity: &Identity, steering: &mut Steering) -> Infallible {
     let mut wait = SOON;
     let mut is_told = false;
     loop {

@@ -1,0 +1,84 @@
+//! Shows steer at work. Exit 0 if everything went as it should, 1 if not, 2 for wrong usage.
+//!
+//! **Invariant:** it drives the `steer` binary as a user would, and links nothing of it.
+
+mod report;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Parser, Subcommand};
+use steer_lab::{cli::ProbeArgs, escape::EscapeArgs};
+
+/// Show steering at work, in network namespaces made for it.
+#[derive(Parser)]
+#[command(name = "steer-demo", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    /// The steer binary to show [default: the one beside this program, or else /usr/bin/steer]
+    #[arg(long, value_name = "FILE")]
+    steer: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(subcommand)]
+    client: Option<Client>,
+}
+
+/// The programs that the demonstration runs under steer.
+#[derive(Subcommand)]
+enum Client {
+    /// The client
+    #[command(hide = true)]
+    Probe(ProbeArgs),
+    /// The client that tries to escape
+    #[command(hide = true)]
+    Escape(EscapeArgs),
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("steer-demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<bool> {
+    match &cli.client {
+        Some(Client::Probe(args)) => return Ok(steer_lab::cli::run(args, &mut io::stdout())?),
+        Some(Client::Escape(args)) => return Ok(steer_lab::escape::run(args, &mut io::stdout()).map(|()| true)?),
+        None => {}
+    }
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "making network namespaces and loading BPF programs needs root: run it with sudo"
+    );
+    let report = report::run(&steer(cli.steer.as_deref())?)?;
+    if cli.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{report}");
+    }
+    Ok(report.steering_works())
+}
+
+/// Finds the binary to show. The Debian package has this program in /usr/libexec/steer.
+fn steer(named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("find the path of this program")?;
+    let places = match named {
+        Some(named) => vec![named.to_owned()],
+        None => vec![this.with_file_name("steer"), "/usr/bin/steer".into()],
+    };
+    if let Some(path) = places.iter().find(|path| path.is_file()) {
+        return Ok(path.clone());
+    }
+    let places = places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    bail!("there is no steer binary at {}; name one with --steer FILE", places.join(" or "))
+}
