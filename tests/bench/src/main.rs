@@ -11,6 +11,7 @@ mod containers;
 mod daemon;
 mod goal;
 mod interrupt;
+mod load;
 mod machine;
 mod mount;
 mod report;
@@ -42,6 +43,9 @@ enum Cli {
     /// A process that sends.
     #[command(hide = true)]
     Traffic(traffic::Place),
+    /// A process that loads the daemon.
+    #[command(hide = true)]
+    Storm(load::Storm),
 }
 
 #[derive(Args)]
@@ -80,8 +84,9 @@ impl Run {
         let traffic = traffic::measure(steer, Rounds(rounds))?;
         let containers = containers::measure(steer, Rounds(rounds))?;
         let scale = scale::measure(steer, cgroups, rounds)?;
+        let load = load::measure(steer, rounds)?;
         let directory = report.as_deref();
-        let report = Report::new(machine, command, sockets, window, traffic, containers, scale);
+        let report = Report::new(machine, command, sockets, window, traffic, containers, scale, load);
         if let Some(directory) = directory {
             report.write(directory)?;
         }
@@ -99,6 +104,7 @@ fn main() -> ExitCode {
         Cli::Run(run) => run.run(),
         Cli::Sockets(place) => sockets::serve(&place),
         Cli::Traffic(place) => traffic::serve(&place),
+        Cli::Storm(storm) => load::serve(&storm),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::{chart, containers, goal::Goal, machine::Machine, scale, sockets, statistic::Spread, traffic};
+use crate::{chart, containers, goal::Goal, load, machine::Machine, scale, sockets, statistic::Spread, traffic};
 
 /// All of it.
 #[derive(Debug, Serialize)]
@@ -24,6 +24,7 @@ pub(crate) struct Report {
     /// Nothing where there is no runc.
     containers: Option<containers::Report>,
     scale: scale::Report,
+    load: load::Report,
     goals: Vec<Goal>,
 }
 
@@ -36,11 +37,12 @@ impl Report {
         traffic: traffic::Report,
         containers: Option<containers::Report>,
         scale: scale::Report,
+        load: load::Report,
     ) -> Self {
         let container = containers::Report::goal(containers.as_ref());
-        let goals =
-            sockets.goals().into_iter().chain(traffic.goals()).chain([container]).chain(scale.goals()).collect();
-        Self { machine, command, sockets, unsteered_after_appearing, traffic, containers, scale, goals }
+        let goals = sockets.goals().into_iter().chain(traffic.goals()).chain([container]);
+        let goals = goals.chain(scale.goals()).chain(load.goals()).collect();
+        Self { machine, command, sockets, unsteered_after_appearing, traffic, containers, scale, load, goals }
     }
 }
 
@@ -82,6 +84,7 @@ impl fmt::Display for Report {
             writeln!(formatter, "{containers}")?;
         }
         writeln!(formatter, "{}", self.scale)?;
+        writeln!(formatter, "{}", self.load)?;
         self.goals.iter().try_for_each(|goal| writeln!(formatter, "{goal}"))
     }
 }
