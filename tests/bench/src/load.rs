@@ -65,12 +65,11 @@ struct Latency {
 pub(crate) fn measure(steer: &Path, rounds: u32) -> Result<Report> {
     let bed = Bed::new(steer)?;
     let samples = rounds.clamp(FEWEST_SAMPLES, MOST_SAMPLES);
-    let cgroups = || (0..2).map(|number| Storm::cgroups(&bed.storm, number)).collect();
-    let links = vec![Storm::link(LINK)];
+    let cgroups = [0, 1].map(|number| Storm::cgroups(&bed.storm, number));
     Ok(Report(vec![
-        bed.measure("none", samples, vec![])?,
-        bed.measure("two processes make and remove cgroups", samples, cgroups())?,
-        bed.measure("a container renames a link", samples, links)?,
+        bed.measure("none", samples, &[])?,
+        bed.measure("two processes make and remove cgroups", samples, &cgroups)?,
+        bed.measure("a container renames a link", samples, &[Storm::link(LINK)])?,
     ]))
 }
 
@@ -83,9 +82,8 @@ struct Bed {
     quiet: PathBuf,
     links: PathBuf,
     socket: PathBuf,
-    _directory: Directory,
-    _steering: Steering,
-    _cgroups: Cgroups,
+    #[expect(dead_code, reason = "removed when dropped")]
+    removed_last: (Directory, Steering, Cgroups),
 }
 
 impl Bed {
@@ -110,11 +108,11 @@ impl Bed {
             (pins.join(format!("abi{ABI_VERSION}/links")), Path::new("/run/steer").join(format!("{instance}.sock")));
         let container = Container::start(&own)?;
         container.netns.run(|| steering.attach(&own, LINK, "steer"))??;
-        let (_directory, _steering, _cgroups) = (directory, steering, cgroups);
-        Ok(Self { daemon, container, storm, quiet, links, socket, _directory, _steering, _cgroups })
+        let removed_last = (directory, steering, cgroups);
+        Ok(Self { daemon, container, storm, quiet, links, socket, removed_last })
     }
 
-    fn measure(&self, load: &'static str, samples: u32, storms: Vec<Storm>) -> Result<Row> {
+    fn measure(&self, load: &'static str, samples: u32, storms: &[Storm]) -> Result<Row> {
         let before_mib = self.mib()?;
         let start = Instant::now();
         let running: Vec<_> =
@@ -129,7 +127,8 @@ impl Bed {
         let done = running.into_iter().map(Running::end).sum::<Result<f64>>()?;
         Ok(Row {
             load,
-            per_second: done / start.elapsed().as_secs_f64(),
+            // The sum of nothing is a negative zero.
+            per_second: done.abs() / start.elapsed().as_secs_f64(),
             steered_ms: Latency::of(steered),
             reload_ms: Latency::of(reload),
             before_mib,

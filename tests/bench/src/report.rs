@@ -14,35 +14,27 @@ use crate::{chart, containers, goal::Goal, load, machine::Machine, scale, socket
 /// All of it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    machine: Machine,
-    command: String,
+    pub(crate) machine: Machine,
+    pub(crate) command: String,
     #[serde(flatten)]
-    sockets: sockets::Report,
+    pub(crate) sockets: sockets::Report,
     /// Microseconds.
-    unsteered_after_appearing: Spread,
-    traffic: traffic::Report,
+    pub(crate) unsteered_after_appearing: Spread,
+    pub(crate) traffic: traffic::Report,
     /// Nothing where there is no runc.
-    containers: Option<containers::Report>,
-    scale: scale::Report,
-    load: load::Report,
-    goals: Vec<Goal>,
+    pub(crate) containers: Option<containers::Report>,
+    pub(crate) scale: scale::Report,
+    pub(crate) load: load::Report,
+    pub(crate) goals: Vec<Goal>,
 }
 
 impl Report {
-    pub(crate) fn new(
-        machine: Machine,
-        command: String,
-        sockets: sockets::Report,
-        unsteered_after_appearing: Spread,
-        traffic: traffic::Report,
-        containers: Option<containers::Report>,
-        scale: scale::Report,
-        load: load::Report,
-    ) -> Self {
-        let container = containers::Report::goal(containers.as_ref());
-        let goals = sockets.goals().into_iter().chain(traffic.goals()).chain([container]);
-        let goals = goals.chain(scale.goals()).chain(load.goals()).collect();
-        Self { machine, command, sockets, unsteered_after_appearing, traffic, containers, scale, load, goals }
+    /// With the goals judged.
+    pub(crate) fn judged(self) -> Self {
+        let container = containers::Report::goal(self.containers.as_ref());
+        let goals = self.sockets.goals().into_iter().chain(self.traffic.goals()).chain([container]);
+        let goals = goals.chain(self.scale.goals()).chain(self.load.goals()).collect();
+        Self { goals, ..self }
     }
 }
 

@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn links_and_their_names() {
         let properties = [attribute(53, b"tunnel\0"), attribute(53, b"vpn\0")].concat();
-        let attributes = [attribute(4, &[0; 4]), attribute(3, b"wg0\0"), attribute(52 | 0x8000, &properties)];
+        let attributes = [attribute(4, &[0; 4]), attribute(3, b"wg0\0"), attribute(0x8034, &properties)];
         let names = Names { name: "wg0".to_owned(), alternative: vec!["tunnel".to_owned(), "vpn".to_owned()] };
         let datagram =
             [link(16, 0, 7, &attributes), link(17, 0, 8, &[]), link(16, 7, 9, &[]), message(3, &[0; 4])].concat();

@@ -87,13 +87,11 @@ impl Watch {
             let read = reading.await.unwrap_or(Err(Error::Ended));
             self.reading = None;
             let read = read.inspect_err(|_| self.retry = Some(Instant::now() + PATIENCE))?;
-            return Ok(match &mut self.table {
-                Some(table) => table.apply(Change::All(read)),
-                None => {
-                    self.table = Some(read);
-                    true
-                }
-            });
+            if let Some(table) = &mut self.table {
+                return Ok(table.apply(Change::All(read)));
+            }
+            self.table = Some(read);
+            return Ok(true);
         }
         let mut ready = self.reports.readable().await.map_err(Error::Socket)?;
         let buffer = &mut self.buffer;

@@ -92,7 +92,7 @@ impl Work {
             return;
         }
         let waiting = self.cgroups.entry(directory).get_or_insert_default();
-        waiting.names.extend(names);
+        waiting.kept.extend(names);
         waiting.next = next;
     }
 
@@ -153,7 +153,7 @@ impl Work {
 /// What waits of one directory of cgroups.
 #[derive(Default)]
 struct Names {
-    names: BTreeSet<String>,
+    kept: BTreeSet<String>,
     /// Where the listing goes on.
     next: Option<String>,
     /// Some names were not kept: it is listed from the start, after those that were kept.
@@ -164,15 +164,15 @@ struct Names {
 impl Names {
     fn changed(&mut self, name: String) {
         // What comes after the first name that was not kept is found by the listing.
-        if self.list || self.names.len() >= NAMES && !self.names.contains(&name) {
+        if self.list || self.kept.len() >= NAMES && !self.kept.contains(&name) {
             self.list = true;
         } else {
-            self.names.insert(name);
+            self.kept.insert(name);
         }
     }
 
     fn take(&mut self, directory: Directory) -> Option<Item> {
-        if let Some(name) = self.names.pop_first() {
+        if let Some(name) = self.kept.pop_first() {
             return Some(Item::Cgroup(directory, name));
         }
         if let Some(next) = self.next.take() {
@@ -185,7 +185,7 @@ impl Names {
     }
 
     fn is_empty(&self) -> bool {
-        self.names.is_empty() && self.next.is_none() && !self.list && !self.closed
+        self.kept.is_empty() && self.next.is_none() && !self.list && !self.closed
     }
 }
 
