@@ -31,7 +31,7 @@ use super::{
 const PATIENCE: i64 = 5;
 /// More than the kernel puts into one part of an answer.
 const PART: usize = 64 * 1024;
-/// How often a reading is begun again when links changed meanwhile. What comes after that is reported, and read once more.
+/// How often a reading is begun, when its result is not certain.
 const ATTEMPTS: u32 = 3;
 
 /// Reads the links of the network namespace it was made in.
@@ -39,7 +39,13 @@ const ATTEMPTS: u32 = 3;
 pub(super) struct Reader(Arc<Socket>);
 
 /// The result of a reading that was started.
-pub(super) type Reading = oneshot::Receiver<Result<Table, Error>>;
+pub(super) type Reading = oneshot::Receiver<Result<Links, Error>>;
+
+/// All links, and whether that is certain: they may have changed meanwhile, or a part of the answer was dropped.
+pub(super) struct Links {
+    pub(super) table: Table,
+    pub(super) certain: bool,
+}
 
 impl Reader {
     pub(super) fn new() -> Result<Self, Error> {
@@ -62,37 +68,40 @@ impl Reader {
         Ok(reading)
     }
 
-    fn read(&self) -> io::Result<Table> {
+    fn read(&self) -> io::Result<Links> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let (table, interrupted) = self.read_once(attempt)?;
-            if !interrupted || attempt == ATTEMPTS {
-                return Ok(table);
+            let links = self.read_once(attempt)?;
+            if links.certain || attempt == ATTEMPTS {
+                return Ok(links);
             }
         }
     }
 
-    /// All links, and whether they changed meanwhile.
-    fn read_once(&self, attempt: u32) -> io::Result<(Table, bool)> {
+    fn read_once(&self, attempt: u32) -> io::Result<Links> {
         // Another number in each attempt and each reading: what an earlier one left is not taken for an answer.
         let sequence = sequence().wrapping_add(attempt);
         self.0.send(&message::full_reading(sequence), 0)?;
-        let (mut table, mut interrupted) = (Table::default(), false);
+        let (mut table, mut certain) = (Table::default(), true);
         let mut buffer = Vec::with_capacity(PART);
         loop {
             buffer.clear();
             let length = match self.0.recv(&mut buffer, libc::MSG_TRUNC) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    certain = false;
+                    continue;
+                }
                 received => received?,
             };
             let received = (length <= buffer.len()).then(|| message::decode(&buffer)).flatten();
             let undecodable = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer cannot be decoded");
             for received in received.ok_or_else(undecodable)?.into_iter().filter(|one| one.sequence == sequence) {
-                interrupted |= received.interrupted;
+                certain &= !received.interrupted;
                 match received.message {
                     Message::Link(change @ Change::Present(..)) => drop(table.apply(change)),
-                    Message::Done => return Ok((table, interrupted)),
+                    Message::Done => return Ok(Links { table, certain }),
                     Message::Failed(errno) => return Err(io::Error::from(Errno::from_raw(errno))),
                     Message::Link(_) | Message::Other => {}
                 }
@@ -110,5 +119,5 @@ fn sequence() -> u32 {
 /// Reads all links of the calling thread's network namespace once.
 pub async fn read() -> Result<Table, Error> {
     let reading = Reader::new()?.start()?;
-    reading.await.unwrap_or(Err(Error::Ended))
+    reading.await.unwrap_or(Err(Error::Ended)).map(|links| links.table)
 }

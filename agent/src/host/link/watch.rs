@@ -25,7 +25,7 @@ const ONE_BY_ONE: usize = 16;
 const AT_A_TIME: usize = 512;
 /// More than a report has, but for a link with dozens of alternative names.
 const REPORT: usize = 8 * 1024;
-/// How long after a reading that failed the next one begins.
+/// How long after a reading that failed, or whose result is not certain, the next one begins.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Follows the links of the network namespace it was made in.
@@ -35,7 +35,7 @@ pub struct Watch {
     reader: Reader,
     /// A full reading under way: at the start, and after reports that were not taken in.
     reading: Option<Reading>,
-    /// When the next reading begins, after one that failed.
+    /// When the next reading begins, after one that failed or whose result is not certain.
     retry: Option<Instant>,
     /// `None`: not read yet.
     table: Option<Table>,
@@ -87,6 +87,10 @@ impl Watch {
             let read = reading.await.unwrap_or(Err(Error::Ended));
             self.reading = None;
             let read = read.inspect_err(|_| self.retry = Some(Instant::now() + PATIENCE))?;
+            if !read.certain {
+                self.retry = Some(Instant::now() + PATIENCE);
+            }
+            let read = read.table;
             if let Some(table) = &mut self.table {
                 return Ok(table.apply(Change::All(read)));
             }
