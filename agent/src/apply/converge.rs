@@ -1,5 +1,7 @@
 //! What the daemon does about an event: names are resolved, the difference is planned, and the datapath changed.
 //!
+//! All of it may wait for the lock or the kernel, so the daemon does it on its worker thread.
+//!
 //! **Invariant:** a failure to steer one cgroup does not keep another from being steered.
 
 use std::{
@@ -13,12 +15,12 @@ use steer_common::{CLOSED_IFINDEX, Owner};
 use super::follow::{self, Namespaces};
 use crate::{
     apply::{
-        permit::{self, Origin},
+        permit,
         resolve::{self, Namespace},
         takeover::{self, TakenOver},
     },
     host::{
-        cgroup::{self, Found, Hierarchy},
+        cgroup::{self, Directory, Found, Hierarchy},
         link::{self, Table},
         netns,
     },
@@ -30,10 +32,15 @@ use crate::{
     },
 };
 
+/// How many names of a directory are listed at a time.
+const LISTED: usize = 256;
+
 /// The daemon's view of the host, and its hands.
 pub(crate) struct Steering {
     datapath: Datapath,
     hierarchy: Hierarchy,
+    /// The directories in which cgroups come and go.
+    watch: cgroup::Watch,
     /// What the configuration says.
     wanted: Policies,
     /// What has been carried out of it.
@@ -60,6 +67,7 @@ impl Steering {
     pub(crate) fn new(
         datapath: Datapath,
         hierarchy: Hierarchy,
+        watch: cgroup::Watch,
         wanted: Policies,
         namespaces: Namespaces,
     ) -> anyhow::Result<Self> {
@@ -77,6 +85,7 @@ impl Steering {
         Ok(Self {
             datapath,
             hierarchy,
+            watch,
             wanted,
             in_force: InForce::default(),
             table: Table::default(),
@@ -98,21 +107,14 @@ impl Steering {
         self.wanted.targets().next().is_some()
     }
 
-    /// The links there are.
-    pub(crate) fn links(&self) -> &Table {
-        &self.table
-    }
-
     /// Takes in other policies, to be carried out by [`Self::converge`].
     pub(crate) fn set_policies(&mut self, policies: Policies) {
         self.wanted = policies;
     }
 
-    /// A link came, went or was renamed.
-    pub(crate) fn links_changed(&mut self, change: link::Change) -> Result<(), Error> {
-        if !self.table.apply(change) {
-            return Ok(());
-        }
+    /// Links came, went or were renamed.
+    pub(crate) fn links_changed(&mut self, links: Table) -> Result<(), Error> {
+        self.table = links;
         let lock = self.datapath.lock()?;
         self.follow_uplinks(&lock)
     }
@@ -130,16 +132,25 @@ impl Steering {
         Ok(())
     }
 
-    /// A link came, went or was renamed in the network namespace of a container.
-    pub(crate) fn namespace_changed(&mut self, change: follow::Change) -> Result<(), Error> {
-        let cookie = change.netns_cookie;
-        let Some((table, netns)) = self.namespaces.apply(change)? else { return Ok(()) };
+    /// Links came, went or were renamed in the network namespace of a container.
+    pub(crate) fn namespace_changed(&mut self, change: &follow::Change) -> Result<(), Error> {
+        if !self.namespaces.take_in(change) {
+            return Ok(());
+        }
         let lock = self.datapath.lock()?;
-        let changed = resolve::follow(&mut self.datapath, &lock, Namespace { links: table, cookie })?;
+        self.follow_namespace(&lock, change)
+    }
+
+    fn follow_namespace(&mut self, lock: &Lock, change: &follow::Change) -> Result<(), Error> {
+        let cookie = change.netns_cookie;
+        let changed = resolve::follow(&mut self.datapath, lock, Namespace { links: &change.links, cookie })?;
+        if changed.is_empty() {
+            return Ok(());
+        }
         tell(&changed);
         let (pins, hierarchy) = (self.datapath.pins(), &self.hierarchy);
-        let followed = netns::inside(netns.as_fd(), || match Datapath::open(pins)? {
-            Some(datapath) => takeover::follow_uplinks(&lock, &datapath, hierarchy, cookie, &changed),
+        let followed = netns::inside(change.netns.as_fd(), || match Datapath::open(pins)? {
+            Some(datapath) => takeover::follow_uplinks(lock, &datapath, hierarchy, cookie, &changed),
             None => Ok(Vec::new()),
         });
         report(&followed.map_err(link::Error::Socket)??);
@@ -152,62 +163,100 @@ impl Steering {
     }
 
     /// After a failure: all of it again.
-    pub(crate) fn catch_up(&mut self, watch: &mut cgroup::Watch) -> Result<(), Error> {
+    pub(crate) fn catch_up(&mut self) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
         self.follow_uplinks(&lock)?;
+        for change in self.namespaces.known() {
+            self.follow_namespace(&lock, &change)?;
+        }
         drop(lock);
-        self.converge(watch)
+        self.converge()
     }
 
-    /// A cgroup came or went.
-    pub(crate) fn cgroups_changed(&mut self, change: cgroup::Change, watch: &mut cgroup::Watch) -> Result<(), Error> {
-        match change {
-            cgroup::Change::Created(path) => {
-                let by_hand = |path: &CgroupPath| self.is_by_hand(path);
-                let found = self.named_in(&path, &self.in_force, by_hand, watch)?;
-                if found.is_empty() {
-                    return Ok(());
-                }
-                let lock = self.datapath.lock()?;
-                let mut changed = BTreeSet::new();
-                for (cgroup_id, desired) in found {
-                    let existing = self.datapath.attachment(cgroup_id)?;
-                    let (origin, path, slot) = (Origin::Configuration, &desired.path, desired.slot);
-                    if permit::attachment(origin, path, existing.as_ref(), slot).is_ok() {
-                        changed.extend(self.attach(&lock, cgroup_id, &desired)?);
-                    }
-                }
-                self.take_over_sockets(&lock, &changed);
-                Ok(())
-            }
-            cgroup::Change::Removed(path) => match self.attached.get(&path).copied() {
-                // It may have come again meanwhile, and be attached already.
-                Some(cgroup_id) if self.hierarchy.is_gone(cgroup_id) => {
-                    let lock = self.datapath.lock()?;
-                    self.datapath.forget(&lock, cgroup_id)?;
-                    self.attached.remove(&path);
-                    log::info!("{path} is gone");
-                    Ok(())
-                }
-                _ => match self.by_hand.get(&path) {
-                    Some(cgroup_id) if self.hierarchy.is_gone(*cgroup_id) => {
-                        let lock = self.datapath.lock()?;
-                        self.datapath.sweep_gone(&lock, &self.hierarchy)?;
-                        self.by_hand.remove(&path);
-                        self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)
-                    }
-                    _ => Ok(()),
-                },
-            },
-            cgroup::Change::Lost => {
-                log::warn!("the kernel dropped reports of new cgroups; looking at all of them again");
-                self.converge(watch)
+    /// A cgroup came or went: which of the two, its path shows now. One that came and has gone again needs nothing.
+    pub(crate) fn cgroup_changed(&mut self, directory: Directory, name: &str) -> Result<(), Error> {
+        let Some(parent) = self.watch.path(directory) else { return Ok(()) };
+        let path = parent.child(name);
+        self.forget_gone(&path)?;
+        self.steer_new(&path)
+    }
+
+    /// Forgets what was attached at `path`, if that cgroup is gone. Another one may be there meanwhile.
+    fn forget_gone(&mut self, path: &CgroupPath) -> Result<(), Error> {
+        if let Some(&cgroup_id) = self.attached.get(path)
+            && self.hierarchy.is_gone(cgroup_id)
+        {
+            let lock = self.datapath.lock()?;
+            self.datapath.forget(&lock, cgroup_id)?;
+            self.attached.remove(path);
+            log::info!("{path} is gone");
+        }
+        if let Some(&cgroup_id) = self.by_hand.get(path)
+            && self.hierarchy.is_gone(cgroup_id)
+        {
+            let lock = self.datapath.lock()?;
+            self.datapath.sweep_gone(&lock, &self.hierarchy)?;
+            self.by_hand.remove(path);
+            self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
+        }
+        Ok(())
+    }
+
+    /// Steers what is new at `path` and below it.
+    fn steer_new(&mut self, path: &CgroupPath) -> Result<(), Error> {
+        let by_hand = |path: &CgroupPath| is_by_hand(&self.hierarchy, &self.datapath, path);
+        let mut found = named_in(&self.hierarchy, path, &self.in_force, by_hand, &mut self.watch)?;
+        found.retain(|cgroup_id, desired| self.attached.get(&desired.path) != Some(cgroup_id));
+        if found.is_empty() {
+            return Ok(());
+        }
+        let lock = self.datapath.lock()?;
+        let mut changed = BTreeSet::new();
+        for (cgroup_id, desired) in found {
+            let existing = self.datapath.attachment(cgroup_id)?;
+            if existing.as_ref().is_none_or(permit::configuration_may_change) {
+                changed.extend(self.attach(&lock, cgroup_id, &desired)?);
             }
         }
+        self.take_over_sockets(&lock, &changed);
+        Ok(())
+    }
+
+    /// The names after `after` in a directory of which not all reports were kept: of cgroups that are to be looked at, a bounded
+    /// number, in their order. `None`: the last one is among them.
+    pub(crate) fn list(
+        &self,
+        directory: Directory,
+        after: Option<&str>,
+    ) -> Result<(Vec<String>, Option<String>), Error> {
+        let Some(parent) = self.watch.path(directory) else { return Ok((Vec::new(), None)) };
+        let mut names = BTreeSet::new();
+        let mut there = BTreeSet::new();
+        for child in self.hierarchy.children(parent)? {
+            let is_steered = self.attached.get(&child.path) == Some(&child.id);
+            there.insert(child.id);
+            if !is_steered || self.in_force.policies.may_name_below(&child.path) {
+                names.insert(child.path.name().to_owned());
+            }
+        }
+        for attached in [&self.attached, &self.by_hand] {
+            let below = attached.range(parent.child("")..).take_while(|(path, _)| path.is_in(parent));
+            let gone = below.filter(|(path, id)| !there.contains(id) && path.parent().as_ref() == Some(parent));
+            names.extend(gone.map(|(path, _)| path.name().to_owned()));
+        }
+        let mut names = names.into_iter().filter(|name| after.is_none_or(|after| name.as_str() > after));
+        let listed: Vec<String> = names.by_ref().take(LISTED).collect();
+        let next = names.next().and(listed.last().cloned());
+        Ok((listed, next))
+    }
+
+    /// Forgets a directory that is gone.
+    pub(crate) fn close(&mut self, directory: Directory) {
+        self.watch.close(directory);
     }
 
     /// Makes everything as the configuration says.
-    pub(crate) fn converge(&mut self, watch: &mut cgroup::Watch) -> Result<(), Error> {
+    pub(crate) fn converge(&mut self) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
         // What was carried out before has been told.
         let told = self.in_force.policies.clone();
@@ -232,18 +281,21 @@ impl Steering {
         let next = InForce { policies: self.wanted.clone(), slots };
         let attachments = self.read_attachments(&lock)?;
         let attached = self.datapath.sweep_those(&lock, &self.hierarchy, attachments)?;
-        let manual: BTreeSet<u64> =
-            attached.iter().filter(|attached| attached.is_manual()).map(|attached| attached.cgroup_id).collect();
+        let manual: BTreeSet<u64> = attached
+            .iter()
+            .filter(|attached| !permit::configuration_may_change(attached))
+            .map(|attached| attached.cgroup_id)
+            .collect();
         let by_hand = |path: &CgroupPath| {
             !manual.is_empty() && self.hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
         };
-        let desired = self.named_in(&CgroupPath::root(), &next, by_hand, watch)?;
+        let desired = named_in(&self.hierarchy, &CgroupPath::root(), &next, by_hand, &mut self.watch)?;
         let actual: BTreeMap<u64, Actual> = attached
             .into_iter()
             .map(|attachment| {
                 let actual = Actual {
                     slot: attachment.record.policy,
-                    manual: attachment.is_manual(),
+                    manual: !permit::configuration_may_change(&attachment),
                     complete: attachment.complete,
                 };
                 (attachment.cgroup_id, actual)
@@ -254,8 +306,8 @@ impl Steering {
         let by_hand = actual.iter().filter(|(_, actual)| actual.manual);
         self.by_hand = by_hand.filter_map(|(&id, _)| Some((self.hierarchy.path_of(id)?, id))).collect();
         for parent in self.by_hand.keys().filter_map(CgroupPath::parent) {
-            if let Err(error) = watch.add(&self.hierarchy, &parent) {
-                log::warn!("what is attached by hand in {parent} is swept up later than it goes: {error}");
+            if let Err(error) = self.watch.add(&self.hierarchy, &parent) {
+                log::warn!("attachments in {parent} that were made by a command are cleaned up late: {error}");
             }
         }
         let mut changed = BTreeSet::new();
@@ -288,43 +340,6 @@ impl Steering {
         Ok(attachments)
     }
 
-    /// The cgroups at `path` and below it to which a policy is to be attached, by id. Watches those in which more may appear.
-    fn named_in(
-        &self,
-        path: &CgroupPath,
-        in_force: &InForce,
-        by_hand: impl Fn(&CgroupPath) -> bool,
-        watch: &mut cgroup::Watch,
-    ) -> Result<BTreeMap<u64, Desired>, Error> {
-        let InForce { policies, slots } = in_force;
-        let mut named = BTreeMap::new();
-        let mut waiting = match self.hierarchy.id(path) {
-            Ok(id) => vec![Found { path: path.clone(), id }],
-            Err(cgroup::Error::Missing { .. }) => return Ok(named),
-            Err(error) => return Err(error.into()),
-        };
-        while let Some(Found { path, id }) = waiting.pop() {
-            if let Some(&slot) = policies.attaching(&path, &by_hand).and_then(|policy| slots.get(policy)) {
-                named.insert(id, Desired { path: path.clone(), slot });
-            }
-            if policies.may_name_below(&path) {
-                // Watched before it is listed: nothing is missed in between.
-                if let Err(error) = watch.add(&self.hierarchy, &path) {
-                    log::error!("new cgroups in {path} will NOT be noticed: {error}");
-                }
-                waiting.extend(self.hierarchy.children(&path)?);
-            }
-        }
-        Ok(named)
-    }
-
-    /// Whether a cgroup is attached by hand. What cannot be told is taken for the configuration's.
-    fn is_by_hand(&self, path: &CgroupPath) -> bool {
-        let attachment =
-            self.hierarchy.open(path).map_err(Error::from).and_then(|cgroup| self.datapath.is_by_hand(cgroup.id));
-        attachment.unwrap_or_default()
-    }
-
     /// Attaches one cgroup, and returns its id. One that is gone meanwhile needs nothing; another failure is logged, and does
     /// not keep others from being attached.
     fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) -> Result<Option<u64>, Error> {
@@ -342,6 +357,10 @@ impl Steering {
         });
         match attached {
             Err(Error::Cgroup(cgroup::Error::Missing { .. })) => Ok(None),
+            Err(error) if !matches!(error, Error::SwitchedOff { .. }) && self.hierarchy.is_gone(cgroup_id) => {
+                log::debug!("{} went while it was attached: {error}", desired.path);
+                Ok(None)
+            }
             Err(error) if !matches!(error, Error::SwitchedOff { .. }) => {
                 log::error!("{} is NOT steered: {error}", desired.path);
                 Ok(None)
@@ -363,6 +382,42 @@ impl Steering {
         }
         Ok(())
     }
+}
+
+/// The cgroups at `path` and below it to which a policy is to be attached, by id. Watches those in which more may appear.
+fn named_in(
+    hierarchy: &Hierarchy,
+    path: &CgroupPath,
+    in_force: &InForce,
+    by_hand: impl Fn(&CgroupPath) -> bool,
+    watch: &mut cgroup::Watch,
+) -> Result<BTreeMap<u64, Desired>, Error> {
+    let InForce { policies, slots } = in_force;
+    let mut named = BTreeMap::new();
+    let mut waiting = match hierarchy.id(path) {
+        Ok(id) => vec![Found { path: path.clone(), id }],
+        Err(cgroup::Error::Missing { .. }) => return Ok(named),
+        Err(error) => return Err(error.into()),
+    };
+    while let Some(Found { path, id }) = waiting.pop() {
+        if let Some(&slot) = policies.attaching(&path, &by_hand).and_then(|policy| slots.get(policy)) {
+            named.insert(id, Desired { path: path.clone(), slot });
+        }
+        if policies.may_name_below(&path) {
+            // Watched before it is listed: nothing is missed in between.
+            if let Err(error) = watch.add(hierarchy, &path) {
+                log::error!("new cgroups in {path} will NOT be noticed: {error}");
+            }
+            waiting.extend(hierarchy.children(&path)?);
+        }
+    }
+    Ok(named)
+}
+
+/// Whether a cgroup was attached by a command. What cannot be read is taken for the configuration's.
+fn is_by_hand(hierarchy: &Hierarchy, datapath: &Datapath, path: &CgroupPath) -> bool {
+    let attachment = hierarchy.open(path).map_err(Error::from).and_then(|cgroup| datapath.is_by_hand(cgroup.id));
+    attachment.unwrap_or_default()
 }
 
 /// Says where uplinks are now.

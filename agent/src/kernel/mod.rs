@@ -54,12 +54,14 @@ pub enum Error {
         source: io::Error,
     },
     /// Another process holds the lock.
-    #[error("{path} is locked by another steer process, which did not finish within {} s", patience.as_secs_f64())]
+    #[error("{path} is locked by another steer process{}, which did not finish within {} s", numbered(*.holder), patience.as_secs_f64())]
     Locked {
         /// The pin directory.
         path: PathBuf,
         /// How long this process waited.
         patience: std::time::Duration,
+        /// The process that holds it, where the kernel shows it.
+        holder: Option<u32>,
     },
     /// The pin directory was removed by `steer off`.
     #[error("steer was switched off: {path} is gone")]
@@ -140,6 +142,10 @@ pub enum Error {
     /// Several clean-up steps failed; all the others were done.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
+}
+
+fn numbered(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (PID {pid})"))
 }
 
 fn load_hint(error: &aya::EbpfError) -> &'static str {

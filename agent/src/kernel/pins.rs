@@ -142,7 +142,8 @@ impl Pins {
             };
             let inode = file.metadata().map_err(|source| self.failed("read", source))?.ino();
             let Some(locked) = lock_until(file, deadline) else {
-                return Err(Error::Locked { path: self.root.clone(), patience: self.patience });
+                let (path, patience) = (self.root.clone(), self.patience);
+                return Err(Error::Locked { path, patience, holder: self.lock_holder() });
             };
             let flock = locked.map_err(|errno| self.failed("lock", errno.into()))?;
             // `steer off` may have removed the directory between the open and the lock.
@@ -192,9 +193,27 @@ impl Pins {
         told.map_err(|source| Error::Pin { action: "tell the daemon by", path, source })
     }
 
+    /// The process that holds the lock, where the kernel shows it (proc(5), `/proc/locks`).
+    pub fn lock_holder(&self) -> Option<u32> {
+        let metadata = fs::metadata(&self.root).ok()?;
+        let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+        holder(&fs::read_to_string("/proc/locks").ok()?, &format!("{major:02x}:{minor:02x}:{}", metadata.ino()))
+    }
+
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
         Error::Pin { action, path: self.root.clone(), source }
     }
+}
+
+/// The process that has a lock of flock(2) on this file, in the text of `/proc/locks`. Those that wait for it have an arrow.
+fn holder(locks: &str, file: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let mut is = |wanted: &str| words.next() == Some(wanted);
+        let held = is("FLOCK") && is("ADVISORY") && is("WRITE");
+        let (pid, locked) = (words.next()?, words.next()?);
+        (held && locked == file).then(|| pid.parse().ok())?
+    })
 }
 
 /// Waits in the kernel's queue, so that who comes first is served first, but not for ever: `None`.
@@ -245,4 +264,20 @@ pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     // They differ in their last part only.
     paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::holder;
+
+    #[test]
+    fn the_holder_of_a_lock() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 00:1f:5 0 EOF
+2: FLOCK  ADVISORY  WRITE 42 00:1f:5 0 EOF
+2: -> FLOCK  ADVISORY  WRITE 43 00:1f:5 0 EOF
+3: FLOCK  ADVISORY  READ 44 00:1f:6 0 EOF
+";
+        assert_eq!(holder(locks, "00:1f:5"), Some(42));
+        assert_eq!(holder(locks, "00:1f:6"), None);
+    }
 }

@@ -73,20 +73,17 @@ async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins)
 /// What is needed to follow the uplinks of this network namespace.
 struct Uplinks {
     links: link::Watch,
-    table: link::Table,
     netns_cookie: u64,
 }
 
 impl Uplinks {
     fn new() -> Result<Self, anyhow::Error> {
-        Ok(Self { links: link::Watch::new()?, table: link::Table::default(), netns_cookie: kernel::netns_cookie()? })
+        Ok(Self { links: link::Watch::new()?, netns_cookie: kernel::netns_cookie()? })
     }
 
     async fn follow(&mut self, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
-        if self.table.apply(self.links.next().await?) {
-            follow_uplinks(hierarchy, pins, &self.table, self.netns_cookie)?;
-        }
-        Ok(())
+        let links = self.links.next().await?;
+        Ok(follow_uplinks(hierarchy, pins, links, self.netns_cookie)?)
     }
 }
 

@@ -11,6 +11,7 @@ mod containers;
 mod daemon;
 mod goal;
 mod interrupt;
+mod load;
 mod machine;
 mod mount;
 mod report;
@@ -42,6 +43,9 @@ enum Cli {
     /// A process that sends.
     #[command(hide = true)]
     Traffic(traffic::Place),
+    /// A process that loads the daemon.
+    #[command(hide = true)]
+    Storm(load::Storm),
 }
 
 #[derive(Args)]
@@ -69,19 +73,27 @@ struct Run {
 impl Run {
     fn run(self) -> Result<()> {
         interrupt::watch()?;
-        let Self { ref steer, rounds, ops, cgroups, ref report, json } = self;
+        let Self { ref steer, rounds, ops, cgroups, report: ref report_directory, json } = self;
         let machine = Machine::read(worker::cpu()?)?;
         let command = format!("cargo xtask bench --rounds {rounds} --ops {ops} --cgroups {cgroups}");
         let mut bed = sockets::Bed::new(steer)?;
         let sockets = sockets::measure(&mut bed, Rounds(rounds), ops)?;
-        let window = bed.window(rounds)?;
+        let unsteered_after_appearing = bed.window(rounds)?;
         // Cleaned up before anything is printed, so that what fails in it stands out at the end of neither.
         drop(bed);
-        let traffic = traffic::measure(steer, Rounds(rounds))?;
-        let containers = containers::measure(steer, Rounds(rounds))?;
-        let scale = scale::measure(steer, cgroups, rounds)?;
-        let directory = report.as_deref();
-        let report = Report::new(machine, command, sockets, window, traffic, containers, scale);
+        let report = Report {
+            machine,
+            command,
+            sockets,
+            unsteered_after_appearing,
+            traffic: traffic::measure(steer, Rounds(rounds))?,
+            containers: containers::measure(steer, Rounds(rounds))?,
+            scale: scale::measure(steer, cgroups, rounds)?,
+            load: load::measure(steer, rounds)?,
+            goals: Vec::new(),
+        }
+        .judged();
+        let directory = report_directory.as_deref();
         if let Some(directory) = directory {
             report.write(directory)?;
         }
@@ -99,6 +111,7 @@ fn main() -> ExitCode {
         Cli::Run(run) => run.run(),
         Cli::Sockets(place) => sockets::serve(&place),
         Cli::Traffic(place) => traffic::serve(&place),
+        Cli::Storm(storm) => load::serve(&storm),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

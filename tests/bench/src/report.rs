@@ -9,38 +9,32 @@ use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::{chart, containers, goal::Goal, machine::Machine, scale, sockets, statistic::Spread, traffic};
+use crate::{chart, containers, goal::Goal, load, machine::Machine, scale, sockets, statistic::Spread, traffic};
 
 /// All of it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    machine: Machine,
-    command: String,
+    pub(crate) machine: Machine,
+    pub(crate) command: String,
     #[serde(flatten)]
-    sockets: sockets::Report,
+    pub(crate) sockets: sockets::Report,
     /// Microseconds.
-    unsteered_after_appearing: Spread,
-    traffic: traffic::Report,
+    pub(crate) unsteered_after_appearing: Spread,
+    pub(crate) traffic: traffic::Report,
     /// Nothing where there is no runc.
-    containers: Option<containers::Report>,
-    scale: scale::Report,
-    goals: Vec<Goal>,
+    pub(crate) containers: Option<containers::Report>,
+    pub(crate) scale: scale::Report,
+    pub(crate) load: load::Report,
+    pub(crate) goals: Vec<Goal>,
 }
 
 impl Report {
-    pub(crate) fn new(
-        machine: Machine,
-        command: String,
-        sockets: sockets::Report,
-        unsteered_after_appearing: Spread,
-        traffic: traffic::Report,
-        containers: Option<containers::Report>,
-        scale: scale::Report,
-    ) -> Self {
-        let container = containers::Report::goal(containers.as_ref());
-        let goals =
-            sockets.goals().into_iter().chain(traffic.goals()).chain([container]).chain(scale.goals()).collect();
-        Self { machine, command, sockets, unsteered_after_appearing, traffic, containers, scale, goals }
+    /// With the goals judged.
+    pub(crate) fn judged(self) -> Self {
+        let container = containers::Report::goal(self.containers.as_ref());
+        let goals = self.sockets.goals().into_iter().chain(self.traffic.goals()).chain([container]);
+        let goals = goals.chain(self.scale.goals()).chain(self.load.goals()).collect();
+        Self { goals, ..self }
     }
 }
 
@@ -82,6 +76,7 @@ impl fmt::Display for Report {
             writeln!(formatter, "{containers}")?;
         }
         writeln!(formatter, "{}", self.scale)?;
+        writeln!(formatter, "{}", self.load)?;
         self.goals.iter().try_for_each(|goal| writeln!(formatter, "{goal}"))
     }
 }

@@ -45,7 +45,8 @@ impl Median {
     }
 }
 
-fn sorted(numbers: impl IntoIterator<Item = f64>) -> Vec<f64> {
+/// From the least to the greatest.
+pub(crate) fn sorted(numbers: impl IntoIterator<Item = f64>) -> Vec<f64> {
     let mut sorted: Vec<f64> = numbers.into_iter().collect();
     sorted.sort_by(f64::total_cmp);
     sorted

@@ -85,22 +85,29 @@ pub fn attachment(
     existing: Option<&Attachment>,
     slot: u32,
 ) -> Result<Attach, Denied> {
-    let is_manual = existing.map(Attachment::is_manual);
-    match (origin, is_manual) {
-        (Origin::Configuration, Some(true)) => Err(Denied::Manual { path: path.clone() }),
-        (Origin::Configuration, None | Some(false)) => Ok(Attach::AsConfigured),
-        (Origin::Attach | Origin::Exec | Origin::Container, None | Some(true)) => Ok(Attach::Manually),
-        (Origin::Attach | Origin::Exec | Origin::Container, Some(false)) => {
+    let is_configured = existing.map(configuration_may_change);
+    match (origin, is_configured) {
+        (Origin::Configuration, Some(false)) => Err(Denied::Manual { path: path.clone() }),
+        (Origin::Configuration, None | Some(true)) => Ok(Attach::AsConfigured),
+        (Origin::Attach | Origin::Exec | Origin::Container, None | Some(false)) => Ok(Attach::Manually),
+        (Origin::Attach | Origin::Exec | Origin::Container, Some(true)) => {
             let is_same = existing.is_some_and(|existing| existing.record.policy == slot);
             if is_same { Ok(Attach::AsConfigured) } else { Err(Denied::Configured { path: path.clone() }) }
         }
     }
 }
 
+/// Whether the configuration may change or take away an attachment. A manual one stays.
+pub fn configuration_may_change(existing: &Attachment) -> bool {
+    !existing.is_manual()
+}
+
 /// Whether the cgroup at `path` may be detached from `existing`. While a daemon runs, it would attach what the configuration names again.
 pub fn detachment(path: &CgroupPath, existing: Option<&Attachment>, daemon_runs: bool) -> Result<(), Denied> {
     match existing {
-        Some(existing) if daemon_runs && !existing.is_manual() => Err(Denied::WouldReturn { path: path.clone() }),
+        Some(existing) if daemon_runs && configuration_may_change(existing) => {
+            Err(Denied::WouldReturn { path: path.clone() })
+        }
         _ => Ok(()),
     }
 }

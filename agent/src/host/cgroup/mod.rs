@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::model::cgroup_path::{CgroupPath, InvalidPath};
 
 pub use hierarchy::{Cgroup, Found, Hierarchy};
-pub use watch::{Change, Watch};
+pub use watch::{Directory, Report, Reports, Watch, watch};
 
 /// What can go wrong with cgroups.
 #[derive(Debug, Error)]

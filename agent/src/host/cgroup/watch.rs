@@ -1,46 +1,61 @@
 //! What comes and goes in the hierarchy, by inotify on the directories in which a match can appear.
 //!
+//! Two halves, so that reports are read without waiting for those who act on them: [`Reports`] names a directory by a number,
+//! [`Watch`] adds directories and knows their paths.
+//!
 //! **Invariant:** a directory is watched before it is listed, so a cgroup that appears in between is reported twice and
-//! never missed. When the kernel drops events the watcher says so, and its user must look at everything again.
+//! never missed. When the kernel drops events, [`Report::Lost`] says so, and its user must look at everything again.
 
 use std::{collections::HashMap, io};
 
 use futures_util::StreamExt as _;
-use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
+use inotify::{EventMask, EventStream, Inotify, WatchMask, Watches};
 
 use super::{Error, Hierarchy};
 use crate::model::cgroup_path::CgroupPath;
 
+/// A watched directory: the number of its watch, which is not used again for another directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Directory(pub(crate) i32);
+
 /// One change of the hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// This cgroup appeared.
-    Created(CgroupPath),
-    /// This cgroup is gone.
-    Removed(CgroupPath),
+pub enum Report {
+    /// The cgroup of this name in this directory appeared, or is gone.
+    Changed(Directory, String),
+    /// The directory is gone. Nothing more is reported of it.
+    Closed(Directory),
     /// Events were lost: anything may have changed.
     Lost,
 }
 
-/// Watches the directories it was told to.
-pub struct Watch {
+/// Reads the reports.
+pub struct Reports {
     events: EventStream<[u8; 4096]>,
-    paths: HashMap<WatchDescriptor, CgroupPath>,
+    /// Whether the log says already that there are names that cannot be looked at.
+    told: bool,
+}
+
+/// Adds directories, and knows their paths.
+pub struct Watch {
+    watches: Watches,
+    paths: HashMap<Directory, CgroupPath>,
+}
+
+/// Watches nothing yet. Needs a tokio runtime.
+pub fn watch() -> Result<(Watch, Reports), Error> {
+    let events = Inotify::init().and_then(|inotify| inotify.into_event_stream([0; 4096])).map_err(Error::Watch)?;
+    let watch = Watch { watches: events.watches(), paths: HashMap::new() };
+    Ok((watch, Reports { events, told: false }))
 }
 
 impl Watch {
-    /// Watches nothing yet. Needs a tokio runtime.
-    pub fn new() -> Result<Self, Error> {
-        let events = Inotify::init().and_then(|inotify| inotify.into_event_stream([0; 4096])).map_err(Error::Watch)?;
-        Ok(Self { events, paths: HashMap::new() })
-    }
-
     /// Reports from now on what comes and goes directly in `path`. Doing it again, or for a cgroup that is gone, is no error.
     pub fn add(&mut self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
         let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::ONLYDIR;
-        match self.events.watches().add(hierarchy.directory(path), mask) {
+        match self.watches.add(hierarchy.directory(path), mask) {
             Ok(descriptor) => {
-                self.paths.insert(descriptor, path.clone());
+                self.paths.insert(Directory(descriptor.get_watch_descriptor_id()), path.clone());
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -48,34 +63,45 @@ impl Watch {
         }
     }
 
-    /// Waits for the next change.
-    pub async fn next(&mut self) -> Result<Change, Error> {
+    /// The path of a watched directory.
+    pub fn path(&self, directory: Directory) -> Option<&CgroupPath> {
+        self.paths.get(&directory)
+    }
+
+    /// Forgets a directory that is gone.
+    pub fn close(&mut self, directory: Directory) {
+        self.paths.remove(&directory);
+    }
+}
+
+impl Reports {
+    /// Waits for the next one. May be cancelled.
+    pub async fn next(&mut self) -> Result<Report, Error> {
         loop {
             let event = match self.events.next().await {
                 Some(event) => event.map_err(Error::Watch)?,
                 None => return Err(Error::Watch(io::ErrorKind::UnexpectedEof.into())),
             };
             if event.mask.contains(EventMask::Q_OVERFLOW) {
-                return Ok(Change::Lost);
+                return Ok(Report::Lost);
             }
+            let directory = Directory(event.wd.get_watch_descriptor_id());
             if event.mask.contains(EventMask::IGNORED) {
-                self.paths.remove(&event.wd);
-                continue;
+                return Ok(Report::Closed(directory));
             }
-            let (Some(parent), Some(name)) = (self.paths.get(&event.wd), event.name.as_deref()) else { continue };
-            let Some(name) = name.to_str() else {
-                log::error!("{} in {parent} is NOT looked at: its name is not UTF-8", name.display());
-                continue;
-            };
-            if !event.mask.contains(EventMask::ISDIR) {
-                continue;
+            let Some(name) = event.name.filter(|_| event.mask.contains(EventMask::ISDIR)) else { continue };
+            match name.into_string() {
+                Ok(name) => return Ok(Report::Changed(directory, name)),
+                // Whoever makes many of them shall not fill the log.
+                Err(name) if !self.told => {
+                    self.told = true;
+                    log::error!(
+                        "cgroup {} is NOT looked at: its name is not UTF-8; others are not logged",
+                        name.display()
+                    );
+                }
+                Err(_name) => {}
             }
-            let path = parent.child(name);
-            return Ok(if event.mask.contains(EventMask::CREATE) {
-                Change::Created(path)
-            } else {
-                Change::Removed(path)
-            });
         }
     }
 }

@@ -3,7 +3,9 @@
 //!
 //! **Invariant:** only reads. A name that no link has now resolves to nothing, whatever it meant a moment ago.
 
+mod message;
 pub(crate) mod network;
+mod reading;
 mod table;
 mod watch;
 
@@ -11,8 +13,9 @@ use std::io;
 
 use thiserror::Error;
 
+pub use reading::read;
 pub use table::{Change, Names, Table};
-pub use watch::{Watch, read};
+pub use watch::Watch;
 
 /// What can go wrong with interfaces.
 #[derive(Debug, Error)]
@@ -23,8 +26,11 @@ pub enum Error {
     /// The netlink socket failed.
     #[error("open a netlink socket: {0}")]
     Socket(#[source] io::Error),
-    /// The netlink connection ended.
-    #[error("the netlink connection ended; interfaces can no longer be followed")]
+    /// A full reading failed.
+    #[error("read all interfaces over netlink: {0}")]
+    Read(#[source] io::Error),
+    /// The thread that reads all interfaces ended early.
+    #[error("read all interfaces over netlink: the thread that reads them ended")]
     Ended,
     /// No such interface.
     #[error("there is no interface {name:?} in this network namespace{}", found(.known))]

@@ -1,93 +1,157 @@
-//! Links over rtnetlink: a full reading, then every change as the kernel reports it.
+//! Follows the links of one network namespace: a full reading, then every change as the kernel reports it.
+//!
+//! The queue of reports is the buffer of the socket, which the kernel bounds. A few reports are taken in one by one. When more
+//! wait, when the kernel dropped some, or when one cannot be decoded, all links are read again instead.
+//!
+//! **Invariant:** no report is skipped: it is in the table, or a full reading begins after it. One reading at a time.
 
-use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture};
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    link::{LinkAttribute, LinkMessage, Prop},
+use std::{io, time::Duration};
+
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::Instant,
 };
-use rtnetlink::{MulticastGroup, packet_core::NetlinkPayload};
 
-use super::{Change, Error, Table, table::Names};
+use super::{
+    Change, Error, Table,
+    message::{self, Message},
+    reading::{Reader, Reading},
+};
 
-type Messages = futures_util::stream::BoxStream<'static, NetlinkPayload<RouteNetlinkMessage>>;
+/// How many changes are taken in one by one. A full reading costs less than more of them.
+const ONE_BY_ONE: usize = 16;
+/// How many datagrams are received at a time. What the caller waits for besides has its turn in between.
+const AT_A_TIME: usize = 512;
+/// More than a report has, but for a link with dozens of alternative names.
+const REPORT: usize = 8 * 1024;
+/// How long after a reading that failed, or whose result is not certain, the next one begins.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Follows the links of the network namespace it was made in.
 pub struct Watch {
-    handle: rtnetlink::Handle,
-    messages: Messages,
-    /// A full reading under way: at the start, and after lost events. Kept here so that `next` can be cancelled; the kernel
-    /// answers EBUSY to a second one on the same socket.
-    reading: Option<BoxFuture<'static, Result<Table, Error>>>,
+    reports: AsyncFd<Socket>,
+    buffer: Vec<u8>,
+    reader: Reader,
+    /// A full reading under way: at the start, and after reports that were not taken in.
+    reading: Option<Reading>,
+    /// When the next reading begins, after one that failed or whose result is not certain.
+    retry: Option<Instant>,
+    /// `None`: not read yet.
+    table: Option<Table>,
+}
+
+/// What the socket held.
+enum Reports {
+    Changes(Vec<Change>),
+    /// Too many, or unknown ones.
+    Any,
 }
 
 impl Watch {
-    /// Subscribes. Needs a tokio runtime. The first change is a full table.
+    /// Subscribes, and starts a full reading. Needs a tokio runtime.
     pub fn new() -> Result<Self, Error> {
-        let (connection, handle, messages) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link]).map_err(Error::Socket)?;
-        tokio::spawn(connection);
-        let reading = Some(read_with(handle.clone()).boxed());
-        Ok(Self { handle, messages: messages.map(|(message, _)| message.payload).boxed(), reading })
+        let subscribe = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            socket.add_membership(libc::RTNLGRP_LINK)?;
+            socket.set_non_blocking(true)?;
+            // SAFETY: the socket stays open, and the same, for as long as the `AsyncFd` owns it.
+            unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
+        };
+        let reports = subscribe().map_err(Error::Socket)?;
+        let reader = Reader::new()?;
+        let reading = Some(reader.start()?);
+        Ok(Self { reports, buffer: Vec::with_capacity(REPORT), reader, reading, retry: None, table: None })
     }
 
-    /// Waits for the next change. May be cancelled.
-    pub async fn next(&mut self) -> Result<Change, Error> {
+    /// Waits until links differ from what was returned last: the first time, until they have been read. May be cancelled. After
+    /// an error it can be called again, and reads all links again.
+    pub async fn next(&mut self) -> Result<&Table, Error> {
         loop {
-            if let Some(reading) = &mut self.reading {
-                let table = reading.await;
-                self.reading = None;
-                return table.map(Change::All);
+            if self.take_in().await? {
+                break;
             }
-            match self.messages.next().await.ok_or(Error::Ended)? {
-                // A bridge reports its ports under its own family, without their names, also when they only leave it.
-                NetlinkPayload::InnerMessage(
-                    RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
-                ) if link.header.interface_family != AddressFamily::Unspec => {}
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                    return Ok(Change::Present(link.header.index, names(link)));
+        }
+        self.table.as_ref().ok_or(Error::Ended)
+    }
+
+    /// Takes one step; true when links differ.
+    async fn take_in(&mut self) -> Result<bool, Error> {
+        if let Some(retry) = self.retry {
+            tokio::time::sleep_until(retry).await;
+            self.retry = None;
+            self.read_again()?;
+        }
+        if let Some(reading) = &mut self.reading {
+            let read = reading.await.unwrap_or(Err(Error::Ended));
+            self.reading = None;
+            let read = read.inspect_err(|_| self.retry = Some(Instant::now() + PATIENCE))?;
+            if !read.certain {
+                self.retry = Some(Instant::now() + PATIENCE);
+            }
+            let read = read.table;
+            if let Some(table) = &mut self.table {
+                return Ok(table.apply(Change::All(read)));
+            }
+            self.table = Some(read);
+            return Ok(true);
+        }
+        let mut ready = self.reports.readable().await.map_err(Error::Socket)?;
+        let buffer = &mut self.buffer;
+        match ready.try_io(|socket| receive(socket.get_ref(), buffer)) {
+            Ok(Ok(Reports::Changes(changes))) => {
+                let table = self.table.get_or_insert_default();
+                Ok(changes.into_iter().fold(false, |differs, change| table.apply(change) | differs))
+            }
+            Ok(Ok(Reports::Any)) => self.read_again().map(|()| false),
+            Ok(Err(error)) => {
+                self.retry = Some(Instant::now() + PATIENCE);
+                Err(Error::Socket(error))
+            }
+            Err(_nothing_there) => Ok(false),
+        }
+    }
+
+    fn read_again(&mut self) -> Result<(), Error> {
+        let reading = self.reader.start().inspect_err(|_| self.retry = Some(Instant::now() + PATIENCE));
+        self.reading = Some(reading?);
+        Ok(())
+    }
+}
+
+/// Receives what waits. The error is `WouldBlock` when nothing does.
+fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<Reports> {
+    let mut changes = Some(Vec::new());
+    for received in 0..AT_A_TIME {
+        buffer.clear();
+        let (length, sender) = match socket.recv_from(buffer, libc::MSG_TRUNC) {
+            Ok(datagram) => datagram,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && received > 0 => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // The kernel dropped reports because they were not read fast enough.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                changes = None;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        // Other processes may send to this socket, too.
+        if sender.port_number() != 0 {
+            continue;
+        }
+        if let Some(known) = &mut changes {
+            let messages = (length <= buffer.len()).then(|| message::decode(buffer)).flatten();
+            match messages {
+                Some(messages) if known.len() < ONE_BY_ONE => {
+                    known.extend(messages.into_iter().filter_map(|received| match received.message {
+                        Message::Link(change) => Some(change),
+                        _ => None,
+                    }));
                 }
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
-                    return Ok(Change::Gone(link.header.index));
-                }
-                // The kernel dropped events because they were not read fast enough.
-                NetlinkPayload::Overrun(_) => self.reading = Some(read_with(self.handle.clone()).boxed()),
-                _ => {}
+                _ => changes = None,
             }
         }
     }
-}
-
-/// Reads all links of the calling thread's network namespace once.
-pub async fn read() -> Result<Table, Error> {
-    let (connection, handle, _messages) = rtnetlink::new_connection().map_err(Error::Socket)?;
-    let connection = tokio::spawn(connection);
-    let table = read_with(handle).await;
-    connection.abort();
-    table
-}
-
-async fn read_with(handle: rtnetlink::Handle) -> Result<Table, Error> {
-    let mut table = Table::default();
-    let mut links = std::pin::pin!(handle.link().get().execute());
-    while let Some(link) = links.try_next().await.map_err(Error::Netlink)? {
-        table.apply(Change::Present(link.header.index, names(link)));
-    }
-    Ok(table)
-}
-
-fn names(link: LinkMessage) -> Names {
-    let mut names = Names::default();
-    for attribute in link.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => names.name = name,
-            LinkAttribute::PropList(properties) => {
-                names.alternative.extend(properties.into_iter().filter_map(|property| match property {
-                    Prop::AltIfName(name) => Some(name),
-                    _ => None,
-                }));
-            }
-            _ => {}
-        }
-    }
-    names
+    Ok(changes.map_or(Reports::Any, Reports::Changes))
 }

@@ -1,14 +1,23 @@
-//! What the API asks of the daemon's one loop, which answers between two events.
+//! What the API asks of the daemon, and what the daemon shows it without being asked.
 //!
-//! **Invariant:** nothing is changed by anybody but the loop, so requests are in line with events, and with each other.
+//! **Invariant:** nothing is changed by anybody but the daemon's worker, so requests are in line with events, and with each
+//! other. Each is answered within [`ANSWER`].
+
+use std::{sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 
-use super::{Health, InterfaceDocument, PolicyDocument, PolicyRequest, Problem};
+use super::{PolicyDocument, PolicyRequest, Problem};
+use crate::{host::link::Table, kernel::Pins, model::config};
 
-/// How many requests may wait.
+/// How many requests may be on their way to the daemon's loop, which takes them at once.
 const WAITING: usize = 16;
+/// How long until an answer. Longer than the daemon waits for the lock, and shorter than a connection lasts.
+const ANSWER: Duration = Duration::from_secs(8);
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T, Problem>>;
@@ -16,12 +25,6 @@ pub type Reply<T> = oneshot::Sender<Result<T, Problem>>;
 /// What is asked.
 #[derive(Debug)]
 pub enum Request {
-    /// The policies as read last.
-    Policies(Reply<Vec<PolicyDocument>>),
-    /// The links as seen.
-    Interfaces(Reply<Vec<InterfaceDocument>>),
-    /// How it does.
-    Health(Reply<Health>),
     /// Keep a policy, and carry it out. The answer: the policy, and whether it is new.
     Put(String, Box<PolicyRequest>, Reply<(PolicyDocument, bool)>),
     /// Forget a policy, and carry that out.
@@ -30,21 +33,75 @@ pub enum Request {
     Reload(Reply<()>),
 }
 
-/// The way to the loop.
+impl Request {
+    /// Whether nobody waits for the answer any more.
+    pub fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Put(_, _, reply) => reply.is_closed(),
+            Self::Remove(_, reply) | Self::Reload(reply) => reply.is_closed(),
+        }
+    }
+
+    /// Answers that too many requests wait.
+    pub fn refuse(self) {
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests wait; try again later");
+        match self {
+            Self::Put(_, _, reply) => drop(reply.send(Err(problem))),
+            Self::Remove(_, reply) | Self::Reload(reply) => drop(reply.send(Err(problem))),
+        }
+    }
+}
+
+/// What the daemon shows.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The policies as read last.
+    pub policies: Arc<[config::Policy]>,
+    /// The links as seen.
+    pub links: Arc<Table>,
+    /// Whether something failed and will be tried again.
+    pub behind: bool,
+}
+
+/// The way to the daemon.
 #[derive(Clone, Debug)]
-pub struct Control(mpsc::Sender<Request>);
+pub struct Control {
+    requests: mpsc::Sender<Request>,
+    view: watch::Receiver<View>,
+    pins: Pins,
+}
 
 impl Control {
-    /// The way, and its end.
-    pub fn new() -> (Self, mpsc::Receiver<Request>) {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), receiver)
+    /// The way, and its ends: requests come out of the one, and what is shown goes into the other.
+    pub fn new(pins: Pins) -> (Self, mpsc::Receiver<Request>, watch::Sender<View>) {
+        let (requests, receiver) = mpsc::channel(WAITING);
+        let (sender, view) = watch::channel(View::default());
+        (Self { requests, view, pins }, receiver, sender)
+    }
+
+    /// What the daemon shows now.
+    pub(super) fn view(&self) -> View {
+        self.view.borrow().clone()
     }
 
     pub(super) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Problem> {
-        let (reply, answer) = oneshot::channel();
         let gone = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending");
-        self.0.send(request(reply)).await.map_err(|_ending| gone())?;
-        answer.await.map_err(|_ending| gone())?
+        let ask = async {
+            let (reply, answer) = oneshot::channel();
+            self.requests.send(request(reply)).await.map_err(|_ending| gone())?;
+            answer.await.map_err(|_ending| gone())?
+        };
+        timeout(ANSWER, ask).await.unwrap_or_else(|_elapsed| Err(self.late()))
+    }
+
+    fn late(&self) -> Problem {
+        let holder = self.pins.lock_holder();
+        let why = holder.map_or_else(String::new, |pid| {
+            format!(": process {pid} holds the lock of {}", self.pins.root().display())
+        });
+        let seconds = ANSWER.as_secs();
+        let detail =
+            format!("the daemon did not finish within {seconds} s{why}; what was asked may still be carried out");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 }

@@ -3,7 +3,8 @@
 //! Whoever may open the socket may read; only root may change anything.
 //!
 //! **Invariant:** no client can keep the daemon from steering: requests are served by a thread of their own, and what they change
-//! is changed by the daemon's loop, a request at a time. See `serve` for what a slow or greedy one meets.
+//! is changed by the daemon's worker, a request at a time and in turn with everything else. What only reads does not wait for the
+//! worker. See `serve` for what a slow or greedy client meets.
 
 pub mod client;
 mod control;
@@ -21,20 +22,21 @@ use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub use control::{Control, Reply, Request};
+pub use control::{Control, Reply, Request, View};
 pub use document::{Health, InterfaceDocument, PolicyDocument, PolicyRequest};
 pub use problem::{FieldError, Problem};
 pub use serve::{Serving, Socket, bind_metrics};
 
-use crate::kernel::Pins;
+use crate::{host::policy_files::Store, kernel::Pins};
 
-/// How many requests may read the pinned maps at once: it costs, and others wait.
+/// How many requests may read the pinned maps, or files, at once: it costs, and others wait.
 const READERS: usize = 2;
 
 /// What the handlers need.
 #[derive(Clone, Debug)]
 struct State {
     control: Control,
+    store: Store,
     pins: Pins,
     readers: Arc<Semaphore>,
     feed: feed::Feed,
@@ -68,8 +70,8 @@ impl Peer {
 struct Document;
 
 impl State {
-    fn new(control: Control, pins: Pins) -> Self {
-        Self { control, pins, readers: Arc::new(Semaphore::new(READERS)), feed: feed::Feed::default() }
+    fn new(control: Control, store: Store, pins: Pins) -> Self {
+        Self { control, store, pins, readers: Arc::new(Semaphore::new(READERS)), feed: feed::Feed::default() }
     }
 }
 

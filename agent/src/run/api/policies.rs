@@ -12,11 +12,17 @@ use serde_json::{Map, Value};
 use super::{Peer, PolicyDocument, PolicyRequest, Problem, Request, State};
 use crate::model::spec::PolicySpec;
 
+/// The policies as the daemon read them last.
+fn all(state: &State) -> Vec<PolicyDocument> {
+    let policies = state.control.view().policies;
+    policies.iter().map(|policy| PolicyDocument::new(policy, state.store.kept(policy))).collect()
+}
+
 /// Every policy, in the order in which they count.
 #[utoipa::path(get, path = "/v1/policies", tag = "policies",
     responses((status = OK, body = [PolicyDocument]), (status = "4XX", body = Problem)))]
 pub(super) async fn list(Extracted(state): Extracted<State>) -> Result<Json<Vec<PolicyDocument>>, Problem> {
-    state.control.ask(Request::Policies).await.map(Json)
+    Ok(Json(all(&state)))
 }
 
 /// One policy.
@@ -26,8 +32,7 @@ pub(super) async fn show(
     Extracted(state): Extracted<State>,
     Path(name): Path<String>,
 ) -> Result<Json<PolicyDocument>, Problem> {
-    let policies = state.control.ask(Request::Policies).await?;
-    let found = policies.into_iter().find(|policy| policy.name == name);
+    let found = all(&state).into_iter().find(|policy| policy.name == name);
     found.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("there is no policy {name:?}")))
 }
 

@@ -1,6 +1,9 @@
 //! What can be read: the same as the commands show.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use axum::{
     Extension, Json,
@@ -11,7 +14,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Health, InterfaceDocument, Lasting, Problem, Request, State};
+use super::{Health, InterfaceDocument, Lasting, Problem, State};
 use crate::{
     host::cgroup::Hierarchy,
     observe::{
@@ -40,30 +43,52 @@ pub(super) struct CountersDocument {
     counters: BTreeMap<String, u64>,
 }
 
-async fn read(state: State) -> Result<Status, Problem> {
+/// Reads on a thread that may be kept waiting, when a reader is free.
+async fn on_a_reader<T: Send + 'static>(
+    state: &State,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
     let ending = |_closed| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending");
-    let reader = state.readers.acquire_owned().await.map_err(ending)?;
+    let reader = Arc::clone(&state.readers).acquire_owned().await.map_err(ending)?;
     let read = move || {
-        let status = Hierarchy::find().map_err(|error| error.to_string());
-        let status =
-            status.and_then(|hierarchy| status::read(&state.pins, &hierarchy).map_err(|error| error.to_string()));
+        let read = read();
         drop(reader);
-        status
+        read
     };
-    let status = tokio::task::spawn_blocking(read).await.map_err(|error| Problem::internal(&error))?;
-    status.map_err(|error| Problem::internal(&error))
+    tokio::task::spawn_blocking(read).await.map_err(|error| Problem::internal(&error))
+}
+
+async fn read(state: &State) -> Result<Status, Problem> {
+    let pins = state.pins.clone();
+    let read = move || {
+        let hierarchy = Hierarchy::find().map_err(|error| error.to_string())?;
+        status::read(&pins, &hierarchy).map_err(|error| error.to_string())
+    };
+    on_a_reader(state, read).await?.map_err(|error| Problem::internal(&error))
+}
+
+async fn read_health(state: &State) -> Result<Health, Problem> {
+    let store = state.store.clone();
+    let config_error = on_a_reader(state, move || store.read().err().map(|error| error.to_string())).await?;
+    Ok(Health {
+        ok: !state.control.view().behind && config_error.is_none(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pins: state.pins.root().display().to_string(),
+        config: state.store.file().display().to_string(),
+        config_error,
+    })
 }
 
 /// What is in force, as `steer status --json` prints it.
 #[utoipa::path(get, path = "/v1/status", tag = "state", responses((status = OK, body = Status)))]
 pub(super) async fn status(Extracted(state): Extracted<State>) -> Result<Json<Status>, Problem> {
-    read(state).await.map(Json)
+    read(&state).await.map(Json)
 }
 
 /// Every steered cgroup.
 #[utoipa::path(get, path = "/v1/attachments", tag = "state", responses((status = OK, body = [AttachmentDocument])))]
 pub(super) async fn attachments(Extracted(state): Extracted<State>) -> Result<Json<Vec<AttachmentDocument>>, Problem> {
-    let policies = read(state).await?.policies.into_iter();
+    let policies = read(&state).await?.policies.into_iter();
     let attachments = policies.flat_map(|policy| {
         policy.cgroups.into_iter().map(move |cgroup| AttachmentDocument { policy: policy.name.clone(), cgroup })
     });
@@ -73,7 +98,7 @@ pub(super) async fn attachments(Extracted(state): Extracted<State>) -> Result<Js
 /// The counters of every policy.
 #[utoipa::path(get, path = "/v1/counters", tag = "state", responses((status = OK, body = [CountersDocument])))]
 pub(super) async fn counters(Extracted(state): Extracted<State>) -> Result<Json<Vec<CountersDocument>>, Problem> {
-    let policies = read(state).await?.policies.into_iter();
+    let policies = read(&state).await?.policies.into_iter();
     let counters = policies.map(|policy| CountersDocument { policy: policy.name, counters: policy.counters });
     Ok(Json(counters.collect()))
 }
@@ -81,7 +106,8 @@ pub(super) async fn counters(Extracted(state): Extracted<State>) -> Result<Json<
 /// The links, as the daemon sees them.
 #[utoipa::path(get, path = "/v1/interfaces", tag = "state", responses((status = OK, body = [InterfaceDocument])))]
 pub(super) async fn interfaces(Extracted(state): Extracted<State>) -> Result<Json<Vec<InterfaceDocument>>, Problem> {
-    state.control.ask(Request::Interfaces).await.map(Json)
+    let view = state.control.view();
+    Ok(Json(InterfaceDocument::all(&view.links, &view.policies)))
 }
 
 /// What is stopped, as it happens, until the client hangs up: one event a line, as `steer events --json` prints them; and
@@ -101,7 +127,7 @@ pub(super) async fn events(
 #[utoipa::path(get, path = "/v1/health", tag = "daemon",
     responses((status = OK, body = Health), (status = SERVICE_UNAVAILABLE, body = Health)))]
 pub(super) async fn health(Extracted(state): Extracted<State>) -> Result<(StatusCode, Json<Health>), Problem> {
-    let health = state.control.ask(Request::Health).await?;
+    let health = read_health(&state).await?;
     let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((status, Json(health)))
 }
@@ -110,7 +136,7 @@ pub(super) async fn health(Extracted(state): Extracted<State>) -> Result<(Status
 #[utoipa::path(get, path = "/metrics", tag = "state",
     responses((status = OK, body = String, content_type = "text/plain; version=0.0.4")))]
 pub(super) async fn metrics(Extracted(state): Extracted<State>) -> Result<impl IntoResponse, Problem> {
-    let health = state.control.ask(Request::Health).await?;
-    let text = metrics::render(&read(state).await?, health.ok).map_err(|error| Problem::internal(&error))?;
+    let health = read_health(&state).await?;
+    let text = metrics::render(&read(&state).await?, health.ok).map_err(|error| Problem::internal(&error))?;
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }

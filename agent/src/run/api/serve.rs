@@ -1,7 +1,6 @@
 //! The unix socket, a TCP port for the metrics, and what a slow or greedy client meets there.
 //!
-//! **Invariant:** a connection is one request, and lasts [`LIFETIME`] at most, but for one that follows the events; so many are open at once as are allowed, with room
-//! left for root; and a body has [`BODY`] bytes at most.
+//! **Invariant:** a connection is one request, and lasts [`LIFETIME`] at most, but for one that follows the events; so many are open at once as are allowed, and root's are counted apart; and a body has [`BODY`] bytes at most.
 
 use std::{
     fs, io,
@@ -29,7 +28,7 @@ use tokio::{
 };
 
 use super::{Control, Lasting, Peer, State, public_router, router};
-use crate::kernel::Pins;
+use crate::{host::policy_files::Store, kernel::Pins};
 
 /// Bytes of a request's body.
 const BODY: usize = 64 * 1024;
@@ -108,13 +107,19 @@ pub struct Serving {
 
 impl Serving {
     /// Begins to answer.
-    pub fn start(socket: Socket, metrics: Option<StdTcpListener>, control: Control, pins: Pins) -> io::Result<Self> {
+    pub fn start(
+        socket: Socket,
+        metrics: Option<StdTcpListener>,
+        control: Control,
+        store: Store,
+        pins: Pins,
+    ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let listen = move || {
             runtime.block_on(async {
                 tokio::select! {
-                    error = accept_all(&socket, metrics, State::new(control, pins)) => {
+                    error = accept_all(&socket, metrics, State::new(control, store, pins)) => {
                         log::error!("the API has ended: {error}");
                     }
                     _ = stopped => {}

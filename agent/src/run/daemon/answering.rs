@@ -1,23 +1,22 @@
-//! What the API asks, answered between two events.
+//! What the API asks to be changed, carried out on the worker.
 
 use axum::http::StatusCode;
+use tokio::sync::watch;
 
+use super::worker::show_policies;
 use crate::{
     apply::converge::Steering,
-    host::{cgroup, policy_files::Store},
-    kernel::{self, Pins},
+    host::policy_files::Store,
+    kernel,
     model::policy::Policies,
-    run::api::{Health, InterfaceDocument, PolicyDocument, PolicyRequest, Problem, Reply, Request},
+    run::api::{PolicyDocument, PolicyRequest, Problem, Reply, Request, View},
 };
 
 /// What an answer needs.
 pub(super) struct Answering<'a> {
     pub(super) store: &'a Store,
-    pub(super) pins: &'a Pins,
     pub(super) steering: &'a mut Steering,
-    pub(super) cgroups: &'a mut cgroup::Watch,
-    /// Whether something failed and will be tried again.
-    pub(super) behind: bool,
+    pub(super) view: &'a watch::Sender<View>,
 }
 
 /// Why something asked for was not done, or not to its end: then the daemon tries again.
@@ -33,34 +32,13 @@ impl<P: Into<Problem>> From<P> for Failure {
 }
 
 impl Answering<'_> {
-    /// Answers. The error is that of carrying out what was asked.
+    /// Answers. The error is that of carrying out what was asked. A request whose client waits no longer is not carried out.
     pub(super) fn answer(mut self, request: Request) -> Result<(), kernel::Error> {
         match request {
-            Request::Policies(reply) => tell(reply, Ok(self.documents())),
-            Request::Interfaces(reply) => {
-                let links = InterfaceDocument::all(self.steering.links(), self.steering.policies().configured());
-                tell(reply, Ok(links))
-            }
-            Request::Health(reply) => tell(reply, Ok(self.health())),
+            request if request.is_abandoned() => Ok(()),
             Request::Put(name, policy, reply) => tell(reply, self.put(&name, &policy)),
             Request::Remove(name, reply) => tell(reply, self.remove(&name)),
             Request::Reload(reply) => tell(reply, self.reload()),
-        }
-    }
-
-    fn documents(&self) -> Vec<PolicyDocument> {
-        let policies = self.steering.policies().configured().iter();
-        policies.map(|policy| PolicyDocument::new(policy, self.store.kept(policy))).collect()
-    }
-
-    fn health(&self) -> Health {
-        let config_error = self.store.read().err().map(|error| error.to_string());
-        Health {
-            ok: !self.behind && config_error.is_none(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pins: self.pins.root().display().to_string(),
-            config: self.store.file().display().to_string(),
-            config_error,
         }
     }
 
@@ -69,9 +47,10 @@ impl Answering<'_> {
         let is_new = self.store.put(name, &text, policy.kept())?;
         log::info!("policy {name} is {}", if is_new { "new" } else { "changed" });
         self.carry_out()?;
-        let policy = self.documents().into_iter().find(|policy| policy.name == name);
+        let policy = self.steering.policies().configured().iter().find(|policy| policy.name == name);
         let removed = || Problem::new(StatusCode::CONFLICT, format!("policy {name:?} was removed at the same time"));
-        Ok((policy.ok_or_else(removed)?, is_new))
+        let policy = policy.ok_or_else(removed)?;
+        Ok((PolicyDocument::new(policy, self.store.kept(policy)), is_new))
     }
 
     fn remove(&mut self, name: &str) -> Result<(), Failure> {
@@ -94,7 +73,8 @@ impl Answering<'_> {
     /// Reads all there is, and makes it so. Here no policy at all is as good as any other number: somebody asked for it.
     fn carry_out(&mut self) -> Result<(), Failure> {
         self.steering.set_policies(Policies::new(self.store.read()?));
-        self.steering.converge(self.cgroups).map_err(|error| Failure {
+        show_policies(self.view, self.steering);
+        self.steering.converge().map_err(|error| Failure {
             problem: Box::new(Problem::internal(&format!("kept, but not carried out yet, and tried again: {error}"))),
             unfinished: Some(Box::new(error)),
         })

@@ -9,7 +9,11 @@ use tokio::{
 use super::files;
 use crate::{
     apply::follow,
-    host::{cgroup, link, policy_files::Store},
+    host::{
+        cgroup,
+        link::{self, Table},
+        policy_files::Store,
+    },
     kernel::Pins,
     run::api,
 };
@@ -17,27 +21,26 @@ use crate::{
 /// What happened.
 #[derive(Debug)]
 pub(super) enum Event {
-    Links(link::Change),
+    /// The links are these now.
+    Links(Table),
+    /// They could not be read, which is tried again.
+    LinksUnread(link::Error),
     /// Those in the network namespace of a container.
     TheirLinks(follow::Change),
-    Cgroups(cgroup::Change),
-    ConfigChanged,
+    Cgroups(cgroup::Report),
+    Files(files::Change),
     Hangup,
     Terminate,
-    PinsRemoved,
-    ChangedByHand,
     /// The API asks.
     Asked(api::Request),
-    /// Something failed a moment ago.
-    Behind,
 }
 
 /// Where events come from.
 pub(super) struct Sources {
-    pub(super) links: link::Watch,
-    pub(super) cgroups: cgroup::Watch,
+    links: link::Watch,
+    cgroups: cgroup::Reports,
     their_links: mpsc::Receiver<follow::Change>,
-    files: files::Watch,
+    files: mpsc::Receiver<files::Change>,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -48,15 +51,16 @@ impl Sources {
     pub(super) fn new(
         store: &Store,
         pins: &Pins,
+        cgroups: cgroup::Reports,
         their_links: mpsc::Receiver<follow::Change>,
         requests: mpsc::Receiver<api::Request>,
     ) -> anyhow::Result<Self> {
         let on = |kind: SignalKind| signal(kind).context("install a signal handler");
         Ok(Self {
             links: link::Watch::new()?,
-            cgroups: cgroup::Watch::new()?,
+            cgroups,
             their_links,
-            files: files::Watch::new(store, pins.root()).context("watch the configuration and the pins")?,
+            files: files::watch(store, pins.root()).context("watch the configuration and the pins")?,
             hangup: on(SignalKind::hangup())?,
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
@@ -64,22 +68,29 @@ impl Sources {
         })
     }
 
-    /// Waits for the next event. Links come before cgroups: an uplink that is gone must be closed first.
+    /// The links, once they have been read; `None`: the daemon is to end.
+    pub(super) async fn first_links(&mut self) -> anyhow::Result<Option<Table>> {
+        tokio::select! {
+            links = self.links.next() => Ok(Some(links?.clone())),
+            _ = self.terminate.recv() => Ok(None),
+            _ = self.interrupt.recv() => Ok(None),
+        }
+    }
+
+    /// Waits for the next event. Where several wait, each may be the next one.
     pub(super) async fn next(&mut self) -> anyhow::Result<Event> {
         tokio::select! {
-            biased;
             _ = self.terminate.recv() => Ok(Event::Terminate),
             _ = self.interrupt.recv() => Ok(Event::Terminate),
-            change = self.links.next() => Ok(Event::Links(change?)),
-            Some(change) = self.their_links.recv() => Ok(Event::TheirLinks(change)),
-            file = self.files.next() => Ok(match file? {
-                files::Change::Config => Event::ConfigChanged,
-                files::Change::Pins => Event::PinsRemoved,
-                files::Change::ByHand => Event::ChangedByHand,
-            }),
             _ = self.hangup.recv() => Ok(Event::Hangup),
-            change = self.cgroups.next() => Ok(Event::Cgroups(change?)),
-            // Last: whoever asks much waits. None once nobody can ask any more, as when the API could not be started.
+            links = self.links.next() => match links {
+                Ok(links) => Ok(Event::Links(links.clone())),
+                Err(error) => Ok(Event::LinksUnread(error)),
+            },
+            Some(change) = self.their_links.recv() => Ok(Event::TheirLinks(change)),
+            report = self.cgroups.next() => Ok(Event::Cgroups(report?)),
+            change = self.files.recv() => Ok(Event::Files(change.context("the thread that watches files has ended")?)),
+            // None once nobody can ask any more, as when the API could not be started.
             Some(request) = self.requests.recv() => Ok(Event::Asked(request)),
         }
     }

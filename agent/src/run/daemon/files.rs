@@ -1,5 +1,7 @@
 //! The paths that steer the daemon itself: the files of policies, and the pin directory that `steer off` removes.
 //!
+//! They are looked at on a thread of their own, because a file system may keep a reader waiting.
+//!
 //! **Invariant:** a file that is still being written is not reported: half a configuration can be a valid one.
 
 use std::{
@@ -7,12 +9,13 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
 use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     host::policy_files::{self, Store},
@@ -21,6 +24,9 @@ use crate::{
 
 /// How long a file must have stayed the same.
 const SETTLED: Duration = Duration::from_millis(20);
+
+/// How many changes may be on their way to the daemon's loop, which takes them at once.
+const WAITING: usize = 4;
 
 /// What changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +39,30 @@ pub(super) enum Change {
     ByHand,
 }
 
-pub(super) struct Watch {
+/// Watches on a thread of its own, which ends when it fails and when nobody listens. What changes comes out of the other end.
+pub(super) fn watch(store: &Store, pins: &Path) -> io::Result<mpsc::Receiver<Change>> {
+    let (changes, receiver) = mpsc::channel(WAITING);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut watch = {
+        let _inside = runtime.enter();
+        Watch::new(store, pins)?
+    };
+    let report = async move {
+        loop {
+            match watch.next().await {
+                Ok(change) => match changes.send(change).await {
+                    Ok(()) => {}
+                    Err(_nobody_listens) => return,
+                },
+                Err(error) => return log::error!("watch the configuration and the pins: {error}"),
+            }
+        }
+    };
+    thread::Builder::new().name("files".to_owned()).spawn(move || runtime.block_on(report))?;
+    Ok(receiver)
+}
+
+struct Watch {
     events: EventStream<[u8; 4096]>,
     pins: WatchDescriptor,
     commands: WatchDescriptor,
@@ -66,7 +95,7 @@ impl Fingerprint {
 impl Watch {
     /// Watches the directory of the file, for editors and packagers replace files instead of writing them; and the directories of
     /// policies, which are made where that is possible.
-    pub(super) fn new(store: &Store, pins: &Path) -> io::Result<Self> {
+    fn new(store: &Store, pins: &Path) -> io::Result<Self> {
         let file = std::path::absolute(store.file())?;
         let target = file.canonicalize()?;
         let inotify = Inotify::init()?;
@@ -97,8 +126,8 @@ impl Watch {
         })
     }
 
-    /// Waits for the next change. May be cancelled.
-    pub(super) async fn next(&mut self) -> io::Result<Change> {
+    /// Waits for the next change.
+    async fn next(&mut self) -> io::Result<Change> {
         loop {
             if let Some((before, settled)) = &self.changing {
                 tokio::time::sleep_until(*settled).await;

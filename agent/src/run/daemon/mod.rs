@@ -1,39 +1,56 @@
 //! The daemon: re-enters the pipe at `config` when the file changes, at `interface` when a link does, at `cgroup` when one
 //! comes or goes.
 //!
+//! ```text
+//! links, namespaces, cgroups, files, signals, requests
+//!         -> the loop (this file): collects, never waits for anything else
+//!         -> work: what waits, collapsed and bounded; classes take turns
+//!         -> the worker: one thread, one turn at a time, under the lock
+//! ```
+//!
+//! Threads of their own also read all links, look for the namespaces of containers, look at files, and answer the API.
+//!
 //! It holds nothing that is not pinned or read from the host, so it may be killed at any moment; the next one adopts what
 //! it finds.
 //!
-//! **Invariant:** one event at a time, each carried to its end under the lock. One that cannot be is logged, leaves in force
-//! what was, and is not forgotten: everything is looked at again until it succeeds.
+//! **Invariant:** nothing blocks on the loop: no lock is waited for, no file is read, no request is sent to the kernel that
+//! waits for others. Every queue has a bound.
 
 mod answering;
 mod event;
 mod files;
+mod work;
+mod worker;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use sd_notify::NotifyState;
 use steer_common::Owner;
 use thiserror::Error;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::timeout,
+};
 
 use crate::{
     apply::{converge::Steering, follow::Namespaces},
     host::{
-        cgroup::{self, Hierarchy},
+        cgroup::{self, Hierarchy, Report},
         policy_files::Store,
     },
     kernel::{self, Datapath, LogLevel, Pins},
     model::{config::Config, policy::Policies},
     run::api::{self, Control, Serving, Socket},
 };
-use answering::Answering;
 use event::{Event, Sources};
+use work::Queue;
+use worker::{Worker, Working};
 
-/// How long after a failure everything is looked at again.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a change waits for the lock. Shorter than a client of the API waits for its answer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a turn may take to end after SIGTERM. One that waits for the lock is left.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// How to run.
 #[derive(Debug)]
@@ -62,10 +79,11 @@ pub struct Emptied(PathBuf);
 pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result<()> {
     let hierarchy = Hierarchy::find()?;
     let lock = pins.create_and_lock()?;
-    let Some(_daemon) = pins.daemon_lock(&lock)? else {
+    let Some(daemon_lock) = pins.daemon_lock(&lock)? else {
         bail!("another steer daemon is running on {}; stop it first, or use another --bpffs", pins.root().display());
     };
     let mut object = kernel::load(&pins, &lock, options.kernel_log)?;
+    let pins = pins.with_patience(LOCK_PATIENCE);
     let mut datapath = Datapath::open(&pins)?.context("the pins just made are gone")?;
     if config.policies.is_empty() && datapath.policies()?.iter().any(|entry| entry.is_owned_by(Owner::Config)) {
         // What is attached runs the programs that are pinned now, all the same.
@@ -78,55 +96,70 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         LogLevel::Trace => Some(spawn_kernel_log(&mut object)?),
     };
 
-    let (control, requests) = Control::new();
+    let (control, requests, view) = Control::new(pins.clone());
     let (namespaces, their_links) = Namespaces::new();
-    let mut sources = Sources::new(&options.store, &pins, their_links, requests)?;
-    let mut steering = Steering::new(datapath, hierarchy, Policies::new(config), namespaces)?;
-    // The first event is the table of all links; without it every uplink would look missing.
-    steering.links_changed(sources.links.next().await?)?;
-    steering.converge(&mut sources.cgroups)?;
-    steering.replace_other_versions()?;
-    let _serving = serve(&options, control, &pins);
-    give_back_memory();
-    sd_notify::notify(&[NotifyState::Ready]).context("notify the service manager")?;
-    log::info!("ready: steering by {}", options.store.file().display());
+    let (watch, cgroups) = cgroup::watch()?;
+    let mut sources = Sources::new(&options.store, &pins, cgroups, their_links, requests)?;
+    let steering = Steering::new(datapath, hierarchy, watch, Policies::new(config), namespaces)?;
+    let queue = Arc::new(Queue::default());
+    let worker =
+        Worker { steering, store: options.store.clone(), queue: Arc::clone(&queue), view, _daemon_lock: daemon_lock };
+    // Without the table of all links every uplink would look missing.
+    let Some(links) = sources.first_links().await? else { return Ok(()) };
+    let Working { mut ready, mut ended } = worker.start(links).context("start the worker")?;
 
-    let mut behind = false;
+    let mut serving = None;
+    let mut is_ready = false;
     loop {
         let event = tokio::select! {
             event = sources.next() => event?,
-            () = tokio::time::sleep(PATIENCE), if behind => Event::Behind,
+            result = &mut ready, if !is_ready => {
+                is_ready = true;
+                // Otherwise the start has failed, and the worker ends with the reason.
+                if result.is_err() {
+                    continue;
+                }
+                serving = serve(&options, control.clone(), &pins);
+                give_back_memory();
+                sd_notify::notify(&[NotifyState::Ready]).context("notify the service manager")?;
+                log::info!("ready: steering by {}", options.store.file().display());
+                continue;
+            }
+            result = &mut ended => return result.context("the worker has failed")?,
         };
-        let caught_up = matches!(event, Event::Behind);
-        let hangup = matches!(event, Event::Hangup);
-        let handled = match event {
-            Event::Behind | Event::ChangedByHand => steering.catch_up(&mut sources.cgroups),
-            Event::Links(change) => steering.links_changed(change),
-            Event::TheirLinks(change) => steering.namespace_changed(change),
-            Event::Cgroups(change) => steering.cgroups_changed(change, &mut sources.cgroups),
-            Event::ConfigChanged | Event::Hangup => reload(&options.store, &mut steering, &mut sources.cgroups, hangup),
+        match event {
+            Event::Links(links) => queue.add(|work| work.links(links)),
+            Event::LinksUnread(error) => log::error!("{error}; trying again"),
+            Event::TheirLinks(change) => queue.add(|work| work.namespace(change)),
+            Event::Cgroups(Report::Changed(directory, name)) => queue.add(|work| work.cgroup(directory, name)),
+            Event::Cgroups(Report::Closed(directory)) => queue.add(|work| work.close(directory)),
+            Event::Cgroups(Report::Lost) => {
+                log::warn!("the kernel dropped reports of new cgroups; looking at all of them again");
+                queue.add(work::Work::catch_up);
+            }
+            Event::Files(files::Change::Config) => queue.add(|work| work.files(false)),
+            Event::Hangup => queue.add(|work| work.files(true)),
+            Event::Files(files::Change::ByHand) => queue.add(work::Work::catch_up),
             Event::Asked(request) => {
-                let (store, steering, cgroups) = (&options.store, &mut steering, &mut sources.cgroups);
-                Answering { store, pins: &pins, steering, cgroups, behind }.answer(request)
+                if let Err(request) = queue.add(|work| work.request(request)) {
+                    request.refuse();
+                }
+            }
+            Event::Files(files::Change::Pins) => {
+                log::info!("ending; steer was switched off");
+                break;
             }
             Event::Terminate => {
                 log::info!("ending; what is steered stays steered (`steer off` ends that)");
-                return Ok(());
-            }
-            Event::PinsRemoved => Err(kernel::Error::SwitchedOff { path: pins.root().to_owned() }),
-        };
-        match handled {
-            Ok(()) => behind &= !caught_up,
-            Err(kernel::Error::SwitchedOff { .. }) => {
-                log::info!("ending; steer was switched off");
-                return Ok(());
-            }
-            Err(error) => {
-                log::error!("{error}; trying again in {} s", PATIENCE.as_secs());
-                behind = true;
+                break;
             }
         }
     }
+    queue.stop();
+    // Whether it ends in time or not, what it has done so far is in force.
+    let _ = timeout(GRACE, &mut ended).await;
+    drop(serving);
+    Ok(())
 }
 
 /// What loading the programs took, mostly for the kernel's types, is not needed again.
@@ -148,7 +181,7 @@ fn serve(options: &Options, control: Control, pins: &Pins) -> Option<Serving> {
         }
     });
     let serving = Socket::bind(&options.socket, options.socket_group.as_deref())
-        .and_then(|socket| Serving::start(socket, metrics, control, pins.clone()));
+        .and_then(|socket| Serving::start(socket, metrics, control, options.store.clone(), pins.clone()));
     match serving {
         Ok(serving) => {
             log::info!("answering at {}", options.socket.display());
@@ -162,37 +195,6 @@ fn serve(options: &Options, control: Control, pins: &Pins) -> Option<Serving> {
             None
         }
     }
-}
-
-/// A bad file is reported and changes nothing. Unless it must be done `always`, what is as before is not carried out again.
-fn reload(
-    store: &Store,
-    steering: &mut Steering,
-    cgroups: &mut cgroup::Watch,
-    always: bool,
-) -> Result<(), kernel::Error> {
-    let file = store.file().display();
-    match store.read() {
-        // More likely cut off than meant; and what it would mean is that nothing is steered any more.
-        Ok(config) if config.policies.is_empty() && steering.has_policies() => log::error!(
-            "{file} has no policy and was not reloaded; what was in force stays so (`steer off` ends steering)"
-        ),
-        Ok(config) => {
-            let policies = Policies::new(config);
-            if always || policies != *steering.policies() {
-                steering.set_policies(policies);
-                steering.converge(cgroups)?;
-                log::info!("reloaded {file}");
-            }
-        }
-        Err(error) => {
-            for line in error.to_string().lines() {
-                log::error!("{line}");
-            }
-            log::error!("{file} was not reloaded; what was in force stays so");
-        }
-    }
-    Ok(())
 }
 
 fn spawn_kernel_log(object: &mut aya::Ebpf) -> anyhow::Result<tokio::task::JoinHandle<()>> {

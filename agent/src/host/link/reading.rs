@@ -1,0 +1,123 @@
+//! A full reading of the links of one network namespace.
+//!
+//! **Invariant:** only the reading's own thread waits for the kernel, which answers after whatever else changes links at that
+//! moment.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{setsockopt, sockopt::ReceiveTimeout},
+        time::{TimeVal, TimeValLike as _},
+    },
+};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tokio::sync::oneshot;
+
+use super::{
+    Change, Error, Table,
+    message::{self, Message},
+};
+
+/// How long the kernel may take for each part of an answer, in seconds.
+const PATIENCE: i64 = 5;
+/// More than the kernel puts into one part of an answer.
+const PART: usize = 64 * 1024;
+/// How often a reading is begun, when its result is not certain.
+const ATTEMPTS: u32 = 3;
+
+/// Reads the links of the network namespace it was made in.
+#[derive(Clone)]
+pub(super) struct Reader(Arc<Socket>);
+
+/// The result of a reading that was started.
+pub(super) type Reading = oneshot::Receiver<Result<Links, Error>>;
+
+/// All links, and whether that is certain: they may have changed meanwhile, or a part of the answer was dropped.
+pub(super) struct Links {
+    pub(super) table: Table,
+    pub(super) certain: bool,
+}
+
+impl Reader {
+    pub(super) fn new() -> Result<Self, Error> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
+            Ok(Self(Arc::new(socket)))
+        };
+        open().map_err(Error::Socket)
+    }
+
+    /// Starts a reading on a thread of its own. Of one reader, one reading at a time.
+    pub(super) fn start(&self) -> Result<Reading, Error> {
+        let (done, reading) = oneshot::channel();
+        let reader = self.clone();
+        let read = move || drop(done.send(reader.read().map_err(Error::Read)));
+        thread::Builder::new().name("links".to_owned()).spawn(read).map_err(Error::Read)?;
+        Ok(reading)
+    }
+
+    fn read(&self) -> io::Result<Links> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let links = self.read_once(attempt)?;
+            if links.certain || attempt == ATTEMPTS {
+                return Ok(links);
+            }
+        }
+    }
+
+    fn read_once(&self, attempt: u32) -> io::Result<Links> {
+        // Another number in each attempt and each reading: what an earlier one left is not taken for an answer.
+        let sequence = sequence().wrapping_add(attempt);
+        self.0.send(&message::full_reading(sequence), 0)?;
+        let (mut table, mut certain) = (Table::default(), true);
+        let mut buffer = Vec::with_capacity(PART);
+        loop {
+            buffer.clear();
+            let length = match self.0.recv(&mut buffer, libc::MSG_TRUNC) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    certain = false;
+                    continue;
+                }
+                received => received?,
+            };
+            let received = (length <= buffer.len()).then(|| message::decode(&buffer)).flatten();
+            let undecodable = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer cannot be decoded");
+            for received in received.ok_or_else(undecodable)?.into_iter().filter(|one| one.sequence == sequence) {
+                certain &= !received.interrupted;
+                match received.message {
+                    Message::Link(change @ Change::Present(..)) => drop(table.apply(change)),
+                    Message::Done => return Ok(Links { table, certain }),
+                    Message::Failed(errno) => return Err(io::Error::from(Errno::from_raw(errno))),
+                    Message::Link(_) | Message::Other => {}
+                }
+            }
+        }
+    }
+}
+
+/// Differs from one reading to the next.
+fn sequence() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(ATTEMPTS + 1, Ordering::Relaxed)
+}
+
+/// Reads all links of the calling thread's network namespace once.
+pub async fn read() -> Result<Table, Error> {
+    let reading = Reader::new()?.start()?;
+    reading.await.unwrap_or(Err(Error::Ended)).map(|links| links.table)
+}

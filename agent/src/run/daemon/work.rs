@@ -1,0 +1,342 @@
+//! What waits for the worker, collapsed: of links the newest table, of a namespace its newest report, of cgroups each name once.
+//!
+//! The worker takes turns. In each, links of the daemon's own namespace come first: an uplink that is gone is closed before a
+//! new cgroup is attached. With them comes one item of one class, and the classes take turns; within a class, namespaces and the
+//! directories of cgroups take turns.
+//!
+//! **Invariant:** everything here is bounded. Past a bound nothing is lost: a directory is listed again, and a request is
+//! refused.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    hash::Hash,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use crate::{
+    apply::follow,
+    host::{cgroup::Directory, link::Table},
+    run::api::Request,
+};
+
+/// How many names of one directory are kept. When more change, the directory is listed.
+const NAMES: usize = 256;
+/// How many requests wait.
+const REQUESTS: usize = 16;
+/// How many classes of items there are.
+const CLASSES: usize = 4;
+
+/// What the worker does next.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// The links of the daemon's own namespace, where they have changed.
+    pub(super) links: Option<Table>,
+    /// What else.
+    pub(super) item: Option<Item>,
+}
+
+/// One item.
+#[derive(Debug)]
+pub(super) enum Item {
+    /// The links of a container's namespace.
+    Namespace(follow::Change),
+    /// A cgroup came or went.
+    Cgroup(Directory, String),
+    /// Not all names of a directory were kept: those after the given one are listed.
+    List(Directory, Option<String>),
+    /// A directory is gone.
+    Close(Directory),
+    /// The files are read. `always`: carried out also when they say the same as before.
+    Files { always: bool },
+    /// Everything is looked at again.
+    CatchUp,
+    /// The API asks.
+    Request(Request),
+}
+
+/// What waits.
+#[derive(Default)]
+pub(super) struct Work {
+    links: Option<Table>,
+    namespaces: Turns<u64, follow::Change>,
+    cgroups: Turns<Directory, Names>,
+    files: Option<bool>,
+    catch_up: bool,
+    requests: VecDeque<Request>,
+    /// The class that is asked first for the next item.
+    class: usize,
+    stopped: bool,
+}
+
+impl Work {
+    /// The links of the daemon's own namespace are these.
+    pub(super) fn links(&mut self, links: Table) {
+        self.links = Some(links);
+    }
+
+    /// The links of a container's namespace have changed.
+    pub(super) fn namespace(&mut self, change: follow::Change) {
+        let waiting = self.namespaces.entry(change.netns_cookie);
+        *waiting = Some(change);
+    }
+
+    /// A cgroup of this name came or went.
+    pub(super) fn cgroup(&mut self, directory: Directory, name: String) {
+        self.cgroups.entry(directory).get_or_insert_default().changed(name);
+    }
+
+    /// These names of a directory were listed, and there are more after `next`.
+    pub(super) fn listed(&mut self, directory: Directory, names: Vec<String>, next: Option<String>) {
+        if names.is_empty() && next.is_none() {
+            return;
+        }
+        let waiting = self.cgroups.entry(directory).get_or_insert_default();
+        waiting.kept.extend(names);
+        waiting.next = next;
+    }
+
+    /// A directory is gone.
+    pub(super) fn close(&mut self, directory: Directory) {
+        self.cgroups.entry(directory).get_or_insert_default().closed = true;
+    }
+
+    /// The files may have changed.
+    pub(super) fn files(&mut self, always: bool) {
+        *self.files.get_or_insert_default() |= always;
+    }
+
+    /// Everything may have changed.
+    pub(super) fn catch_up(&mut self) {
+        self.catch_up = true;
+    }
+
+    /// A request, given back when too many wait.
+    pub(super) fn request(&mut self, request: Request) -> Result<(), Request> {
+        if self.requests.len() == REQUESTS {
+            return Err(request);
+        }
+        self.requests.push_back(request);
+        Ok(())
+    }
+
+    fn take(&mut self) -> Option<Turn> {
+        let links = self.links.take();
+        let item = (self.class..self.class + CLASSES).find_map(|class| {
+            let item = self.take_of(class % CLASSES)?;
+            self.class = (class + 1) % CLASSES;
+            Some(item)
+        });
+        (links.is_some() || item.is_some()).then_some(Turn { links, item })
+    }
+
+    fn take_of(&mut self, class: usize) -> Option<Item> {
+        match class {
+            0 => self.namespaces.next().map(|(_, change)| Item::Namespace(change)),
+            1 => {
+                let (directory, mut names) = self.cgroups.next()?;
+                let item = names.take(directory);
+                if !names.is_empty() {
+                    *self.cgroups.entry(directory) = Some(names);
+                }
+                item
+            }
+            2 => match self.files.take() {
+                Some(always) => Some(Item::Files { always }),
+                None => std::mem::take(&mut self.catch_up).then_some(Item::CatchUp),
+            },
+            _ => self.requests.pop_front().map(Item::Request),
+        }
+    }
+}
+
+/// What waits of one directory of cgroups.
+#[derive(Default)]
+struct Names {
+    kept: BTreeSet<String>,
+    /// Where the listing goes on.
+    next: Option<String>,
+    /// Some names were not kept: it is listed from the start, after those that were kept.
+    list: bool,
+    closed: bool,
+}
+
+impl Names {
+    fn changed(&mut self, name: String) {
+        // What comes after the first name that was not kept is found by the listing.
+        if self.list || self.kept.len() >= NAMES && !self.kept.contains(&name) {
+            self.list = true;
+        } else {
+            self.kept.insert(name);
+        }
+    }
+
+    fn take(&mut self, directory: Directory) -> Option<Item> {
+        if let Some(name) = self.kept.pop_first() {
+            return Some(Item::Cgroup(directory, name));
+        }
+        if let Some(next) = self.next.take() {
+            return Some(Item::List(directory, Some(next)));
+        }
+        if std::mem::take(&mut self.list) {
+            return Some(Item::List(directory, None));
+        }
+        std::mem::take(&mut self.closed).then_some(Item::Close(directory))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.kept.is_empty() && self.next.is_none() && !self.list && !self.closed
+    }
+}
+
+/// Values by key, whose keys take turns.
+struct Turns<K, V> {
+    order: VecDeque<K>,
+    values: HashMap<K, Option<V>>,
+}
+
+impl<K, V> Default for Turns<K, V> {
+    fn default() -> Self {
+        Self { order: VecDeque::new(), values: HashMap::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V> Turns<K, V> {
+    /// The place of a key, which is last in the order if it is new.
+    fn entry(&mut self, key: K) -> &mut Option<V> {
+        let Self { order, values } = self;
+        values.entry(key).or_insert_with(|| {
+            order.push_back(key);
+            None
+        })
+    }
+
+    fn next(&mut self) -> Option<(K, V)> {
+        let key = self.order.pop_front()?;
+        let value = self.values.remove(&key)??;
+        Some((key, value))
+    }
+}
+
+/// The work, shared by the loop, which adds, and the worker, which takes.
+#[derive(Default)]
+pub(super) struct Queue {
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+impl Queue {
+    /// Adds work.
+    pub(super) fn add<T>(&self, add: impl FnOnce(&mut Work) -> T) -> T {
+        let added = add(&mut self.work());
+        self.changed.notify_one();
+        added
+    }
+
+    /// The worker ends after its present turn.
+    pub(super) fn stop(&self) {
+        self.add(|work| work.stopped = true);
+    }
+
+    /// Waits for the next turn; `None`: the end. At `retry` everything is to be looked at again.
+    pub(super) fn next(&self, mut retry: Option<Instant>) -> Option<Turn> {
+        let mut work = self.work();
+        loop {
+            if work.stopped {
+                return None;
+            }
+            let left = retry.map(|retry| retry.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                work.catch_up();
+                retry = None;
+            }
+            if let Some(turn) = work.take() {
+                return Some(turn);
+            }
+            work = match left {
+                None => self.changed.wait(work).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => self.changed.wait_timeout(work, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::{Directory, Item, NAMES, REQUESTS, Request, Work};
+    use crate::host::link::Table;
+
+    const STORM: Directory = Directory(1);
+    const QUIET: Directory = Directory(2);
+
+    fn next(work: &mut Work) -> Option<String> {
+        let turn = work.take()?;
+        let links = if turn.links.is_some() { "links " } else { "" };
+        let item = match turn.item {
+            None => String::new(),
+            Some(Item::Cgroup(directory, name)) => format!("{}/{name}", directory.0),
+            Some(Item::List(directory, after)) => format!("{} after {}", directory.0, after.unwrap_or_default()),
+            Some(Item::Close(directory)) => format!("{} closed", directory.0),
+            Some(Item::Files { always }) => format!("files {always}"),
+            Some(Item::CatchUp) => "catch up".to_owned(),
+            Some(Item::Request(_)) => "request".to_owned(),
+            Some(Item::Namespace(change)) => change.netns_cookie.to_string(),
+        };
+        Some(format!("{links}{item}"))
+    }
+
+    fn request() -> Request {
+        Request::Reload(oneshot::channel().0)
+    }
+
+    #[test]
+    fn classes_and_directories_take_turns_and_links_come_first() {
+        let mut work = Work::default();
+        for name in 0..100 {
+            work.cgroup(STORM, format!("{name:03}"));
+        }
+        work.cgroup(QUIET, "new".to_owned());
+        work.files(false);
+        work.files(true);
+        work.catch_up();
+        assert!(work.request(request()).is_ok());
+        work.links(Table::default());
+        work.links(Table::default());
+        let taken: Vec<_> = std::iter::from_fn(|| next(&mut work)).collect();
+        let first = ["links 1/000", "files true", "request", "2/new", "catch up", "1/001", "1/002"];
+        assert_eq!(taken[..first.len()], first);
+        assert_eq!(taken.len(), first.len() + 97);
+    }
+
+    #[test]
+    fn names_past_the_bound_are_listed_and_the_directory_closed_last() {
+        let mut work = Work::default();
+        for name in 0..NAMES + 10 {
+            work.cgroup(STORM, format!("{name:03}"));
+        }
+        work.close(STORM);
+        for name in 0..NAMES {
+            assert_eq!(next(&mut work), Some(format!("1/{name:03}")));
+            work.cgroup(STORM, "later".to_owned());
+        }
+        assert_eq!(next(&mut work).as_deref(), Some("1 after "));
+        work.listed(STORM, vec!["a".to_owned(), "b".to_owned()], Some("b".to_owned()));
+        work.cgroup(STORM, "a".to_owned());
+        work.cgroup(STORM, "c".to_owned());
+        let taken: Vec<_> = std::iter::from_fn(|| next(&mut work)).collect();
+        assert_eq!(taken, ["1/a", "1/b", "1/c", "1 after b", "1 closed"]);
+    }
+
+    #[test]
+    fn only_so_many_requests_wait() {
+        let mut work = Work::default();
+        assert!((0..REQUESTS).all(|_| work.request(request()).is_ok()));
+        assert!(work.request(request()).is_err());
+    }
+}

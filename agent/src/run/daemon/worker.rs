@@ -1,0 +1,162 @@
+//! The worker: one thread that carries everything out, a turn at a time.
+//!
+//! It may wait: for the lock, for the kernel, for files. The loop does not.
+//!
+//! **Invariant:** nothing but this thread changes anything, and it holds the daemon's lock as long as it runs. A turn that fails
+//! is logged, leaves in force what was, and is not forgotten: everything is looked at again until that succeeds.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{oneshot, watch};
+
+use super::{
+    answering::Answering,
+    work::{Item, Queue, Turn},
+};
+use crate::{
+    apply::converge::Steering,
+    host::{link::Table, policy_files::Store},
+    kernel::{DaemonLock, Error},
+    model::policy::Policies,
+    run::api::View,
+};
+
+/// How long after a failure everything is looked at again.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the worker works with.
+pub(super) struct Worker {
+    pub(super) steering: Steering,
+    pub(super) store: Store,
+    pub(super) queue: Arc<Queue>,
+    /// What is shown of it.
+    pub(super) view: watch::Sender<View>,
+    /// Held until the worker ends.
+    pub(super) _daemon_lock: DaemonLock,
+}
+
+/// What the loop learns of the worker.
+pub(super) struct Working {
+    /// All that was to be steered at the start is.
+    pub(super) ready: oneshot::Receiver<()>,
+    /// It has ended: after a failed start, when steer was switched off, or because it was stopped.
+    pub(super) ended: oneshot::Receiver<anyhow::Result<()>>,
+}
+
+impl Worker {
+    /// Starts the thread, which first carries everything out.
+    pub(super) fn start(mut self, links: Table) -> std::io::Result<Working> {
+        let (is_ready, ready) = oneshot::channel();
+        let (has_ended, ended) = oneshot::channel();
+        let work = move || {
+            let worked = self.carry_out_all(links).map(|()| {
+                // Nobody listens when the loop has ended.
+                let _ = is_ready.send(());
+                self.work();
+            });
+            let _ = has_ended.send(worked.map_err(Into::into));
+        };
+        thread::Builder::new().name("worker".to_owned()).spawn(work)?;
+        Ok(Working { ready, ended })
+    }
+
+    fn carry_out_all(&mut self, links: Table) -> Result<(), Error> {
+        self.links_changed(links)?;
+        self.steering.converge()?;
+        self.show_policies();
+        self.steering.replace_other_versions()
+    }
+
+    /// Takes turns until the end.
+    fn work(&mut self) {
+        let mut retry = None;
+        while let Some(turn) = self.queue.next(retry) {
+            let catches_up = matches!(turn.item, Some(Item::CatchUp));
+            match self.take_turn(turn) {
+                Ok(()) if catches_up => retry = None,
+                Ok(()) => {}
+                Err(Error::SwitchedOff { .. }) => return log::info!("ending; steer was switched off"),
+                Err(error) => {
+                    log::error!("{error}; trying again in {} s", PATIENCE.as_secs());
+                    retry = Some(Instant::now() + PATIENCE);
+                }
+            }
+            let behind = retry.is_some();
+            self.view.send_if_modified(|view| std::mem::replace(&mut view.behind, behind) != behind);
+        }
+    }
+
+    fn take_turn(&mut self, Turn { links, item }: Turn) -> Result<(), Error> {
+        let followed = links.map_or(Ok(()), |links| self.links_changed(links));
+        let done = item.map_or(Ok(()), |item| self.carry_out(item));
+        followed.and(done)
+    }
+
+    fn carry_out(&mut self, item: Item) -> Result<(), Error> {
+        match item {
+            Item::Namespace(change) => self.steering.namespace_changed(&change),
+            Item::Cgroup(directory, name) => self.steering.cgroup_changed(directory, &name),
+            Item::List(directory, after) => {
+                let (names, next) = self.steering.list(directory, after.as_deref())?;
+                self.queue.add(|work| work.listed(directory, names, next));
+                Ok(())
+            }
+            Item::Close(directory) => {
+                self.steering.close(directory);
+                Ok(())
+            }
+            Item::Files { always } => self.reload(always),
+            Item::CatchUp => self.steering.catch_up(),
+            Item::Request(request) => {
+                Answering { store: &self.store, steering: &mut self.steering, view: &self.view }.answer(request)
+            }
+        }
+    }
+
+    fn links_changed(&mut self, links: Table) -> Result<(), Error> {
+        self.view.send_modify(|view| view.links = Arc::new(links.clone()));
+        self.steering.links_changed(links)
+    }
+
+    fn show_policies(&self) {
+        show_policies(&self.view, &self.steering);
+    }
+
+    /// A bad file is reported and changes nothing. Unless it must be done `always`, what is as before is not carried out again.
+    fn reload(&mut self, always: bool) -> Result<(), Error> {
+        let (store, steering) = (&self.store, &mut self.steering);
+        let file = store.file().display();
+        match store.read() {
+            // More likely cut off than meant; and what it would mean is that nothing is steered any more.
+            Ok(config) if config.policies.is_empty() && steering.has_policies() => log::error!(
+                "{file} has no policy and was not reloaded; what was in force stays so (`steer off` ends steering)"
+            ),
+            Ok(config) => {
+                let policies = Policies::new(config);
+                if always || policies != *steering.policies() {
+                    steering.set_policies(policies);
+                    show_policies(&self.view, steering);
+                    steering.converge()?;
+                    log::info!("reloaded {file}");
+                }
+            }
+            Err(error) => {
+                for line in error.to_string().lines() {
+                    log::error!("{line}");
+                }
+                log::error!("{file} was not reloaded; what was in force stays so");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shows the policies as read last.
+pub(super) fn show_policies(view: &watch::Sender<View>, steering: &Steering) {
+    let policies: Arc<[_]> = steering.policies().configured().into();
+    view.send_modify(|view| view.policies = policies);
+}
