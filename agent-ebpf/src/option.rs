@@ -5,13 +5,15 @@
 
 use aya_ebpf::{Global, bindings::bpf_sock, macros::cgroup_sockopt, programs::SockoptContext};
 use steer_common::{
-    AttachmentRecord, Counter, Kind, PolicyRecord, is_asked, policy_flags,
+    AttachmentRecord, Counter, Kind, PolicyRecord,
     event::KERNEL_NAME_BYTES,
+    is_asked,
     option::{
         IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_MEMBERSHIP, IPV6_ADD_MEMBERSHIP, IPV6_DROP_MEMBERSHIP,
         IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST, MCAST_JOIN_GROUP, MCAST_LEAVE_SOURCE_GROUP, SO_BINDTODEVICE,
         SO_BINDTOIFINDEX, SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
     },
+    policy_flags,
 };
 
 use crate::{

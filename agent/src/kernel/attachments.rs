@@ -162,7 +162,7 @@ impl Datapath {
         // keeps what it has.
         if attached.is_err()
             && is_new
-            && let Err(error) = self.forget(lock, cgroup.id)
+            && let Err(error) = self.detach(lock, hierarchy, cgroup.id)
         {
             log::warn!("{error}");
         }
