@@ -43,6 +43,12 @@ pub fn decide(policy: Option<&PolicyRecord>, netns_cookie: u64) -> Verdict {
     }
 }
 
+/// Whether the policy asks for a program by one of these flags. One that is not complete asks for all.
+#[inline]
+pub fn is_asked(policy: Option<&PolicyRecord>, flags: u32) -> bool {
+    policy.is_none_or(|policy| policy.flags & flags != 0 || Kind::try_from(policy.kind).is_err())
+}
+
 /// Whether a socket bound to `bound` is where its policy wants it, in whichever network namespace it may be. A guard asks this
 /// first, for which namespace that is takes a call to find out.
 #[inline]

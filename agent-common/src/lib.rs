@@ -16,7 +16,7 @@ pub mod record;
 
 pub use address::{AddressWords, MAPPED_WORD, mapped};
 pub use counter::{COUNTERS, Counter, CounterRecord};
-pub use decision::{Verdict, decide, is_settled};
+pub use decision::{Verdict, decide, is_asked, is_settled};
 pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
 pub use record::{
     AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags, policy_flags,
@@ -26,7 +26,7 @@ pub use record::{
 pub const NESTED_ATTACHMENTS: u32 = 65_536;
 
 /// The version of everything in this crate. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never given out: it is what an unpopulated [`AttachmentRecord`] names.
 pub const POLICY_SLOTS: u32 = 4096;
@@ -40,7 +40,8 @@ pub mod map {
     pub const ATTACHMENTS: &str = "ATTACHMENTS";
     /// Per-CPU array of [`CounterRecord`](crate::CounterRecord), by policy slot.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Hash of the ids of cgroups that are attached below another one; the value is 1 once all of their programs are attached.
+    /// Hash of the ids of cgroups that have a complete attachment inside another one; the value is its
+    /// [`level`](crate::AttachmentRecord::level).
     pub const DECIDERS: &str = "DECIDERS";
     /// Socket storage of [`SocketRecord`](crate::SocketRecord).
     pub const SOCKETS: &str = "SOCKETS";

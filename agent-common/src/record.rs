@@ -13,12 +13,12 @@ pub const INTERFACE_BYTES: usize = 128;
 
 /// Bits of [`AttachmentRecord::flags`].
 pub mod attachment_flags {
-    /// Another attachment exists on an ancestor: leave a mark on the socket, so that its program, which runs after this
-    /// one, knows that the decision has been made, and takes the mark away.
+    /// Another attachment exists on an ancestor: note in the socket that this one decides, for the ancestor's programs run
+    /// after it.
     pub const NESTED: u32 = 1;
     /// Made by `steer exec` or `steer attach`, not by the daemon's configuration.
     pub const MANUAL: u32 = 1 << 1;
-    /// Another attachment exists below: a guard looks whether it has decided about the socket before it acts.
+    /// Another attachment exists below: look whether that decides before acting.
     pub const HAS_INNER: u32 = 1 << 2;
 }
 
@@ -52,6 +52,10 @@ pub struct AttachmentRecord {
     pub flags: u32,
     /// Id of the cgroup.
     pub cgroup_id: u64,
+    /// How far the cgroup is from the root, which is 0.
+    pub level: u32,
+    /// [`policy_flags`] of all attachments on ancestors. For the agent: where they stop or bind, this one must note first.
+    pub around: u32,
 }
 
 /// What the programs keep with a socket, where they must: nested cgroups, other network namespaces, names.
@@ -60,8 +64,9 @@ pub struct AttachmentRecord {
 pub struct SocketRecord {
     /// Id of the cgroup whose attachment decides about the socket; 0 is none.
     pub decider: u64,
-    /// 1 if the socket belongs to another network namespace than its policy and is left alone.
-    pub left_netns: u64,
+    /// The network namespace that the socket belongs to (`SO_NETNS_COOKIE`), noted if its policy leaves it alone for that; 0 is
+    /// not known.
+    pub netns_cookie: u64,
     /// The name server that the program asked last, in whose name the policy's resolver answers; all zero is none.
     pub asked: AddressWords,
 }
@@ -134,7 +139,7 @@ pub struct PolicyRecord {
     pub interface: [u8; INTERFACE_BYTES],
 }
 
-const _: () = assert!(size_of::<AttachmentRecord>() == 16);
+const _: () = assert!(size_of::<AttachmentRecord>() == 24);
 const _: () = assert!(size_of::<PolicyRecord>() == 56 + NAME_BYTES + INTERFACE_BYTES);
 
 impl PolicyRecord {

@@ -12,14 +12,14 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use steer_common::{
-    AttachmentRecord, CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, is_settled, policy_flags,
+    AttachmentRecord, CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, is_asked, is_settled, policy_flags,
 };
 
 use crate::{
     answer::{ALLOW, REFUSE},
     attachment,
     destination::{self, Hook},
-    dns, events, notes, peer, policy, socket,
+    dns, events, nesting, notes, peer, policy, socket,
 };
 
 const SOL_SOCKET: i32 = 1;
@@ -27,6 +27,9 @@ const SO_BINDTODEVICE: i32 = 25;
 const SO_BINDTOIFINDEX: i32 = 62;
 const INDEX_BYTES: i32 = 4;
 const NAME_BYTES: i32 = 16;
+/// What asks for the programs of connect and bind, and for those of sendmsg.
+const RESTORE: u32 = policy_flags::RESTORE | policy_flags::DNS4 | policy_flags::DNS6;
+const GUARD: u32 = policy_flags::GUARD | policy_flags::DNS4 | policy_flags::DNS6;
 
 /// Whether `bpf_setsockopt` may be called in bind and sendmsg (Linux 5.12). Where it may not, the loader says 0, and the verifier
 /// leaves the call out; the socket is then bound again when it connects.
@@ -45,12 +48,12 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(bind4)]
 pub fn bind4(ctx: SockAddrContext) -> i32 {
-    if REBINDS.load() == 0 { ALLOW } else { restore(&ctx, Hook::V4, Call::Bind) }
+    restore(&ctx, Hook::V4, Call::Bind)
 }
 
 #[cgroup_sock_addr(bind6)]
 pub fn bind6(ctx: SockAddrContext) -> i32 {
-    if REBINDS.load() == 0 { ALLOW } else { restore(&ctx, Hook::V6, Call::Bind) }
+    restore(&ctx, Hook::V6, Call::Bind)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -77,11 +80,24 @@ fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> boo
     ifindex > 0 && unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, name, NAME_BYTES) } == 0
 }
 
-/// The attachment and the policy that act on this call; `None` where another attachment does.
+/// The attachment and the policy that act on this call; `None` where another attachment does, or where the policy does not ask
+/// for the program by one of these flags: it is then attached for the note only.
 #[inline(always)]
-fn acting(ctx: &SockAddrContext) -> Option<(AttachmentRecord, Option<&'static PolicyRecord>)> {
+fn acting(ctx: &SockAddrContext, flags: u32) -> Option<(AttachmentRecord, Option<&'static PolicyRecord>)> {
     let attachment = attachment::current();
-    notes::decides(&attachment, socket::of(ctx)).then(|| (attachment, policy::get(attachment.policy)))
+    let decides = nesting::decides(&attachment, socket::of(ctx).cast());
+    let policy = policy::get(attachment.policy);
+    (decides && is_asked(policy, flags)).then_some((attachment, policy))
+}
+
+/// Leaves the socket of a call alone. One of another network namespace may have been made before the attachment, or by the
+/// kernel: the guard knows it by the note.
+#[inline(always)]
+fn leave(ctx: &SockAddrContext, why: Counter, netns_cookie: u64) -> i32 {
+    if let Counter::LeftNetns = why {
+        notes::set_netns(socket::of(ctx).cast(), netns_cookie);
+    }
+    ALLOW
 }
 
 #[inline(always)]
@@ -111,10 +127,18 @@ impl Call {
 /// Puts a lost binding back.
 #[inline(always)]
 fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
-    let Some((attachment, policy)) = acting(ctx) else { return ALLOW };
+    let Some((attachment, policy)) = acting(ctx, RESTORE) else { return ALLOW };
     let bound = socket::bound(socket::of(ctx));
-    let wanted = match decide(policy, netns_cookie(ctx)) {
-        Verdict::Leave(_) => return ALLOW,
+    let netns_cookie = netns_cookie(ctx);
+    let verdict = decide(policy, netns_cookie);
+    if let Call::Bind = call
+        && REBINDS.load() == 0
+        && !matches!(verdict, Verdict::Leave(_))
+    {
+        return ALLOW;
+    }
+    let wanted = match verdict {
+        Verdict::Leave(why) => return leave(ctx, why, netns_cookie),
         Verdict::Refuse(_) => return refuse(ctx, &attachment, call.stopped(), bound, hook),
         Verdict::Bind(ifindex) => ifindex,
         Verdict::Close(_) => CLOSED_IFINDEX,
@@ -146,14 +170,15 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
 /// The output interface has been read before this hook: a binding that is put back helps the next datagram only.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
-    let Some((attachment, policy)) = acting(ctx) else { return ALLOW };
+    let Some((attachment, policy)) = acting(ctx, GUARD) else { return ALLOW };
     let bound = socket::bound(socket::of(ctx));
     if is_settled(policy, bound) && !dns::is_asked(ctx, policy) {
         return ALLOW;
     }
-    let verdict = decide(policy, netns_cookie(ctx));
+    let netns_cookie = netns_cookie(ctx);
+    let verdict = decide(policy, netns_cookie);
     let wanted = match verdict {
-        Verdict::Leave(_) => return ALLOW,
+        Verdict::Leave(why) => return leave(ctx, why, netns_cookie),
         Verdict::Refuse(_) => return refuse(ctx, &attachment, Counter::StoppedSendmsg, bound, hook),
         Verdict::Bind(ifindex) => ifindex,
         Verdict::Close(_) => CLOSED_IFINDEX,

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{bpf_map_def, bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED},
     helpers::generated::bpf_get_local_storage,
 };
-use steer_common::{AttachmentRecord, attachment_flags};
+use steer_common::AttachmentRecord;
 
 /// A map definition as the loader finds it in section `maps`; in a cell, so that it goes to the same writable section as
 /// the definitions of `aya_ebpf` and not to a second one of that name.
@@ -38,10 +38,4 @@ pub(crate) fn current() -> AttachmentRecord {
     let record = unsafe { bpf_get_local_storage((&raw const ATTACHMENTS).cast_mut().cast(), 0) };
     // SAFETY: the kernel allocated `value_size` bytes, zeroed, aligned to 8.
     unsafe { record.cast::<AttachmentRecord>().read_volatile() }
-}
-
-/// Whether another attachment has a say about the same sockets.
-#[inline(always)]
-pub(crate) fn is_nested(attachment: &AttachmentRecord) -> bool {
-    attachment.flags & (attachment_flags::NESTED | attachment_flags::HAS_INNER) != 0
 }

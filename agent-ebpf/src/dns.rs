@@ -13,7 +13,7 @@ use crate::{
     answer::ALLOW,
     attachment,
     destination::{self, Hook},
-    notes, policy, socket,
+    nesting, notes, policy, socket,
 };
 
 const PORT: u16 = 53;
@@ -77,7 +77,7 @@ fn query<'p>(ctx: &SockAddrContext, hook: Hook, policy: &'p PolicyRecord) -> Opt
 fn redirect(ctx: &SockAddrContext, hook: Hook, asked: &AddressWords, resolver: &AddressWords) {
     destination::set_address(ctx, hook, resolver);
     // Where it cannot be remembered, the answer comes in the resolver's own name, and the program may not take it.
-    notes::remember_asked(socket::of(ctx), asked);
+    notes::remember_asked(socket::of(ctx).cast(), asked);
 }
 
 #[cgroup_sock_addr(recvmsg4)]
@@ -111,8 +111,8 @@ fn rename(ctx: &SockAddrContext, hook: Hook) -> i32 {
         && Kind::try_from(policy.kind) == Ok(Kind::Steer)
         && let peer = destination::address(ctx, hook)
         && resolver(policy, &peer) == Some(&peer)
-        && notes::decides(&attachment, socket::of(ctx))
-        && let Some(asked) = notes::asked(socket::of(ctx))
+        && nesting::decides(&attachment, socket::of(ctx).cast())
+        && let Some(asked) = notes::asked(socket::of(ctx).cast())
         && destination::is_mapped(&asked) == destination::is_mapped(&peer)
     {
         destination::set_address(ctx, hook, &asked);

@@ -10,7 +10,7 @@ use steer_common::{Counter, Kind};
 
 use crate::{
     answer::{ALLOW, REFUSE},
-    attachment, events, notes, policy,
+    attachment, events, nesting, policy,
 };
 
 const AF_UNIX: i32 = 1;
@@ -31,7 +31,7 @@ pub fn family(ctx: LsmContext) -> i32 {
         return ALLOW;
     }
     let attachment = attachment::current();
-    if !notes::decides_for_current(&attachment) {
+    if !nesting::decides_for_current(&attachment) {
         return ALLOW;
     }
     match policy::get(attachment.policy).map(|policy| Kind::try_from(policy.kind)) {

@@ -14,11 +14,11 @@
 mod address;
 mod answer;
 mod attachment;
-mod decided;
 mod destination;
 mod dns;
 mod events;
 mod family;
+mod nesting;
 mod notes;
 mod option;
 mod packet;
@@ -32,7 +32,7 @@ use aya_ebpf::{
     EbpfContext as _, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock, programs::SockContext,
 };
 use aya_log_ebpf::trace;
-use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, Verdict, attachment_flags, decide, policy_flags};
+use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, Verdict, decide};
 
 /// Attached for a moment, for its map: see [`steer_common::program::ANCHOR`]. On a hook that is in use anyway: the first program
 /// on a hook, and the last one, make the kernel rewrite its code on all CPUs. Named anew when it changed its hook: a pin of the old
@@ -49,22 +49,11 @@ pub fn create_anchor(_ctx: SockContext) -> i32 {
 pub fn sock_create(ctx: SockContext) -> i32 {
     let attachment = attachment::current();
     let slot = attachment.policy;
-    let nested = attachment.flags & attachment_flags::NESTED != 0;
-    if decided::is_marked(&ctx) {
-        if !nested {
-            decided::unmark(&ctx);
-        }
+    if !nesting::decides(&attachment, ctx.as_ptr()) {
         policy::count(slot, Counter::LeftNested);
         return ALLOW;
     }
-    if nested {
-        decided::mark(&ctx);
-    }
     let policy = policy::get(slot);
-    // A policy with guards notes it when the socket is used, which costs the others nothing.
-    if nested && policy.is_none_or(|policy| policy.flags & policy_flags::GUARD == 0) {
-        notes::note_decider(&ctx, &attachment);
-    }
     // SAFETY: the helper takes the program's own context (Linux 5.8 for sock_create).
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     match decide(policy, netns_cookie) {
@@ -83,7 +72,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         }
         Verdict::Leave(reason) => {
             if matches!(reason, Counter::LeftNetns) {
-                notes::leave_netns(&ctx);
+                notes::set_netns(ctx.as_ptr(), netns_cookie);
             }
             policy::count(slot, reason);
             trace!(&ctx, "policy slot {}: {}", slot, reason.name());

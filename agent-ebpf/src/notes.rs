@@ -1,114 +1,98 @@
-//! What is noted in a socket's storage: which of several nested attachments acts on it, that it is another network namespace's
-//! and is left alone, and which name server its program has asked.
+//! What is noted in a socket's storage: which of several nested attachments decides about it, which network namespace it belongs
+//! to where its policy leaves it alone for that, and which name server its program has asked.
 //!
-//! An attachment that has others above it notes that it decides; the others, whose programs run after it, see that and leave the
-//! socket alone, as long as that attachment is still there. Neither the note nor the look at it happens where nothing is nested.
+//! A socket that is made from another one, such as an accepted connection, begins with a copy of the note.
 //!
-//! **Invariant:** a note that cannot be made, or of an attachment that is gone, lets the outer policy act: never nobody.
+//! **Invariant:** a note allows nothing by itself. Whoever reads one compares it with the records that are in force.
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{HashMap, SkStorage},
-    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_sk_storage_get},
+    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
+    helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
-    programs::SockContext,
 };
-use steer_common::{AddressWords, AttachmentRecord, NESTED_ATTACHMENTS, SocketRecord, attachment_flags};
+use steer_common::{AddressWords, Counter, PolicyRecord, SocketRecord, Verdict, decide};
+
+/// A map definition as the loader reads it from BTF. The wrapper of `aya_ebpf` has no `BPF_F_CLONE`.
+#[repr(C)]
+struct Definition {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const SocketRecord,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the loader reads the definition; programs only take its address.
+unsafe impl Sync for Definition {}
 
 #[btf_map]
-static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
+static SOCKETS: Definition = Definition {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};
 
-#[btf_map]
-static DECIDERS: HashMap<u64, u32, { NESTED_ATTACHMENTS as usize }> = HashMap::new();
-
-/// Levels of the hierarchy that are looked at.
-const DEPTH: i32 = 64;
+/// What a program passes for a socket: the socket, or the context of `sock_create`, which stands for the new one (Linux 5.3).
+pub(crate) type Socket = *mut core::ffi::c_void;
 
 #[inline(always)]
-fn record<'a>(socket: *mut core::ffi::c_void, flags: u64) -> Option<&'a mut SocketRecord> {
-    // SAFETY: the caller passes a socket, or the context of sock_create, which stands for one (Linux 5.3).
+fn record<'a>(socket: Socket, flags: u64) -> Option<&'a mut SocketRecord> {
+    // SAFETY: the caller passes what stands for a socket in its program.
     let record =
         unsafe { bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), socket, core::ptr::null_mut(), flags) };
     // SAFETY: null, or the storage of this map in that socket, for as long as the program runs.
     unsafe { record.cast::<SocketRecord>().as_mut() }
 }
 
-/// Whether this attachment's policy is the one to act on the socket.
+/// The record, made if there is none; `None` where there is no memory for it.
 #[inline(always)]
-pub(crate) fn decides(attachment: &AttachmentRecord, socket: *mut bpf_sock) -> bool {
-    if attachment.flags & attachment_flags::HAS_INNER != 0
-        && let Some(record) = record(socket.cast(), 0)
-    {
-        let decider = record.decider;
-        // SAFETY: the value is not used.
-        if decider != attachment.cgroup_id && unsafe { DECIDERS.get(decider) }.is_some() {
-            return false;
-        }
-    }
-    if attachment.flags & attachment_flags::NESTED != 0
-        && let Some(record) = record(socket.cast(), BPF_SK_STORAGE_GET_F_CREATE.into())
-    {
-        record.decider = attachment.cgroup_id;
-    }
-    true
+fn make<'a>(socket: Socket) -> Option<&'a mut SocketRecord> {
+    record(socket, BPF_SK_STORAGE_GET_F_CREATE.into())
 }
 
-/// Whether this attachment's policy is the one to act on the current process, where there is no socket yet: not if its cgroup,
-/// or one between that and this attachment's, has another one. In one that is further down than this looks, it is.
+/// Id of the cgroup whose attachment has noted that it decides; 0 is none.
 #[inline(always)]
-pub(crate) fn decides_for_current(attachment: &AttachmentRecord) -> bool {
-    if attachment.flags & attachment_flags::HAS_INNER == 0 {
-        return true;
-    }
-    for level in (0..DEPTH).rev() {
-        // SAFETY: any level may be asked for; 0 is the answer where there is no cgroup.
-        let cgroup_id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
-        if cgroup_id == attachment.cgroup_id {
-            return true;
-        }
-        // SAFETY: one word, which may change at any time.
-        if unsafe { DECIDERS.get(cgroup_id) }.is_some_and(|attached| *attached != 0) {
-            return false;
-        }
-    }
-    true
+pub(crate) fn decider(socket: Socket) -> Option<u64> {
+    record(socket, 0).map(|record| record.decider)
 }
 
-/// Notes that a new socket belongs to another network namespace and is left alone. Where that cannot be noted, a guard
-/// stops its packets.
+/// Notes which cgroup's attachment decides. Where that fails, the next outer attachment decides, too.
 #[inline(always)]
-pub(crate) fn leave_netns(ctx: &SockContext) {
-    if let Some(record) = record(ctx.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE.into()) {
-        record.left_netns = 1;
+pub(crate) fn set_decider(socket: Socket, cgroup_id: u64) {
+    if let Some(record) = make(socket) {
+        record.decider = cgroup_id;
     }
 }
 
-/// Notes which attachment decides about a new socket, where nothing else of its policy would before another's guard acts.
+/// Notes the network namespace of a socket that is left alone for it: a packet does not show it. Where that fails, a guard
+/// stops the socket's packets.
 #[inline(always)]
-pub(crate) fn note_decider(ctx: &SockContext, attachment: &AttachmentRecord) {
-    if let Some(record) = record(ctx.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE.into()) {
-        record.decider = attachment.cgroup_id;
+pub(crate) fn set_netns(socket: Socket, netns_cookie: u64) {
+    if let Some(record) = make(socket) {
+        record.netns_cookie = netns_cookie;
     }
+}
+
+/// Whether the policy leaves a socket alone because of its network namespace, as far as that is noted.
+#[inline(always)]
+pub(crate) fn is_left(socket: Socket, policy: Option<&PolicyRecord>) -> bool {
+    let cookie = record(socket, 0).map_or(0, |record| record.netns_cookie);
+    cookie != 0 && decide(policy, cookie) == Verdict::Leave(Counter::LeftNetns)
 }
 
 /// Remembers the name server that a program has asked by this socket.
 #[inline(always)]
-pub(crate) fn remember_asked(socket: *mut bpf_sock, asked: &AddressWords) {
-    if let Some(record) = record(socket.cast(), BPF_SK_STORAGE_GET_F_CREATE.into()) {
+pub(crate) fn remember_asked(socket: Socket, asked: &AddressWords) {
+    if let Some(record) = make(socket) {
         record.asked = *asked;
     }
 }
 
 /// That name server, if there was one.
 #[inline(always)]
-pub(crate) fn asked(socket: *mut bpf_sock) -> Option<AddressWords> {
-    let asked = record(socket.cast(), 0)?.asked;
+pub(crate) fn asked(socket: Socket) -> Option<AddressWords> {
+    let asked = record(socket, 0)?.asked;
     (asked[0] | asked[1] | asked[2] | asked[3] != 0).then_some(asked)
-}
-
-/// Whether a socket is another network namespace's, as noted when it was made.
-#[inline(always)]
-pub(crate) fn is_left(socket: *mut bpf_sock) -> bool {
-    record(socket.cast(), 0).is_some_and(|record| record.left_netns != 0)
 }

@@ -7,16 +7,18 @@ use aya_ebpf::{Global, bindings::bpf_sock, macros::cgroup_sockopt, programs::Soc
 use steer_common::{
     AttachmentRecord, Counter, Kind, PolicyRecord,
     event::KERNEL_NAME_BYTES,
+    is_asked,
     option::{
         IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_MEMBERSHIP, IPV6_ADD_MEMBERSHIP, IPV6_DROP_MEMBERSHIP,
         IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST, MCAST_JOIN_GROUP, MCAST_LEAVE_SOURCE_GROUP, SO_BINDTODEVICE,
         SO_BINDTOIFINDEX, SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
     },
+    policy_flags,
 };
 
 use crate::{
     answer::{ALLOW, REFUSE},
-    attachment, events, notes, policy,
+    attachment, events, nesting, notes, policy,
 };
 
 const IP_MREQ_BYTES: i32 = 8;
@@ -80,10 +82,14 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     // SAFETY: the hook always has a socket.
     let socket: *mut bpf_sock = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
     let attachment = attachment::current();
-    if !notes::decides(&attachment, socket) || notes::is_left(socket) {
+    let policy = policy::get(attachment.policy);
+    if !nesting::decides(&attachment, socket.cast())
+        || !is_asked(policy, policy_flags::GUARD)
+        || notes::is_left(socket.cast(), policy)
+    {
         return ALLOW;
     }
-    let allowed = match policy::get(attachment.policy) {
+    let allowed = match policy {
         Some(policy) => match Kind::try_from(policy.kind) {
             Ok(Kind::Exempt) => true,
             // What is not all here, the kernel would read once more, when it may say something else.

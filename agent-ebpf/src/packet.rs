@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use steer_common::{AttachmentRecord, Counter, EventRecord, Kind};
 
-use crate::{attachment, events, notes, peer, policy};
+use crate::{attachment, events, nesting, notes, peer, policy};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
@@ -47,31 +47,20 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     }
     let attachment = attachment::current();
     let policy = policy::get(attachment.policy);
-    let kind = policy.map(|policy| Kind::try_from(policy.kind));
-    let uplink = policy.map_or(0, |policy| policy.ifindex);
-    let ours = match kind {
-        Some(Ok(Kind::Steer)) => uplink > 0 && ifindex.cast_signed() == uplink,
-        Some(Ok(Kind::Exempt)) => true,
-        Some(Err(_)) | None => false,
+    let passes = match policy.map(|policy| (policy, Kind::try_from(policy.kind))) {
+        Some((policy, Ok(Kind::Steer))) => policy.ifindex > 0 && ifindex.cast_signed() == policy.ifindex,
+        Some((_, Ok(Kind::Exempt))) => true,
+        Some((_, Err(_))) | None => false,
     };
-    if !attachment::is_nested(&attachment) {
-        if ours {
-            return PASS;
-        }
-        // Only now, for it costs a call: what another network namespace's interface is called says nothing here.
-        if let Some(socket) = socket(ctx)
-            && notes::is_left(socket)
-        {
-            return PASS;
-        }
-        return stop(ctx, &attachment, reason, ifindex);
+    // What costs a call is asked last: it can only let more pass. What another network namespace's interface is called says
+    // nothing here.
+    if passes
+        || !nesting::decides_for_packet(&attachment, ctx)
+        || socket(ctx).is_some_and(|socket| notes::is_left(socket.cast(), policy))
+    {
+        return PASS;
     }
-    match socket(ctx) {
-        Some(socket) if !notes::decides(&attachment, socket) => PASS,
-        Some(socket) if ours || notes::is_left(socket) => PASS,
-        None if ours => PASS,
-        Some(_) | None => stop(ctx, &attachment, reason, ifindex),
-    }
+    stop(ctx, &attachment, reason, ifindex)
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 
 use anyhow::{Context as _, ensure};
 use proptest::{
-    array::uniform16,
+    array::uniform24,
     collection::vec,
     prelude::{Just, Strategy, any, prop_oneof},
     sample::select,
@@ -22,7 +22,7 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[("whatever_is_in_the_maps", whatever_is_in_the_maps)];
 
 const POLICY_BYTES: usize = 248;
-const ATTACHMENT_BYTES: usize = 16;
+const ATTACHMENT_BYTES: usize = 24;
 /// Where the words of a policy lie.
 const KIND: usize = 0;
 const FLAGS: usize = 4;
@@ -123,7 +123,7 @@ impl Known {
         let good = self.good.clone();
         let any_policy = vec(any::<u8>(), POLICY_BYTES).prop_map(|bytes| bytes.try_into().unwrap_or([0; POLICY_BYTES]));
         let policy = prop_oneof![4 => Just(good.policy), 1 => any_policy];
-        let attachment = prop_oneof![15 => Just(good.attachment), 1 => uniform16(any::<u8>())];
+        let attachment = prop_oneof![15 => Just(good.attachment), 1 => uniform24(any::<u8>())];
         let changes = (vec(self.policy_change(), 0..4), vec(self.attachment_change(), 0..2));
         (policy, attachment, changes).prop_map(|(mut policy, mut attachment, (of_policy, of_attachment))| {
             for change in &of_policy {

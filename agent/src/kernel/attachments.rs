@@ -1,7 +1,7 @@
 //! Attachments: the links of one cgroup and its record.
 //!
 //! **Invariant:** a pinned link always has a filled record behind it, because links are pinned last; and when an attachment
-//! gets its first link, all those below it have the nested flag already.
+//! gets its first link, all those below it have the nested flag and the programs that note in time.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use std::{
 use steer_common::{AttachmentRecord, POLICY_SLOTS, attachment_flags, map};
 
 use super::{
-    Datapath, Error, Lock, bpf, object,
+    Datapath, Error, Lock, bpf, nesting, object,
     pins::{file_name, list},
     refusal::{is_unsupported, refused},
 };
@@ -31,7 +31,8 @@ pub struct Attachment {
     pub hooks: Vec<&'static str>,
     /// Their ids, in the same order.
     pub program_ids: Vec<u32>,
-    /// Whether these are the programs that its policy asks for, no more and no fewer, and the record is filled.
+    /// Whether these are the programs that its policy asks for, and those around it, no more and no fewer, and the record is
+    /// filled.
     pub complete: bool,
     /// Whether any hook is attached: false once the cgroup has been removed.
     pub live: bool,
@@ -102,15 +103,13 @@ impl Datapath {
                 program_ids.push(info.program_id);
             }
         }
-        let flags = match record {
-            Some(record) if record.policy < POLICY_SLOTS => self.policy(record.policy)?.flags,
-            _ => 0,
-        };
-        let asked = available.iter().filter(|hook| hook.is_asked(flags));
+        let flags = self.flags_of(&record)?;
+        let around = record.map_or(0, |record| record.around);
+        let wanted = available.iter().filter(|hook| hook.is_wanted(flags, around));
         Ok(Attachment {
             cgroup_id,
             record: record.unwrap_or_default(),
-            complete: asked.map(|hook| hook.name).eq(hooks.iter().copied())
+            complete: wanted.map(|hook| hook.name).eq(hooks.iter().copied())
                 && record.is_some_and(|record| record.policy != 0),
             live: !hooks.is_empty(),
             hooks,
@@ -163,7 +162,7 @@ impl Datapath {
         // keeps what it has.
         if attached.is_err()
             && is_new
-            && let Err(error) = self.forget(lock, cgroup.id)
+            && let Err(error) = self.detach(lock, hierarchy, cgroup.id)
         {
             log::warn!("{error}");
         }
@@ -178,30 +177,32 @@ impl Datapath {
         manual: bool,
         is_new: bool,
     ) -> Result<(), Error> {
-        let mut flags = if manual { attachment_flags::MANUAL } else { 0 };
         let outer = self.outer(hierarchy, &cgroup.path)?;
+        let inner = if cgroup.is_leaf() { Vec::new() } else { self.inner(hierarchy, &cgroup.path)? };
+        let mut record = AttachmentRecord {
+            policy: slot,
+            flags: if manual { attachment_flags::MANUAL } else { 0 },
+            cgroup_id: cgroup.id,
+            level: nesting::level(&cgroup.path),
+            around: self.flags_of(outer.iter().map(|(_, record)| record))?,
+        };
         if !outer.is_empty() {
-            flags |= attachment_flags::NESTED;
-            self.add_decider(cgroup.id)?;
+            record.flags |= attachment_flags::NESTED;
+        }
+        if !inner.is_empty() {
+            record.flags |= attachment_flags::HAS_INNER;
         }
         for (cgroup_id, record) in outer {
             let flags = record.flags | attachment_flags::HAS_INNER;
             self.set_record(cgroup_id, AttachmentRecord { flags, ..record })?;
         }
-        let inner = if cgroup.is_leaf() { Vec::new() } else { self.inner(hierarchy, &cgroup.path)? };
-        if !inner.is_empty() {
-            flags |= attachment_flags::HAS_INNER;
-        }
-        for (found, record) in inner {
-            self.add_decider(found.id)?;
-            if self.attachment(found.id)?.is_some_and(|inner| inner.complete) {
-                self.confirm_decider(found.id)?;
-            }
+        // Those inside note what they decide before this one acts. What they need no more for it goes afterwards.
+        let around = record.around | self.flags_of([&record])?;
+        for (found, record) in &inner {
             let flags = record.flags | attachment_flags::NESTED;
-            self.set_record(found.id, AttachmentRecord { flags, ..record })?;
+            let around = record.around | around;
+            self.put_inside(hierarchy, found, *record, AttachmentRecord { flags, around, ..*record })?;
         }
-        let record = AttachmentRecord { policy: slot, flags, cgroup_id: cgroup.id };
-        let policy = self.policy(slot)?;
         // Filled before anything runs: where the cgroup was attached before, the record is still there; elsewhere the anchor
         // makes it.
         let anchor = if self.set_record(cgroup.id, record)? { None } else { Some(self.anchor(hierarchy, cgroup)?) };
@@ -209,12 +210,28 @@ impl Datapath {
             // The anchor is a program of other maps than these.
             return Err(Error::Foreign { path: self.pins.abi() });
         }
+        self.link(hierarchy, cgroup, &record, is_new)?;
+        if record.flags & attachment_flags::NESTED != 0 {
+            self.add_decider(&record)?;
+        }
+        if is_new || inner.is_empty() { Ok(()) } else { self.refresh_inner(hierarchy, &cgroup.path) }
+    }
+
+    /// Makes the links of an attachment those that its record asks for: first what is missing, then what is too many goes.
+    pub(super) fn link(
+        &self,
+        hierarchy: &Hierarchy,
+        cgroup: &Cgroup,
+        record: &AttachmentRecord,
+        is_new: bool,
+    ) -> Result<(), Error> {
+        let flags = self.flags_of([record])?;
         let directory = self.pins.attachment(cgroup.id);
         let mut created: Vec<(&str, OwnedFd)> = Vec::new();
         let mut superfluous = Vec::new();
         for program in self.programs()? {
             let pin = directory.join(program.hook.name);
-            if !program.hook.is_asked(policy.flags) {
+            if !program.hook.is_wanted(flags, record.around) {
                 if !is_new {
                     superfluous.push(pin);
                 }
@@ -245,8 +262,13 @@ impl Datapath {
             let path = directory.join(name);
             bpf::pin(link.as_fd(), &path).map_err(pinned("pin", &path))?;
         }
-        superfluous.iter().try_for_each(|pin| detach_link(pin))?;
-        if flags & attachment_flags::NESTED != 0 { self.confirm_decider(cgroup.id) } else { Ok(()) }
+        superfluous.iter().try_for_each(|pin| detach_link(pin))
+    }
+
+    /// The flags of the policies that records name, together.
+    pub(super) fn flags_of<'r>(&self, records: impl IntoIterator<Item = &'r AttachmentRecord>) -> Result<u32, Error> {
+        let mut named = records.into_iter().filter(|record| record.policy < POLICY_SLOTS);
+        named.try_fold(0, |flags, record| Ok(flags | self.policy(record.policy)?.flags))
     }
 
     /// Takes a cgroup's links away and forgets it. Doing it again is no error.

@@ -27,12 +27,17 @@ pub fn missing_maps() -> Vec<&'static str> {
 
 /// The hooks for which a policy with these flags has programs; those on security hooks only where these pins have them.
 pub fn hooks_asked(flags: u32, pins: Option<&Pins>) -> Vec<&'static str> {
-    let is_there = |hook: &&object::Hook| !hook.is_optional() || pins.is_some_and(|pins| hook.is_available(pins));
-    let asked = object::HOOKS.iter().filter(|hook| hook.is_asked(flags)).filter(is_there);
-    asked.map(|hook| hook.name).collect()
+    hooks_wanted(flags, 0, pins)
 }
 
-/// What the programs of an attachment differ by from those that its policy asks for.
+/// The hooks of an attachment to such a policy, where the attachments around it have policies with the flags `around`.
+fn hooks_wanted(flags: u32, around: u32, pins: Option<&Pins>) -> Vec<&'static str> {
+    let is_there = |hook: &&object::Hook| !hook.is_optional() || pins.is_some_and(|pins| hook.is_available(pins));
+    let wanted = object::HOOKS.iter().filter(|hook| hook.is_wanted(flags, around)).filter(is_there);
+    wanted.map(|hook| hook.name).collect()
+}
+
+/// What the programs of an attachment differ by from those that it should have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
     /// Asked for and not attached.
@@ -41,9 +46,9 @@ pub struct Difference {
     pub superfluous: Vec<&'static str>,
 }
 
-/// Compares an attachment with what a policy with these flags asks for.
+/// Compares an attachment with what a policy with these flags asks for, and those around it.
 pub fn difference(attachment: &Attachment, flags: u32, pins: Option<&Pins>) -> Difference {
-    let (asked, has) = (hooks_asked(flags, pins), &attachment.hooks);
+    let (asked, has) = (hooks_wanted(flags, attachment.record.around, pins), &attachment.hooks);
     Difference {
         missing: asked.iter().filter(|hook| !has.contains(hook)).copied().collect(),
         superfluous: has.iter().filter(|hook| !asked.contains(hook)).copied().collect(),

@@ -1,7 +1,7 @@
-//! Attachments above and below others: which of them are told so, and which may say that they decide.
+//! Attachments above and below others: what their records and their programs must be for it, and which of them decide.
 //!
-//! **Invariant:** `DECIDERS` never has a cgroup whose attachment is gone for longer than until the next sweep, and what is
-//! missing in it lets the outer policy act.
+//! **Invariant:** `DECIDERS` has complete attachments only: one is added after its links are pinned, and removed before they
+//! are. What is missing in it lets the outer policy act.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,6 @@ use std::{
 };
 
 use aya::maps::MapError;
-use aya_obj::generated::BPF_NOEXIST;
 use steer_common::{AttachmentRecord, attachment_flags, map};
 
 use super::{Attachment, Datapath, Error, map_error};
@@ -72,62 +71,96 @@ impl Datapath {
         Ok(inner)
     }
 
-    /// Tells the attachments below a cgroup that has none any more whether there is still one above or below them.
-    pub(super) fn refresh_inner(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
-        let around = !self.outer(hierarchy, path)?.is_empty()
-            || hierarchy.id(path).is_ok_and(|id| self.pins.attachment(id).exists());
-        self.tell(around, &self.inner(hierarchy, path)?)
+    /// Brings what the attachments below a cgroup know of others up to date, after one above them has changed or gone.
+    pub(super) fn refresh_inner(&mut self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
+        let mut around: Vec<_> = self.outer(hierarchy, path)?.into_iter().map(|(_, record)| record).collect();
+        if let Ok(id) = hierarchy.id(path)
+            && self.pins.attachment(id).exists()
+        {
+            around.extend(self.record(id)?);
+        }
+        self.update(hierarchy, &around, &self.inner(hierarchy, path)?)
     }
 
-    /// Tells all attachments, as they have just been read.
-    pub(super) fn refresh_all(&self, hierarchy: &Hierarchy, attachments: &[Attachment]) -> Result<(), Error> {
+    /// The same of all attachments, as they have just been read.
+    pub(super) fn refresh_all(&mut self, hierarchy: &Hierarchy, attachments: &[Attachment]) -> Result<(), Error> {
         let records: BTreeMap<u64, AttachmentRecord> =
             attachments.iter().map(|attachment| (attachment.cgroup_id, attachment.record)).collect();
         if records.is_empty() {
             return Ok(());
         }
         let root = CgroupPath::root();
-        let around = hierarchy.id(&root).is_ok_and(|id| records.contains_key(&id));
+        let around = hierarchy.id(&root).ok().and_then(|id| records.get(&id)).copied();
         let found = hierarchy.descendants(&root)?.into_iter();
         let inner: Vec<_> = found.filter_map(|found| records.get(&found.id).map(|record| (found, *record))).collect();
-        self.tell(around, &inner)
+        self.update(hierarchy, around.as_slice(), &inner)
     }
 
-    /// Tells these attachments whether there is one above or below them; `around`: there is one above all of them.
-    fn tell(&self, around: bool, inner: &[(Found, AttachmentRecord)]) -> Result<(), Error> {
-        let attached: BTreeSet<&CgroupPath> = inner.iter().map(|(found, _)| &found.path).collect();
-        let above = |found: &Found| found.path.ancestors().into_iter().filter(|outer| attached.contains(outer));
+    /// Writes into the records of these attachments whether there are others above and below them, and gives them the programs
+    /// that follow from it; `around` are above all of them.
+    fn update(
+        &mut self,
+        hierarchy: &Hierarchy,
+        around: &[AttachmentRecord],
+        inner: &[(Found, AttachmentRecord)],
+    ) -> Result<(), Error> {
+        let attached: BTreeMap<&CgroupPath, &AttachmentRecord> =
+            inner.iter().map(|(found, record)| (&found.path, record)).collect();
+        let above = |found: &Found| -> Vec<CgroupPath> {
+            found.path.ancestors().into_iter().filter(|outer| attached.contains_key(outer)).collect()
+        };
         let with_inner: BTreeSet<CgroupPath> = inner.iter().flat_map(|(found, _)| above(found)).collect();
         for (found, record) in inner {
+            let above = above(found);
+            let outer = || around.iter().chain(above.iter().filter_map(|path| attached.get(path).copied()));
             let mut flags = record.flags & !(attachment_flags::NESTED | attachment_flags::HAS_INNER);
-            if around || above(found).next().is_some() {
+            if outer().next().is_some() {
                 flags |= attachment_flags::NESTED;
             }
             if with_inner.contains(&found.path) {
                 flags |= attachment_flags::HAS_INNER;
             }
-            if flags != record.flags {
-                self.set_record(found.id, AttachmentRecord { flags, ..*record })?;
-            }
+            let around = self.flags_of(outer())?;
+            let level = level(&found.path);
+            self.put_inside(hierarchy, found, *record, AttachmentRecord { flags, around, level, ..*record })?;
         }
         Ok(())
     }
 
-    /// Lets a nested attachment decide about the sockets that its programs have noted.
-    pub(super) fn add_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
-        match self.deciders.insert(cgroup_id, 0, BPF_NOEXIST.into()) {
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            added => added.map_err(|error| map_error("note a nested attachment", map::DECIDERS, error)),
+    /// Writes the record of an attachment that others are around, and gives it the programs that follow from it. Where they
+    /// cannot be attached it keeps what it has: what it cannot note in time, those around it hold.
+    pub(super) fn put_inside(
+        &mut self,
+        hierarchy: &Hierarchy,
+        found: &Found,
+        old: AttachmentRecord,
+        new: AttachmentRecord,
+    ) -> Result<(), Error> {
+        if new != old {
+            self.set_record(found.id, new)?;
         }
+        if new.around != old.around {
+            let cgroup = hierarchy.open(&found.path).map_err(Error::from);
+            let linked = cgroup.and_then(|cgroup| self.link(hierarchy, &cgroup, &new, false));
+            if let Err(error) = linked {
+                log::warn!("{} lacks programs that it needs inside other policies: {error}", found.path);
+            }
+        }
+        let may_decide = new.flags & attachment_flags::NESTED != 0
+            && self.deciders.get(&found.id, 0).map_or(true, |level| level != new.level);
+        if may_decide && self.attachment(found.id)?.is_some_and(|attachment| attachment.complete) {
+            self.add_decider(&new)?;
+        }
+        Ok(())
     }
 
-    /// Lets a nested attachment, which has all of its programs, decide about sockets that are not there yet, too.
-    pub(super) fn confirm_decider(&mut self, cgroup_id: u64) -> Result<(), Error> {
-        let confirmed = self.deciders.insert(cgroup_id, 1, 0);
-        confirmed.map_err(|error| map_error("note a complete nested attachment", map::DECIDERS, error))
+    /// Lets a complete nested attachment decide inside others.
+    pub(super) fn add_decider(&mut self, record: &AttachmentRecord) -> Result<(), Error> {
+        let added = self.deciders.insert(record.cgroup_id, record.level, 0);
+        added.map_err(|error| map_error("add a nested attachment", map::DECIDERS, error))
     }
 
-    /// Forgets nested attachments that are no more, as after a process that was killed between two steps.
+    /// Removes nested attachments that are gone, as after a process that was killed between two steps.
     pub(super) fn sweep_deciders(&mut self) -> Result<(), Error> {
         let failed = |error| map_error("list the nested attachments", map::DECIDERS, error);
         let ids = self.deciders.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
@@ -143,7 +176,12 @@ impl Datapath {
         match self.deciders.remove(&cgroup_id) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(map_error("forget a nested attachment", map::DECIDERS, error)),
+            Err(error) => Err(map_error("remove a nested attachment", map::DECIDERS, error)),
         }
     }
+}
+
+/// How far a cgroup is from the root.
+pub(super) fn level(path: &CgroupPath) -> u32 {
+    path.parts().map(|_| 1).sum()
 }

@@ -76,6 +76,31 @@ impl Hook {
         self.asked_by == 0 || flags & self.asked_by != 0
     }
 
+    /// Whether an attachment has it: because its own policy asks for it, or because those `around` it do, and its program must
+    /// note before theirs that this attachment decides.
+    pub(super) fn is_wanted(&self, flags: u32, around: u32) -> bool {
+        self.is_asked(flags) || self.notes() && self.is_asked(around)
+    }
+
+    /// Whether its program gets a call on a socket that it can bind or stop. A packet needs no note, and an answer is only
+    /// renamed if its query was turned to the resolver.
+    fn notes(&self) -> bool {
+        use bpf_attach_type::{
+            BPF_CGROUP_INET4_BIND, BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET6_BIND, BPF_CGROUP_INET6_CONNECT,
+            BPF_CGROUP_SETSOCKOPT, BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_SENDMSG,
+        };
+        matches!(
+            self.attach_type,
+            BPF_CGROUP_INET4_BIND
+                | BPF_CGROUP_INET6_BIND
+                | BPF_CGROUP_INET4_CONNECT
+                | BPF_CGROUP_INET6_CONNECT
+                | BPF_CGROUP_UDP4_SENDMSG
+                | BPF_CGROUP_UDP6_SENDMSG
+                | BPF_CGROUP_SETSOCKOPT
+        )
+    }
+
     /// Whether it attaches to a security hook, which not every kernel has, and not every one that has it runs.
     pub(super) fn is_optional(&self) -> bool {
         self.attach_type == bpf_attach_type::BPF_LSM_CGROUP

@@ -150,7 +150,7 @@ mod tests {
     fn existing(policy: u32, flags: u32) -> Attachment {
         Attachment {
             cgroup_id: 5,
-            record: AttachmentRecord { policy, flags, cgroup_id: 5 },
+            record: AttachmentRecord { policy, flags, cgroup_id: 5, ..AttachmentRecord::default() },
             hooks: Vec::new(),
             program_ids: Vec::new(),
             complete: true,

@@ -218,9 +218,7 @@ fn act(diag: &Diag, socket: &Socket, action: Action, holder: &Holder, uplink: i3
 
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM) => {
-            " (needs CAP_SYS_PTRACE, CAP_NET_RAW and CAP_NET_ADMIN; within a strict policy, another one must be strict, too)"
-        }
+        Some(libc::EPERM) => " (needs CAP_SYS_PTRACE, CAP_NET_RAW and CAP_NET_ADMIN)",
         Some(libc::EOPNOTSUPP) => " (this kernel has no CONFIG_INET_DIAG_DESTROY)",
         _ => "",
     }
