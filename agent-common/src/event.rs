@@ -23,7 +23,7 @@ pub struct EventRecord {
     /// When, in nanoseconds of `CLOCK_BOOTTIME`.
     pub boottime_ns: u64,
     /// How many of the same kind this CPU has not told before this one, because they were too many.
-    pub untold: u64,
+    pub unreported: u64,
     /// Id of the cgroup of who tried: of the calling process, or of a packet's socket. Where the socket's is not known, that of
     /// the attachment, which is the same or above it.
     pub cgroup_id: u64,
@@ -71,7 +71,7 @@ impl EventRecord {
     /// One that says nothing.
     pub const EMPTY: Self = Self {
         boottime_ns: 0,
-        untold: 0,
+        unreported: 0,
         cgroup_id: 0,
         netns_cookie: 0,
         policy: 0,
@@ -115,7 +115,7 @@ pub struct LimitRecord {
     /// How many were told in it.
     pub told: u64,
     /// How many have not been told since the last one that was.
-    pub untold: u64,
+    pub unreported: u64,
 }
 
 const _: () = assert!(size_of::<LimitKey>() == 16);

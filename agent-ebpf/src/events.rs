@@ -41,17 +41,17 @@ pub(crate) fn tell(
     // SAFETY: no arguments (Linux 5.8).
     let boottime_ns = unsafe { bpf_ktime_get_boot_ns() };
     if !limit.admits(boottime_ns) {
-        limit.untold += 1;
+        limit.unreported += 1;
         return;
     }
     let Some(mut entry) = EVENTS.reserve(0) else {
         // The ring is full: nobody reads.
-        limit.untold += 1;
+        limit.unreported += 1;
         return;
     };
     let record = entry.write(EventRecord::EMPTY);
     record.boottime_ns = boottime_ns;
-    record.untold = limit.untold;
+    record.unreported = limit.unreported;
     record.cgroup_id = cgroup_id;
     record.policy = attachment.policy;
     record.reason = reason as u32;
@@ -61,7 +61,7 @@ pub(crate) fn tell(
     }
     describe(record);
     entry.submit(0);
-    limit.untold = 0;
+    limit.unreported = 0;
 }
 
 /// Adds which process makes the call. The kernel must let a program ask for both here.

@@ -132,7 +132,7 @@ impl Bed {
     }
 
     /// Runs the command that mends a finding, as its reader would. False: the machine does not have the program.
-    pub fn mend(&self, finding: &Finding) -> anyhow::Result<bool> {
+    pub fn repair(&self, finding: &Finding) -> anyhow::Result<bool> {
         self.run_in_a_shell(finding.command()?)
     }
 

@@ -100,7 +100,7 @@ fn change() -> impl Strategy<Value = Change> {
 struct Model {
     nodes: BTreeSet<&'static str>,
     policies: Vec<Policy>,
-    by_hand: BTreeMap<&'static str, Uplink>,
+    manual: BTreeMap<&'static str, Uplink>,
     second_is_gone: bool,
 }
 
@@ -131,7 +131,7 @@ impl Model {
     fn bound(&self, node: &str, indexes: [i32; 2], is_elsewhere: bool) -> Bound {
         let mut at = node;
         while !at.is_empty() {
-            let (uplink, refuses) = match (self.by_hand.get(at), self.named(at)) {
+            let (uplink, refuses) = match (self.manual.get(at), self.named(at)) {
                 (Some(uplink), _) => (*uplink, false),
                 (None, Some(policy)) => (policy.uplink, policy.refuses),
                 (None, None) => {
@@ -199,7 +199,7 @@ impl Run<'_> {
                 let inside = |name: &&str| *name == node || name.starts_with(&format!("{node}/"));
                 for name in NODES.into_iter().rev().filter(inside) {
                     self.model.nodes.remove(name);
-                    self.model.by_hand.remove(name);
+                    self.model.manual.remove(name);
                     if let Some(cgroup) = self.cgroups.remove(name) {
                         cgroup.remove()?;
                     }
@@ -209,16 +209,16 @@ impl Run<'_> {
             Change::Attach(node, uplink) => {
                 let Some(cgroup) = self.cgroups.get(node) else { return Ok(()) };
                 let said = bed.run(&["attach", cgroup.path(), "-i", uplink.name()])?;
-                let may_fail = self.model.named(node).is_some() && !self.model.by_hand.contains_key(node)
+                let may_fail = self.model.named(node).is_some() && !self.model.manual.contains_key(node)
                     || uplink == Uplink::Missing
                     || uplink == Uplink::Second && self.model.second_is_gone;
                 match said.code {
-                    0 => drop(self.model.by_hand.insert(node, uplink)),
+                    0 => drop(self.model.manual.insert(node, uplink)),
                     _ => ensure!(may_fail, "{said:?}"),
                 }
             }
             Change::Detach(node) => {
-                if self.model.by_hand.remove(node).is_some() {
+                if self.model.manual.remove(node).is_some() {
                     bed.succeed(&["detach", self.cgroups[node].path()])?;
                 }
             }
@@ -249,7 +249,7 @@ impl Run<'_> {
 
     /// As at the beginning.
     fn end(mut self) -> Outcome {
-        for node in self.model.by_hand.keys() {
+        for node in self.model.manual.keys() {
             self.bed.succeed(&["detach", self.cgroups[node].path()])?;
         }
         if self.model.second_is_gone {

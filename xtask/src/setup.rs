@@ -46,13 +46,13 @@ impl Setup {
         let needs = self.needs();
         let missing: Vec<Need> = needs.iter().copied().filter(|need| !need.is_met()).collect();
         if missing.contains(&Need::Rustup) {
-            return Err(by_hand(&missing, &anyhow!("the rest depends on rustup")));
+            return Err(manual(&missing, &anyhow!("the rest depends on rustup")));
         }
 
         let mut packages: Vec<_> = missing.iter().flat_map(|need| need.packages()).copied().collect();
         packages.retain(|package| !apt::is_installed(package));
         if !packages.is_empty() {
-            apt::install(&packages).map_err(|reason| by_hand(&missing, &reason))?;
+            apt::install(&packages).map_err(|reason| manual(&missing, &reason))?;
         }
         for need in missing {
             need.finish()?;
@@ -209,7 +209,7 @@ fn is_recent_linker(answer: &str) -> bool {
     (numbers.next(), numbers.next()) >= (Some(0), Some(13))
 }
 
-fn by_hand(missing: &[Need], reason: &anyhow::Error) -> anyhow::Error {
+fn manual(missing: &[Need], reason: &anyhow::Error) -> anyhow::Error {
     let mut text = format!("something is missing that cannot be installed from here ({reason:#}); by hand:");
     for need in missing {
         // Writing to a string does not fail.
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn the_message_names_each_missing_thing() {
         let all = Setup { ci: true, dist: true }.needs();
-        let text = by_hand(&all, &anyhow!("apt-get needs root")).to_string();
+        let text = manual(&all, &anyhow!("apt-get needs root")).to_string();
         assert!(text.contains("(apt-get needs root)"), "{text}");
         for need in all {
             assert!(text.contains(need.what()) && text.contains(need.remedy()), "{text}");

@@ -52,7 +52,7 @@ pub(crate) struct Steering {
     /// Ids of the cgroups attached by configuration: when one is removed, only its path is reported.
     attached: BTreeMap<CgroupPath, u64>,
     /// The same of those attached by hand.
-    by_hand: BTreeMap<CgroupPath, u64>,
+    manual: BTreeMap<CgroupPath, u64>,
     namespaces: Namespaces,
 }
 
@@ -92,7 +92,7 @@ impl Steering {
             netns_cookie,
             refreshed: false,
             attached: BTreeMap::new(),
-            by_hand: BTreeMap::new(),
+            manual: BTreeMap::new(),
             namespaces,
         })
     }
@@ -127,7 +127,7 @@ impl Steering {
     fn follow_uplinks(&mut self, lock: &Lock) -> Result<(), Error> {
         let namespace = Namespace { links: &self.table, cookie: self.netns_cookie };
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
-        tell(&changed);
+        log_uplinks(&changed);
         report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
         Ok(())
     }
@@ -147,7 +147,7 @@ impl Steering {
         if changed.is_empty() {
             return Ok(());
         }
-        tell(&changed);
+        log_uplinks(&changed);
         let (pins, hierarchy) = (self.datapath.pins(), &self.hierarchy);
         let followed = netns::inside(change.netns.as_fd(), || match Datapath::open(pins)? {
             Some(datapath) => takeover::follow_uplinks(lock, &datapath, hierarchy, cookie, &changed),
@@ -191,12 +191,12 @@ impl Steering {
             self.attached.remove(path);
             log::info!("{path} is gone");
         }
-        if let Some(&cgroup_id) = self.by_hand.get(path)
+        if let Some(&cgroup_id) = self.manual.get(path)
             && self.hierarchy.is_gone(cgroup_id)
         {
             let lock = self.datapath.lock()?;
-            self.datapath.sweep_gone(&lock, &self.hierarchy)?;
-            self.by_hand.remove(path);
+            self.datapath.forget_gone_cgroups(&lock, &self.hierarchy)?;
+            self.manual.remove(path);
             self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
         }
         Ok(())
@@ -204,8 +204,8 @@ impl Steering {
 
     /// Steers what is new at `path` and below it.
     fn steer_new(&mut self, path: &CgroupPath) -> Result<(), Error> {
-        let by_hand = |path: &CgroupPath| is_by_hand(&self.hierarchy, &self.datapath, path);
-        let mut found = named_in(&self.hierarchy, path, &self.in_force, by_hand, &mut self.watch)?;
+        let manual = |path: &CgroupPath| is_manual_cgroup(&self.hierarchy, &self.datapath, path);
+        let mut found = named_in(&self.hierarchy, path, &self.in_force, manual, &mut self.watch)?;
         found.retain(|cgroup_id, desired| self.attached.get(&desired.path) != Some(cgroup_id));
         if found.is_empty() {
             return Ok(());
@@ -239,7 +239,7 @@ impl Steering {
                 names.insert(child.path.name().to_owned());
             }
         }
-        for attached in [&self.attached, &self.by_hand] {
+        for attached in [&self.attached, &self.manual] {
             let below = attached.range(parent.child("")..).take_while(|(path, _)| path.is_in(parent));
             let gone = below.filter(|(path, id)| !there.contains(id) && path.parent().as_ref() == Some(parent));
             names.extend(gone.map(|(path, _)| path.name().to_owned()));
@@ -280,16 +280,16 @@ impl Steering {
         let slots = self.datapath.put_policies(&lock, &records)?;
         let next = InForce { policies: self.wanted.clone(), slots };
         let attachments = self.read_attachments(&lock)?;
-        let attached = self.datapath.sweep_those(&lock, &self.hierarchy, attachments)?;
+        let attached = self.datapath.clean_up_attachments(&lock, &self.hierarchy, attachments)?;
         let manual: BTreeSet<u64> = attached
             .iter()
             .filter(|attached| !permit::configuration_may_change(attached))
             .map(|attached| attached.cgroup_id)
             .collect();
-        let by_hand = |path: &CgroupPath| {
+        let manual = |path: &CgroupPath| {
             !manual.is_empty() && self.hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
         };
-        let desired = named_in(&self.hierarchy, &CgroupPath::root(), &next, by_hand, &mut self.watch)?;
+        let desired = named_in(&self.hierarchy, &CgroupPath::root(), &next, manual, &mut self.watch)?;
         let actual: BTreeMap<u64, Actual> = attached
             .into_iter()
             .map(|attachment| {
@@ -303,9 +303,9 @@ impl Steering {
             .collect();
         let ours = |id: &u64| actual.get(id).is_some_and(|actual| !actual.manual);
         self.attached = desired.iter().filter(|(id, _)| ours(id)).map(|(&id, to)| (to.path.clone(), id)).collect();
-        let by_hand = actual.iter().filter(|(_, actual)| actual.manual);
-        self.by_hand = by_hand.filter_map(|(&id, _)| Some((self.hierarchy.path_of(id)?, id))).collect();
-        for parent in self.by_hand.keys().filter_map(CgroupPath::parent) {
+        let manual = actual.iter().filter(|(_, actual)| actual.manual);
+        self.manual = manual.filter_map(|(&id, _)| Some((self.hierarchy.path_of(id)?, id))).collect();
+        for parent in self.manual.keys().filter_map(CgroupPath::parent) {
             if let Err(error) = self.watch.add(&self.hierarchy, &parent) {
                 log::warn!("attachments in {parent} that were made by a command are cleaned up late: {error}");
             }
@@ -389,7 +389,7 @@ fn named_in(
     hierarchy: &Hierarchy,
     path: &CgroupPath,
     in_force: &InForce,
-    by_hand: impl Fn(&CgroupPath) -> bool,
+    manual: impl Fn(&CgroupPath) -> bool,
     watch: &mut cgroup::Watch,
 ) -> Result<BTreeMap<u64, Desired>, Error> {
     let InForce { policies, slots } = in_force;
@@ -400,7 +400,7 @@ fn named_in(
         Err(error) => return Err(error.into()),
     };
     while let Some(Found { path, id }) = waiting.pop() {
-        if let Some(&slot) = policies.attaching(&path, &by_hand).and_then(|policy| slots.get(policy)) {
+        if let Some(&slot) = policies.attaching(&path, &manual).and_then(|policy| slots.get(policy)) {
             named.insert(id, Desired { path: path.clone(), slot });
         }
         if policies.may_name_below(&path) {
@@ -415,13 +415,13 @@ fn named_in(
 }
 
 /// Whether a cgroup was attached by a command. What cannot be read is taken for the configuration's.
-fn is_by_hand(hierarchy: &Hierarchy, datapath: &Datapath, path: &CgroupPath) -> bool {
-    let attachment = hierarchy.open(path).map_err(Error::from).and_then(|cgroup| datapath.is_by_hand(cgroup.id));
+fn is_manual_cgroup(hierarchy: &Hierarchy, datapath: &Datapath, path: &CgroupPath) -> bool {
+    let attachment = hierarchy.open(path).map_err(Error::from).and_then(|cgroup| datapath.is_manual_cgroup(cgroup.id));
     attachment.unwrap_or_default()
 }
 
 /// Says where uplinks are now.
-fn tell(changed: &[PolicyEntry]) {
+fn log_uplinks(changed: &[PolicyEntry]) {
     for entry in changed {
         let (name, interface) = (entry.name(), entry.interface());
         if entry.record.ifindex > 0 {

@@ -96,7 +96,7 @@ pub fn change<T, E: From<kernel::Error>>(
     let changed = work(&lock);
     // What is attached stays attached, whatever fails now.
     let afterwards = match changed {
-        Ok(_) => pins.tell_daemon(&lock),
+        Ok(_) => pins.notify_daemon(&lock),
         Err(_) => kernel::tidy(pins, lock, hierarchy),
     };
     if let Err(error) = afterwards {

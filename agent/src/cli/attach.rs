@@ -46,7 +46,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let pins = pins.to_change()?;
     let taken_over = manual::change(&pins, &hierarchy, |lock| {
         let mut datapath = Datapath::open_or_load(&pins, lock)?;
-        datapath.sweep(lock, &hierarchy)?;
+        datapath.clean_up(lock, &hierarchy)?;
         let cookie = kernel::netns_cookie()?;
         manual::attach(&mut datapath, lock, &hierarchy, &cgroup, (Origin::Attach, &wanted), cookie)?;
         Ok::<_, manual::Error>(takeover::take_over(lock, &datapath, &hierarchy, cookie, &[cgroup.id].into()))

@@ -27,7 +27,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     }
     kernel::detach_other_versions(&pins, &lock, cgroup.id)?;
     // The configuration may name it, too.
-    pins.tell_daemon(&lock)?;
+    pins.notify_daemon(&lock)?;
     kernel::tidy(&pins, lock, &hierarchy)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -44,7 +44,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         store: instance.store(&args.config.unwrap_or_else(|| CONFIG.into())),
     };
     let mut report = super::block_on(doctor::examine(&options))?;
-    let applied = if args.fix { doctor::mend(&options, &report) } else { Vec::new() };
+    let applied = if args.fix { doctor::repair(&options, &report) } else { Vec::new() };
     if !applied.is_empty() {
         report = super::block_on(doctor::examine(&options))?;
     }

@@ -90,7 +90,7 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     args.by.warn();
     let pins = pins.to_change()?;
     let own = hierarchy.own()?;
-    if let Err(error) = scope::sweep(&hierarchy, &own) {
+    if let Err(error) = scope::clean_up(&hierarchy, &own) {
         log::warn!("remove what a killed `steer exec` left: {error}");
     }
     let scope = Scope::create(&hierarchy, &own)?;
@@ -106,7 +106,7 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
 fn attach(hierarchy: &Hierarchy, pins: &Pins, scope: &Scope, wanted: &Wanted) -> anyhow::Result<()> {
     let lock = pins.create_and_lock()?;
     let mut datapath = Datapath::open_or_load(pins, &lock)?;
-    datapath.sweep(&lock, hierarchy)?;
+    datapath.clean_up(&lock, hierarchy)?;
     let cookie = kernel::netns_cookie()?;
     manual::attach(&mut datapath, &lock, hierarchy, &scope.cgroup, (Origin::Exec, wanted), cookie)?;
     Ok(())

@@ -59,7 +59,7 @@ impl Datapath {
     }
 
     /// Whether a cgroup is attached by hand.
-    pub fn is_by_hand(&self, cgroup_id: u64) -> Result<bool, Error> {
+    pub fn is_manual_cgroup(&self, cgroup_id: u64) -> Result<bool, Error> {
         let record = if self.pins.attachment(cgroup_id).exists() { self.record(cgroup_id)? } else { None };
         Ok(record.is_some_and(|record| record.flags & attachment_flags::MANUAL != 0))
     }
@@ -326,14 +326,14 @@ impl Datapath {
         self.refresh_all(hierarchy, &attachments)?;
         for attachment in &attachments {
             if attachment.is_manual() && attachment.live && !attachment.complete {
-                self.mend(lock, hierarchy, attachment);
+                self.repair(lock, hierarchy, attachment);
             }
         }
         Ok(attachments)
     }
 
     /// Attaches what an attachment made by hand lacks: a program that is new, or what a process that was killed did not come to.
-    fn mend(&mut self, lock: &Lock, hierarchy: &Hierarchy, attachment: &Attachment) {
+    fn repair(&mut self, lock: &Lock, hierarchy: &Hierarchy, attachment: &Attachment) {
         let Some(path) = hierarchy.path_of(attachment.cgroup_id) else { return };
         let cgroup = hierarchy.open(&path).map_err(Error::from);
         let mended = cgroup.and_then(|cgroup| self.attach(lock, hierarchy, &cgroup, attachment.record.policy, true));

@@ -51,7 +51,7 @@ pub struct EventRing {
 
 /// Events of one kind that were too many to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Untold {
+pub struct Unreported {
     /// Which kind.
     pub kind: LimitKey,
     /// How many.
@@ -114,7 +114,7 @@ impl EventRing {
 
     /// Takes what was too much to be told, of every kind whose period has ended by `now_ns` of `CLOCK_BOOTTIME`. Returns whether
     /// there are others.
-    pub fn take_untold(&mut self, now_ns: u64) -> Result<(Vec<Untold>, bool), Error> {
+    pub fn take_unreported(&mut self, now_ns: u64) -> Result<(Vec<Unreported>, bool), Error> {
         let failed = |error| map_error("read what was not told", map::EVENT_LIMITS, error);
         let (mut taken, mut others) = (Vec::new(), false);
         for kind in self.limits.keys().collect::<Result<Vec<_>, _>>().map_err(failed)? {
@@ -132,9 +132,9 @@ impl EventRing {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
                 Err(error) => return Err(failed(error)),
             }
-            let count = limits.iter().fold(0, |sum: u64, limit| sum.saturating_add(limit.untold));
+            let count = limits.iter().fold(0, |sum: u64, limit| sum.saturating_add(limit.unreported));
             if count > 0 {
-                taken.push(Untold { kind, count });
+                taken.push(Unreported { kind, count });
             }
         }
         Ok((taken, others))

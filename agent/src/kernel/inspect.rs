@@ -70,11 +70,11 @@ pub struct Leftovers {
     pub dead: Vec<String>,
     /// Whether this version's own pins are not all there, as after a removal that was killed half-way: what they steer is
     /// steered on, but cannot be read.
-    pub torn: bool,
+    pub partial: bool,
 }
 
 /// What is left below a pin directory, and is of no use.
 pub fn leftovers(pins: &Pins) -> Result<Leftovers, Error> {
     let dead = off::dead_versions(pins)?.iter().map(|version| file_name(version)).collect();
-    Ok(Leftovers { dead, torn: pins.abi().exists() && !object::is_complete(pins) })
+    Ok(Leftovers { dead, partial: pins.abi().exists() && !object::is_complete(pins) })
 }

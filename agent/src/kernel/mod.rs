@@ -31,13 +31,13 @@ use steer_common::{CounterRecord, PolicyRecord, map};
 use thiserror::Error;
 
 pub use attachments::Attachment;
-pub use events::{EventRing, Untold};
+pub use events::{EventRing, Unreported};
 pub use lsm::{Unguarded, unguarded, unguarded_by_kernel};
 pub use meter::Meter;
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Removed, detach_other_versions, off, steered_by_other_versions, tidy};
-pub use pins::{CHANGED_BY_HAND, DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
+pub use pins::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
 pub use policies::{PolicyEntry, text};
 
 /// What can go wrong with the kernel objects.

@@ -161,7 +161,7 @@ impl Datapath {
     }
 
     /// Removes nested attachments that are gone, as after a process that was killed between two steps.
-    pub(super) fn sweep_deciders(&mut self) -> Result<(), Error> {
+    pub(super) fn remove_stale_deciders(&mut self) -> Result<(), Error> {
         let failed = |error| map_error("list the nested attachments", map::DECIDERS, error);
         let ids = self.deciders.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
         for cgroup_id in ids {

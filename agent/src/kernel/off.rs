@@ -119,13 +119,13 @@ impl Datapath {
     /// Takes away attachments whose cgroup is gone, what killed `steer exec`s have left, and slots made by hand that nobody
     /// uses. One that has lost only some of its links is left as it is: taking the rest away would unsteer it. Returns the
     /// attachments that are left.
-    pub fn sweep(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
+    pub fn clean_up(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
         let attachments = self.attachments()?;
-        self.sweep_those(lock, hierarchy, attachments)
+        self.clean_up_attachments(lock, hierarchy, attachments)
     }
 
-    /// As [`Self::sweep`], of all attachments as they have just been read.
-    pub fn sweep_those(
+    /// As [`Self::clean_up`], of all attachments as they have just been read.
+    pub fn clean_up_attachments(
         &mut self,
         lock: &Lock,
         hierarchy: &Hierarchy,
@@ -142,13 +142,13 @@ impl Datapath {
                 left.push(attachment);
             }
         }
-        self.sweep_deciders()?;
+        self.remove_stale_deciders()?;
         self.free_unused(&left.iter().map(|attachment| attachment.record.policy).collect())?;
         Ok(left)
     }
 
-    /// As [`Self::sweep`], but looks at nothing of an attachment but whether its cgroup is there: for those in a hurry.
-    pub fn sweep_gone(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
+    /// As [`Self::clean_up`], but looks at nothing of an attachment but whether its cgroup is there: for those in a hurry.
+    pub fn forget_gone_cgroups(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
         let mut used = BTreeSet::new();
         let mut swept = false;
         for (cgroup_id, record) in self.records()? {
@@ -193,7 +193,7 @@ fn remove_if_abandoned(hierarchy: &Hierarchy, cgroup_id: u64) -> bool {
 pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
     let mut waiting = false;
     if let Some(mut datapath) = Datapath::open(pins)? {
-        datapath.sweep(&lock, hierarchy)?;
+        datapath.clean_up(&lock, hierarchy)?;
         waiting = !datapath.policies()?.is_empty();
     }
     remove_dead_versions(pins)?;

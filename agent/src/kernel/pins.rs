@@ -31,7 +31,7 @@ use super::{Error, bpffs::Located};
 /// Name of the directory whose lock a daemon holds.
 pub const DAEMON_DIRECTORY: &str = "daemon";
 /// Name of the directory in it that comes and goes when something was changed by hand.
-pub const CHANGED_BY_HAND: &str = "changed";
+pub const CHANGED_MANUALLY: &str = "changed";
 /// How long somebody who looks for a daemon may hold its lock.
 const GLANCE: Duration = Duration::from_millis(500);
 const ABI_PREFIX: &str = "abi";
@@ -184,8 +184,8 @@ impl Pins {
     }
 
     /// Tells the daemon, if there is one, that something was changed by hand: it sees the directory come and go.
-    pub fn tell_daemon(&self, _lock: &Lock) -> Result<(), Error> {
-        let path = self.daemon().join(CHANGED_BY_HAND);
+    pub fn notify_daemon(&self, _lock: &Lock) -> Result<(), Error> {
+        let path = self.daemon().join(CHANGED_MANUALLY);
         if !self.daemon_runs()? {
             return Ok(());
         }

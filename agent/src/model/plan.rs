@@ -97,16 +97,16 @@ mod tests {
     }
 
     #[test]
-    fn changes_and_mends() {
+    fn changes_and_repairs() {
         let want = BTreeMap::from([(5, desired("/a", 2)), (6, desired("/b", 1))]);
         let have = BTreeMap::from([(5, MADE), (6, Actual { complete: false, ..MADE })]);
         assert_eq!(steps(&want, &have).len(), 2);
     }
 
     #[test]
-    fn leaves_what_was_made_by_hand() {
-        let by_hand = Actual { manual: true, ..MADE };
-        let have = BTreeMap::from([(5, by_hand), (6, by_hand)]);
+    fn leaves_manual_attachments() {
+        let manual = Actual { manual: true, ..MADE };
+        let have = BTreeMap::from([(5, manual), (6, manual)]);
         assert!(steps(&BTreeMap::from([(5, desired("/a", 2))]), &have).is_empty());
     }
 }

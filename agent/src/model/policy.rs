@@ -43,9 +43,9 @@ impl Policies {
     }
 
     /// Index of the policy to attach to this cgroup: the one that names it. Not attached is one that only a glob names and
-    /// whose nearest attached cgroup around it has the same policy, which then holds here too. `by_hand` tells which cgroups
+    /// whose nearest attached cgroup around it has the same policy, which then holds here too. `manual` tells which cgroups
     /// have another than the configuration's.
-    pub fn attaching(&self, path: &CgroupPath, by_hand: impl Fn(&CgroupPath) -> bool) -> Option<usize> {
+    pub fn attaching(&self, path: &CgroupPath, manual: impl Fn(&CgroupPath) -> bool) -> Option<usize> {
         let own = self.naming(path)?;
         let parts = path.parts().collect::<Vec<_>>();
         if self.find(&parts, true).is_some() {
@@ -54,7 +54,7 @@ impl Policies {
         let outer = path
             .ancestors()
             .into_iter()
-            .find_map(|ancestor| if by_hand(&ancestor) { Some(None) } else { self.naming(&ancestor).map(Some) });
+            .find_map(|ancestor| if manual(&ancestor) { Some(None) } else { self.naming(&ancestor).map(Some) });
         (outer != Some(Some(own))).then_some(own)
     }
 

@@ -87,7 +87,7 @@ mod tests {
     };
 
     #[test]
-    fn every_counter_is_told() {
+    fn every_counter_has_a_metric() {
         let counters = COUNTERS.iter().map(|counter| (counter.name().to_owned(), *counter as u64 + 1)).collect();
         let policy = PolicyStatus {
             slot: 1,

@@ -197,7 +197,7 @@ impl<'b> Host<'b> {
     }
 
     /// Calls the hook as a runtime does for a container that is gone.
-    pub fn sweep(&self) -> anyhow::Result<()> {
+    pub fn clean_up(&self) -> anyhow::Result<()> {
         let state = serde_json::json!({"ociVersion": "1.0.2", "id": "gone", "status": "stopped", "bundle": "/"});
         let swept = self.hook(&state)?;
         ensure!(swept.code == 0, "poststop: {swept:?}");

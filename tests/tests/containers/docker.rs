@@ -29,7 +29,7 @@ fn by_variable() -> Outcome {
     let options = ["--rm", "--network", "host", "--runtime", "vpn"];
     host.check_steered(bed.ways(), 1, || output(docker.run(&options).args(&everything)))?;
     host.check_unsteered(bed.ways(), || output(docker.run(&steered).args(&everything)))?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 fn restarted_and_executed() -> Outcome {
@@ -52,7 +52,7 @@ fn restarted_and_executed() -> Outcome {
     host.succeed(&mut docker.command(&["stop", "--time", "0", "one"]))?;
     host.check_steered(bed.ways(), 0, || exec("two"))?;
     host.succeed(&mut docker.command(&["rm", "--force", "two"]))?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 fn what_is_not_allowed_is_refused() -> Outcome {
@@ -70,7 +70,7 @@ fn what_is_not_allowed_is_refused() -> Outcome {
         let refused = host.check_silent(bed.ways(), || output(docker.run(&options).args(everything(bed.ways()))))?;
         ensure!(refused.code != 0 && refused.stdout.is_empty(), "{variable}: {refused:?}");
         ensure!(refused.stderr.contains(message), "{variable}: no {message:?} in {refused:?}");
-        host.wait_until_nothing_left(|| host.sweep())?;
+        host.wait_until_nothing_left(|| host.clean_up())?;
     }
     Ok(())
 }

@@ -80,7 +80,7 @@ fn a_lock_that_is_held(runtime: &'static str) -> Outcome {
     ensure!(refused.code != 0 && refused.stdout.is_empty(), "{refused:?}");
     ensure!(took < Duration::from_secs(8), "a hook that waits for the lock took {took:?}: {refused:?}");
     lock.unlock().map_err(|(_, errno)| errno)?;
-    host.wait_until_nothing_left(|| host.sweep())?;
+    host.wait_until_nothing_left(|| host.clean_up())?;
     host.check_steered(bed.ways(), 1, || runtime.run(&host, &bundle))
 }
 
@@ -102,7 +102,7 @@ fn a_hook_that_is_killed(runtime: &'static str) -> Outcome {
             refused += 1;
         }
         ensure!(host.cgroups().is_empty(), "{:?}", host.cgroups());
-        host.wait_until_nothing_left(|| host.sweep())?;
+        host.wait_until_nothing_left(|| host.clean_up())?;
     }
     ensure!(refused > 0, "no hook was killed in time: {started} started");
     let bundle = Bundle::new("one").annotate("steer.policy", "vpn");

@@ -27,7 +27,7 @@ fn a_hundred_at_once(runtime: &'static str) -> Outcome {
     let bed = crowded("containers-many")?;
     let host = Host::new(&bed)?;
     hundred(&host, &runtime, CONTAINERS)?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 /// What is left of them is the daemon's to remove; nobody else sweeps.

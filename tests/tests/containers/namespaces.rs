@@ -39,7 +39,7 @@ fn several_uplinks_of_its_own(runtime: &'static str) -> Outcome {
     let is_its = |policy: &&serde_json::Value| policy["netns_cookie"] == cookie && policy["ifindex"] == index;
     ensure!(policies.filter(is_its).count() == 1, "{cookie}, {index}: {status}");
     container.delete()?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 fn a_name_that_only_the_host_has(runtime: &'static str) -> Outcome {
@@ -66,7 +66,7 @@ fn no_network_at_all(runtime: &'static str) -> Outcome {
     bed.write_config(&super::CONFIG.replace("[containers]", "[containers]\nmissing = \"close\""))?;
     let bundle = Bundle::new("one").network(Network::None).annotate("steer.policy", "vpn");
     host.check_closed(bed.ways(), || run_everything(&host, &runtime, bundle, bed.ways()))?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 /// By the daemon, which looks at the container's namespace as it does at the host's.

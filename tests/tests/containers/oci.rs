@@ -33,7 +33,7 @@ fn by_annotation(runtime: &'static str) -> Outcome {
     }
     host.check_unsteered(bed.ways(), || run_everything(&host, &runtime, Bundle::new("one"), bed.ways()))?;
     // crun calls no hook when it has removed the cgroup; the kernel detaches in its own time.
-    host.wait_until_nothing_left(|| host.sweep())?;
+    host.wait_until_nothing_left(|| host.clean_up())?;
     ensure!(host.cgroups().is_empty(), "{:?}", host.cgroups());
     Ok(())
 }
@@ -100,7 +100,7 @@ fn two_policies_at_once(runtime: &'static str) -> Outcome {
     vpn.delete()?;
     host.check_steered(bed.ways(), 0, || lan.exec(&everything(bed.ways())))?;
     lan.delete()?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 /// Also what is started in a container later, in a cgroup below its own.
@@ -115,7 +115,7 @@ fn a_command_in_it_is_steered(runtime: &'static str) -> Outcome {
     let nested = shell(&everything(bed.ways()).join(" "));
     host.check_steered(bed.ways(), 1, || container.exec(&nested))?;
     container.delete()?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 /// The same name and the same path of its cgroup, another policy each time.
@@ -133,7 +133,7 @@ fn started_again(runtime: &'static str) -> Outcome {
     let container = runtime.start(&host, &Bundle::new("one").hooked(&host))?;
     host.check_unsteered(bed.ways(), || container.exec(&everything(bed.ways())))?;
     container.delete()?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 /// As its root, with the capability for raw sockets.

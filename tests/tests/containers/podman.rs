@@ -33,7 +33,7 @@ fn on_the_hosts_network() -> Outcome {
             .with_context(|| annotation.to_owned())?;
     }
     host.check_unsteered(bed.ways(), || podman_run(&podman, &["--rm", "--network", "host"], &everything))?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 fn restarted_and_executed() -> Outcome {
@@ -58,7 +58,7 @@ fn restarted_and_executed() -> Outcome {
     host.succeed(&mut podman.command(&["start", "one"]))?;
     host.check_steered(bed.ways(), 1, || exec("one"))?;
     host.succeed(&mut podman.command(&["rm", "--force", "--time", "0", "one", "two"]))?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 fn what_is_not_allowed_is_refused() -> Outcome {
@@ -89,7 +89,7 @@ fn without_a_network() -> Outcome {
     ensure!(refused.code == 126 && refused.stderr.contains("does not start"), "{refused:?}");
     bed.write_config(&CONFIG.replace("[containers]", "[containers]\nmissing = \"close\""))?;
     host.check_closed(bed.ways(), || podman_run(&podman, &options, &everything(bed.ways())))?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 /// Which bridge's link is called what must be said: by itself Podman takes them in any order.
@@ -110,7 +110,7 @@ fn on_two_bridges() -> Outcome {
         host.succeed(&mut podman.command(&["restart", "--time", "0", "one"]))?;
         check_bridged(&bed, &host, &podman, interface, address).with_context(|| interface.to_owned())?;
         host.succeed(&mut podman.command(&["rm", "--force", "--time", "0", "one"]))?;
-        host.wait_until_nothing_left(|| host.sweep())?;
+        host.wait_until_nothing_left(|| host.clean_up())?;
     }
     // A name of the host's is none of the container's.
     let options = ["--rm", "--network", "first", "--annotation", "steer.interface=a1"];

@@ -35,7 +35,7 @@ fn wrapped_by_annotation(runtime: &'static str) -> Outcome {
         host.check_steered(bed.ways(), i, || container.exec(&everything(bed.ways())))?;
         // `delete` sweeps: no hook is called.
         container.delete()?;
-        host.wait_until_nothing_left(|| host.sweep())?;
+        host.wait_until_nothing_left(|| host.clean_up())?;
     }
     let container = runtime.start(&host, &Bundle::new("one"))?;
     host.check_unsteered(bed.ways(), || container.exec(&everything(bed.ways())))?;
@@ -59,7 +59,7 @@ fn wrapped_by_variable(runtime: &'static str) -> Outcome {
         created.map_err(|refused| anyhow::anyhow!("{refused:?}"))?.start()
     })?;
     ensure!(refused.code != 0 && refused.stderr.contains("it is not in `policies`"), "{refused:?}");
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 /// One runtime for each uplink: whatever its containers ask for.
@@ -80,7 +80,7 @@ fn wrapped_for_all(runtime: &'static str) -> Outcome {
     let refused = container.start()?;
     ensure!(refused.code != 0 && refused.stderr.contains("another uplink"), "{refused:?}");
     container.delete()?;
-    host.wait_until_nothing_left(|| host.sweep())
+    host.wait_until_nothing_left(|| host.clean_up())
 }
 
 /// Between create and start: as Docker does from version 28 on.

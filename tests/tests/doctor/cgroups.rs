@@ -50,7 +50,7 @@ fn a_daemon_that_has_not_seen_a_cgroup() -> Outcome {
     ensure!(finding.text("what").starts_with("policy q names it"), "{finding:?}");
     ensure!(finding.command()? == format!("{} reload", bed.steer_words()), "{finding:?}");
     daemon.signal(Signal::SIGCONT)?;
-    ensure!(bed.mend(&finding)?);
+    ensure!(bed.repair(&finding)?);
     bed.is_healthy()?;
     bed.check_steered(&unseen, 0)?;
     bed.check_steered(&seen, 0)
@@ -69,19 +69,19 @@ fn an_exclusive_program() -> Outcome {
         ensure!(finding.text("what").contains(text), "{text} in {finding:?}");
     }
     ensure!(finding.text("why").contains(inner.path()), "{finding:?}");
-    if !bed.mend(&finding)? {
+    if !bed.repair(&finding)? {
         return Ok(());
     }
     // Nothing tells the daemon.
     let finding = bed.only_finding("cgroup-steered")?;
-    ensure!(bed.mend(&finding)?);
+    ensure!(bed.repair(&finding)?);
     bed.is_healthy()?;
     // Attached above later, it does not run for what is steered.
     exclusive_program(&bed.cgroup, "vrf_like")?;
     let finding = bed.only_finding("foreign-exclusive")?;
     ensure!(finding.text("severity") == "warning", "{finding:?}");
     bed.check_steered(&inner, 1)?;
-    ensure!(bed.mend(&finding)?);
+    ensure!(bed.repair(&finding)?);
     bed.is_healthy()
 }
 
@@ -98,7 +98,7 @@ fn a_program_that_runs_after() -> Outcome {
         ensure!(finding.text("severity") == "warning", "{finding:?}");
         ensure!(finding.json["subject"]["cgroup"] == holder.path(), "{finding:?}");
         ensure!(finding.text("what").contains("\"binder\", loaded by user 0 at sock_create"), "{finding:?}");
-        if !bed.mend(&finding)? {
+        if !bed.repair(&finding)? {
             return Ok(());
         }
         bed.is_healthy()?;

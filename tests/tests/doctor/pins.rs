@@ -56,7 +56,7 @@ fn an_incomplete_attachment() -> Outcome {
         let finding = bed.only_finding("attachment")?;
         ensure!(finding.text("what").ends_with("are missing: sock_create"), "{finding:?}");
         ensure!(finding.json["subject"]["cgroup"] == bed.cgroup.path(), "{finding:?}");
-        ensure!(bed.mend(&finding)?);
+        ensure!(bed.repair(&finding)?);
         bed.is_healthy()?;
         let mut after = bed.policy(how[1])?;
         for policy in [&mut before, &mut after] {
@@ -69,7 +69,7 @@ fn an_incomplete_attachment() -> Outcome {
     unpin(&bed, &bed.cgroup, "egress")?;
     let finding = bed.only_finding("attachment")?;
     ensure!(finding.command()? == format!("{} reload", bed.steer_words()), "{finding:?}");
-    ensure!(bed.mend(&finding)?);
+    ensure!(bed.repair(&finding)?);
     bed.is_healthy()?;
     Ok(())
 }
@@ -83,7 +83,7 @@ fn an_index_that_nobody_followed() -> Outcome {
     let attach = format!("{} attach {} --interface a1", bed.steer_words(), bed.cgroup.path());
     ensure!(finding.command()? == attach && finding.json["subject"]["policy"] == "a1", "{finding:?}");
     bed.check_closed(&bed.cgroup)?;
-    ensure!(bed.mend(&finding)?);
+    ensure!(bed.repair(&finding)?);
     bed.is_healthy()?;
     bed.check_steered(&bed.cgroup, 1)
 }
@@ -99,7 +99,7 @@ fn a_policy_that_is_gone() -> Outcome {
     let finding = bed.only_finding("policy")?;
     ensure!(finding.json["subject"]["policy"] == "p", "{finding:?}");
     bed.check_closed(&hand)?;
-    ensure!(bed.mend(&finding)?);
+    ensure!(bed.repair(&finding)?);
     wait_until("the daemon to forget the policy", PATIENCE, || bed.is_healthy().is_ok())?;
     bed.check_steered(&hand, 1)
 }
@@ -110,7 +110,7 @@ fn another_version() -> Outcome {
     let finding = bed.only_finding("other-version")?;
     ensure!(finding.json["subject"]["cgroup"] == bed.cgroup.path(), "{finding:?}");
     ensure!(finding.command()?.ends_with(&format!("detach {}", bed.cgroup.path())), "{finding:?}");
-    ensure!(bed.mend(&finding)?);
+    ensure!(bed.repair(&finding)?);
     bed.is_healthy()?;
     ensure!(!bed.pins.exists(), "something is left");
     Ok(())
@@ -143,6 +143,6 @@ fn leftovers() -> Outcome {
     // It does not do that by itself.
     ensure!(bed.doctor(&["--fix"])?.json["applied"] == serde_json::json!([]));
     bed.check_steered(&bed.cgroup, 1)?;
-    ensure!(finding.command()?.ends_with(" off") && bed.mend(&finding)?, "{finding:?}");
+    ensure!(finding.command()?.ends_with(" off") && bed.repair(&finding)?, "{finding:?}");
     bed.is_healthy()
 }

@@ -44,7 +44,7 @@ fn a_socket_made_before() -> Outcome {
         }
         // It goes on, by the uplink.
         ensure!(finding.command()?.ends_with(" --existing rebind"), "{finding:?}");
-        ensure!(bed.mend(&finding)?);
+        ensure!(bed.repair(&finding)?);
         bed.is_healthy()?;
         drop(client);
         // Of a policy of the configuration it says what to restart.
@@ -53,7 +53,7 @@ fn a_socket_made_before() -> Outcome {
         let _daemon = bed.daemon(&format!("{CONFIG}enforce = \"{enforce}\"\n"))?;
         let finding = bed.only_finding("older-sockets")?;
         ensure!(finding.command()? == format!("kill {}", client.0.id()), "{finding:?}");
-        ensure!(bed.mend(&finding)?);
+        ensure!(bed.repair(&finding)?);
         client.0.wait()?;
         bed.is_healthy()?;
     }

@@ -36,7 +36,7 @@ fn an_uplink_that_is_down() -> Outcome {
     bed.net.client.set_down("a1")?;
     let finding = bed.only_finding("uplink")?;
     ensure!(finding.command()? == "ip link set dev a1 up", "{finding:?}");
-    ensure!(bed.mend(&finding)?);
+    ensure!(bed.repair(&finding)?);
     // Its routes went when it was down.
     bed.net.client.wait_running("a1")?;
     let found = bed.doctor(&[])?.findings;
@@ -87,7 +87,7 @@ fn no_default_route() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "t0"])?;
     let finding = bed.only_finding("ipv4-route")?;
     ensure!(finding.command()? == "ip route add 0.0.0.0/0 dev t0 metric 4096", "{finding:?}");
-    ensure!(bed.mend(&finding)?);
+    ensure!(bed.repair(&finding)?);
     bed.is_healthy()
 }
 
@@ -129,7 +129,7 @@ fn a_strict_reverse_path_filter() -> Outcome {
                 ensure!(mended.code == 0 && mended.findings.is_empty(), "{mended:?}");
                 let applied = &mended.json["applied"][0];
                 ensure!(applied["id"] == "reverse-path-filter" && applied["error"].is_null(), "{mended:?}");
-            } else if !bed.mend(&finding)? {
+            } else if !bed.repair(&finding)? {
                 continue;
             }
             bed.is_healthy()?;

@@ -123,7 +123,7 @@ pub fn remove_abandoned(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool
 }
 
 /// Removes the abandoned cgroups directly in `parent`.
-pub fn sweep(hierarchy: &Hierarchy, parent: &CgroupPath) -> Result<(), Error> {
+pub fn clean_up(hierarchy: &Hierarchy, parent: &CgroupPath) -> Result<(), Error> {
     for child in hierarchy.children(parent)? {
         remove_abandoned(hierarchy, &child.path)?;
     }

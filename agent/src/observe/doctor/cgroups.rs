@@ -68,11 +68,11 @@ pub(super) fn look_for_the_unsteered(survey: &Survey, foreign: &Foreign<'_>, rep
         report.not_applicable(Topic::CgroupSteered, Subject::Host, "no daemon steers by this configuration");
         return;
     }
-    let by_hand = |path: &CgroupPath| survey.attached(path).is_some_and(|attached| attached.attachment.is_manual());
+    let manual = |path: &CgroupPath| survey.attached(path).is_some_and(|attached| attached.attachment.is_manual());
     let policies = Policies::new(survey.config.clone());
     let mut found = Vec::new();
     for cgroup in &survey.cgroups {
-        let Some(policy) = policies.attaching(&cgroup.path, by_hand).map(|index| &survey.config.policies[index]) else {
+        let Some(policy) = policies.attaching(&cgroup.path, manual).map(|index| &survey.config.policies[index]) else {
             continue;
         };
         // A policy that is not in force is another configuration's, or one that the daemon has not read.

@@ -89,7 +89,7 @@ pub struct Applied {
 }
 
 /// Applies the fixes of a report that are safe. Goes on past errors.
-pub fn mend(options: &Options, report: &Report) -> Vec<Applied> {
+pub fn repair(options: &Options, report: &Report) -> Vec<Applied> {
     let pins = bpffs::locate(&options.pin_directory).map(Pins::new);
     let safe = report.findings.iter().filter_map(|finding| {
         let fix = finding.fix.as_ref().filter(|fix| fix.is_safe())?;

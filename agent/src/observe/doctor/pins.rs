@@ -63,7 +63,7 @@ fn look_at_attachments(survey: &Survey, report: &mut Report) {
             subject: Subject::Cgroup(attached.path.clone()),
             what,
             why: "what these programs would stop or allow is not stopped or allowed".to_owned(),
-            fix: Some(mend(survey, attached)),
+            fix: Some(repair(survey, attached)),
         }
     });
     report.conclude(
@@ -75,7 +75,7 @@ fn look_at_attachments(survey: &Survey, report: &mut Report) {
 }
 
 /// Attaches it again, as it was.
-fn mend(survey: &Survey, attached: &Attached) -> Fix {
+fn repair(survey: &Survey, attached: &Attached) -> Fix {
     match &attached.policy {
         Some(policy) if attached.attachment.is_manual() => {
             Fix::command(command::attach(&survey.steer, &attached.path, policy))
@@ -169,7 +169,7 @@ fn look_at_leftovers(survey: &Survey, report: &mut Report) -> Result<(), kernel:
         fix: Some(fix),
     };
     let mut found = Vec::new();
-    if left.torn {
+    if left.partial {
         let why = "what is left of it may hold cgroups to an uplink, and cannot be read";
         let off = Fix::command(format!("{} off", survey.steer));
         found.push(leftover(Severity::Warning, "a removal of all pins was interrupted".to_owned(), why, off));

@@ -223,7 +223,7 @@ mod tests {
     fn anything_becomes_one_line() {
         let full = EventRecord {
             boottime_ns: u64::MAX,
-            untold: u64::MAX,
+            unreported: u64::MAX,
             cgroup_id: u64::MAX,
             netns_cookie: u64::MAX,
             policy: u32::MAX,

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     host::{cgroup::Hierarchy, link},
-    kernel::{self, Datapath, EventRing, Pins, Untold},
+    kernel::{self, Datapath, EventRing, Pins, Unreported},
 };
 
 pub use event::Event;
@@ -55,7 +55,7 @@ impl Events {
         while let Some(record) = self.ring.take() {
             self.receive(&record);
         }
-        self.receive_untold(u64::MAX)?;
+        self.receive_unreported(u64::MAX)?;
         Ok(self.waiting)
     }
 
@@ -70,13 +70,13 @@ impl Events {
                 biased;
                 record = self.ring.next() => {
                     let Some(record) = record? else {
-                        self.receive_untold(u64::MAX)?;
+                        self.receive_unreported(u64::MAX)?;
                         return Ok(self.waiting.pop_front());
                     };
                     self.receive(&record);
                 }
                 () = sleep_until(due), if self.due.is_some() => {
-                    let others = self.receive_untold(boottime_ns())?;
+                    let others = self.receive_unreported(boottime_ns())?;
                     self.due = others.then(|| Instant::now() + PERIOD);
                 }
             }
@@ -87,8 +87,8 @@ impl Events {
         let age = Duration::from_nanos(boottime_ns().saturating_sub(record.boottime_ns));
         let time = Timestamp::now() - age;
         let event = self.name(record, Event::of(record, time), age);
-        if record.untold > 0 {
-            let summary = Event::summary(&LimitKey::of(record), record.untold, event.policy.clone(), time);
+        if record.unreported > 0 {
+            let summary = Event::summary(&LimitKey::of(record), record.unreported, event.policy.clone(), time);
             self.waiting.push_back(Event { cgroup: event.cgroup.clone(), ..summary });
         }
         self.waiting.push_back(event);
@@ -96,9 +96,9 @@ impl Events {
     }
 
     /// True if some may come of which no event tells.
-    fn receive_untold(&mut self, until_ns: u64) -> Result<bool, kernel::Error> {
-        let (untold, others) = self.ring.take_untold(until_ns)?;
-        for Untold { kind, count } in untold {
+    fn receive_unreported(&mut self, until_ns: u64) -> Result<bool, kernel::Error> {
+        let (unreported, others) = self.ring.take_unreported(until_ns)?;
+        for Unreported { kind, count } in unreported {
             let policy = self.datapath.policy(kind.policy).ok().map(|record| kernel::text(&record.name));
             let summary = Event::summary(&kind, count, policy.filter(|name| !name.is_empty()), Timestamp::now());
             self.waiting.push_back(Event { cgroup: self.hierarchy.path_of(kind.cgroup_id), ..summary });

@@ -67,7 +67,7 @@ pub(super) async fn look(options: &Options, hierarchy: &Hierarchy, target: &Targ
     let pins = bpffs::locate(&options.pin_directory).map(Pins::new);
     let (configuration, policies) = configuration(options);
     if let Some(pins) = &pins
-        && inspect::leftovers(pins)?.torn
+        && inspect::leftovers(pins)?.partial
     {
         bail!(
             "the pins below {} are not whole, so what they steer cannot be read: they are being made just now, or their \

@@ -57,13 +57,13 @@ fn selection(facts: &Facts, level: &Level, attached: &Attached) -> Vec<String> {
     let matches = matches(&facts.policies, path);
     let winner = winner(&matches);
     if attached.attachment.is_manual() {
-        let by_hand = format!(
+        let manual = format!(
             "{path} was attached to policy {policy} by hand (`steer attach`, `steer exec` or a unit's drop-in)"
         );
         let configured = winner.filter(|winner| winner.policy != policy).map(|winner| {
             format!("{}, and gives way: what was attached by hand is left alone by the daemon", named(winner, path))
         });
-        return [by_hand].into_iter().chain(configured).collect();
+        return [manual].into_iter().chain(configured).collect();
     }
     let file = &facts.configuration.file;
     match winner {
@@ -113,12 +113,12 @@ fn passed_over(facts: &Facts, level: &Level) -> Option<String> {
     }
     let matches = matches(&facts.policies, path);
     let named = named(winner(&matches)?, path);
-    let by_hand = |path: &crate::model::cgroup_path::CgroupPath| {
+    let manual = |path: &crate::model::cgroup_path::CgroupPath| {
         let mut levels = facts.levels.iter();
         let attached = levels.find(|level| level.path == *path).and_then(|level| level.attached.as_ref());
         attached.is_some_and(|attached| attached.attachment.is_manual())
     };
-    if facts.policies.attaching(path, by_hand).is_none() {
+    if facts.policies.attaching(path, manual).is_none() {
         return Some(format!("{named}, where that policy holds already by the cgroup around it"));
     }
     let why = match facts.levels.iter().find_map(|level| level.keeps_out(path)) {

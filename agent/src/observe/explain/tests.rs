@@ -163,13 +163,13 @@ fn the_most_specific_wins() {
 }
 
 #[test]
-fn by_hand() {
-    let by_hand = "/a/b was attached to policy vpn by hand (`steer attach`, `steer exec` or a unit's drop-in)";
+fn manual() {
+    let manual = "/a/b was attached to policy vpn by hand (`steer attach`, `steer exec` or a unit's drop-in)";
     Scene::new(NESTED, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", Some(vpn(true)))]).says(
         Outcome::Bound,
         "bound to wg0 (index 9), by policy vpn on /a/b, attached by hand",
         &[
-            by_hand,
+            manual,
             "policy direct names /a/b by the path \"/a/b\", in f.toml, and gives way: what was attached by hand is left alone by \
              the daemon",
             "policy vpn on /a gives way: the most specific cgroup wins, and /a/b is in it",

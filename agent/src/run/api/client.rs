@@ -32,7 +32,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The daemon says no.
-    #[error("the daemon refused: {}", told(.0))]
+    #[error("the daemon refused: {}", described(.0))]
     Refused(Problem),
     /// The answer makes no sense.
     #[error("the daemon's answer: {0}")]
@@ -47,7 +47,7 @@ fn refusal(body: &[u8]) -> Error {
     serde_json::from_slice(body).map_or_else(|error| Error::Garbled(error.to_string()), Error::Refused)
 }
 
-fn told(problem: &Problem) -> String {
+fn described(problem: &Problem) -> String {
     let fields = problem.errors.iter().map(|error| match error.field.as_str() {
         "" => format!("\n  {}", error.detail),
         field => format!("\n  {field}: {}", error.detail),

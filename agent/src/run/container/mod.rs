@@ -143,7 +143,7 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
     let pins = &pins.clone().with_patience(config.containers.timeout);
     manual::change(pins, &hierarchy, |lock| {
         let mut datapath = Datapath::open_or_load(pins, lock)?;
-        datapath.sweep_gone(lock, &hierarchy)?;
+        datapath.forget_gone_cgroups(lock, &hierarchy)?;
         let path = &process.cgroup.path;
         if *action == Action::Release && !permit::container_without_request(&datapath, &hierarchy, path)? {
             return Ok(());
@@ -173,7 +173,7 @@ fn take_over_sockets(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, process: &
 pub fn forget(pins: &Pins, patience: Duration) -> Result<(), Error> {
     let pins = pins.clone().with_patience(patience);
     let Some(lock) = pins.lock()? else { return Ok(()) };
-    pins.tell_daemon(&lock)?;
+    pins.notify_daemon(&lock)?;
     Ok(kernel::tidy(&pins, lock, &Hierarchy::find()?)?)
 }
 

@@ -153,7 +153,7 @@ impl Tools {
                 self.steer(&patient, container, &action, runs).map(drop)
             }
             Ok(cgroup) => {
-                log::info!("{what} runs already; {cgroup} is {}", told(&action));
+                log::info!("{what} runs already; {cgroup} is {}", described(&action));
                 Ok(())
             }
             Err(error) => Err(error),
@@ -193,7 +193,7 @@ fn is_alive(container: &Container) -> bool {
     [State::Created, State::Paused, State::Running].iter().any(|state| container.state == *state as i32)
 }
 
-fn told(action: &Action) -> String {
+fn described(action: &Action) -> String {
     match action {
         Action::Steer(grant) => format!("steered by {}", grant.name),
         Action::Release => "released".to_owned(),

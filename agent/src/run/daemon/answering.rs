@@ -36,9 +36,9 @@ impl Answering<'_> {
     pub(super) fn answer(mut self, request: Request) -> Result<(), kernel::Error> {
         match request {
             request if request.is_abandoned() => Ok(()),
-            Request::Put(name, policy, reply) => tell(reply, self.put(&name, &policy)),
-            Request::Remove(name, reply) => tell(reply, self.remove(&name)),
-            Request::Reload(reply) => tell(reply, self.reload()),
+            Request::Put(name, policy, reply) => answer_to(reply, self.put(&name, &policy)),
+            Request::Remove(name, reply) => answer_to(reply, self.remove(&name)),
+            Request::Reload(reply) => answer_to(reply, self.reload()),
         }
     }
 
@@ -82,7 +82,7 @@ impl Answering<'_> {
 }
 
 /// Whoever has asked and gone away needs no answer.
-fn tell<T>(reply: Reply<T>, answer: Result<T, Failure>) -> Result<(), kernel::Error> {
+fn answer_to<T>(reply: Reply<T>, answer: Result<T, Failure>) -> Result<(), kernel::Error> {
     let (answer, unfinished) = match answer {
         Ok(answer) => (Ok(answer), None),
         Err(failure) => (Err(*failure.problem), failure.unfinished),

@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     host::policy_files::{self, Store},
-    kernel::{CHANGED_BY_HAND, DAEMON_DIRECTORY},
+    kernel::{CHANGED_MANUALLY, DAEMON_DIRECTORY},
 };
 
 /// How long a file must have stayed the same.
@@ -36,7 +36,7 @@ pub(super) enum Change {
     /// The pin directory is gone.
     Pins,
     /// A command has attached or detached something.
-    ByHand,
+    Manual,
 }
 
 /// Watches on a thread of its own, which ends when it fails and when nobody listens. What changes comes out of the other end.
@@ -147,8 +147,8 @@ impl Watch {
                 return Ok(Change::Pins);
             }
             if event.wd == self.commands {
-                if name == Some(OsStr::new(CHANGED_BY_HAND)) {
-                    return Ok(Change::ByHand);
+                if name == Some(OsStr::new(CHANGED_MANUALLY)) {
+                    return Ok(Change::Manual);
                 }
                 continue;
             }

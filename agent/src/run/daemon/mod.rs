@@ -139,7 +139,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
             }
             Event::Files(files::Change::Config) => queue.add(|work| work.files(false)),
             Event::Hangup => queue.add(|work| work.files(true)),
-            Event::Files(files::Change::ByHand) => queue.add(work::Work::catch_up),
+            Event::Files(files::Change::Manual) => queue.add(work::Work::catch_up),
             Event::Asked(request) => {
                 if let Err(request) = queue.add(|work| work.request(request)) {
                     request.refuse();

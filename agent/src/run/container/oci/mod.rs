@@ -176,7 +176,7 @@ mod tests {
     use super::{Bundle, Created, Error, Stage, created, stage};
 
     #[test]
-    fn the_state_as_runc_and_crun_tell_it() {
+    fn the_state_of_runc_and_crun() {
         let runc = r#"{"ociVersion":"1.0.2-dev","id":"a","status":"creating","pid":42,"bundle":"/b",
             "annotations":{"steer.interface":"eth1"}}"#;
         let Stage::Created(read) = stage(runc.as_bytes()).expect("a state") else { panic!("not created") };
