@@ -1,0 +1,141 @@
+//! The model: the product, compared with a reference that knows nothing of how steer does it, over random lists of everything that can
+//! happen: files, the API, commands, containers, links, a second network namespace, and a daemon that dies. What leaves by which link
+//! is told by captures.
+//!
+//! **Invariant:** a case depends on its seed alone, and a failure prints the shortest list of operations and the seed.
+
+mod known;
+mod operation;
+mod reference;
+mod world;
+
+use std::{
+    cell::Cell,
+    env,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use steer_tests::{Outcome, stride};
+
+use crate::Test;
+use known::KNOWN;
+use operation::Operation;
+use reference::{Files, Reference};
+use world::World;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("everything_is_as_the_reference_says", everything_is_as_the_reference_says),
+    ("what_is_known_to_be_wrong", what_is_known_to_be_wrong),
+];
+
+/// Names the seed of one case to run again.
+const SEED: &str = "STEER_MODEL_SEED";
+/// How many seconds random cases may take, instead of the usual.
+const SECONDS: &str = "STEER_MODEL_SECONDS";
+/// How long a change may take to be in force. More than it ever does; a failing case waits for it with every shorter list.
+const PATIENCE: Duration = Duration::from_secs(4);
+const PATIENCE_TO_FAIL: Duration = Duration::from_millis(1500);
+
+/// Carries a list of operations out beside the reference, in a world of its own. Returns how many made sense.
+fn run(operations: &[Operation], shown: Option<usize>, patience: Duration) -> anyhow::Result<usize> {
+    let mut reference = Reference::new(Files::new(Vec::new()));
+    reference.shown = shown;
+    let t0=Instant::now();let mut world = World::new(&reference, patience)?;eprintln!("NEW {:?}",t0.elapsed());
+    let mut done = Vec::new();
+    for operation in operations {
+        let act = operation.act();
+        if !act.makes_sense(&reference) || known::avoids(&reference, operation) {
+            continue;
+        }
+        done.push(operation);
+        let before = reference.clone();
+        let t0=Instant::now();
+        let outcome = act
+            .carry_out(&before, &mut world)
+.inspect(|_| eprint!("T {:?} ", t0.elapsed()))
+            .and_then(|done| act.expect(&mut reference, &done).map_err(anyhow::Error::msg))
+            .and_then(|()| world.compare(&before, &reference, act.at_once().as_deref()));
+        eprintln!("{:?} {} {operation:?}", t0.elapsed(), reference.places.len());
+        outcome.with_context(|| {
+            let log = if env::var_os(SEED).is_some() { world.daemon_log() } else { String::new() };
+            format!("after {} operations:{}\n{log}  ", done.len(), list(&done))
+        })?;
+    }
+    Ok(done.len())
+}
+
+fn list(operations: &[&Operation]) -> String {
+    operations.iter().map(|operation| format!("\n    {operation:?}")).collect()
+}
+
+/// One case, made from its seed; shortened if it fails. Returns how many operations it had.
+fn run_case(seed: u64) -> anyhow::Result<usize> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config { cases: 1, failure_persistence: None, max_shrink_iters: 150, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let count = Cell::new(0);
+    let patience = Cell::new(PATIENCE);
+    let tried = runner.run(&operation::list(), |operations| {
+        let done = run(&operations, None, patience.get()).map_err(|error| {
+            patience.set(PATIENCE_TO_FAIL);
+            TestCaseError::fail(format!("{error:#}"))
+        })?;
+        count.set(count.get() + done);
+        Ok(())
+    });
+    match tried {
+        Ok(()) => Ok(count.get()),
+        Err(TestError::Fail(reason, _)) => {
+            bail!("{reason}\nagain: {SEED}={seed} cargo xtask test model::everything")
+        }
+        Err(TestError::Abort(reason)) => bail!("{reason}"),
+    }
+}
+
+fn everything_is_as_the_reference_says() -> Outcome {
+    if let Ok(seed) = env::var(SEED) {
+        return run_case(seed.parse().with_context(|| format!("{SEED}={seed}"))?).map(drop);
+    }
+    let seconds = env::var(SECONDS).ok().and_then(|seconds| seconds.parse().ok());
+    let limit = Duration::from_secs(seconds.unwrap_or(if stride(0) == 1 { 1800 } else { 40 }));
+    let begun = Instant::now();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    // Other cases each time; a case that fails says which it was.
+    let first = now.as_secs() << 16;
+    let (mut cases, mut operations) = (0, 0);
+    while begun.elapsed() < limit {
+        operations += run_case(first + cases)?;
+        cases += 1;
+    }
+    eprintln!("model: {cases} cases of {operations} operations in all, from seed {first}");
+    ensure!(operations >= 30, "only {operations} operations in {cases} cases");
+    Ok(())
+}
+
+/// Each known fault is still there, or its entry is to be deleted.
+fn what_is_known_to_be_wrong() -> Outcome {
+    let mut gone = Vec::new();
+    for (index, known) in KNOWN.iter().enumerate() {
+        let operations = (known.shows)();
+        let said = format!("model: known: {}: {}", known.row, known.what);
+        if operations.is_empty() {
+            eprintln!("{said} (not shown)");
+            continue;
+        }
+        match run(&operations, Some(index), PATIENCE_TO_FAIL) {
+            Ok(done) => {
+                eprintln!("{said}: GONE, after {done} operations");
+                gone.push(known.row);
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                eprintln!("{said}\n  {}", error.lines().last().unwrap_or_default());
+            }
+        }
+    }
+    ensure!(gone.is_empty(), "these are repaired; delete their entries from KNOWN in tests/tests/model/known.rs: {gone:?}");
+    Ok(())
+}

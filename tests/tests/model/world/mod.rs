@@ -1,0 +1,269 @@
+//! The real thing beside the reference: namespaces, links, cgroups with processes in them, the daemon.
+//!
+//! **Invariant:** it does what an operation says and nothing else; what came of it is told by [`compare`], from captures.
+
+mod compare;
+mod traffic;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use steer_lab::{Capture, Netns, SERVER_V4, SERVER_V6, Uplinks, prober::Request, wait_until};
+use steer_tests::{Bed, Cgroup, Daemon, Outcome, Output, PATIENCE, Prober, User};
+
+use super::reference::{Files, Line, REMOVED, Reference, SCOPE, SPACES, Space};
+use traffic::Ports;
+
+/// Nothing listens there, and no attempt uses it.
+const WARM_UP_PORT: u16 = 9;
+
+/// A cgroup and the processes in it. Dropped, they are ended first.
+struct Place {
+    probers: BTreeMap<Space, Prober>,
+    /// Not that of a `steer exec`, which is removed by others.
+    cgroup: Option<Cgroup>,
+}
+
+/// The real thing.
+pub(crate) struct World {
+    places: BTreeMap<String, Place>,
+    /// Processes that keep sockets of cgroups that are gone.
+    elsewhere: BTreeMap<(String, Space), Prober>,
+    daemon: Option<Daemon>,
+    captures: BTreeMap<Space, Capture>,
+    lines: BTreeMap<(Space, u32), Line>,
+    ports: Ports,
+    /// How long both may take to agree.
+    patience: Duration,
+    pub(crate) bed: Bed,
+    there: Uplinks,
+}
+
+impl World {
+    /// A daemon with these files, and two links in each namespace.
+    pub(crate) fn new(reference: &Reference, patience: Duration) -> anyhow::Result<Self> {
+        let bed = Bed::new("model")?;
+        let mut there = Uplinks::new()?;
+        // Other indexes there than here, but for one that is the same.
+        there.remove_uplink(1)?;
+        there.create_uplink(1)?;
+        let mut captures = BTreeMap::new();
+        captures.insert(Space::Here, Capture::start_except(&bed.net.client, &["lo"])?);
+        captures.insert(Space::There, Capture::start_except(&there.client, &["lo"])?);
+        let ports = Ports::except(bed.server.port());
+        let mut world = Self {
+            places: BTreeMap::new(),
+            elsewhere: BTreeMap::new(),
+            daemon: None,
+            captures,
+            lines: BTreeMap::new(),
+            ports,
+            patience,
+            bed,
+            there,
+        };
+        for space in SPACES {
+            for number in 0..2 {
+                world.know_line(reference, space, number)?;
+            }
+        }
+        world.write_files(&reference.files)?;
+        world.start_daemon()?;
+        Ok(world)
+    }
+
+    pub(crate) fn net(&mut self, space: Space) -> &mut Uplinks {
+        match space {
+            Space::Here => &mut self.bed.net,
+            Space::There => &mut self.there,
+        }
+    }
+
+    fn netns(&self, space: Space) -> &Netns {
+        match space {
+            Space::Here => &self.bed.net.client,
+            Space::There => &self.there.client,
+        }
+    }
+
+    /// The binary under test in a namespace, to its end. What it complained of, if it failed.
+    pub(crate) fn steer(&self, space: Space, arguments: &[String]) -> anyhow::Result<Result<(), String>> {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut command = self.bed.steer(&arguments);
+        self.netns(space).enter(&mut command);
+        Ok(said(steer_tests::output(&mut command)?))
+    }
+
+    /// The path of a cgroup of the tree, from the root of the hierarchy.
+    pub(crate) fn path(&self, place: &str) -> String {
+        format!("{}{place}", self.bed.cgroup.path())
+    }
+
+    fn program(&self) -> anyhow::Result<PathBuf> {
+        Ok(self.bed.client(None, User::Root)?.get_program().into())
+    }
+
+    /// Makes a cgroup, with a process in each namespace.
+    pub(crate) fn make(&mut self, place: &str) -> Outcome {
+        let cgroup = self.bed.cgroup.child(&place[1..])?;
+        let program = self.program()?;
+        let mut probers = BTreeMap::new();
+        for space in SPACES {
+            let mut command = Command::new(&program);
+            cgroup.enter(self.netns(space).enter(&mut command));
+            probers.insert(space, Prober::start(&mut command)?);
+        }
+        self.places.insert(place.to_owned(), Place { probers, cgroup: Some(cgroup) });
+        Ok(())
+    }
+
+    /// Runs a client by `steer exec` in a cgroup and namespace. The error is what steer says.
+    pub(crate) fn execute(&mut self, place: &str, space: Space, options: &[String]) -> anyhow::Result<Result<(), String>> {
+        let cgroup = self.places[place].cgroup.as_ref().context("no cgroup")?;
+        let mut command = self.bed.steer(&["exec"]);
+        command.args(options).arg("--").arg(self.program()?);
+        cgroup.enter(self.netns(space).enter(&mut command));
+        match Prober::start(&mut command) {
+            Ok(prober) => {
+                let probers = [(space, prober)].into();
+                self.places.insert(format!("{place}/{SCOPE}"), Place { probers, cgroup: None });
+                Ok(Ok(()))
+            }
+            Err(error) => Ok(Err(format!("{error:#}"))),
+        }
+    }
+
+    /// The process of a cgroup in a namespace.
+    pub(crate) fn pid(&self, place: &str, space: Space) -> Option<u32> {
+        self.places.get(place)?.probers.get(&space).map(Prober::pid)
+    }
+
+    /// Ends what runs in a cgroup that has none below it, and removes it. Where sockets are kept, their processes move elsewhere.
+    pub(crate) fn remove(&mut self, place: &str, keeps: Option<usize>) -> Outcome {
+        let Place { probers, cgroup } = self.places.remove(place).context("no such cgroup")?;
+        for (space, prober) in probers {
+            match keeps {
+                Some(number) => {
+                    fs::write(self.bed.cgroup.directory().join("cgroup.procs"), prober.pid().to_string())?;
+                    self.elsewhere.insert((format!("{REMOVED}{number}"), space), prober);
+                }
+                None => prober.end()?,
+            }
+        }
+        let Some(cgroup) = cgroup else {
+            // The keeper removes it.
+            let outer = place.rsplit_once('/').and_then(|(outer, _)| self.places.get(outer)?.cgroup.as_ref());
+            let outer = outer.context("no cgroup around it")?;
+            wait_until("the cgroup of steer exec to be removed", PATIENCE, || {
+                !outer.children().iter().any(|child| child.starts_with(SCOPE))
+            })?;
+            return Ok(());
+        };
+        let directory = cgroup.directory().to_owned();
+        wait_until(&format!("{place} to be removed"), PATIENCE, || fs::remove_dir(&directory).is_ok())?;
+        Ok(())
+    }
+
+    /// Lets the processes of a cgroup keep sockets.
+    pub(crate) fn keep_sockets(&mut self, place: &str) -> Outcome {
+        for prober in self.places.get_mut(place).context("no such cgroup")?.probers.values_mut() {
+            prober.ask(Request::Keep)?;
+            prober.answer()?;
+        }
+        Ok(())
+    }
+
+    /// Writes all files as they are to be.
+    pub(crate) fn write_files(&self, files: &Files) -> Outcome {
+        self.bed.write_config(&files.text())?;
+        let directory = self.bed.directory.join("policies.d");
+        fs::create_dir_all(&directory)?;
+        for name in super::operation::STORED {
+            let path = directory.join(format!("{name}.toml"));
+            match files.stored.get(name) {
+                Some(policy) => fs::write(path, policy.text().replace('@', self.bed.cgroup.path()))?,
+                None if path.exists() => fs::remove_file(path)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// How often the daemon has read its files anew and found another configuration in them.
+    pub(crate) fn reloads(&self) -> usize {
+        self.daemon.as_ref().map_or(0, |daemon| daemon.log().matches("reloaded").count())
+    }
+
+    pub(crate) fn wait_for_reload(&self, before: usize) -> Outcome {
+        let waited = wait_until("the daemon to see a file", PATIENCE, || self.reloads() > before);
+        waited.with_context(|| self.daemon.as_ref().map(Daemon::log).unwrap_or_default())
+    }
+
+    pub(crate) fn start_daemon(&mut self) -> Outcome {
+        self.daemon = Some(Daemon::start(&self.bed)?);
+        Ok(())
+    }
+
+    pub(crate) fn kill_daemon(&mut self) -> Outcome {
+        self.daemon.take().context("no daemon")?.end(Signal::SIGKILL).map(drop)
+    }
+
+    /// Switches steer off, which ends the daemon.
+    pub(crate) fn off(&mut self) -> Outcome {
+        self.bed.succeed(&["off"])?;
+        if let Some(daemon) = self.daemon.take() {
+            ensure!(daemon.wait()? == Some(0), "the daemon failed");
+        }
+        Ok(())
+    }
+
+    /// Calls the hook for OCI runtimes with a container's state.
+    pub(crate) fn hook(&self, state: &serde_json::Value) -> anyhow::Result<Result<(), String>> {
+        let file = self.bed.directory.join("state.json");
+        fs::write(&file, state.to_string())?;
+        let config = self.bed.config_file().display().to_string();
+        let mut command = self.bed.steer(&["hook", "oci", "--config", &config]);
+        Ok(said(steer_tests::output(command.stdin(fs::File::open(&file)?))?))
+    }
+
+    pub(crate) fn daemon_log(&self) -> String {
+        fs::read_to_string(self.bed.directory.join("daemon.log")).unwrap_or_default()
+    }
+
+    /// Takes note of a link that is there, and uses it once, so that its neighbour is known.
+    pub(crate) fn know_line(&mut self, reference: &Reference, space: Space, number: u8) -> Outcome {
+        let index = self.net(space).ifindex(number)?;
+        let link = self.net(space).link(number).to_owned();
+        self.lines.insert((space, index), reference.lines[&(space, number)].0);
+        let send = |any: IpAddr, to: IpAddr| {
+            let socket = std::net::UdpSocket::bind((any, 0))?;
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::BindToDevice, &link.clone().into())?;
+            socket.send_to(b"warm up", SocketAddr::new(to, WARM_UP_PORT)).map(drop)
+        };
+        let mut missing = 2;
+        self.netns(space).run(|| {
+            send(Ipv4Addr::UNSPECIFIED.into(), SERVER_V4.into())?;
+            send(Ipv6Addr::UNSPECIFIED.into(), SERVER_V6.into())
+        })??;
+        let capture = self.captures.get_mut(&space).context("no capture")?;
+        wait_until("a link to be usable", PATIENCE, || {
+            let packets = capture.take().unwrap_or_default();
+            missing -= packets.iter().filter(|it| it.ifindex == index && it.dst_port == Some(WARM_UP_PORT)).count();
+            missing == 0
+        })?;
+        Ok(())
+    }
+}
+
+/// What a command said that failed.
+pub(crate) fn said(output: Output) -> Result<(), String> {
+    if output.code == 0 { Ok(()) } else { Err(output.stderr.trim().to_owned()) }
+}
