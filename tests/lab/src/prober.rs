@@ -1,8 +1,8 @@
 //! A client that stays where it was started, and sends in several ways each time it is asked, as root and as a user without
 //! privileges: from new sockets, and from sockets that it kept.
 //!
-//! **Invariant:** every datagram and every connection goes to a port of its own, so a capture tells which attempt a packet belongs
-//! to; and no socket is bound to an interface, an address or a mark.
+//! **Invariant:** every datagram and every connection goes to a port of its own, or has a length of its own where the port is that of
+//! name servers, so a capture tells which attempt a packet belongs to; and no socket is bound to an interface, an address or a mark.
 
 use crate::{
     probe::{Family, errno_name},
@@ -14,15 +14,20 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     collections::BTreeMap,
     io::{self, BufRead, Write},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     sync::mpsc::{Receiver, Sender, channel},
     thread,
+    time::Duration,
 };
 
 /// The port that policies may send to another server.
 pub const DNS_PORT: u16 = 53;
 /// Uid and gid of the user without privileges.
 const NOBODY: libc::c_int = 65534;
+/// How long a call may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Lengths of datagrams that fit into any packet.
+const LENGTHS: u16 = 1_000;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// A way to send.
@@ -40,11 +45,14 @@ pub enum Way {
     Dns,
     /// The UDP socket that was kept sends.
     Kept,
+    /// The connection that was accepted sends.
+    Accepted,
 }
 
 impl Way {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Tcp, Self::Udp, Self::Mptcp, Self::Disconnected, Self::Dns, Self::Kept];
+    pub const ALL: [Self; 7] =
+        [Self::Tcp, Self::Udp, Self::Mptcp, Self::Disconnected, Self::Dns, Self::Kept, Self::Accepted];
 }
 
 /// Who sends.
@@ -61,10 +69,12 @@ pub enum Who {
 pub enum Request {
     /// Send in every way; the first port to use.
     Send(u16),
-    /// As `Send`, from the kept sockets only.
+    /// As `Send`, from kept sockets and accepted connections only.
     SendKept(u16),
     /// Make the sockets that are kept, where there is none.
     Keep,
+    /// Listen for one connection of each family; the answer has the ports as sources.
+    Listen,
 }
 
 /// One attempt.
@@ -78,21 +88,23 @@ pub struct Sent {
     pub family: Family,
     /// To which port.
     pub port: u16,
-    /// From which port.
+    /// From which port; two sockets that are bound to different links can have the same one.
     pub source: u16,
+    /// How many bytes a datagram has.
+    pub length: u16,
     /// The error, by its name; the attempt may have sent something all the same.
     pub error: Option<String>,
 }
 
 /// How many ports one `Send` takes.
-pub const PORTS: u16 = 2 * 2 * 6;
+pub const PORTS: u16 = 2 * 2 * 7;
 
 /// Sockets that outlive a request.
 #[derive(Default)]
 struct Sockets {
     kept: BTreeMap<Family, Socket>,
-    /// Those that asked a name server, until the next request: nobody else has their ports meanwhile.
-    asked: Vec<Socket>,
+    listening: BTreeMap<Family, Socket>,
+    accepted: BTreeMap<Family, Socket>,
 }
 
 /// Does what each line of standard input asks, and prints a line with a list of attempts for each.
@@ -127,34 +139,45 @@ fn as_nobody(asked: &Receiver<Request>, answer: &Sender<Vec<Sent>>) {
 }
 
 fn carry_out(request: Request, user: Who, sockets: &mut Sockets) -> Vec<Sent> {
-    sockets.asked.clear();
-    let kept = &mut sockets.kept;
     let (first, only) = match request {
-        Request::Send(first) => (first, None),
-        Request::SendKept(first) => (first, Some(Way::Kept)),
+        Request::Send(first) => (first, &Way::ALL[..]),
+        Request::SendKept(first) => (first, &[Way::Kept, Way::Accepted][..]),
         Request::Keep => {
             for family in FAMILIES {
                 if let Ok(socket) = socket(family, Type::DGRAM, None) {
-                    kept.entry(family).or_insert(socket);
+                    sockets.kept.entry(family).or_insert(socket);
                 }
             }
             return Vec::new();
         }
+        Request::Listen => {
+            return FAMILIES.into_iter().filter_map(|family| sockets.listen(family, user).ok()).collect();
+        }
     };
+    sockets.accept();
     let mut port = first + if user == Who::Root { 0 } else { PORTS / 2 };
     let mut sent = Vec::new();
     for family in FAMILIES {
         for way in Way::ALL {
             port += 1;
-            if only.is_some_and(|only| only != way) || way == Way::Kept && !kept.contains_key(&family) {
+            let own = match way {
+                Way::Kept => sockets.kept.get(&family),
+                Way::Accepted => sockets.accepted.get(&family),
+                _ => None,
+            };
+            if !only.contains(&way) || own.is_none() && matches!(way, Way::Kept | Way::Accepted) {
                 continue;
             }
-            let to = if way == Way::Dns { DNS_PORT } else { port - 1 };
-            let (source, error) = match send(way, family, to, kept.get(&family), &mut sockets.asked) {
+            let (to, length) = match (way, own) {
+                (Way::Dns, _) => (DNS_PORT, 1 + port % LENGTHS),
+                (Way::Accepted, Some(own)) => (port_of(own.peer_addr()), 1),
+                _ => (port - 1, 1),
+            };
+            let (source, error) = match send(way, family, to, &vec![0; length.into()], own) {
                 Ok(source) => (source, None),
                 Err((source, error)) => (source, Some(errno_name(&error))),
             };
-            sent.push(Sent { user, way, family, port: to, source, error });
+            sent.push(Sent { user, way, family, port: to, source, length, error });
         }
     }
     sent
@@ -168,17 +191,12 @@ fn socket(family: Family, kind: Type, protocol: Option<Protocol>) -> io::Result<
 }
 
 /// Sends. Gives the port that it was sent from, 0 where there was no socket, also with an error.
-fn send(
-    way: Way,
-    family: Family,
-    port: u16,
-    kept: Option<&Socket>,
-    asked: &mut Vec<Socket>,
-) -> Result<u16, (u16, io::Error)> {
+fn send(way: Way, family: Family, port: u16, payload: &[u8], own: Option<&Socket>) -> Result<u16, (u16, io::Error)> {
     let address: IpAddr = if family == Family::V4 { SERVER_V4.into() } else { SERVER_V6.into() };
     let to = SockAddr::from(SocketAddr::new(address, port));
-    let made = match (way, kept) {
-        (Way::Kept, Some(kept)) => return finish(kept, kept.send_to(b"model", &to).map(drop)),
+    let made = match (way, own) {
+        (Way::Kept, Some(own)) => return finish(own, own.send_to(payload, &to).map(drop)),
+        (Way::Accepted, Some(own)) => return finish(own, own.send(payload).map(drop)),
         (Way::Tcp, _) => socket(family, Type::STREAM, None),
         (Way::Mptcp, _) => socket(family, Type::STREAM, Some(Protocol::MPTCP)),
         _ => socket(family, Type::DGRAM, None),
@@ -195,21 +213,54 @@ fn send(
             let connected = socket.connect(&to);
             drop(socket.connect(&sys::unspecified()));
             // The first may be refused, and the socket bound all the same.
-            let first = socket.send_to(b"model", &to);
-            let second = socket.send_to(b"model", &to);
+            let first = socket.send_to(payload, &to);
+            let second = socket.send_to(payload, &to);
             connected.and(first).and(second).map(drop)
         }
-        _ => socket.send_to(b"model", &to).map(drop),
+        _ => socket.send_to(payload, &to).map(drop),
     };
-    let finished = finish(&socket, done);
-    if way == Way::Dns {
-        asked.push(socket);
-    }
-    finished
+    finish(&socket, done)
 }
 
 fn finish(socket: &Socket, done: io::Result<()>) -> Result<u16, (u16, io::Error)> {
-    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
-    let source = address.map_or(0, |address| address.port());
+    let source = port_of(socket.local_addr());
     done.map(|()| source).map_err(|error| (source, error))
+}
+
+fn port_of(address: io::Result<SockAddr>) -> u16 {
+    address.ok().and_then(|address| address.as_socket()).map_or(0, |address| address.port())
+}
+
+impl Sockets {
+    fn listen(&mut self, family: Family, user: Who) -> io::Result<Sent> {
+        let any: IpAddr =
+            if family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let listener = socket(family, Type::STREAM, None)?;
+        listener.bind(&SocketAddr::new(any, 0).into())?;
+        listener.listen(1)?;
+        let source = port_of(listener.local_addr());
+        self.listening.insert(family, listener);
+        Ok(Sent { user, way: Way::Accepted, family, port: 0, source, length: 0, error: None })
+    }
+
+    /// Accepts what has connected; nobody else connects then.
+    fn accept(&mut self) {
+        let accepted = &mut self.accepted;
+        self.listening.retain(|family, listener| match listener.accept() {
+            Ok((connection, _)) => {
+                drop(connection.set_nonblocking(true));
+                accepted.insert(*family, connection);
+                false
+            }
+            Err(_) => true,
+        });
+    }
+}
+
+/// Calls a client that listens, from this address; waits until it is connected.
+pub fn call(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.bind(&from.into())?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    Ok(socket.into())
 }

@@ -6,7 +6,7 @@
 use steer_lab::prober::Way;
 
 use super::{
-    operation::{Asks, Attach, By, Container, Empty, Exec, Keep, Make, Operation, Remove, Start, Store, Write},
+    operation::{Accept, Asks, Attach, By, Container, Empty, Exec, Keep, Make, Operation, Remove, Start, Store, Write},
     reference::{
         Asked, Holder, Reference, Space,
         policy::{Level, Policy, Spec},
@@ -49,7 +49,8 @@ pub(crate) const KNOWN: &[Known] = &[
         shows: || {
             let remove = Remove { place: "/a", sockets_stay: true };
             let first = attach("/a", Spec::by("a0"), Space::Here);
-            let mut operations = vec![Make("/a").into(), first, Keep("/a").into(), attach("/a", A1, Space::Here), remove.into()];
+            let mut operations =
+                vec![Make("/a").into(), first, Keep("/a").into(), attach("/a", A1, Space::Here), remove.into()];
             // The kernel lets go in its own time.
             operations.extend(["/e", "/e/f", "/e/f/g", "/a", "/a/b"].map(|place| Make(place).into()));
             operations
@@ -102,7 +103,9 @@ pub(crate) const KNOWN: &[Known] = &[
     Known {
         row: "A11",
         what: "`steer exec --policy` in another network namespace than the policy's runs unsteered",
-        avoids: |_, operation| matches!(operation, Operation::Exec(Exec { by: By::Policy(_), space: Space::There, .. })),
+        avoids: |_, operation| {
+            matches!(operation, Operation::Exec(Exec { by: By::Policy(_), space: Space::There, .. }))
+        },
         waives: nobody,
         shows: || {
             let exec = Exec { place: "/a", by: By::Policy("last"), space: Space::There };
@@ -138,10 +141,22 @@ pub(crate) const KNOWN: &[Known] = &[
         shows: Vec::new,
     },
     Known {
+        row: "B1",
+        what: "connections from before, of an inner policy or of another namespace, are stopped by the strict policy around",
+        avoids: nothing,
+        waives: |now, asked| asked.way == Way::Accepted && now.is_below_strict(&asked.place, asked.space),
+        shows: || {
+            let accept = Accept { place: "/a", space: Space::There, via: 0 };
+            vec![Make("/a").into(), accept.into(), attach("/a", A1, Space::Here)]
+        },
+    },
+    Known {
         row: "B2",
         what: "MPTCP and sockets from before, of an inner policy or of another namespace, are stopped by the strict policy around",
         avoids: nothing,
-        waives: |now, asked| matches!(asked.way, Way::Mptcp | Way::Kept) && now.is_below_strict(&asked.place, asked.space),
+        waives: |now, asked| {
+            matches!(asked.way, Way::Mptcp | Way::Kept) && now.is_below_strict(&asked.place, asked.space)
+        },
         shows: || vec![Make("/a").into(), Keep("/a").into(), attach("/a", A1, Space::Here)],
     },
 ];
@@ -171,8 +186,10 @@ impl Reference {
             held.filter(|held| held.spec.level == Level::Strict)
         };
         let keeps_other = |space: Space| {
-            let bindings = self.kept.get(&(place.to_owned(), space));
-            strict(space).is_some_and(|held| bindings.is_some_and(|it| it.iter().any(|line| *line != held.line)))
+            let key = (place.to_owned(), space);
+            let accepted = self.accepted.get(&key).map(|it| &it.bindings);
+            let mut bindings = self.kept.get(&key).into_iter().chain(accepted).flatten();
+            strict(space).is_some_and(|held| bindings.any(|line| *line != held.line))
         };
         keeps_other(Space::Here) || keeps_other(Space::There)
     }

@@ -42,7 +42,7 @@ const PATIENCE_TO_FAIL: Duration = Duration::from_millis(1500);
 fn run(operations: &[Operation], shown: Option<usize>, patience: Duration) -> anyhow::Result<usize> {
     let mut reference = Reference::new(Files::new(Vec::new()));
     reference.shown = shown;
-    let t0=Instant::now();let mut world = World::new(&reference, patience)?;eprintln!("NEW {:?}",t0.elapsed());
+    let mut world = World::new(&reference, patience)?;
     let mut done = Vec::new();
     for operation in operations {
         let act = operation.act();
@@ -51,13 +51,10 @@ fn run(operations: &[Operation], shown: Option<usize>, patience: Duration) -> an
         }
         done.push(operation);
         let before = reference.clone();
-        let t0=Instant::now();
         let outcome = act
             .carry_out(&before, &mut world)
-.inspect(|_| eprint!("T {:?} ", t0.elapsed()))
             .and_then(|done| act.expect(&mut reference, &done).map_err(anyhow::Error::msg))
             .and_then(|()| world.compare(&before, &reference, act.at_once().as_deref()));
-        eprintln!("{:?} {} {operation:?}", t0.elapsed(), reference.places.len());
         outcome.with_context(|| {
             let log = if env::var_os(SEED).is_some() { world.daemon_log() } else { String::new() };
             format!("after {} operations:{}\n{log}  ", done.len(), list(&done))
@@ -136,6 +133,9 @@ fn what_is_known_to_be_wrong() -> Outcome {
             }
         }
     }
-    ensure!(gone.is_empty(), "these are repaired; delete their entries from KNOWN in tests/tests/model/known.rs: {gone:?}");
+    ensure!(
+        gone.is_empty(),
+        "these are repaired; delete their entries from KNOWN in tests/tests/model/known.rs: {gone:?}"
+    );
     Ok(())
 }

@@ -1,10 +1,13 @@
 //! Cgroups come and go, and their processes keep sockets.
 
-use proptest::prelude::{BoxedStrategy, Strategy, any as anything, prop_oneof};
+use proptest::{
+    prelude::{BoxedStrategy, Strategy, any as anything, prop_oneof},
+    sample::select,
+};
 
-use super::{Act, Done, Operation, node};
+use super::{Act, Done, Operation, node, space};
 use crate::model::{
-    reference::{REMOVED, Reference, SCOPE, SPACES},
+    reference::{Accepted, REMOVED, Reference, SCOPE, SPACES, Space},
     world::World,
 };
 
@@ -23,11 +26,20 @@ pub(crate) struct Remove {
 #[derive(Clone, Debug)]
 pub(crate) struct Keep(pub(crate) &'static str);
 
+/// The processes of a cgroup in a namespace accept connections that come by a link.
+#[derive(Clone, Debug)]
+pub(crate) struct Accept {
+    pub(crate) place: &'static str,
+    pub(crate) space: Space,
+    pub(crate) via: u8,
+}
+
 pub(super) fn any() -> BoxedStrategy<Operation> {
     prop_oneof![
         6 => node().prop_map(|place| Make(place).into()),
         2 => (node(), anything::<bool>()).prop_map(|(place, sockets_stay)| Remove { place, sockets_stay }.into()),
         3 => node().prop_map(|place| Keep(place).into()),
+        3 => (node(), space(), select(&[0, 1][..])).prop_map(|(place, space, via)| Accept { place, space, via }.into()),
     ]
     .boxed()
 }
@@ -68,8 +80,12 @@ impl Act for Make {
 impl Remove {
     /// What the sockets of a cgroup are known by afterwards, if they stay.
     fn number(&self, now: &Reference, place: &str) -> Option<usize> {
-        let keeps = SPACES.iter().any(|space| now.kept.contains_key(&(place.to_owned(), *space)));
-        let removed = now.kept.keys().filter(|(place, _)| place.starts_with(REMOVED)).count();
+        let keeps = SPACES.into_iter().any(|space| {
+            let key = (place.to_owned(), space);
+            now.kept.contains_key(&key) || now.accepted.contains_key(&key)
+        });
+        let removed =
+            now.kept.keys().chain(now.accepted.keys()).filter(|(place, _)| place.starts_with(REMOVED)).count();
         let position = now.within(self.place).iter().position(|known| known == place).unwrap_or_default();
         (self.sockets_stay && keeps && !place.ends_with(SCOPE)).then_some(removed * 10 + position)
     }
@@ -99,6 +115,14 @@ impl Act for Remove {
                     reference.kept.insert((format!("{REMOVED}{number}"), space), held);
                 }
             }
+            for space in SPACES {
+                if let Some(accepted) = reference.accepted.remove(&(place.clone(), space))
+                    && let Some(number) = number
+                {
+                    let bindings = before.hold(&place, space, accepted.bindings);
+                    reference.accepted.insert((format!("{REMOVED}{number}"), space), Accepted { bindings, by: None });
+                }
+            }
             reference.remove_place(&place);
         }
         reference.settle();
@@ -108,7 +132,8 @@ impl Act for Remove {
 
 impl Act for Keep {
     fn makes_sense(&self, now: &Reference) -> bool {
-        now.places.contains_key(self.0) && SPACES.iter().all(|space| !now.kept.contains_key(&(self.0.to_owned(), *space)))
+        now.places.contains_key(self.0)
+            && SPACES.iter().all(|space| !now.kept.contains_key(&(self.0.to_owned(), *space)))
     }
 
     fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
@@ -121,6 +146,31 @@ impl Act for Keep {
             if let Ok(binding) = reference.binding(self.0, space) {
                 reference.kept.insert((self.0.to_owned(), space), [binding].into());
             }
+        }
+        reference.settle();
+        Ok(())
+    }
+}
+
+impl Act for Accept {
+    /// The link is there, and what listens is bound to it or to none.
+    fn makes_sense(&self, now: &Reference) -> bool {
+        let line = now.lines.get(&(self.space, self.via)).map(|(line, _)| *line);
+        let is_reached = now.binding(self.place, self.space).is_ok_and(|binding| binding.is_none() || binding == line);
+        let is_new = !now.accepted.contains_key(&(self.place.to_owned(), self.space));
+        line.is_some() && is_new && now.places.contains_key(self.place) && is_reached
+    }
+
+    fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        world.call(self.place, self.space, self.via)?;
+        Ok(Ok(()))
+    }
+
+    fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
+        if let Ok(binding) = reference.binding(self.place, self.space) {
+            let by = binding.or(reference.default_line(self.space));
+            let accepted = Accepted { bindings: [binding].into(), by };
+            reference.accepted.insert((self.place.to_owned(), self.space), accepted);
         }
         reference.settle();
         Ok(())

@@ -58,7 +58,10 @@ impl Container {
     pub(crate) fn is_held_by_parent(&self, now: &Reference) -> bool {
         let holder = now.holder(self.place);
         self.is_inside_parent(now)
-            && holder.is_none_or(|held| Some(held.place.as_str()) == now.files.parent && held.spec == Spec::CLOSED || held.place == self.place && held.spec.exempts() && now.manual.contains_key(self.place))
+            && holder.is_none_or(|held| {
+                Some(held.place.as_str()) == now.files.parent && held.spec == Spec::CLOSED
+                    || held.place == self.place && held.spec.exempts() && now.manual.contains_key(self.place)
+            })
     }
 
     /// How it is to be steered, as the files say now. The error is that it does not start, nothing that it is left as it is.
@@ -80,7 +83,11 @@ impl Container {
                 let spec = policy.spec.at(self.level.unwrap_or(policy.spec.level));
                 // Never less than the policy says.
                 let lower = spec.level < policy.spec.level;
-                if lower || spec.ingress && spec.level == Level::Steer { Err(()) } else { Ok(Some((Some(policy.name), spec))) }
+                if lower || spec.ingress && spec.level == Level::Steer {
+                    Err(())
+                } else {
+                    Ok(Some((Some(policy.name), spec)))
+                }
             }
         }
     }

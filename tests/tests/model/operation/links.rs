@@ -48,6 +48,10 @@ impl Act for Go {
 
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
         reference.lines.remove(&(self.0, self.1));
+        // What the other end acknowledges may have come by this one.
+        for ((_, space), accepted) in &mut reference.accepted {
+            accepted.by = accepted.by.filter(|_| *space != self.0);
+        }
         reference.settle();
         Ok(())
     }

@@ -58,19 +58,17 @@ impl By {
     }
 }
 
-impl Attach {
-    /// Whether the configuration names the cgroup by its path.
-    fn is_named(&self, now: &Reference) -> bool {
-        let is_in_it = |name: &&str| now.policy(name).is_some_and(|it| it.policy.names(self.place, true));
-        now.configured.get(self.place).is_some_and(is_in_it)
-    }
+/// Whether the configuration names a cgroup by its path.
+fn is_named(now: &Reference, place: &str) -> bool {
+    let is_in_it = |name: &&str| now.policy(name).is_some_and(|it| it.policy.names(place, true));
+    now.configured.get(place).is_some_and(is_in_it)
 }
 
 impl Act for Attach {
     fn makes_sense(&self, now: &Reference) -> bool {
         // Whether the same policy has it by a glob, or only holds it from outside, is not said.
         let is_same = now.configured.get(self.place).is_some_and(|name| self.by == By::Policy(name));
-        now.places.contains_key(self.place) && (!is_same || self.is_named(now))
+        now.places.contains_key(self.place) && (!is_same || is_named(now, self.place))
     }
 
     fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
@@ -84,7 +82,7 @@ impl Act for Attach {
         match reference.configured.get(self.place) {
             // The same once more stays the configuration's.
             Some(name) if self.by == By::Policy(name) => return right(done, true),
-            Some(_) if self.is_named(reference) => return right(done, false),
+            Some(_) if is_named(reference, self.place) => return right(done, false),
             // What names it by a glob may hold it from outside.
             Some(_) if done.is_err() => return Ok(()),
             _ => right(done, holder.is_some())?,
@@ -104,7 +102,7 @@ impl Act for Attach {
 
 impl Act for Detach {
     fn makes_sense(&self, now: &Reference) -> bool {
-        now.manual.contains_key(self.0)
+        now.manual.contains_key(self.0) || now.daemon_runs && is_named(now, self.0)
     }
 
     fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
@@ -112,7 +110,8 @@ impl Act for Detach {
     }
 
     fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
-        right(done, true)?;
+        // What the configuration names would be attached again.
+        right(done, reference.manual.contains_key(self.0))?;
         reference.manual.remove(self.0);
         reference.settle();
         Ok(())

@@ -20,7 +20,7 @@ use proptest::{
 };
 
 pub(crate) use api::{Set, Unset};
-pub(crate) use cgroups::{Keep, Make, Remove};
+pub(crate) use cgroups::{Accept, Keep, Make, Remove};
 pub(crate) use containers::{Asks, Container};
 pub(crate) use daemon::{Kill, Off, Start};
 pub(crate) use exec::{EndExec, Exec};
@@ -119,13 +119,14 @@ macro_rules! operations {
 }
 
 operations![
-    Make, Remove, Keep, Write, Empty, Store, Unstore, Set, Unset, Attach, Detach, Exec, EndExec, Container, Go, Come, Rename, Swap,
-    Kill, Start, Off,
+    Make, Remove, Keep, Accept, Write, Empty, Store, Unstore, Set, Unset, Attach, Detach, Exec, EndExec, Container, Go,
+    Come, Rename, Swap, Kill, Start, Off,
 ];
 
 /// A list of them, which begins with some cgroups.
 pub(crate) fn list() -> impl Strategy<Value = Vec<Operation>> {
-    let begin = subsequence(&NODES[..], 1..=3).prop_map(|places| places.into_iter().map(|place| Make(place).into()).collect::<Vec<_>>());
+    let begin = subsequence(&NODES[..], 1..=3)
+        .prop_map(|places| places.into_iter().map(|place| Make(place).into()).collect::<Vec<_>>());
     (begin, proptest::collection::vec(any(), 30..50)).prop_map(|(mut begin, then)| {
         begin.extend(then);
         begin
@@ -175,7 +176,6 @@ fn policy(name: &'static str) -> impl Strategy<Value = Policy> {
 
 /// Policies of these names, of which no two name the same cgroups in the same way.
 fn policies() -> impl Strategy<Value = Vec<Policy>> {
-
     (subsequence(&PATTERNS[..], 0..=5).prop_shuffle(), proptest::collection::vec(spec(), 0..=WRITTEN.len())).prop_map(
         |(patterns, specs)| {
             let count = specs.len();

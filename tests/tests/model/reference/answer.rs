@@ -66,7 +66,9 @@ impl Reference {
             found.map(|found| held(found.policy.spec, Space::Here, found.line.filter(|line| self.exists(*line))))
         };
         match self.manual.get(place) {
-            Some(Holder::Own { spec, space, line }) => Some(held(*spec, *space, line.filter(|line| self.exists(*line)))),
+            Some(Holder::Own { spec, space, line }) => {
+                Some(held(*spec, *space, line.filter(|line| self.exists(*line))))
+            }
             // Closed is closed, also where the policy exempted.
             Some(Holder::Named { name, last }) => {
                 let closed = Spec { uplink: "", ..*last };
@@ -98,7 +100,7 @@ impl Reference {
         let mut answers = BTreeMap::new();
         for (place, spaces) in &self.places {
             for &space in spaces {
-                for way in Way::ALL.into_iter().filter(|way| *way != Way::Kept) {
+                for way in Way::ALL.into_iter().filter(|way| !matches!(way, Way::Kept | Way::Accepted)) {
                     answers.insert(Asked { place: place.clone(), space, way }, self.answer(place, space, way));
                 }
             }
@@ -106,6 +108,10 @@ impl Reference {
         for (place, space) in self.kept.keys() {
             let asked = Asked { place: place.clone(), space: *space, way: Way::Kept };
             answers.insert(asked, self.answer_kept(place, *space));
+        }
+        for (place, space) in self.accepted.keys() {
+            let asked = Asked { place: place.clone(), space: *space, way: Way::Accepted };
+            answers.insert(asked, self.answer_accepted(place, *space));
         }
         for (asked, answer) in &mut answers {
             if known::waives(self, asked) {
@@ -121,7 +127,10 @@ impl Reference {
             Way::Kept if self.kept.contains_key(&(asked.place.clone(), asked.space)) => {
                 Some(self.answer_kept(&asked.place, asked.space))
             }
-            Way::Kept => None,
+            Way::Accepted if self.accepted.contains_key(&(asked.place.clone(), asked.space)) => {
+                Some(self.answer_accepted(&asked.place, asked.space))
+            }
+            Way::Kept | Way::Accepted => None,
             way => Some(self.answer(&asked.place, asked.space, way)),
         };
         asked.filter_map(|asked| Some((asked.clone(), answer(asked)?))).collect()
@@ -146,7 +155,16 @@ impl Reference {
 
     /// A socket from before goes by what it is bound to, unless the policy holds it back or binds it.
     fn answer_kept(&self, place: &str, space: Space) -> Answer {
-        let bindings = &self.kept[&(place.to_owned(), space)];
+        self.answer_from_before(place, space, &self.kept[&(place.to_owned(), space)])
+    }
+
+    pub(super) fn answer_accepted(&self, place: &str, space: Space) -> Answer {
+        let accepted = &self.accepted[&(place.to_owned(), space)];
+        let answer = self.answer_from_before(place, space, &accepted.bindings);
+        Answer { must: answer.must.filter(|must| accepted.by == Some(*must)), ..answer }
+    }
+
+    fn answer_from_before(&self, place: &str, space: Space, bindings: &Bindings) -> Answer {
         let by = |binding: &Option<Line>| match binding {
             None => self.default_line(space),
             Some(line) => Some(*line).filter(|line| self.exists(*line)),
@@ -164,11 +182,20 @@ impl Reference {
             return if held.spec.refuses { Answer { must: None, ..own } } else { own };
         }
         match (held.spec.rebinds, held.spec.level) {
-            (true, _) => Answer::within(own.may.into_iter().filter(|line| held.spec.level == Level::Steer || held.line == Some(*line)).chain(held.line)),
+            (true, _) => Answer::within(
+                own.may
+                    .into_iter()
+                    .filter(|line| held.spec.level == Level::Steer || held.line == Some(*line))
+                    .chain(held.line),
+            ),
             (false, Level::Steer) => own,
             (false, Level::Strict) => {
                 let must = own.must.filter(|must| held.line == Some(*must));
-                Answer { must, may: own.may.into_iter().chain(held.line).filter(|line| held.line == Some(*line)).collect(), resolver: false }
+                Answer {
+                    must,
+                    may: own.may.into_iter().chain(held.line).filter(|line| held.line == Some(*line)).collect(),
+                    resolver: false,
+                }
             }
         }
     }
@@ -177,7 +204,13 @@ impl Reference {
     pub(crate) fn binding(&self, place: &str, space: Space) -> Result<Option<Line>, ()> {
         match self.holder(place) {
             Some(held) if held.spec.exempts() => Ok(None),
-            Some(held) if held.space != space => if held.spec.refuses { Err(()) } else { Ok(None) },
+            Some(held) if held.space != space => {
+                if held.spec.refuses {
+                    Err(())
+                } else {
+                    Ok(None)
+                }
+            }
             Some(held) => Ok(Some(held.line.unwrap_or(CLOSED))),
             None => Ok(None),
         }

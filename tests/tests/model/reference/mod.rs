@@ -43,6 +43,14 @@ pub(crate) enum Holder {
 /// What a socket that was kept may be bound to: more than one thing where a policy may have bound it, or not yet.
 pub(crate) type Bindings = BTreeSet<Option<Line>>;
 
+/// A connection that was accepted.
+#[derive(Clone, Debug)]
+pub(crate) struct Accepted {
+    pub(crate) bindings: Bindings,
+    /// Where its packets have left so far; nothing once some were stopped, for TCP sends again later and later.
+    pub(crate) by: Option<Line>,
+}
+
 /// A policy that the daemon has carried out, with the link that it goes by.
 #[derive(Clone, Debug)]
 pub(crate) struct InForce {
@@ -66,6 +74,8 @@ pub(crate) struct Reference {
     pub(crate) places: BTreeMap<String, BTreeSet<Space>>,
     /// Sockets that processes kept, by the cgroup they were made in.
     pub(crate) kept: BTreeMap<(String, Space), Bindings>,
+    /// Connections that processes accepted, likewise.
+    pub(crate) accepted: BTreeMap<(String, Space), Accepted>,
     /// The links by their numbers, with their names.
     pub(crate) lines: BTreeMap<(Space, u8), (Line, String)>,
     generation: u32,
@@ -89,6 +99,7 @@ impl Reference {
             manual: BTreeMap::new(),
             places: BTreeMap::new(),
             kept: BTreeMap::new(),
+            accepted: BTreeMap::new(),
             lines: BTreeMap::new(),
             generation: 0,
             daemon_runs: true,
@@ -111,7 +122,9 @@ impl Reference {
 
     /// The link that has a name.
     pub(crate) fn line_called(&self, space: Space, name: &str) -> Option<Line> {
-        let called = |((of, _), (line, known)): (&(Space, u8), &(Line, String))| (*of == space && known == name).then_some(*line);
+        let called = |((of, _), (line, known)): (&(Space, u8), &(Line, String))| {
+            (*of == space && known == name).then_some(*line)
+        };
         self.lines.iter().find_map(called)
     }
 
@@ -195,6 +208,15 @@ impl Reference {
         for key in keys {
             let Some(bound) = self.binds_kept(&key.0, key.1) else { continue };
             self.kept.entry(key).or_default().insert(Some(bound));
+        }
+        let keys: Vec<_> = self.accepted.keys().cloned().collect();
+        for (place, space) in keys {
+            let must = self.answer_accepted(&place, space).must;
+            let bound = self.binds_kept(&place, space);
+            if let Some(accepted) = self.accepted.get_mut(&(place, space)) {
+                accepted.by = accepted.by.filter(|by| Some(*by) == must);
+                accepted.bindings.extend(bound.map(Some));
+            }
         }
     }
 

@@ -70,8 +70,11 @@ impl Spec {
 
     /// The options of a command that say the same.
     pub(crate) fn options(&self) -> Vec<String> {
-        let mut options = vec!["-i".to_owned(), self.uplink.to_owned(), "--enforce".to_owned(), self.level.name().to_owned()];
-        let mut add = |said: bool, words: [&str; 2]| options.extend(said.then_some(words.map(str::to_owned)).into_iter().flatten());
+        let mut options =
+            vec!["-i".to_owned(), self.uplink.to_owned(), "--enforce".to_owned(), self.level.name().to_owned()];
+        let mut add = |said: bool, words: [&str; 2]| {
+            options.extend(said.then_some(words.map(str::to_owned)).into_iter().flatten())
+        };
         add(self.refuses, ["--other-netns", "refuse"]);
         add(self.ingress, ["--ingress", "uplink"]);
         add(self.rebinds, ["--existing", "rebind"]);
@@ -128,9 +131,7 @@ impl Policy {
     /// Whether it names a cgroup, by its path or by a glob.
     pub(crate) fn names(&self, path: &str, literally: bool) -> bool {
         let parts = |text: &'_ str| text.split('/').skip(1).map(str::to_owned).collect::<Vec<_>>();
-        self.patterns.iter().any(|pattern| {
-            pattern.contains('*') != literally && matches(&parts(pattern), &parts(path))
-        })
+        self.patterns.iter().any(|pattern| pattern.contains('*') != literally && matches(&parts(pattern), &parts(path)))
     }
 }
 

@@ -84,7 +84,14 @@ impl World {
                 let Some((asked, sent)) = self.ports.attempt(tag) else { bail!("nobody has sent this: {packet:?}") };
                 // One that nobody asks about any more was sent before.
                 if allowed.get(asked).is_some_and(|may| !may.contains(&line)) {
-                    bail!("LEAK: {asked:?} as {:?} {:?} by link {} {:?}, not {:?}", sent.user, sent.family, line.number, line.space, answers[asked]);
+                    bail!(
+                        "LEAK: {asked:?} as {:?} {:?} by link {} {:?}, not {:?}",
+                        sent.user,
+                        sent.family,
+                        line.number,
+                        line.space,
+                        answers[asked]
+                    );
                 }
                 let of = seen.entry(tag).or_default();
                 of.lines.insert(line);
@@ -99,7 +106,10 @@ impl World {
             let of = seen.get(&tag).unwrap_or(&nothing);
             if !agrees(answer, sent, of) {
                 let lines: Vec<_> = of.lines.iter().map(|line| line.number).collect();
-                differences.push(format!("{asked:?} as {:?} {:?}: by links {lines:?}, not {answer:?}; {:?} {:?}", sent.user, sent.family, sent.error, of.servers));
+                differences.push(format!(
+                    "{asked:?} as {:?} {:?}: by links {lines:?}, not {answer:?}; {:?} {:?}",
+                    sent.user, sent.family, sent.error, of.servers
+                ));
             }
         }
         Ok(differences)
@@ -108,11 +118,14 @@ impl World {
     /// Lets everybody send, all at once.
     fn send(&mut self) -> anyhow::Result<Vec<Tag>> {
         let here = self.places.iter_mut().flat_map(|(place, it)| {
-            it.probers.iter_mut().map(move |(space, prober)| (place.clone(), *space, prober, Request::Send as fn(u16) -> Request))
+            it.probers
+                .iter_mut()
+                .map(move |(space, prober)| (place.clone(), *space, prober, Request::Send as fn(u16) -> Request))
         });
-        let elsewhere = self.elsewhere.iter_mut().map(|((place, space), prober)| {
-            (place.clone(), *space, prober, Request::SendKept as fn(u16) -> Request)
-        });
+        let elsewhere = self
+            .elsewhere
+            .iter_mut()
+            .map(|((place, space), prober)| (place.clone(), *space, prober, Request::SendKept as fn(u16) -> Request));
         let mut asked: Vec<_> = here.chain(elsewhere).collect();
         for (_, _, prober, request) in &mut asked {
             prober.ask(request(self.ports.take()))?;

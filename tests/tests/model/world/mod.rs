@@ -8,7 +8,7 @@ mod traffic;
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::PathBuf,
     process::Command,
     time::Duration,
@@ -16,10 +16,14 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use steer_lab::{Capture, Netns, SERVER_V4, SERVER_V6, Uplinks, prober::Request, wait_until};
+use steer_lab::{
+    Capture, Family, Netns, SERVER_V4, SERVER_V6, Uplinks, client_v4, client_v6,
+    prober::{self, Request, Sent, Way},
+    wait_until,
+};
 use steer_tests::{Bed, Cgroup, Daemon, Outcome, Output, PATIENCE, Prober, User};
 
-use super::reference::{Files, Line, REMOVED, Reference, SCOPE, SPACES, Space};
+use super::reference::{Asked, Files, Line, REMOVED, Reference, SCOPE, SPACES, Space};
 use traffic::Ports;
 
 /// Nothing listens there, and no attempt uses it.
@@ -41,6 +45,8 @@ pub(crate) struct World {
     captures: BTreeMap<Space, Capture>,
     lines: BTreeMap<(Space, u32), Line>,
     ports: Ports,
+    /// The other ends of accepted connections.
+    callers: Vec<TcpStream>,
     /// How long both may take to agree.
     patience: Duration,
     pub(crate) bed: Bed,
@@ -66,6 +72,7 @@ impl World {
             captures,
             lines: BTreeMap::new(),
             ports,
+            callers: Vec::new(),
             patience,
             bed,
             there,
@@ -126,7 +133,12 @@ impl World {
     }
 
     /// Runs a client by `steer exec` in a cgroup and namespace. The error is what steer says.
-    pub(crate) fn execute(&mut self, place: &str, space: Space, options: &[String]) -> anyhow::Result<Result<(), String>> {
+    pub(crate) fn execute(
+        &mut self,
+        place: &str,
+        space: Space,
+        options: &[String],
+    ) -> anyhow::Result<Result<(), String>> {
         let cgroup = self.places[place].cgroup.as_ref().context("no cgroup")?;
         let mut command = self.bed.steer(&["exec"]);
         command.args(options).arg("--").arg(self.program()?);
@@ -177,6 +189,26 @@ impl World {
         for prober in self.places.get_mut(place).context("no such cgroup")?.probers.values_mut() {
             prober.ask(Request::Keep)?;
             prober.answer()?;
+        }
+        Ok(())
+    }
+
+    /// Lets the processes of a cgroup in a namespace listen, and calls each of them by a link. The way back is the default route unless
+    /// something steers it.
+    pub(crate) fn call(&mut self, place: &str, space: Space, number: u8) -> Outcome {
+        let prober = self.places.get_mut(place).and_then(|it| it.probers.get_mut(&space)).context("no process")?;
+        prober.ask(Request::Listen)?;
+        for listening in prober.answer()? {
+            let (from, to): (IpAddr, IpAddr) = match listening.family {
+                Family::V4 => (SERVER_V4.into(), client_v4(number).into()),
+                Family::V6 => (SERVER_V6.into(), client_v6(number).into()),
+            };
+            let port = self.ports.take();
+            let asked = Asked { place: place.to_owned(), space, way: Way::Accepted };
+            let to = SocketAddr::new(to, listening.source);
+            self.ports.made(asked, Sent { port, ..listening });
+            let called = self.net(space).server.run(|| prober::call(SocketAddr::new(from, port), to))?;
+            self.callers.push(called.with_context(|| format!("call {place} {space:?} by link {number}"))?);
         }
         Ok(())
     }

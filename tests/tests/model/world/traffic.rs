@@ -18,8 +18,8 @@ const LAST: u16 = 60_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tag {
     To(u16),
-    /// A question for a name, from this port.
-    From(Space, u16),
+    /// A question for a name, from this port, with this many bytes.
+    From(Space, u16, usize),
 }
 
 /// The attempts that were made, by their tags.
@@ -50,7 +50,11 @@ impl Ports {
 
     /// Remembers an attempt, also for packets that come late.
     pub(super) fn made(&mut self, asked: Asked, sent: Sent) -> Tag {
-        let tag = if sent.port == DNS_PORT { Tag::From(asked.space, sent.source) } else { Tag::To(sent.port) };
+        let tag = if sent.port == DNS_PORT {
+            Tag::From(asked.space, sent.source, sent.length.into())
+        } else {
+            Tag::To(sent.port)
+        };
         self.made.insert(tag, (asked, sent));
         tag
     }
@@ -67,7 +71,7 @@ pub(super) fn tag(packet: &Packet, space: Space) -> Option<Tag> {
         && !packet.is_kernel_noise()
         && matches!(packet.kind, Kind::Tcp | Kind::Udp);
     let (to, source) = packet.dst_port.zip(packet.src_port).filter(|(to, _)| sent && *to != WARM_UP_PORT)?;
-    Some(if to == DNS_PORT { Tag::From(space, source) } else { Tag::To(to) })
+    Some(if to == DNS_PORT { Tag::From(space, source, packet.payload_len) } else { Tag::To(to) })
 }
 
 /// The way of an attempt that is a question for a name.
