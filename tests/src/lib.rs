@@ -6,7 +6,6 @@
 
 mod api;
 mod bed;
-mod bound;
 mod cgroup;
 mod check;
 pub mod container;
@@ -29,7 +28,6 @@ mod wireguard;
 pub use api::Answer;
 pub use bed::{Bed, NOBODY, Output};
 pub use bed::{binary, copy_program, output};
-pub use bound::Bound;
 pub use cgroup::Cgroup;
 pub use check::{Load, Spy, USERS, User, check_outcomes, check_uninterrupted};
 pub use daemon::{Daemon, read_all};

@@ -60,7 +60,9 @@ fn run(operations: &[Operation], shown: Option<usize>, patience: Duration) -> an
             format!("after {} operations:{}\n{log}  ", done.len(), list(&done))
         })?;
     }
-    Ok(done.len())
+    let count = done.len();
+    world.finish(&reference).with_context(|| format!("at the end, after {count} operations:{}\n  ", list(&done)))?;
+    Ok(count)
 }
 
 fn list(operations: &[&Operation]) -> String {

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
@@ -215,13 +215,22 @@ impl World {
 
     /// Writes all files as they are to be.
     pub(crate) fn write_files(&self, files: &Files) -> Outcome {
-        self.bed.write_config(&files.text())?;
+        let write = |path: &Path, text: &str| {
+            let text = text.replace('@', self.bed.cgroup.path());
+            // As editors do, and only what is another: the daemon never sees half of it.
+            if fs::read_to_string(path).is_ok_and(|old| old == text) {
+                return Ok(());
+            }
+            let aside = self.bed.directory.join("next");
+            fs::write(&aside, text).and_then(|()| fs::rename(&aside, path))
+        };
+        write(&self.bed.config_file(), &files.text())?;
         let directory = self.bed.directory.join("policies.d");
         fs::create_dir_all(&directory)?;
         for name in super::operation::STORED {
             let path = directory.join(format!("{name}.toml"));
             match files.stored.get(name) {
-                Some(policy) => fs::write(path, policy.text().replace('@', self.bed.cgroup.path()))?,
+                Some(policy) => write(&path, &policy.text())?,
                 None if path.exists() => fs::remove_file(path)?,
                 None => {}
             }
@@ -231,7 +240,7 @@ impl World {
 
     /// How often the daemon has read its files anew and found another configuration in them.
     pub(crate) fn reloads(&self) -> usize {
-        self.daemon.as_ref().map_or(0, |daemon| daemon.log().matches("reloaded").count())
+        self.daemon.as_ref().map_or(0, |daemon| daemon.log().matches("INFO ] reloaded").count())
     }
 
     pub(crate) fn wait_for_reload(&self, before: usize) -> Outcome {
@@ -264,6 +273,30 @@ impl World {
         let config = self.bed.config_file().display().to_string();
         let mut command = self.bed.steer(&["hook", "oci", "--config", &config]);
         Ok(said(steer_tests::output(command.stdin(fs::File::open(&file)?))?))
+    }
+
+    /// Ends everything. What was made for cgroups goes with them, and `off` leaves nothing.
+    pub(crate) fn finish(mut self, reference: &Reference) -> Outcome {
+        for place in reference.places.keys().rev() {
+            self.remove(place, None)?;
+        }
+        drop(std::mem::take(&mut self.elsewhere));
+        let stopped = serde_json::json!({"ociVersion": "1.0.2", "id": "model", "status": "stopped", "bundle": "/"});
+        let (mut left, daemon_runs) = (String::new(), self.daemon.is_some());
+        let swept = wait_until("what is left of cgroups to be swept up", PATIENCE, || {
+            // The daemon sees cgroups go; without one the next command or hook sweeps.
+            let swept = if daemon_runs { Ok(Ok(())) } else { self.hook(&stopped) };
+            let links = fs::read_dir(self.bed.abi().join("links")).map_or(0, Iterator::count);
+            let status = self.bed.status().unwrap_or_default();
+            let policies = status["policies"].as_array().into_iter().flatten();
+            let manual = policies.filter(|policy| policy["origin"] == "manual").count();
+            left = format!("{swept:?}, {links} cgroups, {manual} policies");
+            matches!(swept, Ok(Ok(()))) && links == 0 && manual == 0
+        });
+        swept.with_context(|| left)?;
+        self.off()?;
+        ensure!(!self.bed.pins.exists(), "off left something");
+        Ok(())
     }
 
     pub(crate) fn daemon_log(&self) -> String {
