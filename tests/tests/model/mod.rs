@@ -10,7 +10,8 @@ mod reference;
 mod world;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
     env,
     time::{Duration, Instant},
 };
@@ -36,14 +37,20 @@ const SEED: &str = "STEER_MODEL_SEED";
 const SECONDS: &str = "STEER_MODEL_SECONDS";
 /// How long a change may take to be in force. More than it ever does; a failing case waits for it with every shorter list.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// How long a list may be shortened for, in milliseconds.
+const SHRINKING: u32 = 180_000;
 const PATIENCE_TO_FAIL: Duration = Duration::from_millis(1500);
 
-/// Carries a list of operations out beside the reference, in a world of its own. Returns how many made sense.
-fn run(operations: &[Operation], shown: Option<usize>, patience: Duration) -> anyhow::Result<usize> {
+/// How often each operation was carried out, and refused.
+type Tally = BTreeMap<(&'static str, bool), usize>;
+
+/// Carries a list of operations out beside the reference, in a world of its own. Returns those that made sense.
+fn run(operations: &[Operation], shown: Option<usize>, patience: Duration) -> anyhow::Result<Tally> {
     let mut reference = Reference::new(Files::new(Vec::new()));
     reference.shown = shown;
     let mut world = World::new(&reference, patience)?;
     let mut done = Vec::new();
+    let mut tally = Tally::new();
     for operation in operations {
         let act = operation.act();
         if !act.makes_sense(&reference) || known::avoids(&reference, operation) {
@@ -53,7 +60,10 @@ fn run(operations: &[Operation], shown: Option<usize>, patience: Duration) -> an
         let before = reference.clone();
         let outcome = act
             .carry_out(&before, &mut world)
-            .and_then(|done| act.expect(&mut reference, &done).map_err(anyhow::Error::msg))
+            .and_then(|done| {
+                *tally.entry((operation.name(), done.is_ok())).or_default() += 1;
+                act.expect(&mut reference, &done).map_err(anyhow::Error::msg)
+            })
             .and_then(|()| world.compare(&before, &reference, act.at_once().as_deref()));
         outcome.with_context(|| {
             let log = if env::var_os(SEED).is_some() { world.daemon_log() } else { String::new() };
@@ -62,31 +72,38 @@ fn run(operations: &[Operation], shown: Option<usize>, patience: Duration) -> an
     }
     let count = done.len();
     world.finish(&reference).with_context(|| format!("at the end, after {count} operations:{}\n  ", list(&done)))?;
-    Ok(count)
+    Ok(tally)
 }
 
 fn list(operations: &[&Operation]) -> String {
     operations.iter().map(|operation| format!("\n    {operation:?}")).collect()
 }
 
-/// One case, made from its seed; shortened if it fails. Returns how many operations it had.
-fn run_case(seed: u64) -> anyhow::Result<usize> {
+/// One case, made from its seed; shortened if it fails. Adds the operations that it had.
+fn run_case(seed: u64, tally: &RefCell<Tally>) -> Outcome {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = Config { cases: 1, failure_persistence: None, max_shrink_iters: 150, ..Config::default() };
+    let config = Config {
+        cases: 1,
+        failure_persistence: None,
+        max_shrink_iters: 200,
+        max_shrink_time: SHRINKING,
+        ..Config::default()
+    };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let count = Cell::new(0);
     let patience = Cell::new(PATIENCE);
     let tried = runner.run(&operation::list(), |operations| {
         let done = run(&operations, None, patience.get()).map_err(|error| {
             patience.set(PATIENCE_TO_FAIL);
             TestCaseError::fail(format!("{error:#}"))
         })?;
-        count.set(count.get() + done);
+        for (what, count) in done {
+            *tally.borrow_mut().entry(what).or_default() += count;
+        }
         Ok(())
     });
     match tried {
-        Ok(()) => Ok(count.get()),
+        Ok(()) => Ok(()),
         Err(TestError::Fail(reason, _)) => {
             bail!("{reason}\nagain: {SEED}={seed} cargo xtask test model::everything")
         }
@@ -95,21 +112,29 @@ fn run_case(seed: u64) -> anyhow::Result<usize> {
 }
 
 fn everything_is_as_the_reference_says() -> Outcome {
+    let tally = RefCell::new(Tally::new());
     if let Ok(seed) = env::var(SEED) {
-        return run_case(seed.parse().with_context(|| format!("{SEED}={seed}"))?).map(drop);
+        return run_case(seed.parse().with_context(|| format!("{SEED}={seed}"))?, &tally);
     }
     let seconds = env::var(SECONDS).ok().and_then(|seconds| seconds.parse().ok());
-    let limit = Duration::from_secs(seconds.unwrap_or(if stride(0) == 1 { 1800 } else { 40 }));
+    let limit = Duration::from_secs(seconds.unwrap_or(if stride(0) == 1 { 1800 } else { 35 }));
     let begun = Instant::now();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     // Other cases each time; a case that fails says which it was.
     let first = now.as_secs() << 16;
-    let (mut cases, mut operations) = (0, 0);
+    let mut cases = 0;
     while begun.elapsed() < limit {
-        operations += run_case(first + cases)?;
+        run_case(first + cases, &tally)?;
         cases += 1;
     }
+    let tally = tally.into_inner();
+    let operations: usize = tally.values().sum();
     eprintln!("model: {cases} cases of {operations} operations in all, from seed {first}");
+    let counts = |succeeded| {
+        let of = tally.iter().filter(|((_, done), _)| *done == succeeded);
+        of.map(|((name, _), count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+    };
+    eprintln!("model: done: {}; refused: {}", counts(true), counts(false));
     ensure!(operations >= 30, "only {operations} operations in {cases} cases");
     Ok(())
 }
@@ -126,7 +151,7 @@ fn what_is_known_to_be_wrong() -> Outcome {
         }
         match run(&operations, Some(index), PATIENCE_TO_FAIL) {
             Ok(done) => {
-                eprintln!("{said}: GONE, after {done} operations");
+                eprintln!("{said}: GONE: {done:?}");
                 gone.push(known.row);
             }
             Err(error) => {

@@ -100,6 +100,12 @@ macro_rules! operations {
                     $(Self::$name(act) => act),*
                 }
             }
+
+            pub(crate) fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => stringify!($name)),*
+                }
+            }
         }
 
         impl fmt::Debug for Operation {
