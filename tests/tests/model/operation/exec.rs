@@ -23,7 +23,7 @@ pub(crate) struct EndExec(pub(crate) &'static str);
 pub(super) fn any() -> BoxedStrategy<Operation> {
     prop_oneof![
         3 => (node(), by(), space()).prop_map(|(place, by, space)| Exec { place, by, space }.into()),
-        2 => node().prop_map(|place| EndExec(place).into()),
+        3 => node().prop_map(|place| EndExec(place).into()),
     ]
     .boxed()
 }

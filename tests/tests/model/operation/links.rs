@@ -30,8 +30,8 @@ pub(super) fn any() -> BoxedStrategy<Operation> {
     prop_oneof![
         3 => link().prop_map(|(space, number)| Go(space, number).into()),
         4 => link().prop_map(|(space, number)| Come(space, number).into()),
-        3 => link().prop_map(|(space, number)| Rename(space, number).into()),
-        2 => space().prop_map(|space| Swap(space).into()),
+        2 => link().prop_map(|(space, number)| Rename(space, number).into()),
+        1 => space().prop_map(|space| Swap(space).into()),
     ]
     .boxed()
 }

@@ -26,7 +26,7 @@ pub(crate) struct Detach(pub(crate) &'static str);
 pub(super) fn any() -> BoxedStrategy<Operation> {
     prop_oneof![
         5 => (node(), by(), space()).prop_map(|(place, by, space)| Attach { place, by, space }.into()),
-        2 => node().prop_map(|place| Detach(place).into()),
+        3 => node().prop_map(|place| Detach(place).into()),
     ]
     .boxed()
 }
@@ -34,7 +34,7 @@ pub(super) fn any() -> BoxedStrategy<Operation> {
 /// By what a command steers.
 pub(super) fn by() -> impl Strategy<Value = By> {
     let names: Vec<_> = WRITTEN.into_iter().chain(STORED).collect();
-    prop_oneof![3 => spec().prop_map(By::Interface), 2 => select(names).prop_map(By::Policy)]
+    prop_oneof![5 => spec().prop_map(By::Interface), 2 => select(names).prop_map(By::Policy)]
 }
 
 impl By {

@@ -142,14 +142,14 @@ pub(crate) fn list() -> impl Strategy<Value = Vec<Operation>> {
 /// How often each is tried.
 fn any() -> BoxedStrategy<Operation> {
     prop_oneof![
-        12 => cgroups::any(),
-        8 => files::any(),
+        10 => cgroups::any(),
+        7 => files::any(),
         4 => api::any(),
-        8 => manual::any(),
-        4 => exec::any(),
-        6 => containers::any(),
-        8 => links::any(),
-        6 => daemon::any(),
+        14 => manual::any(),
+        7 => exec::any(),
+        8 => containers::any(),
+        6 => links::any(),
+        5 => daemon::any(),
     ]
     .boxed()
 }
