@@ -8,7 +8,7 @@ use steer_lab::prober::Way;
 use super::{
     operation::{Accept, Asks, Attach, By, Container, Empty, Exec, Keep, Make, Operation, Remove, Start, Store, Write},
     reference::{
-        Asked, Holder, Reference, Space,
+        Asked, Holder, InForce, Reference, Space,
         policy::{Level, Policy, Spec},
     },
 };
@@ -111,6 +111,18 @@ pub(crate) const KNOWN: &[Known] = &[
             let exec = Exec { place: "/a", by: By::Policy("last"), space: Space::There };
             vec![Make("/a").into(), exec.into()]
         },
+    },
+    Known {
+        row: "new",
+        what: "`steer exec --policy` without a daemon begins with the link that had the uplink's name when the daemon died",
+        avoids: |now, operation| {
+            let Operation::Exec(Exec { by: By::Policy(name), .. }) = operation else { return false };
+            let has_moved = |it: &InForce| it.line != now.line_called(Space::Here, it.policy.spec.uplink);
+            !now.daemon_runs && now.policy(name).is_some_and(has_moved)
+        },
+        waives: nobody,
+        // The keeper follows a moment later.
+        shows: Vec::new,
     },
     Known {
         row: "A13",

@@ -7,7 +7,7 @@ use proptest::{
 
 use super::{Act, Done, Operation, node, space};
 use crate::model::{
-    reference::{Accepted, REMOVED, Reference, SCOPE, SPACES, Space},
+    reference::{Accepted, REMOVED, Reference, SCOPE, SPACES, Space, outer},
     world::World,
 };
 
@@ -107,6 +107,9 @@ impl Act for Remove {
         let before = reference.clone();
         for place in before.within(self.place) {
             let number = self.number(&before, &place);
+            if let Some(number) = number {
+                reference.around_removed.insert(format!("{REMOVED}{number}"), outer(&place).to_owned());
+            }
             for space in SPACES {
                 if let Some(bindings) = reference.kept.remove(&(place.clone(), space))
                     && let Some(number) = number

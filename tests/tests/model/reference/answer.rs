@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, collections::BTreeSet, fmt};
 
 use steer_lab::prober::Way;
 
-use super::{Bindings, CLOSED, Holder, Line, REMOVED, Reference, Space, policy::Level, policy::Spec};
+use super::{Bindings, CLOSED, Holder, Line, REMOVED, Reference, Space, outer, policy::Level, policy::Spec};
 use crate::model::known;
 
 /// Who sends, and how.
@@ -80,19 +80,19 @@ impl Reference {
 
     /// What steers a cgroup: whatever is on it, or on the nearest one around it.
     pub(crate) fn holder(&self, place: &str) -> Option<Held> {
-        let mut at = place;
+        let mut at = self.around_removed.get(place).map_or(place, String::as_str);
         while !at.is_empty() {
             if let Some(held) = self.held_at(at) {
                 return Some(held);
             }
-            at = at.rsplit_once('/').map_or("", |(outer, _)| outer);
+            at = outer(at);
         }
         None
     }
 
     /// What holds around the one that decides.
     pub(crate) fn around(&self, held: &Held) -> Option<Held> {
-        self.holder(held.place.rsplit_once('/').map_or("", |(outer, _)| outer))
+        self.holder(outer(&held.place))
     }
 
     /// Everything that can be asked, with what is right.
@@ -175,7 +175,8 @@ impl Reference {
             _ => Answer::within(by.into_iter().flatten()),
         };
         if place.starts_with(REMOVED) {
-            return Answer { must: None, ..own };
+            // What holds the cgroup around may bind it, and hold it, or not.
+            return Answer::within(own.may.into_iter().chain(self.binds_kept(place, space)));
         }
         let Some(held) = self.holder(place).filter(|held| !held.spec.exempts()) else { return own };
         if held.space != space {

@@ -76,6 +76,8 @@ pub(crate) struct Reference {
     pub(crate) kept: BTreeMap<(String, Space), Bindings>,
     /// Connections that processes accepted, likewise.
     pub(crate) accepted: BTreeMap<(String, Space), Accepted>,
+    /// The cgroup that is left around one that is gone, which its sockets still belong to.
+    pub(crate) around_removed: BTreeMap<String, String>,
     /// The links by their numbers, with their names.
     pub(crate) lines: BTreeMap<(Space, u8), (Line, String)>,
     generation: u32,
@@ -100,6 +102,7 @@ impl Reference {
             places: BTreeMap::new(),
             kept: BTreeMap::new(),
             accepted: BTreeMap::new(),
+            around_removed: BTreeMap::new(),
             lines: BTreeMap::new(),
             generation: 0,
             daemon_runs: true,
@@ -227,6 +230,9 @@ impl Reference {
 
     /// A cgroup is gone, and what was made for it.
     pub(crate) fn remove_place(&mut self, place: &str) {
+        for around in self.around_removed.values_mut().filter(|around| *around == place) {
+            *around = outer(place).to_owned();
+        }
         self.places.remove(place);
         self.manual.remove(place);
         self.configured.remove(place);
@@ -240,4 +246,9 @@ impl Reference {
         found.reverse();
         found
     }
+}
+
+/// The path of the cgroup around one; empty for the outermost.
+pub(crate) fn outer(place: &str) -> &str {
+    place.rsplit_once('/').map_or("", |(outer, _)| outer)
 }
