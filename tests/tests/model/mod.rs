@@ -10,14 +10,16 @@ mod reference;
 mod world;
 
 use std::{
-    cell::{Cell, RefCell},
     collections::BTreeMap,
     env,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use proptest::{
+    strategy::{Strategy as _, ValueTree as _},
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
 use steer_tests::{Outcome, stride};
 
 use crate::Test;
@@ -37,8 +39,8 @@ const SEED: &str = "STEER_MODEL_SEED";
 const SECONDS: &str = "STEER_MODEL_SECONDS";
 /// How long a change may take to be in force. More than it ever does; a failing case waits for it with every shorter list.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// How long a list may be shortened for, in milliseconds.
-const SHRINKING: u32 = 180_000;
+/// How long a list may be shortened for.
+const SHORTENING: Duration = Duration::from_mins(4);
 const PATIENCE_TO_FAIL: Duration = Duration::from_millis(1500);
 
 /// How often each operation was carried out, and refused.
@@ -67,54 +69,67 @@ fn run(operations: &[Operation], shown: Option<usize>, patience: Duration) -> an
             .and_then(|()| world.compare(&before, &reference, act.at_once().as_deref()));
         outcome.with_context(|| {
             let log = if env::var_os(SEED).is_some() { world.daemon_log() } else { String::new() };
-            format!("after {} operations:{}\n{log}  ", done.len(), list(&done))
+            format!("after {} operations:\n{}\n{log}  ", done.len(), list(&done))
         })?;
     }
     let count = done.len();
-    world.finish(&reference).with_context(|| format!("at the end, after {count} operations:{}\n  ", list(&done)))?;
+    world.finish(&reference).with_context(|| format!("at the end, after {count} operations:\n{}\n  ", list(&done)))?;
     Ok(tally)
 }
 
 fn list(operations: &[&Operation]) -> String {
-    operations.iter().map(|operation| format!("\n    {operation:?}")).collect()
+    let lines: Vec<_> = operations.iter().map(|operation| format!("    {operation:?}")).collect();
+    lines.join("\n")
 }
 
 /// One case, made from its seed; shortened if it fails. Adds the operations that it had.
-fn run_case(seed: u64, tally: &RefCell<Tally>) -> Outcome {
+fn run_case(seed: u64, tally: &mut Tally) -> Outcome {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = Config {
-        cases: 1,
-        failure_persistence: None,
-        max_shrink_iters: 200,
-        max_shrink_time: SHRINKING,
-        ..Config::default()
-    };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let patience = Cell::new(PATIENCE);
-    let tried = runner.run(&operation::list(), |operations| {
-        let done = run(&operations, None, patience.get()).map_err(|error| {
-            patience.set(PATIENCE_TO_FAIL);
-            TestCaseError::fail(format!("{error:#}"))
-        })?;
-        for (what, count) in done {
-            *tally.borrow_mut().entry(what).or_default() += count;
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let tree = operation::list().new_tree(&mut runner).map_err(|reason| anyhow::anyhow!("{reason}"))?;
+    let operations = tree.current();
+    match run(&operations, None, PATIENCE) {
+        Ok(done) => {
+            for (what, count) in done {
+                *tally.entry(what).or_default() += count;
+            }
+            Ok(())
         }
-        Ok(())
-    });
-    match tried {
-        Ok(()) => Ok(()),
-        Err(TestError::Fail(reason, _)) => {
-            bail!("{reason}\nagain: {SEED}={seed} cargo xtask test model::everything")
+        Err(error) => {
+            let error = shorten(operations, error);
+            bail!("{error:#}\nagain: {SEED}={seed} cargo xtask test model::everything")
         }
-        Err(TestError::Abort(reason)) => bail!("{reason}"),
     }
 }
 
+/// The failure of a shorter list: parts are left out, ever smaller ones, as long as the rest fails, too.
+fn shorten(mut operations: Vec<Operation>, mut error: anyhow::Error) -> anyhow::Error {
+    let begun = Instant::now();
+    let mut part = operations.len() / 2;
+    while part > 0 && begun.elapsed() < SHORTENING {
+        let mut at = 0;
+        let before = operations.len();
+        while at < operations.len() && begun.elapsed() < SHORTENING {
+            let end = (at + part).min(operations.len());
+            let rest = [&operations[..at], &operations[end..]].concat();
+            match run(&rest, None, PATIENCE_TO_FAIL) {
+                Ok(_) => at = end,
+                Err(again) => (operations, error) = (rest, again),
+            }
+        }
+        if part > 1 || operations.len() == before {
+            part /= 2;
+        }
+    }
+    error
+}
+
 fn everything_is_as_the_reference_says() -> Outcome {
-    let tally = RefCell::new(Tally::new());
+    let mut tally = Tally::new();
     if let Ok(seed) = env::var(SEED) {
-        return run_case(seed.parse().with_context(|| format!("{SEED}={seed}"))?, &tally);
+        return run_case(seed.parse().with_context(|| format!("{SEED}={seed}"))?, &mut tally);
     }
     let seconds = env::var(SECONDS).ok().and_then(|seconds| seconds.parse().ok());
     let limit = Duration::from_secs(seconds.unwrap_or(if stride(0) == 1 { 1800 } else { 35 }));
@@ -124,10 +139,9 @@ fn everything_is_as_the_reference_says() -> Outcome {
     let first = now.as_secs() << 16;
     let mut cases = 0;
     while begun.elapsed() < limit {
-        run_case(first + cases, &tally)?;
+        run_case(first + cases, &mut tally)?;
         cases += 1;
     }
-    let tally = tally.into_inner();
     let operations: usize = tally.values().sum();
     eprintln!("model: {cases} cases of {operations} operations in all, from seed {first}");
     let counts = |succeeded| {

@@ -231,7 +231,7 @@ impl Reference {
     /// A cgroup is gone, and what was made for it.
     pub(crate) fn remove_place(&mut self, place: &str) {
         for around in self.around_removed.values_mut().filter(|around| *around == place) {
-            *around = outer(place).to_owned();
+            outer(place).clone_into(around);
         }
         self.places.remove(place);
         self.manual.remove(place);

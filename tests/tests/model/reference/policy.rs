@@ -19,6 +19,7 @@ impl Level {
 }
 
 /// What a policy does.
+#[expect(clippy::struct_excessive_bools, reason = "each is one key of a policy, of two values")]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Spec {
     /// The uplink's name; `none` exempts, and the empty one is nobody's.
@@ -73,7 +74,7 @@ impl Spec {
         let mut options =
             vec!["-i".to_owned(), self.uplink.to_owned(), "--enforce".to_owned(), self.level.name().to_owned()];
         let mut add = |said: bool, words: [&str; 2]| {
-            options.extend(said.then_some(words.map(str::to_owned)).into_iter().flatten())
+            options.extend(said.then_some(words.map(str::to_owned)).into_iter().flatten());
         };
         add(self.refuses, ["--other-netns", "refuse"]);
         add(self.ingress, ["--ingress", "uplink"]);
@@ -90,9 +91,7 @@ impl Spec {
         add(self.refuses, "other_netns = \"refuse\"\n");
         add(self.ingress, "ingress = \"uplink\"\n");
         add(self.rebinds, "existing = \"rebind\"\n");
-        if self.dns {
-            text.push_str(&format!("dns = {RESOLVERS:?}\n"));
-        }
+        add(self.dns, &format!("dns = {RESOLVERS:?}\n"));
         text
     }
 }

@@ -22,6 +22,9 @@ use super::{
 };
 use crate::model::reference::{Answer, Asked, Line, Reference, SPACES, policy::RESOLVERS};
 
+/// How many differences are shown.
+const SHOWN: usize = 4;
+
 /// What was seen of one attempt.
 #[derive(Default)]
 struct SeenOf {
@@ -62,7 +65,9 @@ impl World {
             return Err(error);
         }
         if settled.is_err() {
-            bail!("{}", differences.join("\n    "));
+            let more = differences.len().saturating_sub(SHOWN);
+            differences.truncate(SHOWN);
+            bail!("{}\n    and {more} more", differences.join("\n    "));
         }
         Ok(())
     }

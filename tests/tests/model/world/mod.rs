@@ -106,7 +106,7 @@ impl World {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut command = self.bed.steer(&arguments);
         self.netns(space).enter(&mut command);
-        Ok(said(steer_tests::output(&mut command)?))
+        Ok(said(&steer_tests::output(&mut command)?))
     }
 
     /// The path of a cgroup of the tree, from the root of the hierarchy.
@@ -272,7 +272,7 @@ impl World {
         fs::write(&file, state.to_string())?;
         let config = self.bed.config_file().display().to_string();
         let mut command = self.bed.steer(&["hook", "oci", "--config", &config]);
-        Ok(said(steer_tests::output(command.stdin(fs::File::open(&file)?))?))
+        Ok(said(&steer_tests::output(command.stdin(fs::File::open(&file)?))?))
     }
 
     /// Ends everything. What was made for cgroups goes with them, and `off` leaves nothing.
@@ -329,6 +329,6 @@ impl World {
 }
 
 /// What a command said that failed.
-pub(crate) fn said(output: Output) -> Result<(), String> {
+fn said(output: &Output) -> Result<(), String> {
     if output.code == 0 { Ok(()) } else { Err(output.stderr.trim().to_owned()) }
 }
