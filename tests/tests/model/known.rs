@@ -6,10 +6,12 @@
 use steer_lab::prober::Way;
 
 use super::{
-    operation::{Accept, Asks, Attach, By, Container, Empty, Exec, Keep, Make, Operation, Remove, Start, Store, Write},
+    operation::{
+        Accept, Asks, Attach, By, Container, Detach, Empty, Exec, Keep, Make, Operation, Remove, Start, Store, Write,
+    },
     reference::{
         Asked, Holder, InForce, Reference, Space,
-        policy::{Level, Policy, Spec},
+        policy::{Level, Policy, Spec, naming},
     },
 };
 
@@ -20,6 +22,8 @@ pub(crate) struct Known {
     pub(crate) what: &'static str,
     /// Whether an operation meets it. It is left out.
     avoids: fn(&Reference, &Operation) -> bool,
+    /// Whether an operation meets it for a moment only: what leaves by a wrong link before all has settled is not counted.
+    opens: fn(&Reference, &Operation) -> bool,
     /// Whether somebody meets it: nothing has to arrive then, and still nothing may leak.
     waives: fn(&Reference, &Asked) -> bool,
     /// The shortest list of operations that shows it; empty where what is right is not decided.
@@ -45,6 +49,7 @@ pub(crate) const KNOWN: &[Known] = &[
             let Operation::Remove(Remove { place, sockets_stay: true }) = operation else { return false };
             now.within(place).iter().any(|place| now.loses_hold(place))
         },
+        opens: nothing,
         waives: nobody,
         shows: || {
             let remove = Remove { place: "/a", sockets_stay: true };
@@ -60,6 +65,7 @@ pub(crate) const KNOWN: &[Known] = &[
         row: "A9",
         what: "a container that asks for nothing is let out of a policy that is not that of `parent`",
         avoids: |now, operation| matches!(operation, Operation::Container(it) if it.asks == Asks::Nothing && it.is_inside_parent(now) && !it.is_held_by_parent(now)),
+        opens: nothing,
         waives: nobody,
         shows: || {
             let write = Write { parent: Some("/e"), ..write(vec![Policy::new("p0", A1, &["/e/f"])]) };
@@ -70,6 +76,7 @@ pub(crate) const KNOWN: &[Known] = &[
         row: "A9",
         what: "an annotation replaces what the configuration says of the container's cgroup",
         avoids: |now, operation| matches!(operation, Operation::Container(it) if it.asks != Asks::Nothing && now.configured.contains_key(it.place)),
+        opens: nothing,
         waives: nobody,
         shows: || {
             let write = write(vec![Policy::new("p0", A1, &["/a"])]);
@@ -93,6 +100,7 @@ pub(crate) const KNOWN: &[Known] = &[
                 Holder::Own { .. } => false,
             })
         },
+        opens: nothing,
         waives: nobody,
         shows: || {
             let policy = |level| write(vec![Policy::new("p0", A1.at(level), &[])]).into();
@@ -106,6 +114,7 @@ pub(crate) const KNOWN: &[Known] = &[
         avoids: |_, operation| {
             matches!(operation, Operation::Exec(Exec { by: By::Policy(_), space: Space::There, .. }))
         },
+        opens: nothing,
         waives: nobody,
         shows: || {
             let exec = Exec { place: "/a", by: By::Policy("last"), space: Space::There };
@@ -113,9 +122,10 @@ pub(crate) const KNOWN: &[Known] = &[
         },
     },
     Known {
-        row: "new",
+        row: "new: exec",
         what: "`steer exec --policy` without a daemon begins with the link that had the uplink's name when the daemon died",
-        avoids: |now, operation| {
+        avoids: nothing,
+        opens: |now, operation| {
             let Operation::Exec(Exec { by: By::Policy(name), .. }) = operation else { return false };
             let has_moved = |it: &InForce| it.line != now.line_called(Space::Here, it.policy.spec.uplink);
             !now.daemon_runs && now.policy(name).is_some_and(has_moved)
@@ -125,9 +135,23 @@ pub(crate) const KNOWN: &[Known] = &[
         shows: Vec::new,
     },
     Known {
+        row: "new: detach",
+        what: "`steer detach` of a cgroup that the configuration names, too, leaves it unsteered until the daemon attaches it",
+        avoids: nothing,
+        opens: |now, operation| {
+            let Operation::Detach(Detach(place)) = operation else { return false };
+            let policies: Vec<_> = now.in_force.iter().map(|it| it.policy.clone()).collect();
+            now.daemon_runs && naming(&policies, place).is_some()
+        },
+        waives: nobody,
+        // A moment that a round may miss.
+        shows: Vec::new,
+    },
+    Known {
         row: "A13",
         what: "an annotation lowers a strict policy where `enforce` of [containers] is steer",
         avoids: |now, operation| matches!(operation, Operation::Container(it) if it.level == Some(Level::Steer) && matches!(it.asks, Asks::Policy(_)) && now.files.least == Level::Steer),
+        opens: nothing,
         waives: nobody,
         shows: || {
             let write = Write { least: Level::Steer, ..write(vec![Policy::new("p0", A1, &[])]) };
@@ -138,6 +162,7 @@ pub(crate) const KNOWN: &[Known] = &[
         row: "A14",
         what: "an emptied file releases all that it held if `policies.d` has a file",
         avoids: |now, operation| matches!(operation, Operation::Empty(_)) && !now.files.stored.is_empty(),
+        opens: nothing,
         waives: nobody,
         shows: || {
             let store = Store { policy: Policy::new("q0", Spec::by("a0"), &["/a/b"]), watched: false };
@@ -149,6 +174,7 @@ pub(crate) const KNOWN: &[Known] = &[
         row: "A23",
         what: "after `off`, containers and what commands attached stay unsteered, also under a new daemon",
         avoids: |now, operation| matches!(operation, Operation::Off(_)) && !now.manual.is_empty(),
+        opens: nothing,
         waives: nobody,
         shows: Vec::new,
     },
@@ -156,6 +182,7 @@ pub(crate) const KNOWN: &[Known] = &[
         row: "B1",
         what: "connections from before, of an inner policy or of another namespace, are stopped by the strict policy around",
         avoids: nothing,
+        opens: nothing,
         waives: |now, asked| asked.way == Way::Accepted && now.is_below_strict(&asked.place, asked.space),
         shows: || {
             let accept = Accept { place: "/a", space: Space::There, via: 0 };
@@ -166,6 +193,7 @@ pub(crate) const KNOWN: &[Known] = &[
         row: "B2",
         what: "MPTCP and sockets from before, of an inner policy or of another namespace, are stopped by the strict policy around",
         avoids: nothing,
+        opens: nothing,
         waives: |now, asked| {
             matches!(asked.way, Way::Mptcp | Way::Kept) && now.is_below_strict(&asked.place, asked.space)
         },
@@ -224,6 +252,11 @@ impl Reference {
 /// The entry by which an operation is left out.
 pub(crate) fn avoids(now: &Reference, operation: &Operation) -> bool {
     now.known().any(|known| (known.avoids)(now, operation))
+}
+
+/// Whether what leaves by a wrong link before all has settled is not counted.
+pub(crate) fn opens(now: &Reference, operation: &Operation) -> bool {
+    now.known().any(|known| (known.opens)(now, operation))
 }
 
 /// Whether nothing has to arrive.

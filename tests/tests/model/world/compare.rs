@@ -20,10 +20,31 @@ use super::{
     World,
     traffic::{Tag, asks_name, tag},
 };
-use crate::model::reference::{Answer, Asked, Line, Reference, SPACES, policy::RESOLVERS};
+use crate::model::{
+    operation::Act,
+    reference::{Answer, Asked, Line, Reference, SPACES, policy::RESOLVERS},
+};
 
 /// How many differences are shown.
 const SHOWN: usize = 4;
+
+/// By which links packets may leave before all has settled.
+pub(crate) enum Settles {
+    /// By those that were right before, or are now; for one cgroup, or for all if the path is empty, only by those that are now.
+    Between(Option<String>),
+    /// By any, for a known fault.
+    Anyhow,
+}
+
+impl Settles {
+    pub(crate) fn of(act: &dyn Act) -> Self {
+        Self::Between(act.at_once())
+    }
+
+    fn is_settled(&self, place: &str) -> bool {
+        matches!(self, Self::Between(Some(at_once)) if at_once.is_empty() || at_once == place)
+    }
+}
 
 /// What was seen of one attempt.
 #[derive(Default)]
@@ -34,17 +55,19 @@ struct SeenOf {
 }
 
 impl World {
-    /// Both agree about everybody, as soon as everything has settled. `at_once`: the cgroup for which nothing
-    /// is left to settle, or the empty path for all.
-    pub(crate) fn compare(&mut self, before: &Reference, now: &Reference, at_once: Option<&str>) -> Outcome {
+    /// Both agree about everybody, as soon as everything has settled.
+    pub(crate) fn compare(&mut self, before: &Reference, now: &Reference, settles: &Settles) -> Outcome {
         let answers = now.answers();
         let earlier = before.answers_for(answers.keys());
         let allowed: BTreeMap<&Asked, BTreeSet<Line>> = answers
             .iter()
             .map(|(asked, answer)| {
                 let mut may = answer.may.clone();
-                if at_once.is_none_or(|place| !place.is_empty() && asked.place != place) {
+                if !settles.is_settled(&asked.place) {
                     may.extend(earlier.get(asked).into_iter().flat_map(|answer| &answer.may));
+                }
+                if matches!(settles, Settles::Anyhow) {
+                    may.extend(self.lines.values());
                 }
                 (asked, may)
             })
@@ -67,7 +90,10 @@ impl World {
         if settled.is_err() {
             let more = differences.len().saturating_sub(SHOWN);
             differences.truncate(SHOWN);
-            bail!("{}\n    and {more} more", differences.join("\n    "));
+            if more > 0 {
+                differences.push(format!("and {more} more"));
+            }
+            bail!("{}", differences.join("\n    "));
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! **Invariant:** it does what an operation says and nothing else; what came of it is told by [`compare`], from captures.
 
 mod compare;
+pub(crate) use compare::Settles;
 mod traffic;
 
 use std::{
