@@ -3,6 +3,7 @@
 //! **Invariant:** it does what an operation says and nothing else; what came of it is told by [`compare`], from captures.
 
 mod compare;
+mod daemon;
 pub(crate) use compare::Settles;
 mod traffic;
 
@@ -10,13 +11,12 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use nix::sys::signal::Signal;
 use steer_lab::{
     Capture, Family, Netns, SERVER_V4, SERVER_V6, Uplinks, client_v4, client_v6,
     prober::{self, Request, Sent, Way},
@@ -24,7 +24,7 @@ use steer_lab::{
 };
 use steer_tests::{Bed, Cgroup, Daemon, Outcome, Output, PATIENCE, Prober, User};
 
-use super::reference::{Asked, Files, Line, REMOVED, Reference, SCOPE, SPACES, Space};
+use super::reference::{Asked, Line, REMOVED, Reference, SCOPE, SPACES, Space};
 use traffic::Ports;
 
 /// Nothing listens there, and no attempt uses it.
@@ -214,68 +214,6 @@ impl World {
         Ok(())
     }
 
-    /// Writes all files as they are to be.
-    pub(crate) fn write_files(&self, files: &Files) -> Outcome {
-        let write = |path: &Path, text: &str| {
-            let text = text.replace('@', self.bed.cgroup.path());
-            // As editors do, and only what is another: the daemon never sees half of it.
-            if fs::read_to_string(path).is_ok_and(|old| old == text) {
-                return Ok(());
-            }
-            let aside = self.bed.directory.join("next");
-            fs::write(&aside, text).and_then(|()| fs::rename(&aside, path))
-        };
-        write(&self.bed.config_file(), &files.text())?;
-        let directory = self.bed.directory.join("policies.d");
-        fs::create_dir_all(&directory)?;
-        for name in super::operation::STORED {
-            let path = directory.join(format!("{name}.toml"));
-            match files.stored.get(name) {
-                Some(policy) => write(&path, &policy.text())?,
-                None if path.exists() => fs::remove_file(path)?,
-                None => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// How often the daemon has read its files anew and found another configuration in them.
-    pub(crate) fn reloads(&self) -> usize {
-        self.daemon.as_ref().map_or(0, |daemon| daemon.log().matches("INFO ] reloaded").count())
-    }
-
-    pub(crate) fn wait_for_reload(&self, before: usize) -> Outcome {
-        let waited = wait_until("the daemon to see a file", PATIENCE, || self.reloads() > before);
-        waited.with_context(|| self.daemon.as_ref().map(Daemon::log).unwrap_or_default())
-    }
-
-    pub(crate) fn start_daemon(&mut self) -> Outcome {
-        self.daemon = Some(Daemon::start(&self.bed)?);
-        Ok(())
-    }
-
-    pub(crate) fn kill_daemon(&mut self) -> Outcome {
-        self.daemon.take().context("no daemon")?.end(Signal::SIGKILL).map(drop)
-    }
-
-    /// Switches steer off, which ends the daemon.
-    pub(crate) fn off(&mut self) -> Outcome {
-        self.bed.succeed(&["off"])?;
-        if let Some(daemon) = self.daemon.take() {
-            ensure!(daemon.wait()? == Some(0), "the daemon failed");
-        }
-        Ok(())
-    }
-
-    /// Calls the hook for OCI runtimes with a container's state.
-    pub(crate) fn hook(&self, state: &serde_json::Value) -> anyhow::Result<Result<(), String>> {
-        let file = self.bed.directory.join("state.json");
-        fs::write(&file, state.to_string())?;
-        let config = self.bed.config_file().display().to_string();
-        let mut command = self.bed.steer(&["hook", "oci", "--config", &config]);
-        Ok(said(&steer_tests::output(command.stdin(fs::File::open(&file)?))?))
-    }
-
     /// Ends everything. What was made for cgroups goes with them, and `off` leaves nothing.
     pub(crate) fn finish(mut self, reference: &Reference) -> Outcome {
         for place in reference.places.keys().rev() {
@@ -298,10 +236,6 @@ impl World {
         self.off()?;
         ensure!(!self.bed.pins.exists(), "off left something");
         Ok(())
-    }
-
-    pub(crate) fn daemon_log(&self) -> String {
-        fs::read_to_string(self.bed.directory.join("daemon.log")).unwrap_or_default()
     }
 
     /// Takes note of a link that is there, and uses it once, so that its neighbour is known.
