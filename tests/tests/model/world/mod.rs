@@ -204,7 +204,7 @@ impl World {
                 Family::V4 => (SERVER_V4.into(), client_v4(number).into()),
                 Family::V6 => (SERVER_V6.into(), client_v6(number).into()),
             };
-            let port = self.ports.take();
+            let port = self.ports.take_caller();
             let asked = Asked { place: place.to_owned(), space, way: Way::Accepted };
             let to = SocketAddr::new(to, listening.source);
             self.ports.made(asked, Sent { port, ..listening });

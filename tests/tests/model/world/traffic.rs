@@ -13,6 +13,8 @@ use crate::model::reference::{Asked, Space};
 /// Ports below are not used.
 const FIRST: u16 = 10_000;
 const LAST: u16 = 60_000;
+/// Callers have those above.
+const FIRST_CALLER: u16 = 61_000;
 
 /// Which attempt a packet belongs to: its kind of packet, and the port that only it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +28,8 @@ pub(super) enum Tag {
 #[derive(Debug)]
 pub(super) struct Ports {
     next: u16,
+    /// That of the next caller, whose connection outlives many attempts.
+    next_caller: u16,
     /// Somebody listens there.
     except: u16,
     made: BTreeMap<Tag, (Asked, Sent)>,
@@ -33,7 +37,7 @@ pub(super) struct Ports {
 
 impl Ports {
     pub(super) fn except(port: u16) -> Self {
-        Self { next: FIRST, except: port, made: BTreeMap::new() }
+        Self { next: FIRST, next_caller: FIRST_CALLER, except: port, made: BTreeMap::new() }
     }
 
     /// Ports for one process.
@@ -46,6 +50,12 @@ impl Ports {
         }
         self.next += PORTS;
         self.next - PORTS
+    }
+
+    /// A port for a caller, which no attempt has later.
+    pub(super) fn take_caller(&mut self) -> u16 {
+        self.next_caller += if self.next_caller + 1 == self.except { 2 } else { 1 };
+        self.next_caller
     }
 
     /// Remembers an attempt, also for packets that come late.
