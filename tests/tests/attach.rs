@@ -1,23 +1,19 @@
 //! `steer attach`, `detach`, `status` and `off`.
 
 use anyhow::ensure;
-use nix::sys::signal::Signal;
-use steer_tests::{Bed, Outcome, Spy, output};
+use steer_tests::{Bed, Outcome, output};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("attach_and_detach", attach_and_detach),
     ("doing_it_twice_is_no_error", doing_it_twice_is_no_error),
-    ("another_interface_at_once", another_interface_at_once),
     ("by_its_directory", by_its_directory),
     ("counters_tell_what_happened", counters_tell_what_happened),
     ("other_network_namespaces", other_network_namespaces),
     ("off_removes_everything", off_removes_everything),
     ("off_ends_the_daemon", off_ends_the_daemon),
-    ("a_removed_cgroup_is_swept", a_removed_cgroup_is_swept),
     ("a_pin_directory_of_its_own_mount", a_pin_directory_of_its_own_mount),
-    ("a_cgroup_of_the_configuration_is_left_to_the_daemon", a_cgroup_of_the_configuration_is_left_to_the_daemon),
 ];
 
 fn attach_and_detach() -> Outcome {
@@ -44,17 +40,6 @@ fn doing_it_twice_is_no_error() -> Outcome {
         bed.succeed(&["off"])?;
     }
     bed.check_unsteered(Some(&bed.cgroup))
-}
-
-fn another_interface_at_once() -> Outcome {
-    let bed = Bed::new("attach-other")?;
-    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a0"])?;
-    bed.check_steered(&bed.cgroup, 0)?;
-    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
-    bed.check_steered(&bed.cgroup, 1)?;
-    let policies = bed.status()?["policies"].as_array().map_or(0, Vec::len);
-    ensure!(policies == 1, "the first policy is still there: {}", bed.status()?);
-    Ok(())
 }
 
 fn by_its_directory() -> Outcome {
@@ -133,52 +118,6 @@ fn off_ends_the_daemon() -> Outcome {
     ensure!(daemon.wait()? == Some(0));
     ensure!(!bed.pins.exists(), "the daemon made its pins again");
     Ok(())
-}
-
-fn a_removed_cgroup_is_swept() -> Outcome {
-    let bed = Bed::new("attach-removed")?;
-    let inner = bed.cgroup.child("inner")?;
-    let (path, id) = (inner.path().to_owned(), inner.id()?);
-    bed.succeed(&["attach", &path, "--interface", "a1"])?;
-    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
-    inner.remove()?;
-    let links = bed.abi().join("links");
-    let pin = links.join(id.to_string());
-    ensure!(pin.exists());
-    // The kernel detaches a removed cgroup's links in its own time; the next command after that sweeps.
-    steer_lab::wait_until("the removed cgroup to be swept", steer_tests::PATIENCE, || {
-        bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"]).is_ok() && !pin.exists()
-    })?;
-    // The same path again is another cgroup: steered by the outer one, not by what its namesake had.
-    let again = bed.cgroup.child("inner")?;
-    ensure!(again.id()? != id);
-    bed.check_steered(&again, 1)
-}
-
-fn a_cgroup_of_the_configuration_is_left_to_the_daemon() -> Outcome {
-    let bed = Bed::new("attach-config")?;
-    let daemon = bed.daemon(
-        "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n\
-         [[policy]]\nname = \"q\"\ninterface = \"a1\"\ncgroups = [\"@/q\"]\n",
-    )?;
-    let mut spy = Spy::on(&bed, &["a1"])?;
-    let refusals: [&[&str]; 3] = [
-        &["attach", bed.cgroup.path(), "-i", "a0"],
-        &["attach", bed.cgroup.path(), "--policy", "q"],
-        &["detach", bed.cgroup.path()],
-    ];
-    for arguments in refusals {
-        let refused = bed.run(arguments)?;
-        ensure!(refused.code == 1 && refused.stderr.contains("configuration"), "{refused:?}");
-    }
-    // The same once more, as a unit's drop-in asks for, is no error and leaves it the configuration's.
-    bed.succeed(&["attach", bed.cgroup.path(), "--policy", "p"])?;
-    ensure!(bed.policy("p")?["cgroups"][0]["manual"] == false);
-    bed.check_steered(&bed.cgroup, 1)?;
-    spy.saw_nothing()?;
-    daemon.end(Signal::SIGTERM)?;
-    bed.succeed(&["detach", bed.cgroup.path()])?;
-    bed.check_unsteered(Some(&bed.cgroup))
 }
 
 fn a_pin_directory_of_its_own_mount() -> Outcome {

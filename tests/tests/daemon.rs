@@ -10,36 +10,17 @@ use steer_tests::{Bed, Daemon, Outcome, PATIENCE};
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
-    ("two_policies", two_policies),
     ("a_cgroup_that_appears_later", a_cgroup_that_appears_later),
-    ("a_cgroup_that_comes_again", a_cgroup_that_comes_again),
     ("a_tree_that_appears_at_once", a_tree_that_appears_at_once),
     ("reload", reload),
     ("reload_of_a_mounted_config_map", reload_of_a_mounted_config_map),
     ("a_bad_reload_changes_nothing", a_bad_reload_changes_nothing),
-    ("a_policy_that_is_gone_closes_what_was_attached_to_it_by_hand", a_policy_that_is_gone_closes_by_hand),
     ("a_second_daemon_is_refused", a_second_daemon_is_refused),
     ("status_with_and_without_it", status_with_and_without_it),
     ("the_kernel_log", the_kernel_log),
 ];
 
 const ONE: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"@/one\"]\n";
-
-fn two_policies() -> Outcome {
-    let bed = Bed::new("daemon-two")?;
-    let (first, second, other) = (bed.cgroup.child("first")?, bed.cgroup.child("second")?, bed.cgroup.child("other")?);
-    let daemon = bed.daemon(
-        "[[policy]]\nname = \"first\"\ninterface = \"a0\"\ncgroups = [\"@/first\"]\n\
-         [[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = ['@/sec*']\n",
-    )?;
-    bed.check_steered(&first, 0)?;
-    bed.check_steered(&second, 1)?;
-    bed.check_unsteered(Some(&other))?;
-    ensure!(bed.sockets("first", "bound")? >= 14 && bed.sockets("second", "bound")? >= 14);
-    // SIGTERM leaves enforcement in place.
-    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
-    bed.check_steered(&second, 1)
-}
 
 fn wait_until_steered(bed: &Bed, policy: &str, cgroups: usize) -> Outcome {
     wait_until("the cgroup to be attached", PATIENCE, || {
@@ -64,26 +45,6 @@ fn a_cgroup_that_appears_later() -> Outcome {
     wait_until_steered(&bed, "p", 2)?;
     bed.check_steered(&y, 1)?;
     bed.check_unsteered(Some(&other))
-}
-
-fn a_cgroup_that_comes_again() -> Outcome {
-    let bed = Bed::new("daemon-again")?;
-    let daemon = bed.daemon(ONE)?;
-    let mut last = 0;
-    for _ in 0..5 {
-        let one = bed.cgroup.child("one")?;
-        ensure!(one.id()? != last);
-        last = one.id()?;
-        wait_until("the new cgroup to be attached", PATIENCE, || {
-            bed.policy("second").is_ok_and(|policy| policy["cgroups"][0]["id"] == last)
-        })?;
-        bed.check_steered(&one, 1)?;
-        one.remove()?;
-        wait_until_steered(&bed, "second", 0)?;
-    }
-    ensure!(fs::read_dir(bed.abi().join("links"))?.next().is_none(), "a removed cgroup was not forgotten");
-    daemon.end(Signal::SIGTERM)?;
-    Ok(())
 }
 
 fn a_tree_that_appears_at_once() -> Outcome {
@@ -169,25 +130,6 @@ fn a_bad_reload_changes_nothing() -> Outcome {
     daemon.signal(Signal::SIGHUP)?;
     daemon.wait_for_log("No such file")?;
     bed.check_steered(&one, 1)
-}
-
-fn a_policy_that_is_gone_closes_by_hand() -> Outcome {
-    let bed = Bed::new("daemon-gone")?;
-    let hand = bed.cgroup.child("hand")?;
-    let daemon = bed.daemon(ONE)?;
-    bed.succeed(&["attach", hand.path(), "--policy", "second"])?;
-    bed.check_steered(&hand, 1)?;
-    bed.write_config("[[policy]]\nname = \"other\"\ninterface = \"a0\"\ncgroups = [\"@/other\"]\n")?;
-    wait_until("the policy to be closed", PATIENCE, || {
-        bed.policy("second").is_ok_and(|policy| policy["ifindex"].is_null())
-    })?;
-    bed.check_closed(&hand)?;
-    // The name comes back: so does the policy.
-    bed.write_config(ONE)?;
-    wait_until("the reload", PATIENCE, || bed.policy("other").is_err())?;
-    bed.check_steered(&hand, 1)?;
-    daemon.end(Signal::SIGTERM)?;
-    Ok(())
 }
 
 fn a_second_daemon_is_refused() -> Outcome {

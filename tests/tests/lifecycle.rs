@@ -14,7 +14,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("another_program_in_its_place_under_load", another_program_in_its_place_under_load),
     ("another_abi_version_in_its_place_under_load", another_abi_version_in_its_place_under_load),
     ("another_abi_version_that_is_not_ours", another_abi_version_that_is_not_ours),
-    ("converges_to_what_changed_while_it_was_away", converges_to_what_changed_while_it_was_away),
     ("mends_what_is_broken", mends_what_is_broken),
     ("mends_what_was_attached_by_hand", mends_what_was_attached_by_hand),
     ("adds_a_program_that_is_new", adds_a_program_that_is_new),
@@ -24,11 +23,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_reload_that_fails_is_made_up_for", a_reload_that_fails_is_made_up_for),
     ("a_link_change_that_fails_is_made_up_for", a_link_change_that_fails_is_made_up_for),
     ("a_late_report_of_a_removal_detaches_nothing", a_late_report_of_a_removal_detaches_nothing),
-    ("detached_by_hand_it_is_the_configurations_again", detached_by_hand_it_is_the_configurations_again),
-    (
-        "the_configuration_holds_below_what_was_attached_by_hand",
-        the_configuration_holds_below_what_was_attached_by_hand,
-    ),
     ("not_from_another_network_namespace", not_from_another_network_namespace),
     ("what_a_killed_off_leaves_is_no_obstacle", what_a_killed_off_leaves_is_no_obstacle),
 ];
@@ -109,25 +103,6 @@ fn another_abi_version_that_is_not_ours() -> Outcome {
     ensure!(said.contains(hand.path()), "{said}");
     ensure!(!bed.pins.exists());
     bed.check_unsteered(Some(&hand))
-}
-
-fn converges_to_what_changed_while_it_was_away() -> Outcome {
-    let mut bed = Bed::new("life-away")?;
-    let (one, two) = (bed.cgroup.child("one")?, bed.cgroup.child("two")?);
-    let config = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/one\", \"@/three\"]\n";
-    let daemon = bed.daemon(config)?;
-    daemon.end(Signal::SIGKILL)?;
-    // The uplink is another one, a cgroup is new, one is gone, and one is no longer named.
-    bed.net.remove_uplink(1)?;
-    bed.check_closed(&one)?;
-    bed.net.create_uplink(1)?;
-    bed.check_closed(&one)?;
-    let three = bed.cgroup.child("three")?;
-    bed.write_config("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/two\", \"@/three\"]\n")?;
-    let _daemon = Daemon::start(&bed)?;
-    bed.check_unsteered(Some(&one))?;
-    bed.check_steered(&two, 1)?;
-    bed.check_steered(&three, 1)
 }
 
 fn mends_what_is_broken() -> Outcome {
@@ -329,30 +304,6 @@ fn a_late_report_of_a_removal_detaches_nothing() -> Outcome {
     let report = load.stop()?;
     spy.saw_nothing()?;
     check_report(&report)
-}
-
-fn detached_by_hand_it_is_the_configurations_again() -> Outcome {
-    let bed = Bed::new("life-hand")?;
-    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a0"])?;
-    let _daemon = bed.daemon(CONFIG)?;
-    bed.check_steered(&bed.cgroup, 0)?;
-    bed.succeed(&["detach", bed.cgroup.path()])?;
-    wait_until("the daemon to attach it", PATIENCE, || {
-        bed.policy("p").is_ok_and(|policy| policy["cgroups"][0]["complete"] == true)
-    })?;
-    bed.check_steered(&bed.cgroup, 1)
-}
-
-fn the_configuration_holds_below_what_was_attached_by_hand() -> Outcome {
-    let bed = Bed::new("life-below")?;
-    let inner = bed.cgroup.child("b")?;
-    let _daemon = bed.daemon(&policy("p", "a1", "\"@\", \"@/*\""))?;
-    bed.check_steered(&inner, 1)?;
-    bed.succeed(&["off"])?;
-    bed.succeed(&["attach", bed.cgroup.path(), "-i", "none"])?;
-    let _daemon = bed.daemon(&policy("p", "a1", "\"@\", \"@/*\""))?;
-    bed.check_unsteered(Some(&bed.cgroup))?;
-    bed.check_steered(&inner, 1)
 }
 
 fn not_from_another_network_namespace() -> Outcome {

@@ -10,10 +10,8 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("missing_at_the_start", missing_at_the_start),
     ("deleted_and_made_again", deleted_and_made_again),
-    ("renamed", renamed),
     ("by_an_alternative_name", by_an_alternative_name),
     ("down_and_up", down_and_up),
-    ("names_change_places", names_change_places),
     ("two_hundred_times_under_load", two_hundred_times_under_load),
 ];
 
@@ -55,18 +53,6 @@ pub(crate) fn deleted_and_made_again() -> Outcome {
     bed.check_steered(&bed.cgroup, 1)
 }
 
-fn renamed() -> Outcome {
-    let mut bed = Bed::new("uplink-renamed")?;
-    let _daemon = bed.daemon(CONFIG)?;
-    // The name is the policy: an interface that has lost it is not the uplink any more.
-    bed.net.rename_uplink(1, "b1")?;
-    wait_for_uplink(&bed, "p", 0)?;
-    bed.check_closed(&bed.cgroup)?;
-    bed.net.rename_uplink(1, "a1")?;
-    wait_for_uplink(&bed, "p", bed.net.ifindex(1)?)?;
-    bed.check_steered(&bed.cgroup, 1)
-}
-
 fn by_an_alternative_name() -> Outcome {
     let bed = Bed::new("uplink-alternative")?;
     let name = "the-second-line-of-the-house";
@@ -88,22 +74,6 @@ fn down_and_up() -> Outcome {
     bed.net.create_uplink(1)?;
     wait_for_uplink(&bed, "p", bed.net.ifindex(1)?)?;
     bed.check_steered(&bed.cgroup, 1)
-}
-
-fn names_change_places() -> Outcome {
-    let mut bed = Bed::new("uplink-places")?;
-    let other = bed.cgroup.child("other")?;
-    let config = format!("{CONFIG}[[policy]]\nname = \"q\"\ninterface = \"a0\"\ncgroups = [\"@/other\"]\n");
-    let _daemon = bed.daemon(&config)?;
-    let (first, second) = (bed.net.ifindex(0)?, bed.net.ifindex(1)?);
-    bed.net.rename_uplink(1, "aside")?;
-    bed.net.rename_uplink(0, "a1")?;
-    bed.net.rename_uplink(1, "a0")?;
-    wait_for_uplink(&bed, "p", first)?;
-    wait_for_uplink(&bed, "q", second)?;
-    // Each policy follows its name, so each cgroup now has the other's line.
-    bed.check_steered(&bed.cgroup, 0)?;
-    bed.check_steered(&other, 1)
 }
 
 fn two_hundred_times_under_load() -> Outcome {

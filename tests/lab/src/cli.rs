@@ -7,6 +7,7 @@ use crate::{
     hold::Hold,
     load::Load,
     probe::{Family, Outcome, Probe, Proto},
+    prober,
     resolve::Resolve,
     server::serve_here,
     stray::Stray,
@@ -76,6 +77,9 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "LINK")]
     #[arg(conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold", "serve"])]
     pub stray: Option<String>,
+    /// Instead of talking, do what each line of standard input asks: send in every way, as root and as nobody.
+    #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold", "serve", "stray"])]
+    pub prober: bool,
 }
 
 impl ProbeArgs {
@@ -112,6 +116,9 @@ pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     }
     if args.hold {
         return hold(args, out);
+    }
+    if args.prober {
+        return prober::serve(out).map(|()| true);
     }
     if let Some(link) = &args.stray {
         return stray(link, out);

@@ -18,6 +18,7 @@ pub mod name_server;
 pub mod netns;
 pub mod packet;
 pub mod probe;
+pub mod prober;
 pub mod resolve;
 pub mod server;
 mod service;

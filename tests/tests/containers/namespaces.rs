@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use steer_lab::wait_until;
 use steer_tests::{
-    Outcome, PATIENCE, Spy,
+    Outcome, PATIENCE,
     container::{Bundle, Container, Host, Network, OwnNetwork, Runtime, everything},
 };
 
@@ -14,8 +14,6 @@ with_both![
     a_name_that_only_the_host_has,
     no_network_at_all,
     an_uplink_that_comes_back_is_followed,
-    another_uplink_of_the_same_name_without_a_daemon,
-    two_namespaces_at_once,
 ];
 
 /// The name means what it means in the container, which has another index here than on the host.
@@ -88,55 +86,6 @@ fn an_uplink_that_comes_back_is_followed(runtime: &'static str) -> Outcome {
         host.check_closed(own.ways(), || container.exec(&everything(own.ways())))?;
     }
     container.delete()?;
-    host.wait_until_nothing_left(|| Ok(()))
-}
-
-/// Without a daemon it stays closed: the index is nobody's, and the name is not looked up again.
-fn another_uplink_of_the_same_name_without_a_daemon(runtime: &'static str) -> Outcome {
-    let runtime = Runtime::find(runtime)?;
-    let bed = bed("containers-follow-alone")?;
-    let mut own = OwnNetwork::new(&bed)?;
-    let host = Host::new(&bed)?;
-    let container = start_in(&host, &runtime, &own, "steer.interface", "a1")?;
-    host.check_steered(own.ways(), 1, || container.exec(&everything(own.ways())))?;
-    own.net.remove_uplink(1)?;
-    host.check_closed(own.ways(), || container.exec(&everything(own.ways())))?;
-    own.net.create_uplink(1)?;
-    host.check_closed(own.ways(), || container.exec(&everything(own.ways())))?;
-    // A daemon that starts now finds the namespace by the container's processes.
-    let _daemon = host.daemon()?;
-    wait_for_index(&host, &own)?;
-    host.check_steered(own.ways(), 1, || container.exec(&everything(own.ways())))?;
-    container.delete()?;
-    host.wait_until_nothing_left(|| Ok(()))
-}
-
-/// One policy in three namespaces is three indexes; none is taken for another's.
-fn two_namespaces_at_once(runtime: &'static str) -> Outcome {
-    let runtime = Runtime::find(runtime)?;
-    let bed = bed("containers-namespaces")?;
-    let (mut first, second) = (OwnNetwork::new(&bed)?, OwnNetwork::new(&bed)?);
-    let host = Host::new(&bed)?;
-    let _daemon = host.daemon()?;
-    let policy = |id: &str| Bundle::new(id).annotate("steer.policy", "vpn").hooked(&host);
-    let one = runtime.start(&host, &policy("one").network(Network::Joined(&first.net.client)))?;
-    let two = runtime.start(&host, &policy("two").network(Network::Joined(&second.net.client)))?;
-    let three = runtime.start(&host, &policy("three"))?;
-    // What becomes of one's uplink is nothing to the others.
-    first.net.remove_uplink(1)?;
-    let mut elsewhere = Spy::in_netns(&second.net.client, &second.server, &["a1"])?;
-    host.check_closed(first.ways(), || one.exec(&everything(first.ways())))?;
-    host.check_steered(second.ways(), 1, || two.exec(&everything(second.ways())))?;
-    host.check_steered(bed.ways(), 1, || three.exec(&everything(bed.ways())))?;
-    first.net.create_uplink(1)?;
-    wait_for_index(&host, &first)?;
-    host.check_steered(first.ways(), 1, || one.exec(&everything(first.ways())))?;
-    host.check_steered(second.ways(), 1, || two.exec(&everything(second.ways())))?;
-    host.check_steered(bed.ways(), 1, || three.exec(&everything(bed.ways())))?;
-    elsewhere.saw_nothing()?;
-    for container in [one, two, three] {
-        container.delete()?;
-    }
     host.wait_until_nothing_left(|| Ok(()))
 }
 

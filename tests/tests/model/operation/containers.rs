@@ -1,0 +1,146 @@
+//! Containers: the hook is called as a runtime calls it, for a process of a cgroup in one of the network namespaces.
+
+use proptest::{
+    option::weighted,
+    prelude::{BoxedStrategy, Just, Strategy, prop_oneof},
+    sample::select,
+};
+use serde_json::json;
+
+use super::{Act, Done, Operation, STORED, WRITTEN, level, node, right, space};
+use crate::model::{
+    reference::{
+        Holder, Reference, Space,
+        policy::{Level, Spec},
+    },
+    world::World,
+};
+
+/// What a container asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asks {
+    Policy(&'static str),
+    Interface(&'static str),
+    Nothing,
+}
+
+/// A container starts.
+#[derive(Clone, Debug)]
+pub(crate) struct Container {
+    pub(crate) place: &'static str,
+    pub(crate) space: Space,
+    pub(crate) asks: Asks,
+    pub(crate) level: Option<Level>,
+}
+
+pub(super) fn any() -> BoxedStrategy<Operation> {
+    let names: Vec<_> = WRITTEN.into_iter().chain(STORED).collect();
+    let asks = prop_oneof![
+        4 => select(names).prop_map(Asks::Policy),
+        3 => select(&["a0", "a1", "none"][..]).prop_map(Asks::Interface),
+        2 => Just(Asks::Nothing),
+    ];
+    (node(), space(), asks, weighted(0.3, level()))
+        .prop_map(|(place, space, asks, level)| {
+            let level = level.filter(|_| asks != Asks::Nothing);
+            Container { place, space, asks, level }.into()
+        })
+        .boxed()
+}
+
+impl Container {
+    pub(crate) fn is_inside_parent(&self, now: &Reference) -> bool {
+        let inside = |parent: &str| self.place.starts_with(&format!("{parent}/"));
+        now.files.parent.is_some_and(inside)
+    }
+
+    /// Whether nothing but `parent` holds it, or what a hook has let out already.
+    pub(crate) fn is_held_by_parent(&self, now: &Reference) -> bool {
+        let holder = now.holder(self.place);
+        self.is_inside_parent(now)
+            && holder.is_none_or(|held| {
+                Some(held.place.as_str()) == now.files.parent && held.spec == Spec::CLOSED
+                    || held.place == self.place && held.spec.exempts() && now.manual.contains_key(self.place)
+            })
+    }
+
+    /// How it is to be steered, as the files say now. The error is that it does not start, nothing that it is left as it is.
+    pub(crate) fn granted(&self, now: &Reference) -> Result<Option<(Option<&'static str>, Spec)>, ()> {
+        let least = now.files.least;
+        let policies = now.files.policies().unwrap_or_default();
+        match self.asks {
+            // It is let out of what holds it for being unknown, and of nothing else.
+            Asks::Nothing => Ok(self.is_held_by_parent(now).then(|| (None, Spec::by("none")))),
+            // What the configuration says is changed there.
+            _ if now.configured.contains_key(self.place) => Err(()),
+            Asks::Interface("none") => Err(()),
+            Asks::Interface(interface) => {
+                let level = self.level.unwrap_or(Level::Strict);
+                if level < least { Err(()) } else { Ok(Some((None, Spec::by(interface).at(level)))) }
+            }
+            Asks::Policy(name) => {
+                let policy = policies.iter().find(|policy| policy.name == name && !policy.spec.exempts()).ok_or(())?;
+                let spec = policy.spec.at(self.level.unwrap_or(policy.spec.level));
+                // Never less than the policy says.
+                let lower = spec.level < policy.spec.level;
+                if lower || spec.ingress && spec.level == Level::Steer {
+                    Err(())
+                } else {
+                    Ok(Some((Some(policy.name), spec)))
+                }
+            }
+        }
+    }
+}
+
+impl Act for Container {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        now.places.contains_key(self.place)
+    }
+
+    fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        let pid = world.pid(self.place, self.space);
+        let mut annotations = serde_json::Map::new();
+        match self.asks {
+            Asks::Policy(name) => drop(annotations.insert("steer.policy".to_owned(), json!(name))),
+            Asks::Interface(name) => drop(annotations.insert("steer.interface".to_owned(), json!(name))),
+            Asks::Nothing => {}
+        }
+        if let Some(level) = self.level {
+            annotations.insert("steer.enforce".to_owned(), json!(level.name()));
+        }
+        world.hook(&json!({
+            "ociVersion": "1.0.2", "id": "model", "status": "created", "pid": pid, "bundle": "/", "annotations": annotations,
+        }))
+    }
+
+    fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
+        let granted = self.granted(reference);
+        let line = |spec: &Spec| reference.line_called(self.space, spec.uplink);
+        let holder = match granted {
+            Ok(None) => return right(done, true),
+            Ok(Some((_, spec))) if spec.exempts() => Some(Holder::Own { spec, space: self.space, line: None }),
+            Ok(Some((name, spec))) => line(&spec).map(|line| {
+                // On the daemon's network it follows what the daemon has in force.
+                let same = name.filter(|name| {
+                    let same = |it: &crate::model::reference::InForce| it.policy.spec == spec;
+                    self.space == Space::Here && reference.policy(name).is_some_and(same)
+                });
+                let own = Holder::Own { spec, space: self.space, line: Some(line) };
+                same.map_or(own, |name| Holder::Named { name, last: spec })
+            }),
+            Err(()) => None,
+        };
+        right(done, holder.is_some())?;
+        if let Some(holder) = holder {
+            reference.configured.remove(self.place);
+            reference.manual.insert(self.place.to_owned(), holder);
+            reference.settle();
+        }
+        Ok(())
+    }
+
+    fn at_once(&self) -> Option<String> {
+        Some(self.place.to_owned())
+    }
+}

@@ -1,0 +1,77 @@
+//! The daemon is killed and started again, and steer is switched off.
+
+use proptest::prelude::{BoxedStrategy, Just, Strategy, prop_oneof};
+
+use super::{Act, Done, Operation, right};
+use crate::model::{reference::Reference, world::World};
+
+/// The daemon is killed.
+#[derive(Clone, Debug)]
+pub(crate) struct Kill;
+
+/// A daemon starts.
+#[derive(Clone, Debug)]
+pub(crate) struct Start;
+
+/// `steer off`.
+#[derive(Clone, Debug)]
+pub(crate) struct Off;
+
+pub(super) fn any() -> BoxedStrategy<Operation> {
+    prop_oneof![3 => Just(Kill.into()), 5 => Just(Start.into()), 1 => Just(Off.into())].boxed()
+}
+
+impl Act for Kill {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        now.daemon_runs
+    }
+
+    fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        world.kill_daemon()?;
+        Ok(Ok(()))
+    }
+
+    fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
+        reference.daemon_runs = false;
+        Ok(())
+    }
+
+    fn at_once(&self) -> Option<String> {
+        Some(String::new())
+    }
+}
+
+impl Act for Start {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        !now.daemon_runs
+    }
+
+    fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        world.start_daemon()?;
+        Ok(Ok(()))
+    }
+
+    fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
+        reference.daemon_runs = true;
+        right(done, reference.read_files(true))
+    }
+}
+
+impl Act for Off {
+    fn makes_sense(&self, _: &Reference) -> bool {
+        true
+    }
+
+    fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        world.off()?;
+        Ok(Ok(()))
+    }
+
+    fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
+        reference.daemon_runs = false;
+        reference.in_force.clear();
+        reference.configured.clear();
+        reference.manual.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! The configuration file is written, and files in `policies.d` are written and removed.
+
+use proptest::{
+    option::weighted,
+    prelude::{BoxedStrategy, Just, Strategy, any as anything, prop_oneof},
+    sample::select,
+};
+
+use super::{Act, Done, Operation, STORED, level, policies, policy, right};
+use crate::model::{
+    reference::{
+        Files, Reference, Space,
+        policy::{Level, Policy},
+    },
+    world::World,
+};
+
+/// The file is written anew. The daemon sees that by itself if it is `watched`, else `steer reload` asks it.
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    pub(crate) policies: Vec<Policy>,
+    pub(crate) parent: Option<&'static str>,
+    pub(crate) least: Level,
+    pub(crate) watched: bool,
+}
+
+/// The file is emptied, which is refused, and put back.
+#[derive(Clone, Debug)]
+pub(crate) struct Empty;
+
+/// A file is written to `policies.d`.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) policy: Policy,
+    pub(crate) watched: bool,
+}
+
+/// A file is removed from there.
+#[derive(Clone, Debug)]
+pub(crate) struct Unstore {
+    pub(crate) name: &'static str,
+    pub(crate) watched: bool,
+}
+
+pub(super) fn any() -> BoxedStrategy<Operation> {
+    let write = (policies(), weighted(0.3, Just("/e")), level(), anything::<bool>());
+    let stored = || select(&STORED[..]);
+    prop_oneof![
+        6 => write.prop_map(|(policies, parent, least, watched)| Write { policies, parent, least, watched }.into()),
+        1 => Just(Empty.into()),
+        3 => (stored().prop_flat_map(policy), anything::<bool>()).prop_map(|(policy, watched)| Store { policy, watched }.into()),
+        2 => (stored(), anything::<bool>()).prop_map(|(name, watched)| Unstore { name, watched }.into()),
+    ]
+    .boxed()
+}
+
+/// Writes other files. What the daemon does not accept is put back.
+fn change(now: &Reference, world: &mut World, next: &Files, watched: bool) -> anyhow::Result<Done> {
+    let reloads = world.reloads();
+    world.write_files(next)?;
+    if !now.daemon_runs {
+        return Ok(Ok(()));
+    }
+    let in_force: Vec<_> = now.in_force.iter().map(|in_force| in_force.policy.clone()).collect();
+    if watched && next.policies().is_some_and(|policies| policies != in_force) {
+        world.wait_for_reload(reloads)?;
+        return Ok(Ok(()));
+    }
+    let reload = |world: &World| world.steer(Space::Here, &["reload".to_owned()]);
+    let done = reload(world)?;
+    if done.is_err() {
+        world.write_files(&now.files)?;
+        reload(world)?.map_err(anyhow::Error::msg)?;
+    }
+    Ok(done)
+}
+
+/// What is right when files are changed.
+fn changed(reference: &mut Reference, next: Files, done: &Done) -> Result<(), String> {
+    let before = std::mem::replace(&mut reference.files, next);
+    if !reference.daemon_runs {
+        return Ok(());
+    }
+    let accepted = reference.read_files(false);
+    if !accepted {
+        reference.files = before;
+    }
+    right(done, accepted)
+}
+
+impl Write {
+    fn next(&self, now: &Reference) -> Files {
+        let Self { policies, parent, least, .. } = self;
+        Files { parent: *parent, least: *least, stored: now.files.stored.clone(), ..Files::new(policies.clone()) }
+    }
+}
+
+impl Act for Write {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        // Without a daemon nobody refuses.
+        now.daemon_runs || self.next(now).policies().is_some()
+    }
+
+    fn files(&self, now: &Reference) -> Option<Files> {
+        Some(self.next(now))
+    }
+
+    fn carry_out(&self, now: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        change(now, world, &self.next(now), self.watched)
+    }
+
+    fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
+        let files = self.next(reference);
+        changed(reference, files, done)
+    }
+}
+
+impl Empty {
+    fn next(now: &Reference) -> Files {
+        Files { main: Vec::new(), parent: None, ..now.files.clone() }
+    }
+}
+
+impl Act for Empty {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        now.daemon_runs
+    }
+
+    fn carry_out(&self, now: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        change(now, world, &Self::next(now), false)
+    }
+
+    fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
+        let files = Self::next(reference);
+        changed(reference, files, done)
+    }
+}
+
+impl Store {
+    fn next(&self, now: &Reference) -> Files {
+        let mut files = now.files.clone();
+        files.stored.insert(self.policy.name, self.policy.clone());
+        files
+    }
+}
+
+impl Act for Store {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        now.daemon_runs || self.next(now).policies().is_some()
+    }
+
+    fn files(&self, now: &Reference) -> Option<Files> {
+        Some(self.next(now))
+    }
+
+    fn carry_out(&self, now: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        change(now, world, &self.next(now), self.watched)
+    }
+
+    fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
+        let files = self.next(reference);
+        changed(reference, files, done)
+    }
+}
+
+impl Unstore {
+    fn next(&self, now: &Reference) -> Files {
+        let mut files = now.files.clone();
+        files.stored.remove(self.name);
+        files
+    }
+}
+
+impl Act for Unstore {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        now.files.stored.contains_key(self.name)
+    }
+
+    fn files(&self, now: &Reference) -> Option<Files> {
+        Some(self.next(now))
+    }
+
+    fn carry_out(&self, now: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        change(now, world, &self.next(now), self.watched)
+    }
+
+    fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
+        let files = self.next(reference);
+        changed(reference, files, done)
+    }
+}

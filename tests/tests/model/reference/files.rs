@@ -1,0 +1,52 @@
+//! The configuration as it is on the disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::policy::{Level, Policy, Spec};
+
+/// The file, and those in `policies.d`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Files {
+    pub(crate) main: Vec<Policy>,
+    /// `parent` of `[containers]`.
+    pub(crate) parent: Option<&'static str>,
+    /// `enforce` of `[containers]`.
+    pub(crate) least: Level,
+    /// By name.
+    pub(crate) stored: BTreeMap<&'static str, Policy>,
+}
+
+/// A policy that names no cgroup, so that a configuration is never empty by accident.
+fn last() -> Policy {
+    Policy::new("last", Spec::by("a0"), &[])
+}
+
+impl Files {
+    pub(crate) fn new(main: Vec<Policy>) -> Self {
+        let main = std::iter::once(last()).chain(main).collect();
+        Self { main, parent: None, least: Level::Strict, stored: BTreeMap::new() }
+    }
+
+    /// All policies in the order in which they count; none if they cannot be together.
+    pub(crate) fn policies(&self) -> Option<Vec<Policy>> {
+        let mut policies = self.main.clone();
+        policies.extend(self.parent.map(|parent| Policy::new("unclassified", Spec::CLOSED, &[parent])));
+        policies.extend(self.stored.values().cloned());
+        let (mut names, mut patterns) = (BTreeSet::new(), BTreeSet::new());
+        let unique = |policy: &Policy| {
+            names.insert(policy.name) && policy.patterns.iter().all(|pattern| patterns.insert(*pattern))
+        };
+        policies.iter().all(unique).then_some(policies)
+    }
+
+    /// The text of the file.
+    pub(crate) fn text(&self) -> String {
+        if self.main.is_empty() && self.parent.is_none() {
+            return String::new();
+        }
+        let parent = self.parent.map(|parent| format!("parent = \"@{parent}\"\n")).unwrap_or_default();
+        let containers =
+            format!("[containers]\ninterfaces = [\"a0\", \"a1\"]\nenforce = \"{}\"\n{parent}", self.least.name());
+        std::iter::once(containers).chain(self.main.iter().map(Policy::text)).collect()
+    }
+}

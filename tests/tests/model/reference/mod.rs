@@ -1,0 +1,254 @@
+//! The reference: what there is, what was asked for, and so what is right.
+//!
+//! **Invariant:** it knows nothing of how steer does anything: no slots, programs, pins or records. Where the product does something
+//! else than is right, [`super::known`] says so, not this.
+
+mod answer;
+mod files;
+pub(crate) mod policy;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(crate) use answer::{Answer, Asked};
+pub(crate) use files::Files;
+use policy::{Policy, Spec};
+
+/// A network namespace: the daemon's, or the other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Space {
+    Here,
+    There,
+}
+
+pub(crate) const SPACES: [Space; 2] = [Space::Here, Space::There];
+
+/// A link, which is another one when it has been made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Line {
+    pub(crate) space: Space,
+    /// The lower it is, the more its default route is preferred.
+    pub(crate) number: u8,
+    generation: u32,
+}
+
+/// What steers a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// A policy of its own, made by a command or a hook, in this network namespace.
+    Own { spec: Spec, space: Space, line: Option<Line> },
+    /// A policy of the configuration, asked for by name; while there is none of that name it is closed, as it was last.
+    Named { name: &'static str, last: Spec },
+}
+
+/// What a socket that was kept may be bound to: more than one thing where a policy may have bound it, or not yet.
+pub(crate) type Bindings = BTreeSet<Option<Line>>;
+
+/// A connection that was accepted.
+#[derive(Clone, Debug)]
+pub(crate) struct Accepted {
+    pub(crate) bindings: Bindings,
+    /// Where its packets have left so far; nothing once some were stopped, for TCP sends again later and later.
+    pub(crate) by: Option<Line>,
+}
+
+/// A policy that the daemon has carried out, with the link that it goes by.
+#[derive(Clone, Debug)]
+pub(crate) struct InForce {
+    pub(crate) policy: Policy,
+    pub(crate) line: Option<Line>,
+}
+
+/// A policy that is `Closed` binds to no link; no other socket is bound to this one.
+pub(crate) const CLOSED: Line = Line { space: Space::Here, number: u8::MAX, generation: 0 };
+
+/// What there is.
+#[derive(Clone, Debug)]
+pub(crate) struct Reference {
+    pub(crate) files: Files,
+    pub(crate) in_force: Vec<InForce>,
+    /// The cgroups that the configuration steers, and by which policy.
+    pub(crate) configured: BTreeMap<String, &'static str>,
+    /// The cgroups that something else steers.
+    pub(crate) manual: BTreeMap<String, Holder>,
+    /// The cgroups, and the network namespaces in which processes of them live.
+    pub(crate) places: BTreeMap<String, BTreeSet<Space>>,
+    /// Sockets that processes kept, by the cgroup they were made in.
+    pub(crate) kept: BTreeMap<(String, Space), Bindings>,
+    /// Connections that processes accepted, likewise.
+    pub(crate) accepted: BTreeMap<(String, Space), Accepted>,
+    /// The cgroup that is left around one that is gone, which its sockets still belong to.
+    pub(crate) around_removed: BTreeMap<String, String>,
+    /// The links by their numbers, with their names.
+    pub(crate) lines: BTreeMap<(Space, u8), (Line, String)>,
+    generation: u32,
+    pub(crate) daemon_runs: bool,
+    /// The known fault that is being shown, by its number.
+    pub(crate) shown: Option<usize>,
+}
+
+/// Sockets of a cgroup that is gone are kept under this name and a number.
+pub(crate) const REMOVED: &str = "removed";
+/// The last part of the path of a cgroup that `steer exec` made.
+pub(crate) const SCOPE: &str = "steer-exec";
+
+impl Reference {
+    /// A daemon with these files, two links in each namespace, and no cgroup.
+    pub(crate) fn new(files: Files) -> Self {
+        let mut reference = Self {
+            files,
+            in_force: Vec::new(),
+            configured: BTreeMap::new(),
+            manual: BTreeMap::new(),
+            places: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            accepted: BTreeMap::new(),
+            around_removed: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            generation: 0,
+            daemon_runs: true,
+            shown: None,
+        };
+        for space in SPACES {
+            reference.add_line(space, 0);
+            reference.add_line(space, 1);
+        }
+        reference.read_files(false);
+        reference
+    }
+
+    /// A new link, under its first name.
+    pub(crate) fn add_line(&mut self, space: Space, number: u8) {
+        self.generation += 1;
+        let line = Line { space, number, generation: self.generation };
+        self.lines.insert((space, number), (line, format!("a{number}")));
+    }
+
+    /// The link that has a name.
+    pub(crate) fn line_called(&self, space: Space, name: &str) -> Option<Line> {
+        let called = |((of, _), (line, known)): (&(Space, u8), &(Line, String))| {
+            (*of == space && known == name).then_some(*line)
+        };
+        self.lines.iter().find_map(called)
+    }
+
+    pub(crate) fn exists(&self, line: Line) -> bool {
+        self.lines.get(&(line.space, line.number)).is_some_and(|(known, _)| *known == line)
+    }
+
+    /// The link of the best default route.
+    pub(crate) fn default_line(&self, space: Space) -> Option<Line> {
+        self.lines.iter().find(|((of, _), _)| *of == space).map(|(_, (line, _))| *line)
+    }
+
+    pub(crate) fn policy(&self, name: &str) -> Option<&InForce> {
+        self.in_force.iter().find(|in_force| in_force.policy.name == name)
+    }
+
+    /// The daemon reads the files. False if they are no configuration, or would release everything and nobody asked for that.
+    pub(crate) fn read_files(&mut self, may_be_empty: bool) -> bool {
+        let Some(policies) = self.files.policies() else { return false };
+        if self.files.main.is_empty() && !self.in_force.is_empty() && !may_be_empty {
+            return false;
+        }
+        let line = |policy: &Policy| self.line_called(Space::Here, policy.spec.uplink);
+        self.in_force = policies.into_iter().map(|policy| InForce { line: line(&policy), policy }).collect();
+        let specs: BTreeMap<_, _> = self.in_force.iter().map(|it| (it.policy.name, it.policy.spec)).collect();
+        for holder in self.manual.values_mut() {
+            if let Holder::Named { name, last } = holder {
+                *last = specs.get(name).copied().unwrap_or(*last);
+            }
+        }
+        self.settle();
+        true
+    }
+
+    /// What the daemon, or whatever follows links, does sooner or later.
+    pub(crate) fn settle(&mut self) {
+        if self.daemon_runs {
+            let policies: Vec<_> = self.in_force.iter().map(|in_force| in_force.policy.clone()).collect();
+            let free = self.places.keys().filter(|place| !self.manual.contains_key(*place));
+            let named = free.filter_map(|place| Some((place.clone(), policy::naming(&policies, place)?.name)));
+            self.configured = named.collect();
+        }
+        for space in SPACES {
+            if self.is_followed(space) {
+                self.follow(space);
+            }
+        }
+        self.bind_kept();
+    }
+
+    /// By the daemon: its own namespace, and one that a policy belongs to; or by whoever looks after a running `steer exec`.
+    fn is_followed(&self, space: Space) -> bool {
+        let in_it = |holder: &Holder| matches!(holder, Holder::Own { space: of, .. } if *of == space);
+        let by_scope = self.places.iter().any(|(place, spaces)| place.ends_with(SCOPE) && spaces.contains(&space));
+        by_scope || self.daemon_runs && (space == Space::Here || self.manual.values().any(in_it))
+    }
+
+    fn follow(&mut self, space: Space) {
+        let names: BTreeMap<String, Line> = self
+            .lines
+            .iter()
+            .filter(|((of, _), _)| *of == space)
+            .map(|(_, (line, name))| (name.clone(), *line))
+            .collect();
+        if space == Space::Here {
+            for in_force in &mut self.in_force {
+                in_force.line = names.get(in_force.policy.spec.uplink).copied();
+            }
+        }
+        for holder in self.manual.values_mut() {
+            match holder {
+                Holder::Own { spec, space: of, line } if *of == space => *line = names.get(spec.uplink).copied(),
+                _ => {}
+            }
+        }
+    }
+
+    /// Kept sockets may have been bound by now.
+    fn bind_kept(&mut self) {
+        let keys: Vec<_> = self.kept.keys().cloned().collect();
+        for key in keys {
+            let Some(bound) = self.binds_kept(&key.0, key.1) else { continue };
+            self.kept.entry(key).or_default().insert(Some(bound));
+        }
+        let keys: Vec<_> = self.accepted.keys().cloned().collect();
+        for (place, space) in keys {
+            let must = self.answer_accepted(&place, space).must;
+            let bound = self.binds_kept(&place, space);
+            if let Some(accepted) = self.accepted.get_mut(&(place, space)) {
+                accepted.by = accepted.by.filter(|by| Some(*by) == must);
+                accepted.bindings.extend(bound.map(Some));
+            }
+        }
+    }
+
+    /// A cgroup is there, with a process in each of these namespaces.
+    pub(crate) fn add_place(&mut self, place: &str, spaces: &[Space]) {
+        self.places.insert(place.to_owned(), spaces.iter().copied().collect());
+    }
+
+    /// A cgroup is gone, and what was made for it.
+    pub(crate) fn remove_place(&mut self, place: &str) {
+        for around in self.around_removed.values_mut().filter(|around| *around == place) {
+            outer(place).clone_into(around);
+        }
+        self.places.remove(place);
+        self.manual.remove(place);
+        self.configured.remove(place);
+    }
+
+    /// The cgroups at a path and below it, the innermost first.
+    pub(crate) fn within(&self, place: &str) -> Vec<String> {
+        let below = format!("{place}/");
+        let mut found: Vec<_> =
+            self.places.keys().filter(|known| *known == place || known.starts_with(&below)).cloned().collect();
+        found.reverse();
+        found
+    }
+}
+
+/// The path of the cgroup around one; empty for the outermost.
+pub(crate) fn outer(place: &str) -> &str {
+    place.rsplit_once('/').map_or("", |(outer, _)| outer)
+}

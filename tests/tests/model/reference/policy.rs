@@ -1,0 +1,159 @@
+//! Policies as a person writes them: what they do, and which cgroups they name.
+
+use std::fmt;
+
+/// How far a policy goes against a program that wants out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Steer,
+    Strict,
+}
+
+impl Level {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Steer => "steer",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+/// What a policy does.
+#[expect(clippy::struct_excessive_bools, reason = "each is one key of a policy, of two values")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spec {
+    /// The uplink's name; `none` exempts, and the empty one is nobody's.
+    pub(crate) uplink: &'static str,
+    pub(crate) level: Level,
+    /// `other_netns = "refuse"`.
+    pub(crate) refuses: bool,
+    /// Whether it has a resolver of each family.
+    pub(crate) dns: bool,
+    /// `ingress = "uplink"`.
+    pub(crate) ingress: bool,
+    /// `existing = "rebind"`.
+    pub(crate) rebinds: bool,
+}
+
+/// The resolvers that policies name; nobody has these addresses.
+pub(crate) const RESOLVERS: [&str; 2] = ["198.51.100.53", "fd00:ffff::53"];
+
+impl Spec {
+    /// By this uplink, as the defaults are.
+    pub(crate) const fn by(uplink: &'static str) -> Self {
+        Self { uplink, level: Level::Strict, refuses: false, dns: false, ingress: false, rebinds: false }
+    }
+
+    /// What `parent` of `[containers]` does: nothing gets out, in no network namespace.
+    pub(crate) const CLOSED: Self = Self { refuses: true, ..Self::by("") };
+
+    pub(crate) const fn at(self, level: Level) -> Self {
+        Self { level, ..self }
+    }
+
+    pub(crate) fn exempts(&self) -> bool {
+        self.uplink == "none"
+    }
+
+    /// Without what cannot be written together.
+    pub(crate) fn valid(self) -> Self {
+        let strict = self.level == Level::Strict;
+        let steers = !self.exempts();
+        Self {
+            dns: self.dns && steers,
+            rebinds: self.rebinds && steers,
+            ingress: self.ingress && strict && steers,
+            level: if steers { self.level } else { Level::Strict },
+            refuses: self.refuses && steers,
+            ..self
+        }
+    }
+
+    /// The options of a command that say the same.
+    pub(crate) fn options(&self) -> Vec<String> {
+        let mut options =
+            vec!["-i".to_owned(), self.uplink.to_owned(), "--enforce".to_owned(), self.level.name().to_owned()];
+        let mut add = |said: bool, words: [&str; 2]| {
+            options.extend(said.then_some(words.map(str::to_owned)).into_iter().flatten());
+        };
+        add(self.refuses, ["--other-netns", "refuse"]);
+        add(self.ingress, ["--ingress", "uplink"]);
+        add(self.rebinds, ["--existing", "rebind"]);
+        for resolver in RESOLVERS {
+            add(self.dns, ["--dns", resolver]);
+        }
+        options
+    }
+
+    fn keys(&self) -> String {
+        let mut text = format!("interface = \"{}\"\nenforce = \"{}\"\n", self.uplink, self.level.name());
+        let mut add = |said: bool, line: &str| text.push_str(if said { line } else { "" });
+        add(self.refuses, "other_netns = \"refuse\"\n");
+        add(self.ingress, "ingress = \"uplink\"\n");
+        add(self.rebinds, "existing = \"rebind\"\n");
+        add(self.dns, &format!("dns = {RESOLVERS:?}\n"));
+        text
+    }
+}
+
+impl fmt::Debug for Spec {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", if self.uplink.is_empty() { "closed" } else { self.uplink })?;
+        if !self.exempts() {
+            write!(formatter, " {}", self.level.name())?;
+        }
+        let words =
+            [(self.refuses, "refuse"), (self.dns, "dns"), (self.ingress, "ingress=uplink"), (self.rebinds, "rebind")];
+        words.iter().filter(|(said, _)| *said).try_for_each(|(_, word)| write!(formatter, " {word}"))
+    }
+}
+
+/// A policy of the configuration.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Policy {
+    pub(crate) name: &'static str,
+    pub(crate) spec: Spec,
+    pub(crate) patterns: Vec<&'static str>,
+}
+
+impl Policy {
+    pub(crate) fn new(name: &'static str, spec: Spec, patterns: &[&'static str]) -> Self {
+        Self { name, spec, patterns: patterns.to_vec() }
+    }
+
+    /// As in a file; `@` is the root of the tree.
+    pub(crate) fn text(&self) -> String {
+        let cgroups: Vec<_> = self.patterns.iter().map(|pattern| format!("@{pattern}")).collect();
+        format!("[[policy]]\nname = \"{}\"\n{}cgroups = {cgroups:?}\n", self.name, self.spec.keys())
+    }
+
+    /// Whether it names a cgroup, by its path or by a glob.
+    pub(crate) fn names(&self, path: &str, literally: bool) -> bool {
+        let parts = |text: &'_ str| text.split('/').skip(1).map(str::to_owned).collect::<Vec<_>>();
+        self.patterns.iter().any(|pattern| pattern.contains('*') != literally && matches(&parts(pattern), &parts(path)))
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} ({:?}) on [{}]", self.name, self.spec, self.patterns.join(", "))
+    }
+}
+
+/// Whether a pattern matches a path, part by part.
+fn matches(pattern: &[String], path: &[String]) -> bool {
+    match (pattern, path) {
+        ([], []) => true,
+        ([star, rest @ ..], _) if star == "**" => {
+            matches(rest, path) || !path.is_empty() && matches(pattern, &path[1..])
+        }
+        ([part, rest @ ..], [name, below @ ..]) => (part == "*" || part == name) && matches(rest, below),
+        _ => false,
+    }
+}
+
+/// Which policy names a cgroup: a path goes before a glob, then the first.
+pub(crate) fn naming<'a>(policies: &'a [Policy], path: &str) -> Option<&'a Policy> {
+    let find = |literally| policies.iter().find(|policy| policy.names(path, literally));
+    find(true).or_else(|| find(false))
+}

@@ -1,0 +1,180 @@
+//! Whether the real thing does what the reference says: every process sends in every way, and the captures tell by which links the
+//! packets left.
+//!
+//! **Invariant:** a packet on a link that neither the state before an operation nor the one after it allows is a failure at once,
+//! however late everything else settles.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::{Context as _, bail};
+use steer_lab::{
+    prober::{Request, Sent},
+    wait_until,
+};
+use steer_tests::Outcome;
+
+use super::{
+    World,
+    traffic::{Tag, asks_name, tag},
+};
+use crate::model::{
+    operation::Act,
+    reference::{Answer, Asked, Line, Reference, SPACES, policy::RESOLVERS},
+};
+
+/// How many differences are shown.
+const SHOWN: usize = 4;
+
+/// By which links packets may leave before all has settled.
+pub(crate) enum Settles {
+    /// By those that were right before, or are now; for one cgroup, or for all if the path is empty, only by those that are now.
+    Between(Option<String>),
+    /// By any, for a known fault.
+    Anyhow,
+}
+
+impl Settles {
+    pub(crate) fn of(act: &dyn Act) -> Self {
+        Self::Between(act.at_once())
+    }
+
+    fn is_settled(&self, place: &str) -> bool {
+        matches!(self, Self::Between(Some(at_once)) if at_once.is_empty() || at_once == place)
+    }
+}
+
+/// What was seen of one attempt.
+#[derive(Default)]
+struct SeenOf {
+    lines: BTreeSet<Line>,
+    /// The servers that were asked.
+    servers: BTreeSet<IpAddr>,
+}
+
+impl World {
+    /// Both agree about everybody, as soon as everything has settled.
+    pub(crate) fn compare(&mut self, before: &Reference, now: &Reference, settles: &Settles) -> Outcome {
+        let answers = now.answers();
+        let earlier = before.answers_for(answers.keys());
+        let allowed: BTreeMap<&Asked, BTreeSet<Line>> = answers
+            .iter()
+            .map(|(asked, answer)| {
+                let mut may = answer.may.clone();
+                if !settles.is_settled(&asked.place) {
+                    may.extend(earlier.get(asked).into_iter().flat_map(|answer| &answer.may));
+                }
+                if matches!(settles, Settles::Anyhow) {
+                    may.extend(self.lines.values());
+                }
+                (asked, may)
+            })
+            .collect();
+        let (mut differences, mut failed) = (Vec::new(), None);
+        let patience = self.patience;
+        let settled = wait_until("both to agree", patience, || match self.round(&answers, &allowed) {
+            Ok(found) => {
+                differences = found;
+                differences.is_empty()
+            }
+            Err(error) => {
+                failed = Some(error);
+                true
+            }
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if settled.is_err() {
+            let more = differences.len().saturating_sub(SHOWN);
+            differences.truncate(SHOWN);
+            if more > 0 {
+                differences.push(format!("and {more} more"));
+            }
+            bail!("{}", differences.join("\n    "));
+        }
+        Ok(())
+    }
+
+    /// Everybody sends once. Returns what is not as it should be yet.
+    fn round(
+        &mut self,
+        answers: &BTreeMap<Asked, Answer>,
+        allowed: &BTreeMap<&Asked, BTreeSet<Line>>,
+    ) -> anyhow::Result<Vec<String>> {
+        let attempts = self.send()?;
+        let mut seen: BTreeMap<Tag, SeenOf> = BTreeMap::new();
+        for space in SPACES {
+            let packets = self.captures.get_mut(&space).context("no capture")?.take()?;
+            for packet in packets {
+                let Some(tag) = tag(&packet, space) else { continue };
+                let line = self.lines.get(&(space, packet.ifindex)).copied();
+                let line = line.with_context(|| format!("a packet on a link that nobody made: {packet:?}"))?;
+                let Some((asked, sent)) = self.ports.attempt(tag) else { bail!("nobody has sent this: {packet:?}") };
+                // One that nobody asks about any more was sent before.
+                if allowed.get(asked).is_some_and(|may| !may.contains(&line)) {
+                    bail!(
+                        "LEAK: {asked:?} as {:?} {:?} by link {} {:?}, not {:?}",
+                        sent.user,
+                        sent.family,
+                        line.number,
+                        line.space,
+                        answers[asked]
+                    );
+                }
+                let of = seen.entry(tag).or_default();
+                of.lines.insert(line);
+                of.servers.extend(packet.dst);
+            }
+        }
+        let mut differences = Vec::new();
+        for tag in attempts {
+            let (asked, sent) = self.ports.attempt(tag).context("an attempt")?;
+            let Some(answer) = answers.get(asked) else { continue };
+            let nothing = SeenOf::default();
+            let of = seen.get(&tag).unwrap_or(&nothing);
+            if !agrees(answer, sent, of) {
+                let lines: Vec<_> = of.lines.iter().map(|line| line.number).collect();
+                differences.push(format!(
+                    "{asked:?} as {:?} {:?}: by links {lines:?}, not {answer:?}; {:?} {:?}",
+                    sent.user, sent.family, sent.error, of.servers
+                ));
+            }
+        }
+        Ok(differences)
+    }
+
+    /// Lets everybody send, all at once.
+    fn send(&mut self) -> anyhow::Result<Vec<Tag>> {
+        let here = self.places.iter_mut().flat_map(|(place, it)| {
+            it.probers
+                .iter_mut()
+                .map(move |(space, prober)| (place.clone(), *space, prober, Request::Send as fn(u16) -> Request))
+        });
+        let elsewhere = self
+            .elsewhere
+            .iter_mut()
+            .map(|((place, space), prober)| (place.clone(), *space, prober, Request::SendKept as fn(u16) -> Request));
+        let mut asked: Vec<_> = here.chain(elsewhere).collect();
+        for (_, _, prober, request) in &mut asked {
+            prober.ask(request(self.ports.take()))?;
+        }
+        let mut attempts = Vec::new();
+        for (place, space, prober, _) in asked {
+            for sent in prober.answer().with_context(|| format!("in {place} {space:?}"))? {
+                let asked = Asked { place: place.clone(), space, way: sent.way };
+                attempts.push(self.ports.made(asked, sent));
+            }
+        }
+        Ok(attempts)
+    }
+}
+
+fn agrees(answer: &Answer, sent: &Sent, seen: &SeenOf) -> bool {
+    let resolvers = RESOLVERS.map(|resolver| resolver.parse::<IpAddr>().ok());
+    let is_resolver = |server: &IpAddr| resolvers.contains(&Some(*server));
+    let servers = !asks_name(sent) || seen.servers.iter().all(|server| is_resolver(server) == answer.resolver);
+    servers && seen.lines.is_subset(&answer.may) && answer.must.is_none_or(|must| seen.lines.contains(&must))
+}

@@ -1,0 +1,269 @@
+//! The real thing beside the reference: namespaces, links, cgroups with processes in them, the daemon.
+//!
+//! **Invariant:** it does what an operation says and nothing else; what came of it is told by [`compare`], from captures.
+
+mod compare;
+mod daemon;
+pub(crate) use compare::Settles;
+mod traffic;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use steer_lab::{
+    Capture, Family, Netns, SERVER_V4, SERVER_V6, Uplinks, client_v4, client_v6,
+    prober::{self, Request, Sent, Way},
+    wait_until,
+};
+use steer_tests::{Bed, Cgroup, Daemon, Outcome, Output, PATIENCE, Prober, User};
+
+use super::reference::{Asked, Line, REMOVED, Reference, SCOPE, SPACES, Space};
+use traffic::Ports;
+
+/// Nothing listens there, and no attempt uses it.
+const WARM_UP_PORT: u16 = 9;
+
+/// A cgroup and the processes in it. Dropped, they are ended first.
+struct Place {
+    probers: BTreeMap<Space, Prober>,
+    /// Not that of a `steer exec`, which is removed by others.
+    cgroup: Option<Cgroup>,
+}
+
+/// The real thing.
+pub(crate) struct World {
+    places: BTreeMap<String, Place>,
+    /// Processes that keep sockets of cgroups that are gone.
+    elsewhere: BTreeMap<(String, Space), Prober>,
+    daemon: Option<Daemon>,
+    captures: BTreeMap<Space, Capture>,
+    lines: BTreeMap<(Space, u32), Line>,
+    ports: Ports,
+    /// The other ends of accepted connections.
+    callers: Vec<TcpStream>,
+    /// How long both may take to agree.
+    patience: Duration,
+    pub(crate) bed: Bed,
+    there: Uplinks,
+}
+
+impl World {
+    /// A daemon with these files, and two links in each namespace.
+    pub(crate) fn new(reference: &Reference, patience: Duration) -> anyhow::Result<Self> {
+        let bed = Bed::new("model")?;
+        let mut there = Uplinks::new()?;
+        // Other indexes there than here, but for one that is the same.
+        there.remove_uplink(1)?;
+        there.create_uplink(1)?;
+        let mut captures = BTreeMap::new();
+        captures.insert(Space::Here, Capture::start_except(&bed.net.client, &["lo"])?);
+        captures.insert(Space::There, Capture::start_except(&there.client, &["lo"])?);
+        let ports = Ports::except(bed.server.port());
+        let mut world = Self {
+            places: BTreeMap::new(),
+            elsewhere: BTreeMap::new(),
+            daemon: None,
+            captures,
+            lines: BTreeMap::new(),
+            ports,
+            callers: Vec::new(),
+            patience,
+            bed,
+            there,
+        };
+        for space in SPACES {
+            for number in 0..2 {
+                world.know_line(reference, space, number)?;
+            }
+        }
+        world.write_files(&reference.files)?;
+        world.start_daemon()?;
+        Ok(world)
+    }
+
+    pub(crate) fn net(&mut self, space: Space) -> &mut Uplinks {
+        match space {
+            Space::Here => &mut self.bed.net,
+            Space::There => &mut self.there,
+        }
+    }
+
+    fn netns(&self, space: Space) -> &Netns {
+        match space {
+            Space::Here => &self.bed.net.client,
+            Space::There => &self.there.client,
+        }
+    }
+
+    /// The binary under test in a namespace, to its end. What it complained of, if it failed.
+    pub(crate) fn steer(&self, space: Space, arguments: &[String]) -> anyhow::Result<Result<(), String>> {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut command = self.bed.steer(&arguments);
+        self.netns(space).enter(&mut command);
+        Ok(said(&steer_tests::output(&mut command)?))
+    }
+
+    /// The path of a cgroup of the tree, from the root of the hierarchy.
+    pub(crate) fn path(&self, place: &str) -> String {
+        format!("{}{place}", self.bed.cgroup.path())
+    }
+
+    fn program(&self) -> anyhow::Result<PathBuf> {
+        Ok(self.bed.client(None, User::Root)?.get_program().into())
+    }
+
+    /// Makes a cgroup, with a process in each namespace.
+    pub(crate) fn make(&mut self, place: &str) -> Outcome {
+        let cgroup = self.bed.cgroup.child(&place[1..])?;
+        let program = self.program()?;
+        let mut probers = BTreeMap::new();
+        for space in SPACES {
+            let mut command = Command::new(&program);
+            cgroup.enter(self.netns(space).enter(&mut command));
+            probers.insert(space, Prober::start(&mut command)?);
+        }
+        self.places.insert(place.to_owned(), Place { probers, cgroup: Some(cgroup) });
+        Ok(())
+    }
+
+    /// Runs a client by `steer exec` in a cgroup and namespace. The error is what steer says.
+    pub(crate) fn execute(
+        &mut self,
+        place: &str,
+        space: Space,
+        options: &[String],
+    ) -> anyhow::Result<Result<(), String>> {
+        let cgroup = self.places[place].cgroup.as_ref().context("no cgroup")?;
+        let mut command = self.bed.steer(&["exec"]);
+        command.args(options).arg("--").arg(self.program()?);
+        cgroup.enter(self.netns(space).enter(&mut command));
+        match Prober::start(&mut command) {
+            Ok(prober) => {
+                let probers = [(space, prober)].into();
+                self.places.insert(format!("{place}/{SCOPE}"), Place { probers, cgroup: None });
+                Ok(Ok(()))
+            }
+            Err(error) => Ok(Err(format!("{error:#}"))),
+        }
+    }
+
+    /// The process of a cgroup in a namespace.
+    pub(crate) fn pid(&self, place: &str, space: Space) -> Option<u32> {
+        self.places.get(place)?.probers.get(&space).map(Prober::pid)
+    }
+
+    /// Ends what runs in a cgroup that has none below it, and removes it. Where sockets are kept, their processes move elsewhere.
+    pub(crate) fn remove(&mut self, place: &str, keeps: Option<usize>) -> Outcome {
+        let Place { probers, cgroup } = self.places.remove(place).context("no such cgroup")?;
+        for (space, prober) in probers {
+            match keeps {
+                Some(number) => {
+                    fs::write(self.bed.cgroup.directory().join("cgroup.procs"), prober.pid().to_string())?;
+                    self.elsewhere.insert((format!("{REMOVED}{number}"), space), prober);
+                }
+                None => prober.end()?,
+            }
+        }
+        let Some(cgroup) = cgroup else {
+            // The keeper removes it.
+            let outer = place.rsplit_once('/').and_then(|(outer, _)| self.places.get(outer)?.cgroup.as_ref());
+            let outer = outer.context("no cgroup around it")?;
+            wait_until("the cgroup of steer exec to be removed", PATIENCE, || {
+                !outer.children().iter().any(|child| child.starts_with(SCOPE))
+            })?;
+            return Ok(());
+        };
+        let directory = cgroup.directory().to_owned();
+        wait_until(&format!("{place} to be removed"), PATIENCE, || fs::remove_dir(&directory).is_ok())?;
+        Ok(())
+    }
+
+    /// Lets the processes of a cgroup keep sockets.
+    pub(crate) fn keep_sockets(&mut self, place: &str) -> Outcome {
+        for prober in self.places.get_mut(place).context("no such cgroup")?.probers.values_mut() {
+            prober.ask(Request::Keep)?;
+            prober.answer()?;
+        }
+        Ok(())
+    }
+
+    /// Lets the processes of a cgroup in a namespace listen, and calls each of them by a link. The way back is the default route unless
+    /// something steers it.
+    pub(crate) fn call(&mut self, place: &str, space: Space, number: u8) -> Outcome {
+        let prober = self.places.get_mut(place).and_then(|it| it.probers.get_mut(&space)).context("no process")?;
+        prober.ask(Request::Listen)?;
+        for listening in prober.answer()? {
+            let (from, to): (IpAddr, IpAddr) = match listening.family {
+                Family::V4 => (SERVER_V4.into(), client_v4(number).into()),
+                Family::V6 => (SERVER_V6.into(), client_v6(number).into()),
+            };
+            let port = self.ports.take_caller();
+            let asked = Asked { place: place.to_owned(), space, way: Way::Accepted };
+            let to = SocketAddr::new(to, listening.source);
+            self.ports.made(asked, Sent { port, ..listening });
+            let called = self.net(space).server.run(|| prober::call(SocketAddr::new(from, port), to))?;
+            self.callers.push(called.with_context(|| format!("call {place} {space:?} by link {number}"))?);
+        }
+        Ok(())
+    }
+
+    /// Ends everything. What was made for cgroups goes with them, and `off` leaves nothing.
+    pub(crate) fn finish(mut self, reference: &Reference) -> Outcome {
+        for place in reference.places.keys().rev() {
+            self.remove(place, None)?;
+        }
+        drop(std::mem::take(&mut self.elsewhere));
+        let stopped = serde_json::json!({"ociVersion": "1.0.2", "id": "model", "status": "stopped", "bundle": "/"});
+        let (mut left, daemon_runs) = (String::new(), self.daemon.is_some());
+        let swept = wait_until("what is left of cgroups to be swept up", PATIENCE, || {
+            // The daemon sees cgroups go; without one the next command or hook sweeps.
+            let swept = if daemon_runs { Ok(Ok(())) } else { self.hook(&stopped) };
+            let links = fs::read_dir(self.bed.abi().join("links")).map_or(0, Iterator::count);
+            let status = self.bed.status().unwrap_or_default();
+            let policies = status["policies"].as_array().into_iter().flatten();
+            let manual = policies.filter(|policy| policy["origin"] == "manual").count();
+            left = format!("{swept:?}, {links} cgroups, {manual} policies");
+            matches!(swept, Ok(Ok(()))) && links == 0 && manual == 0
+        });
+        swept.with_context(|| left)?;
+        self.off()?;
+        ensure!(!self.bed.pins.exists(), "off left something");
+        Ok(())
+    }
+
+    /// Takes note of a link that is there, and uses it once, so that its neighbour is known.
+    pub(crate) fn know_line(&mut self, reference: &Reference, space: Space, number: u8) -> Outcome {
+        let index = self.net(space).ifindex(number)?;
+        let link = self.net(space).link(number).to_owned();
+        self.lines.insert((space, index), reference.lines[&(space, number)].0);
+        let send = |any: IpAddr, to: IpAddr| {
+            let socket = std::net::UdpSocket::bind((any, 0))?;
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::BindToDevice, &link.clone().into())?;
+            socket.send_to(b"warm up", SocketAddr::new(to, WARM_UP_PORT)).map(drop)
+        };
+        let mut missing = 2;
+        self.netns(space).run(|| {
+            send(Ipv4Addr::UNSPECIFIED.into(), SERVER_V4.into())?;
+            send(Ipv6Addr::UNSPECIFIED.into(), SERVER_V6.into())
+        })??;
+        let capture = self.captures.get_mut(&space).context("no capture")?;
+        wait_until("a link to be usable", PATIENCE, || {
+            let packets = capture.take().unwrap_or_default();
+            missing -= packets.iter().filter(|it| it.ifindex == index && it.dst_port == Some(WARM_UP_PORT)).count();
+            missing == 0
+        })?;
+        Ok(())
+    }
+}
+
+/// What a command said that failed.
+fn said(output: &Output) -> Result<(), String> {
+    if output.code == 0 { Ok(()) } else { Err(output.stderr.trim().to_owned()) }
+}
