@@ -114,7 +114,7 @@ fn by_the_command_with_and_without_a_daemon() -> Outcome {
     ensure!(set.code == 0 && set.stderr.is_empty(), "{set:?}");
     ensure!(bed.policy("a b/c")?["interface"].is_null());
     let wrong = steer(&["set", "w", "-i", "a1", "--cgroup", "x"])?;
-    ensure!(wrong.code == 1 && wrong.stderr.contains("cgroups: \"x\": it does not start with /"), "{wrong:?}");
+    ensure!(wrong.code == 2 && wrong.stderr.contains("--cgroup x: it does not start with /"), "{wrong:?}");
     ensure!(steer(&["remove", "a b/c"])?.code == 0);
     ensure!(steer(&["remove", "a b/c"])?.stderr.contains("there is no policy \"a b/c\""));
     daemon.end(Signal::SIGTERM)?;
@@ -149,12 +149,12 @@ fn mistakes_name_the_field() -> Outcome {
     let _daemon = bed.daemon(EMPTY)?;
     let cases = [
         (json!({"interface": "wg 0", "cgroups": ["/x"]}), "interface"),
-        (json!({"interface": "a1", "cgroups": ["x"]}), "cgroups"),
-        (json!({"interface": "a1", "cgroups": ["/**"]}), "cgroups"),
+        (json!({"interface": "a1", "cgroups": ["x"]}), "cgroups[0]"),
+        (json!({"interface": "a1", "cgroups": ["/**"]}), "cgroups[0]"),
         (json!({"interface": "a1", "cgroups": ["/x", 3]}), "cgroups[1]"),
         (json!({"interface": "a1", "cgroups": ["/x"], "enforce": "bind"}), "enforce"),
         (json!({"interface": "a1", "cgroups": ["/x"], "ingress": "some"}), "ingress"),
-        (json!({"interface": "a1", "cgroups": ["/x"], "dns": ["127.0.0.53"]}), "dns"),
+        (json!({"interface": "a1", "cgroups": ["/x"], "dns": ["127.0.0.53"]}), "dns[0]"),
         (json!({"interface": "a1", "cgroups": ["/x"], "colour": 1}), "colour"),
         (json!({"cgroups": ["/x"]}), ""),
     ];
