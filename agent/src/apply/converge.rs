@@ -324,10 +324,36 @@ impl Steering {
                 }
             }
         }
-        changed.extend(self.datapath.retire_policies(&lock, &next.slots)?);
+        let moved = self.move_to_heirs(&lock, &next.slots, &mut changed);
+        self.datapath.retire_policies(&lock, &next.slots)?;
         self.in_force = next;
         self.take_over_sockets(&lock, &changed);
-        self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)
+        self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
+        moved
+    }
+
+    /// Attaches what was attached to a policy by its name to the changed policy of that name, with the programs that it asks for now. What
+    /// cannot be is closed with its policy. The error is that of the last such attachment.
+    fn move_to_heirs(&mut self, lock: &Lock, slots: &[u32], changed: &mut BTreeSet<u64>) -> Result<(), Error> {
+        let mut moved = Ok(());
+        for (cgroup_id, is_manual, heir) in self.datapath.heirs(slots)? {
+            let Some(path) = self.hierarchy.path_of(cgroup_id) else { continue };
+            let attached = self
+                .hierarchy
+                .open(&path)
+                .map_err(Error::from)
+                .and_then(|cgroup| self.datapath.attach(lock, &self.hierarchy, &cgroup, heir, is_manual));
+            match attached {
+                Ok(()) => {
+                    changed.insert(cgroup_id);
+                }
+                Err(error) => {
+                    log::error!("{path} is closed, for it does not get the programs of its changed policy: {error}");
+                    moved = Err(error);
+                }
+            }
+        }
+        moved
     }
 
     /// All attachments. The first reading, which takes a while where there are many, serves those that were found, too.

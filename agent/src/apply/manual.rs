@@ -2,17 +2,28 @@
 //!
 //! **Invariant:** nothing is written before it is permitted, and what fails leaves nothing behind.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use steer_common::{Owner, PolicyRecord};
 use thiserror::Error;
 
 use super::{
     permit::{self, Attach, Denied, Origin},
+    resolve::{self, Namespace},
     takeover::{self, TakenOver},
 };
 use crate::{
     host::cgroup::{Cgroup, Hierarchy},
     kernel::{self, Datapath, Lock, Pins, PolicyEntry},
 };
+
+/// How long the daemon may take to take an attachment over.
+const DAEMON_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has.
+const GLANCE: Duration = Duration::from_millis(2);
 
 /// What is to be attached.
 #[derive(Clone, Debug)]
@@ -40,19 +51,21 @@ pub enum Error {
     Kernel(#[from] kernel::Error),
 }
 
-/// Attaches a cgroup to a policy. `cookie` is that of the caller's network namespace.
+/// Attaches a cgroup to a policy. `namespace` is that of the program to be steered, or of the caller.
 pub fn attach(
     datapath: &mut Datapath,
     lock: &Lock,
     hierarchy: &Hierarchy,
     cgroup: &Cgroup,
     (origin, wanted): (Origin, &Wanted),
-    cookie: u64,
+    namespace: Namespace<'_>,
 ) -> Result<(), Error> {
     let configured = match wanted {
         Wanted::Policy(name) => {
             let entry = configured(datapath, name)?;
-            permit::namespace(origin, &entry, cookie)?;
+            permit::namespace(origin, &entry, namespace.cookie)?;
+            // No daemon may have followed the links since the policy was written.
+            resolve::follow(datapath, lock, namespace)?;
             Some(entry.slot)
         }
         // On the host's network, a policy in force is used itself, so that the container follows the configuration.
@@ -77,13 +90,52 @@ fn configured(datapath: &Datapath, name: &str) -> Result<PolicyEntry, Error> {
 }
 
 /// Detaches a cgroup. Sockets in it follow the policy that holds it now, as that policy's `existing` says.
-pub fn detach(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec<TakenOver>, Error> {
-    let Some(mut datapath) = Datapath::open(pins)? else { return Ok(Vec::new()) };
-    let existing = datapath.attachment(cgroup.id)?;
-    permit::detachment(&cgroup.path, existing.as_ref(), pins.daemon_runs()?)?;
-    datapath.detach(lock, hierarchy, cgroup.id)?;
-    let Some(outer) = datapath.around(hierarchy, &cgroup.path)? else { return Ok(Vec::new()) };
-    Ok(takeover::take_over(lock, &datapath, hierarchy, kernel::netns_cookie()?, &[outer].into()))
+///
+/// While a daemon runs, it takes over the attachment: the configuration may name the cgroup, too, and then nothing may leave in between.
+pub fn detach(pins: &Pins, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec<TakenOver>, Error> {
+    let Some(lock) = pins.lock()? else { return Ok(Vec::new()) };
+    let daemon_runs = pins.daemon_runs()?;
+    let mut taken_over = Vec::new();
+    let mut lock = lock;
+    if let Some(mut datapath) = Datapath::open(pins)? {
+        let existing = datapath.attachment(cgroup.id)?;
+        permit::detachment(&cgroup.path, existing.as_ref(), daemon_runs)?;
+        if daemon_runs && existing.is_some() {
+            datapath.hand_over(&lock, cgroup.id)?;
+            pins.notify_daemon(&lock)?;
+            drop(lock);
+            if is_taken_over(&datapath, cgroup.id)? {
+                kernel::detach_other_versions(pins, &datapath.lock()?, cgroup.id)?;
+                return Ok(Vec::new());
+            }
+            log::warn!("the daemon does not answer; {} is detached without it", cgroup.path);
+            lock = datapath.lock()?;
+        }
+        datapath.detach(&lock, hierarchy, cgroup.id)?;
+        if let Some(outer) = datapath.around(hierarchy, &cgroup.path)? {
+            taken_over = takeover::take_over(&lock, &datapath, hierarchy, kernel::netns_cookie()?, &[outer].into());
+        }
+    }
+    kernel::detach_other_versions(pins, &lock, cgroup.id)?;
+    pins.notify_daemon(&lock)?;
+    kernel::tidy(pins, lock, hierarchy)?;
+    Ok(taken_over)
+}
+
+/// Waits until the daemon has detached a cgroup, or attached it as the configuration says. False when it does not do so in time.
+fn is_taken_over(datapath: &Datapath, cgroup_id: u64) -> Result<bool, Error> {
+    let deadline = Instant::now() + DAEMON_PATIENCE;
+    loop {
+        let attachment = datapath.attachment(cgroup_id)?;
+        let is_done = match attachment.map(|attachment| datapath.policy(attachment.record.policy)).transpose()? {
+            None => true,
+            Some(policy) => policy.owner == Owner::Config as u32,
+        };
+        if is_done || Instant::now() >= deadline {
+            return Ok(is_done);
+        }
+        thread::sleep(GLANCE);
+    }
 }
 
 /// Changes what is attached, under the lock. Afterwards a running daemon looks at it; a failed change is cleaned up.

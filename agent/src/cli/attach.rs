@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use super::target::By;
+use super::target::{By, links};
 use crate::{
-    apply::{manual, permit::Origin, takeover},
+    apply::{manual, permit::Origin, resolve::Namespace, takeover},
     host::{capability::require_privilege, cgroup::Hierarchy},
     kernel::{self, Datapath},
     run::instance::PinDirectory,
@@ -42,13 +42,15 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
              --yes-the-root if that is what you want"
         );
     }
-    let wanted = args.by.wanted()?;
+    let links = links()?;
+    let cookie = kernel::netns_cookie()?;
+    let namespace = Namespace { links: &links, cookie };
+    let wanted = args.by.wanted(namespace)?;
     let pins = pins.to_change()?;
     let taken_over = manual::change(&pins, &hierarchy, |lock| {
         let mut datapath = Datapath::open_or_load(&pins, lock)?;
         datapath.clean_up(lock, &hierarchy)?;
-        let cookie = kernel::netns_cookie()?;
-        manual::attach(&mut datapath, lock, &hierarchy, &cgroup, (Origin::Attach, &wanted), cookie)?;
+        manual::attach(&mut datapath, lock, &hierarchy, &cgroup, (Origin::Attach, &wanted), namespace)?;
         Ok::<_, manual::Error>(takeover::take_over(lock, &datapath, &hierarchy, cookie, &[cgroup.id].into()))
     })?;
     for taken in taken_over {

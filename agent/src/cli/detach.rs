@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use crate::{
     apply::manual,
     host::{capability::require_privilege, cgroup::Hierarchy},
-    kernel,
     run::instance::PinDirectory,
 };
 
@@ -21,13 +20,8 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let hierarchy = Hierarchy::find()?;
     let cgroup = hierarchy.open(&hierarchy.parse(&args.cgroup)?)?;
     let Some(pins) = pins.to_look() else { return Ok(ExitCode::SUCCESS) };
-    let Some(lock) = pins.lock()? else { return Ok(ExitCode::SUCCESS) };
-    for taken in manual::detach(&pins, &lock, &hierarchy, &cgroup)? {
+    for taken in manual::detach(&pins, &hierarchy, &cgroup)? {
         println!("{taken}");
     }
-    kernel::detach_other_versions(&pins, &lock, cgroup.id)?;
-    // The configuration may name it, too.
-    pins.notify_daemon(&lock)?;
-    kernel::tidy(&pins, lock, &hierarchy)?;
     Ok(ExitCode::SUCCESS)
 }

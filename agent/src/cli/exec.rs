@@ -15,11 +15,12 @@ use std::{
 use anyhow::Context as _;
 use thiserror::Error;
 
-use super::target::By;
+use super::target::{By, links};
 use crate::{
     apply::{
         manual::{self, Wanted},
         permit::Origin,
+        resolve::Namespace,
     },
     host::{
         capability::require_privilege,
@@ -86,7 +87,9 @@ pub(super) fn run(args: Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
 fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     require_privilege("exec")?;
     let hierarchy = Hierarchy::find()?;
-    let wanted = args.by.wanted()?;
+    let links = links()?;
+    let namespace = Namespace { links: &links, cookie: kernel::netns_cookie()? };
+    let wanted = args.by.wanted(namespace)?;
     args.by.warn();
     let pins = pins.to_change()?;
     let own = hierarchy.own()?;
@@ -96,19 +99,24 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     let scope = Scope::create(&hierarchy, &own)?;
     // From here on the keeper cleans up, whatever becomes of this process.
     let wrapper = start_keeper(&scope, &pins)?;
-    attach(&hierarchy, &pins, &scope, &wanted)?;
+    attach(&hierarchy, &pins, &scope, &wanted, namespace)?;
     scope.enter(&hierarchy)?;
     // Closed on exec, which tells the keeper to begin.
     std::mem::forget(wrapper);
     Ok(())
 }
 
-fn attach(hierarchy: &Hierarchy, pins: &Pins, scope: &Scope, wanted: &Wanted) -> anyhow::Result<()> {
+fn attach(
+    hierarchy: &Hierarchy,
+    pins: &Pins,
+    scope: &Scope,
+    wanted: &Wanted,
+    namespace: Namespace<'_>,
+) -> anyhow::Result<()> {
     let lock = pins.create_and_lock()?;
     let mut datapath = Datapath::open_or_load(pins, &lock)?;
     datapath.clean_up(&lock, hierarchy)?;
-    let cookie = kernel::netns_cookie()?;
-    manual::attach(&mut datapath, &lock, hierarchy, &scope.cgroup, (Origin::Exec, wanted), cookie)?;
+    manual::attach(&mut datapath, &lock, hierarchy, &scope.cgroup, (Origin::Exec, wanted), namespace)?;
     Ok(())
 }
 

@@ -10,8 +10,10 @@ use crate::{
         manual::Wanted,
         resolve::{self, Namespace},
     },
-    host::{link, resolver},
-    kernel,
+    host::{
+        link::{self, Table},
+        resolver,
+    },
     model::spec::{KEYS, Key, PolicySpec, Rejected, Uplink},
 };
 
@@ -108,6 +110,11 @@ impl FromArgMatches for By {
     }
 }
 
+/// The links of the caller's network namespace.
+pub(super) fn links() -> anyhow::Result<Table> {
+    Ok(block_on(link::read())??)
+}
+
 impl By {
     /// The arguments that say the same, for a command line.
     pub(super) fn arguments(&self) -> Vec<String> {
@@ -124,7 +131,7 @@ impl By {
     }
 
     /// What it means here and now. Looks the interface up, before anything is changed.
-    pub(super) fn wanted(&self) -> anyhow::Result<Wanted> {
+    pub(super) fn wanted(&self, namespace: Namespace<'_>) -> anyhow::Result<Wanted> {
         let (spec, uplink) = match self {
             Self::Policy(policy) => return Ok(Wanted::Policy(policy.clone())),
             Self::Interface(PolicySpec { interface: Some(uplink), .. }) if *uplink == Uplink::Closed => {
@@ -139,8 +146,6 @@ impl By {
                 conflicts.iter().map(|conflict| format!("--{}: {}", conflict.key, conflict.problem)).collect();
             anyhow::anyhow!(problems.join("; "))
         })?;
-        let links = block_on(link::read())??;
-        let namespace = Namespace { links: &links, cookie: kernel::netns_cookie()? };
         let record = resolve::present(&name, &target, Owner::Manual, namespace)?;
         Ok(Wanted::Record(Box::new(record)))
     }

@@ -135,15 +135,12 @@ impl Datapath {
         }
     }
 
-    /// Lets an attachment name another slot.
-    pub(super) fn point_to(
-        &mut self,
-        _lock: &Lock,
-        cgroup_id: u64,
-        record: AttachmentRecord,
-        slot: u32,
-    ) -> Result<(), Error> {
-        self.set_record(cgroup_id, AttachmentRecord { policy: slot, ..record })?;
+    /// Makes a manual attachment one that the configuration may change or take away.
+    pub fn hand_over(&mut self, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
+        if let Some(record) = self.record(cgroup_id)? {
+            let flags = record.flags & !attachment_flags::MANUAL;
+            self.set_record(cgroup_id, AttachmentRecord { flags, ..record })?;
+        }
         Ok(())
     }
 

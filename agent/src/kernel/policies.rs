@@ -3,11 +3,15 @@
 //! **Invariant:** what a slot means does not change while an attachment names it, except for the uplink's index, which is one
 //! word. A policy that has become another one gets another slot, and attachments are pointed to it one by one.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    os::fd::AsFd as _,
+};
 
 use steer_common::{
-    COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, address::ip_address, map, policy_flags,
-    record::INTERFACE_BYTES,
+    COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, address::ip_address, attachment_flags, map,
+    policy_flags, record::INTERFACE_BYTES,
 };
 
 use super::{Datapath, Error, Lock, bpf, map_error};
@@ -125,36 +129,42 @@ impl Datapath {
         Ok(PolicyEntry { slot: entry.slot, record })
     }
 
-    /// Frees the configured policies that are not in `keep`. What was attached to one of them by hand is pointed to the one of
-    /// the same name in `keep`; where there is none it is closed, and the slot kept until it is detached. Returns the ids
-    /// of the cgroups whose attachments were pointed to another.
-    pub fn retire_policies(&mut self, lock: &Lock, keep: &[u32]) -> Result<Vec<u64>, Error> {
+    /// The attachments to configured policies that are not in `keep`, each with the slot in `keep` of the policy of the same name: ids of
+    /// cgroups, whether the attachment is manual, and slots.
+    pub fn heirs(&self, keep: &[u32]) -> Result<Vec<(u64, bool, u32)>, Error> {
         let entries = self.policies()?;
-        let is_kept = |entry: &&PolicyEntry| keep.contains(&entry.slot);
-        let heirs: BTreeMap<String, u32> =
-            entries.iter().filter(is_kept).map(|entry| (entry.name(), entry.slot)).collect();
-        let retired = |entry: &PolicyEntry| entry.is_owned_by(Owner::Config) && !keep.contains(&entry.slot);
-        let retired: Vec<PolicyEntry> = entries.into_iter().filter(retired).collect();
+        let (kept, retired): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .filter(|entry| entry.is_owned_by(Owner::Config))
+            .partition(|entry| keep.contains(&entry.slot));
         if retired.is_empty() {
             return Ok(Vec::new());
         }
-        let attachments = self.records()?;
-        let mut inherited = Vec::new();
+        let heirs: BTreeMap<String, u32> = kept.iter().map(|entry| (entry.name(), entry.slot)).collect();
+        let heir_of = |slot: u32| {
+            let entry = retired.iter().find(|entry| entry.slot == slot)?;
+            heirs.get(&entry.name()).copied()
+        };
+        let records = self.records()?.into_iter().filter_map(|(id, record)| Some((id, record?)));
+        let heirs = records.filter_map(|(id, record)| {
+            let is_manual = record.flags & attachment_flags::MANUAL != 0;
+            Some((id, is_manual, heir_of(record.policy)?))
+        });
+        Ok(heirs.collect())
+    }
+
+    /// Frees the configured policies that are not in `keep`. One that an attachment still names is closed, and its slot is kept until the
+    /// cgroup is detached.
+    pub fn retire_policies(&mut self, _lock: &Lock, keep: &[u32]) -> Result<(), Error> {
+        let retired = |entry: &PolicyEntry| entry.is_owned_by(Owner::Config) && !keep.contains(&entry.slot);
+        let retired: Vec<PolicyEntry> = self.policies()?.into_iter().filter(retired).collect();
+        if retired.is_empty() {
+            return Ok(());
+        }
+        let named: BTreeSet<u32> = self.records()?.into_iter().filter_map(|(_, record)| Some(record?.policy)).collect();
         for PolicyEntry { slot, record } in retired {
-            let mut named = false;
-            let of_slot =
-                attachments.iter().filter_map(|(id, attached)| Some((*id, attached.filter(|it| it.policy == slot)?)));
-            for (cgroup_id, attached) in of_slot {
-                match heirs.get(&text(&record.name)) {
-                    Some(heir) => {
-                        self.point_to(lock, cgroup_id, attached, *heir)?;
-                        inherited.push(cgroup_id);
-                    }
-                    None => named = true,
-                }
-            }
-            if named {
-                // Without a name to look for, no link ever opens it again.
+            if named.contains(&slot) {
+                // Without the name of an interface, no link ever opens it again.
                 let closed = PolicyRecord { kind: Kind::Steer as u32, interface: [0; INTERFACE_BYTES], ..record };
                 self.set_policy(slot, &record.closed())?;
                 self.set_policy(slot, &closed.closed())?;
@@ -162,7 +172,7 @@ impl Datapath {
                 self.free_policy(slot)?;
             }
         }
-        Ok(inherited)
+        Ok(())
     }
 
     /// Empties a slot that no attachment names any more.

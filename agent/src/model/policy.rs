@@ -20,6 +20,16 @@ impl Policies {
         Self { policies: config.policies }
     }
 
+    /// A file that has lost all the policies which it has here. That is more likely a mistake, such as a file that is being written, than
+    /// meant. A policy whose file was removed is meant to go.
+    pub fn emptied_by<'a>(&self, next: &'a Config) -> Option<&'a str> {
+        let has_policy = |policies: &[config::Policy], file: &str| {
+            policies.iter().any(|policy| policy.file == file && !policy.is_closed())
+        };
+        let is_emptied = |file: &&String| has_policy(&self.policies, file) && !has_policy(&next.policies, file);
+        next.files.iter().find(is_emptied).map(String::as_str)
+    }
+
     /// As configured.
     pub fn configured(&self) -> &[config::Policy] {
         &self.policies
@@ -116,6 +126,19 @@ mod tests {
         }
         // Something else was attached in between by hand.
         assert_eq!(policies.attaching(&path("/s/y/g"), |outer| *outer == path("/s/y")), Some(0));
+    }
+
+    #[test]
+    fn a_file_that_loses_all_its_policies() {
+        let source = |file: &str, text: &str| config::Source { file: file.to_owned(), text: text.to_owned() };
+        let policy =
+            |name: &str| format!("[[policy]]\nname = \"{name}\"\ninterface = \"a0\"\ncgroups = [\"/{name}\"]\n");
+        let read = |sources: &[config::Source]| config::parse_all(sources).expect("valid");
+        let (a, b) = (source("a.toml", &policy("a")), source("b.toml", &policy("b")));
+        let both = Policies::new(read(&[a.clone(), b.clone()]));
+        assert_eq!(both.emptied_by(&read(&[source("a.toml", ""), b.clone()])), Some("a.toml"));
+        assert_eq!(both.emptied_by(&read(&[a, source("b.toml", "# nothing")])), Some("b.toml"));
+        assert_eq!(both.emptied_by(&read(&[b])), None, "the file was removed");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod known;
 mod operation;
 mod reference;
+mod repaired;
 mod world;
 
 use std::{
@@ -26,11 +27,13 @@ use crate::Test;
 use known::KNOWN;
 use operation::Operation;
 use reference::{Files, Reference};
+use repaired::REPAIRED;
 use world::{Settles, World};
 
 pub(crate) const TESTS: &[Test] = &[
     ("everything_is_as_the_reference_says", everything_is_as_the_reference_says),
     ("what_is_known_to_be_wrong", what_is_known_to_be_wrong),
+    ("what_was_repaired", what_was_repaired),
 ];
 
 /// Names the seed of one case to run again.
@@ -183,5 +186,12 @@ fn what_is_known_to_be_wrong() -> Outcome {
         gone.is_empty(),
         "these are repaired; delete their entries from KNOWN in tests/tests/model/known.rs: {gone:?}"
     );
+    Ok(())
+}
+
+fn what_was_repaired() -> Outcome {
+    for repaired in REPAIRED {
+        run(&(repaired.operations)(), None, PATIENCE).with_context(|| repaired.what)?;
+    }
     Ok(())
 }

@@ -65,16 +65,16 @@ fn by_policy(config: &Config, asked: &Request, name: &str, by: Asker) -> Result<
             _ => {}
         }
     }
-    Ok(Grant { name: name.to_owned(), target: with_options(config, asked, policy, by)? })
+    Ok(Grant { name: name.to_owned(), target: with_options(asked, policy, by)? })
 }
 
 /// The policy's target, with what the container adds.
-fn with_options(config: &Config, asked: &Request, policy: &Policy, by: Asker) -> Result<Target, Refused> {
+fn with_options(asked: &Request, policy: &Policy, by: Asker) -> Result<Target, Refused> {
     refuse_options_of_an_exemption(asked, &policy.target.uplink)?;
     let own = &policy.target.enforcement;
     if let Some(enforce) = asked.spec.enforce {
-        if by == Asker::Container && enforce < own.enforce && enforce < config.containers.enforce {
-            return Err(refused(asked, "less than the policy does, and than `enforce` of [containers] allows"));
+        if by == Asker::Container && enforce < own.enforce {
+            return Err(refused(asked, "less than the policy does, which no container may ask for"));
         }
         if enforce < Enforce::Strict && own.ingress == Ingress::Uplink {
             return Err(refused(asked, "the policy's ingress = \"uplink\" needs strict"));

@@ -23,6 +23,8 @@ pub struct Config {
     pub policies: Vec<Policy>,
     /// `[containers]`.
     pub containers: Containers,
+    /// The files that were read, also those without a policy.
+    pub files: Vec<String>,
 }
 
 /// Name of the policy that holds `parent` of `[containers]` closed.

@@ -36,6 +36,7 @@ pub fn parse_all(sources: &[Source]) -> Result<Config, Problems> {
     let mut claims = Claims::default();
     let (mut config, mut problems) = (Config::default(), Vec::new());
     for source in sources {
+        config.files.push(source.file.clone());
         let mut reader = Reader { source, problems: Vec::new() };
         let (table, errors) = DeTable::parse_recoverable(&source.text);
         for error in errors {

@@ -149,7 +149,8 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
             return Ok(());
         }
         let wanted = (Origin::Container, &Wanted::Record(Box::new(record)));
-        manual::attach(&mut datapath, lock, &hierarchy, &process.cgroup, wanted, process.netns_cookie)?;
+        let namespace = Namespace { links: &Table::default(), cookie: process.netns_cookie };
+        manual::attach(&mut datapath, lock, &hierarchy, &process.cgroup, wanted, namespace)?;
         if container.runs { take_over_sockets(pins, lock, &hierarchy, &process) } else { Ok(()) }
     })?;
     Ok(process.cgroup.path)

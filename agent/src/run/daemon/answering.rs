@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use tokio::sync::watch;
 
-use super::worker::show_policies;
+use super::worker::{describe_emptied, show_policies};
 use crate::{
     apply::converge::Steering,
     host::policy_files::Store,
@@ -72,7 +72,11 @@ impl Answering<'_> {
 
     /// Reads all there is, and makes it so. Here no policy at all is as good as any other number: somebody asked for it.
     fn carry_out(&mut self) -> Result<(), Failure> {
-        self.steering.set_policies(Policies::new(self.store.read()?));
+        let config = self.store.read()?;
+        if let Some(emptied) = self.steering.policies().emptied_by(&config) {
+            return Err(Problem::new(StatusCode::CONFLICT, describe_emptied(emptied)).into());
+        }
+        self.steering.set_policies(Policies::new(config));
         show_policies(self.view, self.steering);
         self.steering.converge().map_err(|error| Failure {
             problem: Box::new(Problem::internal(&format!("kept, but not carried out yet, and tried again: {error}"))),

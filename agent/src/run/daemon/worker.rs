@@ -136,6 +136,10 @@ impl Worker {
                 "{file} has no policy and was not reloaded; what was in force stays so (`steer off` ends steering)"
             ),
             Ok(config) => {
+                if let Some(emptied) = steering.policies().emptied_by(&config) {
+                    log::error!("{}", describe_emptied(emptied));
+                    return Ok(());
+                }
                 let policies = Policies::new(config);
                 if always || policies != *steering.policies() {
                     steering.set_policies(policies);
@@ -153,6 +157,14 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// What is reported of a file that has lost all its policies.
+pub(super) fn describe_emptied(file: &str) -> String {
+    format!(
+        "{file} has no policy any more, and nothing was reloaded: what was in force stays in force. If that is meant, remove the file, or end \
+         steering with `steer off`"
+    )
 }
 
 /// Shows the policies as read last.

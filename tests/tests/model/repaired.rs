@@ -1,0 +1,83 @@
+//! Faults that were found and repaired: the shortest list of operations that showed each. All must be as the reference says.
+
+use super::{
+    operation::{Asks, Attach, By, Container, Empty, Exec, Keep, Make, Operation, Store, Write},
+    reference::{
+        Space,
+        policy::{Level, Policy, Spec},
+    },
+};
+
+/// A fault that was repaired.
+pub(crate) struct Repaired {
+    /// What went wrong.
+    pub(crate) what: &'static str,
+    /// The operations that showed it.
+    pub(crate) operations: fn() -> Vec<Operation>,
+}
+
+const A1: Spec = Spec::by("a1");
+
+/// All of them.
+pub(crate) const REPAIRED: &[Repaired] = &[
+    Repaired {
+        what: "a container that asks for nothing is let out of a policy that is not that of `parent`",
+        operations: || {
+            let write = Write { parent: Some("/e"), ..write(vec![Policy::new("p0", A1, &["/e/f"])]) };
+            vec![Make("/e/f").into(), write.into(), container("/e/f", Asks::Nothing, None)]
+        },
+    },
+    Repaired {
+        what: "an annotation replaces what the configuration says of the container's cgroup",
+        operations: || {
+            let write = write(vec![Policy::new("p0", A1, &["/a"])]);
+            vec![Make("/a").into(), write.into(), container("/a", Asks::Interface("a0"), None)]
+        },
+    },
+    Repaired {
+        what: "what is attached by a policy's name does not get the programs that a changed policy asks for",
+        operations: || {
+            let policy = |level| write(vec![Policy::new("p0", A1.at(level), &[])]).into();
+            let attach = Attach { place: "/a", by: By::Policy("p0"), space: Space::Here };
+            vec![Make("/a").into(), policy(Level::Steer), attach.into(), policy(Level::Strict)]
+        },
+    },
+    Repaired {
+        what: "`steer exec --policy` in another network namespace than the policy's runs unsteered",
+        operations: || {
+            let exec = Exec { place: "/a", by: By::Policy("last"), space: Space::There };
+            vec![Make("/a").into(), exec.into()]
+        },
+    },
+    Repaired {
+        what: "an annotation lowers a strict policy where `enforce` of [containers] is steer",
+        operations: || {
+            let write = Write { least: Level::Steer, ..write(vec![Policy::new("p0", A1, &[])]) };
+            vec![Make("/a").into(), write.into(), container("/a", Asks::Policy("p0"), Some(Level::Steer))]
+        },
+    },
+    Repaired {
+        what: "an emptied file releases all that it held if `policies.d` has a file",
+        operations: || {
+            let store = Store { policy: Policy::new("q0", Spec::by("a0"), &["/a/b"]), watched: false };
+            let write = write(vec![Policy::new("p0", A1, &["/a"])]);
+            vec![Make("/a").into(), write.into(), store.into(), Empty.into()]
+        },
+    },
+    Repaired {
+        what: "MPTCP and sockets from before, of an inner policy or of another namespace, are stopped by the strict policy around",
+        operations: || vec![Make("/a").into(), Keep("/a").into(), attach("/a", A1, Space::Here)],
+    },
+];
+
+fn attach(place: &'static str, spec: Spec, space: Space) -> Operation {
+    Attach { place, by: By::Interface(spec), space }.into()
+}
+
+fn write(policies: Vec<Policy>) -> Write {
+    Write { policies, parent: None, least: Level::Strict, watched: false }
+}
+
+fn container(place: &'static str, asks: Asks, level: Option<Level>) -> Operation {
+    Container { place, space: Space::Here, asks, level }.into()
+}
