@@ -1,4 +1,4 @@
-//! What a container gets of what is asked for it: as far as `[containers]` of the host's configuration allows.
+//! Decides whether a container gets the policy that it requests, by `[containers]` of the host's configuration.
 
 use thiserror::Error;
 
@@ -7,39 +7,39 @@ use crate::model::{
     spec::{Enforce, Ingress, PolicySpec, Target, Uplink, annotations::Request},
 };
 
-/// Who asks.
+/// Who makes the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asker {
-    /// Whoever starts the container: `[containers]` says what may be asked for.
+    /// The user who starts the container: `[containers]` limits the request.
     Container,
-    /// Whoever has set up the runtime.
+    /// The administrator who configured the runtime: there is no limit.
     Host,
 }
 
-/// What a container gets.
+/// The policy that a container gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The policy's name; that of the interface, where an interface was asked for.
+    /// The policy's name; the name of the interface if the request names one.
     pub name: String,
-    /// What it does.
+    /// The uplink, and the enforcement.
     pub target: Target,
 }
 
-/// The host does not allow what is asked for.
+/// The host does not allow the request.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("the container asks for {asked}: {why}")]
 pub struct Refused {
-    /// What is asked for.
+    /// The request.
     pub asked: String,
-    /// Why it is refused.
+    /// The reason.
     pub why: String,
 }
 
-/// Grants what is asked for, or says why not.
+/// Grants a request, or returns why it is refused.
 pub fn grant(config: &Config, asked: &Request, by: Asker) -> Result<Grant, Refused> {
     match (&asked.policy, &asked.spec.interface) {
         (Some(_), Some(_)) => Err(refused(asked, "both a policy and an interface; expected one of them")),
-        (None, None) => Err(refused(asked, "it says how to steer, but neither by which policy nor by which interface")),
+        (None, None) => Err(refused(asked, "it has options, but neither by which policy nor by which interface to steer")),
         (Some(name), None) => by_policy(config, asked, name, by),
         (None, Some(uplink)) => by_interface(config, asked, uplink, by),
     }
@@ -59,7 +59,7 @@ fn by_policy(config: &Config, asked: &Request, name: &str, by: Asker) -> Result<
                 return Err(refused(asked, "it is not in `policies` of [containers] in the host's configuration"));
             }
             None if policy.target.uplink == Uplink::Exempt => {
-                let why = "it exempts, which only a policy may do that `policies` of [containers] names";
+                let why = "it exempts, which only policies named in `policies` of [containers] may do";
                 return Err(refused(asked, why));
             }
             _ => {}
@@ -68,20 +68,20 @@ fn by_policy(config: &Config, asked: &Request, name: &str, by: Asker) -> Result<
     Ok(Grant { name: name.to_owned(), target: with_options(config, asked, policy, by)? })
 }
 
-/// The policy's target, with what the container adds.
+/// The policy's target, with the options of the request.
 fn with_options(config: &Config, asked: &Request, policy: &Policy, by: Asker) -> Result<Target, Refused> {
     refuse_options_of_an_exemption(asked, &policy.target.uplink)?;
     let own = &policy.target.enforcement;
     if let Some(enforce) = asked.spec.enforce {
         if by == Asker::Container && enforce < own.enforce && enforce < config.containers.enforce {
-            return Err(refused(asked, "less than the policy does, and than `enforce` of [containers] allows"));
+            return Err(refused(asked, "less than the policy does, and less than `enforce` of [containers] allows"));
         }
         if enforce < Enforce::Strict && own.ingress == Ingress::Uplink {
             return Err(refused(asked, "the policy's ingress = \"uplink\" needs strict"));
         }
     }
     if asked.spec.dns.is_some_and(|dns| !own.dns.is_empty() && own.dns != dns) {
-        return Err(refused(asked, "the policy has resolvers of its own; expected no steer.dns"));
+        return Err(refused(asked, "the policy has its own resolvers; expected no steer.dns"));
     }
     let mut spec = PolicySpec { interface: None, ..asked.spec.clone() };
     spec.fill_from(policy.target.spec());
@@ -90,7 +90,7 @@ fn with_options(config: &Config, asked: &Request, policy: &Policy, by: Asker) ->
 
 fn by_interface(config: &Config, asked: &Request, uplink: &Uplink, by: Asker) -> Result<Grant, Refused> {
     let name = uplink.to_string();
-    // "*" is every interface; an exemption is none.
+    // "*" allows every interface, but no exemption.
     let allowed = match uplink {
         Uplink::Interface(_) => config.containers.interfaces.allow(&name),
         Uplink::Exempt | Uplink::Closed => config.containers.interfaces.name(&name),
@@ -163,7 +163,7 @@ mod tests {
         let some = "[containers]\npolicies = [\"vpn\", \"direct\"]\ninterfaces = [\"eth0\"]\n";
         let any = "[containers]\ninterfaces = [\"*\"]\nenforce = \"steer\"\n";
         let none = "";
-        // Configuration, annotations, and the uplink, or what the refusal says.
+        // The configuration, the annotations, and the uplink or a part of the refusal.
         let cases: &[Case] = &[
             (none, &[("steer.policy", "vpn")], Ok(Some("wg0"))),
             (none, &[("steer.policy", "vpm")], Err("no policy \"vpm\"; there are vpn, loose, direct")),
@@ -188,21 +188,21 @@ mod tests {
                 (Ok(decision), Ok(uplink)) => {
                     assert_eq!(decision.target.uplink.interface(), *uplink, "{annotations:?}");
                 }
-                (Err(error), Err(says)) => assert!(error.to_string().contains(says), "{annotations:?}: {error}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{annotations:?}: {error}"),
                 (decided, _) => panic!("{annotations:?}: {decided:?}"),
             }
         }
     }
 
     #[test]
-    fn the_host_may_ask_for_anything() {
+    fn the_host_may_request_anything() {
         let decision = grant(&config(""), &asked(&[("steer.interface", "eth9")]), Asker::Host).expect("granted");
         assert_eq!(decision.target.enforcement.enforce, Enforce::Strict);
         assert!(grant(&config(""), &asked(&[("steer.policy", "direct")]), Asker::Host).is_ok());
     }
 
     #[test]
-    fn the_closed_policy_is_nobodys() {
+    fn the_closed_policy_cannot_be_requested() {
         let config = config("[containers]\nparent = \"/kubepods\"\n");
         let error = grant(&config, &asked(&[("steer.policy", "unclassified")]), Asker::Container).expect_err("refused");
         assert!(error.to_string().contains("no policy"), "{error}");
