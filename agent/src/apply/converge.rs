@@ -270,9 +270,7 @@ impl Steering {
                     && record.ifindex == CLOSED_IFINDEX
                     && is_new(name)
                 {
-                    log::warn!(
-                        "policy {name}: uplink {interface} is missing; its sockets are closed until it exists"
-                    );
+                    log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it exists");
                 }
                 record
             })

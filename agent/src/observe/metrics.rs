@@ -36,10 +36,12 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
     let present =
         gauge("steer_uplink_present", "Whether the policy's uplink exists.", &["policy", "origin", "interface"])?;
     let cgroups = gauge("steer_steered_cgroups", "Cgroups that the policy is attached to.", &policy)?;
-    let incomplete = gauge("steer_incomplete_cgroups", "Cgroups of the policy on which a program is missing.", &policy)?;
+    let incomplete =
+        gauge("steer_incomplete_cgroups", "Cgroups of the policy on which a program is missing.", &policy)?;
     let sockets =
         counter("steer_sockets_total", "New sockets, by what was done with them.", &["policy", "origin", "result"])?;
-    let restored = counter("steer_bindings_restored_total", "Lost bindings that the connect hook has restored.", &policy)?;
+    let restored =
+        counter("steer_bindings_restored_total", "Lost bindings that the connect hook has restored.", &policy)?;
     let stopped = counter(
         "steer_stopped_total",
         "Calls and packets that were stopped, by the hook that stopped them.",

@@ -39,7 +39,9 @@ pub struct Refused {
 pub fn grant(config: &Config, asked: &Request, by: Asker) -> Result<Grant, Refused> {
     match (&asked.policy, &asked.spec.interface) {
         (Some(_), Some(_)) => Err(refused(asked, "both a policy and an interface; expected one of them")),
-        (None, None) => Err(refused(asked, "it has options, but neither by which policy nor by which interface to steer")),
+        (None, None) => {
+            Err(refused(asked, "it has options, but neither by which policy nor by which interface to steer"))
+        }
         (Some(name), None) => by_policy(config, asked, name, by),
         (None, Some(uplink)) => by_interface(config, asked, uplink, by),
     }

@@ -54,7 +54,9 @@ pub enum Denied {
         path: CgroupPath,
     },
     /// The cgroup has a manual attachment.
-    #[error("{path} has a manual attachment, which the configuration does not replace; `steer detach {path}` removes it")]
+    #[error(
+        "{path} has a manual attachment, which the configuration does not replace; `steer detach {path}` removes it"
+    )]
     Manual {
         /// The cgroup.
         path: CgroupPath,

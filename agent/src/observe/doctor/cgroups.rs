@@ -14,11 +14,7 @@ pub(super) fn check_patterns(survey: &Survey, report: &mut Report) {
 
 fn check_policy(survey: &Survey, policy: &Policy, report: &mut Report) {
     if survey.hierarchy.is_none() {
-        report.not_applicable(
-            Topic::CgroupPattern,
-            Subject::Policy(policy.name.clone()),
-            "the cgroups were not read",
-        );
+        report.not_applicable(Topic::CgroupPattern, Subject::Policy(policy.name.clone()), "the cgroups were not read");
         return;
     }
     let unmatched = policy.cgroups.iter().filter(|pattern| matching(survey, pattern).next().is_none());

@@ -78,7 +78,11 @@ impl Fix {
 
     /// `steer doctor --fix`, which removes leftover pins. `steer` is the command for this instance.
     pub(super) fn remove_leftovers(steer: &str) -> Self {
-        Self { how: How::Command(format!("{steer} doctor --fix")), persistent: None, action: Some(Action::RemoveLeftovers) }
+        Self {
+            how: How::Command(format!("{steer} doctor --fix")),
+            persistent: None,
+            action: Some(Action::RemoveLeftovers),
+        }
     }
 
     /// Whether `--fix` applies it.

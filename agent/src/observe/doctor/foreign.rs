@@ -109,7 +109,10 @@ impl<'a> Foreign<'a> {
         Finding {
             id: Topic::ForeignExclusive,
             severity,
-            what: format!("{}, attached exclusively, as `ip vrf exec` does: no other program can be attached", names.join("; ")),
+            what: format!(
+                "{}, attached exclusively, as `ip vrf exec` does: no other program can be attached",
+                names.join("; ")
+            ),
             why,
             fix: Some(Fix::command(detach.join(" && "))),
             subject: Subject::Cgroup(holder),

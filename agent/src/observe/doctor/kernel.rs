@@ -39,7 +39,10 @@ fn check_programs(survey: &Survey, report: &mut Report) {
     match root {
         Ok(root) => {
             let missing = inspect::missing_hooks(&root);
-            let what = format!("the kernel lacks the hooks {} for programs on cgroups (CONFIG_CGROUP_BPF)", missing.join(", "));
+            let what = format!(
+                "the kernel lacks the hooks {} for programs on cgroups (CONFIG_CGROUP_BPF)",
+                missing.join(", ")
+            );
             conclude(
                 report,
                 Topic::KernelHooks,

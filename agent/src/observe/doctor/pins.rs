@@ -101,12 +101,7 @@ fn check_retired_policies(survey: &Survey, report: &mut Report) {
         why: "the sockets of its cgroups are closed".to_owned(),
         fix: user_of(survey, entry).map(|attached| Fix::command(command::detach(&survey.steer, &attached.path))),
     });
-    report.conclude(
-        Topic::Policy,
-        Subject::Host,
-        found.collect(),
-        "no policy exists only for a manual attachment",
-    );
+    report.conclude(Topic::Policy, Subject::Host, found.collect(), "no policy exists only for a manual attachment");
 }
 
 /// Checks that the indexes of uplinks are current.

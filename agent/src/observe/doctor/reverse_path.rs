@@ -43,11 +43,7 @@ pub(super) async fn check(
     // The filter's own query: the route back to a far sender, for a packet to this address.
     let back = network.route(IPV4.far, None, Some(*own)).await?;
     if back.iter().any(|hop| hop.ifindex == link.index) {
-        report.ok(
-            Topic::ReversePathFilter,
-            uplink.subject(),
-            "rp_filter is 1, and the best route back uses this link",
-        );
+        report.ok(Topic::ReversePathFilter, uplink.subject(), "rp_filter is 1, and the best route back uses this link");
         return Ok(());
     }
     report.find(Finding {

@@ -137,7 +137,10 @@ impl Held<'_> {
         } else if self.policy.record.flags & policy_flags::GUARD != 0 {
             (Severity::Warning, "they are older than the policy: packets that would leave by another link are stopped")
         } else {
-            (Severity::Error, "they are older than the policy, or the program unbound them: their packets leave by other links")
+            (
+                Severity::Error,
+                "they are older than the policy, or the program unbound them: their packets leave by other links",
+            )
         }
     }
 

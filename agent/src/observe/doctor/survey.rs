@@ -192,7 +192,11 @@ impl Survey {
             Err(policy_files::Error::Invalid(problems)) => report.find(wrong(
                 problems.to_string(),
                 "a daemon cannot start with it; a running daemon keeps the previous configuration",
-                Some(Fix::advice(format!("correct the file, then check it with `{} check --config {}`", self.steer, quoted(&file)))),
+                Some(Fix::advice(format!(
+                    "correct the file, then check it with `{} check --config {}`",
+                    self.steer,
+                    quoted(&file)
+                ))),
             )),
             Err(error) => report.find(wrong(error.to_string(), "a daemon cannot start with it", None)),
         }
