@@ -36,61 +36,59 @@ pub struct Refused {
 }
 
 /// Grants a request, or returns why it is refused.
-pub fn grant(config: &Config, asked: &Request, by: Asker) -> Result<Grant, Refused> {
-    match (&asked.policy, &asked.spec.interface) {
-        (Some(_), Some(_)) => Err(refused(asked, "both a policy and an interface; expected one of them")),
-        (None, None) => {
-            Err(refused(asked, "it has options, but neither by which policy nor by which interface to steer"))
-        }
-        (Some(name), None) => by_policy(config, asked, name, by),
-        (None, Some(uplink)) => by_interface(config, asked, uplink, by),
+pub fn grant(config: &Config, request: &Request, by: Asker) -> Result<Grant, Refused> {
+    match (&request.policy, &request.spec.interface) {
+        (Some(_), Some(_)) => Err(refused(request, "both a policy and an interface; expected one of them")),
+        (None, None) => Err(refused(request, "it has options, but names neither a policy nor an interface")),
+        (Some(name), None) => by_policy(config, request, name, by),
+        (None, Some(uplink)) => by_interface(config, request, uplink, by),
     }
 }
 
-fn by_policy(config: &Config, asked: &Request, name: &str, by: Asker) -> Result<Grant, Refused> {
+fn by_policy(config: &Config, request: &Request, name: &str, by: Asker) -> Result<Grant, Refused> {
     let policies = || config.policies.iter().filter(|policy| !policy.is_closed());
     let Some(policy) = policies().find(|policy| policy.name == name) else {
         let known: Vec<_> = policies().map(|policy| policy.name.as_str()).collect();
         let known =
             if known.is_empty() { "there is none".to_owned() } else { format!("there are {}", known.join(", ")) };
-        return Err(refused(asked, &format!("the configuration has no policy {name:?}; {known}")));
+        return Err(refused(request, &format!("the configuration has no policy {name:?}; {known}")));
     };
     if by == Asker::Container {
         match &config.containers.policies {
             Some(allowed) if !allowed.iter().any(|allowed| allowed == name) => {
-                return Err(refused(asked, "it is not in `policies` of [containers] in the host's configuration"));
+                return Err(refused(request, "it is not in `policies` of [containers] in the host's configuration"));
             }
             None if policy.target.uplink == Uplink::Exempt => {
                 let why = "it exempts, which only policies named in `policies` of [containers] may do";
-                return Err(refused(asked, why));
+                return Err(refused(request, why));
             }
             _ => {}
         }
     }
-    Ok(Grant { name: name.to_owned(), target: with_options(config, asked, policy, by)? })
+    Ok(Grant { name: name.to_owned(), target: with_options(config, request, policy, by)? })
 }
 
 /// The policy's target, with the options of the request.
-fn with_options(config: &Config, asked: &Request, policy: &Policy, by: Asker) -> Result<Target, Refused> {
-    refuse_options_of_an_exemption(asked, &policy.target.uplink)?;
+fn with_options(config: &Config, request: &Request, policy: &Policy, by: Asker) -> Result<Target, Refused> {
+    refuse_options_of_an_exemption(request, &policy.target.uplink)?;
     let own = &policy.target.enforcement;
-    if let Some(enforce) = asked.spec.enforce {
+    if let Some(enforce) = request.spec.enforce {
         if by == Asker::Container && enforce < own.enforce && enforce < config.containers.enforce {
-            return Err(refused(asked, "less than the policy does, and less than `enforce` of [containers] allows"));
+            return Err(refused(request, "less than the policy does, and less than `enforce` of [containers] allows"));
         }
         if enforce < Enforce::Strict && own.ingress == Ingress::Uplink {
-            return Err(refused(asked, "the policy's ingress = \"uplink\" needs strict"));
+            return Err(refused(request, "the policy's ingress = \"uplink\" needs strict"));
         }
     }
-    if asked.spec.dns.is_some_and(|dns| !own.dns.is_empty() && own.dns != dns) {
-        return Err(refused(asked, "the policy has its own resolvers; expected no steer.dns"));
+    if request.spec.dns.is_some_and(|dns| !own.dns.is_empty() && own.dns != dns) {
+        return Err(refused(request, "the policy has its own resolvers; expected no steer.dns"));
     }
-    let mut spec = PolicySpec { interface: None, ..asked.spec.clone() };
+    let mut spec = PolicySpec { interface: None, ..request.spec.clone() };
     spec.fill_from(policy.target.spec());
-    target(asked, &spec, policy.target.uplink.clone())
+    target(request, &spec, policy.target.uplink.clone())
 }
 
-fn by_interface(config: &Config, asked: &Request, uplink: &Uplink, by: Asker) -> Result<Grant, Refused> {
+fn by_interface(config: &Config, request: &Request, uplink: &Uplink, by: Asker) -> Result<Grant, Refused> {
     let name = uplink.to_string();
     // "*" allows every interface, but no exemption.
     let allowed = match uplink {
@@ -98,32 +96,32 @@ fn by_interface(config: &Config, asked: &Request, uplink: &Uplink, by: Asker) ->
         Uplink::Exempt | Uplink::Closed => config.containers.interfaces.name(&name),
     };
     if by == Asker::Container && !allowed {
-        return Err(refused(asked, "it is not in `interfaces` of [containers] in the host's configuration"));
+        return Err(refused(request, "it is not in `interfaces` of [containers] in the host's configuration"));
     }
-    if by == Asker::Container && asked.spec.enforce.unwrap_or_default() < config.containers.enforce {
-        return Err(refused(asked, "less than `enforce` of [containers] allows"));
+    if by == Asker::Container && request.spec.enforce.unwrap_or_default() < config.containers.enforce {
+        return Err(refused(request, "less than `enforce` of [containers] allows"));
     }
-    refuse_options_of_an_exemption(asked, uplink)?;
-    Ok(Grant { name, target: target(asked, &asked.spec, uplink.clone())? })
+    refuse_options_of_an_exemption(request, uplink)?;
+    Ok(Grant { name, target: target(request, &request.spec, uplink.clone())? })
 }
 
-fn refuse_options_of_an_exemption(asked: &Request, uplink: &Uplink) -> Result<(), Refused> {
-    let has_options = asked.spec.enforce.is_some() || asked.spec.dns.is_some();
+fn refuse_options_of_an_exemption(request: &Request, uplink: &Uplink) -> Result<(), Refused> {
+    let has_options = request.spec.enforce.is_some() || request.spec.dns.is_some();
     if *uplink == Uplink::Exempt && has_options {
-        return Err(refused(asked, "an exemption binds no socket; expected neither steer.enforce nor steer.dns"));
+        return Err(refused(request, "an exemption binds no socket; expected neither steer.enforce nor steer.dns"));
     }
     Ok(())
 }
 
-fn target(asked: &Request, spec: &PolicySpec, uplink: Uplink) -> Result<Target, Refused> {
+fn target(request: &Request, spec: &PolicySpec, uplink: Uplink) -> Result<Target, Refused> {
     spec.target(uplink).map_err(|conflicts| {
         let problems: Vec<_> = conflicts.iter().map(|conflict| conflict.problem).collect();
-        refused(asked, &problems.join("; "))
+        refused(request, &problems.join("; "))
     })
 }
 
-fn refused(asked: &Request, why: &str) -> Refused {
-    Refused { asked: asked.to_string(), why: why.to_owned() }
+fn refused(request: &Request, why: &str) -> Refused {
+    Refused { asked: request.to_string(), why: why.to_owned() }
 }
 
 #[cfg(test)]
@@ -156,7 +154,7 @@ mod tests {
         parse("f.toml", &format!("{containers}\n{POLICIES}")).expect("valid")
     }
 
-    fn asked(annotations: &[(&str, &str)]) -> Request {
+    fn request(annotations: &[(&str, &str)]) -> Request {
         Request::of(annotations.iter().copied()).expect("right").expect("something")
     }
 
@@ -172,7 +170,7 @@ mod tests {
             (none, &[("steer.policy", "direct")], Err("it exempts")),
             (none, &[("steer.interface", "eth0")], Err("not in `interfaces`")),
             (none, &[("steer.policy", "vpn"), ("steer.interface", "eth0")], Err("both")),
-            (none, &[("steer.enforce", "strict")], Err("neither by which")),
+            (none, &[("steer.enforce", "strict")], Err("neither a policy")),
             (none, &[("steer.policy", "vpn"), ("steer.enforce", "steer")], Err("less than the policy does")),
             (none, &[("steer.policy", "loose"), ("steer.enforce", "steer")], Ok(Some("eth1"))),
             (none, &[("steer.policy", "loose"), ("steer.enforce", "strict")], Ok(Some("eth1"))),
@@ -185,7 +183,7 @@ mod tests {
             (any, &[("steer.interface", "none")], Err("not in `interfaces`")),
         ];
         for (containers, annotations, want) in cases {
-            let decided = grant(&config(containers), &asked(annotations), Asker::Container);
+            let decided = grant(&config(containers), &request(annotations), Asker::Container);
             match (decided, want) {
                 (Ok(decision), Ok(uplink)) => {
                     assert_eq!(decision.target.uplink.interface(), *uplink, "{annotations:?}");
@@ -198,15 +196,16 @@ mod tests {
 
     #[test]
     fn the_host_may_request_anything() {
-        let decision = grant(&config(""), &asked(&[("steer.interface", "eth9")]), Asker::Host).expect("granted");
+        let decision = grant(&config(""), &request(&[("steer.interface", "eth9")]), Asker::Host).expect("granted");
         assert_eq!(decision.target.enforcement.enforce, Enforce::Strict);
-        assert!(grant(&config(""), &asked(&[("steer.policy", "direct")]), Asker::Host).is_ok());
+        assert!(grant(&config(""), &request(&[("steer.policy", "direct")]), Asker::Host).is_ok());
     }
 
     #[test]
     fn the_closed_policy_cannot_be_requested() {
         let config = config("[containers]\nparent = \"/kubepods\"\n");
-        let error = grant(&config, &asked(&[("steer.policy", "unclassified")]), Asker::Container).expect_err("refused");
+        let error =
+            grant(&config, &request(&[("steer.policy", "unclassified")]), Asker::Container).expect_err("refused");
         assert!(error.to_string().contains("no policy"), "{error}");
     }
 }

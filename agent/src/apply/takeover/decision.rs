@@ -19,7 +19,7 @@ pub(super) enum Action {
     Destroy,
 }
 
-/// Decides about a socket whose policy says `existing`, and whose uplink has the index `uplink`.
+/// Decides about a socket. `existing` is the setting of its policy, `uplink` the index of the uplink.
 pub(super) fn decide(socket: &Socket, existing: Existing, uplink: i32, host: &Host) -> Option<Action> {
     if existing == Existing::Keep || socket.bound() == uplink || host.is_all_of(socket) {
         return None;

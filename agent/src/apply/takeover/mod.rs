@@ -1,6 +1,6 @@
 //! Binds or destroys sockets that are older than their policy or its uplink, according to the policy's `existing`.
 //!
-//! sock_diag lists each TCP and UDP socket with the cgroup in which it was made, the interface that it is bound to, and the
+//! `sock_diag` lists each TCP and UDP socket with the cgroup in which it was made, the interface that it is bound to, and the
 //! inode by which its process is found. A socket is bound through a copy of its process's descriptor. A socket that no process
 //! has open belongs to the kernel, and is left alone.
 //!

@@ -49,7 +49,7 @@ impl<'a> Foreign<'a> {
         Self { survey, programs, steered }
     }
 
-    /// Whether an exclusive program prevents that a policy with these flags is attached to a cgroup.
+    /// Whether an exclusive program prevents the attachment of a policy with these flags to a cgroup.
     pub(super) fn forbids(&self, path: &CgroupPath, flags: u32) -> bool {
         !self.forbidding(path, flags).is_empty()
     }

@@ -11,7 +11,7 @@ use crate::model::cgroup_path::CgroupPath;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Something is not steered as its policy says, or cannot work.
+    /// Something is not steered as its policy requires, or cannot work.
     Error,
     /// Something is wrong, and will cause a fault.
     Warning,

@@ -1,7 +1,7 @@
 //! Reports stopped attempts as they happen: the kernel's records, with the names of this host added.
 //!
-//! **Invariant:** an id gets a name only if it is certain: not an old process id, which may have been reused, and not the index
-//! of an interface in another network namespace.
+//! **Invariant:** a number gets a name only if it still identifies the same object: not an old process id, which may have been
+//! reused, and not the index of an interface in another network namespace.
 
 mod event;
 
