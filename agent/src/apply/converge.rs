@@ -250,7 +250,7 @@ impl Steering {
         Ok((listed, next))
     }
 
-    /// Stops to watch a directory that is gone.
+    /// Stops watching a directory that is gone.
     pub(crate) fn close(&mut self, directory: Directory) {
         self.watch.close(directory);
     }

@@ -93,7 +93,7 @@ pub struct Cgroup {
     pub other_version: bool,
     /// The patterns of the configuration that match it.
     pub matches: Vec<Match>,
-    /// The sock_create programs of other owners on it.
+    /// The `sock_create` programs of other owners on it.
     pub foreign: Vec<Foreign>,
 }
 
