@@ -1,8 +1,8 @@
-//! What the daemon does about an event: names are resolved, the difference is planned, and the datapath changed.
+//! Handles an event of the daemon: resolves names, plans the difference, and changes the datapath.
 //!
-//! All of it may wait for the lock or the kernel, so the daemon does it on its worker thread.
+//! All of it may wait for the lock or the kernel, so the daemon runs it on its worker thread.
 //!
-//! **Invariant:** a failure to steer one cgroup does not keep another from being steered.
+//! **Invariant:** if one cgroup cannot be steered, the others still are.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,26 +32,26 @@ use crate::{
     },
 };
 
-/// How many names of a directory are listed at a time.
+/// How many names of a directory one listing returns.
 const LISTED: usize = 256;
 
-/// The daemon's view of the host, and its hands.
+/// The daemon's view of the host, and the operations that change it.
 pub(crate) struct Steering {
     datapath: Datapath,
     hierarchy: Hierarchy,
-    /// The directories in which cgroups come and go.
+    /// The directories that are watched for new and removed cgroups.
     watch: cgroup::Watch,
-    /// What the configuration says.
+    /// The policies of the configuration.
     wanted: Policies,
-    /// What has been carried out of it.
+    /// The policies that have been applied.
     in_force: InForce,
     table: Table,
     netns_cookie: u64,
-    /// Whether the attachments that were found have been mended.
+    /// Whether the attachments found at the start have been repaired.
     refreshed: bool,
-    /// Ids of the cgroups attached by configuration: when one is removed, only its path is reported.
+    /// Ids of the cgroups that the configuration attaches. The kernel reports a removed cgroup only by its path.
     attached: BTreeMap<CgroupPath, u64>,
-    /// The same of those attached by hand.
+    /// The same for manual attachments.
     manual: BTreeMap<CgroupPath, u64>,
     namespaces: Namespaces,
 }
@@ -77,8 +77,8 @@ impl Steering {
         };
         if let Some(entry) = datapath.policies()?.iter().find(|entry| foreign(entry)) {
             bail!(
-                "policy {} is in force for another network namespace than this one, where its uplink's index means nothing: \
-                 start the daemon there, use another --bpffs here, or end that with `steer off`",
+                "policy {} is in force for another network namespace, and the index of its uplink is not valid in this one: \
+                 start the daemon there, use another --bpffs here, or end steering with `steer off`",
                 entry.name()
             );
         }
@@ -97,22 +97,22 @@ impl Steering {
         })
     }
 
-    /// The policies as read last.
+    /// The policies that were read last.
     pub(crate) fn policies(&self) -> &Policies {
         &self.wanted
     }
 
-    /// Whether anything is to be steered.
+    /// Whether there is a policy to apply.
     pub(crate) fn has_policies(&self) -> bool {
         self.wanted.targets().next().is_some()
     }
 
-    /// Takes in other policies, to be carried out by [`Self::converge`].
+    /// Sets the policies that [`Self::converge`] applies.
     pub(crate) fn set_policies(&mut self, policies: Policies) {
         self.wanted = policies;
     }
 
-    /// Links came, went or were renamed.
+    /// Handles added, removed and renamed links.
     pub(crate) fn links_changed(&mut self, links: Table) -> Result<(), Error> {
         self.table = links;
         let lock = self.datapath.lock()?;
@@ -132,7 +132,7 @@ impl Steering {
         Ok(())
     }
 
-    /// Links came, went or were renamed in the network namespace of a container.
+    /// Handles added, removed and renamed links in the network namespace of a container.
     pub(crate) fn namespace_changed(&mut self, change: &follow::Change) -> Result<(), Error> {
         if !self.namespaces.take_in(change) {
             return Ok(());
@@ -157,12 +157,12 @@ impl Steering {
         Ok(())
     }
 
-    /// Existing sockets follow, where these cgroups have got another policy.
+    /// Applies `existing` to the sockets of cgroups that have a new policy.
     fn take_over_sockets(&self, lock: &Lock, attachments: &BTreeSet<u64>) {
         report(&takeover::take_over(lock, &self.datapath, &self.hierarchy, self.netns_cookie, attachments));
     }
 
-    /// After a failure: all of it again.
+    /// Does everything again after a failure.
     pub(crate) fn catch_up(&mut self) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
         self.follow_uplinks(&lock)?;
@@ -173,7 +173,7 @@ impl Steering {
         self.converge()
     }
 
-    /// A cgroup came or went: which of the two, its path shows now. One that came and has gone again needs nothing.
+    /// Handles a cgroup that was created or removed; its path shows which. If it was created and removed, there is nothing to do.
     pub(crate) fn cgroup_changed(&mut self, directory: Directory, name: &str) -> Result<(), Error> {
         let Some(parent) = self.watch.path(directory) else { return Ok(()) };
         let path = parent.child(name);
@@ -181,7 +181,7 @@ impl Steering {
         self.steer_new(&path)
     }
 
-    /// Forgets what was attached at `path`, if that cgroup is gone. Another one may be there meanwhile.
+    /// Removes the attachment of `path` if that cgroup is gone. A new cgroup may have the same path now.
     fn forget_gone(&mut self, path: &CgroupPath) -> Result<(), Error> {
         if let Some(&cgroup_id) = self.attached.get(path)
             && self.hierarchy.is_gone(cgroup_id)
@@ -202,7 +202,7 @@ impl Steering {
         Ok(())
     }
 
-    /// Steers what is new at `path` and below it.
+    /// Steers new cgroups at `path` and below it.
     fn steer_new(&mut self, path: &CgroupPath) -> Result<(), Error> {
         let manual = |path: &CgroupPath| is_manual_cgroup(&self.hierarchy, &self.datapath, path);
         let mut found = named_in(&self.hierarchy, path, &self.in_force, manual, &mut self.watch)?;
@@ -222,8 +222,8 @@ impl Steering {
         Ok(())
     }
 
-    /// The names after `after` in a directory of which not all reports were kept: of cgroups that are to be looked at, a bounded
-    /// number, in their order. `None`: the last one is among them.
+    /// Lists a directory after events were lost: the sorted names, after `after`, of cgroups to check. Their number is bounded. The
+    /// second value is the name to continue after; `None`: the list is complete.
     pub(crate) fn list(
         &self,
         directory: Directory,
@@ -231,17 +231,17 @@ impl Steering {
     ) -> Result<(Vec<String>, Option<String>), Error> {
         let Some(parent) = self.watch.path(directory) else { return Ok((Vec::new(), None)) };
         let mut names = BTreeSet::new();
-        let mut there = BTreeSet::new();
+        let mut present = BTreeSet::new();
         for child in self.hierarchy.children(parent)? {
             let is_steered = self.attached.get(&child.path) == Some(&child.id);
-            there.insert(child.id);
+            present.insert(child.id);
             if !is_steered || self.in_force.policies.may_name_below(&child.path) {
                 names.insert(child.path.name().to_owned());
             }
         }
         for attached in [&self.attached, &self.manual] {
             let below = attached.range(parent.child("")..).take_while(|(path, _)| path.is_in(parent));
-            let gone = below.filter(|(path, id)| !there.contains(id) && path.parent().as_ref() == Some(parent));
+            let gone = below.filter(|(path, id)| !present.contains(id) && path.parent().as_ref() == Some(parent));
             names.extend(gone.map(|(path, _)| path.name().to_owned()));
         }
         let mut names = names.into_iter().filter(|name| after.is_none_or(|after| name.as_str() > after));
@@ -250,17 +250,17 @@ impl Steering {
         Ok((listed, next))
     }
 
-    /// Forgets a directory that is gone.
+    /// Stops watching a directory that is gone.
     pub(crate) fn close(&mut self, directory: Directory) {
         self.watch.close(directory);
     }
 
-    /// Makes everything as the configuration says.
+    /// Applies the configuration to all cgroups.
     pub(crate) fn converge(&mut self) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
-        // What was carried out before has been told.
-        let told = self.in_force.policies.clone();
-        let is_news = |name: &str| told != self.wanted || !told.targets().any(|(known, _)| known == name);
+        // Log a missing uplink once, not on each run.
+        let logged = self.in_force.policies.clone();
+        let is_new = |name: &str| logged != self.wanted || !logged.targets().any(|(known, _)| known == name);
         let records = self
             .wanted
             .targets()
@@ -268,11 +268,9 @@ impl Steering {
                 let record = resolve::record(name, target, Owner::Config, self.namespace());
                 if let Some(interface) = target.uplink.interface()
                     && record.ifindex == CLOSED_IFINDEX
-                    && is_news(name)
+                    && is_new(name)
                 {
-                    log::warn!(
-                        "policy {name}: uplink {interface} is missing; its sockets are closed until it is there"
-                    );
+                    log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it exists");
                 }
                 record
             })
@@ -307,7 +305,7 @@ impl Steering {
         self.manual = manual.filter_map(|(&id, _)| Some((self.hierarchy.path_of(id)?, id))).collect();
         for parent in self.manual.keys().filter_map(CgroupPath::parent) {
             if let Err(error) = self.watch.add(&self.hierarchy, &parent) {
-                log::warn!("attachments in {parent} that were made by a command are cleaned up late: {error}");
+                log::warn!("{parent} cannot be watched, so manual attachments in it are cleaned up late: {error}");
             }
         }
         let mut changed = BTreeSet::new();
@@ -356,7 +354,7 @@ impl Steering {
         moved
     }
 
-    /// All attachments. The first reading, which takes a while where there are many, serves those that were found, too.
+    /// All attachments. The first call, which is slow with many attachments, also repairs those that were found.
     fn read_attachments(&mut self, lock: &Lock) -> Result<Vec<Attachment>, Error> {
         if self.refreshed {
             return self.datapath.attachments();
@@ -366,13 +364,13 @@ impl Steering {
         Ok(attachments)
     }
 
-    /// Attaches one cgroup, and returns its id. One that is gone meanwhile needs nothing; another failure is logged, and does
-    /// not keep others from being attached.
+    /// Attaches one cgroup, and returns its id. Does nothing if the cgroup was removed in the meantime. Logs another failure, so
+    /// that the other cgroups are still attached.
     fn attach(&mut self, lock: &Lock, cgroup_id: u64, desired: &Desired) -> Result<Option<u64>, Error> {
         let attached = self.hierarchy.open(&desired.path).map_err(Error::from).and_then(|cgroup| {
             if cgroup.id != cgroup_id {
                 if !self.hierarchy.is_gone(cgroup_id) {
-                    log::error!("{} is NOT steered: something else is mounted on it", desired.path);
+                    log::error!("{} is NOT steered: another file system is mounted on it", desired.path);
                 }
                 return Ok(None);
             }
@@ -384,7 +382,7 @@ impl Steering {
         match attached {
             Err(Error::Cgroup(cgroup::Error::Missing { .. })) => Ok(None),
             Err(error) if !matches!(error, Error::SwitchedOff { .. }) && self.hierarchy.is_gone(cgroup_id) => {
-                log::debug!("{} went while it was attached: {error}", desired.path);
+                log::debug!("{} was removed while it was attached: {error}", desired.path);
                 Ok(None)
             }
             Err(error) if !matches!(error, Error::SwitchedOff { .. }) => {
@@ -395,22 +393,22 @@ impl Steering {
         }
     }
 
-    /// Takes away what another ABI version left, once this one's own links run in its place.
+    /// Removes the links of another ABI version, after the links of this version have replaced them.
     pub(crate) fn replace_other_versions(&mut self) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
         for cgroup_id in self.datapath.remove_other_versions(&lock)? {
             let path = self.hierarchy.path_of(cgroup_id);
             let name = path.map_or_else(|| cgroup_id.to_string(), |path| path.to_string());
             log::warn!(
-                "{name} is steered by another version of steer, and not named in the configuration: left as it is until \
-                 it is removed, or until `steer off`"
+                "{name} is steered by another version of steer, and the configuration does not name it: it stays as it is \
+                 until the cgroup is removed, or until `steer off`"
             );
         }
         Ok(())
     }
 }
 
-/// The cgroups at `path` and below it to which a policy is to be attached, by id. Watches those in which more may appear.
+/// The cgroups at `path` and below it that get a policy, by id. Watches those in which more may be created.
 fn named_in(
     hierarchy: &Hierarchy,
     path: &CgroupPath,
@@ -430,9 +428,9 @@ fn named_in(
             named.insert(id, Desired { path: path.clone(), slot });
         }
         if policies.may_name_below(&path) {
-            // Watched before it is listed: nothing is missed in between.
+            // Watch before listing, so that no new cgroup is missed.
             if let Err(error) = watch.add(hierarchy, &path) {
-                log::error!("new cgroups in {path} will NOT be noticed: {error}");
+                log::error!("{path} cannot be watched, so new cgroups in it will NOT be steered: {error}");
             }
             waiting.extend(hierarchy.children(&path)?);
         }
@@ -440,20 +438,20 @@ fn named_in(
     Ok(named)
 }
 
-/// Whether a cgroup was attached by a command. What cannot be read is taken for the configuration's.
+/// Whether a cgroup has a manual attachment. One that cannot be read counts as the configuration's.
 fn is_manual_cgroup(hierarchy: &Hierarchy, datapath: &Datapath, path: &CgroupPath) -> bool {
     let attachment = hierarchy.open(path).map_err(Error::from).and_then(|cgroup| datapath.is_manual_cgroup(cgroup.id));
     attachment.unwrap_or_default()
 }
 
-/// Says where uplinks are now.
+/// Logs the new indexes of uplinks.
 fn log_uplinks(changed: &[PolicyEntry]) {
     for entry in changed {
         let (name, interface) = (entry.name(), entry.interface());
         if entry.record.ifindex > 0 {
             log::info!("policy {name}: uplink {interface} has index {}", entry.record.ifindex);
         } else {
-            log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it is there");
+            log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it exists");
         }
     }
 }

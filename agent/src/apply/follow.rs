@@ -1,11 +1,10 @@
-//! The network namespaces of containers, whose links are followed beside those of the daemon's own.
+//! Follows the links of the network namespaces of containers, in addition to those of the daemon's own namespace.
 //!
-//! Each is looked for on a thread of its own, one at a time, and then followed by a task that reports its links as a whole: a
-//! report that waits is replaced by the next one.
+//! A separate thread searches for each namespace, one at a time. A task then follows the namespace and reports all of its links
+//! at once: a new report replaces one that waits.
 //!
-//! **Invariant:** a namespace is held open only while a policy made by `attach`, `exec` or a container belongs to it, so that it
-//! goes with its container. One that cannot be followed, or whose links change without end, keeps nobody else's from being
-//! followed.
+//! **Invariant:** a namespace is held open only while a policy of `attach`, `exec` or a container belongs to it, so that it ends
+//! with its container. A namespace that cannot be followed, or whose links change all the time, does not delay the others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,16 +34,16 @@ use crate::{
     model::cgroup_path::CgroupPath,
 };
 
-/// How many reports may be on their way to the daemon's loop, which takes them at once.
+/// The capacity of the channel to the daemon's loop, which takes reports at once.
 const WAITING: usize = 16;
-/// How many processes are looked at to find a namespace.
+/// How many processes are checked to find a namespace.
 const PROCESSES: usize = 4096;
-/// The links of one namespace are reported this often at most, apart from a few changes in a row.
+/// The shortest interval between reports of one namespace, except for bursts.
 const INTERVAL: Duration = Duration::from_millis(10);
-/// How many changes in a row are reported at once.
-const IN_A_ROW: u32 = 16;
+/// How many reports may follow each other without a delay.
+const BURST: u32 = 16;
 
-/// The links of a namespace, given by its cookie, as they are now.
+/// The current links of a namespace, which its cookie identifies.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub(crate) netns_cookie: u64,
@@ -57,13 +56,13 @@ pub(crate) struct Namespaces {
     followed: BTreeMap<u64, Followed>,
     changes: mpsc::Sender<Change>,
     runtime: Handle,
-    /// Held by the one search at a time.
+    /// Held during a search: there is one at a time.
     searching: Arc<Mutex<()>>,
 }
 
-/// A namespace that is followed, or looked for.
+/// A namespace that is followed, or searched for.
 struct Followed {
-    /// What was reported last.
+    /// The last report.
     last: Option<Change>,
     following: JoinHandle<()>,
 }
@@ -75,20 +74,20 @@ impl Drop for Followed {
 }
 
 impl Namespaces {
-    /// Follows none. The links of those that are followed come out of the other end. Needs a tokio runtime.
+    /// Follows no namespace yet. The receiver gets the links of those that are followed. Needs a tokio runtime.
     pub(crate) fn new() -> (Self, mpsc::Receiver<Change>) {
         let (changes, receiver) = mpsc::channel(WAITING);
         let (followed, runtime, searching) = (BTreeMap::new(), Handle::current(), Arc::default());
         (Self { followed, changes, runtime, searching }, receiver)
     }
 
-    /// Follows exactly those to which such policies belong, apart from `own`.
+    /// Follows exactly the namespaces that have manual policies, except `own`.
     pub(crate) fn follow(&mut self, datapath: &Datapath, hierarchy: &Hierarchy, own: u64) -> Result<(), Error> {
         let mut wanted: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
         for entry in datapath.policies()?.into_iter().filter(|entry| is_elsewhere(entry, own)) {
             wanted.entry(entry.record.netns_cookie).or_default().push(entry.slot);
         }
-        // What has ended found nobody in the namespace, and is tried again.
+        // A task that has ended found no process in the namespace: start it again.
         self.followed.retain(|cookie, followed| wanted.contains_key(cookie) && !followed.following.is_finished());
         for (cookie, slots) in wanted {
             if self.followed.contains_key(&cookie) {
@@ -102,25 +101,25 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Takes a report in. False when the namespace is no longer followed: reports may come late.
+    /// Stores a report. False if the namespace is no longer followed: reports may arrive late.
     pub(crate) fn take_in(&mut self, change: &Change) -> bool {
         let followed = self.followed.get_mut(&change.netns_cookie);
         followed.map(|followed| followed.last = Some(change.clone())).is_some()
     }
 
-    /// What was reported last of each.
+    /// The last report of each namespace.
     pub(crate) fn known(&self) -> Vec<Change> {
         self.followed.values().filter_map(|followed| followed.last.clone()).collect()
     }
 }
 
-/// Whether it is a policy of another network namespace, not of the configuration, that has an uplink there.
+/// Whether this is a manual policy with an uplink in another network namespace.
 fn is_elsewhere(entry: &PolicyEntry, own: u64) -> bool {
     let steers = !entry.exempts() && !entry.interface().is_empty();
     steers && entry.is_owned_by(Owner::Manual) && entry.record.netns_cookie != own
 }
 
-/// Finds a namespace by the processes of these cgroups, and reports its links until nobody listens.
+/// Finds a namespace through the processes of these cgroups, and reports its links until the receiver is closed.
 async fn follow(cookie: u64, cgroups: BTreeSet<CgroupPath>, searching: Arc<Mutex<()>>, changes: mpsc::Sender<Change>) {
     let found = {
         let _one_at_a_time = searching.lock().await;
@@ -128,7 +127,7 @@ async fn follow(cookie: u64, cgroups: BTreeSet<CgroupPath>, searching: Arc<Mutex
     };
     let (netns, mut links) = match found {
         Ok(Some(found)) => found,
-        // Nobody is in it any more, or not yet.
+        // No process is in it now.
         Ok(None) => return,
         Err(error) => return log::error!("the links of a container's network namespace are NOT followed: {error}"),
     };
@@ -138,33 +137,33 @@ async fn follow(cookie: u64, cgroups: BTreeSet<CgroupPath>, searching: Arc<Mutex
         match links.next().await {
             Ok(links) => {
                 let (netns, links) = (Arc::clone(&netns), links.clone());
-                // Nobody listens any more once the daemon ends.
+                // The receiver is closed when the daemon ends.
                 if changes.send(Change { netns_cookie: cookie, netns, links }).await.is_err() {
                     return;
                 }
             }
-            Err(error) => log::error!("a container's network namespace: {error}; trying again"),
+            Err(error) => log::error!("read the links of a container's network namespace: {error}; trying again"),
         }
         pace.keep().await;
     }
 }
 
-/// When the next report may be sent, were there no reports in a row.
+/// When the next report is due without a burst.
 struct Pace(Instant);
 
 impl Pace {
     async fn keep(&mut self) {
         let now = Instant::now();
         self.0 = self.0.max(now) + INTERVAL;
-        let ahead = INTERVAL * IN_A_ROW;
+        let ahead = INTERVAL * BURST;
         if self.0 > now + ahead {
             sleep_until(self.0 - ahead).await;
         }
     }
 }
 
-/// Looks for a namespace, on a thread of its own, for the files of processes are slow to read. What follows its links is made
-/// inside it.
+/// Searches for a namespace on a separate thread, because the files of processes are slow to read. Creates the watch of its
+/// links inside it.
 async fn search(cookie: u64, cgroups: BTreeSet<CgroupPath>) -> Result<Option<(File, link::Watch)>, Error> {
     let (done, searched) = oneshot::channel();
     let runtime = Handle::current();
@@ -185,11 +184,11 @@ async fn search(cookie: u64, cgroups: BTreeSet<CgroupPath>) -> Result<Option<(Fi
     searched.await.unwrap_or(Ok(None))
 }
 
-/// The network namespace with this cookie, by any process of these cgroups that is in it. The error is that of the last process
-/// that could not be looked at, where none of the others is in it.
+/// The network namespace with this cookie, found through any process of these cgroups. If no process is in it, returns the
+/// error of the last process that could not be checked.
 fn find(hierarchy: &Hierarchy, cgroups: &BTreeSet<CgroupPath>, cookie: u64) -> io::Result<Option<File>> {
     let mut failed = None;
-    // Most processes of a container share their namespace: each is entered once.
+    // Most processes of a container share a namespace: enter each namespace once.
     let mut seen = BTreeSet::new();
     let processes = cgroups.iter().flat_map(|path| hierarchy.processes(path));
     for (count, pid) in processes.enumerate() {

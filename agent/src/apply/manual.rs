@@ -1,6 +1,6 @@
-//! Manual attachments: what `attach`, `exec` and hooks of container runtimes make, apart from the configuration.
+//! Manual attachments, which `attach`, `exec` and hooks of container runtimes create outside of the configuration.
 //!
-//! **Invariant:** nothing is written before it is permitted, and what fails leaves nothing behind.
+//! **Invariant:** the permission is checked before anything is written, and a failure leaves nothing behind.
 
 use std::{
     thread,
@@ -22,36 +22,36 @@ use crate::{
 
 /// How long the daemon may take to take an attachment over.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(5);
-/// How often it is looked whether it has.
+/// How often a command checks whether it has.
 const GLANCE: Duration = Duration::from_millis(2);
 
-/// What is to be attached.
+/// The policy to attach.
 #[derive(Clone, Debug)]
 pub enum Wanted {
-    /// A policy made for this attachment.
+    /// A policy for this attachment alone.
     Record(Box<PolicyRecord>),
-    /// The policy of the configuration with this name, as it is in force.
+    /// The policy of the configuration with this name, which must be in force.
     Policy(String),
 }
 
-/// Why nothing was attached.
+/// Why the attachment failed.
 #[derive(Debug, Error)]
 pub enum Error {
     /// It is not permitted.
     #[error(transparent)]
     Denied(#[from] Denied),
     /// No slot has this policy.
-    #[error("there is no policy {name:?} in force; `steer status` lists those there are")]
+    #[error("there is no policy {name:?} in force; `steer status` lists the policies in force")]
     NoPolicy {
         /// Its name.
         name: String,
     },
-    /// The kernel objects.
+    /// A kernel object failed.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
 }
 
-/// Attaches a cgroup to a policy. `namespace` is that of the program to be steered, or of the caller.
+/// Attaches a policy to a cgroup. `namespace` is that of the container, or of the caller.
 pub fn attach(
     datapath: &mut Datapath,
     lock: &Lock,
@@ -68,7 +68,7 @@ pub fn attach(
             resolve::follow(datapath, lock, namespace)?;
             Some(entry.slot)
         }
-        // On the host's network, a policy in force is used itself, so that the container follows the configuration.
+        // On the host's network, use the policy in force itself, so that the container follows the configuration.
         Wanted::Record(record) if origin == Origin::Container => datapath.configured_as(record)?,
         Wanted::Record(_) => None,
     };
@@ -80,7 +80,7 @@ pub fn attach(
         (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone() }),
     };
     datapath.attach(lock, hierarchy, cgroup, slot, permitted == Attach::Manually)?;
-    // The policy that the cgroup had before may be unused now.
+    // The previous policy of the cgroup may be unused now.
     if existing.is_some() { Ok(datapath.free_unused_policies(lock)?) } else { Ok(()) }
 }
 
@@ -89,9 +89,9 @@ fn configured(datapath: &Datapath, name: &str) -> Result<PolicyEntry, Error> {
     found.ok_or_else(|| Error::NoPolicy { name: name.to_owned() })
 }
 
-/// Detaches a cgroup. Sockets in it follow the policy that holds it now, as that policy's `existing` says.
+/// Detaches a cgroup. The policy that holds it now decides about its sockets, by `existing`.
 ///
-/// While a daemon runs, it takes over the attachment: the configuration may name the cgroup, too, and then nothing may leave in between.
+/// A running daemon takes the attachment over. The configuration may name the cgroup, too, and then no packet may leave in between.
 pub fn detach(pins: &Pins, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec<TakenOver>, Error> {
     let Some(lock) = pins.lock()? else { return Ok(Vec::new()) };
     let daemon_runs = pins.daemon_runs()?;
@@ -138,7 +138,7 @@ fn is_taken_over(datapath: &Datapath, cgroup_id: u64) -> Result<bool, Error> {
     }
 }
 
-/// Changes what is attached, under the lock. Afterwards a running daemon looks at it; a failed change is cleaned up.
+/// Changes attachments under the lock. Then notifies a running daemon, or cleans up a failed change.
 pub fn change<T, E: From<kernel::Error>>(
     pins: &Pins,
     hierarchy: &Hierarchy,
@@ -146,7 +146,7 @@ pub fn change<T, E: From<kernel::Error>>(
 ) -> Result<T, E> {
     let lock = pins.create_and_lock()?;
     let changed = work(&lock);
-    // What is attached stays attached, whatever fails now.
+    // A failure from here on does not undo the attachment.
     let afterwards = match changed {
         Ok(_) => pins.notify_daemon(&lock),
         Err(_) => kernel::tidy(pins, lock, hierarchy),

@@ -1,6 +1,6 @@
-//! Where the model meets the host and the kernel, under one lock.
+//! Applies the model to the host and the kernel, under one lock.
 //!
-//! **Invariant:** nothing is changed without the lock, and no step leaves a steered cgroup unsteered.
+//! **Invariant:** every change needs the lock, and no step leaves a steered cgroup unsteered.
 
 pub mod converge;
 pub mod follow;

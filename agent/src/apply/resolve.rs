@@ -1,7 +1,7 @@
-//! From what a policy means, and the links that exist, to the record in the kernel; and back.
+//! Converts policies and links to the records in the kernel, and back.
 //!
-//! **Invariant:** this is the only place where the name of an interface becomes an index, and where options become flags. A name
-//! that no link has now resolves to the closed index.
+//! **Invariant:** only this module converts the name of an interface to an index, and options to flags. A name that no link has
+//! resolves to the closed index.
 
 use std::net::IpAddr;
 
@@ -23,11 +23,11 @@ use crate::{
 pub struct Namespace<'a> {
     /// The links that exist.
     pub links: &'a Table,
-    /// What `bpf_get_netns_cookie` returns in it.
+    /// The result of `bpf_get_netns_cookie` in it.
     pub cookie: u64,
 }
 
-/// The record of a policy of this namespace. While its interface is missing, the record is closed.
+/// The record of a policy of this namespace. It is closed while the interface is missing.
 pub fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> PolicyRecord {
     let common = PolicyRecord {
         owner: owner as u32,
@@ -64,13 +64,13 @@ pub fn present(
     Ok(record(name, target, owner, namespace))
 }
 
-/// The index of an interface, or the closed index while there is none. No link has an empty name.
+/// The index of an interface, or the closed index while it is missing. No link has an empty name.
 fn index(interface: &str, links: &Table) -> i32 {
     links.resolve(interface).filter(|_| !interface.is_empty()).unwrap_or(CLOSED_IFINDEX)
 }
 
-/// Gives each policy of the namespace the index that its interface has now: one word for each, whatever uses it. Returns the policies
-/// that changed, as they are now.
+/// Gives each policy of the namespace the current index of its interface. This writes one word for each policy. Returns the
+/// changed policies with their new state.
 pub fn follow(datapath: &mut Datapath, lock: &Lock, namespace: Namespace<'_>) -> Result<Vec<PolicyEntry>, Error> {
     let mut changed = Vec::new();
     for entry in datapath.policies()? {
@@ -85,7 +85,7 @@ pub fn follow(datapath: &mut Datapath, lock: &Lock, namespace: Namespace<'_>) ->
     Ok(changed)
 }
 
-/// The flags of a policy that is enforced like this. They ask for programs.
+/// The flags of a policy with this enforcement. They select its programs.
 pub fn flags(enforcement: &Enforcement) -> u32 {
     let Enforcement { enforce, ingress, other_netns, dns, existing } = enforcement;
     let enforced = match (enforce, ingress) {
@@ -98,15 +98,15 @@ pub fn flags(enforcement: &Enforcement) -> u32 {
         Existing::Rebind => policy_flags::EXISTING_REBIND,
         Existing::Destroy => policy_flags::EXISTING_DESTROY,
     };
-    let if_so = |is_so: bool, flag: u32| if is_so { flag } else { 0 };
+    let flag_if = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
     enforced
         | existing
-        | if_so(*other_netns == OtherNetns::Refuse, policy_flags::REFUSE_OTHER_NETNS)
-        | if_so(dns.v4.is_some(), policy_flags::DNS4)
-        | if_so(dns.v6.is_some(), policy_flags::DNS6)
+        | flag_if(*other_netns == OtherNetns::Refuse, policy_flags::REFUSE_OTHER_NETNS)
+        | flag_if(dns.v4.is_some(), policy_flags::DNS4)
+        | flag_if(dns.v6.is_some(), policy_flags::DNS6)
 }
 
-/// What a record means.
+/// The target that a record describes.
 pub fn target(record: &PolicyRecord) -> Target {
     let interface = text(&record.interface);
     let uplink = match interface.as_str() {
@@ -132,18 +132,18 @@ pub fn target(record: &PolicyRecord) -> Target {
     Target { uplink, enforcement }
 }
 
-/// The resolvers of a record, one of each family at most.
+/// The resolvers of a record, at most one of each family.
 fn resolvers(record: &PolicyRecord) -> impl Iterator<Item = IpAddr> {
     let families = [(policy_flags::DNS4, record.dns4), (policy_flags::DNS6, record.dns6)];
     families.into_iter().filter(|(flag, _)| record.flags & flag != 0).map(|(_, words)| ip_address(words))
 }
 
-/// The level of a policy with these flags.
+/// The enforcement level of a policy with these flags.
 pub fn enforce(flags: u32) -> Enforce {
     if flags & policy_flags::GUARD == 0 { Enforce::Steer } else { Enforce::Strict }
 }
 
-/// What happens to older sockets under a policy with these flags.
+/// What a policy with these flags does with older sockets.
 pub fn existing(flags: u32) -> Existing {
     match (flags & policy_flags::EXISTING_DESTROY, flags & policy_flags::EXISTING_REBIND) {
         (0, 0) => Existing::Keep,
@@ -152,7 +152,7 @@ pub fn existing(flags: u32) -> Existing {
     }
 }
 
-/// As many whole characters as leave room for a NUL.
+/// Cuts the text after a whole character, so that a NUL follows it.
 fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut field = [0; N];
     let end = (0..N.min(text.len() + 1)).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Which sockets are not bound to their uplink, and to what else. Pure.
+//! Finds the sockets that are not bound to their uplink. Pure.
 
 use steer_common::CLOSED_IFINDEX;
 
@@ -10,7 +10,7 @@ use crate::{
     kernel::PolicyEntry,
 };
 
-/// What the sockets that a policy holds are compared with.
+/// The policy of a socket, and the state of the host to compare the socket with.
 #[derive(Clone, Copy)]
 pub(crate) struct Uplink<'a> {
     pub(crate) policy: &'a PolicyEntry,
@@ -19,22 +19,22 @@ pub(crate) struct Uplink<'a> {
 }
 
 impl Uplink<'_> {
-    /// Not bound to where the uplink is, or was when the policy was last told.
+    /// Whether a socket is bound neither to the current index of the uplink nor to the index in the policy.
     pub(crate) fn is_loose(&self, socket: &Socket) -> bool {
         let uplink = self.table.resolve(&self.policy.interface());
         let bound = socket.bound();
         if self.host.is_all_of(socket) || Some(bound) == uplink || bound == self.policy.record.ifindex {
             return false;
         }
-        // While there is no uplink, one that was bound to it is as it should be.
+        // While the uplink is missing, a socket that was bound to it is correct.
         bound == 0 || uplink.is_some() || self.table.name(bound).is_some()
     }
 
-    /// A socket, and what it is bound to.
+    /// The socket, and what it is bound to.
     pub(crate) fn describe(&self, socket: &Socket) -> String {
         let bound = match (socket.bound(), self.table.name(socket.bound())) {
             (0, _) => "not bound".to_owned(),
-            (CLOSED_IFINDEX, _) => "made while there was no uplink, and closed".to_owned(),
+            (CLOSED_IFINDEX, _) => "made while the uplink was missing, and closed".to_owned(),
             (_, Some(name)) => format!("bound to {name}"),
             (index, None) => format!("bound to index {index}, which no interface has"),
         };

@@ -1,7 +1,6 @@
 //! The metrics, in the Prometheus text format.
 //!
-//! **Invariant:** all of it is read from what is in force when it is asked for; names and units follow the conventions of
-//! Prometheus, and are stable.
+//! **Invariant:** each request reads what is in force. Names and units follow the conventions of Prometheus, and are stable.
 
 use prometheus::{Encoder as _, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
@@ -10,11 +9,11 @@ use crate::observe::status::{Origin, Status};
 /// The content type of the text.
 pub const CONTENT_TYPE: &str = TEXT_FORMAT;
 
-/// Counters that say what became of a new socket.
+/// Counters of new sockets, by what was done with them.
 const SOCKETS: [&str; 7] =
     ["bound", "closed_missing", "closed_unknown", "refused_netns", "left_netns", "left_exempt", "left_nested"];
 
-/// The text; `healthy` is what the daemon says of itself.
+/// The text of the metrics. `healthy` is the daemon's own state.
 pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
     let gauge = |name, help, labels| {
@@ -30,17 +29,19 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
     let build = gauge("steer_build_info", "The version of the daemon; always 1.", &["version"])?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     let health =
-        gauge("steer_healthy", "0 while something that failed is tried again, or the files have mistakes.", &[])?;
+        gauge("steer_healthy", "0 while a failed operation is retried, or the configuration has errors.", &[])?;
     health.with_label_values::<&str>(&[]).set(healthy.into());
 
     let policy = ["policy", "origin"];
     let present =
-        gauge("steer_uplink_present", "Whether the policy's uplink is there.", &["policy", "origin", "interface"])?;
+        gauge("steer_uplink_present", "Whether the policy's uplink exists.", &["policy", "origin", "interface"])?;
     let cgroups = gauge("steer_steered_cgroups", "Cgroups that the policy is attached to.", &policy)?;
-    let incomplete = gauge("steer_incomplete_cgroups", "Those of them that lack a program.", &policy)?;
+    let incomplete =
+        gauge("steer_incomplete_cgroups", "Cgroups of the policy on which a program is missing.", &policy)?;
     let sockets =
         counter("steer_sockets_total", "New sockets, by what was done with them.", &["policy", "origin", "result"])?;
-    let restored = counter("steer_bindings_restored_total", "Lost bindings that connect has put back.", &policy)?;
+    let restored =
+        counter("steer_bindings_restored_total", "Lost bindings that the connect hook has restored.", &policy)?;
     let stopped = counter(
         "steer_stopped_total",
         "Calls and packets that were stopped, by the hook that stopped them.",
@@ -55,7 +56,7 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
         if let Some(interface) = &shown.interface {
             present.with_label_values(&[labels[0], origin, interface]).set(shown.ifindex.is_some().into());
         }
-        // Two attachments by hand may have policies of the same name: they are one here.
+        // Two manual policies may have the same name: add them up.
         let count = |some: usize| i64::try_from(some).unwrap_or(i64::MAX);
         cgroups.with_label_values(&labels).add(count(shown.cgroups.len()));
         incomplete
@@ -104,8 +105,8 @@ mod tests {
         };
         let text = render(&Status { policies: vec![policy], ..Status::default() }, true).expect("text");
         for counter in COUNTERS {
-            let told = text.lines().any(|line| line.ends_with(&format!(" {}", counter as u64 + 1)));
-            assert!(told, "{} is missing in\n{text}", counter.name());
+            let is_shown = text.lines().any(|line| line.ends_with(&format!(" {}", counter as u64 + 1)));
+            assert!(is_shown, "{} is missing in\n{text}", counter.name());
         }
         assert!(
             text.contains("steer_uplink_present{interface=\"wg0\",origin=\"config\",policy=\"vpn \\\"a\\\"\"} 0"),

@@ -1,6 +1,6 @@
-//! What is in force, and what is wrong with it.
+//! Reports what is in force, and what is wrong with it.
 //!
-//! **Invariant:** reads only.
+//! **Invariant:** this layer only reads, except for the fixes of `steer doctor --fix`.
 
 pub mod doctor;
 pub mod events;

@@ -1,4 +1,4 @@
-//! The schemas of options, for the description of the API.
+//! The schemas of options for the `OpenAPI` document.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use utoipa::{
 
 use crate::model::spec::{Enforce, Existing, Ingress, KEYS, OtherNetns, PolicySpec, Word};
 
-/// A string that is one of a few words.
+/// A string with a fixed set of values.
 fn words(words: &[(&'static str, &'static str)]) -> ObjectBuilder {
     let values: Vec<_> = words.iter().map(|(word, _)| *word).collect();
     let meanings: Vec<_> = words.iter().map(|(word, meaning)| format!("`{word}`: {}", meaning.trim())).collect();

@@ -1,4 +1,4 @@
-//! What is in force, read from the pinned maps: the same with and without a daemon.
+//! Reads what is in force from the pinned maps. The result is the same with and without a daemon.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -28,13 +28,13 @@ pub struct Status {
     pub policies: Vec<PolicyStatus>,
     /// Cgroups steered by another version of steer, whose records this one cannot read.
     pub other_versions: Vec<CgroupStatus>,
-    /// What gets out of strictly enforced cgroups all the same.
+    /// Traffic that strict enforcement does not stop.
     pub not_covered: Vec<String>,
-    /// What on this machine keeps steered programs from names, or lets them be asked beside the uplink.
+    /// Settings of this host that break name resolution of steered programs, or let it bypass the uplink.
     pub warnings: Vec<String>,
 }
 
-/// Sockets that only a program on a security hook can refuse.
+/// Sockets that only an LSM program can refuse.
 const NOT_COVERED: &str = "sockets past the IP stack, such as packet and XDP sockets (AF_PACKET, AF_XDP)";
 
 /// One policy.
@@ -42,26 +42,26 @@ const NOT_COVERED: &str = "sockets past the IP stack, such as packet and XDP soc
 pub struct PolicyStatus {
     /// Its slot in the map `POLICIES`.
     pub slot: u32,
-    /// Its name; for one made by hand, its interface.
+    /// Its name. A manual policy has the name of its interface.
     pub name: String,
-    /// Whether it comes from the configuration, or was made by `exec` or `attach`.
+    /// Whether it comes from the configuration, or from `exec` or `attach`.
     pub origin: Origin,
     /// The uplink's name; absent for an exemption.
     pub interface: Option<String>,
     /// The uplink's index; absent while it is missing, and for an exemption.
     pub ifindex: Option<i32>,
-    /// Identity of the network namespace the index belongs to.
+    /// Cookie of the network namespace that the index belongs to.
     pub netns_cookie: Option<u64>,
-    /// The cgroups it is attached to, by path.
+    /// The cgroups that it is attached to, by path.
     pub cgroups: Vec<CgroupStatus>,
-    /// The resolvers that are asked, whomever a program asks; none if programs ask whom they like.
+    /// The resolvers that all DNS queries go to. If empty, queries go to the server that the program asks.
     #[schema(value_type = Vec<String>)]
     pub dns: Vec<IpAddr>,
-    /// What is done with sockets that are bound elsewhere when it begins to hold, or when its uplink is made again.
+    /// What happens to sockets that are bound elsewhere when it is attached, or when its uplink is created again.
     pub existing: Existing,
-    /// How it is enforced; for an exemption this says what its programs would do.
+    /// How it is enforced. It has no effect for an exemption.
     pub enforce: Enforce,
-    /// Sockets, calls and packets, by what was done with them.
+    /// Counts of sockets, calls and packets, by what was done with them.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -82,9 +82,9 @@ pub struct CgroupStatus {
     pub path: Option<CgroupPath>,
     /// Its id.
     pub id: u64,
-    /// Whether all programs that the policy asks for are attached.
+    /// Whether all programs that the policy needs are attached.
     pub complete: bool,
-    /// The programs that are.
+    /// The programs that are attached.
     pub programs: Vec<String>,
     /// Whether it was attached by `exec` or `attach`.
     pub manual: bool,
@@ -98,19 +98,19 @@ impl Origin {
 }
 
 impl PolicyStatus {
-    /// The uplink as people read it.
+    /// The uplink as text for people.
     pub fn uplink(&self) -> String {
         match (&self.interface, self.ifindex) {
             (None, _) => "none (exempt)".to_owned(),
             (Some(interface), Some(ifindex)) => format!("{interface} ({ifindex})"),
-            // No link has an empty name: nothing will ever open it.
+            // No link has an empty name, so this policy stays closed.
             (Some(interface), None) if interface.is_empty() => "none (closed)".to_owned(),
             (Some(interface), None) => format!("{interface} (missing)"),
         }
     }
 }
 
-/// Reads the status. Nothing pinned is an empty one.
+/// Reads the status. It is empty if nothing is pinned.
 pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error> {
     let other_versions = kernel::steered_by_other_versions(pins)?
         .into_iter()
@@ -145,12 +145,12 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
     Ok(Status { daemon, policies, other_versions, not_covered, warnings })
 }
 
-/// What gets out of strictly enforced cgroups all the same, and why.
+/// Traffic that strict enforcement does not stop, and why.
 pub(crate) fn not_covered(pins: &Pins) -> Option<String> {
     kernel::unguarded(pins).map(|why| format!("{NOT_COVERED}: {why}"))
 }
 
-/// Each detour, with the policies whose programs take it.
+/// Each detour of name resolution, with the policies that it concerns.
 fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
     let concerned = |detour: &Detour| {
         let steering = policies.iter().filter(|policy| policy.interface.is_some());
@@ -159,8 +159,8 @@ fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
             .map(|policy| policy.name.as_str());
         names.collect::<Vec<_>>().join(", ")
     };
-    let told = detours.iter().map(|detour| (concerned(detour), detour)).filter(|(names, _)| !names.is_empty());
-    told.map(|(names, detour)| format!("{names}: {detour}")).collect()
+    let warnings = detours.iter().map(|detour| (concerned(detour), detour)).filter(|(names, _)| !names.is_empty());
+    warnings.map(|(names, detour)| format!("{names}: {detour}")).collect()
 }
 
 fn policy_status(

@@ -49,7 +49,7 @@ fn what_is_not_allowed_is_refused(runtime: &'static str) -> Outcome {
         (&[("steer.interface", "none")], "it is not in `interfaces` of [containers]"),
         (&[("steer.interface", "a1"), ("steer.enforce", "steer")], "less than `enforce` of [containers]"),
         (&[("steer.policy", "vpn"), ("steer.interface", "a1")], "both"),
-        (&[("steer.enforce", "strict")], "neither by which"),
+        (&[("steer.enforce", "strict")], "neither a policy"),
         (&[("steer.policy", "vpn"), ("steer.dns", "nobody")], "steer.dns"),
         (&[("steer.polcy", "vpn")], "steer.polcy"),
     ];

@@ -160,9 +160,9 @@ fn a_nested_exemption() -> Outcome {
     let inner = app.child("inner")?;
     let _daemon = bed.daemon(CONFIG)?;
     let said = explain(&bed, &[inner.path()])?;
-    concludes(&said, "exempt", &format!("not steered, being exempt by policy direct on {}", inner.path()))?;
-    let gives_way = format!("policy p on {} gives way: the most specific cgroup wins", app.path());
-    ensure!(reasons(&said).iter().any(|reason| reason.starts_with(&gives_way)), "{said:#}");
+    concludes(&said, "exempt", &format!("not steered: they are exempt by policy direct on {}", inner.path()))?;
+    let outer = format!("policy p on {} does not apply: the most specific cgroup wins", app.path());
+    ensure!(reasons(&said).iter().any(|reason| reason.starts_with(&outer)), "{said:#}");
     ensure!(said["uplink"].is_null() && said["resolver"].is_null(), "{said:#}");
     ensure!(said["routes"][0]["steered"].is_null(), "{said:#}");
     bed.check_unsteered(Some(&inner))?;
@@ -178,13 +178,13 @@ fn by_hand_in_what_is_configured() -> Outcome {
     let _daemon = bed.daemon(CONFIG)?;
     let said = explain(&bed, &[inner.path()])?;
     concludes(&said, "bound", &format!("bound to a0 (index {})", bed.net.ifindex(0)?))?;
-    concludes(&said, "bound", "attached by hand")?;
+    concludes(&said, "bound", "attached manually")?;
     let decision = &said["decision"];
     ensure!(decision["manual"] == true && decision["origin"] == "manual" && decision["enforce"] == "steer", "{said:#}");
     ensure!(decision["not_covered"].to_string().contains("their packets are not stopped"), "{said:#}");
     let reasons = reasons(&said);
-    ensure!(reasons[0].contains("by hand") && reasons[1].starts_with("policy direct names"), "{said:#}");
-    ensure!(reasons[1].ends_with("what was attached by hand is left alone by the daemon"), "{said:#}");
+    ensure!(reasons[0].contains("manually") && reasons[1].starts_with("policy direct names"), "{said:#}");
+    ensure!(reasons[1].ends_with("the daemon does not change manual attachments"), "{said:#}");
     bed.check_steered(&inner, 0)
 }
 
@@ -197,11 +197,11 @@ fn closed_without_its_uplink() -> Outcome {
     ensure!(said["uplink"]["state"] == "missing" && said["uplink"]["present_ifindex"].is_null(), "{said:#}");
     ensure!(said["routes"][0]["steered"].is_null(), "{said:#}");
     bed.check_closed(&bed.cgroup)?;
-    // Made again, and nobody has told the policy.
+    // The uplink exists again, but the policy was not updated.
     let mut bed = bed;
     bed.net.create_uplink(1)?;
     let said = explain(&bed, &[bed.cgroup.path()])?;
-    concludes(&said, "closed", "nobody has told the policy")?;
+    concludes(&said, "closed", "the policy was not updated")?;
     ensure!(said["uplink"]["present_ifindex"] == bed.net.ifindex(1)?, "{said:#}");
     bed.check_closed(&bed.cgroup)?;
     // Closed by a daemon.
@@ -250,7 +250,7 @@ fn in_another_network_namespace() -> Outcome {
     bed.net.server.enter(&mut command);
     let process = Idle(command.arg("1000").stdin(Stdio::null()).spawn()?);
     let said = explain(&bed, &[&process.pid()])?;
-    concludes(&said, "other_netns", "whose interface index means nothing there")?;
+    concludes(&said, "other_netns", "whose interface index is not valid there")?;
     ensure!(said["target"]["netns"]["own"] == false, "{said:#}");
     ensure!(said["target"]["netns"]["cookie"] == bed.net.server.cookie()?, "{said:#}");
     ensure!(said["uplink"].is_null() && said["sockets"].is_null(), "{said:#}");
@@ -298,7 +298,7 @@ fn pins_that_are_not_whole() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     std::fs::remove_file(bed.abi().join("maps/POLICIES"))?;
     let refused = bed.run(&["explain", bed.cgroup.path()])?;
-    ensure!(refused.code == 1 && refused.stderr.contains("are not whole"), "{refused:?}");
+    ensure!(refused.code == 1 && refused.stderr.contains("are incomplete"), "{refused:?}");
     // What it cannot read holds.
     bed.check_steered(&bed.cgroup, 1)
 }

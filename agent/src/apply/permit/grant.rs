@@ -1,4 +1,4 @@
-//! What a container gets of what is asked for it: as far as `[containers]` of the host's configuration allows.
+//! Decides whether a container gets the policy that it requests, by `[containers]` of the host's configuration.
 
 use thiserror::Error;
 
@@ -7,121 +7,121 @@ use crate::model::{
     spec::{Enforce, Ingress, PolicySpec, Target, Uplink, annotations::Request},
 };
 
-/// Who asks.
+/// Who makes the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asker {
-    /// Whoever starts the container: `[containers]` says what may be asked for.
+    /// The user who starts the container: `[containers]` limits the request.
     Container,
-    /// Whoever has set up the runtime.
+    /// The administrator who configured the runtime: there is no limit.
     Host,
 }
 
-/// What a container gets.
+/// The policy that a container gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The policy's name; that of the interface, where an interface was asked for.
+    /// The policy's name; the name of the interface if the request names one.
     pub name: String,
-    /// What it does.
+    /// The uplink, and the enforcement.
     pub target: Target,
 }
 
-/// The host does not allow what is asked for.
+/// The host does not allow the request.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("the container asks for {asked}: {why}")]
 pub struct Refused {
-    /// What is asked for.
+    /// The request.
     pub asked: String,
-    /// Why it is refused.
+    /// The reason.
     pub why: String,
 }
 
-/// Grants what is asked for, or says why not.
-pub fn grant(config: &Config, asked: &Request, by: Asker) -> Result<Grant, Refused> {
-    match (&asked.policy, &asked.spec.interface) {
-        (Some(_), Some(_)) => Err(refused(asked, "both a policy and an interface; expected one of them")),
-        (None, None) => Err(refused(asked, "it says how to steer, but neither by which policy nor by which interface")),
-        (Some(name), None) => by_policy(config, asked, name, by),
-        (None, Some(uplink)) => by_interface(config, asked, uplink, by),
+/// Grants a request, or returns why it is refused.
+pub fn grant(config: &Config, request: &Request, by: Asker) -> Result<Grant, Refused> {
+    match (&request.policy, &request.spec.interface) {
+        (Some(_), Some(_)) => Err(refused(request, "both a policy and an interface; expected one of them")),
+        (None, None) => Err(refused(request, "it has options, but names neither a policy nor an interface")),
+        (Some(name), None) => by_policy(config, request, name, by),
+        (None, Some(uplink)) => by_interface(config, request, uplink, by),
     }
 }
 
-fn by_policy(config: &Config, asked: &Request, name: &str, by: Asker) -> Result<Grant, Refused> {
+fn by_policy(config: &Config, request: &Request, name: &str, by: Asker) -> Result<Grant, Refused> {
     let policies = || config.policies.iter().filter(|policy| !policy.is_closed());
     let Some(policy) = policies().find(|policy| policy.name == name) else {
         let known: Vec<_> = policies().map(|policy| policy.name.as_str()).collect();
         let known =
             if known.is_empty() { "there is none".to_owned() } else { format!("there are {}", known.join(", ")) };
-        return Err(refused(asked, &format!("the configuration has no policy {name:?}; {known}")));
+        return Err(refused(request, &format!("the configuration has no policy {name:?}; {known}")));
     };
     if by == Asker::Container {
         match &config.containers.policies {
             Some(allowed) if !allowed.iter().any(|allowed| allowed == name) => {
-                return Err(refused(asked, "it is not in `policies` of [containers] in the host's configuration"));
+                return Err(refused(request, "it is not in `policies` of [containers] in the host's configuration"));
             }
             None if policy.target.uplink == Uplink::Exempt => {
-                let why = "it exempts, which only a policy may do that `policies` of [containers] names";
-                return Err(refused(asked, why));
+                let why = "it exempts, which only policies named in `policies` of [containers] may do";
+                return Err(refused(request, why));
             }
             _ => {}
         }
     }
-    Ok(Grant { name: name.to_owned(), target: with_options(asked, policy, by)? })
+    Ok(Grant { name: name.to_owned(), target: with_options(request, policy, by)? })
 }
 
-/// The policy's target, with what the container adds.
-fn with_options(asked: &Request, policy: &Policy, by: Asker) -> Result<Target, Refused> {
-    refuse_options_of_an_exemption(asked, &policy.target.uplink)?;
+/// The policy's target, with the options of the request.
+fn with_options(request: &Request, policy: &Policy, by: Asker) -> Result<Target, Refused> {
+    refuse_options_of_an_exemption(request, &policy.target.uplink)?;
     let own = &policy.target.enforcement;
-    if let Some(enforce) = asked.spec.enforce {
+    if let Some(enforce) = request.spec.enforce {
         if by == Asker::Container && enforce < own.enforce {
-            return Err(refused(asked, "less than the policy does, which no container may ask for"));
+            return Err(refused(request, "less than the policy does, which no container may ask for"));
         }
         if enforce < Enforce::Strict && own.ingress == Ingress::Uplink {
-            return Err(refused(asked, "the policy's ingress = \"uplink\" needs strict"));
+            return Err(refused(request, "the policy's ingress = \"uplink\" needs strict"));
         }
     }
-    if asked.spec.dns.is_some_and(|dns| !own.dns.is_empty() && own.dns != dns) {
-        return Err(refused(asked, "the policy has resolvers of its own; expected no steer.dns"));
+    if request.spec.dns.is_some_and(|dns| !own.dns.is_empty() && own.dns != dns) {
+        return Err(refused(request, "the policy has its own resolvers; expected no steer.dns"));
     }
-    let mut spec = PolicySpec { interface: None, ..asked.spec.clone() };
+    let mut spec = PolicySpec { interface: None, ..request.spec.clone() };
     spec.fill_from(policy.target.spec());
-    target(asked, &spec, policy.target.uplink.clone())
+    target(request, &spec, policy.target.uplink.clone())
 }
 
-fn by_interface(config: &Config, asked: &Request, uplink: &Uplink, by: Asker) -> Result<Grant, Refused> {
+fn by_interface(config: &Config, request: &Request, uplink: &Uplink, by: Asker) -> Result<Grant, Refused> {
     let name = uplink.to_string();
-    // "*" is every interface; an exemption is none.
+    // "*" allows every interface, but no exemption.
     let allowed = match uplink {
         Uplink::Interface(_) => config.containers.interfaces.allow(&name),
         Uplink::Exempt | Uplink::Closed => config.containers.interfaces.name(&name),
     };
     if by == Asker::Container && !allowed {
-        return Err(refused(asked, "it is not in `interfaces` of [containers] in the host's configuration"));
+        return Err(refused(request, "it is not in `interfaces` of [containers] in the host's configuration"));
     }
-    if by == Asker::Container && asked.spec.enforce.unwrap_or_default() < config.containers.enforce {
-        return Err(refused(asked, "less than `enforce` of [containers] allows"));
+    if by == Asker::Container && request.spec.enforce.unwrap_or_default() < config.containers.enforce {
+        return Err(refused(request, "less than `enforce` of [containers] allows"));
     }
-    refuse_options_of_an_exemption(asked, uplink)?;
-    Ok(Grant { name, target: target(asked, &asked.spec, uplink.clone())? })
+    refuse_options_of_an_exemption(request, uplink)?;
+    Ok(Grant { name, target: target(request, &request.spec, uplink.clone())? })
 }
 
-fn refuse_options_of_an_exemption(asked: &Request, uplink: &Uplink) -> Result<(), Refused> {
-    let has_options = asked.spec.enforce.is_some() || asked.spec.dns.is_some();
+fn refuse_options_of_an_exemption(request: &Request, uplink: &Uplink) -> Result<(), Refused> {
+    let has_options = request.spec.enforce.is_some() || request.spec.dns.is_some();
     if *uplink == Uplink::Exempt && has_options {
-        return Err(refused(asked, "an exemption binds no socket; expected neither steer.enforce nor steer.dns"));
+        return Err(refused(request, "an exemption binds no socket; expected neither steer.enforce nor steer.dns"));
     }
     Ok(())
 }
 
-fn target(asked: &Request, spec: &PolicySpec, uplink: Uplink) -> Result<Target, Refused> {
+fn target(request: &Request, spec: &PolicySpec, uplink: Uplink) -> Result<Target, Refused> {
     spec.target(uplink).map_err(|conflicts| {
         let problems: Vec<_> = conflicts.iter().map(|conflict| conflict.problem).collect();
-        refused(asked, &problems.join("; "))
+        refused(request, &problems.join("; "))
     })
 }
 
-fn refused(asked: &Request, why: &str) -> Refused {
-    Refused { asked: asked.to_string(), why: why.to_owned() }
+fn refused(request: &Request, why: &str) -> Refused {
+    Refused { asked: request.to_string(), why: why.to_owned() }
 }
 
 #[cfg(test)]
@@ -154,7 +154,7 @@ mod tests {
         parse("f.toml", &format!("{containers}\n{POLICIES}")).expect("valid")
     }
 
-    fn asked(annotations: &[(&str, &str)]) -> Request {
+    fn request(annotations: &[(&str, &str)]) -> Request {
         Request::of(annotations.iter().copied()).expect("right").expect("something")
     }
 
@@ -163,14 +163,14 @@ mod tests {
         let some = "[containers]\npolicies = [\"vpn\", \"direct\"]\ninterfaces = [\"eth0\"]\n";
         let any = "[containers]\ninterfaces = [\"*\"]\nenforce = \"steer\"\n";
         let none = "";
-        // Configuration, annotations, and the uplink, or what the refusal says.
+        // The configuration, the annotations, and the uplink or a part of the refusal.
         let cases: &[Case] = &[
             (none, &[("steer.policy", "vpn")], Ok(Some("wg0"))),
             (none, &[("steer.policy", "vpm")], Err("no policy \"vpm\"; there are vpn, loose, direct")),
             (none, &[("steer.policy", "direct")], Err("it exempts")),
             (none, &[("steer.interface", "eth0")], Err("not in `interfaces`")),
             (none, &[("steer.policy", "vpn"), ("steer.interface", "eth0")], Err("both")),
-            (none, &[("steer.enforce", "strict")], Err("neither by which")),
+            (none, &[("steer.enforce", "strict")], Err("neither a policy")),
             (none, &[("steer.policy", "vpn"), ("steer.enforce", "steer")], Err("less than the policy does")),
             (none, &[("steer.policy", "loose"), ("steer.enforce", "steer")], Ok(Some("eth1"))),
             (none, &[("steer.policy", "loose"), ("steer.enforce", "strict")], Ok(Some("eth1"))),
@@ -183,28 +183,29 @@ mod tests {
             (any, &[("steer.interface", "none")], Err("not in `interfaces`")),
         ];
         for (containers, annotations, want) in cases {
-            let decided = grant(&config(containers), &asked(annotations), Asker::Container);
+            let decided = grant(&config(containers), &request(annotations), Asker::Container);
             match (decided, want) {
                 (Ok(decision), Ok(uplink)) => {
                     assert_eq!(decision.target.uplink.interface(), *uplink, "{annotations:?}");
                 }
-                (Err(error), Err(says)) => assert!(error.to_string().contains(says), "{annotations:?}: {error}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{annotations:?}: {error}"),
                 (decided, _) => panic!("{annotations:?}: {decided:?}"),
             }
         }
     }
 
     #[test]
-    fn the_host_may_ask_for_anything() {
-        let decision = grant(&config(""), &asked(&[("steer.interface", "eth9")]), Asker::Host).expect("granted");
+    fn the_host_may_request_anything() {
+        let decision = grant(&config(""), &request(&[("steer.interface", "eth9")]), Asker::Host).expect("granted");
         assert_eq!(decision.target.enforcement.enforce, Enforce::Strict);
-        assert!(grant(&config(""), &asked(&[("steer.policy", "direct")]), Asker::Host).is_ok());
+        assert!(grant(&config(""), &request(&[("steer.policy", "direct")]), Asker::Host).is_ok());
     }
 
     #[test]
-    fn the_closed_policy_is_nobodys() {
+    fn the_closed_policy_cannot_be_requested() {
         let config = config("[containers]\nparent = \"/kubepods\"\n");
-        let error = grant(&config, &asked(&[("steer.policy", "unclassified")]), Asker::Container).expect_err("refused");
+        let error =
+            grant(&config, &request(&[("steer.policy", "unclassified")]), Asker::Container).expect_err("refused");
         assert!(error.to_string().contains("no policy"), "{error}");
     }
 }

@@ -1,16 +1,16 @@
-//! Whether a cgroup may get a policy, depending on who asks for it and on what it has.
+//! Decides whether a cgroup may get a policy. This depends on who requests it and on the existing attachment.
 //!
-//! | who asks | a cgroup without an attachment | a manual attachment | one of the configuration |
+//! | requested by | no attachment | a manual attachment | an attachment of the configuration |
 //! |---|---|---|---|
 //! | the configuration: a file, the API | yes | no: the manual one stays | yes |
 //! | `attach`, `steer unit` | yes | yes: it is replaced | only the same policy |
 //! | `exec` | yes | yes | only the same policy |
-//! | a container | as far as the host grants it | the same | only the same policy |
+//! | a container | if the host grants it | if the host grants it | only the same policy |
 //!
-//! A cgroup inside a steered one may always get a policy of its own: the most specific one holds. Only a container that asks for nothing
-//! gets none: see [`container_without_request`].
+//! A cgroup inside a steered one may always get its own policy: the most specific policy applies. Only a container without a
+//! request gets none: see [`container_without_request`].
 //!
-//! **Invariant:** this is the only place that decides it. What is not permitted is an error that names what holds.
+//! **Invariant:** only this module decides it. The error of a refusal names what steers the cgroup now.
 
 mod grant;
 
@@ -25,14 +25,14 @@ use crate::{
     model::{cgroup_path::CgroupPath, config::UNCLASSIFIED},
 };
 
-/// Who asks for a policy.
+/// Who requests a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The files of the configuration, which the API writes, too.
+    /// The files of the configuration, which the API also writes.
     Configuration,
-    /// `steer attach`, also as `steer unit` writes it into a service.
+    /// `steer attach`, also from the drop-in that `steer unit` writes.
     Attach,
-    /// `steer exec`, for a cgroup that it has made.
+    /// `steer exec`, for a cgroup that it has created.
     Exec,
     /// A hook of a container runtime.
     Container,
@@ -47,21 +47,23 @@ pub enum Denied {
         /// The cgroup.
         path: CgroupPath,
     },
-    /// The daemon would attach it again.
+    /// A running daemon would attach the cgroup again.
     #[error("{path} is steered by the daemon's configuration, which would attach it again; change it there")]
     WouldReturn {
         /// The cgroup.
         path: CgroupPath,
     },
-    /// It was attached manually.
-    #[error("{path} has a manual attachment, which stays; `steer detach {path}` ends it")]
+    /// The cgroup has a manual attachment.
+    #[error(
+        "{path} has a manual attachment, which the configuration does not replace; `steer detach {path}` removes it"
+    )]
     Manual {
         /// The cgroup.
         path: CgroupPath,
     },
     /// The policy belongs to another network namespace than the program.
     #[error(
-        "policy {policy:?} belongs to another network namespace, where its uplink is: run the command there, or name the interface"
+        "policy {policy:?} and its uplink belong to another network namespace: run the command there, or use --interface"
     )]
     OtherNamespace {
         /// The policy.
@@ -69,12 +71,12 @@ pub enum Denied {
     },
 }
 
-/// The one to whom an attachment belongs that is permitted.
+/// The owner of a permitted attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
-    /// It stays until it is detached, whatever the configuration says.
+    /// A manual attachment: it stays until it is detached, whatever the configuration contains.
     Manually,
-    /// The configuration changes it and takes it away.
+    /// An attachment of the configuration, which may change and remove it.
     AsConfigured,
 }
 
@@ -97,12 +99,13 @@ pub fn attachment(
     }
 }
 
-/// Whether the configuration may change or take away an attachment. A manual one stays.
+/// Whether the configuration may change or remove an attachment. It keeps manual ones.
 pub fn configuration_may_change(existing: &Attachment) -> bool {
     !existing.is_manual()
 }
 
-/// Whether the cgroup at `path` may be detached from `existing`. While a daemon runs, it would attach what the configuration names again.
+/// Whether the cgroup at `path` may be detached from `existing`. A running daemon would attach it again if the configuration
+/// names it.
 pub fn detachment(path: &CgroupPath, existing: Option<&Attachment>, daemon_runs: bool) -> Result<(), Denied> {
     match existing {
         Some(existing) if daemon_runs && configuration_may_change(existing) => {
@@ -112,8 +115,8 @@ pub fn detachment(path: &CgroupPath, existing: Option<&Attachment>, daemon_runs:
     }
 }
 
-/// Whether a program of the network namespace `cookie` may run by a configured policy. The index of an uplink means nothing in another
-/// namespace, so the program would run unsteered.
+/// Whether a program of the network namespace `cookie` may use a configured policy. The index of the uplink is not valid in
+/// another namespace, so the program would run unsteered.
 pub fn namespace(origin: Origin, policy: &PolicyEntry, cookie: u64) -> Result<(), Denied> {
     if origin != Origin::Exec || policy.exempts() || policy.record.netns_cookie == cookie {
         return Ok(());
@@ -121,8 +124,8 @@ pub fn namespace(origin: Origin, policy: &PolicyEntry, cookie: u64) -> Result<()
     Err(Denied::OtherNamespace { policy: policy.name() })
 }
 
-/// Whether a container that asks for nothing is let out of what holds it: only if that is the policy of `parent` in `[containers]`,
-/// which holds closed what nobody has classified. Whatever else holds it, goes on to do so.
+/// Whether a container without a request is exempted from the policy that holds it. Only the policy of `parent` in `[containers]`
+/// permits this, which closes unclassified cgroups. Any other policy continues to hold.
 pub fn container_without_request(
     datapath: &Datapath,
     hierarchy: &Hierarchy,
@@ -162,15 +165,15 @@ mod tests {
     fn who_may_change_what() {
         let path = CgroupPath::root().child("a");
         let (configured, manual) = (existing(3, 0), existing(3, attachment_flags::MANUAL));
-        let ask = |origin, existing, slot| attachment(origin, &path, existing, slot);
+        let request = |origin, existing, slot| attachment(origin, &path, existing, slot);
         for origin in [Origin::Attach, Origin::Exec, Origin::Container] {
-            assert_eq!(ask(origin, None, 4).expect("permitted"), Attach::Manually);
-            assert_eq!(ask(origin, Some(&manual), 4).expect("permitted"), Attach::Manually);
-            assert_eq!(ask(origin, Some(&configured), 3).expect("the same policy"), Attach::AsConfigured);
-            assert!(matches!(ask(origin, Some(&configured), 4), Err(Denied::Configured { .. })), "{origin:?}");
+            assert_eq!(request(origin, None, 4).expect("permitted"), Attach::Manually);
+            assert_eq!(request(origin, Some(&manual), 4).expect("permitted"), Attach::Manually);
+            assert_eq!(request(origin, Some(&configured), 3).expect("the same policy"), Attach::AsConfigured);
+            assert!(matches!(request(origin, Some(&configured), 4), Err(Denied::Configured { .. })), "{origin:?}");
         }
-        let configuration = |existing| ask(Origin::Configuration, existing, 4);
-        assert_eq!(configuration(Some(&configured)).expect("its own"), Attach::AsConfigured);
+        let configuration = |existing| request(Origin::Configuration, existing, 4);
+        assert_eq!(configuration(Some(&configured)).expect("its own attachment"), Attach::AsConfigured);
         assert_eq!(configuration(None).expect("permitted"), Attach::AsConfigured);
         assert!(matches!(configuration(Some(&manual)), Err(Denied::Manual { .. })));
     }

@@ -1,6 +1,6 @@
-//! What is done with a socket that was there before its policy. Pure.
+//! Decides about a socket that is older than its policy. Pure.
 //!
-//! **Invariant:** a socket that can reach this host only is left alone, and so is one that is bound to its uplink.
+//! **Invariant:** a socket that reaches this host only is left alone. So is a socket that is bound to its uplink.
 
 use crate::{
     host::sockets::{
@@ -10,28 +10,28 @@ use crate::{
     model::spec::Existing,
 };
 
-/// What is done.
+/// What to do with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// It is bound to the uplink, and goes on.
+    /// Bind it to the uplink. It stays in use.
     Bind,
-    /// It is destroyed. One of UDP, which survives that, is then bound to the uplink.
+    /// Destroy it. A UDP socket survives this, and is then bound to the uplink.
     Destroy,
 }
 
-/// Decides about a socket whose policy says `existing`, and whose uplink has the index `uplink`.
+/// Decides about a socket. `existing` is the setting of its policy, `uplink` the index of the uplink.
 pub(super) fn decide(socket: &Socket, existing: Existing, uplink: i32, host: &Host) -> Option<Action> {
     if existing == Existing::Keep || socket.bound() == uplink || host.is_all_of(socket) {
         return None;
     }
     let is_connected = socket.peer().is_some();
     if !host.links.contains(&uplink) {
-        // Nothing can be bound to what is missing, but a program need not wait for what will not come. Not so with UDP: its
-        // sockets are unbound when they are destroyed.
+        // No socket can be bound to a missing uplink. A TCP connection is destroyed, so that the program does not wait in vain.
+        // A UDP socket is not: this would unbind it.
         let waits = is_connected && host.is_orphan(socket) && socket.protocol == Protocol::Tcp;
         return (existing == Existing::Destroy && waits).then_some(Action::Destroy);
     }
-    // A listener that ends is a service that ends; and what is connected to nobody has nobody to connect to again.
+    // A destroyed listener would end its service. A socket without a peer has no connection to make again.
     let ends = is_connected && (existing == Existing::Destroy || !host.goes_on(socket, uplink));
     Some(if ends { Action::Destroy } else { Action::Bind })
 }
@@ -97,16 +97,16 @@ mod tests {
         let udp = |local, bound| socket(Protocol::Udp, TCP_ESTABLISHED, local, "192.0.2.1", bound);
         let listener = |local, bound| socket(Protocol::Tcp, TCP_LISTEN, local, "0.0.0.0", bound);
         let unconnected = |local, bound| socket(Protocol::Udp, TCP_CLOSE, local, "::", bound);
-        // The socket, then what is done with it by `rebind` and by `destroy`, and by `destroy` while the uplink is missing.
+        // The socket; then the action with `rebind`, with `destroy`, and with `destroy` while the uplink is missing.
         let cases = [
             ("on its uplink", tcp("10.0.1.2", UPLINK), None, None, None),
             ("the other link's address", tcp("10.0.0.2", 0), Some(Destroy), Some(Destroy), None),
             ("the uplink's address", tcp("10.0.1.2", 0), Some(Bind), Some(Destroy), None),
-            ("the same in IPv6", tcp("::ffff:10.0.1.2", 0), Some(Bind), Some(Destroy), None),
+            ("the uplink's address, IPv4-mapped", tcp("::ffff:10.0.1.2", 0), Some(Bind), Some(Destroy), None),
             ("of a link that is gone", tcp("10.0.1.2", GONE), Some(Bind), Some(Destroy), Some(Destroy)),
             ("another address", tcp("10.0.7.7", GONE), Some(Destroy), Some(Destroy), Some(Destroy)),
             ("before the new link has one", tcp("fd00:1::2", GONE), Some(Bind), Some(Destroy), Some(Destroy)),
-            ("of a link that is there", tcp("fd00:1::2", OTHER), Some(Destroy), Some(Destroy), None),
+            ("of a link that exists", tcp("fd00:1::2", OTHER), Some(Destroy), Some(Destroy), None),
             ("connected UDP", udp("10.0.0.2", 0), Some(Destroy), Some(Destroy), None),
             ("connected UDP of a link that is gone", udp("10.0.1.2", GONE), Some(Bind), Some(Destroy), None),
             ("unconnected UDP", unconnected("::", 0), Some(Bind), Some(Bind), None),
@@ -120,7 +120,7 @@ mod tests {
             assert_eq!(decided(Existing::Keep, UPLINK), None, "{name}, keep");
             assert_eq!(decided(Existing::Rebind, UPLINK), rebind, "{name}, rebind");
             assert_eq!(decided(Existing::Destroy, UPLINK), destroy, "{name}, destroy");
-            // An index that no link has any more, as in a late report, is missing, too.
+            // An index that no link has any more, as after a late report, also counts as missing.
             for missing in [MISSING, 8] {
                 assert_eq!(decided(Existing::Rebind, missing), None, "{name}, rebind, {missing}");
                 assert_eq!(decided(Existing::Destroy, missing), destroy_missing, "{name}, destroy, {missing}");
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn this_host_is_left_alone() {
+    fn sockets_to_this_host_are_left_alone() {
         for (local, peer) in [
             ("127.0.0.1", "127.0.0.1"),
             ("::1", "::1"),

@@ -1,15 +1,13 @@
-//! Sockets that were there before their policy, or before their uplink was made again: bound to the uplink, or ended, as the
-//! policy's `existing` says.
+//! Binds or destroys sockets that are older than their policy or its uplink, according to the policy's `existing`.
 //!
-//! The kernel's list tells of each TCP and UDP socket the cgroup in which it was made, the interface that it is bound to, and
-//! the number by which its process is found. A socket is bound through a copy of its process's descriptor. One that no process
-//! has open is the kernel's own, and left alone.
+//! `sock_diag` lists each TCP and UDP socket with the cgroup in which it was made, the interface that it is bound to, and the
+//! inode by which its process is found. A socket is bound through a copy of its process's descriptor. A socket that no process
+//! has open belongs to the kernel, and is left alone.
 //!
-//! A datagram socket that is destroyed is unbound by that, so it is bound again at once; one that cannot be bound is not
-//! destroyed.
+//! Destroying a datagram socket unbinds it, so it is bound again at once. If it cannot be bound, it is not destroyed.
 //!
-//! **Invariant:** never touched is a socket of a cgroup that another policy or none holds, one that reaches this host only, or
-//! one of another network namespace. What fails, fails for one socket: the attachment stands.
+//! **Invariant:** this module never changes a socket of a cgroup without this policy, a socket that reaches this host only, or a
+//! socket of another network namespace. A failure concerns one socket: the attachment stays.
 
 mod decision;
 
@@ -37,23 +35,23 @@ use crate::{
 };
 use decision::Action;
 
-/// What was done with the sockets of one attachment.
+/// The result for the sockets of one attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TakenOver {
     /// Its cgroup.
     pub path: CgroupPath,
     /// The uplink's name.
     pub interface: String,
-    /// How many were bound to the uplink.
+    /// The number of sockets bound to the uplink.
     pub bound: usize,
-    /// How many were destroyed.
+    /// The number of sockets destroyed.
     pub destroyed: usize,
-    /// With how many that failed; each has been logged.
+    /// The number of failures. Each has been logged.
     pub failed: usize,
 }
 
 impl TakenOver {
-    /// Whether there was nothing to do.
+    /// Whether no socket was changed, and none failed.
     pub fn is_nothing(&self) -> bool {
         (self.bound, self.destroyed, self.failed) == (0, 0, 0)
     }
@@ -67,19 +65,19 @@ impl fmt::Display for TakenOver {
     }
 }
 
-/// An attachment whose policy says something about existing sockets.
+/// An attachment whose policy does not keep existing sockets as they are.
 struct Claim {
     existing: Existing,
-    /// The uplink's index, or not positive while it is missing.
+    /// The uplink's index; not positive while it is missing.
     uplink: i32,
     cgroups: Vec<Found>,
     done: TakenOver,
 }
 
-/// Does what their policies say with the existing sockets of attached cgroups, given by id, as far as these are policies of the
-/// calling thread's network namespace. Those whose policy leaves existing sockets alone are not in the answer.
+/// Applies `existing` to the sockets of attached cgroups, which their ids name. Skips policies of another network namespace than
+/// that of the calling thread, and policies that keep existing sockets.
 ///
-/// Called under the lock: no uplink changes between the look at its index and the last socket.
+/// The caller holds the lock, so no uplink changes between the read of its index and the last socket.
 pub fn take_over(
     _lock: &Lock,
     datapath: &Datapath,
@@ -91,18 +89,18 @@ pub fn take_over(
     for &cgroup_id in attachments {
         match claim(datapath, hierarchy, netns_cookie, cgroup_id) {
             Ok(claim) => claims.extend(claim),
-            Err(error) => log::warn!("the existing sockets of a cgroup (id {cgroup_id}) keep what they had: {error}"),
+            Err(error) => log::warn!("existing sockets of a cgroup (id {cgroup_id}) were not changed: {error}"),
         }
     }
     if !claims.is_empty()
         && let Err(error) = carry_out(&mut claims, hierarchy)
     {
-        log::warn!("existing sockets keep what they had: {error}");
+        log::warn!("existing sockets were not changed: {error}");
     }
     claims.into_iter().map(|claim| claim.done).collect()
 }
 
-/// As [`take_over`], for all attachments to policies whose uplinks have changed.
+/// The same as [`take_over`], for all attachments to policies whose uplinks have changed.
 pub fn follow_uplinks(
     lock: &Lock,
     datapath: &Datapath,
@@ -129,14 +127,14 @@ fn claim(
     if policy.kind != Kind::Steer as u32 || policy.netns_cookie != netns_cookie || existing == Existing::Keep {
         return Ok(None);
     }
-    // Nothing is left to do for a cgroup that is gone.
+    // A removed cgroup has nothing to do.
     let Some(path) = hierarchy.path_of(cgroup_id) else { return Ok(None) };
     let cgroups = datapath.decided_by(hierarchy, Found { path: path.clone(), id: cgroup_id })?;
     let done = TakenOver { path, interface: text(&policy.interface), bound: 0, destroyed: 0, failed: 0 };
     Ok(Some(Claim { existing, uplink: policy.ifindex, cgroups, done }))
 }
 
-/// One look at all sockets and processes, however many cgroups.
+/// Reads all sockets and processes once for all cgroups.
 fn carry_out(claims: &mut [Claim], hierarchy: &Hierarchy) -> io::Result<()> {
     let claimed: BTreeMap<u64, usize> = claims
         .iter()
@@ -147,7 +145,7 @@ fn carry_out(claims: &mut [Claim], hierarchy: &Hierarchy) -> io::Result<()> {
     let mut decided = Vec::new();
     for kind in diag::KINDS {
         let sockets = diag.list(kind).unwrap_or_else(|error| {
-            log::warn!("existing {:?} sockets are not looked at: list them by sock_diag: {error}", kind.0);
+            log::warn!("existing {:?} sockets were not changed: list them by sock_diag: {error}", kind.0);
             Vec::new()
         });
         for socket in sockets {
@@ -165,27 +163,27 @@ fn carry_out(claims: &mut [Claim], hierarchy: &Hierarchy) -> io::Result<()> {
     for (index, socket, action) in decided {
         let claim = &mut claims[index];
         let holder = holders.by_inode.get(&socket.inode());
-        let whose = holder.map_or_else(|| "no process".to_owned(), ToString::to_string);
+        let owner = holder.map_or_else(|| "no process".to_owned(), ToString::to_string);
         let done = match holder {
             Some(holder) => act(&diag, &socket, action, holder, claim.uplink),
-            // A connection that waits to be accepted is somebody's all the same.
+            // A connection that waits to be accepted belongs to the listener's process.
             None if socket.is_waiting() => diag.destroy(&socket).map(|ended| ended.then_some(Action::Destroy)),
             None if holders.hidden => Err(io::Error::from_raw_os_error(libc::EPERM)),
             None => Ok(None),
         };
         match done {
             Ok(Some(Action::Bind)) => {
-                log::debug!("{socket} of {whose} in {}: bound to {}", claim.done.path, claim.done.interface);
+                log::debug!("{socket} of {owner} in {}: bound to {}", claim.done.path, claim.done.interface);
                 claim.done.bound += 1;
             }
             Ok(Some(Action::Destroy)) => {
-                log::debug!("{socket} of {whose} in {}: destroyed", claim.done.path);
+                log::debug!("{socket} of {owner} in {}: destroyed", claim.done.path);
                 claim.done.destroyed += 1;
             }
-            Ok(None) => log::debug!("{socket} of {whose} in {}: left alone", claim.done.path),
+            Ok(None) => log::debug!("{socket} of {owner} in {}: left alone", claim.done.path),
             Err(error) => {
                 let hint = hint(&error);
-                log::warn!("{socket} of {whose} in {} keeps what it had: {error}{hint}", claim.done.path);
+                log::warn!("{socket} of {owner} in {} keeps what it had: {error}{hint}", claim.done.path);
                 claim.done.failed += 1;
             }
         }
@@ -193,13 +191,13 @@ fn carry_out(claims: &mut [Claim], hierarchy: &Hierarchy) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns what was done; `None` when the socket has ended meanwhile.
+/// Returns what was done; `None` if the socket was closed in the meantime.
 fn act(diag: &Diag, socket: &Socket, action: Action, holder: &Holder, uplink: i32) -> io::Result<Option<Action>> {
     let destroyed = |ended: bool| ended.then_some(Action::Destroy);
     if (action, socket.protocol) == (Action::Destroy, Protocol::Tcp) {
         return diag.destroy(socket).map(destroyed);
     }
-    // Nothing else is ever done while the uplink is missing.
+    // While the uplink is missing, there is no other action.
     let Some(uplink) = u32::try_from(uplink).ok().and_then(NonZeroU32::new) else { return Ok(None) };
     let Some(own) = holder.socket(socket.inode())? else { return Ok(None) };
     match (own.bind_device_by_index_v4(Some(uplink)), action) {
@@ -208,7 +206,7 @@ fn act(diag: &Diag, socket: &Socket, action: Action, holder: &Holder, uplink: i3
             let ended = diag.destroy(&socket.clone().bound_to(uplink.get()))?;
             own.bind_device_by_index_v4(Some(uplink)).map(|()| destroyed(ended))
         }
-        // The subflow of an MPTCP connection cannot be bound by the connection's descriptor.
+        // The subflow of an MPTCP connection cannot be bound through the connection's descriptor.
         (Err(_), _) if socket.protocol == Protocol::Tcp && socket.peer().is_some() => {
             diag.destroy(socket).map(destroyed)
         }

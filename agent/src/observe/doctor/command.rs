@@ -1,4 +1,4 @@
-//! Commands of steer, as a person would type them.
+//! Commands of steer for a shell.
 
 use steer_common::Owner;
 
@@ -8,7 +8,7 @@ use crate::{
     model::{cgroup_path::CgroupPath, quote::quoted},
 };
 
-/// Attaches a cgroup to this policy by hand. `steer` is how this instance is called.
+/// Attaches a cgroup to this policy manually. `steer` is the command for this instance.
 pub(super) fn attach(steer: &str, path: &CgroupPath, policy: &PolicyEntry) -> String {
     let mut words = vec![format!("{steer} attach {}", quoted(path.as_str()))];
     if policy.is_owned_by(Owner::Config) {

@@ -1,7 +1,7 @@
-//! What mends a finding.
+//! The repair of a finding.
 //!
-//! **Invariant:** what `--fix` does by itself is an [`Action`], and none of these can take a connection away or let traffic
-//! out by another link. Everything else is text for a person.
+//! **Invariant:** `--fix` only does an [`Action`]. No action can end a connection or let traffic out by another link. All other
+//! repairs are text for the user.
 
 use std::{fs, path::PathBuf};
 
@@ -14,37 +14,37 @@ use crate::{
     model::quote::quoted,
 };
 
-/// What mends a finding.
+/// The repair of a finding.
 #[derive(Clone, Debug, Serialize)]
 pub struct Fix {
-    /// How.
+    /// The command or advice.
     #[serde(flatten)]
     pub how: How,
-    /// A command that makes it last; absent where it does anyway.
+    /// A command that makes it permanent. Absent if it already is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub persistent: Option<String>,
-    /// What `--fix` does in place of that command.
+    /// What `--fix` does instead of the command.
     #[serde(rename = "safe", serialize_with = "is_some")]
     action: Option<Action>,
 }
 
-/// A command for a shell; or words, where a person has to decide or to know more.
+/// A command for a shell, or advice if the user has to decide or to know more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum How {
-    /// To be run as it stands.
+    /// A command to run unchanged.
     Command(String),
-    /// Capital letters in it stand for what only the reader knows.
+    /// Text. Words in capital letters are placeholders.
     Advice(String),
 }
 
-/// What is safe to do without asking.
+/// A repair that is safe to do without a question.
 #[derive(Clone, Debug)]
 enum Action {
     /// Writes a number below /proc/sys.
     Sysctl { file: PathBuf, value: u32 },
     /// Removes pins that steer nothing.
-    Tidy,
+    RemoveLeftovers,
 }
 
 #[expect(clippy::ref_option, reason = "the signature that serde calls")]
@@ -53,19 +53,19 @@ fn is_some<S: Serializer>(action: &Option<Action>, serializer: S) -> Result<S::O
 }
 
 impl Fix {
-    /// A command for a person to look at first.
+    /// A command that the user must review first.
     pub(super) fn command(command: impl Into<String>) -> Self {
         Self { how: How::Command(command.into()), persistent: None, action: None }
     }
 
-    /// Words.
+    /// Advice as text.
     pub(super) fn advice(advice: impl Into<String>) -> Self {
         Self { how: How::Advice(advice.into()), persistent: None, action: None }
     }
 
-    /// A sysctl of a network interface. Safe only if this value cannot cut anybody off, which is the caller's to know.
+    /// A sysctl of a network interface. The caller must know that this value cannot cut off a connection.
     pub(super) fn interface_sysctl(interface: &str, name: &str, value: u32) -> Self {
-        // In a dotted key, a dot of the interface's name is written as a slash.
+        // In a dotted key, sysctl(8) expects a slash for each dot in the interface's name.
         let key = format!("net.ipv4.conf.{}.{name}", interface.replace('.', "/"));
         let file = format!("/etc/sysctl.d/90-steer-{interface}.conf");
         let file_action = PathBuf::from("/proc/sys/net/ipv4/conf").join(interface).join(name);
@@ -76,24 +76,28 @@ impl Fix {
         }
     }
 
-    /// `steer doctor --fix` itself, which removes what steers nothing. `steer` is how this instance is called.
-    pub(super) fn tidy(steer: &str) -> Self {
-        Self { how: How::Command(format!("{steer} doctor --fix")), persistent: None, action: Some(Action::Tidy) }
+    /// `steer doctor --fix`, which removes leftover pins. `steer` is the command for this instance.
+    pub(super) fn remove_leftovers(steer: &str) -> Self {
+        Self {
+            how: How::Command(format!("{steer} doctor --fix")),
+            persistent: None,
+            action: Some(Action::RemoveLeftovers),
+        }
     }
 
-    /// Whether `--fix` does it.
+    /// Whether `--fix` applies it.
     pub fn is_safe(&self) -> bool {
         self.action.is_some()
     }
 
-    /// Does it, if it is safe.
+    /// Applies it, if it is safe.
     pub(super) fn apply(&self, pins: Option<&Pins>) -> anyhow::Result<()> {
         match &self.action {
             None => Ok(()),
             Some(Action::Sysctl { file, value }) => {
                 fs::write(file, value.to_string()).with_context(|| format!("write {}", file.display()))
             }
-            Some(Action::Tidy) => {
+            Some(Action::RemoveLeftovers) => {
                 let hierarchy = Hierarchy::find()?;
                 let Some(pins) = pins else { return Ok(()) };
                 let Some(lock) = pins.lock()? else { return Ok(()) };
@@ -117,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_a_shell_would_run() {
+    fn a_name_with_shell_syntax_is_quoted() {
         let fix = Fix::interface_sysctl("$(reboot)", "rp_filter", 2);
         assert_eq!(fix.how, How::Command("sysctl -w 'net.ipv4.conf.$(reboot).rp_filter'=2".to_owned()));
     }

@@ -1,5 +1,5 @@
-//! Programs of others on the hooks that steer uses: those that keep steer's from being attached, and those that have the last
-//! word on a socket.
+//! Finds programs of other owners on the hooks that steer uses: exclusive ones, which steer's cannot be attached beside, and
+//! those that run after steer's and may bind the socket again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::{
     model::{cgroup_path::CgroupPath, policy::Policies},
 };
 
-/// What is attached to the cgroups that policies hold for, and to those above them.
+/// The programs on the cgroups of policies, and on the cgroups above them.
 pub(super) struct Foreign<'a> {
     survey: &'a Survey,
     programs: BTreeMap<CgroupPath, Vec<OnHook>>,
@@ -23,10 +23,10 @@ pub(super) struct Foreign<'a> {
     steered: BTreeMap<CgroupPath, u32>,
 }
 
-/// The programs of one cgroup that admit no other.
+/// The exclusive programs of one cgroup.
 #[derive(Default)]
 struct Exclusive<'a> {
-    /// By hook; there can be but one at each.
+    /// By hook. Each hook can have only one.
     programs: BTreeMap<&'static str, &'a Program>,
     keeps_out: Vec<&'a CgroupPath>,
 }
@@ -41,7 +41,7 @@ impl<'a> Foreign<'a> {
         let mut programs = BTreeMap::new();
         let paths: BTreeSet<_> = steered.keys().flat_map(CgroupPath::self_and_ancestors).collect();
         if let Some(hierarchy) = &survey.hierarchy {
-            // One that is gone meanwhile needs no look.
+            // A cgroup that was removed in the meantime is skipped.
             for cgroup in paths.iter().filter_map(|path| hierarchy.open(path).ok()) {
                 programs.insert(cgroup.path.clone(), others::programs_on(survey.pins.as_ref(), &cgroup));
             }
@@ -49,7 +49,7 @@ impl<'a> Foreign<'a> {
         Self { survey, programs, steered }
     }
 
-    /// Whether somebody else's program keeps a policy with these flags from being attached to a cgroup.
+    /// Whether an exclusive program prevents the attachment of a policy with these flags to a cgroup.
     pub(super) fn forbids(&self, path: &CgroupPath, flags: u32) -> bool {
         !self.forbidding(path, flags).is_empty()
     }
@@ -69,16 +69,16 @@ impl<'a> Foreign<'a> {
         forbidding
     }
 
-    pub(super) fn look(&self, report: &mut Report) {
+    pub(super) fn check(&self, report: &mut Report) {
         if self.steered.is_empty() || self.programs.is_empty() {
             for id in [Topic::ForeignExclusive, Topic::ForeignBinding] {
-                report.not_applicable(id, Subject::Host, "no cgroup is steered or should be");
+                report.not_applicable(id, Subject::Host, "no cgroup is steered, and none should be");
             }
             return;
         }
-        let looked_at = format!("none on steered cgroups and those around them: {}", self.programs.len());
-        report.conclude(Topic::ForeignExclusive, Subject::Host, self.exclusive(), looked_at.as_str());
-        report.conclude(Topic::ForeignBinding, Subject::Host, self.after(), looked_at.as_str());
+        let checked = format!("none on the cgroups that were checked: {}", self.programs.len());
+        report.conclude(Topic::ForeignExclusive, Subject::Host, self.exclusive(), checked.as_str());
+        report.conclude(Topic::ForeignBinding, Subject::Host, self.after(), checked.as_str());
     }
 
     fn exclusive(&self) -> Vec<Finding> {
@@ -101,22 +101,25 @@ impl<'a> Foreign<'a> {
         let unsteered = exclusive.keeps_out.iter().filter(|path| !is_whole(path));
         let unsteered: Vec<_> = unsteered.map(ToString::to_string).collect();
         let (severity, why) = if unsteered.is_empty() {
-            let why = "what is steered stays so, but can be neither mended nor attached again";
+            let why = "the steered cgroups stay steered, but can be neither repaired nor attached again";
             (Severity::Warning, why.to_owned())
         } else {
-            (Severity::Error, format!("steer cannot attach its own to {}", unsteered.join(", ")))
+            (Severity::Error, format!("steer cannot attach its programs to {}", unsteered.join(", ")))
         };
         Finding {
             id: Topic::ForeignExclusive,
             severity,
-            what: format!("{}, attached in a way that admits no other, as `ip vrf exec` does", names.join("; ")),
+            what: format!(
+                "{}, attached exclusively, as `ip vrf exec` does: no other program can be attached",
+                names.join("; ")
+            ),
             why,
             fix: Some(Fix::command(detach.join(" && "))),
             subject: Subject::Cgroup(holder),
         }
     }
 
-    /// Programs of others that run after steer's: on the same cgroup behind it, or on one above.
+    /// Programs of other owners that run after steer's: later on the same cgroup, or on a cgroup above.
     fn after(&self) -> Vec<Finding> {
         let mut after: BTreeMap<(&CgroupPath, &str, u32), &Program> = BTreeMap::new();
         for path in self.steered.keys() {
@@ -126,7 +129,7 @@ impl<'a> Foreign<'a> {
                 after.extend(on.behind_ours().iter().map(|program| ((own.0, on.hook, program.id), program)));
             }
             for (holder, on) in above.flat_map(|(holder, hooks)| hooks.iter().map(move |on| (holder, on))) {
-                // The others do not run for a cgroup that has its own.
+                // An exclusive program above does not run for a cgroup that has its own.
                 if on.admits == Admits::All {
                     let foreign = on.programs.iter().filter(|program| !program.ours);
                     after.extend(foreign.map(|program| ((holder, on.hook, program.id), program)));
@@ -134,13 +137,13 @@ impl<'a> Foreign<'a> {
             }
         }
         let found = after.into_iter().filter_map(|((holder, hook, _), program)| {
-            // That of `steer top` only counts.
+            // The program of `steer top` only counts.
             let (severity, why) = severity(hook).filter(|_| !program.only_counts())?;
             Some(Finding {
                 id: Topic::ForeignBinding,
                 severity,
                 subject: Subject::Cgroup(holder.clone()),
-                what: format!("{program} at {hook} runs after steer's"),
+                what: format!("{program} at {hook} runs after steer's program"),
                 why: why.to_owned(),
                 fix: Some(Fix::command(self.detach(holder, hook, program))),
             })
@@ -156,11 +159,11 @@ impl<'a> Foreign<'a> {
     }
 }
 
-/// What a program of somebody else can do after steer's on that hook. `None`: no more than stop something.
+/// What another program can do after steer's on this hook. `None`: it can only stop the call or the packet.
 fn severity(hook: &str) -> Option<(Severity, &'static str)> {
-    const BINDS: &str = "it may bind the socket to another interface: with enforce = \"strict\" nothing gets out then, with \
-                         \"steer\" it gets out there";
-    const TURNS: &str = "it may turn the call to another address, or bind the socket to another interface";
+    const BINDS: &str = "it may bind the socket to another interface: with enforce = \"strict\" its packets are then stopped, with \
+                         \"steer\" they leave there";
+    const REDIRECTS: &str = "it may change the address of the call, or bind the socket to another interface";
     match hook {
         program::SOCK_CREATE => Some((Severity::Warning, BINDS)),
         program::CONNECT4
@@ -168,12 +171,12 @@ fn severity(hook: &str) -> Option<(Severity, &'static str)> {
         | program::SENDMSG4
         | program::SENDMSG6
         | program::BIND4
-        | program::BIND6 => Some((Severity::Info, TURNS)),
+        | program::BIND6 => Some((Severity::Info, REDIRECTS)),
         _ => None,
     }
 }
 
-/// What the configuration would have attached, with the flags of its policies.
+/// The cgroups that the configuration names, with the flags of their policies.
 fn wanted(survey: &Survey) -> BTreeMap<CgroupPath, u32> {
     let policies = Policies::new(survey.config.clone());
     let flags: Vec<u32> = policies.targets().map(|(_, target)| resolve::flags(&target.enforcement)).collect();

@@ -1,4 +1,4 @@
-//! Whether this kernel has what steer needs, asked of it rather than of its configuration.
+//! Checks whether this kernel supports steer, by trying its features instead of reading its configuration.
 
 use std::{fs, path::Path};
 
@@ -13,45 +13,48 @@ use crate::{
 const OLDEST: (u32, u32) = (5, 10);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-pub(super) fn look(survey: &Survey, report: &mut Report) {
+pub(super) fn check(survey: &Survey, report: &mut Report) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
     let old = version(release).is_some_and(|version| version < OLDEST);
-    let what = format!("this is Linux {release}; 5.10 is the oldest that has what steer needs");
+    let what = format!("this is Linux {release}, but steer needs 5.10 or later");
     conclude(report, Topic::Kernel, old.then_some(what), &format!("Linux {release}"));
 
-    let missing = (!Path::new(BTF).exists()).then(|| format!("there is no {BTF} (CONFIG_DEBUG_INFO_BTF)"));
+    let missing = (!Path::new(BTF).exists()).then(|| format!("{BTF} does not exist (CONFIG_DEBUG_INFO_BTF)"));
     conclude(report, Topic::Btf, missing, BTF);
 
-    look_at_programs(survey, report);
-    look_at_security_hooks(survey, report);
+    check_programs(survey, report);
+    check_security_hooks(survey, report);
 }
 
-/// What only who may load programs is told.
-fn look_at_programs(survey: &Survey, report: &mut Report) {
+/// The checks that need the capabilities to load programs.
+fn check_programs(survey: &Survey, report: &mut Report) {
     let root = survey.hierarchy.as_ref().map(|hierarchy| hierarchy.open(&CgroupPath::root()));
     let Some(root) = root.filter(|_| survey.is_privileged) else {
         for id in [Topic::KernelHooks, Topic::KernelMaps] {
-            report.not_applicable(id, Subject::Host, "needs the capabilities, and a cgroup to ask for hooks on");
+            report.not_applicable(id, Subject::Host, "needs the capabilities, and a readable cgroup2 hierarchy");
         }
         return;
     };
     match root {
         Ok(root) => {
             let missing = inspect::missing_hooks(&root);
-            let what = format!("it has no hooks {} for programs on cgroups (CONFIG_CGROUP_BPF)", missing.join(", "));
+            let what = format!(
+                "the kernel lacks the hooks {} for programs on cgroups (CONFIG_CGROUP_BPF)",
+                missing.join(", ")
+            );
             conclude(
                 report,
                 Topic::KernelHooks,
                 (!missing.is_empty()).then_some(what),
-                "it has all hooks that steer uses",
+                "the kernel has all hooks that steer uses",
             );
         }
         Err(error) => report.failed(Topic::KernelHooks, Subject::Host, &error),
     }
     let missing = inspect::missing_maps();
-    let what = (!missing.is_empty()).then(|| format!("it has no maps of type {}", missing.join(", ")));
-    conclude(report, Topic::KernelMaps, what, "it has all types of maps that steer uses");
+    let what = (!missing.is_empty()).then(|| format!("the kernel lacks the map types {}", missing.join(", ")));
+    conclude(report, Topic::KernelMaps, what, "the kernel has all map types that steer uses");
 }
 
 fn conclude(report: &mut Report, id: Topic, wrong: Option<String>, ok: &str) {
@@ -60,8 +63,8 @@ fn conclude(report: &mut Report, id: Topic, wrong: Option<String>, ok: &str) {
         severity: Severity::Error,
         subject: Subject::Host,
         what,
-        why: "steer's programs do not load, so nothing can be steered".to_owned(),
-        fix: Some(Fix::advice("boot a kernel of a distribution that is not older than 2021")),
+        why: "the programs of steer do not load, so nothing can be steered".to_owned(),
+        fix: Some(Fix::advice("boot a distribution kernel of 2021 or later")),
     });
     report.conclude(id, Subject::Host, finding.into_iter().collect(), ok);
 }
@@ -72,7 +75,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-fn look_at_security_hooks(survey: &Survey, report: &mut Report) {
+fn check_security_hooks(survey: &Survey, report: &mut Report) {
     let in_force = survey.in_force.iter().any(|entry| entry.record.flags & policy_flags::GUARD != 0);
     let configured = survey.config.policies.iter().any(|policy| policy.target.enforcement.enforce == Enforce::Strict);
     if !in_force && !configured {
@@ -93,16 +96,16 @@ fn look_at_security_hooks(survey: &Survey, report: &mut Report) {
             return;
         }
         Some(Unguarded::Inactive) => {
-            "boot with `bpf` at the end of the kernel's parameter lsm=; `cat /sys/kernel/security/lsm` shows what it has now"
+            "add `bpf` to the end of the kernel parameter lsm= and reboot; `cat /sys/kernel/security/lsm` shows the active modules"
         }
-        Some(Unguarded::NotLoaded) => "boot Linux 6.0 or later; if this is one, restart the daemon",
+        Some(Unguarded::NotLoaded) => "boot Linux 6.0 or later; if it already runs, restart the daemon",
     };
     report.find(Finding {
         id: Topic::LsmBpf,
         severity: Severity::Info,
         subject: Subject::Host,
         what: unguarded.map_or_else(String::new, |why| why.to_string()),
-        why: "packet and XDP sockets, by which a process with CAP_NET_RAW gets past its policy, cannot be refused"
+        why: "steer cannot refuse packet and XDP sockets, with which a process with CAP_NET_RAW bypasses its policy"
             .to_owned(),
         fix: Some(Fix::advice(advice)),
     });

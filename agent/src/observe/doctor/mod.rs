@@ -1,9 +1,9 @@
-//! `steer doctor`: what is wrong on this host, and with every policy, in force or configured; why it matters, and what mends it.
+//! `steer doctor`: finds faults of this host and of every policy, in force or configured. Reports why they matter, and the repair.
 //!
-//! It stands outside the pipe and may look into every room.
+//! It may use all layers below it.
 //!
-//! **Invariant:** only looks, but for `fix`, which is asked for and does only what cannot take a connection away. A check that
-//! cannot be made is a finding: silence means that all is well.
+//! **Invariant:** it only reads, except for `fix`, which the user requests and which cannot end a connection. A check that fails
+//! is a finding: no findings means no known fault.
 
 mod cgroups;
 mod command;
@@ -31,46 +31,46 @@ pub use fix::{Fix, How};
 pub use report::{Check, Finding, Report, Severity, Status, Subject};
 pub use topic::Topic;
 
-/// What to look at.
+/// What to check.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The pin directory as its user names it; it need not exist.
+    /// The pin directory as the user names it. It may be missing.
     pub pin_directory: PathBuf,
-    /// How a shell calls this instance of steer, with the options that make it another one than the usual.
+    /// The shell command for this instance of steer, with the options that differ from the defaults.
     pub steer: String,
-    /// Where policies are kept.
+    /// The files of the policies.
     pub store: Store,
-    /// Whether the configuration file was named, so that it should be there.
+    /// Whether the user named the configuration file, so that it must exist.
     pub config_is_named: bool,
 }
 
-/// Looks at everything. Needs a tokio runtime.
+/// Makes all checks. Needs a tokio runtime.
 pub async fn examine(options: &Options) -> Report {
     let mut report = Report::default();
     let survey = survey::Survey::read(options, &mut report).await;
-    kernel::look(&survey, &mut report);
-    cgroups::look_at_patterns(&survey, &mut report);
-    if let Err(error) = uplinks::look(&survey, &mut report).await {
+    kernel::check(&survey, &mut report);
+    cgroups::check_patterns(&survey, &mut report);
+    if let Err(error) = uplinks::check(&survey, &mut report).await {
         report.failed(Topic::Uplink, Subject::Host, &error);
     }
-    names::look(&survey, &mut report);
+    names::check(&survey, &mut report);
     if survey.knows_pins {
-        look_at_what_is_steered(&survey, &mut report);
+        check_pinned_state(&survey, &mut report);
     } else {
-        for id in topic::OF_WHAT_IS_STEERED {
-            report.not_applicable(id, Subject::Host, "what is steered is not known: the pins were not read");
+        for id in topic::NEED_PINS {
+            report.not_applicable(id, Subject::Host, "the pins were not read");
         }
     }
     report.sort();
     report
 }
 
-fn look_at_what_is_steered(survey: &survey::Survey, report: &mut Report) {
-    pins::look(survey, report);
+fn check_pinned_state(survey: &survey::Survey, report: &mut Report) {
+    pins::check(survey, report);
     let foreign = foreign::Foreign::read(survey);
-    foreign.look(report);
-    cgroups::look_for_the_unsteered(survey, &foreign, report);
-    if let Err(error) = sockets::look(survey, report) {
+    foreign.check(report);
+    cgroups::check_steered(survey, &foreign, report);
+    if let Err(error) = sockets::check(survey, report) {
         report.failed(Topic::OlderSockets, Subject::Host, &error);
     }
 }
@@ -80,15 +80,15 @@ fn look_at_what_is_steered(survey: &survey::Survey, report: &mut Report) {
 pub struct Applied {
     /// The finding's check.
     pub id: Topic,
-    /// What the finding was about.
+    /// The subject of the finding.
     pub subject: Subject,
-    /// What was done, as the command that does the same.
+    /// What was done, with the equivalent command.
     pub fix: Fix,
-    /// Why it did not succeed.
+    /// Why it failed.
     pub error: Option<String>,
 }
 
-/// Applies the fixes of a report that are safe. Goes on past errors.
+/// Applies the safe fixes of a report. Continues after an error.
 pub fn repair(options: &Options, report: &Report) -> Vec<Applied> {
     let pins = bpffs::locate(&options.pin_directory).map(Pins::new);
     let safe = report.findings.iter().filter_map(|finding| {

@@ -1,11 +1,11 @@
-//! Who is asked for names, where that is not a server behind the uplink.
+//! Checks that names are looked up through the uplink.
 
 use std::collections::BTreeSet;
 
 use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
 use crate::host::resolver::{self, Detour};
 
-pub(super) fn look(survey: &Survey, report: &mut Report) {
+pub(super) fn check(survey: &Survey, report: &mut Report) {
     let policies = survey.policies();
     let detours = resolver::detours();
     for id in [Topic::LocalResolver, Topic::NssResolve, Topic::Nscd] {
@@ -18,7 +18,7 @@ pub(super) fn look(survey: &Survey, report: &mut Report) {
             let names: BTreeSet<_> = concerned.map(|policy| policy.name.as_str()).collect();
             (!names.is_empty()).then(|| finding(id, detour, &Vec::from_iter(names).join(", ")))
         });
-        report.conclude(id, Subject::Host, found.collect(), "no steered program is led to one");
+        report.conclude(id, Subject::Host, found.collect(), "no steered program uses one");
     }
 }
 
@@ -34,8 +34,8 @@ fn finding(id: Topic, detour: &Detour, policies: &str) -> Finding {
     let (severity, what, why, fix) = match detour {
         Detour::LocalServer(address) => (
             Severity::Error,
-            format!("/etc/resolv.conf names {address}, an address of this host, and {policies} has no `dns` instead"),
-            "steered programs get no answer from it; those with CAP_NET_RAW get one that came beside the uplink",
+            format!("/etc/resolv.conf names {address}, an address of this host, and `dns` is not set in {policies}"),
+            "steered programs get no answer from it; programs with CAP_NET_RAW get answers that bypass the uplink",
             Fix::advice(
                 "name a resolver behind the uplink: `dns = [\"RESOLVER\"]` in the policy, `--dns RESOLVER` with `steer attach`",
             ),
@@ -43,7 +43,7 @@ fn finding(id: Topic, detour: &Detour, policies: &str) -> Finding {
         Detour::Resolved => (
             Severity::Warning,
             format!("/etc/nsswitch.conf has `resolve` for hosts, which concerns {policies}"),
-            "names are asked of systemd-resolved, which asks beside the uplink, whatever `dns` says",
+            "systemd-resolved looks names up, and bypasses the uplink, whatever `dns` is set to",
             Fix::command(
                 r"sed -i -E '/^[[:space:]]*hosts:/s/[[:space:]]resolve([[:space:]]*\[[^]]*\])?//' /etc/nsswitch.conf",
             ),
@@ -51,7 +51,7 @@ fn finding(id: Topic, detour: &Detour, policies: &str) -> Finding {
         Detour::Nscd => (
             Severity::Warning,
             format!("nscd runs, which concerns {policies}"),
-            "names are asked of it, and it asks beside the uplink, whatever `dns` says",
+            "nscd looks names up, and bypasses the uplink, whatever `dns` is set to",
             Fix::command(
                 r"sed -i -E 's/^([[:space:]]*enable-cache[[:space:]]+hosts[[:space:]]+)yes/\1no/' /etc/nscd.conf && systemctl restart nscd",
             ),

@@ -1,4 +1,4 @@
-//! What was looked at, and what was found.
+//! The checks that were made, and the findings.
 
 use std::fmt;
 
@@ -11,11 +11,11 @@ use crate::model::cgroup_path::CgroupPath;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Something is not steered as its policy says, or cannot work.
+    /// Something is not steered as its policy requires, or cannot work.
     Error,
-    /// Something is not as it should be, and will be in the way of somebody.
+    /// Something is wrong, and will cause a fault.
     Warning,
-    /// No fault; whoever looks for one should know it.
+    /// Not a fault, but useful when searching for one.
     Info,
 }
 
@@ -31,7 +31,7 @@ pub enum Subject {
     Policy(String),
     /// A cgroup.
     Cgroup(CgroupPath),
-    /// A policy's interface, by the name that the policy has for it.
+    /// An uplink, by its name in the policy.
     Uplink(String),
     /// A process.
     Process {
@@ -55,59 +55,59 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Something that is not as it should be.
+/// A fault, or a fact that matters for one.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     /// The check that found it.
     pub id: Topic,
     /// How much it matters.
     pub severity: Severity,
-    /// What it is about.
+    /// Its subject.
     pub subject: Subject,
-    /// What is the case.
+    /// What is wrong.
     pub what: String,
-    /// What follows from it.
+    /// Why it matters.
     pub why: String,
-    /// What mends it; absent where nothing does.
+    /// The repair. Absent if there is none.
     pub fix: Option<Fix>,
 }
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// All is well.
+    /// No fault.
     Ok,
     /// There is a finding.
     Finding,
-    /// There is nothing to look at.
+    /// There is nothing to check.
     NotApplicable,
 }
 
-/// One thing that was looked at.
+/// One check that was made.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
     /// Its stable name.
     pub id: Topic,
-    /// What was looked at.
+    /// What was checked.
     pub subject: Subject,
-    /// How it came out.
+    /// Its result.
     pub status: Status,
-    /// What was seen, or why there was nothing to see.
+    /// What was found, or why there was nothing to check.
     pub detail: String,
 }
 
-/// Everything that was looked at. The field names are stable.
+/// All checks and findings. The field names are stable.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    /// In the order in which it was looked at.
+    /// In the order in which they were made.
     pub checks: Vec<Check>,
-    /// What is not well, the worst first.
+    /// The most severe first.
     pub findings: Vec<Finding>,
 }
 
 impl Report {
-    /// Whether nothing was found that is more than information.
+    /// Whether all findings are information only.
     pub fn is_clean(&self) -> bool {
         self.findings.iter().all(|finding| finding.severity == Severity::Info)
     }
@@ -126,7 +126,7 @@ impl Report {
         self.findings.push(finding);
     }
 
-    /// Takes the findings of one check in; without any, all is well.
+    /// Adds the findings of one check. Without findings, the check is ok.
     pub(super) fn conclude(&mut self, id: Topic, subject: Subject, found: Vec<Finding>, ok: impl Into<String>) {
         if found.is_empty() {
             self.ok(id, subject, ok);
@@ -136,14 +136,14 @@ impl Report {
         }
     }
 
-    /// What could not be looked at is not well either.
+    /// Adds a finding for a check that failed.
     pub(super) fn failed(&mut self, id: Topic, subject: Subject, error: &dyn std::error::Error) {
         self.find(Finding {
             id,
             severity: Severity::Warning,
             subject,
-            what: format!("it could not be looked at: {error}"),
-            why: "what is wrong there, if anything, is not known".to_owned(),
+            what: format!("the check failed: {error}"),
+            why: "faults that this check finds may exist".to_owned(),
             fix: None,
         });
     }

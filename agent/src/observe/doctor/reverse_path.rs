@@ -1,4 +1,4 @@
-//! Whether the reverse path filter of IPv4 drops what comes in by an uplink.
+//! Checks whether the IPv4 reverse path filter drops packets that arrive on an uplink.
 
 use std::{fs, io, net::IpAddr, path::Path};
 
@@ -11,12 +11,12 @@ use crate::host::link::{
     network::{Link, Network},
 };
 
-/// Accept only what comes in by the best route back.
+/// Accept a packet only from the interface of the best route back.
 const STRICT: u32 = 1;
-/// Accept what comes in by any link from where there is a route to.
+/// Accept a packet if any interface has a route back.
 const LOOSE: u32 = 2;
 
-pub(super) async fn look(
+pub(super) async fn check(
     uplink: &Uplink<'_>,
     network: &Network,
     link: &Link,
@@ -40,14 +40,10 @@ pub(super) async fn look(
         report.ok(Topic::ReversePathFilter, uplink.subject(), format!("rp_filter is {value}"));
         return Ok(());
     }
-    // Asked as the filter does: a route back to a far sender, for a packet to this very address.
+    // The filter's own query: the route back to a far sender, for a packet to this address.
     let back = network.route(IPV4.far, None, Some(*own)).await?;
     if back.iter().any(|hop| hop.ifindex == link.index) {
-        report.ok(
-            Topic::ReversePathFilter,
-            uplink.subject(),
-            "rp_filter is 1, and the best route back leads by this link",
-        );
+        report.ok(Topic::ReversePathFilter, uplink.subject(), "rp_filter is 1, and the best route back uses this link");
         return Ok(());
     }
     report.find(Finding {
@@ -55,11 +51,11 @@ pub(super) async fn look(
         severity: Severity::Error,
         subject: uplink.subject(),
         what: format!(
-            "rp_filter is 1 on {} (the greater of {device} on the interface and {all} on `all`), and the best route back leads \
-             by another link, for {}",
+            "rp_filter is 1 on {}, the uplink of {} (the greater of {device} on the interface and {all} on `all`), and the \
+             best route back uses another link",
             uplink.name, uplink.policies
         ),
-        why: "the kernel silently drops every IPv4 answer that comes in by it".to_owned(),
+        why: "the kernel silently drops every IPv4 answer that arrives on it".to_owned(),
         fix: Some(Fix::interface_sysctl(&link.name, "rp_filter", LOOSE)),
     });
     Ok(())

@@ -1,5 +1,5 @@
-//! Sockets that processes of steered cgroups hold and that are not bound to the uplink: made before the cgroup was steered,
-//! or by somebody else, or made loose by the program.
+//! Finds sockets of steered processes that are not bound to the uplink. They are older than the policy, were made in another
+//! cgroup, or were unbound by the program.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,10 +23,10 @@ use crate::{
     observe::loose::Uplink,
 };
 
-/// How many sockets of a process are named.
+/// How many sockets of a process a finding names.
 const NAMED: usize = 8;
 
-pub(super) fn look(survey: &Survey, report: &mut Report) -> io::Result<()> {
+pub(super) fn check(survey: &Survey, report: &mut Report) -> io::Result<()> {
     let steers = |attached: &&Attached| {
         attached.policy.as_ref().is_some_and(|policy| !policy.exempts() && survey.is_here(policy))
     };
@@ -50,14 +50,14 @@ pub(super) fn look(survey: &Survey, report: &mut Report) -> io::Result<()> {
                         let inodes = held_by.into_iter().map(|(_, inode)| inode).collect();
                         found.extend(held.finding(pid, cgroup, &inodes));
                     }
-                    // Any other error is that of a process that has ended meanwhile.
+                    // Any other error means that the process has ended.
                     Err(error) => hidden += usize::from(error.kind() == io::ErrorKind::PermissionDenied),
                 }
             }
         }
         let subject = Subject::Cgroup(attached.path.clone());
         if hidden > 0 {
-            let detail = format!("processes that do not let themselves be looked at: {hidden} of {processes}");
+            let detail = format!("processes whose sockets could not be read: {hidden} of {processes}");
             report.not_applicable(Topic::OlderSockets, subject.clone(), detail);
         }
         let detail = format!("processes whose sockets are bound to the uplink: {processes}");
@@ -66,7 +66,7 @@ pub(super) fn look(survey: &Survey, report: &mut Report) -> io::Result<()> {
     Ok(())
 }
 
-/// The cgroups that each attachment holds for: its own, and those in it that have none of their own.
+/// The cgroups that each attachment applies to: its own, and those in it without an attachment.
 fn cgroups(survey: &Survey) -> BTreeMap<&CgroupPath, Vec<&CgroupPath>> {
     let attached: BTreeSet<_> = survey.attached.iter().map(|attached| &attached.path).collect();
     let mut cgroups: BTreeMap<&CgroupPath, Vec<&CgroupPath>> = BTreeMap::new();
@@ -80,7 +80,7 @@ fn cgroups(survey: &Survey) -> BTreeMap<&CgroupPath, Vec<&CgroupPath>> {
 }
 
 fn pids(hierarchy: &Hierarchy, cgroup: &CgroupPath) -> Vec<u32> {
-    // One that is gone meanwhile, or threaded, has none.
+    // A removed or threaded cgroup has none.
     let procs = fs::read_to_string(hierarchy.directory(cgroup).join("cgroup.procs")).unwrap_or_default();
     procs.lines().filter_map(|pid| pid.parse().ok()).collect()
 }
@@ -122,33 +122,36 @@ impl Held<'_> {
         })
     }
 
-    /// What becomes of their packets.
+    /// What happens to their packets.
     fn severity(&self, loose: &[&Socket]) -> (Severity, &'static str) {
         let is_dead = |socket: &Socket| socket.bound() != 0 && self.survey.table.name(socket.bound()).is_none();
         let mut alive = loose.iter().filter(|socket| !is_dead(socket)).peekable();
         if alive.peek().is_none() {
-            let why = "a socket stays bound to the index that it was bound to, and no interface gets that again: it is of no use \
-                       any more";
+            let why = "a socket stays bound to its index, and no interface gets that index again: these sockets can send \
+                       nothing any more";
             (Severity::Warning, why)
         } else if alive.any(|socket| self.is_made_elsewhere(socket)) {
-            let why = "a socket belongs to the cgroup that it was made in, and goes by that one's rules: packets of those made \
-                       elsewhere leave by other links";
+            let why = "a socket follows the rules of the cgroup in which it was made: packets of sockets made elsewhere leave \
+                       by other links";
             (Severity::Error, why)
         } else if self.policy.record.flags & policy_flags::GUARD != 0 {
             (Severity::Warning, "they are older than the policy: packets that would leave by another link are stopped")
         } else {
-            (Severity::Error, "they are older than the policy, or were made loose: their packets leave by other links")
+            (
+                Severity::Error,
+                "they are older than the policy, or the program unbound them: their packets leave by other links",
+            )
         }
     }
 
-    /// Whether it was made in a cgroup for which the policy does not hold.
+    /// Whether it was made in a cgroup that the policy does not apply to.
     fn is_made_elsewhere(&self, socket: &Socket) -> bool {
         let mut cgroups = self.survey.cgroups.iter();
         let maker = cgroups.find(|found| found.id == socket.cgroup_id).map(|found| &found.path);
         maker.is_none_or(|maker| !maker.is_in(&self.attached.path))
     }
 
-    /// Binds the sockets, where steer may; or else lets the process make others.
+    /// Binds the sockets if steer can; otherwise restarts the process.
     fn fix(&self, loose: &[&Socket], pid: u32, cgroup: &CgroupPath) -> Fix {
         let keeps = resolve::existing(self.policy.record.flags) == Existing::Keep;
         let may_be_bound = loose.iter().all(|socket| !self.is_made_elsewhere(socket));
@@ -161,7 +164,7 @@ impl Held<'_> {
     }
 }
 
-/// Started again, it makes new sockets, which are bound.
+/// Restarts or ends a process, so that it makes new sockets, which are bound.
 fn restart(pid: u32, cgroup: &CgroupPath) -> Fix {
     let of_a_user = cgroup.parts().any(|part| part.starts_with("user@"));
     match cgroup.parts().find(|part| part.ends_with(".service")).filter(|_| !of_a_user) {
@@ -175,7 +178,7 @@ mod tests {
     use super::{super::fix::How, restart};
 
     #[test]
-    fn a_unit_is_restarted_and_anything_else_ended() {
+    fn a_unit_is_restarted_and_a_process_killed() {
         let cases = [
             (r"/system.slice/a\x2db.service/inner", r#"systemctl restart "a\\x2db.service""#),
             ("/user.slice/user-1.slice/user@1.service/app.slice/a.service", "kill 7"),

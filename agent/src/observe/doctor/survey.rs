@@ -1,7 +1,6 @@
-//! What is read once, for all checks: cgroups, pins, the configuration, links.
+//! Reads the state for all checks once: cgroups, pins, the configuration, links.
 //!
-//! **Invariant:** what cannot be read is reported, and then taken for empty, so that one closed door does not keep the doctor
-//! from the other rooms.
+//! **Invariant:** state that cannot be read is reported, and then treated as empty, so that the other checks still run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,49 +22,49 @@ use crate::{
     model::{cgroup_path::CgroupPath, config::Config, quote::quoted},
 };
 
-/// What is read once.
+/// The state that all checks use.
 #[derive(Default)]
 pub(super) struct Survey {
-    /// How this instance of steer is called from a shell.
+    /// The shell command for this instance of steer.
     pub(super) steer: String,
-    /// How its daemon is started.
+    /// The command that starts its daemon.
     pub(super) start: String,
-    /// Whether this process has what it takes to look at programs.
+    /// Whether this process has the capabilities to read programs.
     pub(super) is_privileged: bool,
-    /// As its user names it.
+    /// The pin directory as the user names it.
     pub(super) pin_directory: String,
     pub(super) pins: Option<Pins>,
-    /// Whether it is known what is pinned, be it nothing.
+    /// Whether the pins were read, even if there are none.
     pub(super) knows_pins: bool,
     pub(super) hierarchy: Option<Hierarchy>,
-    /// All cgroups, each after the one it is in.
+    /// All cgroups, each after its parent.
     pub(super) cgroups: Vec<Found>,
     pub(super) daemon: bool,
     /// The policies in force.
     pub(super) in_force: Vec<PolicyEntry>,
-    /// The attachments of cgroups that are there, by path.
+    /// The attachments of existing cgroups, by path.
     pub(super) attached: Vec<Attached>,
-    /// How many attachments there are of cgroups that are gone.
+    /// The number of attachments of removed cgroups.
     pub(super) gone: usize,
     pub(super) config: Config,
     pub(super) table: Table,
-    /// `None`: this kernel does not tell.
+    /// `None`: this kernel does not report it.
     pub(super) netns_cookie: Option<u64>,
 }
 
-/// An attachment, with what it says of itself looked up.
+/// An attachment with its policy.
 pub(super) struct Attached {
     pub(super) path: CgroupPath,
     pub(super) attachment: Attachment,
-    /// `None`: it names none that there is.
+    /// `None`: it names no policy that exists.
     pub(super) policy: Option<PolicyEntry>,
 }
 
-/// A policy in force or configured, as far as the network has to do with it.
+/// The network settings of a policy, in force or configured.
 pub(super) struct Policy {
     pub(super) name: String,
     pub(super) uplink: String,
-    /// Its own resolvers, of each family one at most.
+    /// Its own resolvers, at most one of each family.
     pub(super) resolvers: Vec<IpAddr>,
 }
 
@@ -88,8 +87,7 @@ impl Survey {
                 severity: Severity::Error,
                 subject: Subject::Host,
                 what: format!("this process lacks {}", missing.join(", ")),
-                why: "neither pins nor programs of others can be looked at, so most of what follows is missing"
-                    .to_owned(),
+                why: "doctor cannot read the pins and the attached programs, so it skips most checks".to_owned(),
                 fix: Some(Fix::command(format!("sudo {} doctor", survey.steer))),
             });
         }
@@ -116,7 +114,7 @@ impl Survey {
             Ok((hierarchy, cgroups)) => {
                 let root = hierarchy.directory(&CgroupPath::root()).display().to_string();
                 let seen = if root.starts_with("/proc/self/fd/") {
-                    "no mount is visible here; one was made for this process alone".to_owned()
+                    "no mount is visible here, so this process made a private one".to_owned()
                 } else {
                     format!("mounted at {}, cgroups: {}", root.trim_end_matches('/'), cgroups.len())
                 };
@@ -138,12 +136,12 @@ impl Survey {
         self.pins = kernel::bpffs::locate(&options.pin_directory).map(Pins::new);
         match &self.pins {
             Some(pins) => {
-                report.ok(Topic::Bpffs, options.pin_subject(), format!("reached by {}", pins.root().display()));
+                report.ok(Topic::Bpffs, options.pin_subject(), format!("reached through {}", pins.root().display()));
             }
             None => report.not_applicable(
                 Topic::Bpffs,
                 options.pin_subject(),
-                "none is mounted there; steer does when it needs it",
+                "no bpffs is mounted there; steer mounts one when it needs it",
             ),
         }
     }
@@ -183,7 +181,7 @@ impl Survey {
             fix,
         };
         if !options.config_is_named && !options.store.file().exists() {
-            report.not_applicable(Topic::Configuration, subject, "there is none");
+            report.not_applicable(Topic::Configuration, subject, "the file does not exist");
             return;
         }
         match options.store.read() {
@@ -193,10 +191,14 @@ impl Survey {
             }
             Err(policy_files::Error::Invalid(problems)) => report.find(wrong(
                 problems.to_string(),
-                "no daemon can be started by it, and one that runs goes by what it read before",
-                Some(Fix::advice(format!("correct it; `{} check --config {}` checks it", self.steer, quoted(&file)))),
+                "a daemon cannot start with it; a running daemon keeps the previous configuration",
+                Some(Fix::advice(format!(
+                    "correct the file, then check it with `{} check --config {}`",
+                    self.steer,
+                    quoted(&file)
+                ))),
             )),
-            Err(error) => report.find(wrong(error.to_string(), "no daemon can be started by it", None)),
+            Err(error) => report.find(wrong(error.to_string(), "a daemon cannot start with it", None)),
         }
     }
 
@@ -211,25 +213,25 @@ impl Survey {
         }
     }
 
-    /// What is attached to a cgroup.
+    /// The attachment of a cgroup.
     pub(super) fn attached(&self, path: &CgroupPath) -> Option<&Attached> {
         let position = self.attached.binary_search_by(|attached| attached.path.cmp(path)).ok()?;
         self.attached.get(position)
     }
 
-    /// The directory of a cgroup, for a command. Where the hierarchy is mounted for this process alone, its usual place.
+    /// The directory of a cgroup for a command; the usual one if only this process has a mount.
     pub(super) fn directory(&self, path: &CgroupPath) -> String {
         let directory = self.hierarchy.as_ref().map(|hierarchy| hierarchy.directory(path).display().to_string());
         let seen = directory.filter(|directory| !directory.starts_with("/proc/self/fd/"));
         quoted(&seen.unwrap_or_else(|| format!("/sys/fs/cgroup{path}")))
     }
 
-    /// Whether a policy's index means something in this network namespace.
+    /// Whether a policy's index is valid in this network namespace.
     pub(super) fn is_here(&self, entry: &PolicyEntry) -> bool {
         self.netns_cookie.is_none_or(|cookie| cookie == entry.record.netns_cookie)
     }
 
-    /// The policies that steer in this network namespace: those in force, and those of the configuration that are not.
+    /// The policies that steer in this network namespace: those in force, and other configured ones.
     pub(super) fn policies(&self) -> Vec<Policy> {
         let steers = |entry: &&PolicyEntry| !entry.exempts() && !entry.interface().is_empty() && self.is_here(entry);
         let in_force = self.in_force.iter().filter(steers).map(|entry| Policy {
@@ -261,7 +263,7 @@ impl Survey {
         uplinks
     }
 
-    /// Lets a daemon look at everything again, or starts one.
+    /// Reloads a running daemon, or starts one.
     pub(super) fn converge(&self) -> Fix {
         Fix::command(if self.daemon { format!("{} reload", self.steer) } else { self.start.clone() })
     }

@@ -1,76 +1,76 @@
-//! What is looked at.
+//! The checks of doctor.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-/// What a check looks at. The names are stable.
+/// What a check is about. The names are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// What this process may do.
+    /// The capabilities of this process.
     Capabilities,
-    /// Where the cgroup2 hierarchy is.
+    /// The mount of the cgroup2 hierarchy.
     Cgroup2,
-    /// Where the bpffs for the pins is.
+    /// The mount of the bpffs for the pins.
     Bpffs,
     /// Whether the pins can be read.
     Pins,
-    /// Whether the configuration can be read, and has no mistakes.
+    /// Whether the configuration can be read, and has no errors.
     Configuration,
     /// The kernel's version.
     Kernel,
-    /// The kernel's description of its own types.
+    /// The kernel's type information.
     Btf,
     /// The hooks on cgroups.
     KernelHooks,
     /// The types of maps.
     KernelMaps,
-    /// Whether programs on security hooks run.
+    /// Whether LSM programs run.
     LsmBpf,
     /// Whether the patterns of the configuration match.
     CgroupPattern,
-    /// Whether an uplink is there, up and connected.
+    /// Whether an uplink exists, is up, and has a carrier.
     Uplink,
     /// Whether it has an IPv4 address.
     Ipv4Address,
-    /// Whether an IPv4 default route leads by it.
+    /// Whether it has an IPv4 default route.
     Ipv4Route,
     /// Whether it has an IPv6 address.
     Ipv6Address,
-    /// Whether an IPv6 default route leads by it.
+    /// Whether it has an IPv6 default route.
     Ipv6Route,
-    /// Whether answers that come in by it are dropped.
+    /// Whether the kernel drops answers that arrive on it.
     ReversePathFilter,
-    /// Whether names are asked of this host.
+    /// Whether the name server is this host.
     LocalResolver,
-    /// Whether they are asked of systemd-resolved.
+    /// Whether systemd-resolved looks names up.
     NssResolve,
-    /// Whether they are asked of nscd.
+    /// Whether nscd looks names up.
     Nscd,
-    /// Whether a daemon looks after what a configuration steers.
+    /// Whether a daemon runs for the configuration.
     Daemon,
-    /// Whether attachments are whole.
+    /// Whether attachments are complete.
     Attachment,
-    /// Whether a policy in force is still somebody's.
+    /// Whether policies in force are still configured.
     Policy,
-    /// Whether policies have the indexes of their uplinks.
+    /// Whether policies have the current indexes of their uplinks.
     UplinkIndex,
     /// Whether another version of steer steers anything.
     OtherVersion,
-    /// Whether there are pins of no use.
+    /// Whether there are pins without use.
     Leftovers,
-    /// Whether a program of somebody else's keeps steer's out.
+    /// Whether an exclusive program of another owner excludes steer's.
     ForeignExclusive,
-    /// Whether one runs after steer's, and may have the last word.
+    /// Whether a program of another owner runs after steer's, and may bind the socket again.
     ForeignBinding,
-    /// Whether what the configuration names is steered.
+    /// Whether the cgroups that the configuration names are steered.
     CgroupSteered,
     /// Whether steered processes hold sockets that are not bound to their uplink.
     OlderSockets,
 }
 
-/// What can be looked at only by who has read the pins.
-pub(super) const OF_WHAT_IS_STEERED: [Topic; 10] = [
+/// The checks that need the pins.
+pub(super) const NEED_PINS: [Topic; 10] = [
     Topic::Daemon,
     Topic::Attachment,
     Topic::Policy,

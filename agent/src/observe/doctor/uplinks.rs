@@ -1,4 +1,4 @@
-//! Whether uplinks are there, and lead somewhere.
+//! Checks that uplinks exist, are up, and have addresses and routes.
 
 use std::net::IpAddr;
 
@@ -11,12 +11,12 @@ use crate::{
     model::quote::quoted,
 };
 
-/// What differs between the families.
+/// The differences between the address families.
 pub(super) struct Family {
     name: &'static str,
     address_id: Topic,
     route_id: Topic,
-    /// An address that only a route to the whole Internet leads to.
+    /// An address that only a default route reaches.
     pub(super) far: IpAddr,
     no_route: &'static str,
     no_address: &'static str,
@@ -29,9 +29,9 @@ pub(super) const IPV4: Family = Family {
     address_id: Topic::Ipv4Address,
     route_id: Topic::Ipv4Route,
     far: FAR_IPV4,
-    no_route: "every destination that no route covers is taken for a neighbour on the link and asked for by ARP: programs wait \
-               for nothing",
-    no_address: "its packets would have another interface's address as their source, and no answers",
+    no_route: "the kernel sends ARP requests on the link for every destination without a route, and gets no answer: programs \
+               time out",
+    no_address: "its packets have the address of another interface as their source, so no answers arrive",
     ip: "ip",
     any: "0.0.0.0/0",
 };
@@ -41,8 +41,8 @@ pub(super) const IPV6: Family = Family {
     address_id: Topic::Ipv6Address,
     route_id: Topic::Ipv6Route,
     far: FAR_IPV6,
-    no_route: "programs get ENETUNREACH for every destination that no route covers",
-    no_address: "programs get ENETUNREACH or EADDRNOTAVAIL by IPv6; most of them turn to IPv4 then",
+    no_route: "programs get ENETUNREACH for every destination without a route",
+    no_address: "programs get ENETUNREACH or EADDRNOTAVAIL with IPv6; most of them then use IPv4",
     ip: "ip -6",
     any: "::/0",
 };
@@ -59,7 +59,7 @@ impl Uplink<'_> {
     }
 }
 
-pub(super) async fn look(survey: &Survey, report: &mut Report) -> Result<(), Error> {
+pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), Error> {
     let uplinks = survey.uplinks();
     if uplinks.is_empty() {
         report.not_applicable(Topic::Uplink, Subject::Host, "no policy steers anything in this network namespace");
@@ -73,19 +73,19 @@ pub(super) async fn look(survey: &Survey, report: &mut Report) -> Result<(), Err
             Some(index) => network.link(index).await?,
             None => None,
         };
-        if let Some(link) = look_at_link(&uplink, link, report) {
+        if let Some(link) = check_link(&uplink, link, report) {
             let addresses = network.addresses(&link).await?;
             for family in [IPV4, IPV6] {
-                look_at_family(&uplink, &family, &network, &link, &addresses, report).await?;
+                check_family(&uplink, &family, &network, &link, &addresses, report).await?;
             }
-            reverse_path::look(&uplink, &network, &link, &addresses, report).await?;
+            reverse_path::check(&uplink, &network, &link, &addresses, report).await?;
         }
     }
     Ok(())
 }
 
-/// The link, if it can be used.
-fn look_at_link(uplink: &Uplink<'_>, link: Option<Link>, report: &mut Report) -> Option<Link> {
+/// Returns the link if it can be used.
+fn check_link(uplink: &Uplink<'_>, link: Option<Link>, report: &mut Report) -> Option<Link> {
     let wrong = |what, why: &str, fix| Finding {
         id: Topic::Uplink,
         severity: Severity::Error,
@@ -97,20 +97,20 @@ fn look_at_link(uplink: &Uplink<'_>, link: Option<Link>, report: &mut Report) ->
     let found = match link {
         None => wrong(
             format!("there is no interface {}, the uplink of {}", uplink.name, uplink.policies),
-            "what these policies steer has no network until there is one",
+            "the cgroups of these policies have no network until it exists",
             Fix::advice(
-                "bring up what makes the interface, or correct `interface` in the policy; `ip -brief link` lists them",
+                "create the interface, or correct `interface` in the policy; `ip -brief link` lists all interfaces",
             ),
         ),
         Some(link) if !link.is_up => wrong(
-            format!("{} is down, the uplink of {}", uplink.name, uplink.policies),
-            "what these policies steer gets ENETUNREACH",
+            format!("{}, the uplink of {}, is down", uplink.name, uplink.policies),
+            "programs of these policies get ENETUNREACH",
             Fix::command(format!("ip link set dev {} up", quoted(&link.name))),
         ),
         Some(link) if !link.has_carrier => wrong(
-            format!("{} has no carrier, the uplink of {}", uplink.name, uplink.policies),
-            "nobody is at its other end, so packets are lost",
-            Fix::advice("look at the cable, the radio, or the process or peer that makes its other end"),
+            format!("{}, the uplink of {}, has no carrier", uplink.name, uplink.policies),
+            "nothing is connected at the other end, so packets are lost",
+            Fix::advice("check the cable, the radio, or the process or peer at the other end"),
         ),
         Some(link) => {
             report.ok(Topic::Uplink, uplink.subject(), format!("it is up, with index {}", link.index));
@@ -124,7 +124,7 @@ fn look_at_link(uplink: &Uplink<'_>, link: Option<Link>, report: &mut Report) ->
     None
 }
 
-async fn look_at_family(
+async fn check_family(
     uplink: &Uplink<'_>,
     family: &Family,
     network: &Network,
@@ -136,12 +136,12 @@ async fn look_at_family(
     let has_route = !network.route(family.far, Some(link.index), None).await?.is_empty();
     let no_address = || Finding {
         id: family.address_id,
-        // Without a route there is no harm in it, but for what IPv4 makes up.
+        // Without a route, a missing IPv6 address does no harm. IPv4 uses the address of another interface.
         severity: if has_route || family.far.is_ipv4() { Severity::Warning } else { Severity::Info },
         subject: uplink.subject(),
         what: format!(
-            "{} has no {} address that reaches beyond the link, for {}",
-            uplink.name, family.name, uplink.policies
+            "{}, the uplink of {}, has no {} address that is valid beyond the link",
+            uplink.name, uplink.policies, family.name
         ),
         why: family.no_address.to_owned(),
         fix: Some(Fix::advice(format!("{} address add ADDRESS/PREFIX dev {}", family.ip, quoted(&link.name)))),
@@ -150,7 +150,7 @@ async fn look_at_family(
         id: family.route_id,
         severity: Severity::Warning,
         subject: uplink.subject(),
-        what: format!("no default route leads by {}, for {}", uplink.name, family.name),
+        what: format!("there is no {} default route through {}", family.name, uplink.name),
         why: family.no_route.to_owned(),
         fix: Some(default_route(family, link)),
     };
@@ -161,13 +161,13 @@ async fn look_at_family(
         report.not_applicable(family.route_id, uplink.subject(), format!("it has no {} address", family.name));
     } else {
         let found = (!has_route).then(no_route);
-        let ok = format!("a default route leads by {}", uplink.name);
+        let ok = format!("there is a default route through {}", uplink.name);
         report.conclude(family.route_id, uplink.subject(), found.into_iter().collect(), ok);
     }
     Ok(())
 }
 
-/// A route that is taken by sockets that are bound to the link, and by others only where there is no better one.
+/// A route for sockets that are bound to the link. Its metric is high, so that other sockets prefer any other route.
 fn default_route(family: &Family, link: &Link) -> Fix {
     const METRIC: u32 = 4096;
     let Family { ip, any, .. } = family;

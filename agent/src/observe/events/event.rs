@@ -1,7 +1,7 @@
-//! One event, as people and programs read it.
+//! One event, as text and as JSON.
 //!
-//! **Invariant:** pure, and any record becomes an event: what it names that this version does not know is shown as unknown, and
-//! no name that a process chose breaks a line or passes for another field.
+//! **Invariant:** pure. Any record becomes an event: values that this version does not know are shown as unknown. A name that a
+//! process chose cannot break a line or look like another field.
 
 use std::{
     borrow::Cow,
@@ -17,38 +17,38 @@ use steer_common::{Counter, EventRecord, LimitKey, Peer, address::ip_address, op
 
 use crate::{kernel::text, model::cgroup_path::CgroupPath};
 
-/// One attempt that was stopped; or a summary of those that came too fast to be told one by one, of which no more is known than
-/// cgroup, policy and reason. The field names are stable.
+/// One attempt that was stopped, or a summary of attempts beyond the rate limit. A summary has only the cgroup, the policy and the
+/// reason. The field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 pub struct Event {
-    /// When it was stopped; of a summary, when it was made.
+    /// When it was stopped. For a summary: when the summary was made.
     #[serde(serialize_with = "microseconds")]
     #[schema(value_type = String)]
     pub time: Timestamp,
-    /// Why, by the name of the counter in `steer status --json`.
+    /// Why it was stopped: the name of the counter in `steer status --json`.
     pub reason: Cow<'static, str>,
     /// Whether this is a summary.
     pub summary: bool,
-    /// How many attempts this is about: 1 unless it is one.
+    /// The number of attempts. It is 1 unless this is a summary.
     pub count: u64,
     /// The policy that stopped it.
     pub policy: Option<String>,
-    /// The cgroup of who tried: of the calling process, or of a packet's socket. Absent once it has been removed.
+    /// The cgroup of the calling process, or of a packet's socket. Absent once it has been removed.
     pub cgroup: Option<CgroupPath>,
-    /// Its id.
+    /// The cgroup's id.
     pub cgroup_id: u64,
-    /// The process, where the kernel tells.
+    /// The process id, if the kernel reports it.
     pub pid: Option<u32>,
-    /// Its name.
+    /// The process's name.
     pub comm: Option<String>,
-    /// The interface by which it would have gone or come, that was asked for, or to which the socket is bound.
+    /// The interface of the packet, the interface that the call requested, or the one that the socket is bound to.
     pub interface: Option<String>,
-    /// Its index, in the network namespace of the socket.
+    /// The interface's index, in the network namespace of the socket.
     pub ifindex: Option<i32>,
-    /// The address it was for, or from.
+    /// The remote address.
     #[schema(value_type = Option<String>)]
     pub peer: Option<IpAddr>,
-    /// The port there.
+    /// The remote port.
     pub port: Option<u16>,
     /// The transport protocol.
     pub protocol: Option<String>,
@@ -57,7 +57,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// What a record says by itself.
+    /// The event of a record, without the names that must be looked up.
     pub(super) fn of(record: &EventRecord, time: Timestamp) -> Self {
         let Peer { address, port, protocol } = record.peer;
         Self {
@@ -75,7 +75,7 @@ impl Event {
         }
     }
 
-    /// So many of one kind.
+    /// A summary of `count` attempts of one kind.
     pub(super) fn summary(kind: &LimitKey, count: u64, policy: Option<String>, time: Timestamp) -> Self {
         Self {
             time,
@@ -97,7 +97,7 @@ impl Event {
     }
 }
 
-/// One line: what is known, as `key=value`, names in quotes.
+/// One line of `key=value` pairs, names in quotes.
 impl fmt::Display for Event {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{:.6} {}", self.time, self.reason)?;
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_a_record_says() {
+    fn a_record_has_its_fields() {
         let event = Event::of(&egress(), TIME);
         assert_eq!(
             event.to_string(),
@@ -214,13 +214,13 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_says_how_many() {
+    fn a_summary_has_a_count() {
         let event = Event::summary(&LimitKey::of(&egress()), 1234, Some("vpn".to_owned()), TIME);
         assert!(event.to_string().ends_with(" stopped_egress policy=\"vpn\" cgroup_id=7 and 1234 more like it"));
     }
 
     #[test]
-    fn anything_becomes_one_line() {
+    fn any_record_becomes_one_line() {
         let full = EventRecord {
             boottime_ns: u64::MAX,
             unreported: u64::MAX,

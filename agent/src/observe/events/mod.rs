@@ -1,7 +1,7 @@
-//! What is stopped, as it happens: the kernel's records with the names that this host gives to what is in them.
+//! Reports stopped attempts as they happen: the kernel's records, with the names of this host added.
 //!
-//! **Invariant:** nothing in a record is believed further than it is shown. What may have become another's since, as a process
-//! id or the index of another network namespace, is not given a name.
+//! **Invariant:** a number gets a name only if it still identifies the same object: not an old process id, which may have been
+//! reused, and not the index of an interface in another network namespace.
 
 mod event;
 
@@ -19,24 +19,24 @@ use crate::{
 
 pub use event::Event;
 
-/// For so long a process id is taken to mean the process that it meant.
+/// For this long, a process id in a record is assumed to be the same process.
 const FRESH: Duration = Duration::from_secs(1);
 const PERIOD: Duration = Duration::from_nanos(LIMIT_PERIOD_NS);
 
-/// The events of one pin directory, for its one reader.
+/// The events of one pin directory. There is one reader.
 pub struct Events {
     ring: EventRing,
     datapath: Datapath,
     hierarchy: Hierarchy,
     netns_cookie: u64,
-    /// What has been read and not been given out.
+    /// Events that were read, but not returned yet.
     waiting: VecDeque<Event>,
-    /// When to look for what was not told.
+    /// When to read the counts of unreported attempts.
     due: Option<Instant>,
 }
 
 impl Events {
-    /// Begins to read them, those first that nobody has read yet. Needs a tokio runtime. `Ok(None)`: nothing is steered.
+    /// Opens the events, beginning with those that were not read yet. Needs a tokio runtime. `Ok(None)`: nothing is steered.
     pub fn open(pins: &Pins) -> Result<Option<Self>, kernel::Error> {
         let Some(datapath) = Datapath::open(pins)? else { return Ok(None) };
         let Some(ring) = EventRing::open(pins)? else { return Ok(None) };
@@ -50,7 +50,7 @@ impl Events {
         }))
     }
 
-    /// All that has happened until now, as far as it was kept.
+    /// All events until now that the kernel has kept.
     pub fn backlog(mut self) -> Result<VecDeque<Event>, kernel::Error> {
         while let Some(record) = self.ring.take() {
             self.receive(&record);
@@ -59,7 +59,7 @@ impl Events {
         Ok(self.waiting)
     }
 
-    /// Waits for the next one. `Ok(None)`: the pins are gone, and nothing more will come. May be cancelled.
+    /// Waits for the next event. `Ok(None)`: the pins are gone, and there are no more events. Cancel safe.
     pub async fn next(&mut self) -> Result<Option<Event>, kernel::Error> {
         loop {
             if let Some(event) = self.waiting.pop_front() {
@@ -95,7 +95,7 @@ impl Events {
         self.due.get_or_insert_with(|| Instant::now() + PERIOD);
     }
 
-    /// True if some may come of which no event tells.
+    /// Adds summaries of unreported attempts. True if more may follow.
     fn receive_unreported(&mut self, until_ns: u64) -> Result<bool, kernel::Error> {
         let (unreported, others) = self.ring.take_unreported(until_ns)?;
         for Unreported { kind, count } in unreported {
@@ -106,7 +106,7 @@ impl Events {
         Ok(others)
     }
 
-    /// Adds the names of what the record has as numbers.
+    /// Adds names for the numbers in the record.
     fn name(&self, record: &EventRecord, mut event: Event, age: Duration) -> Event {
         event.cgroup = self.hierarchy.path_of(record.cgroup_id);
         if event.comm.is_none() && age < FRESH {
@@ -119,13 +119,13 @@ impl Events {
     }
 }
 
-/// The name of a process, for kernels that do not let a program ask for it.
+/// The name of a process, for kernels where a BPF program cannot read it.
 fn comm_of(pid: u32) -> Option<String> {
     let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(String::from_utf8_lossy(comm.trim_ascii_end()).into_owned())
 }
 
-/// The clock of the records. It cannot fail; were it to, every event would be as old as can be.
+/// The clock of the records. If it failed, which it cannot, every event would count as old.
 fn boottime_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from);
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)

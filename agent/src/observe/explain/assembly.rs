@@ -1,4 +1,4 @@
-//! All that is said, put together. Pure.
+//! Assembles the explanation. Pure.
 
 use std::net::IpAddr;
 
@@ -53,14 +53,14 @@ fn decision(facts: &Facts, deciding: Deciding<'_>) -> Option<Decision> {
     })
 }
 
-/// What gets past the guards of a policy that steers.
+/// Traffic that a policy does not stop.
 fn not_covered(facts: &Facts, attached: &Attached) -> Vec<String> {
     let Some(policy) = attached.policy.as_ref().filter(|policy| !policy.exempts()) else { return Vec::new() };
     let flags = policy.record.flags;
     let mut not_covered = Vec::new();
     if flags & policy_flags::GUARD == 0 {
         not_covered.push(
-            "programs that want out, and older sockets: their packets are not stopped (enforce = \"strict\" does)"
+            "programs that unbind a socket, and older sockets: their packets are not stopped (enforce = \"strict\" does)"
                 .to_owned(),
         );
     } else {
@@ -68,12 +68,12 @@ fn not_covered(facts: &Facts, attached: &Attached) -> Vec<String> {
     }
     let missing = &attached.difference.missing;
     if !missing.is_empty() {
-        not_covered.push(format!("what these programs would stop or mend, which are missing: {}", missing.join(", ")));
+        not_covered.push(format!("traffic that the missing programs would stop or restore: {}", missing.join(", ")));
     }
     not_covered
 }
 
-/// The uplink, where its index means something to the target.
+/// The uplink, if its index is valid in the target's network namespace.
 fn uplink(facts: &Facts, attached: &Attached, link: Option<&Link>) -> Option<Uplink> {
     let policy = attached.policy.as_ref()?;
     let record = &policy.record;
@@ -115,7 +115,7 @@ fn resolver(facts: &Facts, attached: &Attached) -> Resolver {
         facts.detours.iter().filter(|detour| detour.concerns(&dns)).map(ToString::to_string).collect();
     if facts.sees_other_files {
         warnings.push(
-            "the process is in another mount namespace, where /etc/resolv.conf and /etc/nsswitch.conf may say something else"
+            "the process is in another mount namespace, where /etc/resolv.conf and /etc/nsswitch.conf may differ"
                 .to_owned(),
         );
     }

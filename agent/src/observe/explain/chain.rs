@@ -1,4 +1,4 @@
-//! The chain of cgroups from the root to the target, and which attachment of it decides. Pure.
+//! The chain of cgroups from the root to the target, and the attachment that decides. Pure.
 
 use steer_common::program;
 
@@ -14,35 +14,35 @@ use crate::{
     observe::status::Origin,
 };
 
-/// What was seen of one cgroup.
+/// The state of one cgroup of the chain.
 pub(super) struct Level {
     pub(super) path: CgroupPath,
     pub(super) attached: Option<Attached>,
     /// Whether another version of steer has something attached.
     pub(super) other_version: bool,
-    /// The programs on that hook, whosoever they are.
+    /// All programs on this hook.
     pub(super) sock_create: Option<OnHook>,
 }
 
-/// An attachment, with what it says of itself looked up.
+/// An attachment with its policy.
 pub(super) struct Attached {
     pub(super) attachment: Attachment,
-    /// `None`: it names none that there is.
+    /// `None`: it names no policy that exists.
     pub(super) policy: Option<PolicyEntry>,
     pub(super) difference: Difference,
 }
 
-/// Who decides about a new socket.
+/// What decides about a new socket.
 #[derive(Clone, Copy)]
 pub(super) enum Deciding<'a> {
     /// The innermost attachment with the program that binds.
     Attachment(&'a Level, &'a Attached),
-    /// That of another version.
+    /// The attachment of another version of steer.
     OtherVersion(&'a Level),
     Nobody,
 }
 
-/// Programs of nested cgroups run from the inside out, and the first of steer's that runs decides.
+/// Programs of nested cgroups run from the innermost to the outermost. The first program of steer that runs decides.
 pub(super) fn deciding(levels: &[Level]) -> Deciding<'_> {
     for level in levels.iter().rev() {
         match &level.attached {
@@ -59,7 +59,7 @@ impl Attached {
         self.attachment.hooks.contains(&program::SOCK_CREATE)
     }
 
-    /// Its policy's name, for a sentence.
+    /// The name of its policy for a sentence.
     pub(super) fn policy_name(&self) -> String {
         self.policy.as_ref().map_or_else(|| "(none)".to_owned(), PolicyEntry::name)
     }
@@ -92,14 +92,14 @@ impl Level {
         }
     }
 
-    /// The programs of others.
+    /// The programs of other owners.
     pub(super) fn foreign(&self, deciding: Deciding<'_>) -> Vec<Foreign> {
         let Some(on) = &self.sock_create else { return Vec::new() };
         let runs_last = |id: u32| match deciding {
             Deciding::Attachment(decider, _) if decider.path == self.path => {
                 on.behind_ours().iter().any(|program| program.id == id)
             }
-            // Those that do not admit all others do not run for a cgroup below that has its own.
+            // An exclusive program does not run for a cgroup below that has its own.
             Deciding::Attachment(decider, _) => decider.path.is_in(&self.path) && on.admits == Admits::All,
             Deciding::OtherVersion(_) | Deciding::Nobody => false,
         };
@@ -113,12 +113,12 @@ impl Level {
         foreign.collect()
     }
 
-    /// The program of somebody else's that keeps steer's from being attached to a cgroup, this one or one in it.
+    /// The exclusive program on this cgroup that prevents an attachment of steer to `path`.
     pub(super) fn keeps_out(&self, path: &CgroupPath) -> Option<String> {
         let on = self.sock_create.as_ref()?;
         let forbids = on.admits == Admits::Nothing || on.admits == Admits::Below && *path == self.path;
         let program = on.programs.first().filter(|_| forbids && path.is_in(&self.path))?;
-        Some(format!("{program}, on {}, admits no other", self.path))
+        Some(format!("{program}, attached to {}, excludes all others", self.path))
     }
 }
 
@@ -141,7 +141,7 @@ pub(super) fn matches(policies: &Policies, path: &CgroupPath) -> Vec<Match> {
     matches
 }
 
-/// The pattern by which the configuration has its policy for a cgroup: of the winning ones a path, if there is one.
+/// The pattern that selects the policy for a cgroup. A path is preferred among the winning patterns.
 pub(super) fn winner(matches: &[Match]) -> Option<&Match> {
     let mut winning = matches.iter().filter(|found| found.wins);
     let path = winning.clone().find(|found| found.kind == Kind::Path);

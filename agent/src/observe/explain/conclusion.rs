@@ -1,4 +1,4 @@
-//! What becomes of new sockets, in a sentence. Pure.
+//! What happens to new sockets, in a sentence. Pure.
 
 use steer_common::{Counter, Verdict, decide};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::model::cgroup_path::CgroupPath;
 
-/// The outcome, and the sentence. `uplink` is that of the policy, `reasons` are those of the room `reasons`.
+/// The outcome, and the sentence. `uplink` is that of the policy; the module `reasons` returns `reasons`.
 pub(super) fn conclude(
     facts: &Facts,
     deciding: Deciding<'_>,
@@ -21,7 +21,9 @@ pub(super) fn conclude(
         Deciding::Attachment(level, attached) => (level, attached),
         Deciding::OtherVersion(level) => {
             let path = &level.path;
-            let sentence = format!("{subject} are held by another version of steer on {path}, and how cannot be read");
+            let sentence = format!(
+                "{subject} are steered by another version of steer on {path}, whose records this version cannot read"
+            );
             return (Outcome::OtherVersion, sentence);
         }
         Deciding::Nobody => {
@@ -33,18 +35,18 @@ pub(super) fn conclude(
     let record = attached.policy.as_ref().map(|policy| &policy.record);
     let (outcome, sentence) = match decide(record, facts.netns.cookie) {
         Verdict::Leave(Counter::LeftExempt) => {
-            (Outcome::Exempt, format!("{subject} are not steered, being exempt by {by}"))
+            (Outcome::Exempt, format!("{subject} are not steered: they are exempt by {by}"))
         }
         Verdict::Leave(_) => {
             let sentence = format!(
-                "{subject} are not steered, because they are of another network namespace than that of {by}, whose interface \
-                 index means nothing there"
+                "{subject} are not steered, because they are in another network namespace than that of {by}, whose interface \
+                 index is not valid there"
             );
             (Outcome::OtherNetns, sentence)
         }
         Verdict::Refuse(_) => {
             let sentence = format!(
-                "{subject} are refused (EPERM), because they are of another network namespace than that of {by}, which says \
+                "{subject} are refused (EPERM), because they are in another network namespace than that of {by}, which has \
                  other_netns = \"refuse\""
             );
             (Outcome::Refused, sentence)
@@ -55,7 +57,7 @@ pub(super) fn conclude(
         }
         Verdict::Close(_) => {
             let path = &level.path;
-            let sentence = format!("{subject} are closed, because what is attached to {path} names no policy");
+            let sentence = format!("{subject} are closed, because the attachment of {path} names no policy");
             (Outcome::Closed, sentence)
         }
         Verdict::Bind(ifindex) => match uplink {
@@ -88,7 +90,7 @@ fn by(facts: &Facts, level: &Level, attached: &Attached) -> String {
 
 fn source(facts: &Facts, path: &CgroupPath, policy: &str, is_manual: bool) -> String {
     if is_manual {
-        return "attached by hand".to_owned();
+        return "attached manually".to_owned();
     }
     let matches = matches(&facts.policies, path);
     match winner(&matches).filter(|winner| winner.policy == policy) {
@@ -97,19 +99,21 @@ fn source(facts: &Facts, path: &CgroupPath, policy: &str, is_manual: bool) -> St
     }
 }
 
-/// Why an uplink lets nothing out.
+/// Why an uplink is closed.
 fn closed(uplink: &Uplink) -> String {
     let Uplink { interface, .. } = uplink;
     if interface.is_empty() {
-        return "the configuration has the policy no longer".to_owned();
+        return "the policy is no longer in the configuration".to_owned();
     }
-    let untold = "nobody has told the policy: a daemon would, or attaching it again";
+    let hint = "the policy was not updated: start a daemon, or attach the cgroup again";
     match (uplink.ifindex, uplink.present_ifindex) {
         (_, None) => format!("its uplink {interface} is missing"),
-        (None, Some(present)) => format!("it has its uplink as missing: {interface} has index {present}, and {untold}"),
-        (Some(ifindex), Some(present)) => format!(
-            "it has index {ifindex} for its uplink, which no interface has: {interface} has index {present}, and {untold}"
-        ),
+        (None, Some(present)) => {
+            format!("it records its uplink as missing, but {interface} has index {present}; {hint}")
+        }
+        (Some(ifindex), Some(present)) => {
+            format!("no interface has its uplink's index {ifindex}, but {interface} has index {present}; {hint}")
+        }
     }
 }
 
@@ -121,12 +125,12 @@ fn state(state: LinkState) -> &'static str {
     }
 }
 
-/// A program of somebody else's that may bind them to something else.
+/// A note about a program of another owner that may bind the sockets again.
 fn last_word(facts: &Facts, deciding: Deciding<'_>, outcome: Outcome) -> &'static str {
     let may_be_bound = matches!(outcome, Outcome::Bound | Outcome::Closed);
     let mut foreign = facts.levels.iter().flat_map(|level| level.foreign(deciding));
     if may_be_bound && foreign.any(|program| program.last_word) {
-        return "; but a program of somebody else's runs after that, and may bind them to something else";
+        return "; but another program runs after steer's, and may bind them to another interface";
     }
     ""
 }

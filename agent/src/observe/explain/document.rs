@@ -1,4 +1,4 @@
-//! What `steer explain --json` prints. The field names are stable.
+//! The JSON of `steer explain --json`. The field names are stable.
 
 use std::net::IpAddr;
 
@@ -9,10 +9,10 @@ use crate::{
     observe::status::Origin,
 };
 
-/// All of it.
+/// The whole explanation.
 #[derive(Debug, Serialize)]
 pub struct Explanation {
-    /// What was asked about.
+    /// The process or cgroup to explain.
     pub target: Subject,
     /// Whether a daemon runs.
     pub daemon: bool,
@@ -20,32 +20,32 @@ pub struct Explanation {
     pub configuration: Configuration,
     /// The cgroups from the root to the target.
     pub chain: Vec<Cgroup>,
-    /// Why this attachment decides, or none: sentences.
+    /// Sentences: why this attachment decides, or why none does.
     pub reasons: Vec<String>,
-    /// The attachment that decides about new sockets; absent if none does, or one of another version of steer.
+    /// The attachment that decides about new sockets. Absent if there is none, or if it is from another version of steer.
     pub decision: Option<Decision>,
-    /// Its uplink; absent for an exemption, and where its index means nothing to the target.
+    /// Its uplink. Absent for an exemption, and if its index is not valid in the target's network namespace.
     pub uplink: Option<Uplink>,
     /// Where packets would go, by family.
     pub routes: Vec<Route>,
-    /// Who is asked for names; absent if the target is not steered.
+    /// The name resolution. Absent if the target is not steered.
     pub resolver: Option<Resolver>,
-    /// Sockets that the process has already; absent for a cgroup, and if it is not steered.
+    /// Existing sockets of the process. Absent for a cgroup, and if it is not steered.
     pub sockets: Option<Sockets>,
-    /// What becomes of new sockets.
+    /// What happens to new sockets.
     pub outcome: Outcome,
     /// The same in a sentence.
     pub conclusion: String,
 }
 
-/// What was asked about.
+/// The process or cgroup to explain.
 #[derive(Debug, Serialize)]
 pub struct Subject {
     /// Absent for a cgroup.
     pub process: Option<Process>,
-    /// The cgroup that was named, or the process's.
+    /// The cgroup that was named, or the cgroup of the process.
     pub cgroup: CgroupPath,
-    /// The network namespace that routes and indexes are told of: the process's, or for a cgroup that of the command.
+    /// The network namespace of routes and indexes: that of the process, or for a cgroup that of the command.
     pub netns: Netns,
 }
 
@@ -63,11 +63,11 @@ pub struct Process {
 /// A network namespace.
 #[derive(Clone, Debug, Serialize)]
 pub struct Netns {
-    /// Its inode, as `ls -l /proc/PID/ns/net` shows.
+    /// Its inode, as shown by `ls -l /proc/PID/ns/net`.
     pub inode: u64,
     /// Its cookie, as in a policy (`SO_NETNS_COOKIE`).
     pub cookie: u64,
-    /// Whether it is that of the command.
+    /// Whether it is the namespace of the command.
     pub own: bool,
 }
 
@@ -87,20 +87,20 @@ pub struct Configuration {
 pub struct Cgroup {
     /// Its path.
     pub path: CgroupPath,
-    /// What is attached to it.
+    /// Its attachment.
     pub attached: Option<Attached>,
-    /// Whether another version of steer has something attached, which this one cannot read.
+    /// Whether it has an attachment of another version of steer, which this version cannot read.
     pub other_version: bool,
     /// The patterns of the configuration that match it.
     pub matches: Vec<Match>,
-    /// The sock_create programs of others on it.
+    /// The `sock_create` programs of other owners on it.
     pub foreign: Vec<Foreign>,
 }
 
 /// An attachment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Attached {
-    /// The policy's name; for one made by hand, its interface. Absent: its record names none.
+    /// The policy's name. A manual policy has the name of its interface. Absent: its record names no policy.
     pub policy: Option<String>,
     /// Where the policy comes from.
     pub origin: Option<Origin>,
@@ -110,13 +110,13 @@ pub struct Attached {
     pub enforce: Option<Enforce>,
     /// Whether `exec`, `attach` or a unit's drop-in attached it.
     pub manual: bool,
-    /// Whether it has the programs that the policy asks for, no more and no fewer.
+    /// Whether it has exactly the programs that the policy needs.
     pub complete: bool,
     /// The programs that are attached.
     pub programs: Vec<String>,
-    /// Those that the policy asks for, and that are not.
+    /// Needed programs that are not attached.
     pub missing: Vec<String>,
-    /// Those that are, and that the policy does not ask for.
+    /// Attached programs that the policy does not need.
     pub superfluous: Vec<String>,
 }
 
@@ -125,17 +125,17 @@ pub struct Attached {
 pub struct Match {
     /// The policy's name.
     pub policy: String,
-    /// As written.
+    /// The pattern as written.
     pub pattern: String,
-    /// A path goes before a glob.
+    /// A path takes precedence over a glob.
     pub kind: Kind,
-    /// The file that it is in.
+    /// The file that contains it.
     pub file: String,
-    /// Whether its policy is the one that the configuration has for this cgroup.
+    /// Whether it selects the policy for this cgroup.
     pub wins: bool,
 }
 
-/// What a pattern is.
+/// The kind of a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -145,7 +145,7 @@ pub enum Kind {
     Glob,
 }
 
-/// A program of somebody else's.
+/// A program of another owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Foreign {
     /// Its id.
@@ -154,9 +154,9 @@ pub struct Foreign {
     pub name: String,
     /// The user that loaded it.
     pub uid: u32,
-    /// Whether it keeps steer's from being attached here, and where it admits nothing below it, there.
+    /// Whether it prevents an attachment of steer here. It may also prevent one below.
     pub exclusive: bool,
-    /// Whether it runs after the program that decides, and may bind the socket to something else.
+    /// Whether it runs after the program that decides, and may bind the socket to another interface.
     pub last_word: bool,
 }
 
@@ -165,10 +165,10 @@ pub struct Foreign {
 pub struct Decision {
     /// The cgroup that it is on.
     pub cgroup: CgroupPath,
-    /// What it is.
+    /// The attachment.
     #[serde(flatten)]
     pub attached: Attached,
-    /// What gets past its guards.
+    /// Traffic that it does not stop.
     pub not_covered: Vec<String>,
 }
 
@@ -177,27 +177,27 @@ pub struct Decision {
 pub struct Uplink {
     /// Its name, as in the policy.
     pub interface: String,
-    /// The index that the policy has for it; absent while it has it as missing.
+    /// The index in the policy. Absent while the policy records it as missing.
     pub ifindex: Option<i32>,
     /// The index that the name has now.
     pub present_ifindex: Option<i32>,
     /// The name of the link with the policy's index.
     pub link: Option<String>,
-    /// How that link is.
+    /// The state of that link.
     pub state: LinkState,
 }
 
-/// How a link is.
+/// The state of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
-    /// Up, and somebody is at the other end.
+    /// Up, with a carrier.
     Up,
-    /// Up, and nobody is.
+    /// Up, without a carrier.
     NoCarrier,
     /// Down.
     Down,
-    /// Not there.
+    /// It does not exist.
     Missing,
 }
 
@@ -206,29 +206,29 @@ pub enum LinkState {
 pub struct Route {
     /// The address.
     pub destination: IpAddr,
-    /// The route of a socket that is bound to the uplink, by its ways: empty if there is none, absent without an uplink.
+    /// The hops of the route of a socket that is bound to the uplink. Empty without a route, absent without an uplink.
     pub steered: Option<Vec<Hop>>,
-    /// The route of a socket that is not bound.
+    /// The hops of the route of a socket that is not bound.
     pub unsteered: Vec<Hop>,
 }
 
-/// One of the ways that a route leads.
+/// One next hop of a route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Hop {
     /// The link.
     pub interface: String,
     /// Its index.
     pub ifindex: u32,
-    /// Whom packets are handed to; absent: to their destination.
+    /// The gateway. Absent: packets go directly to their destination.
     pub gateway: Option<IpAddr>,
 }
 
-/// Who is asked for names.
+/// The name resolution of a steered program.
 #[derive(Clone, Debug, Serialize)]
 pub struct Resolver {
-    /// Whom the policy asks, whomever a program asks; none: whom the program likes.
+    /// The resolvers of the policy, which get all DNS queries. If empty, queries go to the server that the program asks.
     pub dns: Vec<IpAddr>,
-    /// What keeps programs from names, or lets them be asked beside the uplink.
+    /// Settings of this host that break name resolution, or let it bypass the uplink.
     pub warnings: Vec<String>,
 }
 
@@ -239,26 +239,26 @@ pub struct Sockets {
     pub open: usize,
     /// Those that are not bound to the uplink, each with what it is bound to.
     pub elsewhere: Vec<String>,
-    /// Why they could not be looked at; absent if they were.
+    /// Why the sockets could not be read. Absent if they were.
     pub problem: Option<String>,
 }
 
-/// What becomes of new sockets.
+/// What happens to new sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// They are bound to the uplink.
     Bound,
-    /// They are bound to what no interface is: nothing leaves.
+    /// They are bound to an index that no interface has: nothing leaves.
     Closed,
     /// `socket` fails.
     Refused,
     /// A policy exempts them.
     Exempt,
-    /// They are left alone, being of another network namespace than the policy.
+    /// They are not steered, because they are in another network namespace than the policy.
     OtherNetns,
-    /// No policy holds them.
+    /// No policy applies to them.
     Unsteered,
-    /// Another version of steer holds them, which cannot be read.
+    /// Another version of steer steers them, whose records this version cannot read.
     OtherVersion,
 }

@@ -1,4 +1,4 @@
-//! What is looked at, for the other files of this room to talk of.
+//! Reads the state of the host for the other files of this module.
 
 use std::{io, net::IpAddr};
 
@@ -28,12 +28,12 @@ use crate::{
     observe::{loose, status},
 };
 
-/// What does not depend on who decides.
+/// The state that does not depend on the attachment that decides.
 pub(super) struct Facts {
     pub(super) process: Option<Process>,
     pub(super) cgroup: CgroupPath,
     pub(super) netns: Netns,
-    /// Whether the process has another mount namespace than this one, where files may say something else.
+    /// Whether the process has another mount namespace, where files may differ.
     pub(super) sees_other_files: bool,
     pub(super) daemon: bool,
     pub(super) configuration: Configuration,
@@ -41,12 +41,12 @@ pub(super) struct Facts {
     /// The cgroups from the root to the target.
     pub(super) levels: Vec<Level>,
     pub(super) table: Table,
-    /// What gets past strict policies on this kernel.
+    /// Traffic that strict policies do not stop on this kernel.
     pub(super) unguarded: Option<String>,
     pub(super) detours: Vec<Detour>,
 }
 
-/// What depends on it.
+/// The state that depends on it.
 #[derive(Default)]
 pub(super) struct Surroundings {
     /// The link that sockets are bound to.
@@ -58,20 +58,20 @@ pub(super) struct Surroundings {
 /// The routes to an address.
 pub(super) struct Routes {
     pub(super) destination: IpAddr,
-    /// Of a socket that is bound to the uplink; `None` without one.
+    /// The route of a socket that is bound to the uplink; `None` without an uplink.
     pub(super) steered: Option<Vec<network::Hop>>,
     pub(super) unsteered: Vec<network::Hop>,
 }
 
-pub(super) async fn look(options: &Options, hierarchy: &Hierarchy, target: &Target) -> anyhow::Result<Facts> {
+pub(super) async fn read(options: &Options, hierarchy: &Hierarchy, target: &Target) -> anyhow::Result<Facts> {
     let pins = bpffs::locate(&options.pin_directory).map(Pins::new);
     let (configuration, policies) = configuration(options);
     if let Some(pins) = &pins
         && inspect::leftovers(pins)?.partial
     {
         bail!(
-            "the pins below {} are not whole, so what they steer cannot be read: they are being made just now, or their \
-             removal was interrupted; if this is said again, `steer off` removes the rest",
+            "the pins below {} are incomplete and cannot be read: steer is creating them now, or their removal was \
+             interrupted; try again, and if this error persists, remove the rest with `steer off`",
             options.pin_directory.display()
         );
     }
@@ -96,7 +96,7 @@ fn configuration(options: &Options) -> (Configuration, Policies) {
         (Configuration { file: file.clone(), policies: 0, problem: Some(problem) }, Policies::default())
     };
     if !options.config_is_named && !options.store.file().exists() {
-        return without("there is none".to_owned());
+        return without("the file does not exist".to_owned());
     }
     match options.store.read() {
         Ok(config) => {
@@ -134,7 +134,7 @@ fn attached(datapath: &Datapath, cgroup_id: u64) -> Result<Option<Attached>, ker
     Ok(Some(Attached { attachment, policy, difference }))
 }
 
-pub(super) async fn look_at_network(
+pub(super) async fn read_network(
     options: &Options,
     facts: &Facts,
     deciding: Deciding<'_>,

@@ -1,10 +1,9 @@
-//! `steer explain`: which policy holds a process or a cgroup, and why.
+//! `steer explain`: which policy applies to a process or a cgroup, and why.
 //!
-//! What is looked at (`target`, `look`) and what is said of it (`chain`, `reasons`, `conclusion`, `assembly`) are apart; the latter is
-//! pure.
+//! `target` and `look` read the host. `chain`, `reasons`, `conclusion` and `assembly` are pure.
 //!
-//! **Invariant:** only looks. What is in force is told from the pins, and what becomes of a socket by the function that decides it
-//! in the kernel; the configuration only tells why.
+//! **Invariant:** it only reads. The pins show what is in force. The function that decides about a socket in the kernel also
+//! decides here. The configuration is used for the reasons only.
 
 mod assembly;
 mod chain;
@@ -26,23 +25,23 @@ pub use target::{Error, Target};
 
 use crate::host::{cgroup::Hierarchy, policy_files::Store};
 
-/// Where to look.
+/// What to read.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The pin directory as its user names it; it need not exist.
+    /// The pin directory as the user names it. It may be missing.
     pub pin_directory: PathBuf,
-    /// Where policies are kept.
+    /// The files of the policies.
     pub store: Store,
-    /// Whether the configuration file was named, so that it should be there.
+    /// Whether the user named the configuration file, so that it must exist.
     pub config_is_named: bool,
-    /// Whither routes are asked for, instead of far addresses of both families.
+    /// The destination of the routes, instead of a far address of each family.
     pub to: Option<IpAddr>,
 }
 
 /// Explains a target. Needs a tokio runtime, and a thread in the target's network namespace: see [`Target::inside`].
 pub async fn explain(options: &Options, hierarchy: &Hierarchy, target: &Target) -> anyhow::Result<Explanation> {
-    let facts = look::look(options, hierarchy, target).await?;
+    let facts = look::read(options, hierarchy, target).await?;
     let deciding = chain::deciding(&facts.levels);
-    let network = look::look_at_network(options, &facts, deciding).await?;
+    let network = look::read_network(options, &facts, deciding).await?;
     Ok(assembly::assemble(&facts, deciding, &network))
 }

@@ -1,4 +1,4 @@
-//! Why an attachment decides, or none. Pure.
+//! Why an attachment decides, or why none does. Pure.
 
 use super::{
     chain::{Attached, Deciding, Level, matches, winner},
@@ -18,18 +18,18 @@ pub(super) fn reasons(facts: &Facts, deciding: Deciding<'_>) -> Vec<String> {
     match deciding {
         Deciding::Attachment(level, attached) => reasons.extend(selection(facts, level, attached)),
         Deciding::OtherVersion(level) => reasons.push(format!(
-            "{} was attached by another version of steer, whose records this one cannot read; `steer detach {0}` ends that",
+            "{} was attached by another version of steer, whose records this version cannot read; `steer detach {0}` detaches it",
             level.path
         )),
         Deciding::Nobody => {}
     }
-    // From the inside out, as they would have come before.
+    // From the innermost to the outermost, as they would decide.
     reasons.extend(facts.levels.iter().rev().filter(is_inside).filter_map(|level| passed_over(facts, level)));
     match deciding {
         Deciding::Attachment(decider, _) => {
             if decider.path != facts.cgroup {
                 reasons.push(format!(
-                    "what is attached to {} holds for all cgroups in it that have nothing nearer",
+                    "the policy of {} applies to all cgroups in it without their own attachment",
                     decider.path
                 ));
             }
@@ -38,7 +38,7 @@ pub(super) fn reasons(facts: &Facts, deciding: Deciding<'_>) -> Vec<String> {
             let outer = outer.filter_map(|level| Some((level, level.attached.as_ref()?)));
             reasons.extend(outer.map(|(level, attached)| {
                 format!(
-                    "policy {} on {} gives way: the most specific cgroup wins, and {} is in it",
+                    "policy {} on {} does not apply: the most specific cgroup wins, and {} is in it",
                     attached.policy_name(),
                     level.path,
                     decider.path
@@ -58,10 +58,10 @@ fn selection(facts: &Facts, level: &Level, attached: &Attached) -> Vec<String> {
     let winner = winner(&matches);
     if attached.attachment.is_manual() {
         let manual = format!(
-            "{path} was attached to policy {policy} by hand (`steer attach`, `steer exec` or a unit's drop-in)"
+            "{path} was attached to policy {policy} manually (`steer attach`, `steer exec` or a unit's drop-in)"
         );
         let configured = winner.filter(|winner| winner.policy != policy).map(|winner| {
-            format!("{}, and gives way: what was attached by hand is left alone by the daemon", named(winner, path))
+            format!("{}, but does not apply: the daemon does not change manual attachments", named(winner, path))
         });
         return [manual].into_iter().chain(configured).collect();
     }
@@ -72,13 +72,13 @@ fn selection(facts: &Facts, level: &Level, attached: &Attached) -> Vec<String> {
             [named(winner, path)].into_iter().chain(losers.map(|loser| loses(loser, winner))).collect()
         }
         Some(winner) => vec![format!(
-            "{path} was attached to policy {policy} by a daemon with another configuration than {file} is now, for there {}",
+            "{path} was attached to policy {policy} by a daemon whose configuration differs from {file}: there, {}",
             named(winner, path)
         )],
         None => {
             let now = match &facts.configuration.problem {
                 None => format!("{file} does not name it now"),
-                Some(problem) => format!("it was not read which one: {file}: {problem}"),
+                Some(problem) => format!("that configuration was not read: {file}: {problem}"),
             };
             vec![format!("{path} was attached to policy {policy} by a daemon's configuration; {now}")]
         }
@@ -95,19 +95,19 @@ fn named(found: &Match, path: &crate::model::cgroup_path::CgroupPath) -> String 
 
 fn loses(loser: &Match, winner: &Match) -> String {
     let why = match (loser.kind, winner.kind) {
-        (Kind::Glob, Kind::Path) => "a path goes before a glob".to_owned(),
+        (Kind::Glob, Kind::Path) => "a path takes precedence over a glob".to_owned(),
         _ => format!("{} comes first in the configuration", winner.policy),
     };
-    format!("policy {} names it, too, by {:?}, and gives way: {why}", loser.policy, loser.pattern)
+    format!("policy {} also names it, by {:?}, but does not apply: {why}", loser.policy, loser.pattern)
 }
 
-/// Why a cgroup that has or should have an attachment of its own does not decide; `None`: it should not have one.
+/// Why a cgroup that has or should have its own attachment does not decide. `None`: it should not have one.
 fn passed_over(facts: &Facts, level: &Level) -> Option<String> {
     let path = &level.path;
     if let Some(attached) = &level.attached {
         return Some(format!(
-            "{path} is attached to policy {}, but its program sock_create is missing, so new sockets are not bound by it; `steer \
-             doctor` says what mends it",
+            "{path} is attached to policy {}, but its program sock_create is missing, so it does not bind new sockets; `steer \
+             doctor` shows the repair",
             attached.policy_name()
         ));
     }
@@ -119,12 +119,12 @@ fn passed_over(facts: &Facts, level: &Level) -> Option<String> {
         attached.is_some_and(|attached| attached.attachment.is_manual())
     };
     if facts.policies.attaching(path, manual).is_none() {
-        return Some(format!("{named}, where that policy holds already by the cgroup around it"));
+        return Some(format!("{named}, but that policy already applies through the cgroup around it"));
     }
     let why = match facts.levels.iter().find_map(|level| level.keeps_out(path)) {
         Some(foreign) => foreign,
         None if facts.daemon => {
-            "the daemon that runs has another configuration, or has not seen it; `steer doctor` says what mends it"
+            "the running daemon has another configuration, or has not noticed the cgroup; `steer doctor` shows the repair"
                 .to_owned()
         }
         None => "no daemon runs; `steer daemon` attaches it".to_owned(),

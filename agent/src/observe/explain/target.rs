@@ -1,4 +1,4 @@
-//! What is to be explained: a process or a cgroup.
+//! The target to explain: a process or a cgroup.
 
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
@@ -18,22 +18,22 @@ use crate::{
 pub enum Error {
     /// Neither a number nor a path.
     #[error(
-        "{0:?} is neither the id of a process nor the path of a cgroup: expected a number, or one like /system.slice/x.service; \
-         `pgrep -a NAME` finds processes, `systemctl show -p ControlGroup UNIT` a unit's cgroup"
+        "{0:?} is neither the id of a process nor the path of a cgroup: expected a number, or a path like /system.slice/x.service; \
+         `pgrep -a NAME` finds a process, `systemctl show -p ControlGroup UNIT` shows a unit's cgroup"
     )]
     Neither(String),
     /// No process has this id.
-    #[error("there is no process {0}; `pgrep -a NAME` finds one by its name")]
+    #[error("there is no process {0}; `pgrep -a NAME` finds a process by its name")]
     NoProcess(String),
-    /// It has ended, and its parent has not taken note.
-    #[error("process {pid} ({comm}) has ended: it makes no sockets any more")]
+    /// The process has ended, but its parent has not waited for it.
+    #[error("process {pid} ({comm}) has ended, so it makes no more sockets")]
     Ended {
         /// Its id.
         pid: u32,
         /// Its name.
         comm: String,
     },
-    /// A file below /proc.
+    /// A file below /proc cannot be read.
     #[error("read {file}: {source}")]
     File {
         /// The file.
@@ -41,7 +41,7 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
-    /// Its network namespace could not be entered.
+    /// The network namespace of the process cannot be entered.
     #[error("enter the network namespace of process {pid}: {source} (needs CAP_SYS_ADMIN)")]
     Netns {
         /// Its id.
@@ -49,12 +49,12 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
-    /// Something about its cgroup.
+    /// The cgroup cannot be found or read.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
 }
 
-/// What is to be explained.
+/// The target to explain.
 #[derive(Debug)]
 pub struct Target {
     pub(super) process: Option<Process>,
@@ -62,12 +62,12 @@ pub struct Target {
     netns: fs::File,
     pub(super) netns_inode: u64,
     pub(super) netns_is_own: bool,
-    /// Whether this process and that one see the same files.
+    /// Whether the process is in another mount namespace than this one.
     pub(super) sees_other_files: bool,
 }
 
 impl Target {
-    /// Looks it up, as its user names it.
+    /// Finds the target that the user names.
     pub fn find(text: &str, hierarchy: &Hierarchy) -> Result<Self, Error> {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Self::of_process(text, hierarchy);
@@ -104,18 +104,18 @@ impl Target {
         found().map_err(|error| if is_gone(&error) { gone() } else { error })
     }
 
-    /// Runs `look` on a thread that is in the target's network namespace.
-    pub fn inside<T: Send>(&self, look: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    /// Runs `work` on a thread in the target's network namespace.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         match &self.process {
             Some(process) if !self.netns_is_own => {
-                netns::inside(&self.netns, look).map_err(|source| Error::Netns { pid: process.pid, source })
+                netns::inside(&self.netns, work).map_err(|source| Error::Netns { pid: process.pid, source })
             }
-            _ => Ok(look()),
+            _ => Ok(work()),
         }
     }
 }
 
-/// A process that ends while it is looked at.
+/// Whether the error means that the process has ended.
 fn is_gone(error: &Error) -> bool {
     let (Error::File { source, .. } | Error::Cgroup(cgroup::Error::File { source, .. })) = error else { return false };
     source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH)
@@ -132,7 +132,7 @@ fn namespace(process: &str, kind: &str) -> Result<u64, Error> {
     fs::metadata(&file).map(|metadata| metadata.ino()).map_err(|source| Error::File { file, source })
 }
 
-/// What /proc says of a process.
+/// The status of a process in /proc.
 #[derive(Debug, PartialEq, Eq)]
 struct Status {
     comm: String,
@@ -145,7 +145,7 @@ impl Status {
         let directory = Path::new("/proc").join(pid.to_string());
         let read = |name: &str| {
             let file = directory.join(name);
-            // A name can be any bytes.
+            // A process name may contain any bytes.
             let text = fs::read(&file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
             text.map_err(|source| Error::File { file: file.display().to_string(), source })
         };
@@ -155,7 +155,7 @@ impl Status {
 
     fn parse(comm: String, status: &str) -> Self {
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        // Real, effective, saved, and of the file system.
+        // The fields are the real, effective, saved and file system user ids.
         let uid = field("Uid:").split_whitespace().nth(1).and_then(|uid| uid.parse().ok()).unwrap_or(u32::MAX);
         let has_ended = matches!(field("State:").trim().chars().next(), Some('Z' | 'X'));
         Self { comm, uid, has_ended }

@@ -1,4 +1,4 @@
-//! What is said of chains that are made up here.
+//! Explanations of chains that the tests construct.
 
 use steer_common::{AttachmentRecord, Kind, Owner, PolicyRecord, attachment_flags, program};
 
@@ -59,7 +59,7 @@ fn vpn(manual: bool) -> Attached {
     attached(Some(policy("vpn", Some("wg0"), Some(9))), manual)
 }
 
-/// A chain, and the policies that name what is in it.
+/// A chain, and the configuration whose policies name its cgroups.
 struct Scene {
     config: &'static str,
     facts: Facts,
@@ -102,21 +102,26 @@ impl Scene {
     fn explain(&self) -> Explanation {
         let link = Link { index: 9, name: "wg0".to_owned(), is_up: true, has_carrier: true, needs_no_gateway: true };
         let deciding = chain::deciding(&self.facts.levels);
-        let is_there = match deciding {
+        let is_present = match deciding {
             chain::Deciding::Attachment(_, attached) => {
                 attached.policy.as_ref().is_some_and(|policy| policy.record.ifindex == 9)
             }
             _ => false,
         };
-        assemble(&self.facts, deciding, &Surroundings { link: is_there.then_some(link), ..Surroundings::default() })
+        assemble(&self.facts, deciding, &Surroundings { link: is_present.then_some(link), ..Surroundings::default() })
     }
 
-    /// The outcome, the end of the conclusion, and the reasons.
-    fn says(&self, outcome: Outcome, conclusion: &str, reasons: &[&str]) {
-        let said = self.explain();
-        assert_eq!(said.outcome, outcome, "{}: {}", self.config, said.conclusion);
-        assert_eq!(said.conclusion, format!("new sockets of process 5 (curl) are {conclusion}"), "{}", self.config);
-        assert_eq!(said.reasons, reasons, "{}", self.config);
+    /// Checks the outcome, the end of the conclusion, and the reasons.
+    fn check(&self, outcome: Outcome, conclusion: &str, reasons: &[&str]) {
+        let explained = self.explain();
+        assert_eq!(explained.outcome, outcome, "{}: {}", self.config, explained.conclusion);
+        assert_eq!(
+            explained.conclusion,
+            format!("new sockets of process 5 (curl) are {conclusion}"),
+            "{}",
+            self.config
+        );
+        assert_eq!(explained.reasons, reasons, "{}", self.config);
     }
 }
 
@@ -127,12 +132,12 @@ const NESTED: &str = "[[policy]]\nname = \"vpn\"\ninterface = \"wg0\"\ncgroups =
 
 #[test]
 fn by_a_path() {
-    Scene::new(VPN, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", None)]).says(
+    Scene::new(VPN, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", None)]).check(
         Outcome::Bound,
         "bound to wg0 (index 9), by policy vpn on /a, from f.toml",
         &[
             "policy vpn names /a by the path \"/a\", in f.toml",
-            "what is attached to /a holds for all cgroups in it that have nothing nearer",
+            "the policy of /a applies to all cgroups in it without their own attachment",
         ],
     );
 }
@@ -140,39 +145,39 @@ fn by_a_path() {
 #[test]
 fn the_most_specific_wins() {
     let direct = attached(Some(policy("direct", None, None)), false);
-    Scene::new(NESTED, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", Some(direct))]).says(
+    Scene::new(NESTED, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", Some(direct))]).check(
         Outcome::Exempt,
-        "not steered, being exempt by policy direct on /a/b, from f.toml",
+        "not steered: they are exempt by policy direct on /a/b, from f.toml",
         &[
             "policy direct names /a/b by the path \"/a/b\", in f.toml",
-            "policy any names it, too, by \"/a/*\", and gives way: a path goes before a glob",
-            "policy vpn on /a gives way: the most specific cgroup wins, and /a/b is in it",
+            "policy any also names it, by \"/a/*\", but does not apply: a path takes precedence over a glob",
+            "policy vpn on /a does not apply: the most specific cgroup wins, and /a/b is in it",
         ],
     );
-    // Between globs, and where the policy holds already.
-    Scene::new(NESTED, vec![("/", None), ("/s", Some(vpn(false))), ("/s/s", None)]).says(
+    // Between two globs, and below a cgroup with the same policy.
+    Scene::new(NESTED, vec![("/", None), ("/s", Some(vpn(false))), ("/s/s", None)]).check(
         Outcome::Bound,
         "bound to wg0 (index 9), by policy vpn on /s, from f.toml",
         &[
             "policy vpn names /s by the glob \"/**/s\", in f.toml",
-            "policy any names it, too, by \"/*\", and gives way: vpn comes first in the configuration",
-            "policy vpn names /s/s by the glob \"/**/s\", in f.toml, where that policy holds already by the cgroup around it",
-            "what is attached to /s holds for all cgroups in it that have nothing nearer",
+            "policy any also names it, by \"/*\", but does not apply: vpn comes first in the configuration",
+            "policy vpn names /s/s by the glob \"/**/s\", in f.toml, but that policy already applies through the cgroup around it",
+            "the policy of /s applies to all cgroups in it without their own attachment",
         ],
     );
 }
 
 #[test]
 fn manual() {
-    let manual = "/a/b was attached to policy vpn by hand (`steer attach`, `steer exec` or a unit's drop-in)";
-    Scene::new(NESTED, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", Some(vpn(true)))]).says(
+    let manual = "/a/b was attached to policy vpn manually (`steer attach`, `steer exec` or a unit's drop-in)";
+    Scene::new(NESTED, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", Some(vpn(true)))]).check(
         Outcome::Bound,
-        "bound to wg0 (index 9), by policy vpn on /a/b, attached by hand",
+        "bound to wg0 (index 9), by policy vpn on /a/b, attached manually",
         &[
             manual,
-            "policy direct names /a/b by the path \"/a/b\", in f.toml, and gives way: what was attached by hand is left alone by \
-             the daemon",
-            "policy vpn on /a gives way: the most specific cgroup wins, and /a/b is in it",
+            "policy direct names /a/b by the path \"/a/b\", in f.toml, but does not apply: the daemon does not change manual \
+             attachments",
+            "policy vpn on /a does not apply: the most specific cgroup wins, and /a/b is in it",
         ],
     );
 }
@@ -182,15 +187,15 @@ fn another_configuration() {
     let mut scene = Scene::new("", vec![("/", None), ("/a", Some(vpn(false)))]);
     let bound = "bound to wg0 (index 9), by policy vpn on /a, from a configuration that was not read";
     let attached = "/a was attached to policy vpn by a daemon's configuration";
-    scene.says(Outcome::Bound, bound, &[&format!("{attached}; f.toml does not name it now")]);
+    scene.check(Outcome::Bound, bound, &[&format!("{attached}; f.toml does not name it now")]);
     scene.facts.configuration.problem = Some("it is gone".to_owned());
-    scene.says(Outcome::Bound, bound, &[&format!("{attached}; it was not read which one: f.toml: it is gone")]);
+    scene.check(Outcome::Bound, bound, &[&format!("{attached}; that configuration was not read: f.toml: it is gone")]);
     let other = "[[policy]]\nname = \"other\"\ninterface = \"eth0\"\ncgroups = [\"/a\"]\n";
-    Scene::new(other, vec![("/", None), ("/a", Some(vpn(false)))]).says(
+    Scene::new(other, vec![("/", None), ("/a", Some(vpn(false)))]).check(
         Outcome::Bound,
         bound,
-        &["/a was attached to policy vpn by a daemon with another configuration than f.toml is now, for there policy other names /a \
-           by the path \"/a\", in f.toml"],
+        &["/a was attached to policy vpn by a daemon whose configuration differs from f.toml: there, policy other names /a by \
+           the path \"/a\", in f.toml"],
     );
 }
 
@@ -198,32 +203,32 @@ fn another_configuration() {
 fn nothing_is_attached() {
     let named = "policy vpn names /a by the path \"/a\", in f.toml, but nothing is attached there";
     let mut scene = Scene::new(VPN, vec![("/", None), ("/a", None)]);
-    let says = |scene: &Scene, why: &str| {
+    let check = |scene: &Scene, why: &str| {
         let reason = format!("{named}: {why}");
-        scene.says(Outcome::Unsteered, &format!("not steered, because {reason}"), &[&reason]);
+        scene.check(Outcome::Unsteered, &format!("not steered, because {reason}"), &[&reason]);
     };
-    says(
+    check(
         &scene,
-        "the daemon that runs has another configuration, or has not seen it; `steer doctor` says what mends it",
+        "the running daemon has another configuration, or has not noticed the cgroup; `steer doctor` shows the repair",
     );
     scene.facts.daemon = false;
-    says(&scene, "no daemon runs; `steer daemon` attaches it");
+    check(&scene, "no daemon runs; `steer daemon` attaches it");
     let program = Program { id: 4, name: "vrf".to_owned(), uid: 0, ours: false };
     scene.facts.levels[0].sock_create =
         Some(OnHook { hook: program::SOCK_CREATE, admits: Admits::Below, programs: vec![program] });
-    says(&scene, "no daemon runs; `steer daemon` attaches it");
+    check(&scene, "no daemon runs; `steer daemon` attaches it");
     scene.facts.levels[0].sock_create.as_mut().expect("set above").admits = Admits::Nothing;
-    says(&scene, "program 4 \"vrf\", loaded by user 0, on /, admits no other");
+    check(&scene, "program 4 \"vrf\", loaded by user 0, attached to /, excludes all others");
 
     let nothing = "nothing is attached to /b or to a cgroup around it, and no policy of f.toml names one of them";
     let scene = Scene::new(VPN, vec![("/", None), ("/b", None)]);
-    scene.says(Outcome::Unsteered, &format!("not steered, because {nothing}"), &[nothing]);
+    scene.check(Outcome::Unsteered, &format!("not steered, because {nothing}"), &[nothing]);
 }
 
 #[test]
 fn closed() {
     let (by, named) = ("by policy vpn on /a, from f.toml", "policy vpn names /a by the path \"/a\", in f.toml");
-    let untold = "nobody has told the policy: a daemon would, or attaching it again";
+    let hint = "the policy was not updated: start a daemon, or attach the cgroup again";
     let scene = |interface, ifindex| {
         let attached = attached(Some(policy("vpn", Some(interface), ifindex)), false);
         Scene::new(VPN, vec![("/", None), ("/a", Some(attached))])
@@ -231,20 +236,16 @@ fn closed() {
     for (interface, ifindex, why) in [
         ("wg1", None, "its uplink wg1 is missing".to_owned()),
         ("wg1", Some(3), "its uplink wg1 is missing".to_owned()),
-        ("wg0", None, format!("it has its uplink as missing: wg0 has index 9, and {untold}")),
-        (
-            "wg0",
-            Some(3),
-            format!("it has index 3 for its uplink, which no interface has: wg0 has index 9, and {untold}"),
-        ),
+        ("wg0", None, format!("it records its uplink as missing, but wg0 has index 9; {hint}")),
+        ("wg0", Some(3), format!("no interface has its uplink's index 3, but wg0 has index 9; {hint}")),
     ] {
         let scene = scene(interface, ifindex);
-        scene.says(Outcome::Closed, &format!("closed, {by}, because {why}"), &[named]);
+        scene.check(Outcome::Closed, &format!("closed, {by}, because {why}"), &[named]);
         assert_eq!(scene.explain().uplink.map(|uplink| uplink.state), Some(LinkState::Missing));
     }
     let nameless = Scene::new(VPN, vec![("/", None), ("/a", Some(attached(None, true)))]).explain();
     assert_eq!(nameless.outcome, Outcome::Closed);
-    assert!(nameless.conclusion.ends_with("closed, because what is attached to /a names no policy"));
+    assert!(nameless.conclusion.ends_with("closed, because the attachment of /a names no policy"));
 }
 
 #[test]
@@ -259,9 +260,9 @@ fn of_another_network_namespace() {
         let mut scene =
             Scene::new(VPN, vec![("/", None), ("/a", Some(attached(Some(PolicyEntry { slot: 1, record }), false)))]);
         scene.facts.netns.cookie = ELSEWHERE;
-        let said = scene.explain();
-        assert_eq!(said.outcome, outcome, "{}", said.conclusion);
-        assert!(said.uplink.is_none() && said.resolver.is_none(), "{said:?}");
+        let explained = scene.explain();
+        assert_eq!(explained.outcome, outcome, "{}", explained.conclusion);
+        assert!(explained.uplink.is_none() && explained.resolver.is_none(), "{explained:?}");
     }
 }
 
@@ -270,9 +271,11 @@ fn an_attachment_without_its_program() {
     let mut broken = attached(Some(policy("direct", None, None)), true);
     broken.attachment.hooks.clear();
     let scene = Scene::new(VPN, vec![("/", None), ("/a", Some(vpn(false))), ("/a/b", Some(broken))]);
-    let said = scene.explain();
-    assert_eq!(said.decision.map(|decision| decision.cgroup.to_string()).as_deref(), Some("/a"));
-    assert!(said.reasons[1].starts_with("/a/b is attached to policy direct, but its program sock_create is missing"));
+    let explained = scene.explain();
+    assert_eq!(explained.decision.map(|decision| decision.cgroup.to_string()).as_deref(), Some("/a"));
+    assert!(
+        explained.reasons[1].starts_with("/a/b is attached to policy direct, but its program sock_create is missing")
+    );
     let mut older = Scene::new(VPN, vec![("/", None), ("/a", None)]);
     older.facts.levels[1].other_version = true;
     assert_eq!(older.explain().outcome, Outcome::OtherVersion);
@@ -294,9 +297,9 @@ fn programs_of_others_with_the_last_word() {
         ("after", 1, on(Admits::All, vec![program(2, true), program(1, false)]), true),
         ("below", 2, on(Admits::All, vec![program(1, false)]), false),
     ] {
-        let said = scene(level, sock_create);
-        assert_eq!(said.chain[level].foreign.len(), 1, "{name}");
-        assert_eq!(said.chain[level].foreign[0].last_word, last, "{name}");
-        assert_eq!(said.conclusion.contains("may bind them to something else"), last, "{name}");
+        let explained = scene(level, sock_create);
+        assert_eq!(explained.chain[level].foreign.len(), 1, "{name}");
+        assert_eq!(explained.chain[level].foreign[0].last_word, last, "{name}");
+        assert_eq!(explained.conclusion.contains("may bind them to another interface"), last, "{name}");
     }
 }

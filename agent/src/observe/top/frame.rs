@@ -1,6 +1,6 @@
-//! What happened between two looks.
+//! The difference between two samples.
 //!
-//! **Invariant:** pure; a counter that has gone back, because it began anew, counts from zero.
+//! **Invariant:** pure. A counter that has decreased was reset, and counts from zero.
 
 use std::collections::BTreeMap;
 
@@ -14,27 +14,27 @@ use crate::{
     observe::status::{CgroupStatus, PolicyStatus},
 };
 
-/// The first interface of every network namespace is its loopback.
+/// The loopback interface has this index in every network namespace.
 const LOOPBACK_IFINDEX: u32 = 1;
-/// The counter of packets that the guard stopped.
+/// The counter of packets that the egress guard stopped.
 const STOPPED_EGRESS: &str = "stopped_egress";
-/// Counters of what did not get its way, by the beginning of their names.
+/// Prefixes of the counters of blocked attempts.
 const BLOCKED: [&str; 3] = ["stopped_", "refused_", "closed_"];
-/// Counters of sockets that the policy has decided about.
+/// The counters of new sockets.
 const SOCKETS: [&str; 6] = ["bound", "closed_missing", "closed_unknown", "refused_netns", "left_netns", "left_exempt"];
 
-/// Everything that `steer top` shows at a time. The field names are stable.
+/// Everything that `steer top` shows for one interval. The field names are stable.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Frame {
-    /// When it ended.
+    /// The end of the interval.
     pub time: Timestamp,
-    /// How long it was.
+    /// The length of the interval.
     pub seconds: f64,
     /// Every policy in force.
     pub policies: Vec<PolicyFrame>,
 }
 
-/// One policy. Counts are those of the time of the frame.
+/// One policy. Counts are those of the interval.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PolicyFrame {
     /// Its name.
@@ -45,31 +45,31 @@ pub struct PolicyFrame {
     pub ifindex: Option<i32>,
     /// How it is enforced.
     pub enforce: Enforce,
-    /// Sockets that were made.
+    /// New sockets.
     pub sockets: u64,
-    /// What was stopped, refused or closed, by reason; no reason that did not occur.
+    /// What was stopped, refused or closed, by reason. Reasons without a count are left out.
     pub blocked: BTreeMap<String, u64>,
     /// Its cgroups.
     pub cgroups: Vec<CgroupFrame>,
 }
 
-/// One steered cgroup, with all in it that no other policy holds for.
+/// One steered cgroup, including the cgroups in it that have no other policy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CgroupFrame {
     /// Its path; absent once it has been removed.
     pub path: Option<CgroupPath>,
     /// Its id.
     pub id: u64,
-    /// Sockets that were made.
+    /// New sockets.
     pub sockets: u64,
-    /// What was sent, by link; no link by which nothing was.
+    /// Traffic sent, by link. Links without traffic are left out.
     pub links: Vec<LinkFrame>,
 }
 
-/// What was sent by one link.
+/// Traffic sent by one link.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkFrame {
-    /// Its name; absent where it has none, or is another network namespace's.
+    /// Its name. Absent if it has none, or is in another network namespace.
     pub interface: Option<String>,
     /// Its index.
     pub ifindex: u32,
@@ -77,7 +77,7 @@ pub struct LinkFrame {
     pub packets: u64,
     /// Bytes of the IP layer.
     pub bytes: u64,
-    /// Whether the guard stopped them, so that they did not get out.
+    /// Whether the guard stopped them, so that they did not leave.
     pub stopped: bool,
 }
 
@@ -88,27 +88,27 @@ impl PolicyFrame {
         links.filter(|link| !link.stopped).fold((0, 0), |sum, link| (sum.0 + link.packets, sum.1 + link.bytes))
     }
 
-    /// All that was blocked.
+    /// The total of all that was blocked.
     pub fn blocked(&self) -> u64 {
         self.blocked.values().sum()
     }
 }
 
 impl Frame {
-    /// What happened from one look to a later one.
+    /// The difference between a sample and a later one.
     pub fn between(before: &Sample, after: &Sample) -> Self {
         let mut sent: BTreeMap<(u64, u32), TrafficRecord> = BTreeMap::new();
         for (key, traffic) in &after.traffic {
             let Some(steered) = after.steered.get(&key.cgroup_id) else { continue };
-            let more = since(before.traffic.get(key), *traffic);
+            let added = since(before.traffic.get(key), *traffic);
             let sum = sent.entry((*steered, key.ifindex)).or_default();
-            sum.packets += more.packets;
-            sum.bytes += more.bytes;
+            sum.packets += added.packets;
+            sum.bytes += added.bytes;
         }
         let mut sockets: BTreeMap<u64, u64> = BTreeMap::new();
         for (id, count) in &after.sockets {
             if let Some(steered) = after.steered.get(id) {
-                *sockets.entry(*steered).or_default() += more(before.sockets.get(id), *count);
+                *sockets.entry(*steered).or_default() += increase(before.sockets.get(id), *count);
             }
         }
         let policies = after.status.policies.iter().map(|policy| {
@@ -136,7 +136,7 @@ fn policy_frame(
 ) -> PolicyFrame {
     let counted = |name: &str| {
         let now = policy.counters.get(name).copied().unwrap_or_default();
-        more(earlier.and_then(|earlier| earlier.counters.get(name)), now)
+        increase(earlier.and_then(|earlier| earlier.counters.get(name)), now)
     };
     let blocked = policy.counters.keys().filter(|name| BLOCKED.iter().any(|prefix| name.starts_with(prefix)));
     let blocked = blocked.map(|name| (name.clone(), counted(name))).filter(|(_, count)| *count > 0).collect();
@@ -169,7 +169,7 @@ fn policy_frame(
     }
 }
 
-/// The name of a link: in another network namespace only that of the policy's uplink is known.
+/// The name of a link. In another network namespace, only the policy's uplink has a known name.
 fn link_name(policy: &PolicyStatus, ifindex: u32, after: &Sample) -> Option<String> {
     if policy.netns_cookie.is_none_or(|cookie| cookie == after.netns_cookie) {
         return after.links.get(&ifindex).cloned();
@@ -178,15 +178,15 @@ fn link_name(policy: &PolicyStatus, ifindex: u32, after: &Sample) -> Option<Stri
     policy.interface.clone().filter(|_| is_uplink)
 }
 
-/// Of a counter that is now `now`.
-fn more(before: Option<&u64>, now: u64) -> u64 {
+/// The increase of a counter whose value is `now`.
+fn increase(before: Option<&u64>, now: u64) -> u64 {
     now.checked_sub(before.copied().unwrap_or_default()).unwrap_or(now)
 }
 
 fn since(before: Option<&TrafficRecord>, now: TrafficRecord) -> TrafficRecord {
     TrafficRecord {
-        packets: more(before.map(|before| &before.packets), now.packets),
-        bytes: more(before.map(|before| &before.bytes), now.bytes),
+        packets: increase(before.map(|before| &before.packets), now.packets),
+        bytes: increase(before.map(|before| &before.bytes), now.bytes),
     }
 }
 

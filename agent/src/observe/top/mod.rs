@@ -1,7 +1,7 @@
-//! What `steer top` shows: what steered cgroups make and send, and by which link, from one look to the next.
+//! `steer top`: the sockets and the traffic of steered cgroups by link, for each interval.
 //!
-//! It counts with programs of its own (`kernel::Meter`), which are there only as long as it looks, so nobody pays for what nobody
-//! reads; sockets of a policy and what was stopped come from the counters that are always there.
+//! It counts with its own programs (`kernel::Meter`), which are attached only while it runs, so there is no cost otherwise. The
+//! sockets of a policy and the blocked attempts come from the permanent counters.
 
 mod frame;
 mod sample;

@@ -1,4 +1,4 @@
-//! One look at everything that is counted.
+//! A sample of all counters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,39 +15,39 @@ use crate::{
     observe::status::{self, Status},
 };
 
-/// What was counted until one moment.
+/// The state of all counters at one time.
 #[derive(Debug)]
 pub struct Sample {
-    /// When.
+    /// When it was taken.
     pub time: Timestamp,
-    /// The same, on a clock that only goes forward.
+    /// The same time on a monotonic clock.
     pub at: Instant,
     /// What is in force.
     pub status: Status,
-    /// Identity of this process's network namespace.
+    /// Cookie of this process's network namespace.
     pub netns_cookie: u64,
     /// Sockets made, by cgroup id.
     pub sockets: BTreeMap<u64, u64>,
-    /// What was sent.
+    /// Traffic sent, by cgroup and link.
     pub traffic: BTreeMap<TrafficKey, TrafficRecord>,
-    /// The steered cgroup that each cgroup with a count is or is in, by id.
+    /// For the id of each counted cgroup, the id of the steered cgroup that it is or is in.
     pub steered: BTreeMap<u64, u64>,
     /// Names of this network namespace's links.
     pub links: BTreeMap<u32, String>,
 }
 
-/// Looks again and again.
+/// Takes samples.
 pub struct Watcher {
     pins: Pins,
     hierarchy: Hierarchy,
     meter: Meter,
     netns_cookie: u64,
-    /// As in [`Sample`]; what a cgroup that is gone has made stays where it was.
+    /// As in [`Sample`]. A removed cgroup keeps its entry.
     steered: BTreeMap<u64, u64>,
 }
 
 impl Watcher {
-    /// Begins to count.
+    /// Starts to count.
     pub fn new(pins: Pins) -> Result<Self, kernel::Error> {
         Ok(Self {
             pins,
@@ -58,7 +58,7 @@ impl Watcher {
         })
     }
 
-    /// Everything that was counted until now. What begins to be steered is counted from the next look on.
+    /// Takes a sample. A newly steered cgroup is counted from the next sample on.
     pub fn look(&mut self) -> Result<Sample, kernel::Error> {
         let status = status::read(&self.pins, &self.hierarchy)?;
         let cgroups = cgroups(&status);
@@ -88,13 +88,13 @@ impl Watcher {
     }
 }
 
-/// The steered cgroups that are there, with their ids.
+/// The steered cgroups that exist, with their ids.
 fn cgroups(status: &Status) -> BTreeMap<CgroupPath, u64> {
     let all = status.policies.iter().flat_map(|policy| &policy.cgroups);
     all.filter_map(|cgroup| Some((cgroup.path.clone()?, cgroup.id))).collect()
 }
 
-/// Those that are in no other.
+/// The cgroups that are in no other one of these.
 fn outermost(cgroups: &BTreeMap<CgroupPath, u64>) -> impl Iterator<Item = &CgroupPath> {
     cgroups.keys().filter(|path| !path.ancestors().iter().any(|outer| cgroups.contains_key(outer)))
 }

@@ -1,4 +1,4 @@
-//! A frame, on a terminal or as text.
+//! Shows a frame on a terminal or as text.
 
 use comfy_table::{CellAlignment, presets};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
@@ -26,17 +26,17 @@ const COLUMNS: [Constraint; 7] = [
 const NUMBERS: [usize; 3] = [2, 4, 5];
 const KEYS: &str = "q quits   s sorts   ↑↓ scroll   p pauses";
 
-/// What comes first.
+/// The sort order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sort {
     /// By name and path.
     #[default]
     Name,
-    /// What sends most.
+    /// Most bytes first.
     Bytes,
-    /// What makes most sockets.
+    /// Most sockets first.
     Sockets,
-    /// What is blocked most.
+    /// Most blocked attempts first.
     Blocked,
 }
 
@@ -69,7 +69,7 @@ impl Sort {
     }
 }
 
-/// How it stands out.
+/// The kind of a row, which selects its style.
 #[derive(Clone, Copy)]
 enum Kind {
     Policy,
@@ -89,7 +89,7 @@ impl Kind {
     }
 }
 
-/// As a table of plain text.
+/// A frame as a table of plain text.
 pub fn text(mut frame: Frame, sort: Sort) -> String {
     sort.sort(&mut frame);
     let mut table = comfy_table::Table::new();
@@ -106,30 +106,30 @@ pub fn text(mut frame: Frame, sort: Sort) -> String {
     format!("{}\n{table}\n", title(&frame))
 }
 
-/// A terminal's screen.
+/// The state of the terminal's screen.
 #[derive(Debug, Default)]
 pub struct Screen {
     frame: Option<Frame>,
     sort: Sort,
-    /// Rows that are scrolled away.
+    /// The number of rows scrolled out at the top.
     above: usize,
     paused: bool,
 }
 
 impl Screen {
-    /// An empty one.
+    /// A screen without a frame.
     pub fn new(sort: Sort) -> Self {
         Self { sort, ..Self::default() }
     }
 
-    /// What is shown from now on, unless it is paused.
+    /// Sets the frame to show, unless the screen is paused.
     pub fn show(&mut self, frame: Frame) {
         if !self.paused {
             self.frame = Some(frame);
         }
     }
 
-    /// Obeys a key. False: the user has seen enough.
+    /// Handles a key. False: the user quits.
     pub fn obey(&mut self, key: KeyEvent) -> bool {
         match key.code {
             KeyCode::Char('q') | KeyCode::Esc => return false,
@@ -146,18 +146,18 @@ impl Screen {
         true
     }
 
-    /// Draws it.
+    /// Draws the frame.
     pub fn draw(&mut self, terminal: &mut ratatui::Frame<'_>) {
         let [top, middle, bottom] =
             Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)])
                 .areas(terminal.area());
         let Some(frame) = &mut self.frame else {
-            terminal.render_widget(Line::from("steer: looking"), top);
+            terminal.render_widget(Line::from("steer: counting"), top);
             return;
         };
         self.sort.sort(frame);
         let rows = rows(frame);
-        // The last row stays in sight.
+        // Keep the last row visible.
         self.above = self.above.min(rows.len().saturating_sub(1));
         let shown = rows.into_iter().skip(self.above).map(|(kind, cells)| {
             let cell = |(column, text): (usize, String)| Cell::from(Text::from(text).alignment(alignment(column)));
@@ -180,12 +180,12 @@ fn alignment(column: usize) -> Alignment {
 fn title(frame: &Frame) -> String {
     let policies = &frame.policies;
     let cgroups: usize = policies.iter().map(|policy| policy.cgroups.len()).sum();
-    let many = |count: usize, one: &str, more: &str| format!("{count} {}", if count == 1 { one } else { more });
+    let counted = |count: usize, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
     format!(
         "steer  {}  {}, {}",
         frame.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        many(policies.len(), "policy", "policies"),
-        many(cgroups, "cgroup", "cgroups")
+        counted(policies.len(), "policy", "policies"),
+        counted(cgroups, "cgroup", "cgroups")
     )
 }
 
@@ -252,7 +252,7 @@ fn per_second(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
 
-/// Of a count; one below ten has a decimal.
+/// The rate of a count per second. Below ten it has one decimal.
 fn rate(count: u64, seconds: f64) -> String {
     match per_second(count, seconds) {
         0.0 => "0".to_owned(),

@@ -72,7 +72,7 @@ fn links(frame: &Frame) -> Vec<(&str, u64, bool)> {
 }
 
 #[test]
-fn a_cgroup_has_what_those_in_it_made_and_sent() {
+fn a_cgroup_includes_its_children() {
     let before: &[_] = &[(CHILD, 7, 10)];
     let after: &[_] = &[(STEERED, 7, 1), (CHILD, 7, 15), (CHILD, 1, 3), (UNSTEERED, 7, 50)];
     let frame = frame((policy(&[("bound", 2)]), before), (policy(&[("bound", 6), ("closed_missing", 1)]), after));
@@ -85,23 +85,23 @@ fn a_cgroup_has_what_those_in_it_made_and_sent() {
 }
 
 #[test]
-fn what_the_guard_stopped_did_not_get_out() {
+fn stopped_packets_are_not_sent() {
     let after: &[_] = &[(CHILD, 3, 4), (CHILD, 7, 1)];
     let stopped = frame((policy(&[]), &[]), (policy(&[("stopped_egress", 4)]), after));
     assert_eq!(links(&stopped), [("eth0", 4, true), ("wg0", 1, false)]);
     assert_eq!(stopped.policies[0].sent(), (1, 100));
-    // Below strict there is no guard: it got out.
+    // Without strict there is no guard: the packets left.
     let steer = |counters| PolicyStatus { enforce: Enforce::Steer, ..policy(counters) };
     let leaked = frame((steer(&[]), &[]), (steer(&[("stopped_connect", 4)]), after));
     assert_eq!(links(&leaked), [("eth0", 4, false), ("wg0", 1, false)]);
-    // A missing uplink has no index that could be mistaken for a link.
+    // A missing uplink has no index that matches a link.
     let missing = |counters| PolicyStatus { ifindex: None, ..policy(counters) };
     let closed = frame((missing(&[]), &[]), (missing(&[("stopped_egress", 5)]), after));
     assert_eq!(links(&closed), [("eth0", 4, true), ("wg0", 1, true)]);
 }
 
 #[test]
-fn a_counter_that_began_anew_counts_from_zero() {
+fn a_reset_counter_counts_from_zero() {
     let frame = frame((policy(&[("bound", 9)]), &[(CHILD, 7, 100)]), (policy(&[("bound", 2)]), &[(CHILD, 7, 3)]));
     assert_eq!(links(&frame), [("wg0", 3, false)]);
     assert_eq!(frame.policies[0].sockets, 2);

@@ -58,7 +58,7 @@ fn words(line: &str) -> Vec<&str> {
 }
 
 #[test]
-fn shows_policies_and_their_cgroups_by_link() {
+fn policies_and_cgroups_by_link() {
     let mut screen = Screen::default();
     screen.show(frame());
     let lines = drawn(&mut screen, 9);
@@ -72,23 +72,23 @@ fn shows_policies_and_their_cgroups_by_link() {
 }
 
 #[test]
-fn obeys_its_keys() {
+fn keys() {
     let mut screen = Screen::default();
     screen.show(frame());
     assert!(screen.obey(key(KeyCode::Char('s'))));
-    assert_eq!(words(&drawn(&mut screen, 9)[2])[0], "vpn", "what sends most comes first");
+    assert_eq!(words(&drawn(&mut screen, 9)[2])[0], "vpn", "most bytes first");
     assert!(screen.obey(key(KeyCode::Char('p'))));
     screen.show(Frame { policies: Vec::new(), ..frame() });
     assert!(drawn(&mut screen, 9)[8].ends_with("PAUSED"));
-    assert_eq!(words(&drawn(&mut screen, 9)[2])[0], "vpn", "paused, it stays");
+    assert_eq!(words(&drawn(&mut screen, 9)[2])[0], "vpn", "the frame stays while paused");
     assert!(screen.obey(key(KeyCode::PageDown)));
-    assert_eq!(words(&drawn(&mut screen, 9)[2])[0], "/b", "the last row stays in sight");
+    assert_eq!(words(&drawn(&mut screen, 9)[2])[0], "/b", "the last row stays visible");
     assert!(!screen.obey(key(KeyCode::Char('q'))));
     assert!(!screen.obey(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)));
 }
 
 #[test]
-fn is_text_where_there_is_no_terminal() {
+fn text_without_a_terminal() {
     let text = text(frame(), Sort::Blocked);
     let lines: Vec<_> = text.lines().collect();
     assert!(lines[0].starts_with("steer  1970"), "{text}");
