@@ -1,7 +1,7 @@
-//! The policy slots: finding, filling and freeing them.
+//! The policy slots: finds, fills and frees them.
 //!
-//! **Invariant:** what a slot means does not change while an attachment names it, except for the uplink's index, which is one
-//! word. A policy that has become another one gets another slot, and attachments are pointed to it one by one.
+//! **Invariant:** the policy in a slot does not change while an attachment names the slot. Only the uplink's index, one
+//! word, may change. A changed policy gets another slot, and attachments are pointed to it one by one.
 
 use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd as _};
 
@@ -17,7 +17,7 @@ use super::{Datapath, Error, Lock, bpf, map_error};
 pub struct PolicyEntry {
     /// Its number, as in attachment records.
     pub slot: u32,
-    /// What is in it.
+    /// Its content.
     pub record: PolicyRecord,
 }
 
@@ -38,7 +38,7 @@ impl PolicyEntry {
         text(&self.record.interface)
     }
 
-    /// The resolvers that are asked, whomever a program asks; of each family one at most.
+    /// The resolvers that replace the servers a program asks; at most one for each family.
     pub fn resolvers(&self) -> Vec<IpAddr> {
         let families = [(policy_flags::DNS4, self.record.dns4), (policy_flags::DNS6, self.record.dns6)];
         let asked = families.into_iter().filter(|(flag, _)| self.record.flags & flag != 0);
@@ -56,7 +56,7 @@ impl PolicyEntry {
     }
 }
 
-/// Whether two records are the same policy, but for where its uplink is now.
+/// Whether two records are the same policy, apart from the current index of the uplink.
 fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
     PolicyRecord { ifindex: new.ifindex, ..*old } == *new
 }
@@ -84,15 +84,15 @@ impl Datapath {
         }
     }
 
-    /// The slot of the configured policy that is, apart from whose it is, the same as this one and in force.
+    /// The slot of the configured policy in force that equals this one, apart from the owner.
     pub fn configured_as(&self, record: &PolicyRecord) -> Result<Option<u32>, Error> {
         let configured = PolicyRecord { owner: Owner::Config as u32, ..*record };
         let found = self.policies()?.into_iter().find(|entry| is_same_policy(&entry.record, &configured));
         Ok(found.map(|entry| entry.slot))
     }
 
-    /// Puts each record in the slot that holds the same policy, or else in a free one. Returns their numbers; nothing is
-    /// changed when there are not enough slots.
+    /// Puts each record in the slot that holds the same policy, or else in a free slot. Returns the slot numbers. Changes
+    /// nothing if there are not enough slots.
     pub fn put_policies(&mut self, _lock: &Lock, records: &[PolicyRecord]) -> Result<Vec<u32>, Error> {
         let mut entries: BTreeMap<u32, PolicyRecord> =
             self.policies()?.into_iter().map(|entry| (entry.slot, entry.record)).collect();
@@ -118,20 +118,20 @@ impl Datapath {
         Ok(slots)
     }
 
-    /// Gives a policy another index of its uplink. Returns it as it is now.
+    /// Changes the uplink's index in a policy. Returns the changed entry.
     pub fn set_uplink(&mut self, _lock: &Lock, entry: &PolicyEntry, ifindex: i32) -> Result<PolicyEntry, Error> {
         let record = PolicyRecord { ifindex, ..entry.record };
         self.set_policy(entry.slot, &record)?;
         Ok(PolicyEntry { slot: entry.slot, record })
     }
 
-    /// Frees the configured policies that are not in `keep`. What was attached to one of them by hand is pointed to the one of
-    /// the same name in `keep`; where there is none it is closed, and the slot kept until it is detached. Returns the ids
-    /// of the cgroups whose attachments were pointed to another.
+    /// Frees the configured policies that are not in `keep`. Manual attachments to one of them are pointed to the policy of
+    /// the same name in `keep`. If there is none, the policy is closed, and its slot is kept until they are detached.
+    /// Returns the ids of the cgroups whose attachments were pointed to another slot.
     pub fn retire_policies(&mut self, lock: &Lock, keep: &[u32]) -> Result<Vec<u64>, Error> {
         let entries = self.policies()?;
         let is_kept = |entry: &&PolicyEntry| keep.contains(&entry.slot);
-        let heirs: BTreeMap<String, u32> =
+        let successors: BTreeMap<String, u32> =
             entries.iter().filter(is_kept).map(|entry| (entry.name(), entry.slot)).collect();
         let retired = |entry: &PolicyEntry| entry.is_owned_by(Owner::Config) && !keep.contains(&entry.slot);
         let retired: Vec<PolicyEntry> = entries.into_iter().filter(retired).collect();
@@ -139,22 +139,22 @@ impl Datapath {
             return Ok(Vec::new());
         }
         let attachments = self.records()?;
-        let mut inherited = Vec::new();
+        let mut redirected = Vec::new();
         for PolicyEntry { slot, record } in retired {
-            let mut named = false;
+            let mut is_used = false;
             let of_slot =
                 attachments.iter().filter_map(|(id, attached)| Some((*id, attached.filter(|it| it.policy == slot)?)));
             for (cgroup_id, attached) in of_slot {
-                match heirs.get(&text(&record.name)) {
-                    Some(heir) => {
-                        self.point_to(lock, cgroup_id, attached, *heir)?;
-                        inherited.push(cgroup_id);
+                match successors.get(&text(&record.name)) {
+                    Some(successor) => {
+                        self.point_to(lock, cgroup_id, attached, *successor)?;
+                        redirected.push(cgroup_id);
                     }
-                    None => named = true,
+                    None => is_used = true,
                 }
             }
-            if named {
-                // Without a name to look for, no link ever opens it again.
+            if is_used {
+                // Without an uplink name, no link can open the policy again.
                 let closed = PolicyRecord { kind: Kind::Steer as u32, interface: [0; INTERFACE_BYTES], ..record };
                 self.set_policy(slot, &record.closed())?;
                 self.set_policy(slot, &closed.closed())?;
@@ -162,10 +162,10 @@ impl Datapath {
                 self.free_policy(slot)?;
             }
         }
-        Ok(inherited)
+        Ok(redirected)
     }
 
-    /// Empties a slot that no attachment names any more.
+    /// Empties a slot that no attachment names.
     pub(super) fn free_policy(&mut self, slot: u32) -> Result<(), Error> {
         self.set_policy(slot, &PolicyRecord::EMPTY)
     }
