@@ -10,7 +10,7 @@ pub enum Counter {
     ClosedMissing = 1,
     /// Closed off: the policy is not (or not yet) complete.
     ClosedUnknown = 2,
-    /// Refused with EPERM: the socket belongs to another network namespace and the policy says so.
+    /// Refused with EPERM: the socket belongs to another network namespace, and the policy refuses those.
     RefusedNetns = 3,
     /// Left alone: the socket belongs to another network namespace.
     LeftNetns = 4,

@@ -27,7 +27,7 @@ pub struct EventRecord {
     /// Id of the cgroup of the calling process, or of a packet's socket. If the socket's cgroup is not known, the id of the
     /// attachment's cgroup, which is the same or above it.
     pub cgroup_id: u64,
-    /// The network namespace in which `ifindex` has its meaning (`SO_NETNS_COOKIE`); 0 is not known.
+    /// The network namespace in which `ifindex` is valid (`SO_NETNS_COOKIE`); 0 is not known.
     pub netns_cookie: u64,
     /// Slot of the policy.
     pub policy: u32,

@@ -1,8 +1,8 @@
-//! What the kernel side and the agent must agree on: map names and sizes, the records in the maps, the counters, and the
-//! decision about a new socket. The decision needs no kernel helper, so it lives here and is tested on the host.
+//! Definitions that the kernel side and the agent share: map names and sizes, the records in the maps, the counters, and
+//! the decision about a new socket. The decision needs no kernel helper, so it is here and is tested on the host.
 //!
 //! **Invariant:** every value a map can hold decodes, and every value that is not a complete policy decodes to *closed*.
-//! Changing the size or meaning of anything here means raising [`ABI_VERSION`].
+//! Raise [`ABI_VERSION`] when you change the size or meaning of anything here.
 #![no_std]
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
@@ -40,7 +40,7 @@ pub mod map {
     pub const ATTACHMENTS: &str = "ATTACHMENTS";
     /// Per-CPU array of [`CounterRecord`](crate::CounterRecord), by policy slot.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Hash of the ids of cgroups that have a complete attachment inside another one; the value is its
+    /// Hash of the ids of cgroups that have a complete attachment inside another one. The value is its
     /// [`level`](crate::AttachmentRecord::level).
     pub const DECIDERS: &str = "DECIDERS";
     /// Socket storage of [`SocketRecord`](crate::SocketRecord).

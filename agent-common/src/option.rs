@@ -14,7 +14,7 @@ pub const SO_BINDTODEVICE: i32 = 25;
 pub const SO_MARK: i32 = 36;
 /// Binds to an interface by index.
 pub const SO_BINDTOIFINDEX: i32 = 62;
-/// Puts another protocol on top of TCP.
+/// Adds another protocol on top of TCP.
 pub const TCP_ULP: i32 = 31;
 /// Leaves a group.
 pub const IP_DROP_MEMBERSHIP: i32 = 36;

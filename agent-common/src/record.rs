@@ -28,9 +28,9 @@ pub mod policy_flags {
     pub const REFUSE_OTHER_NETNS: u32 = 1;
     /// `connect` restores a lost binding.
     pub const RESTORE: u32 = 1 << 1;
-    /// Nothing gets out by another link, whatever the socket is bound to.
+    /// No packet gets out by another link, whatever the socket is bound to.
     pub const GUARD: u32 = 1 << 2;
-    /// Nothing gets in by another link either.
+    /// No packet gets in by another link.
     pub const GUARD_INGRESS: u32 = 1 << 3;
     /// DNS queries over IPv4 go to [`PolicyRecord::dns4`](super::PolicyRecord::dns4).
     pub const DNS4: u32 = 1 << 4;
@@ -78,7 +78,7 @@ const _: () = assert!(size_of::<SocketRecord>() == 32);
 pub enum Kind {
     /// Bind to the uplink.
     Steer = 1,
-    /// Leave the socket alone, whatever an outer cgroup's policy says.
+    /// Leave the socket alone, even if an outer cgroup has a policy.
     Exempt = 2,
 }
 
@@ -127,11 +127,11 @@ pub struct PolicyRecord {
     pub ifindex: i32,
     /// [`Owner`].
     pub owner: u32,
-    /// The network namespace in which `ifindex` has its meaning (`SO_NETNS_COOKIE`).
+    /// The network namespace in which `ifindex` is valid (`SO_NETNS_COOKIE`).
     pub netns_cookie: u64,
-    /// The resolver that is asked over IPv4, mapped; all zero is none.
+    /// The IPv4 resolver, mapped; all zero is none.
     pub dns4: AddressWords,
-    /// The resolver that is asked over IPv6; all zero is none.
+    /// The IPv6 resolver; all zero is none.
     pub dns6: AddressWords,
     /// The policy's name, UTF-8, padded with NUL.
     pub name: [u8; NAME_BYTES],

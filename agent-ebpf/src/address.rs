@@ -206,7 +206,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
 #[inline(always)]
 fn refuse(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter, bound: i32, hook: Hook) -> i32 {
     policy::count(attachment.policy, reason);
-    events::tell(attachment, reason, events::cgroup_id(), |record| {
+    events::report(attachment, reason, events::cgroup_id(), |record| {
         record.netns_cookie = netns_cookie(ctx);
         record.ifindex = bound;
         record.peer = peer::of_call(ctx, hook);

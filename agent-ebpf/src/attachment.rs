@@ -31,7 +31,7 @@ static ATTACHMENTS: Definition = Definition(UnsafeCell::new(bpf_map_def {
     pinning: 0,
 }));
 
-/// The record of the attachment that made this program run. The agent may change it at any time, whole words at a time.
+/// The record of the attachment that this program runs for. The agent may change it at any time, in whole words.
 #[inline(always)]
 pub(crate) fn current() -> AttachmentRecord {
     // SAFETY: the flags are reserved and zero; the helper cannot fail, the storage is allocated before the attachment.

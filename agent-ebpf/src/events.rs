@@ -27,7 +27,7 @@ static EVENT_LIMITS: LruPerCpuHashMap<LimitKey, LimitRecord, { event::EVENT_LIMI
 /// Reports that the attachment has stopped something of the cgroup `cgroup_id` for that reason. `describe` adds details if
 /// the event will be reported. The record has the policy's network namespace unless `describe` sets another.
 #[inline(always)]
-pub(crate) fn tell(
+pub(crate) fn report(
     attachment: &AttachmentRecord,
     reason: Counter,
     cgroup_id: u64,
@@ -45,7 +45,7 @@ pub(crate) fn tell(
         return;
     }
     let Some(mut entry) = EVENTS.reserve(0) else {
-        // The ring is full: nobody reads.
+        // The ring buffer is full: no process reads it.
         limit.unreported += 1;
         return;
     };

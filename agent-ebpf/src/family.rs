@@ -22,8 +22,8 @@ const AF_ALG: i32 = 38;
 const AF_KCM: i32 = 41;
 const IPPROTO_SMC: i32 = 256;
 
-/// Runs for every `socket` and `socketpair` of a process in an attached cgroup or below it (Linux 6.0, with `bpf` among the active
-/// security modules).
+/// Runs for every `socket` and `socketpair` of a process in an attached cgroup or below it (Linux 6.0, with `bpf` among the
+/// active security modules).
 #[lsm_cgroup(hook = "socket_create")]
 pub fn family(ctx: LsmContext) -> i32 {
     let (family, protocol, kernel): (i32, i32, i32) = (ctx.arg(0), ctx.arg(2), ctx.arg(3));
@@ -38,7 +38,7 @@ pub fn family(ctx: LsmContext) -> i32 {
         Some(Ok(Kind::Exempt)) => ALLOW,
         Some(Ok(Kind::Steer) | Err(_)) | None => {
             policy::count(attachment.policy, Counter::StoppedFamily);
-            events::tell(&attachment, Counter::StoppedFamily, events::cgroup_id(), |record| {
+            events::report(&attachment, Counter::StoppedFamily, events::cgroup_id(), |record| {
                 record.netns_cookie = 0;
                 events::add_caller(record);
             });

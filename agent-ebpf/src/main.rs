@@ -66,7 +66,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         Verdict::Close(reason) => {
             socket::bind(&ctx, CLOSED_IFINDEX);
             policy::count(slot, reason);
-            tell(&ctx, &attachment, reason, netns_cookie, CLOSED_IFINDEX);
+            report(&ctx, &attachment, reason, netns_cookie, CLOSED_IFINDEX);
             trace!(&ctx, "policy slot {}: {}", slot, reason.name());
             ALLOW
         }
@@ -80,7 +80,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         }
         Verdict::Refuse(reason) => {
             policy::count(slot, reason);
-            tell(&ctx, &attachment, reason, netns_cookie, 0);
+            report(&ctx, &attachment, reason, netns_cookie, 0);
             trace!(&ctx, "policy slot {}: {}", slot, reason.name());
             REFUSE
         }
@@ -88,8 +88,8 @@ pub fn sock_create(ctx: SockContext) -> i32 {
 }
 
 #[inline(always)]
-fn tell(ctx: &SockContext, attachment: &AttachmentRecord, reason: Counter, netns_cookie: u64, ifindex: i32) {
-    events::tell(attachment, reason, events::cgroup_id(), |record| {
+fn report(ctx: &SockContext, attachment: &AttachmentRecord, reason: Counter, netns_cookie: u64, ifindex: i32) {
+    events::report(attachment, reason, events::cgroup_id(), |record| {
         record.netns_cookie = netns_cookie;
         record.ifindex = ifindex;
         record.peer.protocol = socket::protocol(ctx);

@@ -48,7 +48,7 @@ pub(crate) fn decides_for_packet(attachment: &AttachmentRecord, ctx: &SkBuffCont
 /// Whether the attachment acts on the current process, before a socket exists.
 #[inline(always)]
 pub(crate) fn decides_for_current(attachment: &AttachmentRecord) -> bool {
-    // SAFETY: any level may be asked for.
+    // SAFETY: the helper accepts any level.
     !has_inner(attachment, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) })
 }
 

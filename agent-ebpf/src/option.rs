@@ -102,13 +102,13 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
         return ALLOW;
     }
     policy::count(attachment.policy, Counter::StoppedSetsockopt);
-    tell(&ctx, &attachment, (level, option), &value);
+    report(&ctx, &attachment, (level, option), &value);
     REFUSE
 }
 
 #[inline(always)]
-fn tell(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) {
-    events::tell(attachment, Counter::StoppedSetsockopt, events::cgroup_id(), |record| {
+fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) {
+    events::report(attachment, Counter::StoppedSetsockopt, events::cgroup_id(), |record| {
         (record.option_level, record.option) = (level, option);
         record.ifindex = match value {
             Value::Index | Value::Group(Index::AtStart) => word::<0>(ctx),

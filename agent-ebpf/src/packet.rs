@@ -72,7 +72,7 @@ fn stop(ctx: &SkBuffContext, attachment: &AttachmentRecord, reason: Counter, ifi
     // The socket of a connection that is being opened or closed has no cgroup.
     let cgroup_id = if of_socket == 0 { attachment.cgroup_id } else { of_socket };
     let incoming = matches!(reason, Counter::StoppedIngress);
-    events::tell(attachment, reason, cgroup_id, |record| {
+    events::report(attachment, reason, cgroup_id, |record| {
         record.ifindex = ifindex.cast_signed();
         record.peer = peer::of_packet(ctx, incoming);
         if !incoming {

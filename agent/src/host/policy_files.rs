@@ -36,7 +36,7 @@ pub enum Error {
     #[error(transparent)]
     Invalid(#[from] Problems),
     /// The policy is in a file that steer does not change.
-    #[error("policy {name:?} is in {file}: change it there")]
+    #[error("policy {name:?} is in {file}: edit that file instead")]
     InFile {
         /// Its name.
         name: String,
@@ -46,7 +46,7 @@ pub enum Error {
     /// There is no such policy.
     #[error("there is no policy {name:?}")]
     Missing {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
     /// A file operation.

@@ -239,7 +239,7 @@ impl Datapath {
             if is_new || !refresh_link(&pin, program, cgroup.id)? {
                 match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
                     Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
-                        object::give_up(&self.pins, program.hook)?;
+                        object::remove_program(&self.pins, program.hook)?;
                     }
                     Err(error) => return Err(refused(program.hook, hierarchy, cgroup, error)),
                     Ok(link) => created.push((program.hook.name, link)),

@@ -132,7 +132,7 @@ pub(super) struct ProgramInfo {
 
 /// Reads a program's identity.
 pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
-    // SAFETY: a struct of integers; zero is valid and asks for none of the optional arrays.
+    // SAFETY: a struct of integers; zero is valid and requests none of the optional arrays.
     let mut info: bpf_prog_info = unsafe { MaybeUninit::zeroed().assume_init() };
     object_info(program, &mut info)?;
     let name = info.name.iter().map(|&byte| byte.cast_unsigned()).take_while(|&byte| byte != 0).collect::<Vec<u8>>();

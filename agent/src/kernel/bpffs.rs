@@ -38,7 +38,7 @@ pub struct Located {
     pub anchor: Option<OwnedFd>,
 }
 
-/// Where the pin directory `directory` is, if its bpffs is mounted.
+/// Finds the pin directory `directory`, if its bpffs is mounted.
 pub fn locate(directory: &Path) -> Option<Located> {
     if is_on_bpffs(directory) {
         return Some(Located { path: directory.to_owned(), anchor: None });

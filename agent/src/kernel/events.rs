@@ -59,7 +59,7 @@ pub struct Unreported {
 }
 
 impl EventRing {
-    /// Becomes its reader. Needs a tokio runtime. `Ok(None)`: nothing is pinned.
+    /// Locks and opens the ring buffer. Needs a tokio runtime. `Ok(None)`: nothing is pinned.
     pub fn open(pins: &Pins) -> Result<Option<Self>, Error> {
         if !object::maps_are_pinned(pins) {
             return Ok(None);
@@ -72,7 +72,7 @@ impl EventRing {
             return Err(Error::Read { path: pins.root().to_owned() });
         };
         let ring: RingBuf<MapData> = open_map(pins, map::EVENTS, Map::RingBuf)?;
-        // SAFETY: the map's descriptor stays open, and the same, for as long as the `AsyncFd` owns it.
+        // SAFETY: the map's descriptor stays open and unchanged while the `AsyncFd` owns it.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(|error| failed("follow", map::EVENTS)(error.into()))?;
         Ok(Some(Self {

@@ -110,7 +110,7 @@ pub enum Error {
     Full {
         /// The policy that found no slot.
         name: String,
-        /// How many there are.
+        /// The number of slots.
         slots: u32,
     },
     /// The kernel refused a link.

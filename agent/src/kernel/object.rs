@@ -28,7 +28,7 @@ pub(super) struct Hook {
     pub(super) name: &'static str,
     pub(super) attach_type: bpf_attach_type,
     /// The [`policy_flags`] that need it; 0 is every policy.
-    asked_by: u32,
+    needed_by: u32,
 }
 
 const DNS: u32 = policy_flags::DNS4 | policy_flags::DNS6;
@@ -66,20 +66,20 @@ fn all_programs() -> impl Iterator<Item = &'static Hook> {
     HOOKS.iter().chain([&ANCHOR])
 }
 
-const fn hook(name: &'static str, attach_type: bpf_attach_type, asked_by: u32) -> Hook {
-    Hook { name, attach_type, asked_by }
+const fn hook(name: &'static str, attach_type: bpf_attach_type, needed_by: u32) -> Hook {
+    Hook { name, attach_type, needed_by }
 }
 
 impl Hook {
     /// Whether a policy with these flags needs it.
-    pub(super) fn is_asked(&self, flags: u32) -> bool {
-        self.asked_by == 0 || flags & self.asked_by != 0
+    pub(super) fn is_needed(&self, flags: u32) -> bool {
+        self.needed_by == 0 || flags & self.needed_by != 0
     }
 
     /// Whether an attachment has it. Its own policy may need it. Or a policy `around` it does, and this attachment's program
     /// must run first to note that this attachment decides.
     pub(super) fn is_wanted(&self, flags: u32, around: u32) -> bool {
-        self.is_asked(flags) || self.notes() && self.is_asked(around)
+        self.is_needed(flags) || self.notes() && self.is_needed(around)
     }
 
     /// Whether its program runs for a call that it can bind or stop. A packet needs no note. An answer is renamed only if its
@@ -153,7 +153,7 @@ fn set_fragments_aside(pins: &Pins) -> Result<(), Error> {
 }
 
 /// Removes the program of an optional hook, so that no policy uses it.
-pub(super) fn give_up(pins: &Pins, hook: &Hook) -> Result<(), Error> {
+pub(super) fn remove_program(pins: &Pins, hook: &Hook) -> Result<(), Error> {
     let path = pins.program(hook.name);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -163,7 +163,7 @@ impl Pins {
         }
     }
 
-    /// Becomes the one daemon of this pin directory. `Ok(None)`: there is another.
+    /// Takes the lock of the one daemon of this pin directory. `Ok(None)`: another daemon holds it.
     pub fn daemon_lock(&self, _lock: &Lock) -> Result<Option<DaemonLock>, Error> {
         let path = self.daemon();
         fs::create_dir_all(&path).map_err(|source| Error::Pin { action: "create", path: path.clone(), source })?;

@@ -137,7 +137,10 @@ impl Hierarchy {
             }
             let name = entry.file_name();
             let Some(name) = name.to_str() else {
-                log::error!("ignored cgroup {} in {path}: its name is not UTF-8, so no policy can name it", name.display());
+                log::error!(
+                    "ignored cgroup {} in {path}: its name is not UTF-8, so no policy can name it",
+                    name.display()
+                );
                 continue;
             };
             children.push(Found { path: path.child(name), id: entry.ino() });

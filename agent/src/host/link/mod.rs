@@ -34,7 +34,7 @@ pub enum Error {
     /// No such interface.
     #[error("there is no interface {name:?} in this network namespace{}", found(.known))]
     Missing {
-        /// What was asked for.
+        /// The requested name.
         name: String,
         /// The existing interfaces.
         known: Vec<String>,

@@ -56,7 +56,7 @@ impl Watch {
             socket.bind(&SocketAddr::new(0, 0))?;
             socket.add_membership(libc::RTNLGRP_LINK)?;
             socket.set_non_blocking(true)?;
-            // SAFETY: the socket stays open, and the same, for as long as the `AsyncFd` owns it.
+            // SAFETY: the socket stays open and unchanged while the `AsyncFd` owns it.
             unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
         };
         let reports = subscribe().map_err(Error::Socket)?;
