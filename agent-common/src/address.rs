@@ -24,7 +24,7 @@ pub fn ip_address(words: AddressWords) -> IpAddr {
 /// The third word of a mapped IPv4 address; the two before it are 0.
 pub const MAPPED_WORD: u32 = 0xffff_u32.to_be();
 
-/// An IPv4 address, as it is in memory, as a mapped one.
+/// Maps an IPv4 address, given as it is in memory.
 pub const fn mapped(address: u32) -> AddressWords {
     [0, 0, MAPPED_WORD, address]
 }

@@ -8,19 +8,19 @@ pub enum Counter {
     Bound = 0,
     /// Closed off: the uplink is missing.
     ClosedMissing = 1,
-    /// Closed off: the policy is not (or not yet) a complete one.
+    /// Closed off: the policy is not (or not yet) complete.
     ClosedUnknown = 2,
-    /// Refused with EPERM: the socket belongs to another network namespace and the policy says so.
+    /// Refused with EPERM: the socket belongs to another network namespace, and the policy refuses those.
     RefusedNetns = 3,
     /// Left alone: the socket belongs to another network namespace.
     LeftNetns = 4,
     /// Left alone: the policy exempts.
     LeftExempt = 5,
-    /// Left alone: a more specific cgroup's policy has decided.
+    /// Left alone: an inner cgroup's policy has decided.
     LeftNested = 6,
-    /// A lost binding was put back by `connect`.
+    /// `connect` restored a lost binding.
     Restored = 7,
-    /// `connect` was refused: the binding could not be put back.
+    /// `connect` was refused: the binding could not be restored.
     StoppedConnect = 8,
     /// A datagram of an unbound socket was stopped.
     StoppedSendmsg = 9,
@@ -30,9 +30,9 @@ pub enum Counter {
     StoppedEgress = 11,
     /// A packet that came in by another link was dropped.
     StoppedIngress = 12,
-    /// `bind` was refused: the binding could not be put back.
+    /// `bind` was refused: the binding could not be restored.
     StoppedBind = 13,
-    /// `socket` was refused: what it would send, no program sees.
+    /// `socket` was refused: no program sees what the socket would send.
     StoppedFamily = 14,
 }
 

@@ -1,7 +1,7 @@
-//! What is done with a new socket, given the policy and the socket's network namespace.
+//! The decision about a new socket, given the policy and the socket's network namespace.
 //!
-//! **Invariant:** only a complete policy of the socket's own namespace binds it to an interface, and only a policy that
-//! says so leaves it alone. Everything else is closed.
+//! **Invariant:** only a complete policy of the socket's own namespace binds it to an interface. A socket is left alone
+//! only if its policy requires it. All other sockets are closed off.
 
 use crate::{
     counter::Counter,
@@ -43,14 +43,14 @@ pub fn decide(policy: Option<&PolicyRecord>, netns_cookie: u64) -> Verdict {
     }
 }
 
-/// Whether the policy asks for a program by one of these flags. One that is not complete asks for all.
+/// Whether the policy has one of these flags. An incomplete policy counts as having all.
 #[inline]
 pub fn is_asked(policy: Option<&PolicyRecord>, flags: u32) -> bool {
     policy.is_none_or(|policy| policy.flags & flags != 0 || Kind::try_from(policy.kind).is_err())
 }
 
-/// Whether a socket bound to `bound` is where its policy wants it, in whichever network namespace it may be. A guard asks this
-/// first, for which namespace that is takes a call to find out.
+/// Whether `bound` is already what the policy requires, in any network namespace. A guard checks this first, because it
+/// needs a helper call to find out the namespace.
 #[inline]
 pub fn is_settled(policy: Option<&PolicyRecord>, bound: i32) -> bool {
     policy.is_some_and(|policy| {
@@ -87,7 +87,7 @@ mod tests {
         let cases = [
             Case { name: "steer", policy: Some(STEER), netns_cookie: HERE, want: Verdict::Bind(3) },
             Case {
-                name: "no such slot",
+                name: "missing slot",
                 policy: None,
                 netns_cookie: HERE,
                 want: Verdict::Close(Counter::ClosedUnknown),

@@ -1,19 +1,19 @@
-//! What the programs tell of whatever they stop, and how often: the records of a ring buffer, and the limits that keep a flood
-//! of one kind from hiding another.
+//! Events: the records that report what the programs stop, and the rate limits, so that many events of one kind do not hide
+//! events of another kind.
 //!
-//! **Invariant:** any bytes decode, and nothing is decided by them.
+//! **Invariant:** any bytes decode, and no decision depends on them.
 
 use crate::{address::AddressWords, record::NAME_BYTES};
 
-/// Bytes of [`map::EVENTS`](crate::map::EVENTS): more than a thousand events that nobody has read yet.
+/// Bytes of [`map::EVENTS`](crate::map::EVENTS): space for more than a thousand unread events.
 pub const EVENTS_BYTES: u32 = 256 * 1024;
-/// Entries of [`map::EVENT_LIMITS`](crate::map::EVENT_LIMITS); the one that was not needed for longest makes room.
+/// Entries of [`map::EVENT_LIMITS`](crate::map::EVENT_LIMITS). When the map is full, the least recently used entry is reused.
 pub const EVENT_LIMITS: u32 = 4096;
-/// How many events of one kind each CPU tells in a [`LIMIT_PERIOD_NS`].
+/// How many events of one kind each CPU reports in a [`LIMIT_PERIOD_NS`].
 pub const EVENTS_PER_PERIOD: u64 = 10;
 /// Nanoseconds.
 pub const LIMIT_PERIOD_NS: u64 = 1_000_000_000;
-/// Bytes of a process's name and of an interface's, as the kernel keeps them: with a NUL at the end.
+/// Bytes of a process name or an interface name in the kernel, with the NUL at the end.
 pub const KERNEL_NAME_BYTES: usize = 16;
 
 /// One attempt that was stopped.
@@ -22,12 +22,12 @@ pub const KERNEL_NAME_BYTES: usize = 16;
 pub struct EventRecord {
     /// When, in nanoseconds of `CLOCK_BOOTTIME`.
     pub boottime_ns: u64,
-    /// How many of the same kind this CPU has not told before this one, because they were too many.
+    /// How many events of the same kind this CPU has not reported before this one, because they were too many.
     pub unreported: u64,
-    /// Id of the cgroup of who tried: of the calling process, or of a packet's socket. Where the socket's is not known, that of
-    /// the attachment, which is the same or above it.
+    /// Id of the cgroup of the calling process, or of a packet's socket. If the socket's cgroup is not known, the id of the
+    /// attachment's cgroup, which is the same or above it.
     pub cgroup_id: u64,
-    /// The network namespace in which `ifindex` has its meaning (`SO_NETNS_COOKIE`); 0 is not known.
+    /// The network namespace in which `ifindex` is valid (`SO_NETNS_COOKIE`); 0 is not known.
     pub netns_cookie: u64,
     /// Slot of the policy.
     pub policy: u32,
@@ -35,20 +35,20 @@ pub struct EventRecord {
     pub reason: u32,
     /// Id of the process, in the first pid namespace; 0 is not known.
     pub pid: u32,
-    /// Index of the interface concerned: by which a packet would have left or come, to which an option would have bound, or to
-    /// which the socket is bound; 0 is none.
+    /// Index of the interface: the one that a packet would have left or come by, that an option would have bound to, or that
+    /// the socket is bound to; 0 is none.
     pub ifindex: i32,
     /// The option that was refused, and its level; 0 for both is none.
     pub option_level: i32,
-    /// See above.
+    /// The option; see [`Self::option_level`].
     pub option: i32,
-    /// Whom it was for, or from.
+    /// The destination or the source.
     pub peer: Peer,
     /// Name of the process, padded with NUL; all NUL is not known.
     pub comm: [u8; KERNEL_NAME_BYTES],
     /// Name of the interface that an option named, padded with NUL.
     pub interface: [u8; KERNEL_NAME_BYTES],
-    /// Name of the policy, as in its record: the slot may have another one when this is read.
+    /// Name of the policy, as in its record. The slot may have another policy when this is read.
     pub policy_name: [u8; NAME_BYTES],
 }
 
@@ -68,7 +68,7 @@ const _: () = assert!(size_of::<Peer>() == 24);
 const _: () = assert!(size_of::<EventRecord>() == 80 + 2 * KERNEL_NAME_BYTES + NAME_BYTES);
 
 impl EventRecord {
-    /// One that says nothing.
+    /// An empty record.
     pub const EMPTY: Self = Self {
         boottime_ns: 0,
         unreported: 0,
@@ -106,15 +106,15 @@ impl LimitKey {
     }
 }
 
-/// How much of one kind one CPU has told: each keeps its own, so none waits for another.
+/// How many events of one kind one CPU has reported. Each CPU has its own, so none waits for another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct LimitRecord {
     /// When the period began, in nanoseconds of `CLOCK_BOOTTIME`.
     pub since_ns: u64,
-    /// How many were told in it.
+    /// How many events were reported in the period.
     pub told: u64,
-    /// How many have not been told since the last one that was.
+    /// How many events have not been reported since the last report.
     pub unreported: u64,
 }
 
@@ -122,7 +122,7 @@ const _: () = assert!(size_of::<LimitKey>() == 16);
 const _: () = assert!(size_of::<LimitRecord>() == 24);
 
 impl LimitRecord {
-    /// Whether one more may be told at this time, which is then taken as told.
+    /// Whether one more event may be reported now. If so, counts it as reported.
     #[inline]
     pub fn admits(&mut self, now_ns: u64) -> bool {
         if self.is_over(now_ns) {
@@ -156,7 +156,7 @@ mod tests {
     use super::{EVENTS_PER_PERIOD, LIMIT_PERIOD_NS, LimitRecord};
 
     #[test]
-    fn a_period_admits_so_many_and_the_next_one_again() {
+    fn every_period_admits_the_same_number() {
         let mut limit = LimitRecord::default();
         for start in [5 * LIMIT_PERIOD_NS, 6 * LIMIT_PERIOD_NS, 100 * LIMIT_PERIOD_NS] {
             let admitted = (0..1000).filter(|moment| limit.admits(start + moment)).count();

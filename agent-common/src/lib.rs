@@ -1,8 +1,8 @@
-//! What the kernel side and the agent must agree on: map names and sizes, the records in the maps, the counters, and the
-//! decision about a new socket. The decision needs no kernel helper, so it lives here and is tested on the host.
+//! Definitions that the kernel side and the agent share: map names and sizes, the records in the maps, the counters, and
+//! the decision about a new socket. The decision needs no kernel helper, so it is here and is tested on the host.
 //!
 //! **Invariant:** every value a map can hold decodes, and every value that is not a complete policy decodes to *closed*.
-//! Changing the size or meaning of anything here means raising [`ABI_VERSION`].
+//! Raise [`ABI_VERSION`] when you change the size or meaning of anything here.
 #![no_std]
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
@@ -25,10 +25,10 @@ pub use record::{
 /// Entries of [`map::DECIDERS`].
 pub const NESTED_ATTACHMENTS: u32 = 65_536;
 
-/// The version of everything in this crate. Pinned state of another version is never read, only replaced.
+/// The version of this crate's interface. Pinned state of another version is never read, only replaced.
 pub const ABI_VERSION: u32 = 4;
 
-/// Slots in [`map::POLICIES`]. Slot 0 is never given out: it is what an unpopulated [`AttachmentRecord`] names.
+/// Slots in [`map::POLICIES`]. Slot 0 is never used: an empty [`AttachmentRecord`] names it.
 pub const POLICY_SLOTS: u32 = 4096;
 
 /// Names of the maps, as in the object file and below the pin directory.
@@ -40,7 +40,7 @@ pub mod map {
     pub const ATTACHMENTS: &str = "ATTACHMENTS";
     /// Per-CPU array of [`CounterRecord`](crate::CounterRecord), by policy slot.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Hash of the ids of cgroups that have a complete attachment inside another one; the value is its
+    /// Hash of the ids of cgroups that have a complete attachment inside another one. The value is its
     /// [`level`](crate::AttachmentRecord::level).
     pub const DECIDERS: &str = "DECIDERS";
     /// Socket storage of [`SocketRecord`](crate::SocketRecord).
@@ -57,7 +57,7 @@ pub mod map {
 pub mod program {
     /// `cgroup/sock_create`: binds.
     pub const SOCK_CREATE: &str = "sock_create";
-    /// `cgroup/connect4`: puts a lost binding back, and turns a query to the policy's resolver.
+    /// `cgroup/connect4`: restores a lost binding, and redirects a DNS query to the policy's resolver.
     pub const CONNECT4: &str = "connect4";
     /// `cgroup/connect6`.
     pub const CONNECT6: &str = "connect6";
@@ -65,40 +65,40 @@ pub mod program {
     pub const SENDMSG4: &str = "sendmsg4";
     /// `cgroup/sendmsg6`.
     pub const SENDMSG6: &str = "sendmsg6";
-    /// `cgroup/recvmsg4`: gives an answer the name of the server that was asked.
+    /// `cgroup/recvmsg4`: gives an answer the address of the server that was asked.
     pub const RECVMSG4: &str = "recvmsg4";
     /// `cgroup/recvmsg6`.
     pub const RECVMSG6: &str = "recvmsg6";
-    /// `cgroup/getpeername4`: the same for who the peer is.
+    /// `cgroup/getpeername4`: the same for the peer.
     pub const GETPEERNAME4: &str = "getpeername4";
     /// `cgroup/getpeername6`.
     pub const GETPEERNAME6: &str = "getpeername6";
-    /// Constant of the setsockopt program: 1 where it may ask which process calls (Linux 6.1).
+    /// Constant of the setsockopt program: 1 where it may read which process calls (Linux 6.1).
     pub const SETSOCKOPT_KNOWS_TASK: &str = "SETSOCKOPT_KNOWS_TASK";
-    /// Constant of the egress program: 1 where it may ask for the id and the cgroup of the running process (Linux 6.12).
+    /// Constant of the egress program: 1 where it may read the id and the cgroup of the running process (Linux 6.12).
     pub const EGRESS_KNOWS_PID: &str = "EGRESS_KNOWS_PID";
-    /// Constant of the egress program: 1 where it may ask for its name, too (Linux 7.3).
+    /// Constant of the egress program: 1 where it may also read the name of the process (Linux 7.3).
     pub const EGRESS_KNOWS_COMM: &str = "EGRESS_KNOWS_COMM";
-    /// `cgroup/bind4`: puts a lost binding back.
+    /// `cgroup/bind4`: restores a lost binding.
     pub const BIND4: &str = "bind4";
     /// `cgroup/bind6`.
     pub const BIND6: &str = "bind6";
-    /// Constant of the bind and sendmsg programs: 0 where the kernel does not let them call `bpf_setsockopt`.
+    /// Constant of the bind and sendmsg programs: 0 where they may not call `bpf_setsockopt`.
     pub const REBINDS: &str = "REBINDS";
     /// `cgroup/setsockopt`: refuses to undo a binding.
     pub const SETSOCKOPT: &str = "setsockopt";
-    /// `cgroup_skb/egress`: the wall behind them.
+    /// `cgroup_skb/egress`: stops packets on other links, whatever the programs above have done.
     pub const EGRESS: &str = "egress";
     /// `cgroup_skb/ingress`.
     pub const INGRESS: &str = "ingress";
-    /// `lsm_cgroup/socket_create`: refuses what sends past the IP stack. Pinned only where the kernel runs it.
+    /// `lsm_cgroup/socket_create`: refuses sockets that bypass the IP stack. Pinned only where the kernel runs it.
     pub const FAMILY: &str = "family";
-    /// `cgroup/sock_create`: does nothing; attached for a moment, it makes the kernel allocate the cgroup's record, so that the
-    /// record is filled before any other program runs.
+    /// `cgroup/sock_create`: does nothing. It is attached briefly so that the kernel allocates the cgroup's record. The agent
+    /// fills the record before any other program runs.
     pub const ANCHOR: &str = "create_anchor";
 }
 
-/// Names in the object that learns the identity of a network namespace; never pinned.
+/// Names in the object that reads the identity of a network namespace; never pinned.
 pub mod netns {
     /// `cgroup/sock_create`, of one socket.
     pub const PROGRAM: &str = "netns_cookie";

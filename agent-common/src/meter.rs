@@ -1,4 +1,4 @@
-//! What the programs of `steer top` count. They are an object of their own, attached only as long as somebody looks.
+//! What the programs of `steer top` count. They are a separate object, attached only while `steer top` runs.
 
 /// Program `cgroup/sock_create`: counts sockets.
 pub const SOCKET_PROGRAM: &str = "meter_sockets";
@@ -9,26 +9,26 @@ pub const PACKET_PROGRAM: &str = "meter_packets";
 pub const SOCKETS: &str = "METER_SOCKETS";
 /// Per-CPU hash of [`TrafficRecord`], by [`TrafficKey`].
 pub const TRAFFIC: &str = "METER_TRAFFIC";
-/// Entries of each; the one that was not needed for longest makes room.
+/// Entries of each map. When a map is full, the least recently used entry is reused.
 pub const ENTRIES: u32 = 16_384;
 
-/// What is counted together.
+/// The key of a count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub struct TrafficKey {
     /// Id of the cgroup of the packets' sockets.
     pub cgroup_id: u64,
-    /// Index of the link they were sent towards, in the network namespace of the socket.
+    /// Index of the link that they were sent to, in the network namespace of the socket.
     pub ifindex: u32,
     /// Zero.
     pub padding: u32,
 }
 
-/// How much it was.
+/// A count of traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct TrafficRecord {
-    /// Packets, as many as the link sends: a buffer that is segmented on its way counts as its segments.
+    /// Packets on the link: a buffer that is segmented later counts as its segments.
     pub packets: u64,
     /// Bytes of the IP layer, with one header for each buffer.
     pub bytes: u64,

@@ -1,4 +1,4 @@
-//! The socket options that the guard looks at, by level and number (`linux/socket.h`, `in.h`, `in6.h`).
+//! The socket options that the guard checks, by level and number (`linux/socket.h`, `in.h`, `in6.h`).
 
 /// Level of IPv4.
 pub const SOL_IP: i32 = 0;
@@ -8,13 +8,13 @@ pub const SOL_SOCKET: i32 = 1;
 pub const SOL_TCP: i32 = 6;
 /// Level of IPv6.
 pub const SOL_IPV6: i32 = 41;
-/// Binds to the interface of a name.
+/// Binds to an interface by name.
 pub const SO_BINDTODEVICE: i32 = 25;
 /// Marks packets, for routing rules.
 pub const SO_MARK: i32 = 36;
-/// Binds to the interface of an index.
+/// Binds to an interface by index.
 pub const SO_BINDTOIFINDEX: i32 = 62;
-/// Puts another protocol on top of TCP.
+/// Adds another protocol on top of TCP.
 pub const TCP_ULP: i32 = 31;
 /// Leaves a group.
 pub const IP_DROP_MEMBERSHIP: i32 = 36;
@@ -24,20 +24,20 @@ pub const MCAST_LEAVE_SOURCE_GROUP: i32 = 47;
 pub const IPV6_DROP_MEMBERSHIP: i32 = 21;
 /// Leaves an IPv6 anycast group.
 pub const IPV6_LEAVE_ANYCAST: i32 = 28;
-/// Joins a group on the interface of an index, an address, or a route.
+/// Joins a group on an interface given by index, address, or route.
 pub const IP_ADD_MEMBERSHIP: i32 = 35;
 /// The same for one source.
 pub const IP_ADD_SOURCE_MEMBERSHIP: i32 = 39;
-/// Joins a group of either family, on the interface of an index.
+/// Joins a group of either family, on an interface given by index.
 pub const MCAST_JOIN_GROUP: i32 = 42;
 /// The same for one source.
 pub const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
-/// Joins an IPv6 group on the interface of an index.
+/// Joins an IPv6 group on an interface given by index.
 pub const IPV6_ADD_MEMBERSHIP: i32 = 20;
 /// Joins an IPv6 anycast group.
 pub const IPV6_JOIN_ANYCAST: i32 = 27;
 
-/// The kernel's name of an option; `None` for those not named here.
+/// The kernel's name of an option; `None` for options not listed here.
 pub const fn name(level: i32, option: i32) -> Option<&'static str> {
     Some(match (level, option) {
         (SOL_SOCKET, SO_BINDTODEVICE) => "SO_BINDTODEVICE",

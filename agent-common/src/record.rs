@@ -13,12 +13,12 @@ pub const INTERFACE_BYTES: usize = 128;
 
 /// Bits of [`AttachmentRecord::flags`].
 pub mod attachment_flags {
-    /// Another attachment exists on an ancestor: note in the socket that this one decides, for the ancestor's programs run
-    /// after it.
+    /// Another attachment exists on an ancestor. Note in the socket that this one decides, because the ancestor's programs
+    /// run after it.
     pub const NESTED: u32 = 1;
     /// Made by `steer exec` or `steer attach`, not by the daemon's configuration.
     pub const MANUAL: u32 = 1 << 1;
-    /// Another attachment exists below: look whether that decides before acting.
+    /// Another attachment exists below. Check whether it decides before acting.
     pub const HAS_INNER: u32 = 1 << 2;
 }
 
@@ -26,23 +26,23 @@ pub mod attachment_flags {
 pub mod policy_flags {
     /// Refuse sockets that belong to another network namespace instead of leaving them alone.
     pub const REFUSE_OTHER_NETNS: u32 = 1;
-    /// `connect` puts a lost binding back.
+    /// `connect` restores a lost binding.
     pub const RESTORE: u32 = 1 << 1;
-    /// Nothing gets out by another link, whatever the socket is bound to.
+    /// No packet gets out by another link, whatever the socket is bound to.
     pub const GUARD: u32 = 1 << 2;
-    /// Nothing gets in by another link either.
+    /// No packet gets in by another link.
     pub const GUARD_INGRESS: u32 = 1 << 3;
-    /// Names are asked of [`PolicyRecord::dns4`](super::PolicyRecord::dns4) where IPv4 is spoken.
+    /// DNS queries over IPv4 go to [`PolicyRecord::dns4`](super::PolicyRecord::dns4).
     pub const DNS4: u32 = 1 << 4;
-    /// Names are asked of [`PolicyRecord::dns6`](super::PolicyRecord::dns6) where IPv6 is spoken.
+    /// DNS queries over IPv6 go to [`PolicyRecord::dns6`](super::PolicyRecord::dns6).
     pub const DNS6: u32 = 1 << 5;
-    /// Sockets that are bound elsewhere when the policy begins to hold are bound to the uplink. For the agent.
+    /// Existing sockets that are bound elsewhere are bound to the uplink when the policy starts. For the agent.
     pub const EXISTING_REBIND: u32 = 1 << 6;
-    /// The same, but those that are connected are destroyed. For the agent.
+    /// The same, but connected sockets are destroyed. For the agent.
     pub const EXISTING_DESTROY: u32 = 1 << 7;
 }
 
-/// Which policy holds for the cgroup a program is attached to. All zero until the agent has filled it: closed.
+/// The policy of the cgroup that a program is attached to. All zero until the agent has filled it: closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct AttachmentRecord {
@@ -52,33 +52,33 @@ pub struct AttachmentRecord {
     pub flags: u32,
     /// Id of the cgroup.
     pub cgroup_id: u64,
-    /// How far the cgroup is from the root, which is 0.
+    /// The distance of the cgroup from the root, which is 0.
     pub level: u32,
-    /// [`policy_flags`] of all attachments on ancestors. For the agent: where they stop or bind, this one must note first.
+    /// [`policy_flags`] of all attachments on ancestors. For the agent: on hooks where those stop or bind, this attachment
+    /// must write its note first.
     pub around: u32,
 }
 
-/// What the programs keep with a socket, where they must: nested cgroups, other network namespaces, names.
+/// What the programs store with a socket, only where needed: for nested cgroups, other network namespaces, and DNS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SocketRecord {
     /// Id of the cgroup whose attachment decides about the socket; 0 is none.
     pub decider: u64,
-    /// The network namespace that the socket belongs to (`SO_NETNS_COOKIE`), noted if its policy leaves it alone for that; 0 is
-    /// not known.
+    /// The network namespace of the socket (`SO_NETNS_COOKIE`), noted if its policy leaves it alone for that; 0 is not known.
     pub netns_cookie: u64,
-    /// The name server that the program asked last, in whose name the policy's resolver answers; all zero is none.
+    /// The name server that the program asked last. Answers get its address. All zero is none.
     pub asked: AddressWords,
 }
 
 const _: () = assert!(size_of::<SocketRecord>() == 32);
 
-/// What a policy does. Anything but these tags is closed.
+/// What a policy does. All other tags mean closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Bind to the uplink.
     Steer = 1,
-    /// Leave the socket alone, whatever an outer cgroup's policy says.
+    /// Leave the socket alone, even if an outer cgroup has a policy.
     Exempt = 2,
 }
 
@@ -94,7 +94,7 @@ impl TryFrom<u32> for Kind {
     }
 }
 
-/// Who a policy slot belongs to, and so who may free it.
+/// The owner of a policy slot, which may free it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// A policy of the daemon's configuration.
@@ -115,7 +115,7 @@ impl TryFrom<u32> for Owner {
     }
 }
 
-/// A policy: the first 56 bytes are what the programs read, the rest is for people and for the agent.
+/// A policy. The programs read the first 56 bytes. The rest is for users and for the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct PolicyRecord {
@@ -127,11 +127,11 @@ pub struct PolicyRecord {
     pub ifindex: i32,
     /// [`Owner`].
     pub owner: u32,
-    /// The network namespace in which `ifindex` has its meaning (`SO_NETNS_COOKIE`).
+    /// The network namespace in which `ifindex` is valid (`SO_NETNS_COOKIE`).
     pub netns_cookie: u64,
-    /// The resolver that is asked over IPv4, mapped; all zero is none.
+    /// The IPv4 resolver, mapped; all zero is none.
     pub dns4: AddressWords,
-    /// The resolver that is asked over IPv6; all zero is none.
+    /// The IPv6 resolver; all zero is none.
     pub dns6: AddressWords,
     /// The policy's name, UTF-8, padded with NUL.
     pub name: [u8; NAME_BYTES],

@@ -1,9 +1,10 @@
-//! connect4, connect6, bind4, bind6, sendmsg4, sendmsg6: a binding that was lost is put back before the route is looked up, and a
-//! query for a name is turned to the policy's resolver.
+//! connect4, connect6, bind4, bind6, sendmsg4, sendmsg6: restore a lost binding before the kernel looks up the route, and
+//! redirect DNS queries to the policy's resolver.
 //!
-//! MPTCP's subflows, a listener's among them, and the TCP sockets of AF_SMC never had one; a UDP socket loses it by `connect(AF_UNSPEC)`.
+//! MPTCP subflows (also those of a listener) and the TCP sockets of AF_SMC never had a binding. A UDP socket loses it by
+//! `connect(AF_UNSPEC)`.
 //!
-//! **Invariant:** a call that would use another link than the policy's is refused, unless it goes to this host.
+//! **Invariant:** a call that would use a link other than the policy's is refused, unless its destination is this host.
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -27,12 +28,12 @@ const SO_BINDTODEVICE: i32 = 25;
 const SO_BINDTOIFINDEX: i32 = 62;
 const INDEX_BYTES: i32 = 4;
 const NAME_BYTES: i32 = 16;
-/// What asks for the programs of connect and bind, and for those of sendmsg.
+/// Policy flags that need the programs of connect and bind, and those of sendmsg.
 const RESTORE: u32 = policy_flags::RESTORE | policy_flags::DNS4 | policy_flags::DNS6;
 const GUARD: u32 = policy_flags::GUARD | policy_flags::DNS4 | policy_flags::DNS6;
 
-/// Whether `bpf_setsockopt` may be called in bind and sendmsg (Linux 5.12). Where it may not, the loader says 0, and the verifier
-/// leaves the call out; the socket is then bound again when it connects.
+/// Whether bind and sendmsg may call `bpf_setsockopt` (Linux 5.12). Where they may not, the loader sets 0, and the verifier
+/// removes the call. `connect` then binds the socket again.
 #[unsafe(no_mangle)]
 static REBINDS: Global<u8> = Global::new(1);
 
@@ -66,8 +67,8 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     sendmsg(&ctx, Hook::V6)
 }
 
-/// Binds to an interface, by index (Linux 6.1) or else by name; 0 unbinds. An unbound socket can always be bound, a bound
-/// one only by a process with CAP_NET_RAW.
+/// Binds to an interface, by index (Linux 6.1) or else by name; 0 unbinds. Any process can bind an unbound socket. To
+/// rebind a bound socket, the process needs CAP_NET_RAW.
 #[inline(always)]
 fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> bool {
     let index = (&raw mut ifindex).cast();
@@ -80,8 +81,8 @@ fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> boo
     ifindex > 0 && unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, name, NAME_BYTES) } == 0
 }
 
-/// The attachment and the policy that act on this call; `None` where another attachment does, or where the policy does not ask
-/// for the program by one of these flags: it is then attached for the note only.
+/// The attachment and the policy that act on this call. `None` if another attachment acts, or if the policy has none of
+/// these flags: the program is then attached only to write the note.
 #[inline(always)]
 fn acting(ctx: &SockAddrContext, flags: u32) -> Option<(AttachmentRecord, Option<&'static PolicyRecord>)> {
     let attachment = attachment::current();
@@ -90,8 +91,8 @@ fn acting(ctx: &SockAddrContext, flags: u32) -> Option<(AttachmentRecord, Option
     (decides && is_asked(policy, flags)).then_some((attachment, policy))
 }
 
-/// Leaves the socket of a call alone. One of another network namespace may have been made before the attachment, or by the
-/// kernel: the guard knows it by the note.
+/// Leaves the socket of a call alone. A socket of another network namespace may be older than the attachment, or made by
+/// the kernel: the guard recognizes it by the note.
 #[inline(always)]
 fn leave(ctx: &SockAddrContext, why: Counter, netns_cookie: u64) -> i32 {
     if let Counter::LeftNetns = why {
@@ -109,9 +110,9 @@ fn netns_cookie(ctx: &SockAddrContext) -> u64 {
 /// The call that gives a socket an address.
 #[derive(Clone, Copy)]
 enum Call {
-    /// Its own.
+    /// The socket's own address.
     Bind,
-    /// Its peer's.
+    /// The peer's address.
     Connect,
 }
 
@@ -124,7 +125,7 @@ impl Call {
     }
 }
 
-/// Puts a lost binding back.
+/// Restores a lost binding.
 #[inline(always)]
 fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     let Some((attachment, policy)) = acting(ctx, RESTORE) else { return ALLOW };
@@ -150,13 +151,13 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
         dns::redirect_connection(ctx, hook, policy);
     }
     if destination::is_loopback(&destination::address(ctx, hook)) {
-        // Bound, nothing would arrive. Where the process may not be unbound, it stays bound.
+        // A bound socket cannot reach loopback. If the process may not unbind it, it stays bound.
         if bound != 0 {
             rebind(ctx, 0, policy);
         }
         return ALLOW;
     }
-    // The closed index needs no help: the kernel says ENODEV, or EINVAL when it binds.
+    // A socket with the closed index needs no refusal: the kernel returns ENODEV, or EINVAL from `bind`.
     if bound == wanted || bound == CLOSED_IFINDEX && !rebind(ctx, wanted, policy) {
         return ALLOW;
     }
@@ -167,7 +168,7 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     refuse(ctx, &attachment, call.stopped(), bound, hook)
 }
 
-/// The output interface has been read before this hook: a binding that is put back helps the next datagram only.
+/// The kernel reads the output interface before this hook. A restored binding applies only to the next datagram.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some((attachment, policy)) = acting(ctx, GUARD) else { return ALLOW };
@@ -205,7 +206,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
 #[inline(always)]
 fn refuse(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter, bound: i32, hook: Hook) -> i32 {
     policy::count(attachment.policy, reason);
-    events::tell(attachment, reason, events::cgroup_id(), |record| {
+    events::report(attachment, reason, events::cgroup_id(), |record| {
         record.netns_cookie = netns_cookie(ctx);
         record.ifindex = bound;
         record.peer = peer::of_call(ctx, hook);

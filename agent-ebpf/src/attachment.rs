@@ -8,16 +8,16 @@ use aya_ebpf::{
 };
 use steer_common::AttachmentRecord;
 
-/// A map definition as the loader finds it in section `maps`; in a cell, so that it goes to the same writable section as
-/// the definitions of `aya_ebpf` and not to a second one of that name.
+/// A map definition as the loader finds it in section `maps`. The cell puts it into the same writable section as the
+/// definitions of `aya_ebpf`, not into a second section of that name.
 #[repr(transparent)]
 struct Definition(UnsafeCell<bpf_map_def>);
 
 // SAFETY: the loader reads the definition; programs only take its address.
 unsafe impl Sync for Definition {}
 
-/// Spelt out because the wrapper of `aya_ebpf` knows only the key that gives each attach type a storage of its own. With a
-/// plain `u64` key (Linux 5.9) all programs on a cgroup share one record.
+/// Defined here because the wrapper of `aya_ebpf` has only the key type with one storage per attach type. With a plain
+/// `u64` key (Linux 5.9) all programs on a cgroup share one record.
 #[expect(clippy::cast_possible_truncation, reason = "sizes of a few bytes")]
 #[unsafe(link_section = "maps")]
 #[unsafe(export_name = "ATTACHMENTS")]
@@ -31,7 +31,7 @@ static ATTACHMENTS: Definition = Definition(UnsafeCell::new(bpf_map_def {
     pinning: 0,
 }));
 
-/// The record of the attachment that made this program run. The agent may change it at any time, whole words at a time.
+/// The record of the attachment that this program runs for. The agent may change it at any time, in whole words.
 #[inline(always)]
 pub(crate) fn current() -> AttachmentRecord {
     // SAFETY: the flags are reserved and zero; the helper cannot fail, the storage is allocated before the attachment.

@@ -1,11 +1,11 @@
-//! The address in the context of a call: where it goes, where an answer came from, or what it binds to.
+//! The address in the context of a call: its destination, the source of an answer, or the address to bind to.
 //!
-//! **Invariant:** IPv4 addresses are mapped ones here, whichever hook they come from, so each question is asked once.
+//! **Invariant:** IPv4 addresses are mapped here, whichever hook they come from, so each check exists once.
 
 use aya_ebpf::programs::SockAddrContext;
 use steer_common::{AddressWords, MAPPED_WORD, mapped};
 
-/// Which of a pair of hooks runs; each may look at its own part of the context only.
+/// Which of a pair of hooks runs. Each may read only its own part of the context.
 #[derive(Clone, Copy)]
 pub(crate) enum Hook {
     V4,
@@ -41,7 +41,7 @@ pub(crate) fn address(ctx: &SockAddrContext, hook: Hook) -> AddressWords {
     }
 }
 
-/// Puts another address in its place, which must be a mapped one in the IPv4 hooks.
+/// Replaces the address. In the IPv4 hooks the new one must be mapped.
 #[inline(always)]
 pub(crate) fn set_address(ctx: &SockAddrContext, hook: Hook, address: &AddressWords) {
     match hook {

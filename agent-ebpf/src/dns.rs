@@ -1,10 +1,10 @@
-//! Names: whatever name server a program asks, the policy's resolver is asked by the uplink, and answers in its name.
+//! DNS: redirects queries to the policy's resolver. The program sees answers from the server that it asked.
 //!
-//! A resolver on 127.0.0.53, as most machines have one, cannot be reached by a socket that is bound to an uplink; and one
-//! that could be reached would tell the names to whomever the machine's own routes lead to.
+//! Most machines have a resolver on 127.0.0.53. A socket that is bound to an uplink cannot reach it. If it could, that
+//! resolver would send the names by the machine's own routes.
 //!
-//! **Invariant:** only the address is changed, and only for port 53; where a query may go is decided after that, by its
-//! new address.
+//! **Invariant:** only the address is changed, and only for port 53. Whether the query may leave is decided afterwards, by
+//! its new address.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use steer_common::{AddressWords, Kind, PolicyRecord, policy_flags};
@@ -31,14 +31,14 @@ fn resolver<'p>(policy: &'p PolicyRecord, asked: &AddressWords) -> Option<&'p Ad
     }
 }
 
-/// Whether the call may be turned to another server.
+/// Whether the call may be redirected to another server.
 #[inline(always)]
 pub(crate) fn is_asked(ctx: &SockAddrContext, policy: Option<&PolicyRecord>) -> bool {
     let has_resolver = |policy: &PolicyRecord| policy.flags & (policy_flags::DNS4 | policy_flags::DNS6) != 0;
     policy.is_some_and(has_resolver) && destination::port(ctx) == PORT
 }
 
-/// Turns a connection to a name server to the policy's resolver, and remembers who was asked.
+/// Redirects a connection to a name server to the policy's resolver, and notes the original server.
 #[inline(always)]
 pub(crate) fn redirect_connection(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) {
     if let Some((asked, resolver)) = query(ctx, hook, policy) {
@@ -50,7 +50,7 @@ pub(crate) fn redirect_connection(ctx: &SockAddrContext, hook: Hook, policy: &Po
 #[inline(always)]
 pub(crate) fn redirect_datagram(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) {
     if let Some((asked, resolver)) = query(ctx, hook, policy) {
-        // An IPv6 socket that is connected to a mapped address comes here with every datagram: it was redirected when it connected.
+        // An IPv6 socket connected to a mapped address gets here with every datagram. `connect` has redirected it already.
         if asked == *resolver && socket::is_connected(socket::of(ctx)) {
             return;
         }
@@ -58,7 +58,7 @@ pub(crate) fn redirect_datagram(ctx: &SockAddrContext, hook: Hook, policy: &Poli
     }
 }
 
-/// Where the call wants to ask, and where it is to.
+/// The server that the call names, and the resolver to use instead.
 #[inline(always)]
 fn query<'p>(ctx: &SockAddrContext, hook: Hook, policy: &'p PolicyRecord) -> Option<(AddressWords, &'p AddressWords)> {
     if destination::port(ctx) != PORT {
@@ -76,7 +76,7 @@ fn query<'p>(ctx: &SockAddrContext, hook: Hook, policy: &'p PolicyRecord) -> Opt
 #[inline(always)]
 fn redirect(ctx: &SockAddrContext, hook: Hook, asked: &AddressWords, resolver: &AddressWords) {
     destination::set_address(ctx, hook, resolver);
-    // Where it cannot be remembered, the answer comes in the resolver's own name, and the program may not take it.
+    // If the note fails, the answer has the resolver's own address, and the program may reject it.
     notes::remember_asked(socket::of(ctx).cast(), asked);
 }
 
@@ -100,7 +100,7 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     rename(&ctx, Hook::V6)
 }
 
-/// Gives the policy's resolver the name of the server that was asked. These hooks may not refuse.
+/// Replaces the resolver's address with that of the server that the program asked. These hooks may not refuse.
 #[inline(always)]
 fn rename(ctx: &SockAddrContext, hook: Hook) -> i32 {
     if destination::port(ctx) != PORT {

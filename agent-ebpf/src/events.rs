@@ -1,9 +1,9 @@
-//! What is stopped is told, too: who tried, as a record in a ring buffer that somebody may read.
+//! Reports what the programs stop, and which process tried, as records in a ring buffer.
 //!
-//! Nothing of this happens where nothing is stopped. A kind of event that comes too often is counted instead, so that it
-//! neither fills the ring nor costs much; the next one that is told has the count.
+//! This code runs only where something is stopped. If events of one kind are too frequent, they are only counted, so they
+//! do not fill the ring and cost little. The next reported event of that kind has the count.
 //!
-//! **Invariant:** telling decides nothing. Whether a record is told, counted or lost, the attempt has been stopped.
+//! **Invariant:** reporting decides nothing. The attempt is stopped whether its record is reported, counted or lost.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -24,10 +24,10 @@ static EVENTS: RingBuf<EventRecord, { event::EVENTS_BYTES as usize }> = RingBuf:
 static EVENT_LIMITS: LruPerCpuHashMap<LimitKey, LimitRecord, { event::EVENT_LIMITS as usize }> =
     LruPerCpuHashMap::new();
 
-/// Tells that the attachment has stopped something of the cgroup `cgroup_id` for that reason. `describe` adds what else is known,
-/// if it is going to be told; the policy's network namespace is taken for the socket's unless it says otherwise.
+/// Reports that the attachment has stopped something of the cgroup `cgroup_id` for that reason. `describe` adds details if
+/// the event will be reported. The record has the policy's network namespace unless `describe` sets another.
 #[inline(always)]
-pub(crate) fn tell(
+pub(crate) fn report(
     attachment: &AttachmentRecord,
     reason: Counter,
     cgroup_id: u64,
@@ -35,8 +35,8 @@ pub(crate) fn tell(
 ) {
     let key = LimitKey { cgroup_id, policy: attachment.policy, reason: reason as u32 };
     let Some(limit) = limit(&key) else { return };
-    // SAFETY: this CPU's own element, there as long as the program runs. A program that runs in between on the same CPU, or the
-    // kernel, which may give the element to another key, costs or gives an event, no more.
+    // SAFETY: this CPU's own element, valid while the program runs. Another program on this CPU may interrupt, or the kernel
+    // may reuse the element for another key. This adds or loses one event at most.
     let limit = unsafe { &mut *limit };
     // SAFETY: no arguments (Linux 5.8).
     let boottime_ns = unsafe { bpf_ktime_get_boot_ns() };
@@ -45,7 +45,7 @@ pub(crate) fn tell(
         return;
     }
     let Some(mut entry) = EVENTS.reserve(0) else {
-        // The ring is full: nobody reads.
+        // The ring buffer is full: no process reads it.
         limit.unreported += 1;
         return;
     };
@@ -64,12 +64,12 @@ pub(crate) fn tell(
     limit.unreported = 0;
 }
 
-/// Adds which process makes the call. The kernel must let a program ask for both here.
+/// Adds the calling process. The kernel must allow both helpers in the calling program.
 #[expect(clippy::cast_possible_truncation, reason = "sixteen")]
 #[inline(always)]
 pub(crate) fn add_caller(record: &mut EventRecord) {
     record.pid = pid();
-    // SAFETY: the name's place in the record, with its length. Where it fails it leaves zeros.
+    // SAFETY: the name field of the record, with its length. On failure the field has zeros.
     unsafe { bpf_get_current_comm((&raw mut record.comm).cast(), size_of_val(&record.comm) as u32) };
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn cgroup_id() -> u64 {
 #[inline(always)]
 fn limit(key: &LimitKey) -> Option<*mut LimitRecord> {
     EVENT_LIMITS.get_ptr_mut(key).or_else(|| {
-        // Another CPU may have been faster: its element is as good.
+        // Another CPU may have inserted the element first; that one is used.
         EVENT_LIMITS.insert(key, LimitRecord::default(), BPF_NOEXIST.into()).ok();
         EVENT_LIMITS.get_ptr_mut(key)
     })

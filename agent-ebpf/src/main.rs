@@ -1,15 +1,15 @@
 //! The kernel side: one program per hook, loaded once, attached by `bpf_link` to each cgroup that has a policy.
 //!
-//! Entry points map one exhaustive `match` to the hook's return value. What to do is decided in `steer_common`.
+//! Entry points map one exhaustive `match` to the hook's return value. `steer_common` holds the decision.
 //!
-//! **Invariant:** a socket of a steered cgroup leaves here bound to its uplink, bound to nowhere, refused, or left alone
-//! by a policy that says so. There is no error path that lets it through by accident.
+//! **Invariant:** a new socket of a steered cgroup is bound to its uplink, bound to the closed index, refused, or left
+//! alone because its policy requires it. No error path lets it through.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, unreachable_pub, reason = "the entry points that the attribute macros make")]
 #![expect(clippy::needless_pass_by_value, reason = "so the macros call them")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "a field of a union in a context is one load")]
-#![expect(clippy::inline_always, reason = "a call is what the verifier and the CPU find dear")]
+#![expect(clippy::inline_always, reason = "calls are expensive for the verifier and the CPU")]
 
 mod address;
 mod answer;
@@ -34,16 +34,16 @@ use aya_ebpf::{
 use aya_log_ebpf::trace;
 use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, Verdict, decide};
 
-/// Attached for a moment, for its map: see [`steer_common::program::ANCHOR`]. On a hook that is in use anyway: the first program
-/// on a hook, and the last one, make the kernel rewrite its code on all CPUs. Named anew when it changed its hook: a pin of the old
-/// one looks the same, and cannot be attached here.
+/// Attached briefly, for its map: see [`steer_common::program::ANCHOR`]. It uses a hook that is in use anyway, because the
+/// kernel rewrites its code on all CPUs for the first and the last program on a hook. It got a new name when its hook
+/// changed, because a pin of the old program cannot be attached here.
 #[cgroup_sock(sock_create)]
 pub fn create_anchor(_ctx: SockContext) -> i32 {
     core::hint::black_box(attachment::current());
     ALLOW
 }
 
-/// Runs for every `socket(AF_INET | AF_INET6, ...)` of a process in an attached cgroup or below it, of the innermost
+/// Runs for every `socket(AF_INET | AF_INET6, ...)` of a process in an attached cgroup or below it, the innermost
 /// attachment first (Linux 4.10; link 5.7).
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
@@ -66,7 +66,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         Verdict::Close(reason) => {
             socket::bind(&ctx, CLOSED_IFINDEX);
             policy::count(slot, reason);
-            tell(&ctx, &attachment, reason, netns_cookie, CLOSED_IFINDEX);
+            report(&ctx, &attachment, reason, netns_cookie, CLOSED_IFINDEX);
             trace!(&ctx, "policy slot {}: {}", slot, reason.name());
             ALLOW
         }
@@ -80,7 +80,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         }
         Verdict::Refuse(reason) => {
             policy::count(slot, reason);
-            tell(&ctx, &attachment, reason, netns_cookie, 0);
+            report(&ctx, &attachment, reason, netns_cookie, 0);
             trace!(&ctx, "policy slot {}: {}", slot, reason.name());
             REFUSE
         }
@@ -88,8 +88,8 @@ pub fn sock_create(ctx: SockContext) -> i32 {
 }
 
 #[inline(always)]
-fn tell(ctx: &SockContext, attachment: &AttachmentRecord, reason: Counter, netns_cookie: u64, ifindex: i32) {
-    events::tell(attachment, reason, events::cgroup_id(), |record| {
+fn report(ctx: &SockContext, attachment: &AttachmentRecord, reason: Counter, netns_cookie: u64, ifindex: i32) {
+    events::report(attachment, reason, events::cgroup_id(), |record| {
         record.netns_cookie = netns_cookie;
         record.ifindex = ifindex;
         record.peer.protocol = socket::protocol(ctx);

@@ -1,7 +1,6 @@
-//! An object of its own, attached only as long as `steer top` looks: it counts what the processes of steered cgroups make and
-//! send.
+//! A separate object, attached only while `steer top` runs. It counts the sockets and packets of steered cgroups.
 //!
-//! **Invariant:** it only counts: every socket and every packet goes on as if it were not there.
+//! **Invariant:** the programs only count. They never change or stop a socket or a packet.
 #![no_std]
 #![no_main]
 #![expect(
@@ -10,7 +9,7 @@
     clippy::needless_pass_by_value,
     reason = "the entry points that the attribute macros make"
 )]
-#![expect(clippy::inline_always, reason = "a call is what the verifier and the CPU find dear")]
+#![expect(clippy::inline_always, reason = "calls are expensive for the verifier and the CPU")]
 
 mod runtime;
 
@@ -29,7 +28,7 @@ static METER_SOCKETS: LruPerCpuHashMap<u64, u64, { ENTRIES as usize }> = LruPerC
 #[btf_map]
 static METER_TRAFFIC: LruPerCpuHashMap<TrafficKey, TrafficRecord, { ENTRIES as usize }> = LruPerCpuHashMap::new();
 
-/// The socket or the packet goes on.
+/// The socket or the packet passes.
 const ALLOW: i32 = 1;
 
 #[cgroup_sock(sock_create)]
@@ -58,13 +57,13 @@ pub fn meter_packets(ctx: SkBuffContext) -> i32 {
     ALLOW
 }
 
-/// This CPU's count of `key`, made if it is not there. A program that runs in between on the same CPU may cost a count.
+/// This CPU's count of `key`, created if missing. Another program that interrupts on this CPU may lose a count.
 #[inline(always)]
 fn count<'a, K, V>(map: &'static LruPerCpuHashMap<K, V, { ENTRIES as usize }>, key: &K, none: &V) -> Option<&'a mut V> {
     let found = map.get_ptr_mut(key).or_else(|| {
         map.insert(key, none, BPF_NOEXIST.into()).ok()?;
         map.get_ptr_mut(key)
     })?;
-    // SAFETY: this CPU's own element, there as long as the program runs.
+    // SAFETY: this CPU's own element, valid while the program runs.
     Some(unsafe { &mut *found })
 }

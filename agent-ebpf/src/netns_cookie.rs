@@ -1,7 +1,7 @@
-//! An object of its own, loaded only where the kernel has no `SO_NETNS_COOKIE` (before Linux 5.14): it notes which network
-//! namespace a socket belongs to, for the agent to read.
+//! A separate object for kernels without `SO_NETNS_COOKIE` (before Linux 5.14). It writes the network namespace of a
+//! socket to a map for the agent.
 //!
-//! **Invariant:** it only looks: every socket goes on as if it were not there.
+//! **Invariant:** the program only reads. It never changes or refuses a socket.
 #![no_std]
 #![no_main]
 #![expect(
@@ -24,7 +24,7 @@ use aya_ebpf::{
 #[btf_map]
 static NETNS_COOKIE: Array<u64, 1> = Array::new();
 
-/// `socket()` goes on.
+/// `socket()` continues.
 const ALLOW: i32 = 1;
 
 #[cgroup_sock(sock_create)]
@@ -32,7 +32,7 @@ pub fn netns_cookie(ctx: SockContext) -> i32 {
     // SAFETY: the helper takes the program's own context (Linux 5.8 for sock_create).
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if let Some(element) = NETNS_COOKIE.get_ptr_mut(0) {
-        // SAFETY: the element exists for as long as the map; the agent reads it after the one socket is made.
+        // SAFETY: the element exists while the map does. The agent reads it after the one socket is made.
         unsafe { element.write(cookie) };
     }
     ALLOW

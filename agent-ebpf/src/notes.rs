@@ -1,9 +1,9 @@
-//! What is noted in a socket's storage: which of several nested attachments decides about it, which network namespace it belongs
-//! to where its policy leaves it alone for that, and which name server its program has asked.
+//! Notes in a socket's storage: which nested attachment decides about the socket, its network namespace if the policy
+//! leaves it alone for that, and the name server that its program asked.
 //!
-//! A socket that is made from another one, such as an accepted connection, begins with a copy of the note.
+//! A socket made from another socket, such as an accepted connection, starts with a copy of the note.
 //!
-//! **Invariant:** a note allows nothing by itself. Whoever reads one compares it with the records that are in force.
+//! **Invariant:** a note allows nothing by itself. The reader compares it with the records in force.
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
@@ -34,31 +34,31 @@ static SOCKETS: Definition = Definition {
     map_flags: core::ptr::null(),
 };
 
-/// What a program passes for a socket: the socket, or the context of `sock_create`, which stands for the new one (Linux 5.3).
+/// What a program passes as the socket: the socket, or the context of `sock_create`, which stands for it (Linux 5.3).
 pub(crate) type Socket = *mut core::ffi::c_void;
 
 #[inline(always)]
 fn record<'a>(socket: Socket, flags: u64) -> Option<&'a mut SocketRecord> {
-    // SAFETY: the caller passes what stands for a socket in its program.
+    // SAFETY: the caller passes what represents a socket in its program.
     let record =
         unsafe { bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), socket, core::ptr::null_mut(), flags) };
-    // SAFETY: null, or the storage of this map in that socket, for as long as the program runs.
+    // SAFETY: null, or the storage of this map in that socket, valid while the program runs.
     unsafe { record.cast::<SocketRecord>().as_mut() }
 }
 
-/// The record, made if there is none; `None` where there is no memory for it.
+/// The record, created if missing; `None` if there is no memory for it.
 #[inline(always)]
 fn make<'a>(socket: Socket) -> Option<&'a mut SocketRecord> {
     record(socket, BPF_SK_STORAGE_GET_F_CREATE.into())
 }
 
-/// Id of the cgroup whose attachment has noted that it decides; 0 is none.
+/// Id of the cgroup whose attachment wrote the note that it decides; 0 is none.
 #[inline(always)]
 pub(crate) fn decider(socket: Socket) -> Option<u64> {
     record(socket, 0).map(|record| record.decider)
 }
 
-/// Notes which cgroup's attachment decides. Where that fails, the next outer attachment decides, too.
+/// Notes which cgroup's attachment decides. If this fails, the next outer attachment decides as well.
 #[inline(always)]
 pub(crate) fn set_decider(socket: Socket, cgroup_id: u64) {
     if let Some(record) = make(socket) {
@@ -66,8 +66,8 @@ pub(crate) fn set_decider(socket: Socket, cgroup_id: u64) {
     }
 }
 
-/// Notes the network namespace of a socket that is left alone for it: a packet does not show it. Where that fails, a guard
-/// stops the socket's packets.
+/// Notes the network namespace of a socket that is left alone for it, because a packet does not show it. If this fails, a
+/// guard stops the socket's packets.
 #[inline(always)]
 pub(crate) fn set_netns(socket: Socket, netns_cookie: u64) {
     if let Some(record) = make(socket) {
@@ -75,14 +75,14 @@ pub(crate) fn set_netns(socket: Socket, netns_cookie: u64) {
     }
 }
 
-/// Whether the policy leaves a socket alone because of its network namespace, as far as that is noted.
+/// Whether, by the note, the policy leaves the socket alone because of its network namespace.
 #[inline(always)]
 pub(crate) fn is_left(socket: Socket, policy: Option<&PolicyRecord>) -> bool {
     let cookie = record(socket, 0).map_or(0, |record| record.netns_cookie);
     cookie != 0 && decide(policy, cookie) == Verdict::Leave(Counter::LeftNetns)
 }
 
-/// Remembers the name server that a program has asked by this socket.
+/// Notes the name server that a program asked through this socket.
 #[inline(always)]
 pub(crate) fn remember_asked(socket: Socket, asked: &AddressWords) {
     if let Some(record) = make(socket) {
@@ -90,7 +90,7 @@ pub(crate) fn remember_asked(socket: Socket, asked: &AddressWords) {
     }
 }
 
-/// That name server, if there was one.
+/// The noted name server, if any.
 #[inline(always)]
 pub(crate) fn asked(socket: Socket) -> Option<AddressWords> {
     let asked = record(socket, 0)?.asked;

@@ -1,7 +1,7 @@
-//! setsockopt: what would undo the binding, or send by another link behind its back, is refused with EPERM. A multicast group
-//! that is joined without naming a link, or by a link's address, is joined on the uplink.
+//! setsockopt: refuses with EPERM every option that would undo the binding or send by another link. A program that joins
+//! a multicast group without naming a link, or by a link's address, joins it on the uplink.
 //!
-//! **Invariant:** the uplink's own index and name pass; so does every option that is not named here.
+//! **Invariant:** the uplink's own index and name pass. Every option that is not named here passes.
 
 use aya_ebpf::{Global, bindings::bpf_sock, macros::cgroup_sockopt, programs::SockoptContext};
 use steer_common::{
@@ -23,35 +23,35 @@ use crate::{
 
 const IP_MREQ_BYTES: i32 = 8;
 const IP_MREQN_BYTES: i32 = 12;
-/// As much of a value as every kernel shows: a page.
+/// The part of a value that every kernel shows to the program: one page.
 const SHOWN_BYTES: i32 = 4096;
 /// The first four bytes of a name.
 const SMC: i32 = i32::from_ne_bytes(*b"smc\0");
 
-/// Whether a program may ask here which process calls (Linux 6.1). Where it may not, the loader says 0, and the verifier leaves
-/// the calls out.
+/// Whether this program may read which process calls (Linux 6.1). Where it may not, the loader sets 0, and the verifier
+/// removes the calls.
 #[unsafe(no_mangle)]
 static SETSOCKOPT_KNOWS_TASK: Global<u8> = Global::new(0);
 
-/// What the option's value says.
+/// What the option's value holds.
 enum Value {
     /// The index of the interface to bind to.
     Index,
     /// Its name.
     Name,
-    /// A group, and where in the value the index of an interface is, or 0 for one that the kernel is to look up.
+    /// A group, and where in the value the interface index is. Index 0: the kernel selects the interface.
     Group(Index),
     /// The protocol to put on top of TCP.
     UpperLayer,
-    /// What the uplink cannot be named by.
+    /// A value that cannot name the uplink.
     Other,
 }
 
-/// Where in the value of a group's option the index is.
+/// Where the index is in the value of a group option.
 enum Index {
     /// group_req, group_source_req.
     AtStart,
-    /// ip_mreqn, which the shorter ip_mreq is the beginning of.
+    /// ip_mreqn. The shorter ip_mreq is its beginning.
     BehindAddresses,
     /// ipv6_mreq.
     BehindGroup,
@@ -73,7 +73,7 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
         (SOL_SOCKET, SO_MARK) | (SOL_IP, IP_ADD_SOURCE_MEMBERSHIP) => Value::Other,
         _ => {
             if !is_whole(&ctx) {
-                // As it is: before Linux 6.5 the kernel takes a length of more than it has shown for a mistake of this program.
+                // Pass the value unchanged. Before Linux 6.5 the kernel rejects a length that exceeds what it has shown.
                 set_len(&ctx, 0);
             }
             return ALLOW;
@@ -92,7 +92,7 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     let allowed = match policy {
         Some(policy) => match Kind::try_from(policy.kind) {
             Ok(Kind::Exempt) => true,
-            // What is not all here, the kernel would read once more, when it may say something else.
+            // The kernel would read a value that is not completely shown a second time. It may have changed by then.
             Ok(Kind::Steer) => is_whole(&ctx) && is_allowed(&ctx, &value, policy),
             Err(_) => false,
         },
@@ -102,13 +102,13 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
         return ALLOW;
     }
     policy::count(attachment.policy, Counter::StoppedSetsockopt);
-    tell(&ctx, &attachment, (level, option), &value);
+    report(&ctx, &attachment, (level, option), &value);
     REFUSE
 }
 
 #[inline(always)]
-fn tell(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) {
-    events::tell(attachment, Counter::StoppedSetsockopt, events::cgroup_id(), |record| {
+fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) {
+    events::report(attachment, Counter::StoppedSetsockopt, events::cgroup_id(), |record| {
         (record.option_level, record.option) = (level, option);
         record.ifindex = match value {
             Value::Index | Value::Group(Index::AtStart) => word::<0>(ctx),
@@ -126,7 +126,7 @@ fn tell(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i
     });
 }
 
-/// Copies the value, a name, as far as it goes. The last byte stays as it is.
+/// Copies the name in the value up to its end. The last byte of `name` stays unchanged.
 #[inline(always)]
 fn copy_name(ctx: &SockoptContext, name: &mut [u8; KERNEL_NAME_BYTES]) {
     let (start, end) = bounds(ctx);
@@ -134,7 +134,7 @@ fn copy_name(ctx: &SockoptContext, name: &mut [u8; KERNEL_NAME_BYTES]) {
         if start + at + 1 > end {
             break;
         }
-        // SAFETY: within the bounds just compared, as the verifier wants it.
+        // SAFETY: within the bounds that were just compared, as the verifier requires.
         *byte = unsafe { ((start + at) as *const u8).read() };
         if *byte == 0 {
             break;
@@ -158,20 +158,20 @@ fn is_allowed(ctx: &SockoptContext, value: &Value, policy: &PolicyRecord) -> boo
         Value::Group(Index::AtStart) => is_on::<0>(ctx, policy.ifindex),
         Value::Group(Index::BehindAddresses) => {
             if (IP_MREQ_BYTES..IP_MREQN_BYTES).contains(&len(ctx)) {
-                // There is room: the kernel shows at least sixteen bytes (Linux 5.3).
+                // The buffer is large enough: the kernel shows at least sixteen bytes (Linux 5.3).
                 set_len(ctx, IP_MREQN_BYTES);
                 return set_word::<8>(ctx, policy.ifindex);
             }
             is_on::<8>(ctx, policy.ifindex)
         }
         Value::Group(Index::BehindGroup) => is_on::<16>(ctx, policy.ifindex),
-        // Shared memory communications, which go on by RDMA where they can.
+        // Shared memory communications (SMC) switch to RDMA where they can.
         Value::UpperLayer => word::<0>(ctx) != Some(SMC),
         Value::Other => false,
     }
 }
 
-/// Whether the group is on the uplink, which it is put on where no interface is named.
+/// Whether the group is on the uplink. If the value names no interface, sets the uplink.
 #[inline(always)]
 fn is_on<const AT: usize>(ctx: &SockoptContext, uplink: i32) -> bool {
     match word::<AT>(ctx) {
@@ -180,17 +180,17 @@ fn is_on<const AT: usize>(ctx: &SockoptContext, uplink: i32) -> bool {
     }
 }
 
-/// Four bytes of the value; `None` if it ends before.
+/// Four bytes of the value; `None` if the value is shorter.
 #[inline(always)]
 fn word<const AT: usize>(ctx: &SockoptContext) -> Option<i32> {
-    // SAFETY: as the verifier wants it, the bytes are within the bounds.
+    // SAFETY: the bytes are within the bounds, as the verifier requires.
     at::<AT>(ctx).map(|word| unsafe { word.read_unaligned() })
 }
 
-/// Changes four bytes of the value that the kernel goes on with; false if it ends before.
+/// Changes four bytes of the value that the kernel uses; false if the value is shorter.
 #[inline(always)]
 fn set_word<const AT: usize>(ctx: &SockoptContext, to: i32) -> bool {
-    // SAFETY: as the verifier wants it, the bytes are within the bounds.
+    // SAFETY: the bytes are within the bounds, as the verifier requires.
     at::<AT>(ctx).map(|word| unsafe { word.write_unaligned(to) }).is_some()
 }
 
@@ -200,14 +200,14 @@ fn at<const AT: usize>(ctx: &SockoptContext) -> Option<*mut i32> {
     (start + AT + size_of::<i32>() <= end).then_some((start + AT) as *mut i32)
 }
 
-/// Length of the value, as the caller has it.
+/// Length of the value, as given by the caller.
 #[inline(always)]
 fn len(ctx: &SockoptContext) -> i32 {
     // SAFETY: a four byte load of the context.
     unsafe { (*ctx.sockopt).optlen }
 }
 
-/// Sets the length of the value that the kernel goes on with; 0 makes it read the caller's once more.
+/// Sets the length of the value that the kernel uses; 0 makes the kernel read the caller's value again.
 #[inline(always)]
 fn set_len(ctx: &SockoptContext, bytes: i32) {
     // SAFETY: a four byte store that the verifier allows in setsockopt.
@@ -219,7 +219,7 @@ fn is_whole(ctx: &SockoptContext) -> bool {
     len(ctx) <= SHOWN_BYTES
 }
 
-/// Whether the value is the uplink's name, which is short enough to fit in one.
+/// Whether the value is the uplink's name. A longer (alternative) name does not fit in the option.
 #[inline(always)]
 fn names(ctx: &SockoptContext, policy: &PolicyRecord) -> bool {
     const LONGEST: usize = 15;
@@ -227,10 +227,10 @@ fn names(ctx: &SockoptContext, policy: &PolicyRecord) -> bool {
     let (start, end) = bounds(ctx);
     while at < LONGEST {
         if start + at + 1 > end {
-            // As long as the value goes.
+            // The value ends here.
             return at > 0 && policy.interface[at] == 0;
         }
-        // SAFETY: within the bounds just compared, as the verifier wants it.
+        // SAFETY: within the bounds that were just compared, as the verifier requires.
         let byte = unsafe { ((start + at) as *const u8).read() };
         if byte != policy.interface[at] {
             return false;

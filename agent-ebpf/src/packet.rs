@@ -1,7 +1,8 @@
-//! cgroup_skb egress and ingress: no packet by another link than the policy's, whatever the socket is bound to and whenever
-//! it was made.
+//! cgroup_skb egress and ingress: stop every packet on a link other than the policy's, whatever its socket is bound to and
+//! whenever the socket was made.
 //!
-//! **Invariant:** passes are the uplink, loopback, and what a policy leaves alone; everything else is stopped and counted.
+//! **Invariant:** packets pass on the uplink, on loopback, and where a policy leaves the socket alone. Every other packet
+//! is stopped and counted.
 
 use aya_ebpf::{
     Global,
@@ -19,12 +20,12 @@ const PASS: i32 = 1;
 /// The first interface of every network namespace is its loopback.
 const LOOPBACK_IFINDEX: u32 = 1;
 
-/// Whether a program may ask here for the id and the cgroup of the running process (Linux 6.12). Where it may not, the loader
-/// says 0, and the verifier leaves the calls out.
+/// Whether this program may read the id and the cgroup of the running process (Linux 6.12). Where it may not, the loader
+/// sets 0, and the verifier removes the calls.
 #[unsafe(no_mangle)]
 static EGRESS_KNOWS_PID: Global<u8> = Global::new(0);
 
-/// Whether it may ask for its name, too (Linux 7.3).
+/// Whether it may also read the name of the process (Linux 7.3).
 #[unsafe(no_mangle)]
 static EGRESS_KNOWS_COMM: Global<u8> = Global::new(0);
 
@@ -52,8 +53,8 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
         Some((_, Ok(Kind::Exempt))) => true,
         Some((_, Err(_))) | None => false,
     };
-    // What costs a call is asked last: it can only let more pass. What another network namespace's interface is called says
-    // nothing here.
+    // The checks that need a helper call come last; they can only let more packets pass. Interface names of another network
+    // namespace have no meaning here.
     if passes
         || !nesting::decides_for_packet(&attachment, ctx)
         || socket(ctx).is_some_and(|socket| notes::is_left(socket.cast(), policy))
@@ -68,10 +69,10 @@ fn stop(ctx: &SkBuffContext, attachment: &AttachmentRecord, reason: Counter, ifi
     policy::count(attachment.policy, reason);
     // SAFETY: the helper takes the program's own context (Linux 4.18 for egress, 5.0 for ingress).
     let of_socket = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
-    // The socket of a connection that is being made or closed has none.
+    // The socket of a connection that is being opened or closed has no cgroup.
     let cgroup_id = if of_socket == 0 { attachment.cgroup_id } else { of_socket };
     let incoming = matches!(reason, Counter::StoppedIngress);
-    events::tell(attachment, reason, cgroup_id, |record| {
+    events::report(attachment, reason, cgroup_id, |record| {
         record.ifindex = ifindex.cast_signed();
         record.peer = peer::of_packet(ctx, incoming);
         if !incoming {
@@ -81,8 +82,8 @@ fn stop(ctx: &SkBuffContext, attachment: &AttachmentRecord, reason: Counter, ifi
     STOP
 }
 
-/// Adds the running process, if it can be the one that sends. The kernel also sends of its own accord, as when it repeats a
-/// segment, in whatever process's time: most likely in that of another cgroup than the socket's.
+/// Adds the running process if it can be the sender. The kernel also sends on its own (for example a retransmission),
+/// while any process runs. That process is probably in a cgroup other than the socket's.
 #[inline(always)]
 fn add_sender(record: &mut EventRecord, cgroup_id: u64) {
     if EGRESS_KNOWS_PID.load() == 0 || events::cgroup_id() != cgroup_id {

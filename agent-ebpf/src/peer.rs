@@ -1,4 +1,4 @@
-//! The other end, as the address of a call or the header of a packet names it. For events only: nothing is decided by it.
+//! The peer, as named by the address of a call or the header of a packet. For events only: no decision depends on it.
 
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use steer_common::{Peer, mapped};
@@ -32,7 +32,7 @@ struct Ipv6Header {
     destination: [u32; 4],
 }
 
-/// Where a call goes, when it is judged.
+/// The destination of a call.
 #[inline(always)]
 pub(crate) fn of_call(ctx: &SockAddrContext, hook: Hook) -> Peer {
     // SAFETY: a four byte load of the context.
@@ -40,7 +40,7 @@ pub(crate) fn of_call(ctx: &SockAddrContext, hook: Hook) -> Peer {
     Peer { address: destination::address(ctx, hook), port: destination::port(ctx).into(), protocol }
 }
 
-/// Where a packet goes, or comes from.
+/// The destination or the source of a packet.
 #[inline(always)]
 pub(crate) fn of_packet(ctx: &SkBuffContext, incoming: bool) -> Peer {
     // In these hooks a packet begins with its IP header.

@@ -22,10 +22,10 @@ pub(crate) fn get(slot: u32) -> Option<&'static PolicyRecord> {
 #[inline(always)]
 pub(crate) fn count(slot: u32, counter: Counter) {
     if let Some(record) = COUNTERS.get_ptr_mut(slot) {
-        // The compiler knows the enum's values and would leave the bound out, which the verifier of Linux 6.1 misses (6.18
-        // works it out from the branches taken).
+        // The compiler knows the enum's values and would remove the bounds check. The verifier of Linux 6.1 needs it (6.18
+        // derives the bound from the branches).
         let index = core::hint::black_box(counter as usize);
-        // SAFETY: the slot is this CPU's own. A program that runs in between on the same CPU may cost a count, no more.
+        // SAFETY: the slot is this CPU's own. Another program that interrupts on this CPU may lose one count.
         let record = unsafe { &mut *record };
         if let Some(sockets) = record.counts.get_mut(index) {
             *sockets += 1;

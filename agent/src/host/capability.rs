@@ -1,4 +1,4 @@
-//! What a command needs before it touches the kernel, refused in words a user can act on.
+//! Checks the capabilities that a command needs, before it changes anything in the kernel.
 
 use caps::{CapSet, Capability};
 use thiserror::Error;
@@ -11,14 +11,14 @@ pub struct Unprivileged {
     missing: Vec<&'static str>,
 }
 
-/// Checks for the capabilities to load and attach programs.
+/// Fails if the process lacks capabilities to load and attach programs.
 pub fn require_privilege(command: &'static str) -> Result<(), Unprivileged> {
     let missing = missing_capabilities();
     if missing.is_empty() { Ok(()) } else { Err(Unprivileged { command, missing }) }
 }
 
-/// Those of the capabilities to load and attach programs that this process lacks. CAP_SYS_ADMIN stands in for CAP_BPF and
-/// CAP_PERFMON, as in the kernel.
+/// The capabilities to load and attach programs that this process lacks. As in the kernel, CAP_SYS_ADMIN includes CAP_BPF
+/// and CAP_PERFMON.
 pub fn missing_capabilities() -> Vec<&'static str> {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
     let admin = has(Capability::CAP_SYS_ADMIN);

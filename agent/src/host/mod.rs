@@ -1,6 +1,6 @@
-//! This machine: links, network namespaces, cgroups, sockets, files. Nothing of BPF.
+//! This machine: links, network namespaces, cgroups, sockets, files. No BPF.
 //!
-//! **Invariant:** no policy is decided here.
+//! **Invariant:** this layer decides no policy.
 
 pub mod capability;
 pub mod cgroup;

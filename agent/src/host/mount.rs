@@ -1,4 +1,4 @@
-//! A file system mounted for this process alone, on no directory.
+//! Mounts a file system for this process only, without a directory.
 
 use std::{
     ffi::CStr,
@@ -6,8 +6,8 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-/// Mounts a file system of this kind (Linux 5.2); the mount is gone with its file descriptor. Without options, for those would
-/// apply to the one instance that all mounts share.
+/// Mounts a file system of this kind (Linux 5.2). The mount ends with its file descriptor. Sets no options, because they
+/// would apply to the one instance that all mounts share.
 pub(crate) fn private_mount(kind: &CStr) -> io::Result<OwnedFd> {
     const FSOPEN_CLOEXEC: libc::c_uint = 1;
     const FSCONFIG_CMD_CREATE: libc::c_uint = 6;

@@ -12,8 +12,8 @@ use super::link::Error;
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// The cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` gives it to programs. `None`: this
-/// kernel does not tell (before Linux 5.14).
+/// The cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` returns it to programs. `None`: this
+/// kernel has no `SO_NETNS_COOKIE` (before Linux 5.14).
 pub fn own_cookie() -> Result<Option<u64>, Error> {
     // A unix socket belongs to a namespace too, and no policy can refuse it.
     let socket = unix_socket().map_err(Error::Cookie)?;
@@ -39,8 +39,7 @@ pub fn own_cookie() -> Result<Option<u64>, Error> {
     }
 }
 
-/// Looks at things from inside a network namespace, on a thread that ends with it: the caller stays where it is. Needs
-/// CAP_SYS_ADMIN.
+/// Runs `look` inside a network namespace, on a separate thread, so the caller stays in its own. Needs CAP_SYS_ADMIN.
 pub fn inside<T: Send>(netns: impl AsFd + Send, look: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let looking = scope.spawn(|| Ok(setns(netns, CloneFlags::CLONE_NEWNET).map(|()| look())?));

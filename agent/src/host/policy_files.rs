@@ -1,8 +1,8 @@
-//! Where policies are kept: the configuration file, the directory `policies.d` beside it, and one for those that are to be gone
-//! after the next boot. Commands and the API write the latter two, one file for each policy.
+//! Stores policies: the configuration file, the directory `policies.d` beside it, and a runtime directory that is empty
+//! after a boot. Commands and the API write to the two directories, one file for each policy.
 //!
-//! **Invariant:** nothing is written that is not, together with all the rest, a valid configuration; and a file is either
-//! the old one or the new one, whenever its writer is killed.
+//! **Invariant:** a file is written only if all files together are a valid configuration. A file is either the old or the
+//! new one, even if its writer is killed.
 
 use std::{
     ffi::OsStr,
@@ -21,22 +21,22 @@ use crate::model::config::{self, Config, Problems, Source};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kept {
-    /// In the configuration file, which only people change.
+    /// In the configuration file, which steer never changes.
     File,
-    /// In a file of its own in `policies.d`.
+    /// In a separate file in `policies.d`.
     Stored,
-    /// In a file of its own that is gone after a boot.
+    /// In a separate file that is gone after a boot.
     Runtime,
 }
 
-/// What can go wrong with kept policies.
+/// What can go wrong with stored policies.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The configuration has mistakes.
     #[error(transparent)]
     Invalid(#[from] Problems),
-    /// A policy cannot be changed where it is.
-    #[error("policy {name:?} is in {file}: change it there")]
+    /// The policy is in a file that steer does not change.
+    #[error("policy {name:?} is in {file}: edit that file instead")]
     InFile {
         /// Its name.
         name: String,
@@ -46,7 +46,7 @@ pub enum Error {
     /// There is no such policy.
     #[error("there is no policy {name:?}")]
     Missing {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
     /// A file operation.
@@ -72,7 +72,7 @@ pub struct Store {
 const SUFFIX: &str = "toml";
 
 impl Store {
-    /// The configuration file, and the directory for policies that are gone after a boot. Neither needs to exist.
+    /// Uses this configuration file and this runtime directory. Neither needs to exist.
     pub fn new(file: &Path, runtime: &Path) -> Self {
         let stored = file.parent().unwrap_or(Path::new("/")).join("policies.d");
         Self { file: file.to_owned(), stored, runtime: runtime.to_owned() }
@@ -83,12 +83,12 @@ impl Store {
         &self.file
     }
 
-    /// The directories in which policies have files of their own.
+    /// The directories with one file for each policy.
     pub fn directories(&self) -> [&Path; 2] {
         [&self.stored, &self.runtime]
     }
 
-    /// Every file there is, in the order in which they count.
+    /// All existing files, in the order in which they apply.
     pub fn files(&self) -> Result<Vec<PathBuf>, Error> {
         let mut files = vec![self.file.clone()];
         for directory in self.directories() {
@@ -97,7 +97,7 @@ impl Store {
         Ok(files)
     }
 
-    /// Reads and parses all of it.
+    /// Reads and parses all files.
     pub fn read(&self) -> Result<Config, Error> {
         Ok(config::parse_all(&self.sources()?)?)
     }
@@ -115,7 +115,7 @@ impl Store {
         Ok(sources)
     }
 
-    /// Where a policy that was read is kept.
+    /// Where a policy that was read is stored.
     pub fn kept(&self, policy: &config::Policy) -> Kept {
         match Path::new(&policy.file).parent() {
             Some(parent) if parent == self.stored => Kept::Stored,
@@ -124,8 +124,8 @@ impl Store {
         }
     }
 
-    /// Keeps a policy, given as the text of a file with that one policy, in the place of one of the same name. Returns whether it
-    /// is new.
+    /// Stores a policy, given as the text of a file with only this policy. Replaces a policy of the same name. Returns whether
+    /// it is new.
     pub fn put(&self, name: &str, text: &str, kept: Kept) -> Result<bool, Error> {
         let before = self.find(name)?;
         if before == Some(Kept::File) || kept == Kept::File {
@@ -135,7 +135,7 @@ impl Store {
         let replaced = before.map(|before| self.path(name, before).display().to_string());
         let mut sources = self.sources()?;
         sources.retain(|source| Some(&source.file) != replaced.as_ref());
-        // Last, so that a clash with the rest is told as this one's mistake.
+        // Last, so that a conflict with the others is reported as a mistake in this file.
         sources.push(Source { file: path.display().to_string(), text: text.to_owned() });
         config::parse_all(&sources)?;
         write(&path, text)?;
@@ -146,7 +146,7 @@ impl Store {
         Ok(before.is_none())
     }
 
-    /// Forgets a policy.
+    /// Removes a policy.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         match self.find(name)? {
             None => Err(Error::Missing { name: name.to_owned() }),
@@ -159,7 +159,7 @@ impl Store {
         let config = self.read()?;
         let found = config.policies.iter().find(|policy| policy.name == name);
         match found.map(|policy| (policy, self.kept(policy))) {
-            // Only what has a file of its own, under its own name, is changed.
+            // Only a policy with a separate file, under its own name, can be changed.
             Some((policy, kept)) if Path::new(&policy.file) == self.path(name, kept) => Ok(Some(kept)),
             Some(_) => Ok(Some(Kept::File)),
             None => Ok(None),
@@ -182,8 +182,8 @@ impl Store {
     }
 }
 
-/// The name as a file name: letters, digits, `-`, `_` and `.` stay, but for a dot in front, which would hide the file. All else
-/// is percent-encoded.
+/// The name as a file name. Letters, digits, `-`, `_` and `.` stay unchanged. All other characters are percent-encoded, and
+/// so is a leading dot, which would hide the file.
 fn file_name(name: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
     let encoded = utf8_percent_encode(name, ENCODED).to_string();
@@ -193,7 +193,7 @@ fn file_name(name: &str) -> String {
     }
 }
 
-/// Whether a file in one of the directories counts.
+/// Whether a file in one of the directories is read.
 pub fn is_policy_file(name: &OsStr) -> bool {
     Path::new(name).extension().is_some_and(|extension| extension == SUFFIX)
 }
@@ -206,24 +206,24 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
         Err(source) => return Err(failed(source)),
     };
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
-    // Editors and this program itself leave files with other endings for a moment.
+    // Editors and this program create temporary files with other endings.
     files.retain(|path| path.file_name().is_some_and(is_policy_file));
     files.sort();
     Ok(files)
 }
 
-/// Writes a file beside, and puts it in the place of the old one once it is on the disk.
+/// Writes a new file next to the old one, and renames it over the old one after it is on the disk.
 fn write(path: &Path, text: &str) -> Result<(), Error> {
     let failed = |action| move |source| Error::File { action, path: path.to_owned(), source };
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
+        fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
     }
-    let beside = path.with_extension("new");
+    let new = path.with_extension("new");
     let write = || {
-        let mut file = fs::File::create(&beside)?;
+        let mut file = fs::File::create(&new)?;
         io::Write::write_all(&mut file, text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&beside, path)
+        fs::rename(&new, path)
     };
     write().map_err(failed("write"))
 }
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_and_forgets() {
+    fn stores_and_removes() {
         let directory = std::env::temp_dir().join(format!("steer-store-{}", std::process::id()));
         fs::create_dir_all(&directory).expect("a directory");
         let store = Store::new(&directory.join("steer.toml"), &directory.join("run"));

@@ -1,6 +1,6 @@
-//! Whom programs of this machine ask for names, where that is not a server behind the uplink.
+//! Finds DNS lookups of this machine that do not go to a server behind the uplink.
 //!
-//! **Invariant:** only looks. A file that is not there or cannot be read says nothing.
+//! **Invariant:** only reads. A file that is missing or cannot be read is treated as empty.
 
 use std::{fmt, fs, net::IpAddr, path::Path};
 
@@ -8,7 +8,7 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
 const NSCD_SOCKET: &str = "/run/nscd/socket";
 
-/// A way in which names are looked up by somebody else than the program, whom the program's policy does not hold.
+/// A way in which another process looks up names for a program. The program's policy does not apply to that process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detour {
     /// resolv.conf names an address of this host.
@@ -20,7 +20,7 @@ pub enum Detour {
 }
 
 impl Detour {
-    /// Whether programs take it whose policy has these resolvers. A server is not asked where there is one of its family.
+    /// Whether it affects programs whose policy has these resolvers. A resolver replaces every server of its family.
     pub fn concerns(&self, resolvers: &[IpAddr]) -> bool {
         match self {
             Self::LocalServer(server) => !resolvers.iter().any(|own| own.is_ipv4() == server.is_ipv4()),
@@ -28,7 +28,7 @@ impl Detour {
         }
     }
 
-    /// Whether a policy's own resolvers are asked in its stead.
+    /// Whether a policy's own resolvers replace it.
     pub fn ends_with_dns(&self) -> bool {
         matches!(self, Self::LocalServer(_))
     }
@@ -39,25 +39,25 @@ impl fmt::Display for Detour {
         match self {
             Self::LocalServer(address) => write!(
                 formatter,
-                "{RESOLV_CONF} names {address}, an address of this host: steered programs get no answer from it, and those \
-                 with CAP_NET_RAW get one that came beside the uplink; name a resolver behind the uplink, by `dns` in the \
-                 policy or by --dns"
+                "{RESOLV_CONF} names {address}, an address of this host: steered programs get no answer from it, and \
+                 programs with CAP_NET_RAW get an answer that did not use the uplink; set a resolver behind the uplink by \
+                 `dns` in the policy or by --dns"
             ),
             Self::Resolved => write!(
                 formatter,
-                "{NSSWITCH_CONF} has `resolve` for hosts: names are asked of systemd-resolved, beside the uplink; take \
-                 `resolve` out of that line"
+                "{NSSWITCH_CONF} has `resolve` for hosts: systemd-resolved looks up names, and not by the uplink; remove \
+                 `resolve` from that line"
             ),
             Self::Nscd => write!(
                 formatter,
-                "nscd runs ({NSCD_SOCKET}): names are asked of it, beside the uplink; switch its hosts cache off by \
+                "nscd runs ({NSCD_SOCKET}): it looks up names, and not by the uplink; disable its hosts cache by \
                  `enable-cache hosts no` in /etc/nscd.conf"
             ),
         }
     }
 }
 
-/// What there is of this on the machine, as seen from the calling process's namespaces.
+/// Finds them on this machine, in the namespaces of the calling process.
 pub fn detours() -> Vec<Detour> {
     let read = |path| fs::read(path).unwrap_or_default();
     let own = own_addresses();

@@ -1,7 +1,7 @@
 //! Attachments: the links of one cgroup and its record.
 //!
-//! **Invariant:** a pinned link always has a filled record behind it, because links are pinned last; and when an attachment
-//! gets its first link, all those below it have the nested flag and the programs that note in time.
+//! **Invariant:** a pinned link always has a filled record, because links are pinned last. When an attachment gets its
+//! first link, all attachments below it already have the nested flag and the programs that write the note.
 
 use std::{
     collections::BTreeSet,
@@ -25,21 +25,20 @@ use crate::host::cgroup::{Cgroup, Hierarchy};
 pub struct Attachment {
     /// Id of the cgroup: its inode number.
     pub cgroup_id: u64,
-    /// What its programs read.
+    /// The record that its programs read.
     pub record: AttachmentRecord,
     /// Names of the programs that are attached.
     pub hooks: Vec<&'static str>,
     /// Their ids, in the same order.
     pub program_ids: Vec<u32>,
-    /// Whether these are the programs that its policy asks for, and those around it, no more and no fewer, and the record is
-    /// filled.
+    /// Whether these are exactly the programs that its policy and those around it need, and the record is filled.
     pub complete: bool,
-    /// Whether any hook is attached: false once the cgroup has been removed.
+    /// Whether any hook is attached; false after the cgroup has been removed.
     pub live: bool,
 }
 
 impl Attachment {
-    /// Whether it was made by hand.
+    /// Whether it is manual.
     pub fn is_manual(&self) -> bool {
         self.record.flags & attachment_flags::MANUAL != 0
     }
@@ -58,7 +57,7 @@ impl Datapath {
         Ok(attachments)
     }
 
-    /// Whether a cgroup is attached by hand.
+    /// Whether a cgroup has a manual attachment.
     pub fn is_manual_cgroup(&self, cgroup_id: u64) -> Result<bool, Error> {
         let record = if self.pins.attachment(cgroup_id).exists() { self.record(cgroup_id)? } else { None };
         Ok(record.is_some_and(|record| record.flags & attachment_flags::MANUAL != 0))
@@ -74,7 +73,7 @@ impl Datapath {
         Ok(records.filter(|(_, record)| record.as_ref().is_some_and(&wanted)).map(|(id, _)| id).collect())
     }
 
-    /// The ids of all attached cgroups, with their records; none once the cgroup is gone.
+    /// The ids of all attached cgroups, with their records; no record if the cgroup is gone.
     pub(super) fn records(&self) -> Result<Vec<(u64, Option<AttachmentRecord>)>, Error> {
         let ids = list(&self.pins.links())?;
         let ids = ids.iter().filter_map(|path| file_name(path).parse().ok());
@@ -95,7 +94,7 @@ impl Datapath {
         let pins: Vec<_> = pins.iter().map(|pin| (pin.file_name(), pin)).collect();
         let (mut hooks, mut program_ids) = (Vec::new(), Vec::new());
         for hook in &object::HOOKS {
-            // Opening each pin there could be would take longer.
+            // This is faster than trying to open every possible pin.
             let Some((_, pin)) = pins.iter().find(|(name, _)| *name == Some(OsStr::new(hook.name))) else { continue };
             let info = bpf::open_pin(pin).and_then(|link| bpf::link_info(link.as_fd())).ok();
             if let Some(info) = info.filter(|info| info.cgroup_id == Some(cgroup_id)) {
@@ -144,7 +143,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Steers a cgroup by the policy in `slot`. Doing it again changes the policy, or mends what is incomplete.
+    /// Steers a cgroup by the policy in `slot`. A repeated call changes the policy, or repairs an incomplete attachment.
     pub fn attach(
         &mut self,
         lock: &Lock,
@@ -155,8 +154,8 @@ impl Datapath {
     ) -> Result<(), Error> {
         let is_new = !self.pins.attachment(cgroup.id).exists();
         let attached = self.try_attach(hierarchy, cgroup, slot, manual, is_new);
-        // Half an attachment is none, and an outer policy must not believe that this one decides. One that was there before
-        // keeps what it has.
+        // Remove a partial new attachment: an outer policy must not rely on it to decide. An older attachment keeps the
+        // programs that it has.
         if attached.is_err()
             && is_new
             && let Err(error) = self.detach(lock, hierarchy, cgroup.id)
@@ -193,18 +192,18 @@ impl Datapath {
             let flags = record.flags | attachment_flags::HAS_INNER;
             self.set_record(cgroup_id, AttachmentRecord { flags, ..record })?;
         }
-        // Those inside note what they decide before this one acts. What they need no more for it goes afterwards.
+        // Inner attachments must write notes before this one acts. Programs that they no longer need are removed afterwards.
         let around = record.around | self.flags_of([&record])?;
         for (found, record) in &inner {
             let flags = record.flags | attachment_flags::NESTED;
             let around = record.around | around;
             self.put_inside(hierarchy, found, *record, AttachmentRecord { flags, around, ..*record })?;
         }
-        // Filled before anything runs: where the cgroup was attached before, the record is still there; elsewhere the anchor
-        // makes it.
+        // Fill the record before any program runs. If the cgroup was attached before, the record still exists. Otherwise the
+        // anchor creates it.
         let anchor = if self.set_record(cgroup.id, record)? { None } else { Some(self.anchor(hierarchy, cgroup)?) };
         if anchor.is_some() && !self.set_record(cgroup.id, record)? {
-            // The anchor is a program of other maps than these.
+            // The anchor program uses other maps than these.
             return Err(Error::Foreign { path: self.pins.abi() });
         }
         self.link(hierarchy, cgroup, &record, is_new)?;
@@ -214,7 +213,7 @@ impl Datapath {
         if is_new || inner.is_empty() { Ok(()) } else { self.refresh_inner(hierarchy, &cgroup.path) }
     }
 
-    /// Makes the links of an attachment those that its record asks for: first what is missing, then what is too many goes.
+    /// Changes the links of an attachment to those that its record needs: first adds missing links, then removes others.
     pub(super) fn link(
         &self,
         hierarchy: &Hierarchy,
@@ -237,7 +236,7 @@ impl Datapath {
             if is_new || !refresh_link(&pin, program, cgroup.id)? {
                 match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
                     Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
-                        object::give_up(&self.pins, program.hook)?;
+                        object::remove_program(&self.pins, program.hook)?;
                     }
                     Err(error) => return Err(refused(program.hook, hierarchy, cgroup, error)),
                     Ok(link) => created.push((program.hook.name, link)),
@@ -262,13 +261,13 @@ impl Datapath {
         superfluous.iter().try_for_each(|pin| detach_link(pin))
     }
 
-    /// The flags of the policies that records name, together.
+    /// The combined flags of the policies that records name.
     pub(super) fn flags_of<'r>(&self, records: impl IntoIterator<Item = &'r AttachmentRecord>) -> Result<u32, Error> {
         let mut named = records.into_iter().filter(|record| record.policy < POLICY_SLOTS);
         named.try_fold(0, |flags, record| Ok(flags | self.policy(record.policy)?.flags))
     }
 
-    /// Takes a cgroup's links away and forgets it. Doing it again is no error.
+    /// Removes a cgroup's links and clears its record. A repeated call is no error.
     pub fn detach(&mut self, lock: &Lock, hierarchy: &Hierarchy, cgroup_id: u64) -> Result<(), Error> {
         self.forget(lock, cgroup_id)?;
         match hierarchy.path_of(cgroup_id) {
@@ -277,12 +276,12 @@ impl Datapath {
         }
     }
 
-    /// As [`Self::detach`], for a cgroup that has been removed: nothing is in it.
+    /// As [`Self::detach`], for a removed cgroup, which has no cgroups in it.
     pub fn forget(&mut self, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
-        // First, so that an outer policy takes over what this one no longer decides.
+        // First, so that an outer policy takes over before this one ends.
         self.remove_decider(cgroup_id)?;
         detach_links(&self.pins.attachment(cgroup_id))?;
-        // The storage lives as long as the cgroup: what is left in it would be in force again at the next attach.
+        // The storage lives as long as the cgroup. An old record would be in force again at the next attach.
         self.set_record(cgroup_id, AttachmentRecord::default())?;
         Ok(())
     }
@@ -305,9 +304,9 @@ impl Datapath {
             .map_err(|source| refused(program.hook, hierarchy, cgroup, source))
     }
 
-    /// Puts the pinned programs in the place of other ones in all links, and mends the nested flags, which a process that was
-    /// killed between two steps may have left behind, and what was attached by hand. Returns all attachments as they were read
-    /// before: the nested flags and the ids of programs may have changed, and no attachment has become less complete.
+    /// Updates all links to the pinned programs. Repairs manual attachments, and nested flags that a killed process has left.
+    /// Returns all attachments as they were read before. Nested flags and program ids may have changed since, and no
+    /// attachment has become less complete.
     pub fn refresh(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
         let attachments = self.attachments()?;
         let programs = self.programs()?;
@@ -329,18 +328,18 @@ impl Datapath {
         Ok(attachments)
     }
 
-    /// Attaches what an attachment made by hand lacks: a program that is new, or what a process that was killed did not come to.
+    /// Attaches the programs that a manual attachment lacks: new ones, or those that a killed process did not attach.
     fn repair(&mut self, lock: &Lock, hierarchy: &Hierarchy, attachment: &Attachment) {
         let Some(path) = hierarchy.path_of(attachment.cgroup_id) else { return };
         let cgroup = hierarchy.open(&path).map_err(Error::from);
-        let mended = cgroup.and_then(|cgroup| self.attach(lock, hierarchy, &cgroup, attachment.record.policy, true));
-        if let Err(error) = mended {
+        let repaired = cgroup.and_then(|cgroup| self.attach(lock, hierarchy, &cgroup, attachment.record.policy, true));
+        if let Err(error) = repaired {
             log::warn!("{path} lacks some of its programs: {error}");
         }
     }
 }
 
-/// Makes a pinned link run `program`. False when there is no such link, or it is detached; its pin is then gone.
+/// Makes a pinned link run `program`. False if there is no such link, or it is detached; its pin is then removed.
 fn refresh_link(pin: &Path, program: &object::Pinned, cgroup_id: u64) -> Result<bool, Error> {
     let failed = |action: &'static str| {
         let path = pin.to_owned();
@@ -362,7 +361,7 @@ fn refresh_link(pin: &Path, program: &object::Pinned, cgroup_id: u64) -> Result<
     Ok(true)
 }
 
-/// Detaches and unpins one link; none is no error.
+/// Detaches and unpins one link. A missing link is no error.
 fn detach_link(pin: &Path) -> Result<(), Error> {
     let failed = |source| Error::Pin { action: "detach", path: pin.to_owned(), source };
     match bpf::open_pin(pin) {
@@ -372,8 +371,8 @@ fn detach_link(pin: &Path) -> Result<(), Error> {
     }
 }
 
-/// Detaches and unpins every link in an attachment's directory, of any ABI version, then the directory. Goes on past
-/// errors.
+/// Detaches and unpins every link in an attachment's directory, of any ABI version, and removes the directory. Continues
+/// after errors.
 pub(super) fn detach_links(directory: &Path) -> Result<(), Error> {
     let mut errors = Vec::new();
     let mut try_to = |action: &'static str, path: &Path, result: io::Result<()>| match result {

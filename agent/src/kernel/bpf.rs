@@ -1,8 +1,8 @@
 //! The commands of bpf(2) that aya does not offer: links of any cgroup hook that can be pinned, replaced and detached,
-//! the records of a cgroup storage map with a plain cgroup id as key, and who is attached where.
+//! the records of a cgroup storage map with a plain cgroup id as key, and queries of attached programs.
 //!
-//! **Invariant:** one function per command; each passes a zeroed `bpf_attr` with only that command's fields set, and
-//! turns the result into `io::Result`. No policy here.
+//! **Invariant:** one function per command. Each passes a zeroed `bpf_attr` with only that command's fields set, and
+//! returns `io::Result`. This module knows no policies.
 
 use std::{
     ffi::CString,
@@ -19,7 +19,7 @@ use aya::Pod;
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
 
 fn zeroed_attr() -> bpf_attr {
-    // SAFETY: `bpf_attr` is a union of plain integers, for which all zeroes is the kernel's "not set".
+    // SAFETY: `bpf_attr` is a union of plain integers; all zero means "not set" to the kernel.
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
@@ -32,7 +32,7 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
 fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the command returns a new file descriptor that nobody else knows.
+    // SAFETY: the command returns a new file descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -44,7 +44,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
-/// Attaches a program to a cgroup by a link (Linux 5.7); always beside what is there (`BPF_F_ALLOW_MULTI`).
+/// Attaches a program to a cgroup by a link (Linux 5.7), always in addition to other programs (`BPF_F_ALLOW_MULTI`).
 pub(super) fn link_create(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
@@ -57,7 +57,7 @@ pub(super) fn link_create(
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
-/// Replaces the program of a link, without a moment in which none runs (Linux 5.7).
+/// Replaces the program of a link without a gap (Linux 5.7).
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed_attr();
     attr.link_update.link_fd = raw(link);
@@ -65,7 +65,7 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
-/// Detaches a link from its cgroup, whoever else holds it (Linux 5.9).
+/// Detaches a link from its cgroup, even if other processes hold it (Linux 5.9).
 pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed_attr();
     attr.link_detach.link_fd = raw(link);
@@ -81,7 +81,7 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
-/// Opens what is pinned at `path`.
+/// Opens the object pinned at `path`.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     let mut attr = zeroed_attr();
@@ -89,12 +89,12 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr)
 }
 
-/// What the kernel says of a cgroup link.
+/// The kernel's information about a cgroup link.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LinkInfo {
     /// Id of the program it runs.
     pub(super) program_id: u32,
-    /// Id of the cgroup it is attached to; `None` once it is detached, as when the cgroup has been removed.
+    /// Id of the cgroup it is attached to; `None` after it is detached, for example because the cgroup was removed.
     pub(super) cgroup_id: Option<u64>,
 }
 
@@ -116,13 +116,13 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(LinkInfo { program_id: info.prog_id, cgroup_id: (cgroup_id != 0).then_some(cgroup_id) })
 }
 
-/// What the kernel says of a program.
+/// The kernel's information about a program.
 #[derive(Clone, Debug)]
 pub(super) struct ProgramInfo {
     pub(super) id: u32,
     /// Hash of the instructions.
     pub(super) tag: [u8; 8],
-    /// Length after the verifier, which leaves out what cannot run.
+    /// Length after the verifier, which removes code that cannot run.
     pub(super) xlated_bytes: u32,
     /// Name given by its loader, at most 15 bytes.
     pub(super) name: String,
@@ -132,7 +132,7 @@ pub(super) struct ProgramInfo {
 
 /// Reads a program's identity.
 pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
-    // SAFETY: a struct of integers; zero is valid and asks for none of the optional arrays.
+    // SAFETY: a struct of integers; zero is valid and requests none of the optional arrays.
     let mut info: bpf_prog_info = unsafe { MaybeUninit::zeroed().assume_init() };
     object_info(program, &mut info)?;
     let name = info.name.iter().map(|&byte| byte.cast_unsigned()).take_while(|&byte| byte != 0).collect::<Vec<u8>>();
@@ -155,12 +155,12 @@ pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
 /// Programs attached to one cgroup itself (not those of its ancestors).
 #[derive(Debug)]
 pub(super) struct Attached {
-    /// The flags of the first attachment, which decide what may be added: 0, `BPF_F_ALLOW_OVERRIDE` or `_MULTI`.
+    /// The flags of the first attachment: 0, `BPF_F_ALLOW_OVERRIDE` or `_MULTI`. They decide what may be added.
     pub(super) flags: u32,
     pub(super) program_ids: Vec<u32>,
 }
 
-/// Asks which programs a cgroup's hook has.
+/// Queries the programs on a cgroup's hook.
 pub(super) fn query(cgroup: BorrowedFd<'_>, hook: bpf_attach_type) -> io::Result<Attached> {
     let mut program_ids = [0_u32; 64];
     let mut attr = zeroed_attr();
@@ -194,9 +194,9 @@ pub(super) fn map_get<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Resul
 
 /// Reads the `length` elements of an array map in one call (Linux 5.6). `V` must have the map's value size.
 pub(super) fn array_get_all<V: Pod>(map: BorrowedFd<'_>, length: u32) -> io::Result<Vec<V>> {
-    let room = usize::try_from(length).map_err(io::Error::other)?;
-    let mut keys = vec![0_u32; room];
-    let mut values: Vec<V> = Vec::with_capacity(room);
+    let capacity = usize::try_from(length).map_err(io::Error::other)?;
+    let mut keys = vec![0_u32; capacity];
+    let mut values: Vec<V> = Vec::with_capacity(capacity);
     let mut next = 0_u32;
     let mut attr = zeroed_attr();
     attr.batch.map_fd = raw(map);
@@ -205,13 +205,13 @@ pub(super) fn array_get_all<V: Pod>(map: BorrowedFd<'_>, length: u32) -> io::Res
     attr.batch.values = values.as_mut_ptr() as u64;
     attr.batch.count = length;
     match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
-        // It says so when it has come to the end.
+        // The kernel returns ENOENT at the end of the map.
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     // SAFETY: a plain integer, which the kernel has written.
     let read = unsafe { attr.batch.count }.min(length);
-    // SAFETY: the kernel has written as many elements, there is room for them, and any bytes are a valid `Pod`.
+    // SAFETY: the kernel has written this many elements, the capacity holds them, and any bytes are a valid `Pod`.
     unsafe { values.set_len(usize::try_from(read).map_err(io::Error::other)?) };
     Ok(values)
 }

@@ -1,8 +1,8 @@
-//! The bpffs that holds the pins: found, or mounted.
+//! Finds or mounts the bpffs that holds the pins.
 //!
-//! A bpffs is an instance of its own for every mount, so one mounted inside a private mount namespace, as `ip netns exec`
-//! makes, would die with it and take the enforcement along. So where this process sees none, it looks through the eyes of
-//! the processes that started it, and mounts where the outermost of them sees mounts.
+//! Every mount of a bpffs is a separate instance. One in a private mount namespace, as `ip netns exec` makes, would end
+//! with the namespace, and so would the enforcement. If this process sees no bpffs, it searches the mount namespaces of
+//! the processes that started it, and mounts one in the namespace of the outermost.
 
 use std::{
     fs, io,
@@ -34,11 +34,11 @@ const MOUNT_POINT: &str = "/sys/fs/bpf";
 pub struct Located {
     /// Where it is for this process.
     pub path: PathBuf,
-    /// Keeps the way open when the directory is not visible in this mount namespace.
+    /// Keeps the path usable if the directory is not visible in this mount namespace.
     pub anchor: Option<OwnedFd>,
 }
 
-/// Where the pin directory `directory` is, if its bpffs is mounted.
+/// Finds the pin directory `directory`, if its bpffs is mounted.
 pub fn locate(directory: &Path) -> Option<Located> {
     if is_on_bpffs(directory) {
         return Some(Located { path: directory.to_owned(), anchor: None });
@@ -55,7 +55,7 @@ pub fn locate(directory: &Path) -> Option<Located> {
     })
 }
 
-/// As [`locate`], mounting the bpffs if it is missing: at `/sys/fs/bpf`, or at `directory` itself when it is elsewhere and
+/// As [`locate`], but mounts the bpffs if it is missing: at `/sys/fs/bpf`, or at `directory` itself if it is elsewhere and
 /// empty.
 pub fn locate_or_mount(directory: &Path) -> Result<Located, Error> {
     if let Some(found) = locate(directory) {
@@ -63,14 +63,14 @@ pub fn locate_or_mount(directory: &Path) -> Result<Located, Error> {
     }
     let point = if directory.starts_with(MOUNT_POINT) { Path::new(MOUNT_POINT) } else { directory };
     let failed = |source| Error::Pin { action: "mount a bpffs at", path: point.to_owned(), source };
-    // One at a time: a second mount would hide what has been pinned in the first.
+    // Only one process may mount at a time: a second mount would hide the pins in the first.
     let parent = fs::File::open(point.parent().unwrap_or(point)).map_err(failed)?;
     let _locked = Flock::lock(parent, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))?;
     if let Some(found) = locate(directory) {
         return Ok(found);
     }
     if fs::read_dir(point).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(failed(io::Error::other("it is not empty, and not on a bpffs; name one below /sys/fs/bpf")));
+        return Err(failed(io::Error::other("it is not empty, and not on a bpffs; use a directory below /sys/fs/bpf")));
     }
     in_outermost_mount_namespace(|| mount_bpffs(point)).map_err(failed)?;
     locate(directory).ok_or_else(|| failed(io::Error::other("it was mounted but is not visible")))
@@ -82,8 +82,8 @@ fn mount_bpffs(point: &Path) -> io::Result<()> {
     Ok(mount(Some("bpf"), point, Some("bpf"), MsFlags::empty(), Some("mode=0700"))?)
 }
 
-/// Runs `action` where the outermost process this one may look into sees mounts; on a thread of its own, for the change
-/// cannot be undone.
+/// Runs `action` in the mount namespace of the outermost ancestor that this process may read. Uses a separate thread,
+/// because the change cannot be undone.
 fn in_outermost_mount_namespace(action: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
     let open_namespace = |pid: i32| fs::File::open(format!("/proc/{pid}/ns/mnt"));
     let namespace = ancestors().into_iter().rev().find_map(|pid| open_namespace(pid).ok());
@@ -107,7 +107,7 @@ fn ancestors() -> Vec<i32> {
     std::iter::successors(Some(getppid().as_raw()).filter(|pid| *pid > 0), |pid| parent_of(*pid)).collect()
 }
 
-/// Whether a file system is mounted at this very directory.
+/// Whether a file system is mounted at exactly this directory.
 pub(super) fn is_mount_point(directory: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev());
     directory
@@ -115,7 +115,7 @@ pub(super) fn is_mount_point(directory: &Path) -> bool {
         .is_some_and(|parent| device(directory).is_ok_and(|own| device(parent).is_ok_and(|its| own != its)))
 }
 
-/// Whether a path, or where it would be made, is on a bpffs.
+/// Whether a path, or the place where it would be created, is on a bpffs.
 fn is_on_bpffs(path: &Path) -> bool {
     let existing = path.ancestors().find_map(|existing| statfs(existing).ok());
     existing.is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)

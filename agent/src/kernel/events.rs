@@ -1,7 +1,7 @@
-//! What the programs tell of whatever they stop, as it comes out of their ring; and what they may ask the kernel for it.
+//! Reads the events of the programs from their ring buffer, and detects which helpers the programs may call for them.
 //!
-//! **Invariant:** the ring has one reader: it holds a lock as long as it reads. Two would each get a part, and put the other's
-//! place back.
+//! **Invariant:** the ring has one reader, which holds a lock while it reads. Two readers would each get only a part, and
+//! overwrite each other's position.
 
 use std::{fs, io, ptr};
 
@@ -21,7 +21,7 @@ use super::{
     pins::{file_name, try_flock},
 };
 
-/// What the programs may ask about the running process, as the constants that say so.
+/// The constants that state what the programs may read about the running process.
 pub(super) fn constants() -> [(&'static str, u8); 3] {
     let may_ask = |program: ProgramType, helpers: &[BpfHelper]| {
         let supported = |helper: &BpfHelper| {
@@ -49,7 +49,7 @@ pub struct EventRing {
     _reader: Flock<fs::File>,
 }
 
-/// Events of one kind that were too many to be told.
+/// Events of one kind that were too many to be reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreported {
     /// Which kind.
@@ -59,12 +59,12 @@ pub struct Unreported {
 }
 
 impl EventRing {
-    /// Becomes its reader. Needs a tokio runtime. `Ok(None)`: nothing is pinned.
+    /// Locks and opens the ring buffer. Needs a tokio runtime. `Ok(None)`: nothing is pinned.
     pub fn open(pins: &Pins) -> Result<Option<Self>, Error> {
         if !object::maps_are_pinned(pins) {
             return Ok(None);
         }
-        // Watched before it is opened: whatever is opened of pins that are being removed, its end is not missed.
+        // Watch before the pins are opened, so that a removal at the same time is not missed.
         let removals =
             watch(pins).map_err(|source| Error::Pin { action: "watch", path: pins.root().to_owned(), source })?;
         let directory = pins.map("");
@@ -72,7 +72,7 @@ impl EventRing {
             return Err(Error::Read { path: pins.root().to_owned() });
         };
         let ring: RingBuf<MapData> = open_map(pins, map::EVENTS, Map::RingBuf)?;
-        // SAFETY: the map's descriptor stays open, and the same, for as long as the `AsyncFd` owns it.
+        // SAFETY: the map's descriptor stays open and unchanged while the `AsyncFd` owns it.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(|error| failed("follow", map::EVENTS)(error.into()))?;
         Ok(Some(Self {
@@ -85,12 +85,12 @@ impl EventRing {
         }))
     }
 
-    /// Takes the next record that is there.
+    /// Takes the next waiting record, if any.
     pub fn take(&mut self) -> Option<EventRecord> {
         take(self.ring.get_mut())
     }
 
-    /// Waits for the next record. `Ok(None)`: the pins are gone, and no record is left. May be cancelled.
+    /// Waits for the next record. `Ok(None)`: the pins were removed, and no record is left. May be cancelled.
     pub async fn next(&mut self) -> Result<Option<EventRecord>, Error> {
         while !self.gone {
             tokio::select! {
@@ -112,15 +112,15 @@ impl EventRing {
         Ok(self.take())
     }
 
-    /// Takes what was too much to be told, of every kind whose period has ended by `now_ns` of `CLOCK_BOOTTIME`. Returns whether
-    /// there are others.
+    /// Takes the unreported events of every kind whose period has ended by `now_ns` of `CLOCK_BOOTTIME`. Returns whether other
+    /// kinds remain.
     pub fn take_unreported(&mut self, now_ns: u64) -> Result<(Vec<Unreported>, bool), Error> {
-        let failed = |error| map_error("read what was not told", map::EVENT_LIMITS, error);
+        let failed = |error| map_error("read the unreported events", map::EVENT_LIMITS, error);
         let (mut taken, mut others) = (Vec::new(), false);
         for kind in self.limits.keys().collect::<Result<Vec<_>, _>>().map_err(failed)? {
             let limits = match self.limits.get(&kind, 0) {
                 Ok(limits) => limits,
-                // It has made room for another one.
+                // The kernel has reused the entry for another kind.
                 Err(MapError::KeyNotFound) => continue,
                 Err(error) => return Err(failed(error)),
             };
@@ -152,14 +152,14 @@ fn take(ring: &mut RingBuf<MapData>) -> Option<EventRecord> {
         let item = ring.next()?;
         match decode(&item) {
             Some(record) => return Some(record),
-            None => log::warn!("an event of {} bytes is not one of this version's", item.len()),
+            None => log::warn!("ignored an event of {} bytes: its size is not this version's", item.len()),
         }
     }
 }
 
-/// Any bytes, if they are as many as a record has.
+/// Decodes any bytes of the length of a record.
 fn decode(bytes: &[u8]) -> Option<EventRecord> {
-    // SAFETY: as many bytes as the record has, and any bytes are one, for it is a `Pod`.
+    // SAFETY: the length is that of a record, and any bytes are a valid record because it is a `Pod`.
     (bytes.len() == size_of::<EventRecord>()).then(|| unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) })
 }
 
@@ -172,13 +172,13 @@ mod tests {
     use super::{EventRecord, decode};
 
     #[test]
-    fn any_bytes_decode_but_not_any_number_of_them() {
+    fn any_bytes_of_the_right_length_decode() {
         let size = size_of::<EventRecord>();
         for len in [0, 1, size - 1, size + 1, 2 * size] {
             assert_eq!(decode(&vec![0xff; len]), None, "{len}");
         }
         assert_eq!(decode(&vec![0; size]), Some(EventRecord::EMPTY));
-        // From an odd address, too.
+        // Also from an odd address.
         let bytes = vec![0xff; size + 1];
         let record = decode(&bytes[1..]).expect("as many bytes as a record has");
         assert_eq!((record.pid, record.ifindex, record.comm), (u32::MAX, -1, [0xff; 16]));

@@ -1,7 +1,7 @@
-//! Whether the kernel runs programs on its security hooks. Where `bpf` is not among the active security modules, such a program
-//! loads and attaches all the same, and never runs.
+//! Whether the kernel runs programs on its security hooks. If `bpf` is not among the active security modules, such a
+//! program can be loaded and attached, but never runs.
 //!
-//! **Invariant:** that it runs is only ever said on the kernel's word.
+//! **Invariant:** steer reports that such a program runs only if the kernel lists `bpf` as active.
 
 use std::{fs, io, os::fd::AsRawFd as _, path::Path};
 
@@ -21,16 +21,16 @@ const LIST: &str = "lsm";
 /// Why sockets past the IP stack are not refused.
 #[derive(Debug, Error)]
 pub enum Unguarded {
-    /// The kernel would not run the program.
+    /// The kernel does not run the program.
     #[error("`bpf` is not among the active security modules (see the kernel's `lsm=` parameter)")]
     Inactive,
-    /// Nobody knows whether it would.
+    /// The list of active modules cannot be read.
     #[error("whether `bpf` is among the active security modules cannot be read: {0}")]
     Unknown(io::Error),
     /// The program is not pinned.
     #[error(
-        "the program that refuses them is not loaded, as before Linux 6.0, where the kernel is told to take none, or until a \
-         daemon is started after an upgrade"
+        "the program that refuses them is not loaded, because Linux is older than 6.0, the kernel does not accept the program, or \
+         no daemon was started since an upgrade"
     )]
     NotLoaded,
 }
@@ -41,7 +41,7 @@ pub fn unguarded(pins: &Pins) -> Option<Unguarded> {
     unguarded_by_kernel().or_else(|| (!is_loaded).then_some(Unguarded::NotLoaded))
 }
 
-/// Why this kernel does not let them.
+/// As [`unguarded`], but checks only the kernel.
 pub fn unguarded_by_kernel() -> Option<Unguarded> {
     match bpf_is_active() {
         Ok(true) => None,
@@ -52,7 +52,7 @@ pub fn unguarded_by_kernel() -> Option<Unguarded> {
 
 /// Whether `bpf` is among the active security modules.
 pub(super) fn bpf_is_active() -> io::Result<bool> {
-    // First the file: a service manager's filter may not know the system call yet.
+    // Try the file first: a service manager's system call filter may not know the system call yet.
     match fs::read_to_string(format!("{SECURITYFS}/{LIST}")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match list_modules() {
             Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => read_list().map(|list| names_bpf(&list)),
@@ -66,7 +66,7 @@ pub(super) fn bpf_is_active() -> io::Result<bool> {
 fn list_modules() -> io::Result<Vec<u64>> {
     let mut ids = [0_u64; 64];
     let mut bytes = u32::try_from(size_of_val(&ids)).map_err(io::Error::other)?;
-    // SAFETY: the kernel writes no more than `bytes` into the array, and how many into `bytes`.
+    // SAFETY: the kernel writes at most `bytes` bytes into the array, and the length into `bytes`.
     let count = unsafe { libc::syscall(SYS_LSM_LIST_MODULES, ids.as_mut_ptr(), &raw mut bytes, 0) };
     match usize::try_from(count) {
         Ok(count) => Ok(ids.into_iter().take(count).collect()),
@@ -74,7 +74,7 @@ fn list_modules() -> io::Result<Vec<u64>> {
     }
 }
 
-/// Their names, separated by commas, where securityfs is not mounted.
+/// The names of the active modules, separated by commas, if securityfs is not mounted.
 fn read_list() -> io::Result<String> {
     let mount = private_mount(c"securityfs")?;
     fs::read_to_string(Path::new("/proc/self/fd").join(mount.as_raw_fd().to_string()).join(LIST))

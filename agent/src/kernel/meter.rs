@@ -1,6 +1,7 @@
-//! Counting what steered cgroups send, and by which link, for as long as somebody looks.
+//! Counts what steered cgroups send, and by which link, while `steer top` runs.
 //!
-//! **Invariant:** nothing is pinned. Programs, maps and links end with the [`Meter`], or with its process however that ends.
+//! **Invariant:** nothing is pinned. Programs, maps and links end with the [`Meter`], or with its process, even if it is
+//! killed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,8 +49,8 @@ impl Meter {
         Ok(Self { object, programs, links: BTreeMap::new() })
     }
 
-    /// Counts for these cgroups and all in them, and for no others. None may be in another, or its packets would count twice.
-    /// One that is gone, or that refuses, is left out.
+    /// Counts for these cgroups and all below them, and for no others. No cgroup may be below another one of the list, or its
+    /// packets would count twice. Skips cgroups that are gone or cannot be attached to.
     pub fn follow(&mut self, cgroups: &[Cgroup]) {
         let wanted: BTreeSet<_> = cgroups.iter().map(|cgroup| cgroup.id).collect();
         self.links.retain(|id, _| wanted.contains(id));
@@ -60,17 +61,17 @@ impl Meter {
             let attach = |(program, hook): &(OwnedFd, _)| bpf::link_create(program.as_fd(), cgroup.fd(), *hook);
             match self.programs.iter().map(attach).collect::<io::Result<_>>() {
                 Ok(links) => drop(self.links.insert(cgroup.id, links)),
-                Err(error) => log::debug!("count what {} sends: {error}", cgroup.path),
+                Err(error) => log::debug!("count the packets of {}: {error}", cgroup.path),
             }
         }
     }
 
-    /// Sockets that were made, by cgroup id.
+    /// Number of sockets that were made, by cgroup id.
     pub fn sockets(&self) -> Result<BTreeMap<u64, u64>, Error> {
         self.read(meter::SOCKETS, |values: &[u64]| values.iter().sum())
     }
 
-    /// What was sent.
+    /// The traffic that was sent.
     pub fn traffic(&self) -> Result<BTreeMap<TrafficKey, TrafficRecord>, Error> {
         self.read(meter::TRAFFIC, |values: &[TrafficRecord]| TrafficRecord {
             packets: values.iter().map(|value| value.packets).sum(),

@@ -1,12 +1,12 @@
 //! The kernel objects: programs loaded once, maps, and one set of links for each steered cgroup, all of them pinned.
-//! The only room that knows aya and bpf(2).
+//! The only layer that uses aya and bpf(2).
 //!
-//! What is pinned is the only state there is. Every command opens it, changes it under the lock, and leaves; the daemon
-//! does the same whenever something happens.
+//! The pinned objects are the only state. Every command opens them, changes them under the lock, and ends. The daemon does
+//! the same after each event.
 //!
-//! **Invariant:** a change never passes through a state in which a steered cgroup is unsteered. A policy is complete
-//! before a record names it; a new link runs before an old one goes. What is half done when its author is killed is
-//! closed, and swept up by the next author.
+//! **Invariant:** a steered cgroup stays steered during every change. A policy is complete before a record names it. A new
+//! link runs before an old one is removed. If a process is killed during a change, the partial state is closed, and the
+//! next process that makes a change cleans it up.
 
 mod attachments;
 mod bpf;
@@ -71,7 +71,7 @@ pub enum Error {
     },
     /// Another process reads the events.
     #[error(
-        "the events of {path} are being read by another process; each can be read only once, so end that one first, such as another \
+        "the events of {path} are being read by another process; each event can be read only once, so end that process first, such as another \
          `steer events`"
     )]
     Read {
@@ -106,11 +106,11 @@ pub enum Error {
         source: io::Error,
     },
     /// All policy slots are taken.
-    #[error("policy {name:?}: all {slots} policy slots are in use; detach something first")]
+    #[error("policy {name:?}: all {slots} policy slots are in use; detach a cgroup from another policy first")]
     Full {
         /// The policy that found no slot.
         name: String,
-        /// How many there are.
+        /// The number of slots.
         slots: u32,
     },
     /// The kernel refused a link.
@@ -122,24 +122,24 @@ pub enum Error {
         cgroup: String,
         /// The kernel's answer.
         source: io::Error,
-        /// Whose attachment forbids ours, where that can be told.
+        /// The attachment that forbids ours, if known.
         hint: String,
     },
     /// The network namespace has no readable identity.
     #[error(transparent)]
     Interface(#[from] crate::host::link::Error),
-    /// Its identity could not be learned from a program.
-    #[error("learn the network namespace's cookie from a program, as before Linux 5.14: {action}: {source}")]
+    /// Its identity could not be read by a program.
+    #[error("read the network namespace's cookie by a program (Linux older than 5.14): {action}: {source}")]
     Netns {
         /// What was attempted.
         action: &'static str,
         /// Why it failed.
         source: io::Error,
     },
-    /// Something about a cgroup.
+    /// A cgroup operation failed.
     #[error(transparent)]
     Cgroup(#[from] crate::host::cgroup::Error),
-    /// Several clean-up steps failed; all the others were done.
+    /// Several clean-up steps failed; all others succeeded.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
 }
@@ -180,19 +180,19 @@ pub struct Datapath {
     /// Inode of the pin directory these maps came from.
     root_inode: u64,
     policies: Array<MapData, PolicyRecord>,
-    /// The same map, for reading all of it at once, which aya does not offer.
+    /// The same map, to read all of it at once, which aya does not offer.
     all_policies: MapData,
     counters: PerCpuArray<MapData, CounterRecord>,
     attachments: MapData,
     deciders: HashMap<MapData, u64, u32>,
-    /// The pinned programs, opened when they are first attached.
+    /// The pinned programs, opened when they are first needed.
     programs: OnceCell<Vec<object::Pinned>>,
-    /// The one that makes a cgroup's record.
+    /// The program that creates a cgroup's record.
     anchor: OnceCell<object::Pinned>,
 }
 
 impl Datapath {
-    /// Opens what is pinned, to read it or to change it under the lock. `Ok(None)`: nothing is.
+    /// Opens the pinned maps, to read them or to change them under the lock. `Ok(None)`: none are pinned.
     pub fn open(pins: &Pins) -> Result<Option<Self>, Error> {
         let root_inode = match std::fs::metadata(pins.root()) {
             Ok(metadata) => std::os::unix::fs::MetadataExt::ino(&metadata),
@@ -215,7 +215,7 @@ impl Datapath {
         }))
     }
 
-    /// Opens what is pinned, loading and pinning what is missing.
+    /// Opens the pinned maps. Loads and pins what is missing.
     pub fn open_or_load(pins: &Pins, lock: &Lock) -> Result<Self, Error> {
         if object::is_complete(pins)
             && let Some(datapath) = Self::open(pins)?
@@ -226,12 +226,12 @@ impl Datapath {
         Self::open(pins)?.ok_or_else(|| Error::Foreign { path: pins.abi() })
     }
 
-    /// The pins behind it.
+    /// The pins of this datapath.
     pub fn pins(&self) -> &Pins {
         &self.pins
     }
 
-    /// Takes the lock for changing this datapath; fails once `steer off` has removed it.
+    /// Takes the lock to change this datapath. Fails if `steer off` has removed the pins.
     pub fn lock(&self) -> Result<Lock, Error> {
         match self.pins.lock()? {
             Some(lock) if lock.inode == self.root_inode => Ok(lock),
@@ -239,7 +239,7 @@ impl Datapath {
         }
     }
 
-    /// Fails once `steer off` has removed what this came from: it does not wait for ever for a lock that somebody holds.
+    /// Fails if `steer off` has removed the pins. It can do so while another process holds the lock.
     fn still_there(&self) -> Result<(), Error> {
         match std::fs::metadata(self.pins.root()) {
             Ok(root) if std::os::unix::fs::MetadataExt::ino(&root) == self.root_inode => Ok(()),

@@ -1,7 +1,7 @@
-//! Attachments above and below others: what their records and their programs must be for it, and which of them decide.
+//! Nested attachments: keeps their records and programs correct, and records which of them decide.
 //!
-//! **Invariant:** `DECIDERS` has complete attachments only: one is added after its links are pinned, and removed before they
-//! are. What is missing in it lets the outer policy act.
+//! **Invariant:** `DECIDERS` has only complete attachments. An attachment is added after its links are pinned, and removed
+//! before its links. For an attachment that is missing there, the outer policy acts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +27,7 @@ impl Datapath {
         let mut outer = Vec::new();
         for ancestor in path.ancestors() {
             let id = hierarchy.id(&ancestor)?;
-            // First the record, which most have not: that is the shorter way.
+            // Check the record first: most cgroups have none, so this is faster.
             if let Some(record) = self.record(id)?
                 && self.pins.attachment(id).exists()
             {
@@ -37,19 +37,19 @@ impl Datapath {
         Ok(outer)
     }
 
-    /// The attachment that holds a cgroup which has none of its own: the nearest above it.
+    /// The attachment in force for a cgroup without one: the nearest above it.
     pub fn around(&self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<Option<u64>, Error> {
         Ok(self.outer(hierarchy, path)?.first().map(|(id, _)| *id))
     }
 
-    /// The cgroups about whose sockets the attachment of a cgroup decides: itself, and those below with none in between.
+    /// The cgroups whose sockets an attachment decides about: its own cgroup, and those below up to the next attachment.
     pub fn decided_by(&self, hierarchy: &Hierarchy, attached: Found) -> Result<Vec<Found>, Error> {
         let mut decided = vec![attached];
-        let mut looked_into = 0;
-        while let Some(found) = decided.get(looked_into) {
+        let mut visited = 0;
+        while let Some(found) = decided.get(visited) {
             let children = hierarchy.children(&found.path)?;
             decided.extend(children.into_iter().filter(|child| !self.pins.attachment(child.id).exists()));
-            looked_into += 1;
+            visited += 1;
         }
         Ok(decided)
     }
@@ -71,7 +71,7 @@ impl Datapath {
         Ok(inner)
     }
 
-    /// Brings what the attachments below a cgroup know of others up to date, after one above them has changed or gone.
+    /// Updates the nesting state of the attachments below a cgroup, after one above them has changed or is gone.
     pub(super) fn refresh_inner(&mut self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
         let mut around: Vec<_> = self.outer(hierarchy, path)?.into_iter().map(|(_, record)| record).collect();
         if let Ok(id) = hierarchy.id(path)
@@ -82,7 +82,7 @@ impl Datapath {
         self.update(hierarchy, &around, &self.inner(hierarchy, path)?)
     }
 
-    /// The same of all attachments, as they have just been read.
+    /// Updates the nesting state of all attachments, as they have just been read.
     pub(super) fn refresh_all(&mut self, hierarchy: &Hierarchy, attachments: &[Attachment]) -> Result<(), Error> {
         let records: BTreeMap<u64, AttachmentRecord> =
             attachments.iter().map(|attachment| (attachment.cgroup_id, attachment.record)).collect();
@@ -96,8 +96,8 @@ impl Datapath {
         self.update(hierarchy, around.as_slice(), &inner)
     }
 
-    /// Writes into the records of these attachments whether there are others above and below them, and gives them the programs
-    /// that follow from it; `around` are above all of them.
+    /// Writes into the records of these attachments whether others are above and below them, and attaches the programs that
+    /// they need for this. `around` are above all of them.
     fn update(
         &mut self,
         hierarchy: &Hierarchy,
@@ -127,8 +127,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Writes the record of an attachment that others are around, and gives it the programs that follow from it. Where they
-    /// cannot be attached it keeps what it has: what it cannot note in time, those around it hold.
+    /// Writes the record of a nested attachment, and attaches the programs that it needs for this. If they cannot be attached,
+    /// it keeps the programs that it has: calls that it cannot note are decided by the attachments around it.
     pub(super) fn put_inside(
         &mut self,
         hierarchy: &Hierarchy,
@@ -154,13 +154,13 @@ impl Datapath {
         Ok(())
     }
 
-    /// Lets a complete nested attachment decide inside others.
+    /// Records that a complete nested attachment decides instead of those around it.
     pub(super) fn add_decider(&mut self, record: &AttachmentRecord) -> Result<(), Error> {
         let added = self.deciders.insert(record.cgroup_id, record.level, 0);
         added.map_err(|error| map_error("add a nested attachment", map::DECIDERS, error))
     }
 
-    /// Removes nested attachments that are gone, as after a process that was killed between two steps.
+    /// Removes nested attachments that are gone, for example after a process was killed between two steps.
     pub(super) fn remove_stale_deciders(&mut self) -> Result<(), Error> {
         let failed = |error| map_error("list the nested attachments", map::DECIDERS, error);
         let ids = self.deciders.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
@@ -181,7 +181,7 @@ impl Datapath {
     }
 }
 
-/// How far a cgroup is from the root.
+/// The distance of a cgroup from the root.
 pub(super) fn level(path: &CgroupPath) -> u32 {
     path.parts().map(|_| 1).sum()
 }

@@ -1,8 +1,8 @@
-//! The identity of a network namespace, also on kernels that do not tell it (before Linux 5.14): there a program reads it
-//! off a socket that a child process makes for that purpose.
+//! The identity of a network namespace, also on kernels without `SO_NETNS_COOKIE` (before Linux 5.14). There a program
+//! reads it from a socket that a child process makes for this purpose.
 //!
-//! **Invariant:** nothing of it stays. Program, map and link end with the call; the cgroup is a scope, which is swept up if
-//! this process is killed before it removes it.
+//! **Invariant:** nothing is left behind. Program, map and link end with the call. The cgroup is a scope: if this process
+//! is killed before it removes the scope, a later command does.
 
 use std::{
     fs, io,
@@ -36,7 +36,7 @@ pub fn netns_cookie() -> Result<u64, Error> {
     }
 }
 
-/// Reads it off a socket made in a cgroup of its own, below the caller's.
+/// Reads it from a socket made in a separate cgroup below the caller's.
 fn observe(hierarchy: &Hierarchy) -> Result<u64, Error> {
     let scope = Scope::create(hierarchy, &hierarchy.own()?)?;
     let observed = observe_in(hierarchy, &scope.cgroup);
@@ -69,7 +69,7 @@ fn observe_in(hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<u64, Error> {
     let read = |error| map_error("read", netns::MAP, error);
     let map = object.map(netns::MAP).ok_or_else(|| read(MapError::InvalidName { name: netns::MAP.to_owned() }))?;
     match Array::<_, u64>::try_from(map).map_err(read)?.get(&0, 0).map_err(read)? {
-        0 => Err(Error::Netns { action: "read what it saw", source: io::Error::other("it did not run") }),
+        0 => Err(Error::Netns { action: "read its result", source: io::Error::other("the program did not run") }),
         cookie => Ok(cookie),
     }
 }
@@ -78,9 +78,9 @@ fn failed(source: ProgramError) -> Error {
     Error::Program { name: netns::PROGRAM, source }
 }
 
-/// Makes an IPv4 socket in a child process that has joined the cgroup whose open `cgroup.procs` this is.
+/// Makes an IPv4 socket in a child process that joins the cgroup of this open `cgroup.procs`.
 fn make_socket(procs: RawFd) -> io::Result<()> {
-    // SAFETY: the child makes only calls that are safe there, and does not return.
+    // SAFETY: the child makes only async-signal-safe calls, and does not return.
     let child = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
         0 => join_and_make_socket(procs),
@@ -100,10 +100,10 @@ fn make_socket(procs: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// What the child does: only async-signal-safe calls. Its status is the errno of joining; whether it gets the socket does
-/// not matter, for the program has run either way.
+/// Runs in the child; makes only async-signal-safe calls. The exit status is the errno of joining. It does not matter
+/// whether the socket is made: the program runs in both cases.
 fn join_and_make_socket(procs: RawFd) -> ! {
-    // SAFETY: one byte that lives for ever is written to an open file.
+    // SAFETY: writes one byte with static lifetime to an open file.
     let joined = unsafe { libc::write(procs, b"0".as_ptr().cast(), 1) };
     // Only reads errno; nothing is allocated.
     let errno = if joined == 1 { 0 } else { io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) };

@@ -1,7 +1,7 @@
-//! The embedded object: loading it, pinning its programs and maps, and putting a new version in an old one's place.
+//! The embedded object: loads it, pins its programs and maps, and replaces an old version by a new one.
 //!
-//! **Invariant:** maps are created once and reused by every later version of the same ABI, so policies and records live
-//! through an upgrade; a link gets its new program by `BPF_LINK_UPDATE`, which has no gap.
+//! **Invariant:** maps are created once, and every later version of the same ABI reuses them, so policies and records
+//! survive an upgrade. A link gets its new program by `BPF_LINK_UPDATE`, which has no gap.
 
 use std::{
     fs, io,
@@ -23,18 +23,18 @@ const SOCKET_CREATE: &str = "socket_create";
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer"));
 
-/// A program of the object, where it attaches, and for which policies.
+/// A program of the object, its hook, and the policies that need it.
 pub(super) struct Hook {
     pub(super) name: &'static str,
     pub(super) attach_type: bpf_attach_type,
-    /// The [`policy_flags`] that ask for it; 0 is every policy.
-    asked_by: u32,
+    /// The [`policy_flags`] that need it; 0 is every policy.
+    needed_by: u32,
 }
 
 const DNS: u32 = policy_flags::DNS4 | policy_flags::DNS6;
 
-/// Every hook, in the order they are attached. Those that a policy asks for make one attachment. The IPv6 hooks see mapped
-/// IPv4 addresses, too, but for sendmsg.
+/// Every hook, in the order they are attached. The hooks that a policy needs form one attachment. The IPv6 hooks also see
+/// mapped IPv4 addresses, except sendmsg.
 pub(super) static HOOKS: [Hook; 15] = [
     hook(program::FAMILY, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
     hook(program::EGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS, policy_flags::GUARD),
@@ -53,10 +53,10 @@ pub(super) static HOOKS: [Hook; 15] = [
     hook(program::SOCK_CREATE, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0),
 ];
 
-/// Makes the record of a cgroup that was never attached; see [`program::ANCHOR`].
+/// Creates the record of a cgroup that was never attached; see [`program::ANCHOR`].
 pub(super) static ANCHOR: Hook = hook(program::ANCHOR, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0);
 
-/// The hooks that are attached where a policy asks for them, in their order.
+/// The hooks that can be attached for a policy, in order.
 pub(super) fn available(pins: &Pins) -> Vec<&'static Hook> {
     HOOKS.iter().filter(|hook| hook.is_available(pins)).collect()
 }
@@ -66,24 +66,24 @@ fn all_programs() -> impl Iterator<Item = &'static Hook> {
     HOOKS.iter().chain([&ANCHOR])
 }
 
-const fn hook(name: &'static str, attach_type: bpf_attach_type, asked_by: u32) -> Hook {
-    Hook { name, attach_type, asked_by }
+const fn hook(name: &'static str, attach_type: bpf_attach_type, needed_by: u32) -> Hook {
+    Hook { name, attach_type, needed_by }
 }
 
 impl Hook {
-    /// Whether a policy with these flags asks for it.
-    pub(super) fn is_asked(&self, flags: u32) -> bool {
-        self.asked_by == 0 || flags & self.asked_by != 0
+    /// Whether a policy with these flags needs it.
+    pub(super) fn is_needed(&self, flags: u32) -> bool {
+        self.needed_by == 0 || flags & self.needed_by != 0
     }
 
-    /// Whether an attachment has it: because its own policy asks for it, or because those `around` it do, and its program must
-    /// note before theirs that this attachment decides.
+    /// Whether an attachment has it. Its own policy may need it. Or a policy `around` it does, and this attachment's program
+    /// must run first to note that this attachment decides.
     pub(super) fn is_wanted(&self, flags: u32, around: u32) -> bool {
-        self.is_asked(flags) || self.notes() && self.is_asked(around)
+        self.is_needed(flags) || self.notes() && self.is_needed(around)
     }
 
-    /// Whether its program gets a call on a socket that it can bind or stop. A packet needs no note, and an answer is only
-    /// renamed if its query was turned to the resolver.
+    /// Whether its program runs for a call that it can bind or stop. A packet needs no note. An answer is renamed only if its
+    /// query was redirected.
     fn notes(&self) -> bool {
         use bpf_attach_type::{
             BPF_CGROUP_INET4_BIND, BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET6_BIND, BPF_CGROUP_INET6_CONNECT,
@@ -101,21 +101,21 @@ impl Hook {
         )
     }
 
-    /// Whether it attaches to a security hook, which not every kernel has, and not every one that has it runs.
+    /// Whether it attaches to a security hook. Not every kernel has or runs it.
     pub(super) fn is_optional(&self) -> bool {
         self.attach_type == bpf_attach_type::BPF_LSM_CGROUP
     }
 
-    /// Whether it is to be attached where a policy asks for it: an optional one only where its program could be loaded.
+    /// Whether it can be attached for a policy. An optional hook needs a program that could be loaded.
     pub(super) fn is_available(&self, pins: &Pins) -> bool {
         !self.is_optional() || pins.program(self.name).exists()
     }
 }
 
-/// What the programs write to their log ring.
+/// What the programs write to their log ring buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogLevel {
-    /// Nothing; the verifier removes the code.
+    /// No messages; the verifier removes the code.
     #[default]
     Off,
     /// Every decision about every socket.
@@ -135,13 +135,13 @@ pub(super) fn maps_are_pinned(pins: &Pins) -> bool {
     map::ALL.iter().all(|name| pins.map(name).exists())
 }
 
-/// Whether programs and maps are pinned, and so belong together.
+/// Whether all programs and maps are pinned.
 pub(super) fn is_complete(pins: &Pins) -> bool {
     maps_are_pinned(pins) && all_programs().all(|hook| hook.is_optional() || pins.program(hook.name).exists())
 }
 
-/// Sets aside what a removal that was killed half-way has left: programs without all of their maps cannot be used, and
-/// their links, if any, are another version's from now on.
+/// Sets aside the leftovers of a removal that was killed. Programs without all of their maps cannot be used. Their links,
+/// if any, are treated as another version's.
 fn set_fragments_aside(pins: &Pins) -> Result<(), Error> {
     let abi = pins.abi();
     if is_complete(pins) || !abi.exists() {
@@ -152,8 +152,8 @@ fn set_fragments_aside(pins: &Pins) -> Result<(), Error> {
     fs::rename(&abi, &aside).map_err(|source| Error::Pin { action: "set aside", path: abi, source })
 }
 
-/// Removes the program of an optional hook, so that no policy asks for it.
-pub(super) fn give_up(pins: &Pins, hook: &Hook) -> Result<(), Error> {
+/// Removes the program of an optional hook, so that no policy uses it.
+pub(super) fn remove_program(pins: &Pins, hook: &Hook) -> Result<(), Error> {
     let path = pins.program(hook.name);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -170,7 +170,7 @@ pub(super) struct Pinned {
     pub(super) id: u32,
 }
 
-/// Opens the pinned programs of all hooks that there are.
+/// Opens the pinned programs of all available hooks.
 pub(super) fn programs(pins: &Pins) -> Result<Vec<Pinned>, Error> {
     available(pins).into_iter().map(|hook| open(pins, hook)).collect()
 }
@@ -186,15 +186,15 @@ pub(super) fn open(pins: &Pins, hook: &'static Hook) -> Result<Pinned, Error> {
     open().map_err(|source| Error::Pin { action: "open", path: path.clone(), source })
 }
 
-/// Loads the object with the pinned maps where there are any, and pins its programs unless the same ones are pinned.
-/// Returns the loaded object, which is needed only to read the programs' log.
+/// Loads the object with the pinned maps, if any, and pins its programs unless identical ones are pinned. Returns the
+/// loaded object, which is needed only to read the programs' log.
 pub fn load(pins: &Pins, _lock: &Lock, log_level: LogLevel) -> Result<aya::Ebpf, Error> {
     set_fragments_aside(pins)?;
     pins.create()?;
     let _raised = Memlock::raise();
     let constants = events::constants();
     match load_with(pins, log_level, &constants, 1) {
-        // Before Linux 5.12 the verifier knows no bpf_setsockopt there.
+        // Before Linux 5.12 the verifier does not allow bpf_setsockopt there.
         Err(Error::Program {
             name: program::BIND4 | program::BIND6 | program::SENDMSG4 | program::SENDMSG6,
             source,
@@ -219,12 +219,12 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
     }
     let mut object = loader.load(OBJECT)?;
     let security_hooks = lsm::bpf_is_active().unwrap_or_else(|error| {
-        log::warn!("read the list of active security modules: {error}; no program is put on a security hook");
+        log::warn!("read the list of active security modules: {error}; no program is attached to a security hook");
         false
     });
     for hook in all_programs().filter(|hook| security_hooks || !hook.is_optional()) {
         match pin_program(pins, &mut object, hook, log_level) {
-            // Before Linux 6.0 there is no such hook; and a kernel may be told to take no program for it.
+            // The hook does not exist before Linux 6.0. A kernel may also be configured to accept no program for it.
             Err(Error::Program { source, .. }) if hook.is_optional() => {
                 log::info!(
                     "sockets past the IP stack are not refused, for the kernel takes no program for that: {source}"
@@ -259,7 +259,7 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
     let new = bpf::program_info(fd).map_err(pinned("read the program of"))?;
     if path.exists() {
         let old = bpf::open_pin(&path).and_then(|old| bpf::program_info(old.as_fd())).map_err(pinned("open"))?;
-        // The tag does not cover the log level, a constant outside the instructions; what the verifier left of them does.
+        // The tag does not cover the log level, a constant outside the instructions. The length after the verifier does.
         if old.tag == new.tag && old.xlated_bytes == new.xlated_bytes && log_level == LogLevel::Off {
             return Ok(());
         }
@@ -273,8 +273,8 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
     fs::rename(&next, &path).map_err(pinned("replace"))
 }
 
-/// Before Linux 5.11 BPF memory counts against RLIMIT_MEMLOCK; later kernels ignore it. When this is dropped, the limit is what
-/// it was: `steer exec` must not pass another one to its command.
+/// Before Linux 5.11 BPF memory counts against RLIMIT_MEMLOCK; later kernels ignore it. Drop restores the old limit:
+/// `steer exec` must not change the limit of its command.
 pub(super) struct Memlock(Option<(rlim_t, rlim_t)>);
 
 impl Memlock {
@@ -290,7 +290,7 @@ impl Drop for Memlock {
         if let Some((soft, hard)) = self.0
             && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)
         {
-            log::warn!("set RLIMIT_MEMLOCK to what it was: {error}");
+            log::warn!("restore RLIMIT_MEMLOCK: {error}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Removing what is no longer needed, and everything.
+//! Removes pins that are no longer needed, or all of them.
 //!
-//! **Invariant:** removal goes on past errors and reports them all; it needs nothing but the pins, so it works without a
-//! daemon, beside a hung one, and on the pins of any version.
+//! **Invariant:** removal continues after errors and reports all of them. It needs only the pins, so it works without a
+//! daemon, beside a daemon that hangs, and on the pins of any version.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::host::cgroup::{Hierarchy, scope};
 
-/// What `off` took away.
+/// What `off` removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Removed {
     /// Ids of the cgroups that were steered.
@@ -31,15 +31,15 @@ pub struct Removed {
     pub errors: Vec<String>,
 }
 
-/// Removes every link, map and program below the pin directory, and the directory. Removing nothing is no error.
+/// Removes every link, map and program below the pin directory, and the directory itself. It is no error if there is none.
 pub fn off(pins: &Pins) -> Result<Removed, Error> {
     let mut removed = Removed::default();
-    // A process that hangs with the lock in its hand must not keep traffic captive: go on without it.
+    // A process that hangs while it holds the lock must not block removal: continue without the lock.
     let lock = match pins.lock() {
         Ok(Some(lock)) => Some(lock),
         Ok(None) => return Ok(removed),
         Err(error @ Error::Locked { .. }) => {
-            removed.errors.push(format!("{error}; went on all the same"));
+            removed.errors.push(format!("{error}; continued without the lock"));
             None
         }
         Err(error) => return Err(error),
@@ -63,7 +63,7 @@ pub fn off(pins: &Pins) -> Result<Removed, Error> {
     Ok(removed)
 }
 
-/// Entries of a directory; what goes wrong is only noted.
+/// Entries of a directory; collects errors.
 fn listed(directory: &Path, errors: &mut Vec<String>) -> Vec<PathBuf> {
     list(directory).unwrap_or_else(|error| {
         errors.push(error.to_string());
@@ -71,12 +71,12 @@ fn listed(directory: &Path, errors: &mut Vec<String>) -> Vec<PathBuf> {
     })
 }
 
-/// Kinds of pins, in the order they are removed: a program without its maps is of no use and shows that; a map without its
-/// programs looks whole.
+/// Kinds of pins, in the order they are removed. A program without its maps is visibly unusable. Maps without their programs
+/// look complete.
 const KINDS: [&str; 2] = ["programs", "maps"];
 
-/// Removes the pin directory with all that steer has made in it; and its mount, if it is one that steer has made. The lock on
-/// it is still held, so the mount ends with that.
+/// Removes the pin directory with all that steer has made in it, and its mount, if steer has made that. The lock on the
+/// directory is still held, so the mount ends with the lock.
 fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
     for version in pins.versions().unwrap_or_default() {
         for kind in KINDS {
@@ -98,7 +98,7 @@ fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
     }
 }
 
-/// Removes a directory with all that is in it, collecting errors.
+/// Removes a directory with its content; collects errors.
 fn remove_tree(directory: &Path, errors: &mut Vec<String>) {
     for path in listed(directory, errors) {
         if path.is_dir() {
@@ -116,9 +116,9 @@ fn remove_tree(directory: &Path, errors: &mut Vec<String>) {
 }
 
 impl Datapath {
-    /// Takes away attachments whose cgroup is gone, what killed `steer exec`s have left, and slots made by hand that nobody
-    /// uses. One that has lost only some of its links is left as it is: taking the rest away would unsteer it. Returns the
-    /// attachments that are left.
+    /// Removes attachments whose cgroup is gone, leftovers of killed `steer exec` commands, and unused manual slots. Keeps an
+    /// attachment that has lost only some of its links, because its cgroup would no longer be steered. Returns the remaining
+    /// attachments.
     pub fn clean_up(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
         let attachments = self.attachments()?;
         self.clean_up_attachments(lock, hierarchy, attachments)
@@ -147,19 +147,19 @@ impl Datapath {
         Ok(left)
     }
 
-    /// As [`Self::clean_up`], but looks at nothing of an attachment but whether its cgroup is there: for those in a hurry.
+    /// As [`Self::clean_up`], but faster: only checks whether the cgroup of each attachment exists.
     pub fn forget_gone_cgroups(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
         let mut used = BTreeSet::new();
-        let mut swept = false;
+        let mut removed = false;
         for (cgroup_id, record) in self.records()? {
             if hierarchy.is_gone(cgroup_id) {
                 self.forget(lock, cgroup_id)?;
-                swept = true;
+                removed = true;
             } else {
                 used.extend(record.map(|record| record.policy));
             }
         }
-        if swept { self.free_unused(&used) } else { Ok(()) }
+        if removed { self.free_unused(&used) } else { Ok(()) }
     }
 
     /// Frees the slots of manual policies that no attachment names.
@@ -178,8 +178,8 @@ impl Datapath {
     }
 }
 
-/// Removes the cgroup of a `steer exec` that is empty and that nobody looks after. False when it is not one, and when it cannot be
-/// removed: it is then left to somebody with more rights, as a daemon in the cgroups of a user has not.
+/// Removes an empty cgroup of a `steer exec` that no process holds. False if it is not such a cgroup, or cannot be removed:
+/// a daemon may lack the rights in the cgroups of a user. A later command with more rights removes it.
 fn remove_if_abandoned(hierarchy: &Hierarchy, cgroup_id: u64) -> bool {
     let Some(path) = hierarchy.path_of(cgroup_id) else { return false };
     scope::remove_abandoned(hierarchy, &path).unwrap_or_else(|error| {
@@ -188,8 +188,8 @@ fn remove_if_abandoned(hierarchy: &Hierarchy, cgroup_id: u64) -> bool {
     })
 }
 
-/// Sweeps, and removes everything once nothing is steered, no configured policy waits for a cgroup, and no daemon runs; also
-/// what a failed start left.
+/// Cleans up. Removes everything if nothing is steered, no configured policy waits for a cgroup, and no daemon runs. Also
+/// removes what a failed start has left.
 pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
     let mut waiting = false;
     if let Some(mut datapath) = Datapath::open(pins)? {
@@ -210,8 +210,8 @@ pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error>
 }
 
 impl Datapath {
-    /// Takes away the pins of other ABI versions whose cgroup this version steers, or that is gone. Returns the ids of the
-    /// other cgroups, which stay as they are.
+    /// Removes the pins of other ABI versions if this version steers their cgroup, or the cgroup is gone. Returns the ids of
+    /// the other cgroups, which stay unchanged.
     pub fn remove_other_versions(&mut self, _lock: &Lock) -> Result<Vec<u64>, Error> {
         let mut left = Vec::new();
         for version in self.pins.other_abis()? {
@@ -238,12 +238,12 @@ impl Datapath {
     }
 }
 
-/// Detaches a cgroup from what another ABI version has attached to it.
+/// Detaches the programs that other ABI versions have attached to a cgroup.
 pub fn detach_other_versions(pins: &Pins, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
     pins.other_abis()?.iter().try_for_each(|version| detach_links(&version.join("links").join(cgroup_id.to_string())))
 }
 
-/// Removes what is left of other versions that steer nothing, as of a start that was killed half-way.
+/// Removes leftovers of other versions that steer nothing, for example of a start that was killed.
 fn remove_dead_versions(pins: &Pins) -> Result<(), Error> {
     for version in dead_versions(pins)? {
         let mut errors = Vec::new();

@@ -1,6 +1,6 @@
-//! Who else has programs on the hooks that steer uses.
+//! Programs of others on the hooks that steer uses.
 //!
-//! **Invariant:** only looks.
+//! **Invariant:** only reads.
 
 use std::{collections::BTreeSet, fmt, os::fd::AsFd as _, path::Path};
 
@@ -17,13 +17,13 @@ use crate::host::cgroup::Cgroup;
 pub struct OnHook {
     /// The hook, by the name of steer's program for it, which is also `bpftool`'s name of it.
     pub hook: &'static str,
-    /// What may be attached besides.
+    /// Which other programs may be attached.
     pub admits: Admits,
     /// At least one.
     pub programs: Vec<Program>,
 }
 
-/// What an attachment admits besides itself.
+/// Which other programs an attachment admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admits {
     /// Any other (`BPF_F_ALLOW_MULTI`).
@@ -48,7 +48,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Whether it is one of `steer top`, by its name: those do nothing to a socket.
+    /// Whether it belongs to `steer top`, by its name. Such a program does not change a socket.
     pub fn only_counts(&self) -> bool {
         self.name == meter::SOCKET_PROGRAM || self.name == meter::PACKET_PROGRAM
     }
@@ -61,15 +61,15 @@ impl fmt::Display for Program {
 }
 
 impl OnHook {
-    /// The programs that run after the last one of steer's; none where it has none.
+    /// The programs that run after steer's last program; empty if steer has none.
     pub fn behind_ours(&self) -> &[Program] {
         let ours = self.programs.iter().rposition(|program| program.ours);
         ours.map(|ours| &self.programs[ours + 1..]).unwrap_or_default()
     }
 }
 
-/// The programs on a cgroup itself, not those above it, by hook; a hook that has none, or that this kernel lacks, is left
-/// out.
+/// The programs on the cgroup itself, not those above it, by hook. Leaves out hooks without programs, and hooks that this
+/// kernel lacks.
 pub fn programs_on(pins: Option<&Pins>, cgroup: &Cgroup) -> Vec<OnHook> {
     let own = pins.map(|pins| own_programs(pins, cgroup.id)).unwrap_or_default();
     let hooks = object::HOOKS.iter().filter_map(|hook| {
@@ -85,7 +85,7 @@ pub fn programs_on(pins: Option<&Pins>, cgroup: &Cgroup) -> Vec<OnHook> {
     hooks.collect()
 }
 
-/// `None`: it is gone meanwhile.
+/// `None`: the program no longer exists.
 fn program(id: u32, own: &BTreeSet<u32>) -> Option<Program> {
     let info = bpf::program_by_id(id).and_then(|program| bpf::program_info(program.as_fd())).ok()?;
     Some(Program { id, name: info.name, uid: info.uid, ours: own.contains(&id) })
@@ -101,7 +101,7 @@ fn own_programs(pins: &Pins, cgroup_id: u64) -> BTreeSet<u32> {
     links.filter_map(|pin| Some(run_by(&pin).ok()?.program_id)).collect()
 }
 
-/// The id of a link that attaches this program somewhere; `None`: it is attached without one.
+/// The id of a link that attaches this program; `None`: it is attached without a link.
 pub fn link_of(program_id: u32) -> Option<u32> {
     loaded_links().flatten().find(|link| link.program_id() == program_id).map(|link| link.id())
 }

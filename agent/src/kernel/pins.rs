@@ -1,4 +1,4 @@
-//! Where the kernel objects are pinned, and the locks that order those who change them.
+//! Where the kernel objects are pinned, and the locks that order changes.
 //!
 //! ```text
 //! DIR                      flock(2) on it orders all changes
@@ -8,8 +8,8 @@
 //! DIR/abiVERSION/links/CGROUP_ID/NAME
 //! ```
 //!
-//! **Invariant:** `links/CGROUP_ID/NAME` exists exactly as long as steer answers for that cgroup. The layout outlives
-//! [`ABI_VERSION`]: any version can enumerate and detach the links of any other.
+//! **Invariant:** `links/CGROUP_ID/NAME` exists exactly as long as steer is responsible for that cgroup. The layout does
+//! not depend on [`ABI_VERSION`]: any version can list and detach the links of any other.
 
 use std::{
     fs, io,
@@ -30,19 +30,19 @@ use super::{Error, bpffs::Located};
 
 /// Name of the directory whose lock a daemon holds.
 pub const DAEMON_DIRECTORY: &str = "daemon";
-/// Name of the directory in it that comes and goes when something was changed by hand.
+/// Name of the directory in it that is created and removed after a manual change.
 pub const CHANGED_MANUALLY: &str = "changed";
-/// How long somebody who looks for a daemon may hold its lock.
-const GLANCE: Duration = Duration::from_millis(500);
+/// How long a process that checks for a daemon may hold its lock.
+const CHECK_PATIENCE: Duration = Duration::from_millis(500);
 const ABI_PREFIX: &str = "abi";
-/// How long a change waits for another one to finish before it gives up, unless told otherwise.
+/// How long a change waits for another one to finish, by default.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The pin directory of one steer instance.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
-    /// Keeps a way to `root` open that is not visible in this mount namespace.
+    /// Keeps `root` open if it is not visible in this mount namespace.
     anchor: Option<Arc<OwnedFd>>,
     /// How long a change waits for another one to finish.
     patience: Duration,
@@ -52,7 +52,7 @@ pub struct Pins {
 #[derive(Debug)]
 pub struct Lock {
     _flock: Flock<fs::File>,
-    /// Identity of the directory, by which a daemon notices that `steer off` has taken its own away.
+    /// Identity of the directory. The daemon compares it to notice that `steer off` removed its directory.
     pub(crate) inode: u64,
 }
 
@@ -68,13 +68,13 @@ impl Pins {
         Self { root: located.path, anchor: located.anchor.map(Arc::new), patience: LOCK_PATIENCE }
     }
 
-    /// Those on which a change gives up when another one has not finished within this time.
+    /// The same pins with another limit for how long a change waits for another one.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
     }
 
-    /// What a process must inherit for [`Self::root`] to mean the same to it.
+    /// The descriptor that a process must inherit, so that [`Self::root`] works there.
     pub fn anchor(&self) -> Option<i32> {
         self.anchor.as_ref().map(AsRawFd::as_raw_fd)
     }
@@ -113,13 +113,13 @@ impl Pins {
         Ok(list(&self.root)?.into_iter().filter(|path| file_name(path).starts_with(ABI_PREFIX)).collect())
     }
 
-    /// Those of other ABI versions.
+    /// Directories of pinned state of other ABI versions.
     pub(super) fn other_abis(&self) -> Result<Vec<PathBuf>, Error> {
         let own = self.abi();
         Ok(self.versions()?.into_iter().filter(|path| *path != own).collect())
     }
 
-    /// Makes the directories.
+    /// Creates the directories.
     pub(super) fn create(&self) -> Result<(), Error> {
         for directory in [self.map(""), self.program(""), self.links()] {
             fs::create_dir_all(&directory).map_err(|source| Error::Pin {
@@ -131,7 +131,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Waits for the right to change what is pinned. `Ok(None)`: there is no pin directory.
+    /// Waits for the lock that allows changes. `Ok(None)`: there is no pin directory.
     pub fn lock(&self) -> Result<Option<Lock>, Error> {
         let deadline = Instant::now() + self.patience;
         loop {
@@ -153,7 +153,7 @@ impl Pins {
         }
     }
 
-    /// As [`Self::lock`], making the directory if it is missing.
+    /// As [`Self::lock`], but creates the directory if it is missing.
     pub fn create_and_lock(&self) -> Result<Lock, Error> {
         loop {
             fs::create_dir_all(&self.root).map_err(|source| self.failed("create", source))?;
@@ -163,13 +163,13 @@ impl Pins {
         }
     }
 
-    /// Becomes the one daemon of this pin directory. `Ok(None)`: there is another.
+    /// Takes the lock of the one daemon of this pin directory. `Ok(None)`: another daemon holds it.
     pub fn daemon_lock(&self, _lock: &Lock) -> Result<Option<DaemonLock>, Error> {
         let path = self.daemon();
         fs::create_dir_all(&path).map_err(|source| Error::Pin { action: "create", path: path.clone(), source })?;
-        let deadline = Instant::now() + GLANCE;
+        let deadline = Instant::now() + CHECK_PATIENCE;
         loop {
-            // Those who only look whether there is a daemon hold the lock for a moment.
+            // A process that only checks for a daemon holds the lock briefly.
             match try_flock(&path, FlockArg::LockExclusiveNonblock)? {
                 None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
                 flock => return Ok(flock.map(|flock| DaemonLock { _flock: flock })),
@@ -183,14 +183,14 @@ impl Pins {
         Ok(path.exists() && try_flock(&path, FlockArg::LockSharedNonblock)?.is_none())
     }
 
-    /// Tells the daemon, if there is one, that something was changed by hand: it sees the directory come and go.
+    /// Notifies the daemon, if there is one, of a manual change: it sees that the directory is created and removed.
     pub fn notify_daemon(&self, _lock: &Lock) -> Result<(), Error> {
         let path = self.daemon().join(CHANGED_MANUALLY);
         if !self.daemon_runs()? {
             return Ok(());
         }
-        let told = fs::create_dir(&path).and_then(|()| fs::remove_dir(&path));
-        told.map_err(|source| Error::Pin { action: "tell the daemon by", path, source })
+        let notified = fs::create_dir(&path).and_then(|()| fs::remove_dir(&path));
+        notified.map_err(|source| Error::Pin { action: "notify the daemon by", path, source })
     }
 
     /// The process that holds the lock, where the kernel shows it (proc(5), `/proc/locks`).
@@ -205,7 +205,7 @@ impl Pins {
     }
 }
 
-/// The process that has a lock of flock(2) on this file, in the text of `/proc/locks`. Those that wait for it have an arrow.
+/// The process that holds a flock(2) lock on this file, from the text of `/proc/locks`. Waiting processes have an arrow.
 fn holder(locks: &str, file: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
@@ -216,14 +216,14 @@ fn holder(locks: &str, file: &str) -> Option<u32> {
     })
 }
 
-/// Waits in the kernel's queue, so that who comes first is served first, but not for ever: `None`.
+/// Waits in the kernel's queue, which is first come, first served. `None`: not locked before `deadline`.
 fn lock_until(file: fs::File, deadline: Instant) -> Option<nix::Result<Flock<fs::File>>> {
     let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Err((file, nix::Error::EWOULDBLOCK)) => file,
         Ok(flock) => return Some(Ok(flock)),
         Err((_, errno)) => return Some(Err(errno)),
     };
-    // Nothing but a signal ends the wait early, so another thread waits. Got too late, the lock is let go at once.
+    // Only a signal ends the wait early, so another thread waits. If it gets the lock too late, it releases it at once.
     let (locked, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut waiting = file;
@@ -238,7 +238,7 @@ fn lock_until(file: fs::File, deadline: Instant) -> Option<nix::Result<Flock<fs:
     receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
 }
 
-/// Locks a directory unless another process has: `Ok(None)`.
+/// Locks a directory. `Ok(None)`: another process holds the lock.
 pub(super) fn try_flock(path: &Path, how: FlockArg) -> Result<Option<Flock<fs::File>>, Error> {
     let failed = |source| Error::Pin { action: "lock", path: path.to_owned(), source };
     match Flock::lock(fs::File::open(path).map_err(failed)?, how) {
@@ -261,7 +261,7 @@ pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
         Err(source) => return Err(failed(source)),
     };
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
-    // They differ in their last part only.
+    // The paths differ only in their last component.
     paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(paths)
 }

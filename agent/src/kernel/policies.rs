@@ -1,7 +1,7 @@
-//! The policy slots: finding, filling and freeing them.
+//! The policy slots: finds, fills and frees them.
 //!
-//! **Invariant:** what a slot means does not change while an attachment names it, except for the uplink's index, which is one
-//! word. A policy that has become another one gets another slot, and attachments are pointed to it one by one.
+//! **Invariant:** the policy in a slot does not change while an attachment names the slot. Only the uplink's index, one
+//! word, may change. A changed policy gets another slot, and attachments are pointed to it one by one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use super::{Datapath, Error, Lock, bpf, map_error};
 pub struct PolicyEntry {
     /// Its number, as in attachment records.
     pub slot: u32,
-    /// What is in it.
+    /// Its content.
     pub record: PolicyRecord,
 }
 
@@ -42,7 +42,7 @@ impl PolicyEntry {
         text(&self.record.interface)
     }
 
-    /// The resolvers that are asked, whomever a program asks; of each family one at most.
+    /// The resolvers that replace the servers a program asks; at most one for each family.
     pub fn resolvers(&self) -> Vec<IpAddr> {
         let families = [(policy_flags::DNS4, self.record.dns4), (policy_flags::DNS6, self.record.dns6)];
         let asked = families.into_iter().filter(|(flag, _)| self.record.flags & flag != 0);
@@ -60,7 +60,7 @@ impl PolicyEntry {
     }
 }
 
-/// Whether two records are the same policy, but for where its uplink is now.
+/// Whether two records are the same policy, apart from the current index of the uplink.
 fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
     PolicyRecord { ifindex: new.ifindex, ..*old } == *new
 }
@@ -88,15 +88,15 @@ impl Datapath {
         }
     }
 
-    /// The slot of the configured policy that is, apart from whose it is, the same as this one and in force.
+    /// The slot of the configured policy in force that equals this one, apart from the owner.
     pub fn configured_as(&self, record: &PolicyRecord) -> Result<Option<u32>, Error> {
         let configured = PolicyRecord { owner: Owner::Config as u32, ..*record };
         let found = self.policies()?.into_iter().find(|entry| is_same_policy(&entry.record, &configured));
         Ok(found.map(|entry| entry.slot))
     }
 
-    /// Puts each record in the slot that holds the same policy, or else in a free one. Returns their numbers; nothing is
-    /// changed when there are not enough slots.
+    /// Puts each record in the slot that holds the same policy, or else in a free slot. Returns the slot numbers. Changes
+    /// nothing if there are not enough slots.
     pub fn put_policies(&mut self, _lock: &Lock, records: &[PolicyRecord]) -> Result<Vec<u32>, Error> {
         let mut entries: BTreeMap<u32, PolicyRecord> =
             self.policies()?.into_iter().map(|entry| (entry.slot, entry.record)).collect();
@@ -122,7 +122,7 @@ impl Datapath {
         Ok(slots)
     }
 
-    /// Gives a policy another index of its uplink. Returns it as it is now.
+    /// Changes the uplink's index in a policy. Returns the changed entry.
     pub fn set_uplink(&mut self, _lock: &Lock, entry: &PolicyEntry, ifindex: i32) -> Result<PolicyEntry, Error> {
         let record = PolicyRecord { ifindex, ..entry.record };
         self.set_policy(entry.slot, &record)?;
@@ -175,7 +175,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Empties a slot that no attachment names any more.
+    /// Empties a slot that no attachment names.
     pub(super) fn free_policy(&mut self, slot: u32) -> Result<(), Error> {
         self.set_policy(slot, &PolicyRecord::EMPTY)
     }

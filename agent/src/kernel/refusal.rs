@@ -1,4 +1,4 @@
-//! The kernel's refusal of a link, in words that help.
+//! Explains why the kernel refused a link.
 
 use std::{io, os::fd::AsFd as _};
 
@@ -7,14 +7,14 @@ use aya_obj::generated::{BPF_F_ALLOW_MULTI, bpf_attach_type};
 use super::{Error, bpf, object};
 use crate::host::cgroup::{Cgroup, Hierarchy};
 
-/// Whether this architecture's kernel puts no programs on functions of its own, security hooks among them (arm64 before
-/// Linux 6.4).
+/// Whether this architecture's kernel cannot attach programs to kernel functions, which includes security hooks (arm64
+/// before Linux 6.4).
 pub(super) fn is_unsupported(error: &io::Error) -> bool {
     const ENOTSUPP: i32 = 524;
     matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EOPNOTSUPP))
 }
 
-/// The kernel's refusal of a link, with the culprit where it is another program's attachment.
+/// The error for a refused link. It names the attachment that forbids others, if that is the cause.
 pub(super) fn refused(hook: &'static object::Hook, hierarchy: &Hierarchy, cgroup: &Cgroup, source: io::Error) -> Error {
     let hint = match source.raw_os_error() {
         Some(libc::EPERM) => exclusive_owner(hook.attach_type, hierarchy, cgroup)
@@ -27,7 +27,7 @@ pub(super) fn refused(hook: &'static object::Hook, hierarchy: &Hierarchy, cgroup
     Error::Attach { program: hook.name, cgroup: cgroup.path.to_string(), source, hint }
 }
 
-/// Finds the attachment without `BPF_F_ALLOW_MULTI`, on the cgroup or above it, that forbids any other.
+/// Finds the attachment without `BPF_F_ALLOW_MULTI`, on the cgroup or above it, that forbids all others.
 fn exclusive_owner(hook: bpf_attach_type, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Option<String> {
     let ancestors = cgroup.path.ancestors();
     std::iter::once(cgroup.path.clone()).chain(ancestors).find_map(|path| {

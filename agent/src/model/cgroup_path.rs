@@ -1,4 +1,4 @@
-//! The path of a cgroup: a word that all rooms share, whether they look at the host or not.
+//! The path of a cgroup, used by all layers.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -49,7 +49,7 @@ impl CgroupPath {
         &self.0
     }
 
-    /// Its parts, outermost first; none for the root.
+    /// Its components, outermost first; none for the root.
     pub fn parts(&self) -> impl Iterator<Item = &str> {
         self.0.split('/').filter(|part| !part.is_empty())
     }
@@ -65,7 +65,7 @@ impl CgroupPath {
         self.parts().last().unwrap_or_default()
     }
 
-    /// The cgroup it is in.
+    /// Its parent cgroup.
     pub fn parent(&self) -> Option<Self> {
         let (parent, name) = self.0.rsplit_once('/')?;
         match (parent, name) {
@@ -75,19 +75,19 @@ impl CgroupPath {
         }
     }
 
-    /// All cgroups it is in, the nearest first.
+    /// Its ancestors, the nearest first.
     pub fn ancestors(&self) -> Vec<Self> {
         std::iter::successors(self.parent(), Self::parent).collect()
     }
 
-    /// The cgroup of a systemd unit: the nearest of this one and those it is in that is named after the unit. Names that could
-    /// be mistaken for one of the kernel's files are written with an underscore in front.
+    /// The cgroup of a systemd unit: the nearest of this cgroup and its ancestors with the unit's name. systemd puts an
+    /// underscore before names that conflict with the kernel's files.
     pub fn of_unit(&self, unit: &str) -> Option<Self> {
         let is_its = |path: &Self| path.name() == unit || path.name().strip_prefix('_') == Some(unit);
         self.self_and_ancestors().into_iter().find(is_its)
     }
 
-    /// Itself and all cgroups it is in, the nearest first.
+    /// Itself and its ancestors, the nearest first.
     pub fn self_and_ancestors(&self) -> Vec<Self> {
         std::iter::successors(Some(self.clone()), Self::parent).collect()
     }
@@ -143,7 +143,7 @@ mod tests {
     fn finds_its_unit() {
         let cases = [
             ("/system.slice/x.service", "x.service", Some("/system.slice/x.service")),
-            // Delegate= and DelegateSubgroup= put control processes into a cgroup of their own.
+            // Delegate= and DelegateSubgroup= put control processes into a separate cgroup.
             ("/system.slice/x.service/.control", "x.service", Some("/system.slice/x.service")),
             ("/x.service/y/x.service/z", "x.service", Some("/x.service/y/x.service")),
             ("/system.slice/_cpu.x.service", "cpu.x.service", Some("/system.slice/_cpu.x.service")),
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_its_family() {
+    fn parents_and_children() {
         assert_eq!(path("/a/b").ancestors(), [path("/a"), path("/")]);
         assert_eq!(path("/").ancestors(), []);
         assert_eq!(path("/").child("a"), path("/a"));

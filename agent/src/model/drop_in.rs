@@ -1,9 +1,9 @@
-//! The drop-in by which systemd attaches a service to its uplink before the first of its own commands.
+//! The drop-in by which systemd attaches a service to its uplink before the service's first command.
 //!
-//! It is an `ExecCondition=` (systemd 243), for those come before every `ExecStartPre=`, also before those in the unit's own
-//! file, which could make sockets. systemd starts it in the unit's cgroup; `+` leaves it all privileges whatever `User=` says.
+//! It is an `ExecCondition=` (systemd 243), which runs before every `ExecStartPre=`. An `ExecStartPre=` in the unit's own
+//! file could make sockets. systemd runs it in the unit's cgroup. With `+` it has all privileges, whatever `User=` is.
 //!
-//! **Invariant:** no I/O. Whatever the words of a command contain, systemd hands them on as they are.
+//! **Invariant:** no I/O. systemd passes the words of the command unchanged, whatever they contain.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -11,23 +11,23 @@ use thiserror::Error;
 
 /// Name of the drop-in's file.
 pub const FILE: &str = "50-steer.conf";
-/// How every drop-in made here begins.
+/// The first words of every drop-in made here.
 const HEADER: &str = "# Written by `steer unit`";
-/// The longest name systemd takes, in bytes.
+/// The longest unit name that systemd accepts, in bytes.
 const NAME_BYTES: usize = 255;
-/// Endings of the units that start no command of their own.
+/// Endings of units that run no commands.
 const OTHER_KINDS: [&str; 10] =
     [".automount", ".device", ".mount", ".path", ".scope", ".slice", ".socket", ".swap", ".target", ".timer"];
 
 /// Not a unit that can have this drop-in.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum InvalidUnit {
-    /// systemd has no such names.
+    /// Not a valid name for systemd.
     #[error("{0:?} is not the name of a unit: expected one like x.service")]
     Name(String),
-    /// It has no start of its own at which to attach.
+    /// The unit runs no command that could attach it.
     #[error(
-        "{0} is not a service, and only services run a command before they start; let the daemon's configuration name its cgroup"
+        "{0} is not a service, and only services run a command before they start; add its cgroup to a policy in the daemon's configuration"
     )]
     Kind(String),
 }
@@ -42,7 +42,7 @@ impl Service {
         &self.0
     }
 
-    /// Where the drop-in goes, below the directory that holds units.
+    /// The drop-in's file, below the directory of units.
     pub fn file(&self) -> PathBuf {
         PathBuf::from(format!("{}.d", self.0)).join(FILE)
     }
@@ -51,7 +51,7 @@ impl Service {
 impl FromStr for Service {
     type Err = InvalidUnit;
 
-    /// As systemctl, takes a name without an ending for that of a service.
+    /// As in systemctl, a name without an ending is the name of a service.
     fn from_str(text: &str) -> Result<Self, InvalidUnit> {
         if OTHER_KINDS.iter().any(|kind| text.ends_with(kind)) {
             return Err(InvalidUnit::Kind(text.to_owned()));
@@ -66,20 +66,20 @@ impl FromStr for Service {
     }
 }
 
-/// The text of the drop-in that runs `attach`, a program and its arguments, to which it adds the unit's name. `needs_daemon`:
-/// what it attaches to is the daemon's.
+/// The text of the drop-in that runs `attach`, a program and its arguments, with the unit's name added. `needs_daemon`: the
+/// policy belongs to the daemon.
 pub fn text(service: &Service, attach: &[String], needs_daemon: bool) -> String {
     let wants = if needs_daemon { "Wants=steer.service\n" } else { "" };
     let attach = attach.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
     // A status below 255 would skip the unit without failing it.
     format!(
-        "{HEADER}; taken away by `steer unit --remove {name}`.\n\
+        "{HEADER}; removed by `steer unit --remove {name}`.\n\
          [Unit]\n\
          {wants}\
          After=steer.service\n\
          \n\
          [Service]\n\
-         # Before the first command of the unit, in its cgroup. If it fails, so does the unit.\n\
+         # Runs before the first command of the unit, in its cgroup. If it fails, the unit fails.\n\
          ExecCondition=+/bin/sh -c '\"$$@\" || exit 255' sh {attach} --unit %n\n",
         name = service.name()
     )
@@ -90,7 +90,7 @@ pub fn is_ours(text: &str) -> bool {
     text.starts_with(HEADER)
 }
 
-/// A word of a command line as systemd reads it: without specifiers, variables and escapes.
+/// Quotes a word of a systemd command line, so that systemd expands no specifiers, variables and escapes in it.
 fn quoted(word: &str) -> String {
     if !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:=,+@".contains(c)) {
         return word.to_owned();
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn words_survive_systemd() {
+    fn systemd_passes_words_unchanged() {
         for (word, want) in [
             ("/usr/bin/steer", "/usr/bin/steer"),
             ("", "\"\""),
@@ -151,13 +151,13 @@ mod tests {
     fn the_whole_drop_in() {
         let service = "x".parse().expect("a name");
         let attach = ["/usr/bin/steer", "attach", "--policy=my vpn"].map(str::to_owned);
-        let want = "# Written by `steer unit`; taken away by `steer unit --remove x.service`.
+        let want = "# Written by `steer unit`; removed by `steer unit --remove x.service`.
 [Unit]
 Wants=steer.service
 After=steer.service
 
 [Service]
-# Before the first command of the unit, in its cgroup. If it fails, so does the unit.
+# Runs before the first command of the unit, in its cgroup. If it fails, the unit fails.
 ExecCondition=+/bin/sh -c '\"$$@\" || exit 255' sh /usr/bin/steer attach \"--policy=my vpn\" --unit %n
 ";
         assert_eq!(text(&service, &attach, true), want);

@@ -1,6 +1,6 @@
 //! What is configured and what it means.
 //!
-//! **Invariant:** pure. No I/O, and nothing of this host.
+//! **Invariant:** pure. No I/O, and no state of this host.
 
 pub mod cgroup_path;
 pub mod config;

@@ -1,7 +1,7 @@
-//! The difference between what should be attached and what is. Pure.
+//! The steps from the actual attachments to the desired ones. Pure.
 //!
-//! **Invariant:** carrying the steps out in their order, any number of times and interrupted anywhere, never unsteers a
-//! cgroup that should be steered, and never touches what was attached by hand.
+//! **Invariant:** the steps, executed in order, never unsteer a cgroup that should be steered, and never change a manual
+//! attachment. They can be repeated, and interrupted at any point.
 
 use std::collections::BTreeMap;
 
@@ -16,25 +16,25 @@ pub struct Desired {
     pub slot: u32,
 }
 
-/// A cgroup that is.
+/// A cgroup that is steered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Actual {
     /// The slot of its policy.
     pub slot: u32,
-    /// Whether it was attached by hand.
+    /// Whether the attachment is manual.
     pub manual: bool,
-    /// Whether nothing of it is missing.
+    /// Whether the attachment is complete.
     pub complete: bool,
 }
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Attach, or change the policy, or mend.
+    /// Attach, change the policy, or repair.
     Attach {
         /// Id of the cgroup.
         cgroup_id: u64,
-        /// What it should be.
+        /// The desired state.
         desired: Desired,
     },
     /// Detach.
@@ -44,8 +44,8 @@ pub enum Step {
     },
 }
 
-/// The steps from `actual` to `desired`, both by cgroup id. Attach from the inside out, then detach: what an outer policy
-/// no longer holds for has its own before the outer one changes, and keeps it until the outer one is there.
+/// The steps from `actual` to `desired`, both by cgroup id. Attaches from the inside out, then detaches. So an inner cgroup
+/// gets its own policy before the outer policy changes, and keeps it until the outer policy is attached.
 pub fn steps(desired: &BTreeMap<u64, Desired>, actual: &BTreeMap<u64, Actual>) -> Vec<Step> {
     let mut attach = desired
         .iter()
@@ -75,17 +75,17 @@ mod tests {
         Desired { path: path.parse().expect("a path"), slot }
     }
 
-    const MADE: Actual = Actual { slot: 1, manual: false, complete: true };
+    const ATTACHED: Actual = Actual { slot: 1, manual: false, complete: true };
 
     #[test]
-    fn nothing_to_do_is_no_step() {
-        assert!(steps(&BTreeMap::from([(5, desired("/a", 1))]), &BTreeMap::from([(5, MADE)])).is_empty());
+    fn no_difference_is_no_step() {
+        assert!(steps(&BTreeMap::from([(5, desired("/a", 1))]), &BTreeMap::from([(5, ATTACHED)])).is_empty());
     }
 
     #[test]
     fn attaches_from_the_inside_out_then_detaches() {
         let want = BTreeMap::from([(9, desired("/a", 1)), (4, desired("/a/b", 2)), (5, desired("/c", 1))]);
-        let have = BTreeMap::from([(5, MADE), (7, MADE)]);
+        let have = BTreeMap::from([(5, ATTACHED), (7, ATTACHED)]);
         assert_eq!(
             steps(&want, &have),
             [
@@ -99,13 +99,13 @@ mod tests {
     #[test]
     fn changes_and_repairs() {
         let want = BTreeMap::from([(5, desired("/a", 2)), (6, desired("/b", 1))]);
-        let have = BTreeMap::from([(5, MADE), (6, Actual { complete: false, ..MADE })]);
+        let have = BTreeMap::from([(5, ATTACHED), (6, Actual { complete: false, ..ATTACHED })]);
         assert_eq!(steps(&want, &have).len(), 2);
     }
 
     #[test]
     fn leaves_manual_attachments() {
-        let manual = Actual { manual: true, ..MADE };
+        let manual = Actual { manual: true, ..ATTACHED };
         let have = BTreeMap::from([(5, manual), (6, manual)]);
         assert!(steps(&BTreeMap::from([(5, desired("/a", 2))]), &have).is_empty());
     }

@@ -1,6 +1,6 @@
-//! What the configuration means: which policy holds for a cgroup.
+//! Decides which policy applies to a cgroup.
 //!
-//! **Invariant:** every cgroup has one answer, whatever the order in which cgroups and interfaces appear.
+//! **Invariant:** the result for a cgroup does not depend on the order in which cgroups and interfaces appear.
 
 use crate::model::{
     cgroup_path::CgroupPath,
@@ -40,7 +40,7 @@ impl Policies {
         self.policies.iter().map(|policy| (policy.name.as_str(), &policy.target))
     }
 
-    /// Index of the policy that names this very cgroup: a plain path before a glob, then the first in the file.
+    /// Index of the policy that names exactly this cgroup. A plain path comes before a glob, then the first policy in the file.
     pub fn naming(&self, path: &CgroupPath) -> Option<usize> {
         let parts = path.parts().collect::<Vec<_>>();
         self.find(&parts, true).or_else(|| self.find(&parts, false))
@@ -52,9 +52,9 @@ impl Policies {
         })
     }
 
-    /// Index of the policy to attach to this cgroup: the one that names it. Not attached is one that only a glob names and
-    /// whose nearest attached cgroup around it has the same policy, which then holds here too. `manual` tells which cgroups
-    /// have another than the configuration's.
+    /// Index of the policy to attach to this cgroup: the policy that names it. `None` if only a glob names it and the nearest
+    /// attached cgroup above has the same policy, which then applies here too. `manual` returns whether a cgroup has a policy
+    /// other than the configuration's.
     pub fn attaching(&self, path: &CgroupPath, manual: impl Fn(&CgroupPath) -> bool) -> Option<usize> {
         let own = self.naming(path)?;
         let parts = path.parts().collect::<Vec<_>>();
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn one_answer_for_every_cgroup() {
+    fn every_cgroup_has_one_policy() {
         let policies = policies();
         let cases = [
             ("/", None, None),
@@ -124,7 +124,7 @@ mod tests {
             assert_eq!(policies.naming(&path(text)), naming, "{text} is named by");
             assert_eq!(policies.attaching(&path(text), |_| false), attaching, "{text} is attached to");
         }
-        // Something else was attached in between by hand.
+        // A cgroup in between has a manual attachment.
         assert_eq!(policies.attaching(&path("/s/y/g"), |outer| *outer == path("/s/y")), Some(0));
     }
 

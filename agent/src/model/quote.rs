@@ -1,4 +1,4 @@
-//! Words of a shell command.
+//! Quotes words of a shell command.
 
 /// `word` as one word of a shell command.
 pub fn quoted(word: &str) -> String {

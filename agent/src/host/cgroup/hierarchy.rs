@@ -26,7 +26,7 @@ pub struct Hierarchy {
 pub struct Cgroup {
     /// Its path.
     pub path: CgroupPath,
-    /// Its id: the inode number of its directory (64-bit kernels, Linux 5.5), never used again.
+    /// Its id: the inode number of its directory (64-bit kernels, Linux 5.5), which is never reused.
     pub id: u64,
     directory: fs::File,
 }
@@ -37,7 +37,7 @@ impl Cgroup {
         self.directory.as_fd()
     }
 
-    /// Whether there is no cgroup in it now. False where that cannot be told.
+    /// Whether it has no child cgroups. False if this cannot be read.
     pub fn is_leaf(&self) -> bool {
         self.directory.metadata().is_ok_and(|metadata| is_leaf(&metadata))
     }
@@ -48,7 +48,7 @@ fn is_leaf(directory: &fs::Metadata) -> bool {
     directory.nlink() <= 2
 }
 
-/// A cgroup found while walking.
+/// A cgroup found in a walk of the hierarchy.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// Its path.
@@ -58,7 +58,7 @@ pub struct Found {
 }
 
 impl Hierarchy {
-    /// Finds the mount, or mounts the hierarchy for this process alone where none is visible, as under `ip netns exec`.
+    /// Finds the mount. If none is visible, as under `ip netns exec`, mounts the hierarchy for this process only.
     pub fn find() -> Result<Self, Error> {
         let mountinfo = PathBuf::from("/proc/self/mountinfo");
         let text =
@@ -77,7 +77,7 @@ impl Hierarchy {
         self.root.join(path.relative())
     }
 
-    /// The path of a cgroup given by its user: `/a/b` from the root, or its directory.
+    /// The path of a cgroup as given by the user: `/a/b` from the root, or its directory.
     pub fn parse(&self, text: &str) -> Result<CgroupPath, Error> {
         let path: CgroupPath = text.parse()?;
         Ok(match Path::new(path.as_str()).strip_prefix(&self.root) {
@@ -116,7 +116,7 @@ impl Hierarchy {
         }
     }
 
-    /// The cgroups directly in one; none when it is gone.
+    /// The child cgroups of a cgroup; none if it is gone.
     pub fn children(&self, path: &CgroupPath) -> Result<Vec<Found>, Error> {
         let file = self.directory(path);
         let failed = |source| Error::File { action: "list", file: file.clone(), source };
@@ -137,7 +137,10 @@ impl Hierarchy {
             }
             let name = entry.file_name();
             let Some(name) = name.to_str() else {
-                log::error!("{} in {path} is NOT looked at: its name is not UTF-8", name.display());
+                log::error!(
+                    "ignored cgroup {} in {path}: its name is not UTF-8, so no policy can name it",
+                    name.display()
+                );
                 continue;
             };
             children.push(Found { path: path.child(name), id: entry.ino() });
@@ -146,10 +149,10 @@ impl Hierarchy {
         Ok(children)
     }
 
-    /// All cgroups below one, each after the one it is in.
+    /// All cgroups below a cgroup, parents before children.
     pub fn descendants(&self, path: &CgroupPath) -> Result<Vec<Found>, Error> {
         let mut found = Vec::new();
-        // Leaves need not be listed.
+        // A cgroup without children need not be listed.
         if fs::metadata(self.directory(path)).is_ok_and(|metadata| !is_leaf(&metadata)) {
             for child in self.children(path)? {
                 let inner = self.descendants(&child.path)?;
@@ -160,7 +163,7 @@ impl Hierarchy {
         Ok(found)
     }
 
-    /// The processes in a cgroup and below it; none where that cannot be read.
+    /// The processes in a cgroup and below it; leaves out cgroups that cannot be read.
     pub fn processes(&self, path: &CgroupPath) -> Vec<u32> {
         let below = self.descendants(path).unwrap_or_default().into_iter().map(|found| found.path);
         let listed = std::iter::once(path.clone())
@@ -169,11 +172,11 @@ impl Hierarchy {
         listed.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
     }
 
-    /// The path of the cgroup with this id; `None` when it is gone.
+    /// The path of the cgroup with this id; `None` if it is gone.
     pub fn path_of(&self, id: u64) -> Option<CgroupPath> {
         let directory = match open_by_id(self.root_fd.as_fd(), id) {
             Ok(directory) => directory,
-            // Without CAP_DAC_READ_SEARCH it has to be looked for.
+            // Without CAP_DAC_READ_SEARCH, search the hierarchy.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 let found = self.descendants(&CgroupPath::root()).ok()?;
                 return found.into_iter().find(|found| found.id == id).map(|found| found.path);
@@ -185,7 +188,7 @@ impl Hierarchy {
         format!("/{}", path.strip_prefix(root).ok()?.display()).parse().ok()
     }
 
-    /// Whether the cgroup with this id has been removed. The kernel takes its time with detaching what was attached to it.
+    /// Whether the cgroup with this id has been removed. The kernel may detach its programs later.
     pub fn is_gone(&self, id: u64) -> bool {
         match open_by_id(self.root_fd.as_fd(), id) {
             Ok(_) => false,
@@ -212,7 +215,7 @@ impl Hierarchy {
         Ok(path.parse()?)
     }
 
-    /// The cgroup of the systemd unit that the calling process is part of.
+    /// The cgroup of the systemd unit of the calling process.
     pub fn own_unit(&self, unit: &str) -> Result<CgroupPath, Error> {
         let own = self.own()?;
         own.of_unit(unit).ok_or_else(|| Error::NotInUnit { own, unit: unit.to_owned() })
@@ -223,7 +226,7 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-/// The mount point of the whole cgroup2 hierarchy in a mountinfo(5) text. The last one mounted hides others.
+/// The mount point of the whole cgroup2 hierarchy in a mountinfo(5) text. The last mount hides earlier ones.
 fn mount_point(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().rev().find_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
@@ -274,7 +277,7 @@ mod tests {
         let cases = [
             ("unified", UNIFIED, Some("/sys/fs/cgroup")),
             ("hybrid", HYBRID, Some("/sys/fs/cgroup/unified")),
-            ("a part of the hierarchy is not it", "25 30 0:23 /a /mnt rw - cgroup2 cgroup2 rw", None),
+            ("only a part of the hierarchy", "25 30 0:23 /a /mnt rw - cgroup2 cgroup2 rw", None),
             ("space in the path", "25 30 0:23 / /a\\040b rw - cgroup2 cgroup2 rw", Some("/a b")),
             ("none", "25 30 0:23 / /sys rw - sysfs sysfs rw", None),
         ];

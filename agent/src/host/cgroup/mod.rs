@@ -1,7 +1,7 @@
-//! Cgroups: where the hierarchy is, what is in it, what comes and goes, and a cgroup of one's own.
+//! Cgroups: finds the hierarchy, reads and watches its cgroups, and creates scopes.
 //!
-//! **Invariant:** reads the hierarchy, and changes only cgroups that `scope` has made. Paths are relative to the root of
-//! the cgroup2 mount, whatever the mount point.
+//! **Invariant:** changes only cgroups that `scope` has made. Paths are relative to the root of the cgroup2 mount, whatever
+//! the mount point.
 
 mod hierarchy;
 pub mod scope;
@@ -19,7 +19,7 @@ pub use watch::{Directory, Report, Reports, Watch, watch};
 /// What can go wrong with cgroups.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// No cgroup2 anywhere.
+    /// No cgroup2 hierarchy.
     #[error(
         "no cgroup2 hierarchy: none is mounted, and mounting one failed: {0} (mount one with `mount -t cgroup2 none /sys/fs/cgroup`)"
     )]
@@ -29,12 +29,12 @@ pub enum Error {
     Missing {
         /// Its path.
         path: CgroupPath,
-        /// The directory that was not there.
+        /// The missing directory.
         file: PathBuf,
     },
-    /// The calling process is not part of the unit it spoke of.
+    /// The calling process is not part of the unit that it named.
     #[error(
-        "this process is in {own}, which is not in a cgroup of {unit}: only a command of the unit itself, as ExecStartPre=+, can name it so"
+        "this process is in {own}, which is not in a cgroup of {unit}: use --unit only in a command of the unit itself, such as ExecStartPre=+"
     )]
     NotInUnit {
         /// Where it is.
@@ -57,7 +57,7 @@ pub enum Error {
     },
     /// A cgroup below a threaded one.
     #[error(
-        "enter {file}: the calling process is in a threaded cgroup, below which no process can have a cgroup of its own (cgroup.type); start from another one"
+        "enter {file}: the calling process is in a threaded cgroup (cgroup.type), which cannot have cgroups with processes below it; start the command from another cgroup"
     )]
     Threaded {
         /// Its list of processes.

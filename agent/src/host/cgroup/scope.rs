@@ -1,7 +1,7 @@
-//! A cgroup of one's own, for the life of a command.
+//! A scope: a cgroup that exists for one command.
 //!
-//! Its directory is locked by flock(2) as long as somebody looks after it: the wrapper that made it, then the keeper. An
-//! empty one that nobody has locked was left behind by killed processes, and whoever meets it removes it.
+//! Its directory is locked by flock(2) while a process is responsible for it: first the wrapper that made it, then the
+//! keeper. An empty scope without a lock is a leftover of killed processes. Any command that finds it removes it.
 
 use std::{
     fs, io,
@@ -15,12 +15,12 @@ use crate::model::cgroup_path::CgroupPath;
 
 const PREFIX: &str = "steer-exec-";
 
-/// Whether a cgroup is of the kind made here.
+/// Whether a cgroup is a scope, by its name.
 pub fn is_scope(path: &CgroupPath) -> bool {
     path.name().starts_with(PREFIX)
 }
 
-/// A cgroup made here, with the lock that says it is looked after.
+/// A scope, with its lock.
 #[derive(Debug)]
 pub struct Scope {
     /// The cgroup.
@@ -29,7 +29,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Makes a new cgroup in `parent`, named after this process.
+    /// Creates a scope in `parent`, named after this process.
     pub fn create(hierarchy: &Hierarchy, parent: &CgroupPath) -> Result<Self, Error> {
         let pid = std::process::id();
         let mut number = 0;
@@ -38,7 +38,7 @@ impl Scope {
             match fs::create_dir(hierarchy.directory(&path)) {
                 Ok(()) => match Self::claim(hierarchy, &path)? {
                     Some(scope) => return Ok(scope),
-                    // Taken for an abandoned one before it was locked.
+                    // Another process removed it as abandoned before it was locked.
                     None => number += 1,
                 },
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
@@ -49,7 +49,7 @@ impl Scope {
         }
     }
 
-    /// Takes the lock of a cgroup that nobody looks after. `None`: somebody does, or it is gone.
+    /// Locks a cgroup. `None`: another process holds the lock, or the cgroup is gone.
     fn claim(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<Option<Self>, Error> {
         let file = hierarchy.directory(path);
         let failed = |action: &'static str| {
@@ -63,14 +63,14 @@ impl Scope {
         };
         let directory: fs::File = cgroup.fd().try_clone_to_owned().map_err(failed("open"))?.into();
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            // Whoever had the lock may have removed it meanwhile.
+            // The previous holder of the lock may have removed the cgroup.
             Ok(lock) if fs::metadata(&file).is_ok_and(|now| now.ino() == cgroup.id) => Ok(Some(Self { cgroup, lock })),
             Ok(_) | Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(failed("lock")(errno.into())),
         }
     }
 
-    /// The descriptor that holds the lock. A process that inherits it shares the lock, which ends with the last copy.
+    /// The descriptor that holds the lock. A process that inherits it shares the lock. The lock ends with the last copy.
     pub fn lock_fd(&self) -> i32 {
         self.lock.as_raw_fd()
     }
@@ -86,7 +86,7 @@ impl Scope {
     }
 }
 
-/// Whether any process is in a cgroup or below it; false when it is gone.
+/// Whether any process is in a cgroup or below it; false if it is gone.
 pub fn is_populated(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Error> {
     let file = hierarchy.directory(path).join("cgroup.events");
     match fs::read_to_string(&file) {
@@ -96,7 +96,7 @@ pub fn is_populated(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Er
     }
 }
 
-/// Removes a cgroup with all that are in it. False when a process is in one of them; true also when it is gone already.
+/// Removes a cgroup and all below it. False if one of them has a process. True if it is already gone.
 pub fn remove(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Error> {
     for child in hierarchy.children(path)? {
         if !remove(hierarchy, &child.path)? {
@@ -112,17 +112,17 @@ pub fn remove(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Error> {
     }
 }
 
-/// Removes a cgroup that was made here, is empty, and that nobody looks after. False when it is not such a one.
+/// Removes a scope that is empty and not locked. False if the cgroup is not such a scope.
 pub fn remove_abandoned(hierarchy: &Hierarchy, path: &CgroupPath) -> Result<bool, Error> {
     if !is_scope(path) {
         return Ok(false);
     }
-    // Held until it is removed, so that only one of those who find it removes it.
+    // Held until it is removed, so that only one process removes it.
     let Some(_claimed) = Scope::claim(hierarchy, path)? else { return Ok(false) };
     Ok(!is_populated(hierarchy, path)? && remove(hierarchy, path)?)
 }
 
-/// Removes the abandoned cgroups directly in `parent`.
+/// Removes the abandoned scopes directly in `parent`.
 pub fn clean_up(hierarchy: &Hierarchy, parent: &CgroupPath) -> Result<(), Error> {
     for child in hierarchy.children(parent)? {
         remove_abandoned(hierarchy, &child.path)?;

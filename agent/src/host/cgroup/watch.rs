@@ -1,10 +1,10 @@
-//! What comes and goes in the hierarchy, by inotify on the directories in which a match can appear.
+//! Reports new and removed cgroups, by inotify on the directories in which a match can appear.
 //!
-//! Two halves, so that reports are read without waiting for those who act on them: [`Reports`] names a directory by a number,
-//! [`Watch`] adds directories and knows their paths.
+//! Two parts, so that reports are read without waiting for the code that acts on them: [`Reports`] names a directory by a
+//! number, [`Watch`] adds directories and knows their paths.
 //!
-//! **Invariant:** a directory is watched before it is listed, so a cgroup that appears in between is reported twice and
-//! never missed. When the kernel drops events, [`Report::Lost`] says so, and its user must look at everything again.
+//! **Invariant:** a directory is watched before it is listed, so a cgroup that appears in between is reported twice, never
+//! missed. [`Report::Lost`] reports that the kernel dropped events. The caller must then read everything again.
 
 use std::{collections::HashMap, io};
 
@@ -14,7 +14,7 @@ use inotify::{EventMask, EventStream, Inotify, WatchMask, Watches};
 use super::{Error, Hierarchy};
 use crate::model::cgroup_path::CgroupPath;
 
-/// A watched directory: the number of its watch, which is not used again for another directory.
+/// A watched directory: the number of its watch, which is never reused for another directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Directory(pub(crate) i32);
 
@@ -23,7 +23,7 @@ pub struct Directory(pub(crate) i32);
 pub enum Report {
     /// The cgroup of this name in this directory appeared, or is gone.
     Changed(Directory, String),
-    /// The directory is gone. Nothing more is reported of it.
+    /// The directory is gone. It gets no more reports.
     Closed(Directory),
     /// Events were lost: anything may have changed.
     Lost,
@@ -32,8 +32,8 @@ pub enum Report {
 /// Reads the reports.
 pub struct Reports {
     events: EventStream<[u8; 4096]>,
-    /// Whether the log says already that there are names that cannot be looked at.
-    told: bool,
+    /// Whether a name that is not UTF-8 has been logged.
+    is_logged: bool,
 }
 
 /// Adds directories, and knows their paths.
@@ -42,15 +42,15 @@ pub struct Watch {
     paths: HashMap<Directory, CgroupPath>,
 }
 
-/// Watches nothing yet. Needs a tokio runtime.
+/// Starts without watched directories. Needs a tokio runtime.
 pub fn watch() -> Result<(Watch, Reports), Error> {
     let events = Inotify::init().and_then(|inotify| inotify.into_event_stream([0; 4096])).map_err(Error::Watch)?;
     let watch = Watch { watches: events.watches(), paths: HashMap::new() };
-    Ok((watch, Reports { events, told: false }))
+    Ok((watch, Reports { events, is_logged: false }))
 }
 
 impl Watch {
-    /// Reports from now on what comes and goes directly in `path`. Doing it again, or for a cgroup that is gone, is no error.
+    /// Starts to report new and removed cgroups directly in `path`. It is no error to repeat this, or if the cgroup is gone.
     pub fn add(&mut self, hierarchy: &Hierarchy, path: &CgroupPath) -> Result<(), Error> {
         let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::ONLYDIR;
         match self.watches.add(hierarchy.directory(path), mask) {
@@ -75,7 +75,7 @@ impl Watch {
 }
 
 impl Reports {
-    /// Waits for the next one. May be cancelled.
+    /// Waits for the next report. May be cancelled.
     pub async fn next(&mut self) -> Result<Report, Error> {
         loop {
             let event = match self.events.next().await {
@@ -92,11 +92,11 @@ impl Reports {
             let Some(name) = event.name.filter(|_| event.mask.contains(EventMask::ISDIR)) else { continue };
             match name.into_string() {
                 Ok(name) => return Ok(Report::Changed(directory, name)),
-                // Whoever makes many of them shall not fill the log.
-                Err(name) if !self.told => {
-                    self.told = true;
+                // Logged only once, so that many such names do not fill the log.
+                Err(name) if !self.is_logged => {
+                    self.is_logged = true;
                     log::error!(
-                        "cgroup {} is NOT looked at: its name is not UTF-8; others are not logged",
+                        "ignored cgroup {}: its name is not UTF-8, so no policy can name it; more such names are not logged",
                         name.display()
                     );
                 }

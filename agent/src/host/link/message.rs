@@ -1,9 +1,9 @@
-//! Messages of rtnetlink about links, as bytes. Pure.
+//! Encodes and decodes rtnetlink messages about links. Pure.
 //!
-//! Decoded here and not by a library, because a library decodes all attributes, fails on a name that is not UTF-8, and then
-//! loses the rest of the datagram.
+//! This module does not use a library, because a library decodes all attributes, fails on a name that is not UTF-8, and
+//! then loses the rest of the datagram.
 //!
-//! **Invariant:** a datagram is understood completely or not at all.
+//! **Invariant:** a datagram is decoded completely or not at all.
 
 use std::mem::size_of;
 
@@ -21,7 +21,7 @@ const SKIP_STATISTICS: u32 = 1 << 3;
 /// A message of interest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Message {
-    /// A link is there, or is gone.
+    /// A link exists, or is gone.
     Link(Change),
     /// The end of a full reading.
     Done,
@@ -31,7 +31,7 @@ pub(super) enum Message {
     Other,
 }
 
-/// A message, and what its header says.
+/// A message, with values of its header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Received {
     pub(super) sequence: u32,
@@ -83,7 +83,7 @@ fn decode_one(kind: u16, body: &[u8]) -> Option<Message> {
     if kind != libc::RTM_NEWLINK && kind != libc::RTM_DELLINK {
         return Some(Message::Other);
     }
-    // A bridge reports its ports under its own family, without their names, also when they only leave it.
+    // A bridge reports its ports in its own address family without names, even if they only leave the bridge.
     if i32::from(*body.first()?) != libc::AF_UNSPEC {
         return Some(Message::Other);
     }
@@ -96,7 +96,7 @@ fn decode_one(kind: u16, body: &[u8]) -> Option<Message> {
     }))
 }
 
-/// The names of a link; `None` if it has none, for every link has one.
+/// The names of a link; `None` if there is no name, which is invalid.
 fn names(attributes: &[u8]) -> Option<Names> {
     let mut found = Names::default();
     for attribute in Attributes(attributes) {
@@ -115,8 +115,8 @@ fn names(attributes: &[u8]) -> Option<Names> {
     (!found.name.is_empty()).then_some(found)
 }
 
-/// A name as text. The kernel allows any bytes but a slash, a colon and white space: with a slash in it, what stands for a name
-/// that is not UTF-8 is the name of no other link.
+/// A name as text. The kernel allows any bytes except a slash, a colon and white space. A name that is not UTF-8 is escaped
+/// and gets a slash, so that it cannot equal another link's name.
 fn text(value: &[u8]) -> String {
     let end = value.iter().position(|&byte| byte == 0).unwrap_or(value.len());
     match std::str::from_utf8(&value[..end]) {
@@ -125,7 +125,7 @@ fn text(value: &[u8]) -> String {
     }
 }
 
-/// Attributes by type; `None` for one that does not fit.
+/// Attributes by type; `None` for one that exceeds the message.
 struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
@@ -205,14 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_text_is_no_other_links_name() {
+    fn a_name_that_is_not_utf8_equals_no_other_name() {
         let messages = decoded(&link(16, 0, 1, &[attribute(3, b"w\xff\0")]));
         let Some([Message::Link(Change::Present(1, names))]) = messages.as_deref() else { panic!("{messages:?}") };
         assert!(names.name.contains('/'), "{names:?}");
     }
 
     #[test]
-    fn what_does_not_fit_is_not_decoded() {
+    fn invalid_messages_are_not_decoded() {
         let whole = link(16, 0, 7, &[attribute(3, b"wg0\0")]);
         assert!((1..whole.len()).all(|length| decode(&whole[..length]).is_none()), "cut");
         assert_eq!(decode(&link(16, 0, 7, &[])), None, "without a name");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_says_how_long_it_is() {
+    fn a_request_has_its_length() {
         let request = full_reading(3);
         assert_eq!(
             usize::try_from(u32::from_ne_bytes(request[..4].try_into().expect("four"))).ok(),

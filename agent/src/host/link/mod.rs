@@ -1,7 +1,6 @@
-//! Network interfaces: names and alternative names become indexes of one network namespace, and stay true as links come
-//! and go.
+//! Network interfaces: resolves names and alternative names to indexes in one network namespace, and follows changes.
 //!
-//! **Invariant:** only reads. A name that no link has now resolves to nothing, whatever it meant a moment ago.
+//! **Invariant:** only reads. A name that no link has now does not resolve, even if a link had it before.
 
 mod message;
 pub(crate) mod network;
@@ -35,9 +34,9 @@ pub enum Error {
     /// No such interface.
     #[error("there is no interface {name:?} in this network namespace{}", found(.known))]
     Missing {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What there is.
+        /// The existing interfaces.
         known: Vec<String>,
     },
     /// The network namespace has no readable identity.

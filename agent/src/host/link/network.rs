@@ -1,7 +1,7 @@
-//! Links, addresses and routes, as the kernel tells them over rtnetlink.
+//! Links, addresses and routes, read over rtnetlink.
 //!
-//! **Invariant:** a route is never worked out here: the kernel is asked which one it would take, so policy rules and tables
-//! count as they do for a packet. Nothing is sent for it.
+//! **Invariant:** this module never computes a route. It asks the kernel which route it would use, so policy rules and
+//! tables apply as for a packet. It sends no packets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,10 +15,10 @@ use rtnetlink::RouteMessageBuilder;
 
 use super::Error;
 
-/// Addresses that only a route to the whole Internet leads to, of each family: those of a root name server. The kernel is asked
-/// for the route, nothing is sent there.
+/// An address of each family that needs a route to the whole Internet: a root name server. Used only to ask the kernel for
+/// the route; nothing is sent there.
 pub(crate) const FAR_IPV4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4));
-/// See above.
+/// The IPv6 address; see [`FAR_IPV4`].
 pub(crate) const FAR_IPV6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30));
 
 /// A connection to rtnetlink.
@@ -26,37 +26,37 @@ pub(crate) struct Network {
     handle: rtnetlink::Handle,
 }
 
-/// What matters of a link.
+/// The relevant properties of a link.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub(crate) index: u32,
-    /// Its name; a policy may know it by an alternative one.
+    /// Its name. A policy may use an alternative name.
     pub(crate) name: String,
     pub(crate) is_up: bool,
-    /// Whether there is somebody at the other end.
+    /// Whether the link has a carrier (`IFF_RUNNING`).
     pub(crate) has_carrier: bool,
-    /// Whether destinations need no address of a gateway, as in a tunnel.
+    /// Whether destinations need no gateway address, as in a tunnel.
     pub(crate) needs_no_gateway: bool,
 }
 
-/// One of the ways that a route leads.
+/// A next hop of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hop {
     /// Index of the link.
     pub(crate) ifindex: u32,
-    /// Whom packets are handed to there; none: to their destination.
+    /// The gateway; `None`: packets go directly to their destination.
     pub(crate) gateway: Option<IpAddr>,
 }
 
 impl Network {
-    /// Needs a tokio runtime, in which the connection ends with it.
+    /// Opens a connection. Needs a tokio runtime, which runs the connection until this is dropped.
     pub(crate) fn new() -> Result<Self, Error> {
         let (connection, handle, _messages) = rtnetlink::new_connection().map_err(Error::Socket)?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
-    /// `None`: it is gone.
+    /// Reads a link. `None`: it is gone.
     pub(crate) async fn link(&self, index: u32) -> Result<Option<Link>, Error> {
         let mut links = std::pin::pin!(self.handle.link().get().match_index(index).execute());
         let found = match links.try_next().await {
@@ -79,14 +79,14 @@ impl Network {
         }))
     }
 
-    /// The addresses of a link that packets to far destinations can have as their source.
+    /// The addresses of a link that can be the source of packets to far destinations.
     pub(crate) async fn addresses(&self, link: &Link) -> Result<Vec<IpAddr>, Error> {
         let addresses = self.handle.address().get().set_link_index_filter(link.index).execute();
         addresses.try_filter_map(async |message| Ok(far_reaching(&message))).try_collect().await.map_err(Error::Netlink)
     }
 
-    /// Where the kernel would send a packet: the ways of the route it would take. None: it has no route. `by` is the link that
-    /// the socket is bound to, `from` its address.
+    /// The next hops of the route that the kernel would use for a packet. Empty: it has no route. `by` is the link that the
+    /// socket is bound to, `from` its address.
     pub(crate) async fn route(&self, to: IpAddr, by: Option<u32>, from: Option<IpAddr>) -> Result<Vec<Hop>, Error> {
         let whole = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
         let invalid = |error| Error::Netlink(rtnetlink::Error::InvalidNla(format!("{error}")));
@@ -98,7 +98,7 @@ impl Network {
             query = query.output_interface(index);
         }
         let mut query = query.build();
-        // The entry itself, or none: where IPv4 finds no route, it makes one up for a socket that is bound (Linux 4.13).
+        // Ask for the route entry (Linux 4.13). Without this flag, IPv4 invents a route for a bound socket if it finds none.
         query.header.flags |= RouteFlags::FibMatch;
         match std::pin::pin!(self.handle.route().get(query).execute()).try_next().await {
             Ok(route) => Ok(route.map(|route| hops(&route)).unwrap_or_default()),
@@ -108,7 +108,7 @@ impl Network {
     }
 }
 
-/// No route, or one that says so: unreachable, prohibit, blackhole.
+/// No route, or a route of type unreachable, prohibit or blackhole.
 fn is_no_route(code: i32) -> bool {
     [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL].contains(&-code)
 }
@@ -122,7 +122,7 @@ fn far_reaching(message: &AddressMessage) -> Option<IpAddr> {
         AddressAttribute::Address(address) => Some(*address),
         _ => None,
     });
-    // At the end of a tunnel, `Address` is the other end's.
+    // On a tunnel, `Address` is the address of the other end.
     local.or(address).filter(|_| message.header.scope == AddressScope::Universe)
 }
 

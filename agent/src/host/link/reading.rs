@@ -1,7 +1,7 @@
-//! A full reading of the links of one network namespace.
+//! Reads all links of one network namespace.
 //!
-//! **Invariant:** only the reading's own thread waits for the kernel, which answers after whatever else changes links at that
-//! moment.
+//! **Invariant:** only the reading's own thread waits for the kernel. The kernel answers after other changes of links in
+//! progress.
 
 use std::{
     io,
@@ -29,9 +29,9 @@ use super::{
 
 /// How long the kernel may take for each part of an answer, in seconds.
 const PATIENCE: i64 = 5;
-/// More than the kernel puts into one part of an answer.
+/// Larger than any one part of the kernel's answer.
 const PART: usize = 64 * 1024;
-/// How often a reading is begun, when its result is not certain.
+/// How often a reading is started if its result is not certain.
 const ATTEMPTS: u32 = 3;
 
 /// Reads the links of the network namespace it was made in.
@@ -41,7 +41,7 @@ pub(super) struct Reader(Arc<Socket>);
 /// The result of a reading that was started.
 pub(super) type Reading = oneshot::Receiver<Result<Links, Error>>;
 
-/// All links, and whether that is certain: they may have changed meanwhile, or a part of the answer was dropped.
+/// All links, and whether the list is certain. If not, links changed during the reading, or a part of the answer was lost.
 pub(super) struct Links {
     pub(super) table: Table,
     pub(super) certain: bool,
@@ -59,7 +59,7 @@ impl Reader {
         open().map_err(Error::Socket)
     }
 
-    /// Starts a reading on a thread of its own. Of one reader, one reading at a time.
+    /// Starts a reading on a separate thread. A reader may run only one reading at a time.
     pub(super) fn start(&self) -> Result<Reading, Error> {
         let (done, reading) = oneshot::channel();
         let reader = self.clone();
@@ -80,7 +80,7 @@ impl Reader {
     }
 
     fn read_once(&self, attempt: u32) -> io::Result<Links> {
-        // Another number in each attempt and each reading: what an earlier one left is not taken for an answer.
+        // Each attempt and each reading uses another number, so messages of an earlier one are not taken for an answer.
         let sequence = sequence().wrapping_add(attempt);
         self.0.send(&message::full_reading(sequence), 0)?;
         let (mut table, mut certain) = (Table::default(), true);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// What is known of a link.
+/// The names of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     /// Its name.
@@ -14,22 +14,22 @@ pub struct Names {
 /// A change the kernel reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A link is there, with these names: new, renamed, or changed in some other way.
+    /// A link has these names: it is new, renamed, or changed in some other way.
     Present(u32, Names),
     /// The link of this index is gone.
     Gone(u32),
-    /// This is all there is: read afresh, as after lost events.
+    /// All links, from a full reading, for example after lost events.
     All(Table),
 }
 
-/// The links there are.
+/// The existing links.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     links: BTreeMap<u32, Names>,
 }
 
 impl Table {
-    /// Takes a change in; true when a name may resolve differently than before.
+    /// Applies a change; true if a name may resolve differently than before.
     pub fn apply(&mut self, change: Change) -> bool {
         match change {
             Change::Present(index, names) => {
@@ -48,8 +48,8 @@ impl Table {
         }
     }
 
-    /// The index of the link with this name; names come before alternative ones, as in the kernel they cannot clash. The newest
-    /// one, where two have it: a report of a link that has gone since can come after a full reading.
+    /// The index of the link with this name or alternative name. In the kernel names are unique. If two links here have the
+    /// name, the newest counts: a report of a link that is gone since can come after a full reading.
     pub fn resolve(&self, name: &str) -> Option<i32> {
         let newest = || self.links.iter().rev();
         let named = newest().find(|(_, names)| names.name == name);
@@ -68,7 +68,7 @@ impl Table {
         names.map(|names| names.name.as_str())
     }
 
-    /// As [`Self::resolve`], with an error that says what there is.
+    /// As [`Self::resolve`], with an error that lists the existing interfaces.
     pub fn require(&self, name: &str) -> Result<i32, super::Error> {
         self.resolve(name).ok_or_else(|| super::Error::Missing {
             name: name.to_owned(),
@@ -89,7 +89,7 @@ mod tests {
     fn follows_links() {
         let mut table = Table::default();
         assert!(table.apply(Change::Present(3, names("wg0", &["tunnel"]))));
-        assert!(!table.apply(Change::Present(3, names("wg0", &["tunnel"]))), "nothing new");
+        assert!(!table.apply(Change::Present(3, names("wg0", &["tunnel"]))), "no change");
         assert_eq!((table.resolve("wg0"), table.resolve("tunnel"), table.resolve("eth0")), (Some(3), Some(3), None));
         assert!(table.apply(Change::Present(3, names("wg1", &[]))), "renamed");
         assert_eq!((table.resolve("wg0"), table.resolve("wg1"), table.resolve("tunnel")), (None, Some(3), None));
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_there_is() {
+    fn the_error_lists_the_interfaces() {
         let mut table = Table::default();
         table.apply(Change::Present(1, names("lo", &[])));
         let message = table.require("wg0").expect_err("missing").to_string();

@@ -1,9 +1,9 @@
-//! Follows the links of one network namespace: a full reading, then every change as the kernel reports it.
+//! Follows the links of one network namespace: a full reading, then every change that the kernel reports.
 //!
-//! The queue of reports is the buffer of the socket, which the kernel bounds. A few reports are taken in one by one. When more
-//! wait, when the kernel dropped some, or when one cannot be decoded, all links are read again instead.
+//! The queue of reports is the buffer of the socket, which the kernel limits. A few reports are applied one by one. If more
+//! wait, if the kernel dropped some, or if one cannot be decoded, all links are read again.
 //!
-//! **Invariant:** no report is skipped: it is in the table, or a full reading begins after it. One reading at a time.
+//! **Invariant:** no report is lost: it is in the table, or a full reading starts after it. Only one reading runs at a time.
 
 use std::{io, time::Duration};
 
@@ -19,13 +19,13 @@ use super::{
     reading::{Reader, Reading},
 };
 
-/// How many changes are taken in one by one. A full reading costs less than more of them.
+/// How many changes are applied one by one. For more changes, a full reading is cheaper.
 const ONE_BY_ONE: usize = 16;
-/// How many datagrams are received at a time. What the caller waits for besides has its turn in between.
+/// How many datagrams are received at a time. In between, the caller can handle other events.
 const AT_A_TIME: usize = 512;
-/// More than a report has, but for a link with dozens of alternative names.
+/// Larger than a report, except for a link with dozens of alternative names.
 const REPORT: usize = 8 * 1024;
-/// How long after a reading that failed, or whose result is not certain, the next one begins.
+/// The delay before the next reading, after a reading that failed or is not certain.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Follows the links of the network namespace it was made in.
@@ -33,9 +33,9 @@ pub struct Watch {
     reports: AsyncFd<Socket>,
     buffer: Vec<u8>,
     reader: Reader,
-    /// A full reading under way: at the start, and after reports that were not taken in.
+    /// A full reading in progress: at the start, and after reports that were not applied.
     reading: Option<Reading>,
-    /// When the next reading begins, after one that failed or whose result is not certain.
+    /// When the next reading starts, after one that failed or is not certain.
     retry: Option<Instant>,
     /// `None`: not read yet.
     table: Option<Table>,
@@ -44,7 +44,7 @@ pub struct Watch {
 /// What the socket held.
 enum Reports {
     Changes(Vec<Change>),
-    /// Too many, or unknown ones.
+    /// Too many changes, or unknown ones.
     Any,
 }
 
@@ -56,7 +56,7 @@ impl Watch {
             socket.bind(&SocketAddr::new(0, 0))?;
             socket.add_membership(libc::RTNLGRP_LINK)?;
             socket.set_non_blocking(true)?;
-            // SAFETY: the socket stays open, and the same, for as long as the `AsyncFd` owns it.
+            // SAFETY: the socket stays open and unchanged while the `AsyncFd` owns it.
             unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
         };
         let reports = subscribe().map_err(Error::Socket)?;
@@ -65,8 +65,8 @@ impl Watch {
         Ok(Self { reports, buffer: Vec::with_capacity(REPORT), reader, reading, retry: None, table: None })
     }
 
-    /// Waits until links differ from what was returned last: the first time, until they have been read. May be cancelled. After
-    /// an error it can be called again, and reads all links again.
+    /// Waits until links differ from the last result; the first time, until they have been read. May be cancelled. After an
+    /// error the caller can call it again; it then reads all links again.
     pub async fn next(&mut self) -> Result<&Table, Error> {
         loop {
             if self.take_in().await? {
@@ -76,7 +76,7 @@ impl Watch {
         self.table.as_ref().ok_or(Error::Ended)
     }
 
-    /// Takes one step; true when links differ.
+    /// Takes one step; true if links differ.
     async fn take_in(&mut self) -> Result<bool, Error> {
         if let Some(retry) = self.retry {
             tokio::time::sleep_until(retry).await;
@@ -120,7 +120,7 @@ impl Watch {
     }
 }
 
-/// Receives what waits. The error is `WouldBlock` when nothing does.
+/// Receives waiting reports. The error is `WouldBlock` if there are none.
 fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<Reports> {
     let mut changes = Some(Vec::new());
     for received in 0..AT_A_TIME {
@@ -136,7 +136,7 @@ fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<Reports> {
             }
             Err(error) => return Err(error),
         };
-        // Other processes may send to this socket, too.
+        // Ignore messages that other processes send to this socket.
         if sender.port_number() != 0 {
             continue;
         }

@@ -1,7 +1,7 @@
-//! The kernel's list of TCP and UDP sockets, and its way to end one: sock_diag over netlink.
+//! Lists and destroys TCP and UDP sockets: sock_diag over netlink.
 //!
-//! **Invariant:** a socket is named by its cookie, which no other one ever has: what has ended meanwhile is not mistaken for
-//! its successor.
+//! **Invariant:** a socket is identified by its cookie, which is never reused. A request for a closed socket never affects
+//! another socket.
 
 use std::{fmt, io, net::SocketAddr};
 
@@ -25,7 +25,7 @@ const INET_DIAG_CGROUP_ID: u16 = 21;
 pub(crate) const KINDS: [(Protocol, u8); 4] =
     [(Protocol::Tcp, AF_INET), (Protocol::Tcp, AF_INET6), (Protocol::Udp, AF_INET), (Protocol::Udp, AF_INET6)];
 
-/// Without those of which no program expects anything any more.
+/// Leaves out states in which no program waits for data.
 const STATES: StateFlags = StateFlags::LISTEN
     .union(StateFlags::SYN_SENT)
     .union(StateFlags::ESTABLISHED)
@@ -34,10 +34,10 @@ const STATES: StateFlags = StateFlags::LISTEN
     .union(StateFlags::CLOSE_WAIT)
     .union(StateFlags::CLOSE);
 
-/// What a socket speaks.
+/// The transport protocol of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
-    /// MPTCP's subflows, too.
+    /// TCP, and MPTCP subflows.
     Tcp = IPPROTO_TCP as isize,
     Udp = IPPROTO_UDP as isize,
 }
@@ -52,12 +52,12 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Its own address; IPv4 also where an IPv6 socket speaks it.
+    /// Its local address. IPv4 also for an IPv6 socket that uses IPv4.
     pub(crate) fn local(&self) -> SocketAddr {
         SocketAddr::new(self.header.socket_id.source_address.to_canonical(), self.header.socket_id.source_port)
     }
 
-    /// Whom it is connected to, or connecting.
+    /// The peer that it is connected to, or connecting to.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         let id = &self.header.socket_id;
         let connected = !matches!(self.header.state, TCP_LISTEN | TCP_CLOSE);
@@ -69,13 +69,13 @@ impl Socket {
         self.header.socket_id.interface_id.cast_signed()
     }
 
-    /// The same socket, by which it is found once it has been bound to another interface.
+    /// The same socket after it has been bound to another interface; sock_diag finds it only with the new index.
     pub(crate) fn bound_to(mut self, ifindex: u32) -> Self {
         self.header.socket_id.interface_id = ifindex;
         self
     }
 
-    /// The number by which /proc knows it; 0 while no process has it.
+    /// Its inode number in /proc; 0 while no process has it.
     pub(crate) fn inode(&self) -> u32 {
         self.header.inode
     }
@@ -97,7 +97,7 @@ impl fmt::Display for Socket {
     }
 }
 
-/// A connection to the kernel's list of the calling thread's network namespace.
+/// A sock_diag connection in the calling thread's network namespace.
 pub(crate) struct Diag(Netlink);
 
 impl Diag {
@@ -128,8 +128,8 @@ impl Diag {
         }
     }
 
-    /// Ends a socket: whoever waits on it gets ECONNABORTED. One of UDP can be used again, but is connected to nobody and
-    /// bound to no interface. False when it has ended by itself. Needs CONFIG_INET_DIAG_DESTROY.
+    /// Destroys a socket. A program that waits on it gets ECONNABORTED. A UDP socket can be used again, but is no longer
+    /// connected or bound to an interface. False if the socket no longer exists. Needs CONFIG_INET_DIAG_DESTROY.
     pub(crate) fn destroy(&self, socket: &Socket) -> io::Result<bool> {
         let request = request(socket.protocol, socket.header.family, socket.header.socket_id.clone());
         let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));

@@ -1,7 +1,7 @@
-//! Which process has a socket open, and a descriptor of one's own for it.
+//! Finds the process that has a socket open, and duplicates its descriptor.
 //!
-//! **Invariant:** a descriptor is handed out only for the very socket that was asked for, whatever its process has closed
-//! and opened meanwhile.
+//! **Invariant:** returns a descriptor only for the requested socket, even if the process has closed and opened descriptors
+//! meanwhile.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,8 +27,7 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
-    /// The socket with this inode; `None` when the process has closed it meanwhile, or has ended. Needs CAP_SYS_PTRACE
-    /// (Linux 5.6).
+    /// The socket with this inode; `None` if the process has closed it, or has ended. Needs CAP_SYS_PTRACE (Linux 5.6).
     pub(crate) fn socket(&self, inode: u32) -> io::Result<Option<socket2::Socket>> {
         let fd = match pidfd_open(self.pid).and_then(|process| pidfd_getfd(process.as_fd(), self.fd)) {
             Ok(fd) => fd,
@@ -55,22 +54,22 @@ fn pidfd_getfd(process: BorrowedFd<'_>, fd: i32) -> nix::Result<OwnedFd> {
 /// Takes the result of a system call that returns a new descriptor.
 fn new_descriptor(result: libc::c_long) -> nix::Result<OwnedFd> {
     let fd = i32::try_from(Errno::result(result)?).map_err(|_too_large| Errno::EBADF)?;
-    // SAFETY: nobody else has a descriptor that the kernel has just made.
+    // SAFETY: nothing else owns a descriptor that the kernel has just created.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Who has sockets open.
+/// The processes that have sockets open.
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
-    /// By the inode of the socket; one of several. The kernel's own sockets have none.
+    /// By the inode of the socket; one process for each. The kernel's own sockets have none.
     pub(crate) by_inode: BTreeMap<u32, Holder>,
-    /// Whether some process did not let itself be looked at, for want of CAP_SYS_PTRACE.
+    /// Whether some process could not be read, because this process lacks CAP_SYS_PTRACE.
     pub(crate) hidden: bool,
 }
 
-/// Looks for the holders of the sockets with these inodes. First looked at are the processes of the cgroups with these
-/// directories, where most of them are; then all others, for a socket stays in its cgroup when its process moves, and can be
-/// passed on.
+/// Finds the holders of the sockets with these inodes. First reads the processes of the cgroups with these directories,
+/// which hold most of them. Then reads all others: a socket stays in its cgroup when its process moves, and can be passed
+/// to another process.
 pub(crate) fn find<'a>(directories: impl Iterator<Item = &'a Path>, mut inodes: BTreeSet<u32>) -> Holders {
     let inside = directories.flat_map(|directory| {
         let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
@@ -87,7 +86,7 @@ pub(crate) fn find<'a>(directories: impl Iterator<Item = &'a Path>, mut inodes: 
         let sockets = match sockets_of(pid) {
             Ok(sockets) => sockets,
             Err(error) => {
-                // Any other error is that of a process that has ended meanwhile.
+                // Any other error means that the process has ended.
                 holders.hidden |= error.kind() == io::ErrorKind::PermissionDenied;
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The sockets of this machine, and what they can reach.
+//! The sockets of this machine, and which destinations they can reach.
 
 pub(crate) mod diag;
 pub(crate) mod holder;
@@ -25,7 +25,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Whether a socket can reach nothing but this host.
+    /// Whether a socket can reach only this host.
     pub(crate) fn is_all_of(&self, socket: &Socket) -> bool {
         let is_own = |address: IpAddr| address.is_loopback() || self.addresses.iter().any(|(_, own)| *own == address);
         socket.bound() == LOOPBACK_IFINDEX
@@ -38,8 +38,8 @@ impl Host {
         socket.bound() > 0 && !self.links.contains(&socket.bound())
     }
 
-    /// Whether a connection can go on by the uplink: it has one of the uplink's addresses; or its link is gone, as the uplink
-    /// before it was made again, and the new one has no addresses yet.
+    /// Whether a connection can continue on the uplink. It has one of the uplink's addresses. Or its link is gone, because the
+    /// uplink was created again, and the new uplink has no addresses yet.
     pub(crate) fn goes_on(&self, socket: &Socket, uplink: i32) -> bool {
         let local = socket.local().ip();
         let mut of_uplink = self.addresses.iter().filter(|(index, _)| *index == uplink).map(|(_, address)| *address);
@@ -49,7 +49,7 @@ impl Host {
     }
 }
 
-/// An address that the kernel gives to a link by itself.
+/// An address that the kernel assigns to a link by itself.
 fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

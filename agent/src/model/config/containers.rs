@@ -1,4 +1,4 @@
-//! `[containers]`: what a container may ask for by its annotations.
+//! `[containers]`: what a container may request by its annotations.
 
 use std::time::Duration;
 
@@ -16,22 +16,22 @@ use crate::model::{
 
 pub use crate::model::spec::Missing;
 
-/// What the host lets containers ask for.
+/// What the host allows containers to request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Containers {
-    /// `policies`: names of policies they may ask for; `None`: of every one that does not exempt.
+    /// `policies`: names of policies that they may request; `None`: every policy that does not exempt.
     pub policies: Option<Vec<String>>,
-    /// `interfaces`: which they may ask for.
+    /// `interfaces`: the interfaces that they may request.
     pub interfaces: Interfaces,
-    /// `enforce`: the least they may ask for.
+    /// `enforce`: the weakest enforcement that they may request.
     pub enforce: Enforce,
-    /// `missing`: what happens when their uplink is not there at the start.
+    /// `missing`: what happens if their uplink is missing at the start.
     pub missing: Missing,
-    /// `timeout_ms`: how long a hook waits for others that change pins.
+    /// `timeout_ms`: how long a hook waits for other processes that change pins.
     pub timeout: Duration,
-    /// `exempt_namespaces`: of Kubernetes, whose containers nothing is done to.
+    /// `exempt_namespaces`: namespaces of Kubernetes whose containers steer ignores.
     pub exempt_namespaces: Vec<String>,
-    /// `parent`: a cgroup that is held closed; a container in it gets out once it is classified.
+    /// `parent`: a cgroup that is kept closed. A container in it can send after it is classified.
     pub parent: Option<CgroupPath>,
 }
 
@@ -65,23 +65,23 @@ impl Default for Interfaces {
 }
 
 impl Interfaces {
-    /// Whether a container may ask for this one.
+    /// Whether a container may request this interface.
     pub fn allow(&self, interface: &str) -> bool {
         matches!(self, Self::Any) || self.name(interface)
     }
 
-    /// Whether this one is named.
+    /// Whether this interface is named.
     pub fn name(&self, interface: &str) -> bool {
         matches!(self, Self::Named(names) if names.iter().any(|name| name == interface))
     }
 }
 
-/// Below the 2 s after which container runtimes give an NRI plugin up.
+/// Below 2 s, the time after which container runtimes stop waiting for an NRI plugin.
 const DEFAULT_TIMEOUT_MS: u64 = 1500;
 const MOST_TIMEOUT_MS: i64 = 60_000;
 
 impl Reader<'_> {
-    /// The table, with what is wrong in it left at its default.
+    /// Reads the table. Invalid values keep their defaults.
     pub(super) fn containers(&mut self, table: &Spanned<DeValue<'_>>) -> Containers {
         let mut containers = Containers::default();
         let Some(fields) = table.get_ref().as_table() else {
@@ -101,7 +101,7 @@ impl Reader<'_> {
                     let names = self.names(&path, value, INTERFACE_BYTES);
                     let any = names.iter().any(|name| name == "*");
                     if any && names.len() > 1 {
-                        self.wrong(&path, value, "\"*\" stands for all; expected it alone");
+                        self.wrong(&path, value, "\"*\" stands for all interfaces; expected it alone");
                     }
                     containers.interfaces = if any { Interfaces::Any } else { Interfaces::Named(names) };
                 }
@@ -162,7 +162,7 @@ mod tests {
     };
 
     #[test]
-    fn nothing_said_allows_named_policies_only() {
+    fn the_default_allows_only_named_policies() {
         let config = parse("f.toml", "").expect("valid");
         assert_eq!(config.containers, Containers::default());
         assert!(!config.containers.interfaces.allow("eth0"));

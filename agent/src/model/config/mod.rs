@@ -1,6 +1,6 @@
-//! The configuration as written: parsed, every mistake found at once, each with its place.
+//! Parses the configuration, and reports all mistakes at once, each with its place.
 //!
-//! **Invariant:** no I/O, and nothing of what the words mean on this host. The caller reads the files.
+//! **Invariant:** no I/O, and no state of this host. The caller reads the files.
 
 mod containers;
 mod parse;
@@ -27,7 +27,7 @@ pub struct Config {
     pub files: Vec<String>,
 }
 
-/// Name of the policy that holds `parent` of `[containers]` closed.
+/// Name of the policy that keeps `parent` of `[containers]` closed.
 pub const UNCLASSIFIED: &str = "unclassified";
 
 /// One `[[policy]]`.
@@ -37,20 +37,20 @@ pub struct Policy {
     pub name: String,
     /// What it does.
     pub target: Target,
-    /// `cgroups`: where it holds.
+    /// `cgroups`: where it applies.
     pub cgroups: Vec<Pattern>,
     /// The file it is in.
     pub file: String,
 }
 
 impl Policy {
-    /// Holds a cgroup closed, whatever network namespaces are in it.
+    /// A policy that keeps a cgroup closed, for sockets of every network namespace.
     fn closed(name: &str, cgroup: &CgroupPath, file: &str) -> Option<Self> {
         let cgroups = vec![Pattern::parse(cgroup.as_str()).ok()?];
         Some(Self { name: name.to_owned(), target: Target::CLOSED, cgroups, file: file.to_owned() })
     }
 
-    /// Whether no interface ever opens it.
+    /// Whether it is closed permanently.
     pub fn is_closed(&self) -> bool {
         self.target.uplink == Uplink::Closed
     }

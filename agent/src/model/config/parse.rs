@@ -1,4 +1,4 @@
-//! From the text of a file to [`Config`], or to every mistake in it.
+//! Parses the text of files to a [`Config`], or to a list of all mistakes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use toml::{
 use super::{Config, Policy, Problems, UNCLASSIFIED, reader::Reader};
 use crate::model::spec::{self, KEYS, PolicySpec};
 
-/// Leaves slots for what is attached by hand, and for policies that change.
+/// Leaves slots for manual attachments, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
 
 /// A file of a configuration.
@@ -22,7 +22,7 @@ const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
 pub struct Source {
     /// Its name, for messages.
     pub file: String,
-    /// What is in it.
+    /// Its content.
     pub text: String,
 }
 
@@ -42,7 +42,7 @@ pub fn parse_all(sources: &[Source]) -> Result<Config, Problems> {
         for error in errors {
             reader.problem(error.span().unwrap_or(0..0), "", "", error.message().trim_end().to_owned());
         }
-        // Where the syntax is wrong, what the rest would mean is a guess.
+        // If the syntax is wrong, the meaning of the rest is uncertain.
         if reader.problems.is_empty() {
             reader.config(table.get_ref(), &mut claims, &mut config);
         }
@@ -52,12 +52,12 @@ pub fn parse_all(sources: &[Source]) -> Result<Config, Problems> {
     if problems.is_empty() { Ok(config) } else { Err(Problems { problems }) }
 }
 
-/// What policies have taken for themselves, over all files.
+/// Names and cgroups that policies use, over all files.
 #[derive(Default)]
 struct Claims {
-    /// Who has a name.
+    /// The policy of each name.
     names: BTreeMap<String, Place>,
-    /// Who has a cgroup.
+    /// The policy of each pattern.
     cgroups: BTreeMap<String, Place>,
     /// The file with `[containers]`.
     containers: Option<String>,
@@ -72,7 +72,7 @@ struct Place {
 }
 
 impl Place {
-    /// As named in a message about a file.
+    /// The policy's name in a message about a file.
     fn seen_from(&self, file: &str) -> String {
         let policy =
             self.name.as_ref().map_or_else(|| format!("policy[{}]", self.index), |name| format!("policy {name:?}"));
@@ -96,7 +96,7 @@ impl Reader<'_> {
     fn claim_containers(&mut self, value: &Spanned<DeValue<'_>>, claims: &mut Claims, config: &mut Config) {
         let file = &self.source.file;
         if let Some(first) = claims.containers.replace(file.clone()) {
-            self.wrong("containers", value, format!("it is in {first}, too; expected it once"));
+            self.wrong("containers", value, format!("it is also in {first}; expected it once"));
             return;
         }
         config.containers = self.containers(value);
@@ -108,7 +108,7 @@ impl Reader<'_> {
             if let Some(first) = named.or(held) {
                 let first = first.seen_from(&self.source.file);
                 let message = format!(
-                    "{first} has these cgroups, or the name {UNCLASSIFIED:?}, already; `parent` is a policy of that name"
+                    "{first} already has these cgroups or the name {UNCLASSIFIED:?}; `parent` makes a policy of that name"
                 );
                 self.wrong("containers.parent", value, message);
             }
@@ -144,7 +144,7 @@ impl Reader<'_> {
                 let normal = pattern.as_str().trim_end_matches('/').to_owned();
                 if let Some(first) = claims.cgroups.insert(normal, place.clone()) {
                     let first = first.seen_from(&self.source.file);
-                    let message = format!("{first} claims the same cgroups; expected each in one policy only, once");
+                    let message = format!("{first} claims the same cgroups; expected each only once, in one policy");
                     self.wrong(&format!("{at}.cgroups"), span_of, message);
                 }
             }
@@ -287,8 +287,8 @@ other_netns = true
         assert_eq!(files, ["a.toml", "b.toml"]);
         let problems = parse_all(&[source("a.toml", "a", "/a"), source("b.toml", "a", "/a/")]).expect_err("clashes");
         let want = "b.toml:2:8: policy[0].name = \"a\": policy[0] of a.toml has this name already; expected another\n\
-                    b.toml:4:12: policy[0].cgroups = \"/a/\": policy \"a\" of a.toml claims the same cgroups; expected each in \
-                    one policy only, once";
+                    b.toml:4:12: policy[0].cgroups = \"/a/\": policy \"a\" of a.toml claims the same cgroups; expected each \
+                    only once, in one policy";
         assert_eq!(problems.to_string(), want);
     }
 

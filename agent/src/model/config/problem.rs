@@ -1,4 +1,4 @@
-//! What is wrong with a configuration.
+//! Mistakes in a configuration.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub struct Problem {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// The key, as `policy[0].interface`; empty for a syntax error.
+    /// The key, such as `policy[0].interface`; empty for a syntax error.
     pub key: String,
     /// The value as written; empty where a key is missing.
     pub value: String,

@@ -1,4 +1,4 @@
-//! What all tables of a file are read with: values of the kinds they have, and every mistake with its place.
+//! Reads values of all tables of a file, and collects every mistake with its place.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use toml::{Spanned, de::DeValue};
 use super::{Problem, Source};
 use crate::model::spec::{Key, PolicySpec, Rejected};
 
-/// Reads one file, and notes what is wrong in it.
+/// Reads one file, and collects its mistakes.
 pub(super) struct Reader<'a> {
     pub(super) source: &'a Source,
     pub(super) problems: Vec<Problem>,
@@ -28,7 +28,7 @@ impl Reader<'_> {
         });
     }
 
-    /// A problem with a value, which is quoted as it stands in the file.
+    /// Adds a problem with a value, quoted as in the file.
     pub(super) fn wrong(&mut self, key: &str, value: &Spanned<DeValue<'_>>, message: impl Into<String>) {
         let written = self.source.text.get(value.span()).unwrap_or_default().to_owned();
         self.problem(value.span(), key, written.lines().next().unwrap_or_default(), message);

@@ -1,4 +1,4 @@
-//! What a container asks for: its annotations.
+//! The request of a container: its annotations.
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ use thiserror::Error;
 
 use super::{Key, PolicySpec, Rejected, key};
 
-/// What the names of all annotations of steer begin with.
+/// The prefix of all annotations of steer.
 pub const PREFIX: &str = "steer.";
 /// The annotation that names a policy.
 const POLICY: &str = "policy";
 /// The keys of a policy that an annotation may have.
 const KEYS: [&str; 3] = ["interface", "enforce", "dns"];
 
-/// An annotation, or a variable of the environment that stands for one, that means nothing.
+/// An invalid annotation, or an invalid environment variable that stands for one.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("annotation {name} = {value:?}: {problem}")]
 pub struct Invalid {
@@ -25,7 +25,7 @@ pub struct Invalid {
     pub problem: String,
 }
 
-/// What somebody asks for a container: a policy of the configuration, or an interface; and options.
+/// What a container requests: a policy of the configuration, or an interface, and options.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     /// Name of a policy of the configuration.
@@ -39,7 +39,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
     KEYS.iter().filter_map(|name| key(name))
 }
 
-/// The names of all annotations that there are.
+/// The names of all annotations.
 pub fn names() -> impl Iterator<Item = String> {
     [POLICY].into_iter().chain(KEYS).map(|key| format!("{PREFIX}{key}"))
 }
@@ -51,8 +51,8 @@ pub fn of_variable(variable: &str) -> Option<String> {
 }
 
 impl Request {
-    /// Reads annotations. `None`: nothing is asked for. An unknown annotation of steer is more likely misspelt than meant for
-    /// somebody else, so it is an error.
+    /// Reads annotations. `None`: nothing is requested. An unknown annotation with steer's prefix is an error, because it is
+    /// probably misspelt.
     pub fn of<'a>(annotations: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Option<Self>, Invalid> {
         let mut asked = Self::default();
         for (name, value) in annotations {
@@ -97,7 +97,7 @@ mod tests {
     use crate::model::spec::Enforce;
 
     #[test]
-    fn reads_what_is_asked() {
+    fn reads_a_request() {
         let annotations = [
             ("steer.policy", " vpn "),
             ("steer.enforce", "steer"),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_misspelt_is_refused() {
+    fn mistakes_are_refused() {
         for (name, value, want) in [
             ("steer.polcy", "vpn", "knows no such annotation"),
             ("steer.policy", " ", "it is empty"),

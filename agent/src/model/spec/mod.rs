@@ -1,10 +1,10 @@
-//! A policy as it is asked for: by a file, a request of the API, options of a command, or annotations of a container.
+//! A policy as requested by a file, the API, options of a command, or annotations of a container.
 //!
-//! There are two stages. [`PolicySpec`] is what was written: every key may be absent. [`Target`] is what it means: every
-//! option has a value, and the options fit together. [`PolicySpec::target`] leads from one to the other.
+//! There are two stages. [`PolicySpec`] is the text as written: every key may be absent. [`Target`] is its meaning: every
+//! option has a value, and the options are compatible. [`PolicySpec::target`] converts one to the other.
 //!
-//! **Invariant:** each key, its meaning and the spelling of its values exist once, in [`PolicySpec`]. The configuration parser, the
-//! schema of the API, options of commands, annotations and the manual page derive from [`KEYS`].
+//! **Invariant:** each key, its meaning and the spelling of its values exist once, in [`PolicySpec`]. The configuration
+//! parser, the schema of the API, options of commands, annotations and the manual page use [`KEYS`].
 
 pub mod annotations;
 mod pattern;
@@ -25,19 +25,19 @@ pub use words::{Enforce, Existing, Ingress, Missing, OtherNetns, Word};
 /// A key of a policy.
 #[derive(Clone, Copy)]
 pub struct Key {
-    /// As in files, in the API and, after `steer.`, in annotations.
+    /// Its name in files, in the API and, after `steer.`, in annotations.
     pub name: &'static str,
-    /// As an option of commands, without the dashes.
+    /// Its name as an option of commands, without the dashes.
     pub option: &'static str,
-    /// What stands for the value in help.
+    /// The placeholder for the value in help.
     pub placeholder: &'static str,
-    /// What it says. The first sentence is a summary.
+    /// Its meaning. The first sentence is a summary.
     pub description: &'static str,
     /// Whether its value is a list.
     pub is_list: bool,
-    /// The words that may be written, with their meanings. Empty: other text is expected.
+    /// The accepted words, with their meanings. Empty: other text is expected.
     pub words: fn() -> Vec<(&'static str, &'static str)>,
-    /// The word that holds where the key is absent.
+    /// The word that applies if the key is absent.
     pub default_word: fn() -> Option<&'static str>,
     /// What is expected, as part of a message.
     pub expected: fn() -> String,
@@ -74,7 +74,7 @@ macro_rules! policy_spec {
             $( $(#[doc = $help])+ pub $name: Option<$type>, )+
         }
 
-        /// Every key of a policy but its name, in the order in which they are written.
+        /// Every key of a policy except its name, in the order in which they are written.
         pub static KEYS: &[Key] = &[ $( Key {
             name: stringify!($name),
             option: $option,
@@ -120,24 +120,24 @@ macro_rules! policy_spec {
 }
 
 policy_spec! {
-    /// Name or alternative name of the uplink; "none" exempts. It is looked up in the network namespace of the daemon, or of the command
-    /// that attaches. While a policy's interface does not exist, its cgroups are closed.
+    /// Name or alternative name of the uplink; "none" exempts. It is looked up in the network namespace of the daemon, or of the
+    /// command that attaches. While a policy's interface does not exist, its cgroups are closed.
     interface: Uplink = ("interface", "IF");
-    /// Path or glob of cgroups; the policy holds for all that is in them. Within a part of a path, `*`, `?`, `[...]` and `{a,b}` match as
-    /// in a shell; `**` matches any number of parts. The cgroups need not exist. An empty list is for a policy that only containers
-    /// ask for, or `steer attach --policy`.
+    /// Path or glob of cgroups; the policy also applies to all cgroups below them. Within a component of a path, `*`, `?`,
+    /// `[...]` and `{a,b}` match as in a shell; `**` matches any number of components. The cgroups need not exist. Use an empty
+    /// list for a policy that only containers or `steer attach --policy` use.
     cgroups: Vec<Pattern> = ("cgroup", "PATTERN");
-    /// How far steer goes against programs that try to leave by another interface.
+    /// How steer enforces the uplink against programs that try to use another interface.
     enforce: Enforce = ("enforce", "LEVEL");
     /// By which links packets may come in; "uplink" needs strict. Packets that come in by another link are dropped.
     ingress: Ingress = ("ingress", "LINKS");
-    /// What happens to sockets of other network namespaces. The index of the uplink means nothing there.
+    /// What happens to sockets of other network namespaces. The index of the uplink is not valid there.
     other_netns: OtherNetns = ("other-netns", "WHAT");
-    /// What happens to sockets that are bound elsewhere already, and when the uplink comes back with another index.
+    /// What happens to existing sockets that are bound elsewhere, and when the uplink returns with another index.
     existing: Existing = ("existing", "WHAT");
-    /// Resolver behind the uplink, one of each family at most. It gets all questions on port 53, over UDP and TCP, whatever server a
-    /// program asks, and its answers bear the address of that server. Questions of a family without a resolver go to the server that
-    /// the program asks, by the uplink.
+    /// Resolver behind the uplink, at most one of each family. It gets all queries on port 53, over UDP and TCP, whatever server
+    /// a program asks. Its answers have the address of the server that the program asked. Queries of a family without a resolver
+    /// go to the server that the program asks, by the uplink.
     dns: Resolvers = ("dns", "ADDRESS");
 }
 
@@ -152,7 +152,7 @@ impl PolicySpec {
         KEYS.iter().filter_map(|key| Some((key, self.texts(key.name)?)))
     }
 
-    /// The options of commands that say the same, with their values. What holds by default is left out.
+    /// The same as options of commands, with their values. Leaves out default values.
     pub fn options(&self) -> impl Iterator<Item = (&'static str, String)> {
         let options = self.entries().filter(|(key, texts)| {
             let is_default = (key.default_word)().is_some_and(|word| *texts == [word]);
@@ -161,7 +161,7 @@ impl PolicySpec {
         options.map(|(key, texts)| (key.option, texts.join(",")))
     }
 
-    /// What it means with this uplink.
+    /// Its meaning with this uplink.
     pub fn target(&self, uplink: Uplink) -> Result<Target, Vec<Conflict>> {
         let enforcement = Enforcement {
             enforce: self.enforce.unwrap_or_default(),
@@ -175,21 +175,21 @@ impl PolicySpec {
     }
 }
 
-/// Options that do not fit together.
+/// Options that are not compatible.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// The key that does not fit.
+    /// The key with the conflict.
     pub key: &'static str,
-    /// With what it does not fit.
+    /// The problem, and what is expected.
     pub problem: &'static str,
 }
 
-/// What a policy means: where sockets go, and how that is enforced.
+/// The meaning of a policy: its uplink and its enforcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Where sockets go.
+    /// The uplink of the sockets.
     pub uplink: Uplink,
-    /// How that is enforced.
+    /// How the uplink is enforced.
     pub enforcement: Enforcement,
 }
 
@@ -209,7 +209,7 @@ pub struct Enforcement {
 }
 
 impl Enforcement {
-    /// How a cgroup is held closed: no packet leaves, and sockets of any network namespace are refused.
+    /// The enforcement of a closed cgroup: no packet leaves, and sockets of any network namespace are refused.
     pub const CLOSED: Self = Self {
         enforce: Enforce::Strict,
         ingress: Ingress::Any,
@@ -226,7 +226,7 @@ impl Enforcement {
                 "ingress",
                 "ingress = \"uplink\" needs enforce = \"strict\"",
             ),
-            (exempts && !self.dns.is_empty(), "dns", "an exemption has no uplink to ask by; expected no dns"),
+            (exempts && !self.dns.is_empty(), "dns", "an exemption has no uplink for queries; expected no dns"),
             (
                 exempts && self.existing != Existing::Keep,
                 "existing",
@@ -242,15 +242,15 @@ impl Enforcement {
 }
 
 impl Target {
-    /// A target that holds everything closed.
+    /// A target that keeps a cgroup closed.
     pub const CLOSED: Self = Self { uplink: Uplink::Closed, enforcement: Enforcement::CLOSED };
 
-    /// A target that leaves sockets as they are.
+    /// A target that leaves sockets unchanged.
     pub fn exempt() -> Self {
         Self { uplink: Uplink::Exempt, enforcement: Enforcement::default() }
     }
 
-    /// The same as written in full, without cgroups.
+    /// The same, written in full, without cgroups.
     pub fn spec(&self) -> PolicySpec {
         let Enforcement { enforce, ingress, other_netns, existing, dns } = self.enforcement;
         PolicySpec {
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_do_not_fit() {
+    fn options_that_conflict() {
         let spec = |pairs: &[(&str, &str)]| {
             let mut spec = PolicySpec::default();
             for (key, text) in pairs {

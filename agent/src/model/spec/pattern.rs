@@ -1,7 +1,7 @@
-//! Cgroup patterns: a path, or a glob over one.
+//! Cgroup patterns: a path, or a glob for paths.
 //!
-//! Each part between slashes is matched for itself: `*` and `?` stay within a part, `[...]` and `{a,b}` are as in a
-//! shell, and `**` alone stands for any number of parts. A backslash is a plain character, as systemd's unit names have it.
+//! Each part between slashes is matched separately: `*` and `?` stay within a part, `[...]` and `{a,b}` work as in a
+//! shell, and `**` alone matches any number of parts. A backslash is a plain character, because systemd's unit names use it.
 
 use std::{fmt, path::Path};
 
@@ -56,12 +56,12 @@ impl Pattern {
         Ok(Self { text: text.to_owned(), parts })
     }
 
-    /// As written.
+    /// The text, as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether it names one cgroup only.
+    /// Whether it names exactly one cgroup.
     pub fn is_literal(&self) -> bool {
         self.parts.iter().all(|part| matches!(part, Part::Literal(_)))
     }
@@ -71,7 +71,7 @@ impl Pattern {
         matches(&self.parts, path)
     }
 
-    /// Whether it could match something below this cgroup.
+    /// Whether it could match a cgroup below this one.
     pub fn may_match_below(&self, path: &[&str]) -> bool {
         may_match_below(&self.parts, path)
     }

@@ -1,24 +1,24 @@
-//! `dns`: which name servers a policy asks.
+//! `dns`: the name servers of a policy.
 
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-/// The name servers of a policy, one of each family at most.
+/// The name servers of a policy, at most one of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resolvers {
-    /// Asked over IPv4.
+    /// The IPv4 server.
     pub v4: Option<Ipv4Addr>,
-    /// Asked over IPv6.
+    /// The IPv6 server.
     pub v6: Option<Ipv6Addr>,
 }
 
 impl Resolvers {
-    /// Whomever a program asks.
+    /// No resolver: queries go to the server that the program asks.
     pub const NONE: Self = Self { v4: None, v6: None };
 
-    /// Adds an address as written; says what is wrong with it.
+    /// Adds an address as written. The error says what is wrong with it.
     pub fn add(&mut self, text: &str) -> Result<(), String> {
         let Ok(address) = text.parse::<IpAddr>() else {
             return Err(format!("{text:?} is not an IP address; expected one like \"10.64.0.1\""));
@@ -26,7 +26,7 @@ impl Resolvers {
         let address = address.to_canonical();
         if address.is_loopback() {
             return Err(format!(
-                "{text} is this host, which a steered socket cannot reach; name one behind the uplink"
+                "{text} is this host, which a steered socket cannot reach; use a resolver behind the uplink"
             ));
         }
         if address.is_unspecified() || address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
@@ -47,7 +47,7 @@ impl Resolvers {
         self.v4.is_none() && self.v6.is_none()
     }
 
-    /// Those there are, IPv4 first.
+    /// The addresses, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }

@@ -1,4 +1,4 @@
-//! A policy as a map of JSON or TOML: each value is a text, or a list of texts.
+//! A policy as a JSON or TOML map: each value is a string, or a list of strings.
 
 use std::fmt;
 
@@ -111,7 +111,7 @@ impl Visitor<'_> for Text<'_> {
     }
 }
 
-/// A key that there is not.
+/// An unknown key.
 struct Unknown<'a>(&'a str);
 
 impl<'de> DeserializeSeed<'de> for Unknown<'_> {

@@ -1,4 +1,4 @@
-//! Where the sockets of a policy go.
+//! The uplink of a policy.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use steer_common::record::INTERFACE_BYTES;
 /// The word that exempts.
 const NONE: &str = "none";
 
-/// Where the sockets of a policy go.
+/// The uplink of a policy's sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Uplink {
-    /// By the interface of this name or alternative name.
+    /// The interface with this name or alternative name.
     Interface(String),
-    /// Wherever the routing table says, as without steer: `none`.
+    /// None: the routing table decides, as without steer. Written `none`.
     Exempt,
-    /// Nowhere. No interface opens it.
+    /// Closed permanently. No interface opens it.
     Closed,
 }
 

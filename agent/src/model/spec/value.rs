@@ -1,4 +1,4 @@
-//! How each kind of value is read from text and written as text.
+//! Reads each kind of value from text, and writes it as text.
 
 use steer_common::record::INTERFACE_BYTES;
 
@@ -23,12 +23,12 @@ pub(super) trait Value: Sized {
     /// What is expected, as part of a message.
     fn expected() -> String;
 
-    /// The words that may be written, with their meanings. Empty: other text is expected.
+    /// The accepted words, with their meanings. Empty: other text is expected.
     fn words() -> Vec<(&'static str, &'static str)> {
         Vec::new()
     }
 
-    /// The word that holds where nothing is written.
+    /// The default word.
     fn default_word() -> Option<&'static str> {
         None
     }

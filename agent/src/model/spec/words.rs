@@ -8,13 +8,13 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
-/// How far steer goes against programs that try to leave by another interface.
+/// How steer enforces the uplink against programs that try to use another interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Enforce {
     /// Sockets are bound when they are created, and connect(2) restores a lost binding. Nothing else is stopped.
     Steer,
-    /// No packet of the cgroup leaves by another link, whatever its socket is bound to, and no socket can be bound elsewhere.
+    /// No packet of the cgroup leaves by another link, whatever its socket is bound to. No socket can be bound elsewhere.
     #[default]
     Strict,
 }
@@ -30,7 +30,7 @@ pub enum Ingress {
     Uplink,
 }
 
-/// What happens to sockets of other network namespaces, where the uplink's index means nothing.
+/// What happens to sockets of other network namespaces, where the uplink's index is not valid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum OtherNetns {
@@ -41,11 +41,11 @@ pub enum OtherNetns {
     Refuse,
 }
 
-/// What happens to sockets that are bound elsewhere when the policy begins to hold, or when its uplink gets another index.
+/// What happens to sockets that are bound elsewhere when the policy starts, or when its uplink gets another index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Existing {
-    /// Nothing happens to them. A strict policy drops what they send.
+    /// They stay unchanged. A strict policy drops their packets.
     #[default]
     Keep,
     /// They are bound to the uplink. Connections that cannot continue there are ended.
@@ -54,14 +54,14 @@ pub enum Existing {
     Destroy,
 }
 
-/// What happens when the uplink of a container is missing at its start.
+/// What happens if the uplink of a container is missing at its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Missing {
     /// The container does not start.
     #[default]
     Refuse,
-    /// It starts closed. It is opened when a daemon sees the uplink appear.
+    /// The container starts closed. A daemon opens it when the uplink appears.
     Close,
 }
 
@@ -72,7 +72,7 @@ pub trait Word: Copy + Default + PartialEq + VariantArray + EnumMessage + Into<&
         self.into()
     }
 
-    /// All words that may be written, with their meanings.
+    /// All accepted words, with their meanings.
     fn all() -> Vec<(&'static str, &'static str)> {
         let words = Self::VARIANTS.iter().map(|word| (word.text(), word.get_documentation().unwrap_or_default()));
         words.collect()
