@@ -19,7 +19,7 @@ use toolchain::Core;
 fn main() {
     println!("cargo::rerun-if-changed=../xtask/src/toolchain.rs");
     if let Err(error) = build() {
-        // Cargo fails the build for such a line. A failing exit status would bury it under all that was printed.
+        // Cargo fails the build for such a line. A failing exit status would hide it below the other output.
         for line in format!("{error:#}").lines() {
             println!("cargo::error={line}");
         }

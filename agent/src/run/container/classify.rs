@@ -1,4 +1,4 @@
-//! What a container of a pod asks for, by what both say of themselves. Pure.
+//! The request of a container of a pod, from the annotations of both. Pure.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,11 @@ use crate::{
     run::container::nri::{Container, PodSandbox},
 };
 
-/// What says by what to steer. A container that says one of these says all.
+/// The annotations that choose the policy. If a container has one of them, all annotations of its pod are ignored.
 const BY: [&str; 2] = ["steer.policy", "steer.interface"];
 
-/// What is asked for a container; nothing where the host leaves its namespace alone. The container's annotations win
-/// over the pod's: one by one where they say how, as a whole where they say by what.
+/// The request of a container. `None` if the host exempts its namespace, or if there is no request. A container's annotations
+/// override those of its pod: all of them if it chooses the policy, otherwise one by one.
 pub(super) fn asked(config: &Config, pod: &PodSandbox, container: &Container) -> Result<Option<Request>, Invalid> {
     if is_exempt(config, pod) {
         return Ok(None);
@@ -28,12 +28,12 @@ pub(super) fn asked(config: &Config, pod: &PodSandbox, container: &Container) ->
     Request::of(annotations)
 }
 
-/// Whether the host leaves the namespace of this pod alone, whatever its pods ask for.
+/// Whether the host exempts the namespace of this pod, whatever its pods ask for.
 pub(super) fn is_exempt(config: &Config, pod: &PodSandbox) -> bool {
     config.containers.exempt_namespaces.contains(&pod.namespace)
 }
 
-/// Whether the pod or the container asks for anything, be it right or wrong.
+/// Whether the pod or the container has a request, valid or not.
 pub(super) fn asks(pod: &PodSandbox, container: &Container) -> bool {
     of_steer(&pod.annotations).chain(of_steer(&container.annotations)).next().is_some()
 }
@@ -62,12 +62,12 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_what() {
+    fn annotations_of_a_container_override_those_of_its_pod() {
         let config = parse("f.toml", "[containers]\nexempt_namespaces = [\"kube-system\"]\n").expect("valid");
         let vpn: Pairs = &[("steer.policy", "vpn"), ("steer.dns", "10.0.0.1")];
         let eth1: Pairs = &[("steer.interface", "eth1")];
         let how: Pairs = &[("steer.dns", "10.0.0.2"), ("other", "x")];
-        // Namespace, the pod's, the container's.
+        // Namespace, the annotations of the pod, those of the container.
         let cases: [(&str, Pairs, Pairs, Told); 7] = [
             ("default", vpn, &[], Some([Some("vpn"), None, Some("10.0.0.1")])),
             ("default", &[], eth1, Some([None, Some("eth1"), None])),
