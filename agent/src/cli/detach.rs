@@ -26,7 +26,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         println!("{taken}");
     }
     kernel::detach_other_versions(&pins, &lock, cgroup.id)?;
-    // The configuration may name it, too.
+    // The configuration may also name the cgroup.
     pins.notify_daemon(&lock)?;
     kernel::tidy(&pins, lock, &hierarchy)?;
     Ok(ExitCode::SUCCESS)

@@ -1,4 +1,4 @@
-//! `steer top`: what steered cgroups make and send, live.
+//! `steer top`: what steered cgroups create and send, live.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -23,20 +23,20 @@ use crate::{
 /// Arguments of `steer top`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "It counts with programs of its own, which are attached to the steered cgroups as long as it runs; nothing is counted \
+    after_help = "It counts with its own programs, which are attached to the steered cgroups while it runs; nothing is counted \
                   without it. Packets are counted before a guard stops them: what was stopped is marked so. Links \
                   of another network namespace have no name but for its policy's uplink, or this one's where the policy is of this one. Bytes are those \
                   of the IP layer. On a terminal: q quits, s changes what comes first, arrows scroll, p pauses. Elsewhere a \
                   table is printed every time."
 )]
 pub(super) struct Args {
-    /// Seconds from one look to the next
+    /// Seconds between two readings
     #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     interval: Duration,
-    /// End after so many
+    /// End after this number of readings
     #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// What comes first
+    /// The order of the rows
     #[arg(long, value_enum, default_value_t)]
     sort: Sort,
     /// Print JSON, one object a line
@@ -44,13 +44,13 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// From a tenth of a second to an hour.
+/// Parses a period: a tenth of a second to an hour.
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|error| format!("not a number of seconds: {error}"))?;
     if (0.1..=3600.0).contains(&seconds) {
         Ok(Duration::from_secs_f64(seconds))
     } else {
-        Err("from 0.1 to 3600 seconds".to_owned())
+        Err("expected 0.1 to 3600 seconds".to_owned())
     }
 }
 
@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Each look, compared with the one before.
+/// Reads the counters, and compares each reading with the one before.
 struct Looks {
     watcher: Watcher,
     before: Option<Sample>,
@@ -112,7 +112,7 @@ async fn print(args: &Args, mut interval: Interval, looks: &mut Looks) -> anyhow
 async fn on_terminal(args: &Args, mut interval: Interval, looks: &mut Looks) -> anyhow::Result<()> {
     let mut terminal = ratatui::try_init().context("take over the terminal")?;
     let shown = show(args, &mut interval, looks, &mut terminal).await;
-    ratatui::try_restore().context("give the terminal back")?;
+    ratatui::try_restore().context("restore the terminal")?;
     shown
 }
 

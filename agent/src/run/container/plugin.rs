@@ -54,7 +54,7 @@ impl Plugin for Steering {
         let tools = Arc::clone(&self.tools);
         on_a_thread(move || tools.catch_up(&pods, &containers)).await;
         if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-            log::warn!("cannot notify the service manager that the plugin is ready: {error}");
+            log::warn!("notify the service manager that the plugin is ready: {error}");
         }
     }
 
@@ -136,7 +136,7 @@ impl Tools {
             let defaults = Config::default();
             let config = config.as_ref().unwrap_or(&defaults);
             if let Err(error) = self.steer(config, container, &Action::Close, true) {
-                log::error!("{what} runs on and is NOT closed: {}", describe(&error));
+                log::error!("{what} still runs and is NOT closed: {}", describe(&error));
             }
         }
     }

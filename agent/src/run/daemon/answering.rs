@@ -62,7 +62,7 @@ impl Answering<'_> {
     /// As after a change of the files, an empty set of policies is refused: it is more likely a mistake.
     fn reload(&mut self) -> Result<(), Failure> {
         if self.store.read()?.policies.is_empty() && self.steering.has_policies() {
-            let detail = "there is no policy in the files, and what was in force stays so: `steer off` ends steering";
+            let detail = "there is no policy in the files; the previous policies stay in force (`steer off` ends steering)";
             return Err(Problem::new(StatusCode::CONFLICT, detail).into());
         }
         self.carry_out()?;

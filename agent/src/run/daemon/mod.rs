@@ -70,7 +70,7 @@ pub struct Options {
 /// The configuration has no policy although policies are in force. The file is more likely truncated than meant to be empty.
 #[derive(Debug, Error)]
 #[error(
-    "{} has no policy, but policies of an earlier one are in force and stay so: name them again, or end steering by `steer off`",
+    "{} has no policy, but policies of an earlier one are in force and stay in force: add them again, or end steering with `steer off`",
     .0.display()
 )]
 pub struct Emptied(PathBuf);
@@ -150,7 +150,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
                 break;
             }
             Event::Terminate => {
-                log::info!("ending; what is steered stays steered (`steer off` ends that)");
+                log::info!("ending; steered cgroups stay steered (`steer off` ends steering)");
                 break;
             }
         }
@@ -189,7 +189,7 @@ fn serve(options: &Options, control: Control, pins: &Pins) -> Option<Serving> {
         }
         Err(error) => {
             log::error!(
-                "there is no API, and steering goes on without: listen at {}: {error}",
+                "steering continues without the API: listen at {}: {error}",
                 options.socket.display()
             );
             None
