@@ -76,8 +76,15 @@ fn print(explanation: &Explanation) {
     tell("uplink", explanation.uplink.iter().map(uplink).collect());
     tell("route", explanation.routes.iter().map(route).collect());
     if let Some(resolver) = &explanation.resolver {
-        let dns = resolver.dns.iter().map(|server| format!("{server}, whichever server the program asks")).collect::<Vec<_>>();
-        tell("resolver", if dns.is_empty() { vec!["the server that the program asks, by the uplink".to_owned()] } else { dns });
+        let dns = resolver
+            .dns
+            .iter()
+            .map(|server| format!("{server}, whichever server the program asks"))
+            .collect::<Vec<_>>();
+        tell(
+            "resolver",
+            if dns.is_empty() { vec!["the server that the program asks, by the uplink".to_owned()] } else { dns },
+        );
         tell("warning", resolver.warnings.clone());
     }
     if let Some(sockets) = sockets {

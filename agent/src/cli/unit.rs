@@ -53,10 +53,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     } else {
         write(&file, &text)?;
         println!("wrote {}", file.display());
-        println!(
-            "{} is steered from its next start on; run `systemctl daemon-reload` first",
-            args.service.name()
-        );
+        println!("{} is steered from its next start on; run `systemctl daemon-reload` first", args.service.name());
     }
     Ok(ExitCode::SUCCESS)
 }

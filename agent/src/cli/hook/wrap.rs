@@ -84,7 +84,9 @@ impl Args {
             (None, Some(container)) => Ok(Some((container, Asker::Container))),
             (Some(host), Some(container)) if host == container => Ok(Some((host, Asker::Host))),
             (Some(_), Some(_)) => {
-                bail!("the container asks for another uplink than the one that this runtime gives to all of its containers")
+                bail!(
+                    "the container asks for another uplink than the one that this runtime gives to all of its containers"
+                )
             }
             (None, None) => Ok(None),
         }

@@ -62,7 +62,8 @@ impl Answering<'_> {
     /// As after a change of the files, an empty set of policies is refused: it is more likely a mistake.
     fn reload(&mut self) -> Result<(), Failure> {
         if self.store.read()?.policies.is_empty() && self.steering.has_policies() {
-            let detail = "there is no policy in the files; the previous policies stay in force (`steer off` ends steering)";
+            let detail =
+                "there is no policy in the files; the previous policies stay in force (`steer off` ends steering)";
             return Err(Problem::new(StatusCode::CONFLICT, detail).into());
         }
         self.carry_out()?;
@@ -75,7 +76,9 @@ impl Answering<'_> {
         self.steering.set_policies(Policies::new(self.store.read()?));
         show_policies(self.view, self.steering);
         self.steering.converge().map_err(|error| Failure {
-            problem: Box::new(Problem::internal(&format!("kept, but not carried out yet; the daemon retries: {error}"))),
+            problem: Box::new(Problem::internal(&format!(
+                "kept, but not carried out yet; the daemon retries: {error}"
+            ))),
             unfinished: Some(Box::new(error)),
         })
     }

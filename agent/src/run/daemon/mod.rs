@@ -188,10 +188,7 @@ fn serve(options: &Options, control: Control, pins: &Pins) -> Option<Serving> {
             Some(serving)
         }
         Err(error) => {
-            log::error!(
-                "steering continues without the API: listen at {}: {error}",
-                options.socket.display()
-            );
+            log::error!("steering continues without the API: listen at {}: {error}", options.socket.display());
             None
         }
     }

@@ -212,7 +212,9 @@ impl<P: Plugin> Session<'_, P> {
             let Pieces { pods, containers, .. } = std::mem::take(&mut self.list);
             // Work that takes longer continues later: without an answer the runtime would disconnect the plugin.
             if timeout(self.patience, self.plugin.synchronize(pods, containers)).await.is_err() {
-                log::warn!("steering the running containers takes longer than the runtime waits; it continues after the answer");
+                log::warn!(
+                    "steering the running containers takes longer than the runtime waits; it continues after the answer"
+                );
             }
         }
         Ok(Ok(Response::done(&SynchronizeResponse { more: asked.more })))
