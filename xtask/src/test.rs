@@ -77,7 +77,7 @@ impl Test {
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
         let demo = cargo::release_binary("steer-lab", "steer-demo")?;
         let (promtool, package, containerd) = (promtool()?, package()?, containerd::programs()?);
-        let is_asked = |room: &str| self.filter.as_deref().is_none_or(|filter| filter.starts_with(room));
+        let is_asked = |module: &str| self.filter.as_deref().is_none_or(|filter| filter.starts_with(module));
         if is_asked("containers") {
             setup::bring(&setup::RUNTIMES);
         }

@@ -50,13 +50,13 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
 fn print(explanation: &Explanation) {
     let Explanation { target, decision, sockets, .. } = explanation;
     println!("{}\n", chain(&explanation.chain).trim_fmt());
-    let tell = |what: &str, lines: Vec<String>| {
+    let row = |what: &str, lines: Vec<String>| {
         let names = [what].into_iter().chain(std::iter::repeat(""));
         names.zip(lines).for_each(|(name, line)| println!(" {name:<11}  {line}"));
     };
     if let Some(process) = &target.process {
         let own = if target.netns.own { "this one" } else { "not this one" };
-        tell(
+        row(
             "process",
             vec![format!(
                 "{} ({}), user {}, network namespace {} ({own})",
@@ -67,31 +67,31 @@ fn print(explanation: &Explanation) {
             )],
         );
     }
-    tell("cgroup", vec![target.cgroup.to_string()]);
-    tell("because", explanation.reasons.clone());
+    row("cgroup", vec![target.cgroup.to_string()]);
+    row("because", explanation.reasons.clone());
     if let Some(decision) = decision {
-        tell("programs", vec![decision.attached.programs.join(", ")]);
-        tell("not covered", decision.not_covered.clone());
+        row("programs", vec![decision.attached.programs.join(", ")]);
+        row("not covered", decision.not_covered.clone());
     }
-    tell("uplink", explanation.uplink.iter().map(uplink).collect());
-    tell("route", explanation.routes.iter().map(route).collect());
+    row("uplink", explanation.uplink.iter().map(uplink).collect());
+    row("route", explanation.routes.iter().map(route).collect());
     if let Some(resolver) = &explanation.resolver {
         let dns = resolver
             .dns
             .iter()
             .map(|server| format!("{server}, whichever server the program asks"))
             .collect::<Vec<_>>();
-        tell(
+        row(
             "resolver",
             if dns.is_empty() { vec!["the server that the program asks, by the uplink".to_owned()] } else { dns },
         );
-        tell("warning", resolver.warnings.clone());
+        row("warning", resolver.warnings.clone());
     }
     if let Some(sockets) = sockets {
         let bound = format!("{} open, {} not bound to the uplink", sockets.open, sockets.elsewhere.len());
         let problem = sockets.problem.as_ref().map(|problem| format!("could not be read: {problem}"));
         let first = problem.unwrap_or(bound);
-        tell("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect());
+        row("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect());
     }
     println!("\n{}", explanation.conclusion);
 }

@@ -18,9 +18,9 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     mut_group("By", |by| by.arg("remove")),
-    after_help = "The drop-in attaches the service's cgroup before the first command of the service runs. The service does not \
-                  start if that fails, for example because the interface is missing or the policy is unknown. With --policy it starts also \
-                  while the policy's uplink is missing, and is closed until the uplink exists. When the service stops, its \
+    after_help = "The drop-in attaches the service's cgroup before the first command of the service runs. The service does not start if \
+                  that fails, for example because the interface is missing or the policy is unknown. With --policy it \
+                  also starts while the policy's uplink is missing, and is closed until the uplink exists. When the service stops, its \
                   attachment ends with its cgroup. A service with a RootDirectory= or RootImage= cannot run steer inside: let the \
                   configuration name its cgroup."
 )]

@@ -59,7 +59,7 @@ const MODULES: [&str; 9] = ["veth", "af_packet", "ipv6", "tun", "smc", "tcp_diag
 const DISK_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay"];
 
 /// Timeout of boot and tests together.
-pub(super) const PATIENCE: Duration = Duration::from_hours(1);
+pub(super) const TIMEOUT: Duration = Duration::from_hours(1);
 
 /// The prefix of the line with the exit status.
 const REPORT: &str = "steer-vm: exit status ";

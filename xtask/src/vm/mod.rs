@@ -126,7 +126,7 @@ fn boot(kernel: &Kernel, job: &Job, verbose: bool) -> Result<(String, Duration)>
     loop {
         attempts += 1;
         let start = Instant::now();
-        let console = qemu::boot(&kernel.image, &archive, job.disk.as_deref(), guest::PATIENCE)?;
+        let console = qemu::boot(&kernel.image, &archive, job.disk.as_deref(), guest::TIMEOUT)?;
         let took = start.elapsed();
         let verdict = guest::verdict(&console);
         if verdict == Verdict::EmulatorTripped && attempts == 1 {

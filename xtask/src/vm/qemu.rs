@@ -40,7 +40,7 @@ const MACHINE: &[&str] = &[
 ];
 
 /// Boots and returns the console's output, complete or up to the timeout. Changes of the disk are discarded.
-pub(super) fn boot(kernel: &Path, initramfs: &Path, disk: Option<&Path>, patience: Duration) -> Result<String> {
+pub(super) fn boot(kernel: &Path, initramfs: &Path, disk: Option<&Path>, time_limit: Duration) -> Result<String> {
     let mut command = Command::new(NEEDS[0].0);
     command.args(MACHINE).arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
     if let Some(disk) = disk {
@@ -61,7 +61,7 @@ pub(super) fn boot(kernel: &Path, initramfs: &Path, disk: Option<&Path>, patienc
     let start = Instant::now();
     let mut output = Vec::new();
     let ended = loop {
-        match receiver.recv_timeout(patience.saturating_sub(start.elapsed())) {
+        match receiver.recv_timeout(time_limit.saturating_sub(start.elapsed())) {
             Ok(chunk) => output.extend(chunk),
             Err(mpsc::RecvTimeoutError::Disconnected) => break true,
             Err(mpsc::RecvTimeoutError::Timeout) => break false,
@@ -69,7 +69,7 @@ pub(super) fn boot(kernel: &Path, initramfs: &Path, disk: Option<&Path>, patienc
     };
     if !ended {
         qemu.kill().context("end QEMU")?;
-        output.extend(format!("\n(ended after {} s)\n", patience.as_secs()).bytes());
+        output.extend(format!("\n(ended after {} s)\n", time_limit.as_secs()).bytes());
     }
     qemu.wait().context("wait for QEMU")?;
     drop(receiver);

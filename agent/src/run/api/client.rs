@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use super::Problem;
 
 /// Timeout of a request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a request failed.
 #[derive(Debug, Error)]
@@ -72,8 +72,8 @@ impl<'a> Client<'a> {
         parse(self.send(Method::GET, path, Bytes::new()).await?)
     }
 
-    /// Follows a resource: passes each line to `tell`, until the daemon ends or `tell` fails.
-    pub async fn follow(self, path: &str, mut tell: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    /// Follows a resource: passes each line to `handle`, until the daemon ends or `handle` fails.
+    pub async fn follow(self, path: &str, mut handle: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let broken = |error: hyper::Error| self.unreachable(io::Error::other(error));
         let mut response = self.begin(Method::GET, path, Bytes::new()).await?;
         if !response.status().is_success() {
@@ -85,7 +85,7 @@ impl<'a> Client<'a> {
             waiting.extend_from_slice(&frame.map_err(broken)?.into_data().unwrap_or_default());
             while let Some(end) = waiting.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = waiting.drain(..=end).collect();
-                tell(&line)?;
+                handle(&line)?;
             }
         }
         Ok(())
@@ -109,8 +109,7 @@ impl<'a> Client<'a> {
 
     async fn send(self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Error> {
         let late = |_elapsed| self.unreachable(io::ErrorKind::TimedOut.into());
-        let (status, body) =
-            tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await.map_err(late)??;
+        let (status, body) = tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await.map_err(late)??;
         // A failed health check has status 503 and the same document as a successful one.
         if status.is_success() || status == StatusCode::SERVICE_UNAVAILABLE {
             return Ok((status, body));

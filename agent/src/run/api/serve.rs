@@ -1,6 +1,7 @@
 //! The unix socket, a TCP port for the metrics, and the limits of their clients.
 //!
-//! **Invariant:** a connection is one request and lasts [`LIFETIME`] at most, unless it follows the events. The number of connections is limited, for root and for others separately. A body has [`BODY`] bytes at most.
+//! **Invariant:** a connection is one request and lasts [`LIFETIME`] at most, unless it follows the events. The number of
+//! connections is limited, for root and for others separately. A body has [`BODY`] bytes at most.
 
 use std::{
     fs, io,

@@ -50,7 +50,7 @@ mod tests {
 
     type Pairs = &'static [(&'static str, &'static str)];
     /// Policy, interface, resolver.
-    type Told = Option<[Option<&'static str>; 3]>;
+    type Expected = Option<[Option<&'static str>; 3]>;
 
     fn strings(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -68,7 +68,7 @@ mod tests {
         let eth1: Pairs = &[("steer.interface", "eth1")];
         let how: Pairs = &[("steer.dns", "10.0.0.2"), ("other", "x")];
         // Namespace, the annotations of the pod, those of the container.
-        let cases: [(&str, Pairs, Pairs, Told); 7] = [
+        let cases: [(&str, Pairs, Pairs, Expected); 7] = [
             ("default", vpn, &[], Some([Some("vpn"), None, Some("10.0.0.1")])),
             ("default", &[], eth1, Some([None, Some("eth1"), None])),
             ("default", vpn, eth1, Some([None, Some("eth1"), None])),
@@ -81,11 +81,11 @@ mod tests {
             let (pod, container) = of(namespace, pods, containers);
             let asked = asked(&config, &pod, &container).expect("right");
             let dns = asked.as_ref().and_then(|asked| asked.spec.texts("dns")?.first().cloned());
-            let told = asked.as_ref().map(|asked| {
+            let actual = asked.as_ref().map(|asked| {
                 let interface = asked.spec.interface.as_ref().and_then(|uplink| uplink.interface());
                 [asked.policy.as_deref(), interface, dns.as_deref()]
             });
-            assert_eq!(told, expected, "{namespace} {pods:?} {containers:?}");
+            assert_eq!(actual, expected, "{namespace} {pods:?} {containers:?}");
         }
         let (pod, container) = of("default", &[], &[("steer.nonsense", "")]);
         assert!(asked(&config, &pod, &container).is_err() && asks(&pod, &container));

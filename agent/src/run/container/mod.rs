@@ -1,4 +1,4 @@
-//! A container's uplink: either the host grants it and it is in force before the container's program is executed, or the start is refused.
+//! A container's uplink: the host grants it and it is in force before the container's program is executed, or the start is refused.
 //!
 //! **Invariant:** nothing here uses the daemon. Files and pins are enough to steer a container, within a bounded time. A failed
 //! attempt leaves nothing.
@@ -170,8 +170,8 @@ fn take_over_sockets(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, process: &
 }
 
 /// Forgets the containers that are gone. If nothing is pinned, that is no error.
-pub fn forget(pins: &Pins, patience: Duration) -> Result<(), Error> {
-    let pins = pins.clone().with_patience(patience);
+pub fn forget(pins: &Pins, timeout: Duration) -> Result<(), Error> {
+    let pins = pins.clone().with_patience(timeout);
     let Some(lock) = pins.lock()? else { return Ok(()) };
     pins.notify_daemon(&lock)?;
     Ok(kernel::tidy(&pins, lock, &Hierarchy::find()?)?)

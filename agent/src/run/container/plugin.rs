@@ -98,7 +98,7 @@ impl Tools {
             Ok(config) => config,
             Err(error) if classify::asks(pod, container) => return Err(error),
             Err(error) => {
-                log::error!("{} asks for nothing and is left alone: {}", name(pod, container), describe(&error));
+                log::error!("{} asks for nothing and is not changed: {}", name(pod, container), describe(&error));
                 return Ok(());
             }
         };
@@ -148,9 +148,9 @@ impl Tools {
         match self.steer(config, container, &action, runs) {
             Err(error) if matches!(error.downcast_ref(), Some(Error::Missing { .. })) => {
                 log::error!("{what} runs already, and is closed until its uplink is there: {}", describe(&error));
-                let mut patient = config.clone();
-                patient.containers.missing = Missing::Close;
-                self.steer(&patient, container, &action, runs).map(drop)
+                let mut waiting = config.clone();
+                waiting.containers.missing = Missing::Close;
+                self.steer(&waiting, container, &action, runs).map(drop)
             }
             Ok(cgroup) => {
                 log::info!("{what} runs already; {cgroup} is {}", described(&action));

@@ -26,20 +26,20 @@ pub(super) enum Event {
     /// The links could not be read. The read is retried.
     LinksUnread(link::Error),
     /// The links in the network namespace of a container.
-    TheirLinks(follow::Change),
+    NamespaceLinks(follow::Change),
     Cgroups(cgroup::Report),
     Files(files::Change),
     Hangup,
     Terminate,
     /// A request of the API.
-    Asked(api::Request),
+    Request(api::Request),
 }
 
 /// The sources of events.
 pub(super) struct Sources {
     links: link::Watch,
     cgroups: cgroup::Reports,
-    their_links: mpsc::Receiver<follow::Change>,
+    namespace_links: mpsc::Receiver<follow::Change>,
     files: mpsc::Receiver<files::Change>,
     hangup: Signal,
     terminate: Signal,
@@ -52,14 +52,14 @@ impl Sources {
         store: &Store,
         pins: &Pins,
         cgroups: cgroup::Reports,
-        their_links: mpsc::Receiver<follow::Change>,
+        namespace_links: mpsc::Receiver<follow::Change>,
         requests: mpsc::Receiver<api::Request>,
     ) -> anyhow::Result<Self> {
         let on = |kind: SignalKind| signal(kind).context("install a signal handler");
         Ok(Self {
             links: link::Watch::new()?,
             cgroups,
-            their_links,
+            namespace_links,
             files: files::watch(store, pins.root()).context("watch the configuration and the pins")?,
             hangup: on(SignalKind::hangup())?,
             terminate: on(SignalKind::terminate())?,
@@ -87,11 +87,11 @@ impl Sources {
                 Ok(links) => Ok(Event::Links(links.clone())),
                 Err(error) => Ok(Event::LinksUnread(error)),
             },
-            Some(change) = self.their_links.recv() => Ok(Event::TheirLinks(change)),
+            Some(change) = self.namespace_links.recv() => Ok(Event::NamespaceLinks(change)),
             report = self.cgroups.next() => Ok(Event::Cgroups(report?)),
             change = self.files.recv() => Ok(Event::Files(change.context("the thread that watches files has ended")?)),
             // The channel closes if the API could not be started.
-            Some(request) = self.requests.recv() => Ok(Event::Asked(request)),
+            Some(request) = self.requests.recv() => Ok(Event::Request(request)),
         }
     }
 }

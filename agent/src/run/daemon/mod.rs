@@ -48,7 +48,7 @@ use work::Queue;
 use worker::{Worker, Working};
 
 /// How long a change waits for the lock. It is shorter than a client of the API waits for its answer.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a turn may take to end after SIGTERM. A turn that still waits for the lock is abandoned.
 const GRACE: Duration = Duration::from_millis(250);
 
@@ -83,7 +83,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         bail!("another steer daemon is running on {}; stop it first, or use another --bpffs", pins.root().display());
     };
     let mut object = kernel::load(&pins, &lock, options.kernel_log)?;
-    let pins = pins.with_patience(LOCK_PATIENCE);
+    let pins = pins.with_patience(LOCK_TIMEOUT);
     let mut datapath = Datapath::open(&pins)?.context("the pins just made are gone")?;
     if config.policies.is_empty() && datapath.policies()?.iter().any(|entry| entry.is_owned_by(Owner::Config)) {
         // Attached links run the pinned programs, which are current, in any case.
@@ -97,9 +97,9 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     };
 
     let (control, requests, view) = Control::new(pins.clone());
-    let (namespaces, their_links) = Namespaces::new();
+    let (namespaces, namespace_links) = Namespaces::new();
     let (watch, cgroups) = cgroup::watch()?;
-    let mut sources = Sources::new(&options.store, &pins, cgroups, their_links, requests)?;
+    let mut sources = Sources::new(&options.store, &pins, cgroups, namespace_links, requests)?;
     let steering = Steering::new(datapath, hierarchy, watch, Policies::new(config), namespaces)?;
     let queue = Arc::new(Queue::default());
     let worker =
@@ -130,7 +130,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         match event {
             Event::Links(links) => queue.add(|work| work.links(links)),
             Event::LinksUnread(error) => log::error!("{error}; retrying"),
-            Event::TheirLinks(change) => queue.add(|work| work.namespace(change)),
+            Event::NamespaceLinks(change) => queue.add(|work| work.namespace(change)),
             Event::Cgroups(Report::Changed(directory, name)) => queue.add(|work| work.cgroup(directory, name)),
             Event::Cgroups(Report::Closed(directory)) => queue.add(|work| work.close(directory)),
             Event::Cgroups(Report::Lost) => {
@@ -140,7 +140,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
             Event::Files(files::Change::Config) => queue.add(|work| work.files(false)),
             Event::Hangup => queue.add(|work| work.files(true)),
             Event::Files(files::Change::Manual) => queue.add(work::Work::catch_up),
-            Event::Asked(request) => {
+            Event::Request(request) => {
                 if let Err(request) = queue.add(|work| work.request(request)) {
                     request.refuse();
                 }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The delay after a failure until all state is read again.
-const PATIENCE: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The worker's state.
 pub(super) struct Worker {
@@ -81,8 +81,8 @@ impl Worker {
                 Ok(()) => {}
                 Err(Error::SwitchedOff { .. }) => return log::info!("ending; steer was switched off"),
                 Err(error) => {
-                    log::error!("{error}; retrying in {} s", PATIENCE.as_secs());
-                    retry = Some(Instant::now() + PATIENCE);
+                    log::error!("{error}; retrying in {} s", RETRY_DELAY.as_secs());
+                    retry = Some(Instant::now() + RETRY_DELAY);
                 }
             }
             let behind = retry.is_some();

@@ -248,11 +248,11 @@ mod tests {
         ]
         .concat();
         let (frames, cut) = decode(&[&bytes]).unwrap();
-        let told: Vec<_> = frames.iter().map(|frame| (frame.connection, frame.stream, &frame.body[..])).collect();
+        let actual: Vec<_> = frames.iter().map(|frame| (frame.connection, frame.stream, &frame.body[..])).collect();
         let plugin = Connection::Plugin;
         let expected: [(_, _, &[u8]); 4] =
             [(plugin, 1, b"a"), (plugin, 3, b"b"), (Connection::Runtime, 1, b"y"), (plugin, 5, b"c")];
-        assert_eq!(told, expected);
+        assert_eq!(actual, expected);
         assert!(!cut);
     }
 

@@ -1,4 +1,4 @@
-//! The messages: the envelope of ttrpc, and those messages of NRI that a plugin needs which does not change containers.
+//! The messages: the envelope of ttrpc, and the messages of NRI that are needed by a plugin which does not change containers.
 //!
 //! **Invariant:** field numbers are those of the `.proto` files. Unknown fields are skipped.
 

@@ -63,7 +63,7 @@ pub enum End {
 /// Registers with the runtime at the other end, and answers it until the connection ends.
 pub async fn serve(stream: UnixStream, identity: &Identity, plugin: &mut impl Plugin) -> Result<End, Error> {
     let mut session =
-        Session { stream, decoder: Decoder::default(), plugin, patience: PATIENCE, list: Pieces::default() };
+        Session { stream, decoder: Decoder::default(), plugin, time_limit: PATIENCE, list: Pieces::default() };
     session.register(identity).await?;
     let registered_by = Instant::now() + REGISTRATION;
     let mut registered = false;
@@ -127,7 +127,7 @@ struct Session<'a, P> {
     stream: UnixStream,
     decoder: Decoder,
     plugin: &'a mut P,
-    patience: Duration,
+    time_limit: Duration,
     list: Pieces,
 }
 
@@ -186,12 +186,12 @@ impl<P: Plugin> Session<'_, P> {
 
     fn configure(&mut self, payload: &[u8]) -> Result<Response, Error> {
         let asked: ConfigureRequest = message::decode("a configuration", payload)?;
-        self.patience = patience(asked.request_timeout_ms);
+        self.time_limit = time_limit(asked.request_timeout_ms);
         log::debug!(
             "the runtime is {} {}; a request may take {} ms",
             asked.runtime_name,
             asked.runtime_version,
-            self.patience.as_millis()
+            self.time_limit.as_millis()
         );
         Ok(Response::done(&ConfigureResponse { events: Event::MASK }))
     }
@@ -211,7 +211,7 @@ impl<P: Plugin> Session<'_, P> {
         if !asked.more {
             let Pieces { pods, containers, .. } = std::mem::take(&mut self.list);
             // Work that takes longer continues later: without an answer the runtime would disconnect the plugin.
-            if timeout(self.patience, self.plugin.synchronize(pods, containers)).await.is_err() {
+            if timeout(self.time_limit, self.plugin.synchronize(pods, containers)).await.is_err() {
                 log::warn!(
                     "steering the running containers takes longer than the runtime waits; it continues after the answer"
                 );
@@ -245,13 +245,13 @@ impl<P: Plugin> Session<'_, P> {
         let pod = pod.unwrap_or_default();
         let done = match event {
             Event::Start => {
-                let started = timeout(self.patience, self.plugin.start_container(pod, container)).await;
+                let started = timeout(self.time_limit, self.plugin.start_container(pod, container)).await;
                 started.unwrap_or_else(|_elapsed| {
-                    Err(format!("steer: not steered within {} ms, so it is not started", self.patience.as_millis()))
+                    Err(format!("steer: not steered within {} ms, so it is not started", self.time_limit.as_millis()))
                 })
             }
             Event::Stop | Event::Remove => {
-                if timeout(self.patience, self.plugin.removed(pod, container)).await.is_err() {
+                if timeout(self.time_limit, self.plugin.removed(pod, container)).await.is_err() {
                     log::warn!("cleaning up after a container takes longer than the runtime waits");
                 }
                 Ok(())
@@ -265,7 +265,7 @@ impl<P: Plugin> Session<'_, P> {
 }
 
 /// The maximum duration of the work, for this timeout of the runtime.
-fn patience(request_timeout_ms: i64) -> Duration {
+fn time_limit(request_timeout_ms: i64) -> Duration {
     match u64::try_from(request_timeout_ms) {
         Ok(0) | Err(_) => PATIENCE,
         Ok(known) => (Duration::from_millis(known) * 3 / 4).min(PATIENCE),

@@ -47,7 +47,7 @@ const OTHERS: [&str; 18] = [
 /// A call of a runtime that steer does not know, and so cannot prove to be harmless.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "{0:?} is no command of an OCI runtime that steer knows; steer does not run it, because it could start a container that is not steered"
+    "{0:?} is no command of an OCI runtime that steer knows; it is not run, because it could start a container that is not steered"
 )]
 pub struct UnknownCall(OsString);
 

@@ -173,8 +173,8 @@ fn a_runtime_that_rejects_the_plugin() {
 fn work_that_takes_too_long_is_refused_in_time() {
     let (end, notes) = session(async |runtime| {
         runtime.registration(None).await;
-        let hurry = ConfigureRequest { request_timeout_ms: 40, ..ConfigureRequest::default() };
-        runtime.call("Configure", &hurry).await;
+        let short_timeout = ConfigureRequest { request_timeout_ms: 40, ..ConfigureRequest::default() };
+        runtime.call("Configure", &short_timeout).await;
         // The list is answered in any case.
         let list = SynchronizeRequest { containers: vec![container("slow")], ..SynchronizeRequest::default() };
         assert!(runtime.call("Synchronize", &list).await.failure().is_none());
@@ -239,7 +239,7 @@ fn bytes_that_are_no_request_end_the_session() {
 
 #[test]
 fn the_time_limit_is_shorter_than_the_runtimes() {
-    for (told, expected) in [(0, 1500), (-1, 1500), (2000, 1500), (1000, 750), (60_000, 1500), (i64::MAX, 1500)] {
-        assert_eq!(patience(told), Duration::from_millis(expected), "{told}");
+    for (timeout_ms, expected) in [(0, 1500), (-1, 1500), (2000, 1500), (1000, 750), (60_000, 1500), (i64::MAX, 1500)] {
+        assert_eq!(time_limit(timeout_ms), Duration::from_millis(expected), "{timeout_ms}");
     }
 }
