@@ -166,7 +166,8 @@ impl Tools {
     }
 }
 
-/// The action for a container, or `None`. The container of this process is exempt, so that the plugin does not wait for itself.
+/// The action for a container, or `None`. Without a request, the container of this process is exempt, so that the plugin does not
+/// wait for itself.
 fn action(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<Option<Action>> {
     let asked = classify::asked(config, pod, container)?;
     if container.pid == 0 {

@@ -142,7 +142,8 @@ impl Watch {
             }
             let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
             let name = event.name.as_deref();
-            // The daemon's own directory is removed first. The removal of the pins' directory is not reported while this process has it open.
+            // The daemon's own directory is removed first. The removal of the pins' directory is not reported while this process has it
+            // open.
             if event.wd == self.pins && name == Some(OsStr::new(DAEMON_DIRECTORY)) {
                 return Ok(Change::Pins);
             }
