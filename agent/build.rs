@@ -1,6 +1,6 @@
 //! Builds the kernel side from source and leaves its object in `OUT_DIR/steer`, for the agent to embed.
 //!
-//! **Invariant**: it installs nothing. What is missing is named in one sentence, and `cargo xtask setup` brings it.
+//! **Invariant**: it installs nothing. An error names what is missing and the command that installs it, `cargo xtask setup`.
 
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
@@ -19,7 +19,7 @@ use toolchain::Core;
 fn main() {
     println!("cargo::rerun-if-changed=../xtask/src/toolchain.rs");
     if let Err(error) = build() {
-        // Cargo fails the build for such a line. A failing exit status would bury it under all that was printed.
+        // Cargo fails the build for such a line. A failing exit status would hide it below the other output.
         for line in format!("{error:#}").lines() {
             println!("cargo::error={line}");
         }
@@ -33,7 +33,7 @@ fn build() -> Result<()> {
     let Some(linker) = toolchain::linker() else {
         bail!("bpf-linker was not found; run `cargo xtask setup`");
     };
-    // Cargo shows whatever the inner cargo says as a warning of this package: let it say only what is one.
+    // Cargo shows the output of the inner cargo as warnings of this package, so suppress its progress output.
     set("CARGO_TERM_QUIET", "true");
     if compiler.core == Core::Compiled {
         set("RUSTC_BOOTSTRAP", toolchain::BOOTSTRAP);

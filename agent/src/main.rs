@@ -1,4 +1,4 @@
-//! Parses, dispatches, and prints an error chain once.
+//! The entry point: parses the arguments, runs the command and prints its error chain.
 
 use clap::Parser as _;
 use steer::{

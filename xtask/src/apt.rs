@@ -1,7 +1,7 @@
-//! Debian's packages: which are installed, and installing more.
+//! Debian packages: which are installed, and installing more.
 //!
-//! **Invariant**: packages are only ever added; the package lists are refreshed at most once, and only when they lack
-//! something or are too old to download from.
+//! **Invariant**: packages are only added. The package lists are refreshed at most once, and only if they lack a package or are
+//! too old to download from.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{cargo, toolchain};
 
-/// Whether dpkg has the package installed; `false` also where there is no dpkg.
+/// Whether dpkg has the package installed. `false` also where dpkg is missing.
 pub(crate) fn is_installed(package: &str) -> bool {
     let status = Command::new("dpkg-query")
         .args(["--show", "--showformat=${db:Status-Status}", package])
@@ -24,7 +24,7 @@ pub(crate) fn is_installed(package: &str) -> bool {
     status.is_ok_and(|output| output.stdout == b"installed")
 }
 
-/// Installs packages without what they merely recommend. The error is the reason why that cannot be done here.
+/// Installs packages without recommended ones. The error says why the installation failed.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     ensure!(toolchain::program("apt-get").is_some(), "there is no apt-get");
     ensure!(nix::unistd::geteuid().is_root(), "apt-get needs root");
@@ -35,7 +35,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         refreshed = true;
     }
     let unknown: Vec<_> = packages.iter().copied().filter(|package| !is_known(package)).collect();
-    ensure!(unknown.is_empty(), "apt knows no package {}", unknown.join(", "));
+    ensure!(unknown.is_empty(), "apt has no package {}", unknown.join(", "));
 
     eprintln!("setup: installing the packages {}", packages.join(" "));
     let mut install = apt_get();
@@ -49,13 +49,13 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     }
 }
 
-/// Installs packages whose services are not wanted: none of them is started, now.
+/// Installs packages without starting their services.
 pub(crate) fn install_without_services(packages: &[&str]) -> Result<()> {
     let _policy = StartPolicy::nothing()?;
     install(packages)
 }
 
-/// What Debian's packages ask before they start a service. Dropped, it is as before.
+/// Debian's policy script, which forbids packages to start a service. Dropping this removes it.
 struct StartPolicy {
     ours: bool,
 }
@@ -63,7 +63,7 @@ struct StartPolicy {
 impl StartPolicy {
     const FILE: &str = "/usr/sbin/policy-rc.d";
 
-    /// Nothing may be started. Whoever has a policy of their own keeps it.
+    /// Forbids all services to start. An existing policy is kept.
     fn nothing() -> Result<Self> {
         let mut create = fs::File::options();
         let created = create.write(true).create_new(true).mode(0o755).open(Self::FILE);
@@ -73,7 +73,7 @@ impl StartPolicy {
                 true
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(error).context("forbid services to start, by /usr/sbin/policy-rc.d"),
+            Err(error) => return Err(error).context("forbid services to start: write /usr/sbin/policy-rc.d"),
         };
         Ok(Self { ours })
     }
@@ -84,19 +84,19 @@ impl Drop for StartPolicy {
         if self.ours
             && let Err(error) = fs::remove_file(Self::FILE)
         {
-            eprintln!("setup: remove {} by hand, or no package starts a service: {error}", Self::FILE);
+            eprintln!("setup: remove {}, or no package will start a service: {error}", Self::FILE);
         }
     }
 }
 
-/// Unpacks a package below `place` without installing it: for a tool whose package would start a service.
+/// Unpacks a package below `place` without installing it, for a tool whose package would start a service.
 pub(crate) fn unpack(package: &str, place: &Path) -> Result<()> {
     fs::create_dir_all(place)?;
     if !is_known(package) {
         refresh()?;
     }
     eprintln!("setup: unpacking the package {package} to {}", place.display());
-    // Downloads as the user who calls, into the directory it runs in.
+    // Downloads as the calling user, into the current directory.
     let mut download = apt_get();
     download.args(["download", package, "-o", "APT::Sandbox::User=root"]).current_dir(place);
     cargo::check(&mut download)?;
@@ -121,7 +121,7 @@ fn refresh() -> Result<()> {
     cargo::check(apt_get().arg("update"))
 }
 
-/// An apt-get that asks nothing and says nothing but what went wrong.
+/// A non-interactive apt-get that prints only errors.
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.arg("-qq").env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());

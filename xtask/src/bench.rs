@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds the agent and the benchmark, and starts the benchmark as root.
 //!
-//! **Invariant**: both are release builds made now, and the benchmark's exit status is ours: only an error fails it, never
-//! a timing.
+//! **Invariant**: both are current release builds, and the benchmark's exit status is that of this command: only an error makes
+//! it fail, never a timing.
 
 use std::process::{Command, ExitCode};
 
@@ -9,19 +9,19 @@ use anyhow::{Context as _, Result};
 
 use crate::{apt, cargo, root::Root, setup::Setup, toolchain};
 
-/// Measure as root what steering costs a program that makes sockets, and one that sends.
+/// Measure as root what steering costs a program that creates sockets, and one that sends.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// How often each variant takes its turn.
+    /// Turns of each variant.
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
-    /// Sockets made in one turn.
+    /// Sockets created in one turn.
     #[arg(long, value_name = "N")]
     ops: Option<u32>,
-    /// Cgroups attached to see how it scales.
+    /// Attached cgroups, to measure how the costs scale.
     #[arg(long, value_name = "N")]
     cgroups: Option<u32>,
-    /// Write the report as bench.md and bench.svg into this directory, too.
+    /// Also write the report as bench.md and bench.svg into this directory.
     #[arg(long, value_name = "DIR")]
     report: Option<std::path::PathBuf>,
     /// Print JSON.
@@ -42,7 +42,7 @@ impl Bench {
         Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// The benchmark has the defaults, so that only what was said is handed over.
+    /// Passes on the given options. The benchmark itself has the defaults.
     fn pass_on(&self, command: &mut Command) {
         for (option, value) in [("--rounds", self.rounds), ("--ops", self.ops), ("--cgroups", self.cgroups)] {
             if let Some(value) = value {
@@ -58,9 +58,9 @@ impl Bench {
     }
 }
 
-/// What steer is compared with, or measured in, is not needed for the rest: where it cannot be had, the report says so.
+/// Installs the programs that steer is compared with. They are optional: the report names those that are missing.
 fn install_peers() {
-    // Programs, and their packages. They are where only root's PATH leads.
+    // Programs, and their packages. Only root's PATH contains the programs.
     for (program, package) in [("nft", "nftables"), ("runc", "runc")] {
         if toolchain::program(program).is_none()
             && !apt::is_installed(package)
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_said_is_handed_over() {
+    fn only_given_options_are_passed_on() {
         for (bench, expected) in [
             (Bench { rounds: None, ops: None, cgroups: None, report: None, json: false }, "b"),
             (

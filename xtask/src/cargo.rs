@@ -1,4 +1,4 @@
-//! Starting cargo and other programs, and learning from cargo what it built.
+//! Starting cargo and other programs, and reading from cargo what it built.
 //!
 //! **Invariant**: the path of a built file is what cargo reports, never a guess about its target directory.
 
@@ -12,13 +12,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-/// Something runnable that cargo built.
+/// An executable that cargo built.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Executable {
     /// The name of the target: a binary's name, or a test's file stem.
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    /// The directory of the package, which is where cargo starts tests.
+    /// The directory of the package, in which cargo starts tests.
     pub(crate) package_dir: PathBuf,
     pub(crate) is_test: bool,
 }
@@ -28,21 +28,21 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the xtask package lies in a directory of the workspace")
 }
 
-/// The cargo that started us, at the root of the workspace.
+/// The cargo that started xtask, at the root of the workspace.
 pub(crate) fn cargo<const N: usize>(args: [&str; N]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
     command
 }
 
-/// Runs a command to its end; any status but success is an error that shows the command line.
+/// Runs a command to its end. Any status but success is an error that shows the command line.
 pub(crate) fn check(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("start {}", display(command)))?;
     ensure!(status.success(), "`{}` failed: {status}", display(command));
     Ok(())
 }
 
-/// Runs a cargo build (`build ...` or `test --no-run ...`) and returns what can be run of it.
+/// Runs a cargo build (`build ...` or `test --no-run ...`) and returns its executables.
 pub(crate) fn build<const N: usize>(args: [&str; N]) -> Result<Vec<Executable>> {
     let mut command = cargo(args);
     command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
@@ -62,13 +62,13 @@ pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
     binary(&build(["build", "--release", "--package", package, "--bin", name])?, name)
 }
 
-/// The binary of this name among what cargo has built.
+/// The binary of this name among the executables.
 pub(crate) fn binary(built: &[Executable], name: &str) -> Result<PathBuf> {
     let found = built.iter().find(|executable| !executable.is_test && executable.name == name);
     Ok(found.with_context(|| format!("cargo built no binary {name}"))?.path.clone())
 }
 
-/// Cargo's directory for what is made and may be deleted.
+/// Cargo's target directory.
 pub(crate) fn target_directory() -> Result<PathBuf> {
     let mut command = cargo(["metadata", "--no-deps", "--format-version", "1"]);
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("start {}", display(&command)))?;
@@ -78,7 +78,7 @@ pub(crate) fn target_directory() -> Result<PathBuf> {
     Ok(directory.context("cargo's metadata names no target directory")?.into())
 }
 
-/// Reads one of cargo's JSON messages; most of them are about something else.
+/// Parses one of cargo's JSON messages. `None` for messages that report no executable.
 fn executable(message: &str) -> Option<Executable> {
     let message: Value = serde_json::from_str(message).ok()?;
     let text = |pointer| message.pointer(pointer)?.as_str();
@@ -93,7 +93,7 @@ fn executable(message: &str) -> Option<Executable> {
     })
 }
 
-/// A command line as one would type it, for messages.
+/// A command line in the form of a shell, for messages.
 pub(crate) fn display(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let mut line = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_artifacts_that_can_be_run_are_taken() {
+    fn only_executable_artifacts_are_taken() {
         let binary = r#"{"reason":"compiler-artifact","manifest_path":"/w/agent/Cargo.toml",
             "target":{"name":"steer"},"profile":{"test":false},"executable":"/t/release/steer"}"#;
         let expected = Executable {

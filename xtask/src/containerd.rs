@@ -1,7 +1,7 @@
-//! What the tests with containerd need: its programs, newer than the oldest Debian release has them, unpacked and not
-//! installed, and packages that start no service.
+//! The needs of the tests with containerd: its programs, in a newer version than that of the oldest Debian release, unpacked and
+//! not installed, and packages that start no service.
 //!
-//! **Invariant**: what cannot be had is told once and fails nothing: the tests say that it is not there.
+//! **Invariant**: what cannot be installed is reported once and is no error: the tests that need it report it as missing.
 
 use std::path::PathBuf;
 
@@ -9,9 +9,9 @@ use anyhow::Result;
 
 use crate::{apt, cargo, vm};
 
-/// Debian's suite whose containerd can ask plugins. Its programs run with the libraries of the release before, too.
+/// The Debian suite whose containerd supports plugins. Its programs also run with the libraries of the previous release.
 const SUITE: &str = "trixie";
-/// What starts containers and gives them networks, and what is in their images.
+/// Packages that start containers and set up their networks, and packages for the images.
 const PACKAGES: [&str; 4] = ["runc", "containernetworking-plugins", "busybox-static", "jq"];
 
 /// The directory of containerd's programs.
@@ -20,14 +20,14 @@ pub(crate) fn programs() -> Result<PathBuf> {
     if !missing.is_empty()
         && let Err(error) = apt::install(&missing)
     {
-        eprintln!("setup: {} cannot be had: {error:#}", missing.join(", "));
+        eprintln!("setup: {} cannot be installed: {error:#}", missing.join(", "));
     }
     let place = cargo::target_directory()?.join("containerd");
     let programs = place.join("usr/bin");
     if !programs.join("containerd").exists()
         && let Err(error) = vm::unpack_package(SUITE, "containerd", &place.join("apt"), &place)
     {
-        eprintln!("setup: containerd cannot be had: {error:#}");
+        eprintln!("setup: cannot unpack containerd: {error:#}");
     }
     Ok(programs)
 }

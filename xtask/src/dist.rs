@@ -1,7 +1,7 @@
-//! `cargo xtask dist`: a Debian package, and a tarball of the same files: the binary, its unit, manual pages and completions made
-//! from its command line, a configuration that steers nothing, and the demonstration.
+//! `cargo xtask dist`: a Debian package, and a tarball of the same files: the binary, its unit, generated manual pages and
+//! completions, a configuration that steers nothing, and the demonstration.
 //!
-//! **Invariant**: what is packed was built now. What goes where is said in one place, `package.metadata.deb` of the agent.
+//! **Invariant**: the packed files are built in the same run. Only `package.metadata.deb` of the agent says where files are installed.
 
 use std::{
     fs::{self, File},
@@ -16,7 +16,7 @@ use crate::{cargo, setup::Setup};
 /// The shells, and the files that the package's metadata name.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "steer.bash"), ("zsh", "steer.zsh"), ("fish", "steer.fish")];
 
-/// Makes both.
+/// Makes the package and the tarball.
 pub(crate) fn run() -> Result<()> {
     Setup::for_dist().run()?;
     let directory = cargo::target_directory()?.join("dist");
@@ -39,8 +39,8 @@ pub(crate) fn package(directory: &Path, options: &[&str]) -> Result<PathBuf> {
         .with_context(|| format!("cargo deb left no package in {}", directory.display()))
 }
 
-/// Builds the agent and the demonstration. The agent writes its manual pages and completions to where the package's metadata
-/// expect them.
+/// Builds the agent and the demonstration, and writes manual pages and completions to the paths that the package's metadata
+/// name.
 fn generate() -> Result<()> {
     let built = cargo::build(["build", "--release", "--package", "steer", "--bin", "steer", "--example", "man"])?;
     let (steer, man) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "man")?);
@@ -60,7 +60,7 @@ fn generate() -> Result<()> {
     Ok(())
 }
 
-/// Packs the files of a package once more, for systems that are not Debian, below a directory of its own.
+/// Packs the files of a package in a tarball, for other systems than Debian, below a top directory.
 fn tarball(package: &Path, directory: &Path) -> Result<PathBuf> {
     let name = format!("steer-{}-{}-linux", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
     let tree = directory.join(&name);
@@ -73,7 +73,7 @@ fn tarball(package: &Path, directory: &Path) -> Result<PathBuf> {
     Ok(tarball)
 }
 
-/// Makes a directory, empty.
+/// Creates an empty directory. Removes an existing one.
 pub(crate) fn recreate(directory: &Path) -> Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,7 +1,7 @@
-//! `cargo xtask fuzz`: builds the fuzz targets with libFuzzer's instrumentation, on the stable toolchain, and runs each for
-//! a while, from the seeds in `tests/fuzz/seeds`.
+//! `cargo xtask fuzz`: builds the fuzz targets with libFuzzer's instrumentation on the stable toolchain, and runs each for a
+//! time, from the seeds in `tests/fuzz/seeds`.
 //!
-//! **Invariant**: what a run finds of interest is kept below `target`; the seeds change by hand only.
+//! **Invariant**: inputs that a run finds are kept below `target`; it never changes the seeds.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::{apt, cargo, setup::Setup, toolchain};
 
 /// All targets.
 const TARGETS: [&str; 6] = ["configuration", "glob", "oci_state", "nri_frames", "api_policy", "records"];
-/// As cargo-fuzz passes them, without a sanitizer, which would need a nightly compiler.
+/// The flags of cargo-fuzz, without a sanitizer, which would need a nightly compiler.
 const FLAGS: [&str; 6] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -31,7 +31,7 @@ pub(crate) struct Fuzz {
     /// How long to run each, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     seconds: u32,
-    /// Run only this one
+    /// Run only this target
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(TARGETS))]
     target: Option<String>,
 }
@@ -59,7 +59,11 @@ impl Fuzz {
             let ended = run.output().with_context(|| format!("start {}", program.display()))?;
             if !ended.status.success() {
                 eprint!("{}", String::from_utf8_lossy(&ended.stderr));
-                bail!("{target}: what made it fail is in {}; `{} FILE` shows it", corpus.display(), program.display());
+                bail!(
+                    "{target} failed; the input is in {}; `{} FILE` reproduces the failure",
+                    corpus.display(),
+                    program.display()
+                );
             }
             let found = fs::read_dir(&corpus)?.count();
             println!("fuzz {target}: no failure in {} s, {found} inputs kept", self.seconds);
@@ -71,16 +75,16 @@ impl Fuzz {
 fn build(place: &Path, host: &str) -> Result<()> {
     let flags: Vec<_> = ["--cfg", "fuzzing"].iter().chain(&FLAGS).map(|flag| format!("{flag:?}")).collect();
     let mut build = cargo::cargo(["build", "--release", "--target", host]);
-    // By configuration, not by RUSTFLAGS, which the kernel programs' own build would inherit.
+    // By configuration, not by RUSTFLAGS, which the build of the kernel programs would inherit.
     build.arg("--config").arg(format!("target.{host}.rustflags=[{}]", flags.join(", ")));
     build.arg("--manifest-path").arg(cargo::root().join("tests/fuzz/Cargo.toml")).arg("--target-dir").arg(place);
     cargo::check(&mut build)
 }
 
-/// The compiler's own target: with one named, build scripts and macros are built without the flags.
+/// The compiler's own target. If a target is named, build scripts and macros are built without the flags.
 fn host() -> Result<String> {
     let printed = Command::new("rustc").arg("-vV").output().context("start rustc")?;
     let text = String::from_utf8_lossy(&printed.stdout).into_owned();
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc does not tell its host")?.to_owned())
+    Ok(host.context("rustc -vV prints no host")?.to_owned())
 }

@@ -1,6 +1,6 @@
-//! `cargo xtask lint`: form, clippy on both sides, licences and sources of dependencies, documentation.
+//! `cargo xtask lint`: formatting, clippy on both sides, licences and sources of dependencies, documentation.
 //!
-//! **Invariant**: it changes no file of the project, and a check that is left out says so and why.
+//! **Invariant**: it changes no file of the project, and reports each skipped check with the reason.
 
 use std::process::Command;
 
@@ -19,7 +19,7 @@ pub(crate) fn run() -> Result<()> {
     step(&mut cargo::cargo(host))?;
     kernel_clippy()?;
     if toolchain::program("cargo-deny").is_some() {
-        // The fourth check, advisories, needs a download of its own and belongs to a scheduled job.
+        // The fourth check, advisories, needs a download and belongs to a scheduled job.
         step(&mut cargo::cargo(["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))?;
     } else {
         skip("the check of dependencies", "cargo-deny is not installed");
@@ -31,7 +31,7 @@ pub(crate) fn run() -> Result<()> {
 /// Lints the kernel side for its real target, as `agent/build.rs` builds it.
 fn kernel_clippy() -> Result<()> {
     let Some(compiler) = toolchain::compiler().filter(setup::has_clippy) else {
-        skip("clippy for the kernel side", "its compiler comes without clippy");
+        skip("clippy for the kernel side", "its compiler has no clippy");
         return Ok(());
     };
     let mut command = Command::new("rustup");
@@ -53,5 +53,5 @@ fn step(command: &mut Command) -> Result<()> {
 }
 
 fn skip(what: &str, why: &str) {
-    eprintln!("lint: left out {what}: {why}; `cargo xtask setup --ci` may bring it");
+    eprintln!("lint: skipped {what}: {why}; `cargo xtask setup --ci` may install it");
 }

@@ -1,6 +1,6 @@
-//! `cargo xtask`: the one tool of the project. This file parses the command line and dispatches.
+//! `cargo xtask`: the project's only development tool. This file parses the command line and dispatches.
 //!
-//! **Invariant**: the tool itself never touches a cgroup, an interface or a BPF object; only what it starts does.
+//! **Invariant**: the tool itself never changes a cgroup, an interface or a BPF object; only the programs that it starts do.
 
 use std::process::ExitCode;
 
@@ -38,7 +38,7 @@ enum Verb {
     Fuzz(fuzz::Fuzz),
     Vm(vm::Vm),
     Peers(vm::Peers),
-    /// Check form, lints, dependencies and documentation.
+    /// Check formatting, lints, dependencies and documentation.
     Lint,
     /// Make a Debian package and a tarball, in target/dist.
     Dist,

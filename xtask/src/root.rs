@@ -1,6 +1,6 @@
-//! Becoming root for the programs that need it, and for nothing else.
+//! Starts as root the programs that need it, and no others.
 //!
-//! **Invariant**: builds stay with the user; only a finished executable is started as root.
+//! **Invariant**: builds run as the calling user; only a finished executable is started as root.
 
 use std::{
     path::Path,
@@ -14,14 +14,14 @@ use crate::toolchain;
 /// How a program is started as root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Root {
-    /// We are root already.
+    /// This process is root.
     Already,
     /// Through `sudo`.
     Sudo,
 }
 
 impl Root {
-    /// Finds the way, without trying it.
+    /// Finds the way, without testing it.
     pub(crate) fn find() -> Result<Self> {
         if nix::unistd::geteuid().is_root() {
             return Ok(Self::Already);
@@ -32,7 +32,7 @@ impl Root {
         Ok(Self::Sudo)
     }
 
-    /// Asks sudo now, so that a password is asked for once and a refusal comes before any work.
+    /// Runs sudo once, so that it asks for a password only once, and a refusal comes before any work.
     pub(crate) fn prove(self) -> Result<Self> {
         if self == Self::Sudo {
             let status = Command::new("sudo").args(["--", "true"]).stdout(Stdio::null()).status();
@@ -41,7 +41,7 @@ impl Root {
         Ok(self)
     }
 
-    /// The command that starts `program` as root with these variables; sudo would drop those we merely have.
+    /// The command that starts `program` as root with these variables. sudo would drop inherited ones.
     pub(crate) fn command(self, program: &Path, variables: &[(&str, &Path)]) -> Command {
         match self {
             Self::Already => {

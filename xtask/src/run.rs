@@ -20,8 +20,8 @@ impl Run {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let root = Root::find()?;
         Setup::default().run()?;
-        // Not optimised, except the kernel side: that takes half the time, and the demonstration waits for packets anyway.
-        // Both in one call, in which cargo has something to compile for every processor for longer.
+        // Not optimised, except for the kernel side: that halves the build time, and the demonstration mostly waits for packets.
+        // One call builds both, which keeps all processors busy for longer.
         let steer = ["build", "--package", "steer", "--bin", "steer", "--package", "steer-lab", "--bin", "steer-demo"];
         let built = cargo::build(steer)?;
         let name = if self.args.is_empty() { "steer-demo" } else { "steer" };

@@ -1,7 +1,7 @@
-//! `cargo xtask setup`: brings what building needs and the machine lacks.
+//! `cargo xtask setup`: installs missing build dependencies.
 //!
-//! **Invariant**: it can be run again at any time; with nothing missing it changes nothing and prints nothing. Where it
-//! cannot install, it says so once, for all that is missing.
+//! **Invariant**: it can be repeated at any time; if nothing is missing, it changes nothing and prints nothing. If it cannot
+//! install, one message lists everything that is missing.
 
 use std::{fmt::Write as _, process::Command};
 
@@ -12,10 +12,10 @@ use crate::{
     toolchain::{self, Compiler, LINKED},
 };
 
-/// Install what building needs and this machine lacks; silent when nothing does.
+/// Install missing build dependencies; prints nothing if none is missing.
 #[derive(clap::Args, Clone, Copy, Default)]
 pub(crate) struct Setup {
-    /// Also install what only `lint` and `dist` use: cargo-deny, clippy for the kernel side, and cargo-deb.
+    /// Also install the dependencies of `lint` and `dist`: cargo-deny, clippy for the kernel side, and cargo-deb.
     #[arg(long)]
     ci: bool,
     #[arg(skip)]
@@ -23,7 +23,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// What packing needs, beside building.
+    /// The dependencies of packing, in addition to those of building.
     pub(crate) fn for_dist() -> Self {
         Self { dist: true, ..Self::default() }
     }
@@ -57,14 +57,14 @@ impl Setup {
         for need in missing {
             need.finish()?;
             if !need.is_met() {
-                bail!("{} was installed, yet is not usable; by hand: {}", need.what(), need.remedy());
+                bail!("{} was installed, but is not usable; install it manually: {}", need.what(), need.remedy());
             }
         }
         Ok(())
     }
 }
 
-/// One thing that building or linting needs.
+/// A dependency of building or linting.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
     Rustup,
@@ -86,7 +86,7 @@ impl Need {
             Self::HostLinker => toolchain::program("cc").is_some(),
             Self::Compiler => toolchain::compiler().is_some(),
             Self::BpfLinker => has_bpf_linker(),
-            // Debian packages clippy for its own compiler only; a nightly's comes, or does not, from rustup.
+            // Debian packages clippy for its own compiler only; rustup may provide it for a nightly.
             Self::KernelClippy => toolchain::compiler().is_some_and(|found| found.name != LINKED || has_clippy(&found)),
             Self::Deny => toolchain::program("cargo-deny").is_some(),
             Self::Deb => toolchain::program("cargo-deb").is_some(),
@@ -107,7 +107,7 @@ impl Need {
         }
     }
 
-    /// What one would type to get it.
+    /// How to install it manually.
     fn remedy(self) -> &'static str {
         match self {
             Self::Rustup => "install rustup with a stable toolchain",
@@ -128,7 +128,7 @@ impl Need {
         }
     }
 
-    /// The Debian packages it takes.
+    /// Its Debian packages.
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Rustup | Self::Deny | Self::Deb => &[],
@@ -140,15 +140,15 @@ impl Need {
         }
     }
 
-    /// What remains to be done once the packages are there.
+    /// The steps that remain after the packages are installed.
     fn finish(self) -> Result<()> {
         match self {
             Self::Rustup | Self::HostLinker | Self::KernelClippy | Self::DebTools => Ok(()),
             Self::Compiler => cargo::check(Command::new("rustup").args(["toolchain", "link", LINKED, "/usr"])),
             Self::BpfLinker => {
                 eprintln!("setup: building bpf-linker, which takes about a minute");
-                // Its work is done by LLVM, which is compiled already: a debug build takes half the time and links as fast.
-                // `--force` because an installed bpf-linker that does not start must be built anew.
+                // LLVM, which is compiled already, does its work: a debug build takes half the time and links as fast.
+                // `--force`, because an installed bpf-linker that does not start must be built again.
                 let mut install = cargo::cargo(["install", "bpf-linker", "--version", "^0.13", "--locked", "--force"]);
                 install.args(["--quiet", "--debug", "--no-default-features", "--features", "llvm-22"]);
                 install.env("CARGO_PROFILE_DEV_DEBUG", "false");
@@ -166,7 +166,7 @@ impl Need {
     }
 }
 
-/// Debian's packages of the container runtimes that the tests start, each with what it needs for that.
+/// Debian's packages of the container runtimes that the tests start, each with its dependencies.
 pub(crate) const RUNTIMES: [&str; 9] = [
     "runc",
     "crun",
@@ -179,8 +179,8 @@ pub(crate) const RUNTIMES: [&str; 9] = [
     "iptables",
 ];
 
-/// Installs those of the packages that are missing, and starts none of their services. Where that cannot be done, it says so, and
-/// the tests that need one say so, too.
+/// Installs the missing packages without starting their services. If that fails, it prints the reason, and the tests that need a
+/// package are skipped.
 pub(crate) fn bring(packages: &[&str]) {
     let missing = packages.iter().copied().filter(|package| !apt::is_installed(package)).collect::<Vec<_>>();
     if !missing.is_empty()
@@ -190,29 +190,30 @@ pub(crate) fn bring(packages: &[&str]) {
     }
 }
 
-/// Whether the kernel side's compiler comes with clippy.
+/// Whether the kernel side's compiler has clippy.
 pub(crate) fn has_clippy(compiler: &Compiler) -> bool {
     let output = Command::new("rustup").args(["run", &compiler.name, "cargo", "clippy", "--version"]).output();
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Starts bpf-linker, since one whose LLVM has been removed is still a file.
+/// Starts bpf-linker, because the file may exist although its LLVM was removed.
 fn has_bpf_linker() -> bool {
     toolchain::linker()
         .and_then(|linker| Command::new(linker).arg("--version").output().ok())
         .is_some_and(|output| is_recent_linker(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// Reads the answer to `bpf-linker --version`, such as `bpf-linker 0.13.0`.
+/// Parses the output of `bpf-linker --version`, such as `bpf-linker 0.13.0`.
 fn is_recent_linker(answer: &str) -> bool {
     let mut numbers = answer.trim().trim_start_matches("bpf-linker ").split('.').map_while(|part| part.parse().ok());
     (numbers.next(), numbers.next()) >= (Some(0), Some(13))
 }
 
 fn manual(missing: &[Need], reason: &anyhow::Error) -> anyhow::Error {
-    let mut text = format!("something is missing that cannot be installed from here ({reason:#}); by hand:");
+    let mut text =
+        format!("dependencies are missing and cannot be installed automatically ({reason:#}); install them manually:");
     for need in missing {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, "\n  {}:\n    {}", need.what(), need.remedy());
     }
     anyhow!(text)

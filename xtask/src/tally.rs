@@ -1,7 +1,7 @@
-//! Counting tests by the `test result:` lines that libtest, rustdoc and libtest-mimic print.
+//! Counts tests by the `test result:` lines that libtest, rustdoc and libtest-mimic print.
 //!
-//! **Invariant**: silence is never success: a run that printed no result, or failed without naming a failure, counts
-//! as one failed test.
+//! **Invariant**: missing output is never success: a run that printed no result, or failed without naming a failure, counts as
+//! one failed test.
 
 use std::{
     fmt,
@@ -45,7 +45,7 @@ impl Tally {
         Ok(tally)
     }
 
-    /// Weighs what was printed against the exit status.
+    /// Compares the printed results with the exit status.
     fn judge(sum: Option<Self>, success: bool) -> (Self, Option<&'static str>) {
         let tally = sum.unwrap_or_default();
         let one_more = Self { failed: tally.failed + 1, ..tally };
@@ -56,7 +56,7 @@ impl Tally {
         }
     }
 
-    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
+    /// Parses `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
     fn parse(line: &str) -> Option<Self> {
         let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let count = |word: &str| {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_and_a_bare_failure_count_as_failed() {
+    fn missing_output_and_a_bare_failure_count_as_failed() {
         assert_eq!(observe("exit 0"), Tally { failed: 1, ..Tally::default() });
         assert_eq!(observe("kill -9 $$"), Tally { failed: 1, ..Tally::default() });
         assert_eq!(observe(&format!("printf '{OK}'; exit 101")), Tally { passed: 3, failed: 1, skipped: 1 });

@@ -1,7 +1,7 @@
-//! `cargo xtask test`: unit tests as the user who calls, then integration tests as root, then one line with the sum.
+//! `cargo xtask test`: unit tests as the calling user, then integration tests as root, then one line with the sum.
 //!
-//! **Invariant**: it succeeds only if some test ran, every executable reported, and no test failed. Tests left out for
-//! lack of root make it fail, unless they were not asked for.
+//! **Invariant**: it succeeds only if some test ran, every executable reported, and no test failed. Tests that are skipped for
+//! lack of root make it fail, unless they were not requested.
 
 use std::{
     ffi::OsString,
@@ -28,10 +28,10 @@ pub(crate) struct Test {
     /// Run only the unit tests, which need no root.
     #[arg(long)]
     unit: bool,
-    /// Put a fault at every system call, and let storms and random changes last for long.
+    /// Inject a fault at every system call, and run storms and random changes for longer.
     #[arg(long)]
     thorough: bool,
-    /// Run only tests whose name contains this; `escape` also prints what got out as a table.
+    /// Run only tests whose name contains this; `escape` also prints a table of what left by which link.
     filter: Option<String>,
     /// Arguments for the test executables.
     #[arg(last = true)]
@@ -48,13 +48,13 @@ impl Test {
             match Root::find().and_then(Root::prove) {
                 Ok(root) => tally += self.integration_tests(root)?,
                 Err(reason) => {
-                    eprintln!("error: the integration tests were left out: {reason:#}");
+                    eprintln!("error: the integration tests were skipped: {reason:#}");
                     complete = false;
                 }
             }
         }
         if tally == Tally::default() {
-            eprintln!("error: no test was run: the filter matches none");
+            eprintln!("error: no test was run: the filter matches no test");
             complete = false;
         }
         println!("{tally}");
@@ -77,7 +77,7 @@ impl Test {
         let escape = cargo::release_binary("steer-lab", "steer-escape")?;
         let demo = cargo::release_binary("steer-lab", "steer-demo")?;
         let (promtool, package, containerd) = (promtool()?, package()?, containerd::programs()?);
-        let is_asked = |room: &str| self.filter.as_deref().is_none_or(|filter| filter.starts_with(room));
+        let is_asked = |module: &str| self.filter.as_deref().is_none_or(|filter| filter.starts_with(module));
         if is_asked("containers") {
             setup::bring(&setup::RUNTIMES);
         }
@@ -100,7 +100,7 @@ impl Test {
         self.observe(tests, |test| root.command(&test.path, &variables))
     }
 
-    /// Runs each test executable to its end, whatever the others did.
+    /// Runs each test executable to its end, whatever the results of the others.
     fn observe(&self, built: Vec<Executable>, start: impl Fn(&Executable) -> Command) -> Result<Tally> {
         let mut tally = Tally::default();
         for executable in built.into_iter().filter(|executable| executable.is_test) {
@@ -113,7 +113,7 @@ impl Test {
     }
 }
 
-/// The checker of metrics, from Debian's package where it is not installed. Where neither can be had, the test says so.
+/// The checker of metrics, from Debian's package if it is not installed. If neither is available, the test reports that.
 fn promtool() -> Result<PathBuf> {
     if let Some(installed) = toolchain::program("promtool") {
         return Ok(installed);
@@ -123,15 +123,17 @@ fn promtool() -> Result<PathBuf> {
     if !unpacked.exists()
         && let Err(error) = apt::unpack("prometheus", &place)
     {
-        eprintln!("setup: promtool cannot be had: {error:#}");
+        eprintln!("setup: cannot unpack promtool: {error:#}");
     }
     Ok(unpacked)
 }
 
-/// The Debian package under test, where one can be made.
+/// The Debian package under test, if it can be built.
 fn package() -> Result<Option<PathBuf>> {
     if !Setup::for_dist().is_done() {
-        eprintln!("test: what makes the Debian package is not installed; `cargo xtask setup --ci` brings it");
+        eprintln!(
+            "test: the tools that build the Debian package are not installed; `cargo xtask setup --ci` installs them"
+        );
         return Ok(None);
     }
     let directory = cargo::target_directory()?.join("dist/test");

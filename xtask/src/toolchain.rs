@@ -1,7 +1,7 @@
-//! Which compiler and which linker build the kernel side. The agent's build script includes this file too, so that
-//! `cargo xtask setup` and `cargo build` always agree on what is missing.
+//! The compiler and the linker that build the kernel side. The agent's build script includes this file too, so that
+//! `cargo xtask setup` and `cargo build` agree on what is missing.
 //!
-//! **Invariant**: it only looks. It installs nothing, changes no environment, and needs the standard library alone.
+//! **Invariant**: it only reads. It installs nothing, changes no environment, and needs only the standard library.
 
 use std::{
     env,
@@ -24,7 +24,7 @@ pub(crate) const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-
 pub(crate) struct Compiler {
     /// Its name for `rustup run`.
     pub(crate) name: String,
-    /// Where it has `core` for the kernel side.
+    /// The form of its `core` for the kernel side.
     pub(crate) core: Core,
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn compiler() -> Option<Compiler> {
     choose(&String::from_utf8_lossy(&output.stdout), has_core)
 }
 
-/// `bpf-linker`, from `PATH` or from where `cargo install` puts it.
+/// `bpf-linker`, from `PATH` or from the directory of `cargo install`.
 pub(crate) fn linker() -> Option<PathBuf> {
     program("bpf-linker").or_else(|| {
         let cargo_home = env::var_os("CARGO_HOME")
@@ -53,7 +53,7 @@ pub(crate) fn linker() -> Option<PathBuf> {
     })
 }
 
-/// Where `PATH` finds the program called `name`.
+/// The path of the program called `name` in `PATH`.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
@@ -66,7 +66,7 @@ fn has_core(toolchain: &Path, core: Core) -> bool {
     }
 }
 
-/// Reads the lines of `rustup toolchain list --verbose`, each `NAME [(active, default)] PATH`.
+/// Parses the lines of `rustup toolchain list --verbose`, each `NAME [(active, default)] PATH`.
 fn choose(listing: &str, has_core: impl Fn(&Path, Core) -> bool) -> Option<Compiler> {
     let find = |core, is_meant: fn(&str) -> bool| {
         listing.lines().find_map(|line| {
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(
             chosen(&stable, &stable),
             None,
-            "only Debian's is known to fit, and stable may not use -Z build-std"
+            "only Debian's compiler is supported, and a stable one may not use -Z build-std"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `steer attach`: steer a cgroup until `steer detach` or until it is removed.
+//! `steer attach`: steer a cgroup until `steer detach`, or until the cgroup is removed.
 
 use std::process::ExitCode;
 
@@ -18,12 +18,12 @@ pub(super) struct Args {
     /// Path of the cgroup from the root of the cgroup2 hierarchy, or its directory
     #[arg(required_unless_present = "unit")]
     cgroup: Option<String>,
-    /// The cgroup of this systemd unit, for a command of the unit itself; `steer unit` writes such
+    /// The cgroup of this systemd unit, for a command of the unit itself; `steer unit` writes such commands
     #[arg(long, value_name = "NAME", conflicts_with = "cgroup")]
     unit: Option<String>,
     #[command(flatten)]
     by: By,
-    /// Steer the root cgroup: every process of the machine that no other policy holds
+    /// Allow the root cgroup: steer every process of the machine that no other policy holds
     #[arg(long)]
     yes_the_root: bool,
 }
@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let cgroup = hierarchy.open(&path)?;
     if cgroup.path.is_root() && !args.yes_the_root {
         bail!(
-            "refusing to attach to the root cgroup: it would steer every process of the machine, this shell included; say \
+            "refusing to attach to the root cgroup: it would steer every process of the machine, this shell included; use \
              --yes-the-root if that is what you want"
         );
     }

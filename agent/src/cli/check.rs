@@ -1,4 +1,4 @@
-//! `steer check`: validate a configuration: the file, and those of single policies.
+//! `steer check`: validate a configuration: the main file, and the files of single policies.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -14,20 +14,20 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit status: 0 if there are no mistakes, 1 if a file cannot be read, 2 if there are mistakes.")]
 pub(super) struct Args {
-    /// The configuration
+    /// The configuration file
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
-    /// Print JSON, of mistakes, too
+    /// Print JSON, including the mistakes
     #[arg(long)]
     json: bool,
 }
 
-/// What `--json` prints. The field names are stable.
+/// The output of `--json`. The field names are stable.
 #[derive(Serialize)]
 struct Output {
     /// The files that were read.
     files: Vec<PathBuf>,
-    /// How many policies are in them; absent if there are mistakes.
+    /// The number of policies; absent if there are mistakes.
     policies: Option<usize>,
     /// The mistakes.
     problems: Vec<Problem>,

@@ -1,4 +1,4 @@
-//! `steer completions`: what a shell needs to complete command lines of steer.
+//! `steer completions`: completions of command lines for a shell.
 
 use std::process::ExitCode;
 
@@ -19,7 +19,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The command line without what is not for use by hand.
+/// The command line without hidden commands.
 fn shown() -> Command {
     let whole = Cli::command();
     let commands = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();

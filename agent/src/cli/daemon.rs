@@ -14,17 +14,17 @@ use crate::{
 /// Arguments of `steer daemon`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "SIGHUP and a change of the file reload the configuration; a bad one is reported and what is in force \
-                        stays. SIGTERM and SIGINT end the daemon and leave enforcement in place: `steer off` takes it away."
+    after_help = "SIGHUP and a change of the file reload the configuration; a bad one is reported, and the previous one \
+                        stays in force. SIGTERM and SIGINT end the daemon and leave enforcement in place: `steer off` ends it."
 )]
 pub(super) struct Args {
-    /// The configuration; policies with files of their own are in `policies.d` beside it
+    /// The configuration file; policies with files of their own are in `policies.d` beside it
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
-    /// Group that may read by the API; only root may change anything
+    /// Group that may read through the API; only root may make changes
     #[arg(long, value_name = "GROUP")]
     socket_group: Option<String>,
-    /// Loopback address and port where metrics are served beside, as 127.0.0.1:9464
+    /// Loopback address and port where the metrics are also served, such as 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
     /// Log every decision of the kernel programs; for debugging
@@ -33,7 +33,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// What is logged unless STEER_LOG says otherwise. The kernel programs log at trace.
+    /// The log level unless STEER_LOG sets one. The kernel programs log at trace.
     pub(super) fn log_level(&self) -> &'static str {
         match self.kernel_log {
             LogLevel::Off => "info",

@@ -1,4 +1,4 @@
-//! `steer doctor`: find what is wrong, and say what mends it.
+//! `steer doctor`: find problems, and print the commands that repair them.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -12,25 +12,25 @@ use crate::{
 /// Arguments of `steer doctor`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit status: 0 if nothing was found but information, 1 if there are warnings or errors, 2 for a wrong \
+    after_help = "Exit status: 0 if there are at most findings of level info, 1 if there are warnings or errors, 2 for a wrong \
                         command line."
 )]
 pub(super) struct Args {
-    /// The configuration to look at, beside what is in force [default: /etc/steer/steer.toml, if it is there]
+    /// The configuration file to check, in addition to the state in force [default: /etc/steer/steer.toml, if it exists]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Mend what can be mended without harm to any connection, say what was done, and look again
+    /// Make the repairs that harm no connection, print them, and check again
     #[arg(long)]
     fix: bool,
-    /// Print JSON: everything that was looked at, and what was found
+    /// Print JSON: all checks and all findings
     #[arg(long)]
     json: bool,
 }
 
-/// What `--json` prints. The field names are stable.
+/// The output of `--json`. The field names are stable.
 #[derive(Serialize)]
 struct Output<'a> {
-    /// What `--fix` did; what was looked at is looked at after that.
+    /// The repairs of `--fix`. The checks ran after them.
     applied: &'a [Applied],
     #[serde(flatten)]
     report: &'a Report,
@@ -60,11 +60,11 @@ fn print(applied: &[Applied], report: &Report) {
     for Applied { id, subject, fix, error } in applied {
         let (How::Command(done) | How::Advice(done)) = &fix.how;
         match error {
-            None => println!("mended {id}: {subject}: {done}"),
-            Some(error) => println!("could not mend {id}: {subject}: {error}"),
+            None => println!("repaired {id}: {subject}: {done}"),
+            Some(error) => println!("could not repair {id}: {subject}: {error}"),
         }
         if let Some(persistent) = &fix.persistent {
-            println!("    until the next boot; for ever: {persistent}");
+            println!("    until the next boot; permanently: {persistent}");
         }
     }
     report.findings.iter().for_each(print_finding);
@@ -87,6 +87,6 @@ fn print_finding(finding: &Finding) {
         How::Advice(advice) => println!("    advice: {advice}"),
     }
     if let Some(persistent) = &fix.persistent {
-        println!("    for ever: {persistent}");
+        println!("    permanently: {persistent}");
     }
 }

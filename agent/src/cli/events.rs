@@ -17,23 +17,23 @@ use crate::{
 /// Arguments of `steer events`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Shows first what nobody has read yet: about a thousand events are kept, later ones counted. Of each kind \
-                  (cgroup, policy, reason) ten a second are told on each CPU, the others counted, too. Each event is shown \
-                  once, so without a daemon a second `steer events` is refused; a daemon tells all who listen. Exit status: \
+    after_help = "Shows first the unread events: about a thousand are kept, later ones are counted. Of each kind \
+                  (cgroup, policy, reason) ten a second are reported on each CPU, and the others are counted. Each event is shown \
+                  once, so without a daemon a second `steer events` is refused; a daemon sends each to all of them. Exit status: \
                   0 after --once and `steer off`, 1 if nothing is steered."
 )]
 pub(super) struct Args {
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
-    /// Show what has happened until now, and end
+    /// Show the events until now, and end
     #[arg(long)]
     once: bool,
 }
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     super::block_on(async {
-        // A daemon reads them for any number of listeners.
+        // The daemon reads the events for any number of listeners.
         if let (false, Some(daemon)) = (args.once, Client::find(&instance.socket).await) {
             return daemon.follow("/v1/events", |line| print_line(line, args.json)).await;
         }
@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-const NOTHING: &str = "nothing is steered, so there are no events; try again once something is";
+const NOTHING: &str = "nothing is steered, so there are no events; try again when a cgroup is steered";
 
 async fn show(args: &Args, pins: &Pins) -> anyhow::Result<()> {
     let Some(mut events) = Events::open(pins)? else { bail!(NOTHING) };
@@ -54,11 +54,11 @@ async fn show(args: &Args, pins: &Pins) -> anyhow::Result<()> {
     while let Some(event) = events.next().await? {
         print(&event, args.json)?;
     }
-    eprintln!("steer: the events end: steer was switched off, or another version of it has taken over");
+    eprintln!("steer: no more events: steer was switched off, or another version of steer has taken over");
     Ok(())
 }
 
-/// What the daemon sends: an event, or how many this reader was too slow for.
+/// Prints a line of the daemon: an event, or the number of events that this reader missed.
 fn print_line(line: &[u8], json: bool) -> anyhow::Result<()> {
     match serde_json::from_slice(line) {
         Ok(event) => print(&event, json),

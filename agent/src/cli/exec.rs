@@ -1,9 +1,9 @@
-//! `steer exec`: run a command whose sockets all leave by one interface.
+//! `steer exec`: run a command whose sockets all use one interface.
 //!
-//! This process becomes the command, so its terminal, signals and exit status are the command's own. Another process, the
-//! keeper, is started first; it waits outside the new cgroup and removes it when its last process has ended. Killed at
-//! any moment, neither leaves more than an empty cgroup and its pins, which the other sweeps up, or the next `steer exec`,
-//! `attach`, `detach` or daemon on the same pins.
+//! This process becomes the command, so its terminal, signals and exit status are the command's own. It first starts another
+//! process, the keeper, which waits outside the new cgroup and removes it when its last process has ended. If one of the two is
+//! killed, at most an empty cgroup and its pins are left. The other process removes them, or the next `steer exec`, `attach`,
+//! `detach` or daemon on the same pins.
 
 use std::{
     ffi::OsString,
@@ -51,21 +51,21 @@ pub(super) struct Args {
 /// Why the command did not start.
 #[derive(Debug, Error)]
 pub(crate) enum Failed {
-    /// Something steer does.
+    /// A step of steer failed.
     #[error("{}", describe(.0))]
     Steer(anyhow::Error),
-    /// The command.
+    /// The command cannot be executed.
     #[error("run {command:?}: {source}")]
     Command {
-        /// What was to be run.
+        /// The command.
         command: OsString,
-        /// Why it did not.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl Failed {
-    /// As with env(1), nice(1) and timeout(1).
+    /// The exit status, as with env(1), nice(1) and timeout(1).
     pub(super) fn code(&self) -> u8 {
         match self {
             Self::Steer(_) => 125,
@@ -94,14 +94,14 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     let pins = pins.to_change()?;
     let own = hierarchy.own()?;
     if let Err(error) = scope::clean_up(&hierarchy, &own) {
-        log::warn!("remove what a killed `steer exec` left: {error}");
+        log::warn!("clean up after a killed `steer exec`: {error}");
     }
     let scope = Scope::create(&hierarchy, &own)?;
-    // From here on the keeper cleans up, whatever becomes of this process.
+    // From here on, the keeper cleans up, even if this process is killed.
     let wrapper = start_keeper(&scope, &pins)?;
     attach(&hierarchy, &pins, &scope, &wanted, namespace)?;
     scope.enter(&hierarchy)?;
-    // Closed on exec, which tells the keeper to begin.
+    // Closed on exec, which is the signal for the keeper to begin.
     std::mem::forget(wrapper);
     Ok(())
 }
@@ -120,7 +120,7 @@ fn attach(
     Ok(())
 }
 
-/// Starts the keeper in the caller's cgroup and a session of its own. Returns the descriptor whose end it waits for.
+/// Starts the keeper in the caller's cgroup and in its own session. Returns the descriptor whose end the keeper waits for.
 fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
     let (reader, writer) = io::pipe()?;
     let (reader_fd, lock_fd) = (reader.as_raw_fd(), scope.lock_fd());
@@ -140,7 +140,7 @@ fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
     // SAFETY: only async-signal-safe calls between fork and exec: fcntl, setsid, fork, _exit.
     unsafe {
         keeper.pre_exec(move || {
-            // Whatever else the caller has handed down, as the other end of a pipe, is the command's, not the keeper's.
+            // Other inherited descriptors, such as the other end of a pipe, belong to the command, not to the keeper.
             for &fd in &others {
                 libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
             }
@@ -166,7 +166,7 @@ fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
     Ok(writer)
 }
 
-/// All descriptors of this process but the standard ones.
+/// All descriptors of this process except the standard ones.
 fn open_descriptors() -> io::Result<Vec<i32>> {
     let entries = std::fs::read_dir("/proc/self/fd")?;
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());

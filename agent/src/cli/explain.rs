@@ -14,13 +14,13 @@ use crate::{
 /// Arguments of `steer explain`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Id of a process, or a cgroup: its path from the root of the hierarchy, or its directory
+    /// Process id or cgroup. A cgroup is its path from the root of the hierarchy, or its directory
     #[arg(value_name = "PID|CGROUP")]
     target: String,
-    /// Address to show the route to, instead of far ones of both families; nothing is sent there
+    /// Address to show the route to, instead of distant ones of both families; nothing is sent there
     #[arg(long, value_name = "ADDRESS")]
     to: Option<IpAddr>,
-    /// The configuration, for the reasons [default: /etc/steer/steer.toml, if it is there]
+    /// The configuration file, for the reasons [default: /etc/steer/steer.toml, if it exists]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON
@@ -50,13 +50,13 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
 fn print(explanation: &Explanation) {
     let Explanation { target, decision, sockets, .. } = explanation;
     println!("{}\n", chain(&explanation.chain).trim_fmt());
-    let tell = |what: &str, lines: Vec<String>| {
+    let row = |what: &str, lines: Vec<String>| {
         let names = [what].into_iter().chain(std::iter::repeat(""));
         names.zip(lines).for_each(|(name, line)| println!(" {name:<11}  {line}"));
     };
     if let Some(process) = &target.process {
         let own = if target.netns.own { "this one" } else { "not this one" };
-        tell(
+        row(
             "process",
             vec![format!(
                 "{} ({}), user {}, network namespace {} ({own})",
@@ -67,24 +67,31 @@ fn print(explanation: &Explanation) {
             )],
         );
     }
-    tell("cgroup", vec![target.cgroup.to_string()]);
-    tell("because", explanation.reasons.clone());
+    row("cgroup", vec![target.cgroup.to_string()]);
+    row("because", explanation.reasons.clone());
     if let Some(decision) = decision {
-        tell("programs", vec![decision.attached.programs.join(", ")]);
-        tell("not covered", decision.not_covered.clone());
+        row("programs", vec![decision.attached.programs.join(", ")]);
+        row("not covered", decision.not_covered.clone());
     }
-    tell("uplink", explanation.uplink.iter().map(uplink).collect());
-    tell("route", explanation.routes.iter().map(route).collect());
+    row("uplink", explanation.uplink.iter().map(uplink).collect());
+    row("route", explanation.routes.iter().map(route).collect());
     if let Some(resolver) = &explanation.resolver {
-        let dns = resolver.dns.iter().map(|server| format!("{server}, whomever the program asks")).collect::<Vec<_>>();
-        tell("resolver", if dns.is_empty() { vec!["whom the program asks, by the uplink".to_owned()] } else { dns });
-        tell("warning", resolver.warnings.clone());
+        let dns = resolver
+            .dns
+            .iter()
+            .map(|server| format!("{server}, whichever server the program asks"))
+            .collect::<Vec<_>>();
+        row(
+            "resolver",
+            if dns.is_empty() { vec!["the server that the program asks, by the uplink".to_owned()] } else { dns },
+        );
+        row("warning", resolver.warnings.clone());
     }
     if let Some(sockets) = sockets {
         let bound = format!("{} open, {} not bound to the uplink", sockets.open, sockets.elsewhere.len());
-        let problem = sockets.problem.as_ref().map(|problem| format!("could not be looked at: {problem}"));
+        let problem = sockets.problem.as_ref().map(|problem| format!("could not be read: {problem}"));
         let first = problem.unwrap_or(bound);
-        tell("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect());
+        row("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect());
     }
     println!("\n{}", explanation.conclusion);
 }
@@ -124,13 +131,13 @@ fn attached(attached: &Attached) -> String {
         (None, _) => "exempt".to_owned(),
         (Some(_), enforce) => enforce.map(|enforce| format!("{enforce:?}").to_lowercase()).unwrap_or_default(),
     };
-    let hand = if attached.manual { ", by hand" } else { "" };
+    let manual = if attached.manual { ", manual" } else { "" };
     let missing = match (&attached.missing[..], attached.complete) {
         (_, true) => String::new(),
-        ([], false) => format!(", not asked for: {}", attached.superfluous.join(" ")),
+        ([], false) => format!(", superfluous: {}", attached.superfluous.join(" ")),
         (missing, false) => format!(", MISSING {}", missing.join(" ")),
     };
-    format!("{policy} ({level}{hand}){missing}")
+    format!("{policy} ({level}{manual}){missing}")
 }
 
 fn uplink(uplink: &explain::Uplink) -> String {
@@ -141,7 +148,7 @@ fn uplink(uplink: &explain::Uplink) -> String {
         LinkState::Missing => "missing: closed",
     };
     let renamed = uplink.link.as_ref().filter(|link| **link != uplink.interface);
-    let renamed = renamed.map(|link| format!(", called {link} now")).unwrap_or_default();
+    let renamed = renamed.map(|link| format!(", now called {link}")).unwrap_or_default();
     let index = uplink.ifindex.map(|ifindex| format!(" (index {ifindex})")).unwrap_or_default();
     format!("{}{index}{renamed}, {state}", uplink.interface)
 }
@@ -151,7 +158,7 @@ fn route(route: &Route) -> String {
     let unsteered = ways(unsteered).unwrap_or_else(|| "no route".to_owned());
     let Some(steered) = steered else { return format!("to {destination}: {unsteered}") };
     let none = match destination {
-        IpAddr::V4(_) => "no route: taken for a neighbour on the link",
+        IpAddr::V4(_) => "no route: treated as a neighbour on the link",
         IpAddr::V6(_) => "no route (ENETUNREACH)",
     };
     let steered = ways(steered).unwrap_or_else(|| none.to_owned());

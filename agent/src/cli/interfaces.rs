@@ -1,4 +1,4 @@
-//! `steer interfaces`: the links, and whose uplinks they are.
+//! `steer interfaces`: the links, and the policies that use them as uplinks.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -16,7 +16,7 @@ use crate::{
 /// Arguments of `steer interfaces`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The configuration, where no daemon runs that knows it
+    /// The configuration file, used if no daemon runs
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
     /// Print JSON
@@ -29,7 +29,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         if let Some(daemon) = Client::find(&instance.socket).await {
             return anyhow::Ok(daemon.get("/v1/interfaces").await?);
         }
-        // Without a configuration there are links all the same.
+        // Without a configuration, show the links alone.
         let config = instance.store(&args.config).read().unwrap_or_default();
         Ok(InterfaceDocument::all(&link::read().await?, &config.policies))
     })??;

@@ -11,7 +11,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     cgroup: CgroupPath,
-    /// Descriptor that closes when the wrapper has become its command, or has died
+    /// Descriptor that closes when the wrapper has become its command, or has ended
     wrapper_fd: i32,
     /// Descriptor with the lock of the cgroup's directory
     lock_fd: i32,

@@ -1,12 +1,12 @@
-//! Lines on standard error, as whoever reads them wants them: with time and level for people, and for the journal with the
-//! priority that sd-daemon(3) describes, `<N>` in front of each line, and no time, for the journal keeps its own.
+//! Lines on standard error, in one of two formats: with time and level for a terminal or file, or for the journal with the
+//! priority that sd-daemon(3) describes, `<N>` in front of each line, and without a time, because the journal adds it.
 
 use std::{fmt::Write as _, io::Write as _};
 
 use log::Level;
 use nix::sys::stat::fstat;
 
-/// Starts logging: what STEER_LOG says, or else from `default_level` on.
+/// Starts logging, at the level of STEER_LOG or else at `default_level`.
 pub fn init(default_level: &str) {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::new().filter_or("STEER_LOG", default_level));
     builder.format_target(false);
@@ -16,20 +16,20 @@ pub fn init(default_level: &str) {
     builder.init();
 }
 
-/// Tells why the command failed.
+/// Prints why the command failed.
 pub fn complain(reason: &str) {
     let lines = format!("steer: {reason}\n");
     eprint!("{}", if is_journal() { prefixed(Level::Error, &lines) } else { lines });
 }
 
-/// Whether standard error is a stream to the journal: the one that JOURNAL_STREAM names, for the variable is inherited also
-/// where standard error is not.
+/// Whether standard error is the stream to the journal that JOURNAL_STREAM names. A process may inherit the variable without
+/// that standard error.
 fn is_journal() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     fstat(std::io::stderr()).is_ok_and(|stderr| named == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
-/// Each line of a text is an entry of its own in the journal.
+/// Each line of a text is a separate entry in the journal.
 fn prefixed(level: Level, text: &str) -> String {
     let priority = match level {
         Level::Error => 3,
@@ -38,7 +38,7 @@ fn prefixed(level: Level, text: &str) -> String {
         Level::Debug | Level::Trace => 7,
     };
     text.lines().fold(String::new(), |mut lines, line| {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(lines, "<{priority}>{line}");
         lines
     })

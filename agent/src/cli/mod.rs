@@ -37,10 +37,10 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "steer", version, propagate_version = true)]
 pub struct Cli {
-    /// Directory for pins, on a bpffs (mounted if it is missing); each is an instance of its own
+    /// Directory for pins, on a bpffs (mounted if it is missing); each is a separate instance of steer
     #[arg(long, global = true, value_name = "DIR", env = "STEER_BPFFS", default_value = PIN_DIRECTORY)]
     bpffs: PathBuf,
-    /// Socket of the daemon's API [default: /run/steer/NAME.sock, NAME being the last part of the pin directory]
+    /// Socket of the daemon's API [default: /run/steer/NAME.sock, where NAME is the last part of the pin directory]
     #[arg(long, global = true, value_name = "SOCKET", env = "STEER_SOCKET")]
     socket: Option<PathBuf>,
     #[command(subcommand)]
@@ -49,7 +49,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a command whose sockets all leave by one interface
+    /// Run a command whose sockets all use one interface
     Exec(exec::Args),
     /// Steer the cgroups of a configuration, and follow interfaces and cgroups
     Daemon(daemon::Args),
@@ -61,29 +61,29 @@ enum Command {
     Detach(detach::Args),
     /// Let systemd steer a service from its first socket on, or not start it
     Unit(unit::Args),
-    /// Stop steering everything and remove every trace, with or without a daemon
+    /// Stop steering everything and remove all pins, with or without a daemon
     Off(off::Args),
     /// Show policies, steered cgroups and counters, with or without a daemon
     Status(status::Args),
-    /// Show, keep and forget policies
+    /// Show, keep and remove policies
     Policy(policy::Args),
-    /// Let the daemon read its files again, and wait until what they say is in force
+    /// Make the daemon read its files again, and wait until they are in force
     Reload,
-    /// Show the network interfaces, and whose uplinks they are
+    /// Show the network interfaces, and the policies that use them as uplinks
     Interfaces(interfaces::Args),
-    /// Show who is stopped, as it happens, with or without a daemon
+    /// Show what is stopped, as it happens, with or without a daemon
     Events(events::Args),
-    /// Show live what steered cgroups make and send, and by which link
+    /// Show live what steered cgroups create and send, and by which link
     Top(top::Args),
     /// Print the completions for a shell
     Completions(completions::Args),
-    /// Say which policy holds a process or a cgroup, and why
+    /// Show which policy holds a process or a cgroup, and why
     Explain(explain::Args),
-    /// Find what is wrong on this host and with every policy, and say what mends it
+    /// Find problems on this host and with every policy, and print the commands that repair them
     Doctor(doctor::Args),
-    /// Steer containers, called by their runtimes
+    /// Steer containers; called by container runtimes
     Hook(hook::Args),
-    /// What `exec` leaves behind to clean up after its command
+    /// The keeper that `exec` starts to clean up after its command
     #[command(hide = true)]
     Keep(keep::Args),
 }
@@ -125,7 +125,7 @@ impl Cli {
     }
 }
 
-/// 2 for a wrong configuration, as for a wrong command line; 1 for everything else.
+/// 2 for a wrong configuration or command line; 1 for all other errors.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     if matches!(error.downcast_ref(), Some(policy_files::Error::Invalid(_))) || error.is::<Emptied>() {
         return ExitCode::from(2);
@@ -136,13 +136,13 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// A command that prints ends quietly when nobody reads on, as under `| head`.
+/// Lets a command end without an error when its reader closes the pipe, as `| head` does.
 fn end_with_the_reader() {
-    // SAFETY: the default action is no handler.
+    // SAFETY: SIG_DFL installs no handler.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
-/// A runtime for commands that speak netlink.
+/// A runtime for commands that use netlink.
 fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
 }

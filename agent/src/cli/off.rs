@@ -1,4 +1,4 @@
-//! `steer off`: the switch.
+//! `steer off`: end all steering.
 
 use std::process::ExitCode;
 

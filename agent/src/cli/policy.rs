@@ -1,4 +1,4 @@
-//! `steer policy`: the policies as they are kept, through the daemon where one runs, or else in their files.
+//! `steer policy`: the kept policies, through the daemon if it runs, or else in their files.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -21,7 +21,7 @@ use crate::{
 /// Arguments of `steer policy`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The configuration, where no daemon runs that knows it
+    /// The configuration file, used if no daemon runs
     #[arg(long, short, value_name = "FILE", default_value = CONFIG, global = true)]
     config: PathBuf,
     #[command(subcommand)]
@@ -30,18 +30,18 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// All policies, and where they are kept
+    /// Show all policies, and where they are kept
     List(Output),
-    /// One policy
+    /// Show one policy
     Show {
         /// Its name
         name: String,
         #[command(flatten)]
         output: Output,
     },
-    /// Keep a policy, new or in the place of the one of this name; a daemon carries it out at once
+    /// Keep a policy, which may replace one of this name; a daemon applies it at once
     Set(Set),
-    /// Forget a policy
+    /// Remove a policy
     Remove {
         /// Its name
         name: String,
@@ -61,7 +61,7 @@ struct Set {
     name: String,
     #[command(flatten)]
     keys: Keys,
-    /// Forget it at the next boot
+    /// Remove it at the next boot
     #[arg(long)]
     runtime: bool,
     #[command(flatten)]
@@ -120,7 +120,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Who keeps policies.
+/// Where policies are kept: by the daemon, or in files.
 enum Keeper<'a> {
     Daemon(Client<'a>),
     Files(&'a Store),
@@ -140,7 +140,7 @@ impl Keeper<'_> {
 
     async fn show(&self, name: &str) -> anyhow::Result<PolicyDocument> {
         let found = self.list().await?.into_iter().find(|policy| policy.name == name);
-        found.ok_or_else(|| anyhow::anyhow!("there is no policy {name:?}; `steer policy list` shows those there are"))
+        found.ok_or_else(|| anyhow::anyhow!("there is no policy {name:?}; `steer policy list` shows all"))
     }
 
     async fn put(&self, name: &str, policy: &PolicyRequest) -> anyhow::Result<PolicyDocument> {
@@ -162,7 +162,7 @@ impl Keeper<'_> {
 
     fn warn_without_daemon(&self) {
         if matches!(self, Self::Files(_)) {
-            eprintln!("steer: no daemon answers, so nothing is changed in the kernel yet: start `steer daemon`");
+            eprintln!("steer: no daemon answers, so the kernel is not changed yet: start `steer daemon`");
         }
     }
 }
@@ -174,7 +174,7 @@ fn show_kept(store: &Store, name: &str) -> anyhow::Result<PolicyDocument> {
     Ok(PolicyDocument::new(kept, store.kept(kept)))
 }
 
-/// The path of a policy in the API. RFC 3986 says what needs no encoding in it.
+/// The path of a policy in the API, percent-encoded by RFC 3986.
 fn resource(name: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
     format!("/v1/policies/{}", utf8_percent_encode(name, ENCODED))

@@ -1,4 +1,4 @@
-//! `steer reload`: what `systemctl reload steer` runs.
+//! `steer reload`: make the daemon read its files again; `systemctl reload steer` runs it.
 
 use std::process::ExitCode;
 

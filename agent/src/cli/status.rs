@@ -1,4 +1,4 @@
-//! `steer status`: what is in force.
+//! `steer status`: the state in force.
 
 use std::process::ExitCode;
 
@@ -29,7 +29,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// From the pinned maps; whoever may not read those asks the daemon.
+/// Reads the pinned maps. Without the privilege for that, asks the daemon.
 fn read(instance: &Instance) -> anyhow::Result<Status> {
     if let Err(unprivileged) = require_privilege("status") {
         return block_on(async {
@@ -97,9 +97,9 @@ fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {
 fn cgroups(policy: &PolicyStatus) -> String {
     let line = |cgroup: &status::CgroupStatus| {
         let path = cgroup.path.as_ref().map_or_else(|| format!("{} (removed)", cgroup.id), ToString::to_string);
-        let hand = if cgroup.manual { " (by hand)" } else { "" };
+        let manual = if cgroup.manual { " (manual)" } else { "" };
         let broken = if cgroup.complete || cgroup.path.is_none() { "" } else { " (INCOMPLETE)" };
-        format!("{path}{hand}{broken}")
+        format!("{path}{manual}{broken}")
     };
     policy.cgroups.iter().map(line).collect::<Vec<_>>().join("\n")
 }

@@ -1,4 +1,4 @@
-//! `--interface` or `--policy`, and options: what `exec`, `attach` and `unit` steer by.
+//! `--interface` or `--policy`, and options: the target of `exec`, `attach` and `unit`.
 
 use anyhow::bail;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches};
@@ -17,14 +17,14 @@ use crate::{
     model::spec::{KEYS, Key, PolicySpec, Rejected, Uplink},
 };
 
-/// What to steer by.
+/// The target of a command.
 #[derive(Clone, Debug)]
 pub(super) enum By {
     /// An interface of the caller's network namespace, and options.
     Interface(PolicySpec),
     /// A policy of the daemon's configuration.
     Policy(String),
-    /// Neither, where another argument makes both superfluous.
+    /// No target, where another argument makes it superfluous.
     Nothing,
 }
 
@@ -32,7 +32,7 @@ const POLICY: &str = "policy";
 /// The group of which one argument is required.
 const GROUP: &str = "By";
 
-/// The keys that are options of commands that steer at once.
+/// The keys that are options of commands which steer at once.
 fn keys() -> impl Iterator<Item = &'static Key> {
     KEYS.iter().filter(|key| key.name != "cgroups")
 }
@@ -116,7 +116,7 @@ pub(super) fn links() -> anyhow::Result<Table> {
 }
 
 impl By {
-    /// The arguments that say the same, for a command line.
+    /// The arguments of an equivalent command line.
     pub(super) fn arguments(&self) -> Vec<String> {
         match self {
             Self::Policy(policy) => vec![format!("--{POLICY}={policy}")],
@@ -125,12 +125,12 @@ impl By {
         }
     }
 
-    /// Whether it names a policy.
+    /// Whether the target is a policy.
     pub(super) fn is_policy(&self) -> bool {
         matches!(self, Self::Policy(_))
     }
 
-    /// What it means here and now. Looks the interface up, before anything is changed.
+    /// The resolved target. It looks up the interface before anything is changed.
     pub(super) fn wanted(&self, namespace: Namespace<'_>) -> anyhow::Result<Wanted> {
         let (spec, uplink) = match self {
             Self::Policy(policy) => return Ok(Wanted::Policy(policy.clone())),
@@ -150,7 +150,7 @@ impl By {
         Ok(Wanted::Record(Box::new(record)))
     }
 
-    /// Warns about names that will not be resolved, or not by the uplink. `steer status` shows that for configured policies.
+    /// Warns about names that are not resolved, or not by the uplink. `steer status` shows this for configured policies.
     pub(super) fn warn(&self) {
         let Self::Interface(spec) = self else { return };
         if spec.interface.as_ref().is_none_or(|uplink| *uplink == Uplink::Exempt) {

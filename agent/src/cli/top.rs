@@ -1,4 +1,4 @@
-//! `steer top`: what steered cgroups make and send, live.
+//! `steer top`: what steered cgroups create and send, live.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -23,20 +23,20 @@ use crate::{
 /// Arguments of `steer top`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "It counts with programs of its own, which are attached to the steered cgroups as long as it runs; nothing is counted \
-                  without it. Packets are counted before a guard stops them: what was stopped is marked so. Links \
-                  of another network namespace have no name but for its policy's uplink, or this one's where the policy is of this one. Bytes are those \
-                  of the IP layer. On a terminal: q quits, s changes what comes first, arrows scroll, p pauses. Elsewhere a \
-                  table is printed every time."
+    after_help = "It counts with its own programs, which are attached to the steered cgroups while it runs; nothing is counted \
+                  without it. Packets are counted before a guard stops them: stopped packets are marked. Links of another \
+                  network namespace have no name, except for the policy's uplink, or for links of this namespace if the policy belongs \
+                  to it. Bytes are those of the IP layer. On a terminal: q quits, s changes the order, arrows scroll, p pauses. \
+                  Elsewhere, each reading is printed as a table."
 )]
 pub(super) struct Args {
-    /// Seconds from one look to the next
+    /// Seconds between two readings
     #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     interval: Duration,
-    /// End after so many
+    /// End after this number of readings
     #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// What comes first
+    /// The order of the rows
     #[arg(long, value_enum, default_value_t)]
     sort: Sort,
     /// Print JSON, one object a line
@@ -44,13 +44,13 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// From a tenth of a second to an hour.
+/// Parses a period: a tenth of a second to an hour.
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|error| format!("not a number of seconds: {error}"))?;
     if (0.1..=3600.0).contains(&seconds) {
         Ok(Duration::from_secs_f64(seconds))
     } else {
-        Err("from 0.1 to 3600 seconds".to_owned())
+        Err("expected 0.1 to 3600 seconds".to_owned())
     }
 }
 
@@ -58,26 +58,26 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     require_privilege("top")?;
     let pins = instance.pins.to_look().filter(|pins| pins.root().exists());
     let Some(pins) = pins else { bail!("nothing is steered, so there is nothing to show") };
-    let mut looks = Looks { watcher: Watcher::new(pins)?, before: None };
-    looks.take()?;
+    let mut readings = Readings { watcher: Watcher::new(pins)?, before: None };
+    readings.take()?;
     super::block_on(async {
         let interval = ticks(args.interval);
         if io::stdout().is_terminal() && !args.json {
-            on_terminal(args, interval, &mut looks).await
+            on_terminal(args, interval, &mut readings).await
         } else {
-            print(args, interval, &mut looks).await
+            print(args, interval, &mut readings).await
         }
     })??;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Each look, compared with the one before.
-struct Looks {
+/// Reads the counters, and compares each reading with the one before.
+struct Readings {
     watcher: Watcher,
     before: Option<Sample>,
 }
 
-impl Looks {
+impl Readings {
     fn take(&mut self) -> anyhow::Result<Option<Frame>> {
         let after = self.watcher.look()?;
         let frame = self.before.as_ref().map(|before| Frame::between(before, &after));
@@ -92,11 +92,11 @@ fn ticks(period: Duration) -> Interval {
     interval
 }
 
-async fn print(args: &Args, mut interval: Interval, looks: &mut Looks) -> anyhow::Result<()> {
+async fn print(args: &Args, mut interval: Interval, readings: &mut Readings) -> anyhow::Result<()> {
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         interval.tick().await;
-        let Some(frame) = looks.take()? else { continue };
+        let Some(frame) = readings.take()? else { continue };
         let mut out = io::stdout().lock();
         if args.json {
             writeln!(out, "{}", serde_json::to_string(&frame)?)?;
@@ -109,17 +109,17 @@ async fn print(args: &Args, mut interval: Interval, looks: &mut Looks) -> anyhow
     Ok(())
 }
 
-async fn on_terminal(args: &Args, mut interval: Interval, looks: &mut Looks) -> anyhow::Result<()> {
+async fn on_terminal(args: &Args, mut interval: Interval, readings: &mut Readings) -> anyhow::Result<()> {
     let mut terminal = ratatui::try_init().context("take over the terminal")?;
-    let shown = show(args, &mut interval, looks, &mut terminal).await;
-    ratatui::try_restore().context("give the terminal back")?;
+    let shown = show(args, &mut interval, readings, &mut terminal).await;
+    ratatui::try_restore().context("restore the terminal")?;
     shown
 }
 
 async fn show(
     args: &Args,
     interval: &mut Interval,
-    looks: &mut Looks,
+    readings: &mut Readings,
     terminal: &mut ratatui::DefaultTerminal,
 ) -> anyhow::Result<()> {
     let mut screen = Screen::new(args.sort);
@@ -130,7 +130,7 @@ async fn show(
         terminal.draw(|frame| screen.draw(frame))?;
         tokio::select! {
             _ = interval.tick() => {
-                if let Some(frame) = looks.take()? {
+                if let Some(frame) = readings.take()? {
                     screen.show(frame);
                     left -= 1;
                 }

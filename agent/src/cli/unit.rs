@@ -1,4 +1,4 @@
-//! `steer unit`: a service steered from its first socket on, by a drop-in of its unit.
+//! `steer unit`: steer a service from its first socket on, by a drop-in of its unit.
 
 use std::{
     fs, io,
@@ -18,19 +18,19 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     mut_group("By", |by| by.arg("remove")),
-    after_help = "The drop-in attaches the service's cgroup before the first command of the service runs. The service does not \
-                  start when that fails, as when the interface is missing or the policy unknown. With --policy it starts also \
-                  while the policy's uplink is missing, and is closed until it is there. When the service stops, its \
-                  attachment ends with its cgroup. A service with a RootDirectory= or RootImage= has no steer inside: let the \
+    after_help = "The drop-in attaches the service's cgroup before the first command of the service runs. The service does not start if \
+                  that fails, for example because the interface is missing or the policy is unknown. With --policy it \
+                  also starts while the policy's uplink is missing, and is closed until the uplink exists. When the service stops, its \
+                  attachment ends with its cgroup. A service with a RootDirectory= or RootImage= cannot run steer inside: let the \
                   configuration name its cgroup."
 )]
 pub(super) struct Args {
-    /// Name of the service, or of a template, as x@.service
+    /// Name of the service, or of a template, such as x@.service
     #[arg(value_name = "NAME")]
     service: Service,
     #[command(flatten)]
     by: By,
-    /// Take the drop-in away again
+    /// Remove the drop-in
     #[arg(long, conflicts_with = "stdout")]
     remove: bool,
     /// Print the drop-in instead of writing it
@@ -53,15 +53,12 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     } else {
         write(&file, &text)?;
         println!("wrote {}", file.display());
-        println!(
-            "{} is steered from its next start on; `systemctl daemon-reload` tells systemd of it",
-            args.service.name()
-        );
+        println!("{} is steered from its next start on; run `systemctl daemon-reload` first", args.service.name());
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The command that steers as the arguments say; only the unit's name is missing.
+/// The command that steers by these arguments, without the unit's name.
 fn attach_command(args: &Args, pins: &PinDirectory) -> anyhow::Result<Vec<String>> {
     let utf8 =
         |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()));
@@ -80,13 +77,13 @@ fn write(file: &Path, text: &str) -> anyhow::Result<()> {
     written.with_context(|| format!("write {}", file.display()))
 }
 
-/// Removes the drop-in, and its directory with the last one. One that is not there is no error.
+/// Removes the drop-in, and its directory if that is empty. A missing drop-in is no error.
 fn remove(file: &Path) -> anyhow::Result<()> {
     if !ensure_ours(file)? {
         return Ok(());
     }
     fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
-    println!("removed {}; `systemctl daemon-reload` tells systemd of it", file.display());
+    println!("removed {}; run `systemctl daemon-reload` now", file.display());
     match file.parent().map_or(Ok(()), fs::remove_dir) {
         Err(error) if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {
             Err(error).with_context(|| format!("remove the directory of {}", file.display()))
@@ -95,7 +92,7 @@ fn remove(file: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Fails for a file that somebody else has written. False when there is none.
+/// Fails if steer did not write the file. Returns false if there is no file.
 fn ensure_ours(file: &Path) -> anyhow::Result<bool> {
     match fs::read_to_string(file) {
         Ok(text) => {

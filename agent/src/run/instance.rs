@@ -1,6 +1,6 @@
-//! One instance of steer: its pins, its socket and its policies until the next boot.
+//! One instance of steer: its pins, its socket, and its policies that last until the next boot.
 //!
-//! **Invariant:** everything follows from the pin directory.
+//! **Invariant:** all paths are derived from the pin directory.
 
 use std::{
     fs, io,
@@ -21,14 +21,14 @@ pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/steer";
 /// The directory of sockets and of policies that last until the next boot.
 const RUN_DIRECTORY: &str = "/run/steer";
 
-/// What belongs to one instance of steer: all of it follows from the name of the pin directory.
+/// The paths of one instance of steer. All are derived from the name of the pin directory.
 #[derive(Clone, Debug)]
 pub struct Instance {
-    /// Where its pins are.
+    /// The pin directory.
     pub pins: PinDirectory,
     /// The API's socket.
     pub socket: PathBuf,
-    /// Policies that are gone after a boot.
+    /// Policies that last until the next boot.
     runtime: PathBuf,
 }
 
@@ -44,7 +44,7 @@ impl Instance {
         }
     }
 
-    /// Removes what is not a pin: the socket of a daemon that was killed, and the policies that a boot would remove.
+    /// Removes the files that are not pins: the socket of a daemon that was killed, and the policies that last until the next boot.
     pub fn remove_files(&self, errors: &mut Vec<String>) {
         let mut check = |path: &Path, removed: io::Result<()>| match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -56,11 +56,11 @@ impl Instance {
             check(&self.socket, fs::remove_file(&self.socket));
         }
         check(&self.runtime, fs::remove_dir_all(&self.runtime));
-        // Not empty while there is another instance.
+        // The directory is not empty while there is another instance.
         let _ = fs::remove_dir(RUN_DIRECTORY);
     }
 
-    /// How a shell calls this instance.
+    /// The shell command that addresses this instance.
     pub fn command(&self) -> String {
         let usual = Self::new(self.pins.0.clone(), None);
         let bpffs = (self.pins.0 != Path::new(PIN_DIRECTORY)).then_some(("--bpffs", &self.pins.0));
@@ -70,7 +70,7 @@ impl Instance {
         format!("steer{}", words.collect::<String>())
     }
 
-    /// Where policies are kept, given the configuration file.
+    /// The policy files that belong to a configuration file.
     pub fn store(&self, config: &Path) -> Store {
         Store::new(config, &self.runtime)
     }
@@ -81,12 +81,12 @@ impl Instance {
 pub struct PinDirectory(pub PathBuf);
 
 impl PinDirectory {
-    /// For changing: the bpffs is mounted if it is missing.
+    /// For changes: mounts the bpffs if it is missing.
     pub fn to_change(&self) -> Result<Pins, kernel::Error> {
         Ok(Pins::new(kernel::bpffs::locate_or_mount(&self.0)?))
     }
 
-    /// For looking: `None` when there is no bpffs, so nothing can be pinned.
+    /// For reading: `None` when there is no bpffs, so nothing can be pinned.
     pub fn to_look(&self) -> Option<Pins> {
         kernel::bpffs::locate(&self.0).map(Pins::new)
     }

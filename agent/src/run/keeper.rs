@@ -1,7 +1,7 @@
-//! The keeper of one `steer exec`: follows the uplink while the command runs, and removes what was made for it afterwards.
+//! The keeper of one `steer exec`: follows the uplink while the command runs, and then removes the cgroup and its pins.
 //!
-//! **Invariant:** cleaning up is the same whether the command ended, was never started, or its wrapper was killed half-way;
-//! and doing it twice is no error.
+//! **Invariant:** clean-up is the same whether the command ended, was never started, or its wrapper was killed before it
+//! started the command. Repeating it is no error.
 
 use std::{
     fs,
@@ -30,11 +30,11 @@ use crate::{
 pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins) -> anyhow::Result<()> {
     // SAFETY: `steer exec` made this descriptor for its keeper alone.
     let wrapper = unsafe { OwnedFd::from_raw_fd(wrapper_fd) };
-    // SAFETY: likewise. Held until this process ends: it says that the cgroup is looked after.
+    // SAFETY: likewise. Held until this process ends: the lock shows that the cgroup has a keeper.
     let _lock = unsafe { OwnedFd::from_raw_fd(lock_fd) };
     let hierarchy = Hierarchy::find()?;
     let cgroup_id = hierarchy.open(path)?.id;
-    // The wrapper writes nothing: the end of the pipe is the message.
+    // The wrapper writes nothing. The end of the pipe is the signal.
     fs::File::from(wrapper).read_to_end(&mut Vec::new()).context("wait for the wrapper")?;
     loop {
         wait_until_empty(&hierarchy, path, pins).await?;
@@ -44,8 +44,7 @@ pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins)
     }
 }
 
-/// Follows the uplink for as long as any process is in the cgroup. Should that fail, it is tried again, with the links read
-/// afresh.
+/// Follows the uplink while any process is in the cgroup. After a failure it reads the links again and retries.
 async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins) -> anyhow::Result<()> {
     let events = match fs::File::open(hierarchy.directory(path).join("cgroup.events")) {
         Ok(events) => events,
@@ -53,7 +52,7 @@ async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins)
         Err(error) => return Err(error).context("open cgroup.events"),
     };
     // cgroup.events signals a change by POLLPRI.
-    // SAFETY: the file stays open, and the same, for as long as the `AsyncFd` owns it.
+    // SAFETY: the file stays open and the same while the `AsyncFd` owns it.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) }?;
     let mut uplinks = Uplinks::new();
     while scope::is_populated(hierarchy, path)? {
@@ -70,7 +69,7 @@ async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins)
     Ok(())
 }
 
-/// What is needed to follow the uplinks of this network namespace.
+/// The state that is needed to follow the uplinks of this network namespace.
 struct Uplinks {
     links: link::Watch,
     netns_cookie: u64,
@@ -87,7 +86,7 @@ impl Uplinks {
     }
 }
 
-/// Waits for a change of links and carries it over. After a failure it waits a moment, so that it is not tried in a circle.
+/// Waits for a change of links and applies it. After a failure it waits before the next attempt.
 async fn follow(uplinks: &mut anyhow::Result<Uplinks>, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
     let followed = match uplinks {
         Ok(uplinks) => uplinks.follow(hierarchy, pins).await,
@@ -99,8 +98,8 @@ async fn follow(uplinks: &mut anyhow::Result<Uplinks>, hierarchy: &Hierarchy, pi
     followed
 }
 
-/// Brings every policy of this network namespace up to date, and existing sockets after it. Nothing is steered any more after
-/// `steer off`: no error.
+/// Updates every policy of this network namespace, and then existing sockets. After `steer off` there is nothing to update,
+/// which is no error.
 fn follow_uplinks(
     hierarchy: &Hierarchy,
     pins: &Pins,
@@ -117,8 +116,8 @@ fn follow_uplinks(
     takeover::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)
 }
 
-/// Removes a cgroup made by `steer exec`, then everything that was made for it: no process can enter a cgroup that is gone.
-/// False when one has entered it before.
+/// Removes a cgroup that `steer exec` made, then everything that belongs to it: no process can enter a removed cgroup.
+/// Returns false if a process entered it before.
 fn clean_up(hierarchy: &Hierarchy, pins: &Pins, path: &CgroupPath, cgroup_id: u64) -> anyhow::Result<bool> {
     if !scope::remove(hierarchy, path)? {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! Processes that last, and what container runtimes call.
+//! Long-running processes, and what container runtimes call.
 
 pub mod api;
 pub mod container;

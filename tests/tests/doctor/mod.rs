@@ -153,6 +153,6 @@ fn without_privilege() -> Outcome {
     ensure!(said.code == 1 && said.stdout.contains("CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"), "{said:?}");
     ensure!(said.stdout.contains("sudo steer doctor"), "{said:?}");
     // What needs none is looked at.
-    ensure!(said.stdout.contains("could not mend reverse-path-filter: uplink a1: "), "{said:?}");
+    ensure!(said.stdout.contains("could not repair reverse-path-filter: uplink a1: "), "{said:?}");
     Ok(())
 }

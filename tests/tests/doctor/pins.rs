@@ -125,7 +125,7 @@ fn leftovers() -> Outcome {
     ensure!(finding.text("what").contains("abi0"), "{finding:?}");
     ensure!(finding.command()?.ends_with(" doctor --fix"), "{finding:?}");
     let text = bed.doctor_text(&["--fix"])?;
-    ensure!(text.code == 0 && text.stdout.starts_with("mended leftovers: "), "{text:?}");
+    ensure!(text.code == 0 && text.stdout.starts_with("repaired leftovers: "), "{text:?}");
     ensure!(!dead.exists());
     bed.is_healthy()?;
     bed.check_steered(&bed.cgroup, 1)?;

@@ -139,7 +139,7 @@ fn a_strict_reverse_path_filter() -> Outcome {
     bed.net.client.write_sysctl(FILTER, "1")?;
     let text = bed.doctor_text(&["--fix"])?.stdout;
     ensure!(
-        text.starts_with("mended reverse-path-filter: uplink a1: sysctl -w net.ipv4.conf.a1.rp_filter=2\n"),
+        text.starts_with("repaired reverse-path-filter: uplink a1: sysctl -w net.ipv4.conf.a1.rp_filter=2\n"),
         "{text}"
     );
     // There is nothing to mend any more.

@@ -1,7 +1,7 @@
-//! Packages of Debian's suites, kernels above all: downloaded by apt from the mirror this machine uses, and unpacked.
+//! Packages of Debian's suites, mainly kernels: apt downloads them from this machine's mirror, and they are unpacked.
 //!
-//! **Invariant**: nothing is installed and apt's own state is left alone: sources, lists and cache are in a directory of ours.
-//! No mirror is named here.
+//! **Invariant**: nothing is installed, and apt's own state is not changed: sources, lists and cache are in a separate directory.
+//! This file names no mirror.
 
 use std::{
     fs,
@@ -21,8 +21,8 @@ pub(super) fn unpack_kernel(suite: &str, flavour: &str, state: &Path, unpacked: 
     let image = apt.dependencies(&format!("linux-image-{flavour}"))?;
     let image = image.into_iter().find(|name| is_versioned(name, &["linux-image-"]));
     let image =
-        image.with_context(|| format!("{suite} has no package linux-image-{flavour} that leads to a kernel"))?;
-    // From 7.x on the package of the image holds nothing and leads to those that do.
+        image.with_context(|| format!("{suite} has no package linux-image-{flavour} that depends on a kernel"))?;
+    // Since 7.x, the image package is empty and depends on the packages with the files.
     let mut packages = apt.dependencies(&image)?;
     packages.retain(|name| is_versioned(name, &["linux-binary-", "linux-modules-", "linux-base-"]));
     if packages.is_empty() {
@@ -33,7 +33,7 @@ pub(super) fn unpack_kernel(suite: &str, flavour: &str, state: &Path, unpacked: 
     apt.unpack(&packages, &state.join("download").join(flavour), unpacked)
 }
 
-/// Unpacks a package of a suite into `unpacked`, beside what is there.
+/// Unpacks a package of a suite into `unpacked`, and keeps the files there.
 pub(crate) fn unpack_package(suite: &str, package: &str, state: &Path, unpacked: &Path) -> Result<()> {
     let apt = Apt::new(suite, state)?;
     eprintln!("setup: downloading {package} of {suite}");
@@ -42,13 +42,13 @@ pub(crate) fn unpack_package(suite: &str, package: &str, state: &Path, unpacked:
     apt.unpack(&[package.to_owned()], &state.join("download").join(package), unpacked)
 }
 
-/// The mirror that this machine has its own Debian release from, for whoever downloads by other means.
+/// The mirror of this machine's own Debian release, for other ways of downloading.
 pub(super) fn mirror() -> Result<String> {
     let uris = own_source()?.uris;
     Ok(uris.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
-/// An apt that knows one suite and has a state of its own.
+/// An apt with one suite and its own state.
 struct Apt {
     state: PathBuf,
     sources: PathBuf,
@@ -71,7 +71,7 @@ impl Apt {
         Ok(apt)
     }
 
-    /// A program of apt's with this state, quiet, and with the machine's proxies and the like.
+    /// A program of apt with this state, quiet, and with the machine's other settings, such as proxies.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.arg("-qq");
@@ -84,10 +84,10 @@ impl Apt {
             ("Dir::State::status", &self.state.join("status")),
             ("Dir::Cache", &self.state.join("cache")),
             ("Acquire::Languages", Path::new("none")),
-            // What else the machine fetches along with package lists, for other front ends.
+            // Other indexes, which the machine fetches for other front ends.
             ("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", Path::new("false")),
             ("Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled", Path::new("false")),
-            // The unprivileged user that root's apt downloads as may not write here.
+            // apt's unprivileged user may not write here.
             ("APT::Sandbox::User", Path::new("root")),
         ] {
             command.arg("-o").arg(format!("{option}={}", value.display()));
@@ -115,7 +115,7 @@ impl Apt {
     }
 }
 
-/// Reads `a (>= 1), b | c`.
+/// Parses `a (>= 1), b | c`.
 fn names(depends: &str) -> Vec<String> {
     let name = |item: &str| item.split_whitespace().next().map(str::to_owned);
     depends.split([',', '|']).filter_map(name).collect()
@@ -127,26 +127,26 @@ fn is_versioned(name: &str, prefixes: &[&str]) -> bool {
     rest.is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
 }
 
-/// One source of packages, as apt is told of it.
+/// A source of packages.
 #[derive(Debug, PartialEq, Eq)]
 struct Source {
     uris: String,
     suites: Vec<String>,
     components: Vec<String>,
-    /// A file, or a key, with the further lines it may have.
+    /// A file, or a key with its continuation lines.
     signed_by: Option<String>,
 }
 
-/// The source this machine has its own Debian release from.
+/// The source of this machine's own Debian release.
 fn own_source() -> Result<Source> {
     let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
     let field = |name: &str| release.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_matches('"')));
     ensure!(
         field("ID=") == Some("debian"),
-        "Debian's packages are found through the sources of a Debian machine, and this is none; for a kernel, give the file \
+        "this machine does not run Debian, so it has no source of Debian's packages; for a kernel, give the file \
          of its image, `--kernel FILE`"
     );
-    let codename = field("VERSION_CODENAME=").context("/etc/os-release names no VERSION_CODENAME")?;
+    let codename = field("VERSION_CODENAME=").context("/etc/os-release has no VERSION_CODENAME")?;
     let mut files = vec![PathBuf::from("/etc/apt/sources.list"), "/etc/apt/sources.list.d/debian.sources".into()];
     let mut others: Vec<_> =
         fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
@@ -166,7 +166,7 @@ fn own_source() -> Result<Source> {
         .with_context(|| format!("apt has no source of the suite {codename}"))
 }
 
-/// Reads a file in the format of deb822(5).
+/// Parses a file in the format of deb822(5).
 fn stanzas(text: &str) -> Vec<Source> {
     let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
     lines.split(|line| line.trim().is_empty()).filter_map(stanza).collect()
@@ -193,7 +193,7 @@ fn stanza(lines: &[&str]) -> Option<Source> {
     })
 }
 
-/// Reads a file of lines `deb [signed-by=FILE] URI SUITE COMPONENT...`.
+/// Parses a file of lines `deb [signed-by=FILE] URI SUITE COMPONENT...`.
 fn one_liners(text: &str) -> Vec<Source> {
     let source = |line: &str| {
         let line = line.trim().strip_prefix("deb")?;
@@ -238,13 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_the_source_is_kept_whole() {
+    fn a_key_in_the_source_is_kept_completely() {
         let text = "Types: deb\nURIs: u\nSuites: s\nComponents: main\nSigned-By:\n -----BEGIN\n .\n abc=\n";
         assert_eq!(stanzas(text)[0].signed_by.as_deref(), Some("\n -----BEGIN\n .\n abc="));
     }
 
     #[test]
-    fn the_packages_of_a_kernel_are_told_from_others() {
+    fn the_packages_of_a_kernel_are_recognized() {
         let depends = "kmod, linux-base (>= 4.3~), linux-binary-7.3.4-amd64 (= 1) | x";
         assert_eq!(names(depends), ["kmod", "linux-base", "linux-binary-7.3.4-amd64", "x"]);
         assert!(is_versioned("linux-binary-7.3.4-amd64", &["linux-binary-", "linux-base-"]));

@@ -1,4 +1,4 @@
-//! What is inside the virtual machine: the first program, steer, what is to be run, what they need, and how the guest reports.
+//! The contents of the virtual machine: the init program, steer, the tests and their dependencies, and the guest's report.
 //!
 //! **Invariant**: the guest's report is one line of its console that nothing else prints.
 
@@ -18,14 +18,14 @@ use super::{
 };
 use crate::{cargo, toolchain};
 
-/// What is to be run.
+/// The tests to run.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
     /// The integration tests whose name contains this.
     pub(super) filter: String,
-    /// Name below /bin, and the file; the tests and what they need.
+    /// Names below /bin, and their files: the tests and the programs that they need.
     pub(super) programs: Vec<(&'static str, PathBuf)>,
-    /// The image of a root that they are to run in; without it they run in that of the archive.
+    /// The image of the root file system for the tests; without it, they run in that of the initramfs.
     pub(super) disk: Option<PathBuf>,
 }
 
@@ -44,7 +44,7 @@ impl Job {
         Ok(Self { filter: filter.to_owned(), programs, disk: None })
     }
 
-    /// What the first program runs, with the programs in the root that they are to run in.
+    /// The script of the init program, with the names of the programs for the tests' root file system.
     fn script(&self) -> String {
         let programs: Vec<_> = self.programs.iter().map(|(name, _)| *name).collect();
         let root = if self.disk.is_some() { "/root" } else { "/" };
@@ -52,23 +52,23 @@ impl Job {
     }
 }
 
-/// What the tests use, where it is not built in.
+/// The modules that the tests use, if they are not built in.
 const MODULES: [&str; 9] = ["veth", "af_packet", "ipv6", "tun", "smc", "tcp_diag", "udp_diag", "vrf", "wireguard"];
 
-/// What a root on a disk takes besides, and what the tests do with it.
+/// Additional modules for a root file system on a disk, and for the tests there.
 const DISK_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay"];
 
-/// Boot and tests together; what lasts longer hangs.
-pub(super) const PATIENCE: Duration = Duration::from_hours(1);
+/// Timeout of boot and tests together.
+pub(super) const TIMEOUT: Duration = Duration::from_hours(1);
 
-/// Starts the line with the exit status.
+/// The prefix of the line with the exit status.
 const REPORT: &str = "steer-vm: exit status ";
 
 /// The signature of a fault in QEMU's emulation of a kernel that patches its own code.
 const EMULATOR_FAULT: &str = "Oops: int3";
 
-/// The first program, after the names that [`Job::script`] gives. One test at a time, for the machine is slow and its processor the
-/// only one. `stty` waits until the console has sent everything; a power-off does not.
+/// The init program, after the names that [`Job::script`] sets. It runs one test at a time, because the machine is slow and has one
+/// processor. `stty` waits until the console has sent everything; a power-off does not.
 const INIT: &str = "b=/bin/busybox
 $b mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
@@ -100,12 +100,12 @@ $b stty -echo
 $b poweroff -f
 ";
 
-/// What became of a guest.
+/// The result of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The tests ended with this status.
     Exited(u8),
-    /// The kernel died of something that is not its own fault.
+    /// The kernel died of a fault of the emulator.
     EmulatorTripped,
     /// The guest never reported.
     Silent,
@@ -122,7 +122,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Reads a console.
+/// Parses the output of the console.
 pub(super) fn verdict(console: &str) -> Verdict {
     let status = console.lines().find_map(|line| line.strip_prefix(REPORT)?.trim().parse().ok());
     match status {
@@ -132,14 +132,14 @@ pub(super) fn verdict(console: &str) -> Verdict {
     }
 }
 
-/// Builds the archive the guest starts from.
+/// Builds the initramfs of the guest.
 pub(super) fn initramfs(kernel: &Kernel, job: &Job) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in ["/dev", "/proc", "/sys", "/tmp", "/modules", "/root"] {
         archive.directory(directory);
     }
     archive.file("/init", format!("#!/bin/busybox sh\n{}", job.script()).as_bytes());
-    let busybox = toolchain::program("busybox").context("busybox is gone")?;
+    let busybox = toolchain::program("busybox").context("busybox was removed")?;
     let mut libraries = Vec::new();
     let programs = job.programs.iter().map(|(name, program)| (*name, program.as_path()));
     for (name, program) in programs.chain([("busybox", busybox.as_path())]) {
@@ -166,13 +166,13 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
 }
 
-/// The libraries a program is started with, the dynamic linker among them; none for a static one.
+/// The libraries that a program is started with, including the dynamic linker; none for a static program.
 fn shared_libraries(program: &Path) -> Result<Vec<String>> {
     let output = Command::new("ldd").arg(program).output().context("start ldd")?;
     Ok(library_paths(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// Reads ldd(1): `libc.so.6 => /lib/x/libc.so.6 (0x...)`, or a path alone, or what has no file.
+/// Parses ldd(1): `libc.so.6 => /lib/x/libc.so.6 (0x...)`, a path alone, or a name without a file.
 fn library_paths(listing: &str) -> Vec<String> {
     let path = |line: &str| {
         let words = || line.split_whitespace();
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_guests_own_line_counts() {
+    fn only_the_guests_report_counts() {
         for (console, expected) in [
             ("table\nsteer-vm: exit status 0\n", Verdict::Exited(0)),
             ("steer-vm: exit status 125\n[ 3.1] reboot: Power down\n", Verdict::Exited(125)),

@@ -1,6 +1,6 @@
-//! A writer of the archive the kernel unpacks as its first file system: cpio, format "newc".
+//! A writer of the archive that the kernel unpacks as its first file system: cpio, format "newc".
 //!
-//! **Invariant**: every directory of a path comes before what is in it, and once; everything belongs to root.
+//! **Invariant**: every directory is written once, before its contents; root owns all files.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// Adds a directory and those it is in. The path is absolute.
+    /// Adds a directory and its parents. The path is absolute.
     pub(super) fn directory(&mut self, path: &str) {
         let path = path.trim_matches('/');
         let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
@@ -29,7 +29,7 @@ impl Archive {
         }
     }
 
-    /// Adds an executable file and the directories it is in. The path is absolute.
+    /// Adds an executable file and its parent directories. The path is absolute.
     pub(super) fn file(&mut self, path: &str, data: &[u8]) {
         let path = path.trim_start_matches('/');
         if let Some((directory, _)) = path.rsplit_once('/') {
@@ -60,7 +60,7 @@ impl Archive {
         self.pad();
     }
 
-    /// Names and data start at multiples of four bytes.
+    /// Aligns names and data to four bytes.
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }

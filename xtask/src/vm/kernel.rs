@@ -1,6 +1,6 @@
-//! Which kernel is meant, and where its image and its modules are.
+//! The choice of a kernel, and the paths of its image and modules.
 //!
-//! **Invariant**: a kernel is described by what is in its image, not by the name of the file.
+//! **Invariant**: a kernel is described by the contents of its image, not by the name of the file.
 
 use std::{
     fmt, fs,
@@ -12,14 +12,14 @@ use anyhow::{Context as _, Result, bail};
 
 use super::debian;
 
-/// What can be asked for by name, and the Debian suite that has it. The last one moves with Debian.
+/// The kernels that can be chosen by name, and their Debian suites. The last one moves with Debian.
 const NAMED: [(&str, &str); 4] =
     [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie"), ("latest", "trixie-backports")];
 
-/// A kernel as asked for.
+/// A kernel as requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// The newest of a Debian suite.
+    /// The newest kernel of a Debian suite.
     Debian { name: &'static str, suite: &'static str },
     /// The image in this file.
     File(PathBuf),
@@ -54,7 +54,7 @@ impl Wanted {
         matches!(self, Self::File(_))
     }
 
-    /// Finds it, downloading it to below `place` unless it is there already.
+    /// Finds the kernel. Downloads it to below `place` if it is not there yet.
     pub(super) fn obtain(&self, flavour: &str, place: &Path, refresh: bool) -> Result<Kernel> {
         match self {
             Self::File(image) => Kernel::read(image),
@@ -72,10 +72,10 @@ impl Wanted {
 /// A kernel that can be booted.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// As `uname -r` prints it; "unknown" for an image that does not tell.
+    /// The output of `uname -r`; "unknown" if the image does not contain it.
     pub(super) release: String,
     pub(super) image: PathBuf,
-    /// Its directory of modules; none for a kernel that came without.
+    /// Its directory of modules, if it has one.
     pub(super) modules: Option<PathBuf>,
 }
 
@@ -93,7 +93,7 @@ impl Kernel {
     }
 }
 
-/// The image in a tree of unpacked packages: Debian keeps it in `boot`, from 7.x on with the modules.
+/// The image in a tree of unpacked packages: Debian keeps it in `boot`, and since 7.x with the modules.
 fn image_below(unpacked: &Path) -> Result<PathBuf> {
     let mut places = vec![unpacked.join("boot")];
     for modules in ["lib/modules", "usr/lib/modules"] {
@@ -110,7 +110,7 @@ fn image_below(unpacked: &Path) -> Result<PathBuf> {
     bail!("there is no kernel image below {}", unpacked.display())
 }
 
-/// Reads the release out of a bzImage: the set-up header (boot protocol 2.00) points to it.
+/// Reads the release from a bzImage: the set-up header (boot protocol 2.00) points to it.
 fn release(image: &[u8]) -> Option<String> {
     if image.get(0x202..0x206)? != b"HdrS" {
         return None;
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_files_are_told_apart() {
+    fn names_and_files_are_distinguished() {
         let named: Wanted = "6.1".parse().expect("6.1 is a name");
         assert_eq!(named, Wanted::Debian { name: "6.1", suite: "bookworm" });
         let file: Wanted = "/proc/self/exe".parse().expect("this program is a file");

@@ -1,22 +1,22 @@
-//! What each kernel can do, as its guest's tests showed, and the document with the table of it.
+//! The features of each kernel, from the results of its guest's tests, and the document with their table.
 //!
-//! **Invariant**: a cell says that something works only if a test of that name passed on that kernel; a test that never
-//! reported has failed.
+//! **Invariant**: a cell reports that a feature works only if the test of that name passed on that kernel. A test that did not
+//! report has failed.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::table::Row;
 
-/// What became of a test.
+/// The result of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Result {
     Works,
-    /// It cannot be made there, and why.
+    /// The test could not run there, and why.
     Lacking(String),
     Failed,
 }
 
-/// Reads a console: the tests of a guest, in the order in which it ran them.
+/// Parses the console: the tests of a guest, in the order in which they ran.
 pub(super) fn read(console: &str) -> Vec<(String, Result)> {
     let test = |line: &str| {
         let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
@@ -35,7 +35,7 @@ pub(super) fn read(console: &str) -> Vec<(String, Result)> {
     console.lines().filter_map(test).collect()
 }
 
-/// The document: a row for each kernel, a column for each test, and the reasons why one could not be made.
+/// The document: a row for each kernel, a column for each test, and the reasons why tests could not run.
 pub(super) fn document(rows: &[Row], date: &str, command: &str) -> String {
     let mut columns: Vec<&str> = Vec::new();
     for (name, _) in rows.iter().flat_map(|row| &row.tests) {
@@ -50,7 +50,7 @@ pub(super) fn document(rows: &[Row], date: &str, command: &str) -> String {
         "---|".repeat(columns.len()),
     );
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     for row in rows {
         let _ = write!(text, "| {} |", row.release);
         for column in &columns {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_not_reported_has_failed() {
+    fn a_test_without_a_report_has_failed() {
         let row = |release: &str, console: &str| Row {
             release: release.to_owned(),
             tests: read(console),

@@ -1,7 +1,7 @@
-//! `cargo xtask vm` and `cargo xtask peers`: run integration tests under real kernels, each in a virtual machine of its own.
+//! `cargo xtask vm` and `cargo xtask peers`: run integration tests under real kernels, each in its own virtual machine.
 //!
-//! **Invariant**: a kernel passes only if the guest itself reports success; silence, a panic and a time-out are failures.
-//! The kernels that follow a failed one are tried all the same.
+//! **Invariant**: a kernel passes only if the guest itself reports success; no report, a panic and a timeout are failures. After
+//! a failure, the remaining kernels are still tested.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ use self::{
 };
 use crate::{apt, cargo, setup::Setup, toolchain};
 
-/// Programs this needs and the Debian packages that bring them.
+/// The required programs, and their Debian packages.
 const NEEDS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
@@ -41,19 +41,19 @@ const NEEDS: [(&str, &str); 4] = [
 /// Run tests under real kernels, in virtual machines; needs no root once qemu and the like are installed.
 #[derive(clap::Args)]
 pub(crate) struct Vm {
-    /// 5.10, 6.1, 6.12 or latest, as Debian ships them now; or the file of a kernel image.
+    /// 5.10, 6.1, 6.12 or latest, as Debian currently ships them; or the file of a kernel image.
     #[arg(long = "kernel", value_name = "KERNEL", default_values = ["5.10", "6.1"])]
     kernels: Vec<Wanted>,
     /// Flavour of Debian's kernels, such as cloud-amd64.
     #[arg(long = "flavour", value_name = "FLAVOUR", default_value = "amd64")]
     flavours: Vec<String>,
-    /// Run the integration tests whose name contains this; without it one for each feature that depends on the kernel.
+    /// Run the integration tests whose name contains this; by default one for each feature that depends on the kernel.
     #[arg(long = "test", value_name = "FILTER", default_value = "kernel::")]
     filter: String,
-    /// Write what each kernel can do to this file, as a table in Markdown.
+    /// Write the features of each kernel to this file, as a table in Markdown.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Look for newer kernels than those downloaded before.
+    /// Check for newer kernels than those downloaded before.
     #[arg(long)]
     refresh: bool,
     /// Print every console, not only those of failures.
@@ -70,12 +70,13 @@ impl Vm {
         Setup::default().run()?;
         let mut job = Job::of(&self.filter)?;
         for program in ["install", "ip", "wg"] {
-            job.programs.push((program, toolchain::program(program).with_context(|| format!("{program} is gone"))?));
+            job.programs
+                .push((program, toolchain::program(program).with_context(|| format!("{program} was removed"))?));
         }
 
         let mut rows = Vec::new();
         for wanted in &self.kernels {
-            // An image in a file has the flavour it has.
+            // The image in a file has a flavour already.
             let flavours = if wanted.is_file() { &self.flavours[..1] } else { &self.flavours[..] };
             for flavour in flavours {
                 let row = self.try_kernel(wanted, flavour, &job);
@@ -113,11 +114,11 @@ impl Vm {
     }
 }
 
-/// Boots once, and once more where the emulator is known to have tripped; returns what the console showed, which is printed
-/// if not all went well, or `verbose`.
+/// Boots once, and a second time after a known fault of the emulator. Returns the output of the console, which is printed after a
+/// failure, or if `verbose` is set.
 fn boot(kernel: &Kernel, job: &Job, verbose: bool) -> Result<(String, Duration)> {
     if kernel.modules.is_none() {
-        eprintln!("vm: {} came without modules; what the tests use must be built in", kernel.release);
+        eprintln!("vm: {} has no modules; all that the tests use must be built in", kernel.release);
     }
     let archive = place()?.join("initramfs.cpio");
     write(&archive, guest::initramfs(kernel, job)?)?;
@@ -125,11 +126,11 @@ fn boot(kernel: &Kernel, job: &Job, verbose: bool) -> Result<(String, Duration)>
     loop {
         attempts += 1;
         let start = Instant::now();
-        let console = qemu::boot(&kernel.image, &archive, job.disk.as_deref(), guest::PATIENCE)?;
+        let console = qemu::boot(&kernel.image, &archive, job.disk.as_deref(), guest::TIMEOUT)?;
         let took = start.elapsed();
         let verdict = guest::verdict(&console);
         if verdict == Verdict::EmulatorTripped && attempts == 1 {
-            eprintln!("vm: {} died of a known fault of the emulator; once more", kernel.release);
+            eprintln!("vm: {} died of a known fault of the emulator; retrying", kernel.release);
             continue;
         }
         if verbose || verdict != Verdict::Exited(0) {
@@ -139,7 +140,7 @@ fn boot(kernel: &Kernel, job: &Job, verbose: bool) -> Result<(String, Duration)>
     }
 }
 
-/// Where kernels, roots and archives are kept; it is there.
+/// The directory for kernels, root file systems and archives. Creates it if it is missing.
 fn place() -> Result<PathBuf> {
     let place = cargo::target_directory()?.join("vm");
     fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
@@ -150,19 +151,19 @@ fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     fs::write(path, contents).with_context(|| format!("write {}", path.display()))
 }
 
-/// As `date -I` prints it.
+/// The date, as `date -I` prints it.
 fn today() -> Result<String> {
     let date = Command::new("date").arg("-I").output().context("start date")?;
     Ok(String::from_utf8_lossy(&date.stdout).trim().to_owned())
 }
 
-/// What this was called by.
+/// The command line of this process.
 fn command_line() -> String {
     let words: Vec<_> = std::env::args().skip(1).collect();
     format!("cargo xtask {}", words.join(" "))
 }
 
-/// Installs the packages of those programs that are missing.
+/// Installs the packages of missing programs.
 fn install(needs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = needs
         .iter()
@@ -172,5 +173,6 @@ fn install(needs: &[(&str, &str)]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    apt::install(&missing).with_context(|| format!("install {} by hand, for this cannot", missing.join(" and ")))
+    apt::install(&missing)
+        .with_context(|| format!("automatic installation failed; install {} manually", missing.join(" and ")))
 }

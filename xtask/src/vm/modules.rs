@@ -1,7 +1,7 @@
-//! The kernel modules a guest must load, with all that they depend on, in the order in which they load.
+//! The kernel modules that a guest must load, with all of their dependencies, in the order in which they load.
 //!
-//! **Invariant**: only a kernel's own directory of modules is read. What is not there counts as built in, which no list
-//! tells for certain; but a dependency, which by its nature is a module, must be there.
+//! **Invariant**: only a kernel's own directory of modules is read. A module that is not there counts as built in, which cannot be
+//! verified. A dependency of a module is itself a module, so it must be there.
 
 use std::{
     collections::BTreeMap,
@@ -25,14 +25,14 @@ pub(super) struct Modules {
 }
 
 impl Modules {
-    /// Reads what is in a directory like `/lib/modules/6.1.0-1-amd64`.
+    /// Reads a directory such as `/lib/modules/6.1.0-1-amd64`.
     pub(super) fn read(directory: &Path) -> Result<Self> {
         let mut files = BTreeMap::new();
         walk(&directory.join("kernel"), &mut files)?;
         Ok(Self { files })
     }
 
-    /// These modules and those they depend on, each after its dependencies; without what is built in.
+    /// These modules and their dependencies, each after its dependencies, without built-in ones.
     pub(super) fn with_dependencies(&self, names: &[&str]) -> Result<Vec<Module>> {
         let mut loaded = Vec::new();
         for name in names.iter().filter(|name| self.files.contains_key(**name)) {
@@ -68,7 +68,7 @@ fn walk(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// `af_packet` for `kernel/net/packet/af-packet.ko.xz`.
+/// The module's name, such as `af_packet` for `kernel/net/packet/af-packet.ko.xz`.
 fn module_name(path: &Path) -> Option<String> {
     let (name, compression) = path.file_name()?.to_str()?.split_once(".ko")?;
     ["", ".xz", ".gz", ".zst"].contains(&compression).then(|| name.replace('-', "_"))
@@ -76,7 +76,7 @@ fn module_name(path: &Path) -> Option<String> {
 
 fn unpack(path: &Path) -> Result<Vec<u8>> {
     let program: &[&str] = match path.extension().and_then(|extension| extension.to_str()) {
-        // Busybox is here anyway, and knows these two.
+        // Busybox is required anyway, and supports these two formats.
         Some("xz") => &["busybox", "xzcat"],
         Some("gz") => &["busybox", "zcat"],
         Some("zst") => &["zstd", "-dc"],
@@ -88,7 +88,7 @@ fn unpack(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// What a module says of itself: `depends=a,b` among strings that end with NUL.
+/// Reads the dependencies from a module's image: `depends=a,b` among strings that end with NUL.
 fn dependencies(image: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(start) = image.windows(KEY.len()).position(|window| window == KEY) else {

@@ -1,7 +1,7 @@
-//! One run of QEMU: a kernel, an initramfs, and what comes out of the serial console.
+//! One run of QEMU: a kernel, an initramfs, and the output of the serial console.
 //!
-//! **Invariant**: pure emulation with one virtual CPU. KVM is never used, because a /dev/kvm that opens need not work; and
-//! with several CPUs under emulation kernels die now and then while they patch their own code.
+//! **Invariant**: pure emulation with one virtual CPU. KVM is never used, because a /dev/kvm that opens may not work. With
+//! several CPUs under emulation, kernels sometimes die while they patch their own code.
 
 use std::{
     io::Read as _,
@@ -34,14 +34,13 @@ const MACHINE: &[&str] = &[
     "1",
     "-m",
     "2G",
-    // A panic reboots, and a reboot ends QEMU. Less is not to get between what the tests print.
+    // A panic reboots, and a reboot ends QEMU. The low log level keeps kernel messages out of the tests' output.
     "-append",
     "console=ttyS0 panic=-1 loglevel=1",
 ];
 
-/// Boots and returns the console's output, complete or up to the end of the patience. What is written to the disk goes with the
-/// machine.
-pub(super) fn boot(kernel: &Path, initramfs: &Path, disk: Option<&Path>, patience: Duration) -> Result<String> {
+/// Boots and returns the console's output, complete or up to the timeout. Changes of the disk are discarded.
+pub(super) fn boot(kernel: &Path, initramfs: &Path, disk: Option<&Path>, time_limit: Duration) -> Result<String> {
     let mut command = Command::new(NEEDS[0].0);
     command.args(MACHINE).arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
     if let Some(disk) = disk {
@@ -62,7 +61,7 @@ pub(super) fn boot(kernel: &Path, initramfs: &Path, disk: Option<&Path>, patienc
     let start = Instant::now();
     let mut output = Vec::new();
     let ended = loop {
-        match receiver.recv_timeout(patience.saturating_sub(start.elapsed())) {
+        match receiver.recv_timeout(time_limit.saturating_sub(start.elapsed())) {
             Ok(chunk) => output.extend(chunk),
             Err(mpsc::RecvTimeoutError::Disconnected) => break true,
             Err(mpsc::RecvTimeoutError::Timeout) => break false,
@@ -70,7 +69,7 @@ pub(super) fn boot(kernel: &Path, initramfs: &Path, disk: Option<&Path>, patienc
     };
     if !ended {
         qemu.kill().context("end QEMU")?;
-        output.extend(format!("\n(ended after {} s)\n", patience.as_secs()).bytes());
+        output.extend(format!("\n(ended after {} s)\n", time_limit.as_secs()).bytes());
     }
     qemu.wait().context("wait for QEMU")?;
     drop(receiver);

@@ -1,6 +1,6 @@
 //! The table of kernels and results.
 //!
-//! **Invariant**: one row for each kernel that was asked for, also when it could not be had.
+//! **Invariant**: one row for each requested kernel, even if it could not be obtained.
 
 use std::{
     fmt::{self, Write as _},
@@ -9,23 +9,23 @@ use std::{
 
 use super::matrix;
 
-/// One kernel and what came of it.
+/// A kernel and its result.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
-    /// As asked for.
+    /// The kernel as requested.
     pub(super) kernel: String,
-    /// What it turned out to be.
+    /// Its release.
     pub(super) release: String,
     pub(super) result: String,
     pub(super) passed: bool,
-    /// Start to power-off of the machine; none if it was not started.
+    /// Time from start to power-off of the machine; none if it was not started.
     pub(super) took: Option<Duration>,
-    /// What its tests showed.
+    /// The results of its tests.
     pub(super) tests: Vec<(String, matrix::Result)>,
 }
 
 impl Row {
-    /// A row that says nothing was started.
+    /// A row of a kernel that was not started.
     pub(super) fn new(kernel: String) -> Self {
         Self {
             kernel,
@@ -52,7 +52,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// All of them, in columns.
+/// All rows, in columns.
 pub(super) fn render(rows: &[Row]) -> String {
     let head = ["kernel", "release", "result", "time"].map(str::to_owned);
     let lines = rows.iter().map(|row| [row.kernel.clone(), row.release.clone(), row.result.clone(), row.time()]);
@@ -61,7 +61,7 @@ pub(super) fn render(rows: &[Row]) -> String {
     let (first, second, third) = (width(0), width(1), width(2));
     let mut text = String::new();
     for [kernel, release, result, time] in &lines {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{kernel:first$}  {release:second$}  {result:third$}  {time}");
     }
     text

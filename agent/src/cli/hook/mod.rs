@@ -1,4 +1,4 @@
-//! `steer hook`: what container runtimes call.
+//! `steer hook`: the commands for container runtimes.
 
 mod nri;
 mod oci;
@@ -20,16 +20,16 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Hook {
-    /// Steer a container as its annotations ask, as an OCI hook at createRuntime and poststop
+    /// Steer a container by its annotations, as an OCI hook at createRuntime and poststop
     Oci(oci::Args),
-    /// Be an OCI runtime that steers each container before its program is executed
+    /// Act as an OCI runtime that steers each container before its program is executed
     Wrap(wrap::Args),
-    /// Steer the containers of containerd or CRI-O as their annotations ask, as an NRI plugin
+    /// Steer the containers of containerd or CRI-O by their annotations, as an NRI plugin
     Nri(nri::Args),
 }
 
 impl Args {
-    /// What is logged unless STEER_LOG says otherwise.
+    /// The log level unless STEER_LOG sets one.
     pub(super) fn log_level(&self) -> &'static str {
         match self.hook {
             Hook::Nri(_) => "info",
@@ -46,10 +46,10 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The configuration, which grants what containers may ask for.
+/// The configuration, which lists what containers may ask for.
 #[derive(Clone, Debug, clap::Args)]
 struct FilesArgs {
-    /// The configuration; policies with files of their own are in `policies.d` beside it
+    /// The configuration file; policies with files of their own are in `policies.d` beside it
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
 }

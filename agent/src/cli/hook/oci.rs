@@ -1,4 +1,4 @@
-//! `steer hook oci`: the container's state on standard input, the answer by exit status.
+//! `steer hook oci`: reads the container's state on standard input, and answers by exit status.
 
 use std::{io::stdin, process::ExitCode};
 
@@ -17,7 +17,7 @@ use crate::{
 /// Arguments of `steer hook oci`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit status: 0 if the container is steered or asks for nothing; else it must not start, and the reason is on \
+    after_help = "Exit status: 0 if the container is steered or asks for nothing; otherwise it must not start, and the reason is on \
                         standard error, where the runtime shows it."
 )]
 pub(super) struct Args {

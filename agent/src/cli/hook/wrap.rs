@@ -1,5 +1,5 @@
-//! `steer hook wrap`: an OCI runtime that hands every call on to the real one, and steers a container when it is to start. Then
-//! its network is there, also where an engine sets that up between create and start, as Docker does from version 28 on.
+//! `steer hook wrap`: an OCI runtime that passes every call to the real one, and steers a container when it is to start. At that
+//! time its network exists, even if the engine sets it up between create and start, as Docker does since version 28.
 
 use std::{
     ffi::OsString,
@@ -26,7 +26,7 @@ use crate::{
 /// Arguments of `steer hook wrap`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --policy and --interface, a container is steered as its annotations ask or, where they ask for nothing, \
+    after_help = "Without --policy and --interface, a container is steered by its annotations or, without any, by \
                         the variables STEER_POLICY or STEER_INTERFACE, STEER_ENFORCE and STEER_DNS of its environment."
 )]
 pub(super) struct Args {
@@ -39,7 +39,7 @@ pub(super) struct Args {
     command: Vec<OsString>,
 }
 
-/// What the host asks for, for every container; no container may then ask for something else.
+/// The host's choice for every container. A container then may not ask for another one.
 #[derive(Clone, Debug)]
 struct HostRequest(Option<Request>);
 
@@ -77,14 +77,16 @@ impl clap::FromArgMatches for HostRequest {
 }
 
 impl Args {
-    /// What is asked for a container, and by whom.
+    /// The request for a container, and its source.
     fn asked_for(&self, bundle: &Bundle) -> anyhow::Result<Option<(Request, Asker)>> {
         match (self.host.0.clone(), bundle.asked()?) {
             (Some(host), None) => Ok(Some((host, Asker::Host))),
             (None, Some(container)) => Ok(Some((container, Asker::Container))),
             (Some(host), Some(container)) if host == container => Ok(Some((host, Asker::Host))),
             (Some(_), Some(_)) => {
-                bail!("the container asks for another uplink than this runtime gives to all of its containers")
+                bail!(
+                    "the container asks for another uplink than the one that this runtime gives to all of its containers"
+                )
             }
             (None, None) => Ok(None),
         }
@@ -92,7 +94,7 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
-    let (program, arguments) = args.command.split_first().context("no runtime is named")?;
+    let (program, arguments) = args.command.split_first().context("expected a runtime")?;
     let mut runtime = Command::new(program);
     runtime.args(arguments);
     let call = Call::parse(arguments)?;
@@ -104,12 +106,12 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         }
         Action::Run { bundle } => ensure!(
             args.asked_for(&Bundle::read(bundle)?)?.is_none(),
-            "a container to be steered must be created and started: `run` and `restore` leave no moment in between"
+            "a container to be steered must be created and started: `run` and `restore` leave steer no time in between"
         ),
         Action::Delete => {
             let ended = runtime.status().with_context(|| format!("run {}", program.display()))?;
             if let Err(error) = forget(instance) {
-                // The container is gone, and its links with it: what is left steers nothing.
+                // The container and its links are gone, so what is left steers nothing.
                 log::warn!("{error}; it is removed with the next container");
             }
             return Ok(ExitCode::from(ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
@@ -119,13 +121,13 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     Err(runtime.exec()).with_context(|| format!("run {}", program.display()))
 }
 
-/// Steers the container that is about to start, if that is asked.
+/// Steers the container that is about to start, if there is a request.
 fn start(args: &Args, instance: &Instance, state: &mut Command) -> anyhow::Result<()> {
     let printed = state.stdin(Stdio::null()).output().with_context(|| format!("run {state:?}"))?;
     let complaint = String::from_utf8_lossy(&printed.stderr);
     ensure!(
         printed.status.success(),
-        "its state cannot be told, and so whether it is to be steered: {}",
+        "cannot read its state, and so cannot decide whether to steer it: {}",
         complaint.trim()
     );
     let created = oci::created(&printed.stdout)?;

@@ -1,6 +1,6 @@
-//! The commands' side of the API.
+//! The client side of the API, for the commands.
 //!
-//! **Invariant:** only a daemon of the same pin directory is asked; where there is none, the command does its work alone.
+//! **Invariant:** a command uses only the daemon of its own pin directory. Without a daemon, the command does the work itself.
 
 use std::{io, path::Path, time::Duration};
 
@@ -17,24 +17,24 @@ use tokio::net::UnixStream;
 
 use super::Problem;
 
-/// How long a daemon may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of a request.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no answer, or not the one hoped for.
+/// Why a request failed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Nobody answers.
+    /// No daemon answers.
     #[error("ask the daemon at {socket}: {source}")]
     Unreachable {
         /// Path of the socket.
         socket: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The daemon says no.
+    /// The daemon refused the request.
     #[error("the daemon refused: {}", described(.0))]
     Refused(Problem),
-    /// The answer makes no sense.
+    /// The answer cannot be parsed.
     #[error("the daemon's answer: {0}")]
     Garbled(String),
 }
@@ -55,14 +55,14 @@ fn described(problem: &Problem) -> String {
     [problem.detail.clone()].into_iter().chain(fields).collect()
 }
 
-/// A daemon that answers.
+/// A running daemon.
 #[derive(Clone, Copy, Debug)]
 pub struct Client<'a> {
     socket: &'a Path,
 }
 
 impl<'a> Client<'a> {
-    /// The daemon behind a socket; `None` if nobody listens there, or if this user may not ask.
+    /// The daemon that listens on a socket. `None` if no daemon listens, or if this user may not connect.
     pub async fn find(socket: &'a Path) -> Option<Self> {
         UnixStream::connect(socket).await.ok().map(|_| Self { socket })
     }
@@ -72,8 +72,8 @@ impl<'a> Client<'a> {
         parse(self.send(Method::GET, path, Bytes::new()).await?)
     }
 
-    /// Follows a resource: gives each line to `tell`, until the daemon ends or `tell` fails.
-    pub async fn follow(self, path: &str, mut tell: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    /// Follows a resource: passes each line to `handle`, until the daemon ends or `handle` fails.
+    pub async fn follow(self, path: &str, mut handle: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let broken = |error: hyper::Error| self.unreachable(io::Error::other(error));
         let mut response = self.begin(Method::GET, path, Bytes::new()).await?;
         if !response.status().is_success() {
@@ -85,19 +85,19 @@ impl<'a> Client<'a> {
             waiting.extend_from_slice(&frame.map_err(broken)?.into_data().unwrap_or_default());
             while let Some(end) = waiting.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = waiting.drain(..=end).collect();
-                tell(&line)?;
+                handle(&line)?;
             }
         }
         Ok(())
     }
 
-    /// Puts a resource; gives what is there now.
+    /// Puts a resource; returns the new state.
     pub async fn put<T: DeserializeOwned>(self, path: &str, body: &impl Serialize) -> Result<T, Error> {
         let body = serde_json::to_vec(body).map_err(|error| Error::Garbled(error.to_string()))?;
         parse(self.send(Method::PUT, path, body.into()).await?)
     }
 
-    /// Has something done.
+    /// Sends a request without a body.
     pub async fn post(self, path: &str) -> Result<(), Error> {
         self.send(Method::POST, path, Bytes::new()).await.map(drop)
     }
@@ -109,9 +109,8 @@ impl<'a> Client<'a> {
 
     async fn send(self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Error> {
         let late = |_elapsed| self.unreachable(io::ErrorKind::TimedOut.into());
-        let (status, body) =
-            tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await.map_err(late)??;
-        // What is not well is told with 503, in the same document as what is well.
+        let (status, body) = tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await.map_err(late)??;
+        // A failed health check has status 503 and the same document as a successful one.
         if status.is_success() || status == StatusCode::SERVICE_UNAVAILABLE {
             return Ok((status, body));
         }

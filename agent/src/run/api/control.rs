@@ -1,7 +1,7 @@
-//! What the API asks of the daemon, and what the daemon shows it without being asked.
+//! The requests of the API to the daemon, and the state that the daemon publishes for the API.
 //!
-//! **Invariant:** nothing is changed by anybody but the daemon's worker, so requests are in line with events, and with each
-//! other. Each is answered within [`ANSWER`].
+//! **Invariant:** only the daemon's worker changes anything, so requests and events are carried out one after another. Each
+//! request is answered within [`ANSWER`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,27 +14,27 @@ use tokio::{
 use super::{PolicyDocument, PolicyRequest, Problem};
 use crate::{host::link::Table, kernel::Pins, model::config};
 
-/// How many requests may be on their way to the daemon's loop, which takes them at once.
+/// Queued requests to the daemon's loop, which takes them immediately.
 const WAITING: usize = 16;
-/// How long until an answer. Longer than the daemon waits for the lock, and shorter than a connection lasts.
+/// Timeout of an answer. It is longer than the daemon waits for the lock, and shorter than the lifetime of a connection.
 const ANSWER: Duration = Duration::from_secs(8);
 
-/// Where an answer goes.
+/// The channel for an answer.
 pub type Reply<T> = oneshot::Sender<Result<T, Problem>>;
 
-/// What is asked.
+/// A request.
 #[derive(Debug)]
 pub enum Request {
-    /// Keep a policy, and carry it out. The answer: the policy, and whether it is new.
+    /// Keep a policy, and apply it. The answer: the policy, and whether it is new.
     Put(String, Box<PolicyRequest>, Reply<(PolicyDocument, bool)>),
-    /// Forget a policy, and carry that out.
+    /// Remove a policy, and apply the change.
     Remove(String, Reply<()>),
     /// Read the files again.
     Reload(Reply<()>),
 }
 
 impl Request {
-    /// Whether nobody waits for the answer any more.
+    /// Whether the client no longer waits for the answer.
     pub fn is_abandoned(&self) -> bool {
         match self {
             Self::Put(_, _, reply) => reply.is_closed(),
@@ -42,7 +42,7 @@ impl Request {
         }
     }
 
-    /// Answers that too many requests wait.
+    /// Answers that too many requests are queued.
     pub fn refuse(self) {
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests wait; try again later");
         match self {
@@ -52,18 +52,18 @@ impl Request {
     }
 }
 
-/// What the daemon shows.
+/// The state that the daemon publishes.
 #[derive(Clone, Debug, Default)]
 pub struct View {
-    /// The policies as read last.
+    /// The policies as last read.
     pub policies: Arc<[config::Policy]>,
-    /// The links as seen.
+    /// The current links.
     pub links: Arc<Table>,
-    /// Whether something failed and will be tried again.
+    /// Whether an operation failed and will be retried.
     pub behind: bool,
 }
 
-/// The way to the daemon.
+/// The API's connection to the daemon.
 #[derive(Clone, Debug)]
 pub struct Control {
     requests: mpsc::Sender<Request>,
@@ -72,14 +72,14 @@ pub struct Control {
 }
 
 impl Control {
-    /// The way, and its ends: requests come out of the one, and what is shown goes into the other.
+    /// A connection, the receiver of its requests, and the sender of the published state.
     pub fn new(pins: Pins) -> (Self, mpsc::Receiver<Request>, watch::Sender<View>) {
         let (requests, receiver) = mpsc::channel(WAITING);
         let (sender, view) = watch::channel(View::default());
         (Self { requests, view, pins }, receiver, sender)
     }
 
-    /// What the daemon shows now.
+    /// The state that the daemon published last.
     pub(super) fn view(&self) -> View {
         self.view.borrow().clone()
     }

@@ -1,4 +1,4 @@
-//! The documents of the API that are not shown by `steer status` as they are.
+//! The documents of the API that differ from those of `steer status`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,7 +13,7 @@ use crate::{
 pub struct PolicyDocument {
     /// Its name.
     pub name: String,
-    /// What it says, in full. The interface "closed" is that of the policy that holds `parent` of `[containers]`.
+    /// Its options, complete. The interface "closed" is that of the policy that holds `parent` of `[containers]`.
     #[serde(flatten)]
     pub policy: PolicySpec,
     /// Where it is kept.
@@ -23,7 +23,7 @@ pub struct PolicyDocument {
 }
 
 impl PolicyDocument {
-    /// What the configuration says, and where.
+    /// The document of a configured policy.
     pub fn new(policy: &config::Policy, kept: Kept) -> Self {
         Self {
             name: policy.name.clone(),
@@ -34,13 +34,13 @@ impl PolicyDocument {
     }
 }
 
-/// A policy to be kept. What is left out is as in a configuration file.
+/// A policy to be kept. Options that are left out have the defaults of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PolicyRequest {
-    /// What it says.
+    /// Its options.
     #[serde(flatten)]
     pub policy: PolicySpec,
-    /// Forget it at the next boot.
+    /// Remove it at the next boot.
     #[serde(default)]
     pub runtime: bool,
 }
@@ -51,7 +51,7 @@ impl PolicyRequest {
         if self.runtime { Kept::Runtime } else { Kept::Stored }
     }
 
-    /// As the text of a configuration file with this one policy.
+    /// The text of a configuration file with only this policy.
     pub fn to_toml(&self, name: &str) -> Result<String, toml::ser::Error> {
         #[derive(Serialize)]
         struct File<'a> {
@@ -101,10 +101,10 @@ impl InterfaceDocument {
     }
 }
 
-/// How the daemon does.
+/// The daemon's health.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
-    /// False while something that failed is tried again.
+    /// False while a failed operation is retried.
     pub ok: bool,
     /// Its version.
     pub version: String,
@@ -112,6 +112,6 @@ pub struct Health {
     pub pins: String,
     /// Its configuration file.
     pub config: String,
-    /// Mistakes that kept the files from being read again; what was in force before is in force.
+    /// Mistakes in the files. While they last, the previous configuration stays in force.
     pub config_error: Option<String>,
 }

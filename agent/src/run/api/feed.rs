@@ -1,6 +1,6 @@
-//! The events for all who want them: the ring has one reader, and this is it, for as long as somebody listens.
+//! Distributes events to all listeners. The ring buffer has only one reader, which runs while there is a listener.
 //!
-//! **Invariant:** a listener that does not keep up loses events, and is told how many; it delays nobody.
+//! **Invariant:** a listener that is too slow loses events and receives their number; it delays no other listener.
 
 use std::{
     convert::Infallible,
@@ -21,14 +21,14 @@ use crate::{
     observe::events::{Event, Events},
 };
 
-/// How many events a listener may be behind.
+/// How many events a listener may lag behind.
 const BEHIND: usize = 256;
 
-/// Where listeners come.
+/// The sender to which listeners subscribe.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Feed(Arc<Mutex<Weak<Reading>>>);
 
-/// The reading itself, which ends with the last listener.
+/// The reading task, which ends with the last listener.
 #[derive(Debug)]
 struct Reading {
     events: broadcast::Sender<Event>,
@@ -41,18 +41,18 @@ impl Drop for Reading {
     }
 }
 
-/// Told in the place of events that were lost.
+/// Sent in place of lost events.
 #[derive(Serialize)]
 struct Missed {
     missed: u64,
 }
 
 impl Feed {
-    /// The events from now on, and before them what nobody has read yet if nobody else listens: one JSON object a line.
+    /// The events from now on, one JSON object a line. The first listener also gets the unread events of the ring buffer.
     pub(super) fn listen(&self, pins: &Pins) -> Result<Body, Problem> {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (reading, receiver) = match current.upgrade() {
-            // One that has ended, as after `steer off` and on again, is of no use.
+            // A task that has ended, as after `steer off`, cannot be used again.
             Some(reading) if !reading.task.is_finished() => {
                 let receiver = reading.events.subscribe();
                 (reading, receiver)
@@ -82,7 +82,7 @@ impl Feed {
 async fn read(mut events: Events, listeners: broadcast::Sender<Event>) {
     loop {
         match events.next().await {
-            // Nobody listening is no error: the last one has just gone.
+            // It is no error if no one listens: the last listener has just left.
             Ok(Some(event)) => drop(listeners.send(event)),
             Ok(None) => return,
             Err(error) => return log::error!("the events can no longer be read: {error}"),

@@ -1,10 +1,10 @@
 //! The daemon's local API: HTTP with JSON on a unix socket, below `/v1`, described by an OpenAPI document that it serves itself.
 //!
-//! Whoever may open the socket may read; only root may change anything.
+//! Any user who may open the socket may read; only root may make changes.
 //!
-//! **Invariant:** no client can keep the daemon from steering: requests are served by a thread of their own, and what they change
-//! is changed by the daemon's worker, a request at a time and in turn with everything else. What only reads does not wait for the
-//! worker. See `serve` for what a slow or greedy client meets.
+//! **Invariant:** no client can keep the daemon from steering. A separate thread serves requests. The daemon's worker makes their
+//! changes, one request at a time and in turn with its other work. Requests that only read do not wait for the worker. See
+//! `serve` for the limits of a client.
 
 pub mod client;
 mod control;
@@ -29,10 +29,10 @@ pub use serve::{Serving, Socket, bind_metrics};
 
 use crate::{host::policy_files::Store, kernel::Pins};
 
-/// How many requests may read the pinned maps, or files, at once: it costs, and others wait.
+/// How many requests may read the pinned maps or files at once. Others wait.
 const READERS: usize = 2;
 
-/// What the handlers need.
+/// The state that the handlers share.
 #[derive(Clone, Debug)]
 struct State {
     control: Control,
@@ -42,18 +42,18 @@ struct State {
     feed: feed::Feed,
 }
 
-/// Whether a connection may last.
+/// Whether a connection may exceed its lifetime.
 #[derive(Clone, Debug, Default)]
 struct Lasting(Arc<AtomicBool>);
 
-/// Who has connected.
+/// The user of a connection.
 #[derive(Clone, Copy, Debug)]
 struct Peer {
     uid: u32,
 }
 
 impl Peer {
-    /// Refuses all but root.
+    /// Refuses all users but root.
     fn may_change(self) -> Result<(), Problem> {
         if self.uid == 0 {
             return Ok(());
@@ -75,12 +75,12 @@ impl State {
     }
 }
 
-/// What is served over TCP, to whomever on this host.
+/// The routes that are served over TCP, to any user of this host.
 fn public_router(state: State) -> axum::Router {
     axum::Router::new().route("/metrics", get(reading::metrics)).with_state(state)
 }
 
-/// All routes, and their description.
+/// All routes, and their OpenAPI description.
 fn router(state: State) -> axum::Router {
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(policies::list))

@@ -1,4 +1,4 @@
-//! `/v1/policies`: reading, keeping and forgetting them.
+//! `/v1/policies`: reading, keeping and removing policies.
 
 use axum::{
     Extension, Json,
@@ -12,13 +12,13 @@ use serde_json::{Map, Value};
 use super::{Peer, PolicyDocument, PolicyRequest, Problem, Request, State};
 use crate::model::spec::PolicySpec;
 
-/// The policies as the daemon read them last.
+/// The policies as the daemon last read them.
 fn all(state: &State) -> Vec<PolicyDocument> {
     let policies = state.control.view().policies;
     policies.iter().map(|policy| PolicyDocument::new(policy, state.store.kept(policy))).collect()
 }
 
-/// Every policy, in the order in which they count.
+/// Every policy, in order of precedence.
 #[utoipa::path(get, path = "/v1/policies", tag = "policies",
     responses((status = OK, body = [PolicyDocument]), (status = "4XX", body = Problem)))]
 pub(super) async fn list(Extracted(state): Extracted<State>) -> Result<Json<Vec<PolicyDocument>>, Problem> {
@@ -36,7 +36,7 @@ pub(super) async fn show(
     found.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("there is no policy {name:?}")))
 }
 
-/// Keeps a policy, new or in the place of the one of this name, and carries it out. Only for root.
+/// Keeps a policy, which may replace one of this name, and applies it. Only for root.
 #[utoipa::path(put, path = "/v1/policies/{name}", tag = "policies", params(("name" = String, Path)),
     request_body = PolicyRequest,
     responses((status = OK, description = "Changed", body = PolicyDocument),
@@ -56,7 +56,7 @@ pub(super) async fn put(
     Ok((if is_new { StatusCode::CREATED } else { StatusCode::OK }, Json(policy)))
 }
 
-/// Forgets a policy; its cgroups are no longer steered by it. Only for root.
+/// Removes a policy; its cgroups are no longer steered by it. Only for root.
 #[utoipa::path(delete, path = "/v1/policies/{name}", tag = "policies", params(("name" = String, Path)),
     responses((status = NO_CONTENT), (status = FORBIDDEN, body = Problem), (status = NOT_FOUND, body = Problem),
               (status = CONFLICT, description = "It is in the configuration file", body = Problem)))]
@@ -70,7 +70,7 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Reads all files again, and carries them out. Only for root.
+/// Reads all files again, and applies them. Only for root.
 #[utoipa::path(post, path = "/v1/reload", tag = "daemon",
     responses((status = NO_CONTENT), (status = FORBIDDEN, body = Problem),
               (status = UNPROCESSABLE_ENTITY, description = "The files have mistakes; nothing has changed", body = Problem)))]
@@ -83,7 +83,7 @@ pub(super) async fn reload(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The body, or the field in which it is wrong.
+/// Parses the body. The error names the invalid field.
 fn parse(body: &[u8]) -> Result<PolicyRequest, Problem> {
     let mut members: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| Problem::field("", error.to_string()))?;

@@ -1,4 +1,4 @@
-//! What is wrong with a request, as a problem document (RFC 9457) that names the field.
+//! Errors of the API, as problem documents (RFC 9457) that name the field.
 
 use axum::{
     Json,
@@ -19,12 +19,12 @@ pub struct Problem {
     pub title: String,
     /// What happened and what to do.
     pub detail: String,
-    /// The fields of the request that are wrong.
+    /// The invalid fields of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
 }
 
-/// What is wrong with one field.
+/// An error of one field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
     /// Its name, with the index where it is a list; empty for the body as a whole.
@@ -39,13 +39,13 @@ impl Problem {
         Self { status: status.as_u16(), title, detail: detail.into(), errors: Vec::new() }
     }
 
-    /// One field is wrong.
+    /// An error of one field.
     pub(crate) fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
         let errors = vec![FieldError { field: field.into(), detail: detail.into() }];
         Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the policy has mistakes") }
     }
 
-    /// Something inside failed.
+    /// An internal error.
     pub(crate) fn internal(error: &impl ToString) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }
@@ -63,7 +63,7 @@ impl IntoResponse for Problem {
 impl From<Problems> for Problem {
     fn from(problems: Problems) -> Self {
         let errors = problems.problems.into_iter().map(|problem| {
-            // A policy of the API is a file with one policy.
+            // A policy of the API is parsed as a file with one policy.
             let field = problem.key.strip_prefix("policy[0].").unwrap_or(&problem.key).to_owned();
             let value = if problem.value.is_empty() { String::new() } else { format!("{}: ", problem.value) };
             FieldError { field, detail: format!("{value}{}", problem.message) }

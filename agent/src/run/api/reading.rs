@@ -1,4 +1,4 @@
-//! What can be read: the same as the commands show.
+//! The readable resources. They contain the same as the output of the commands.
 
 use std::{
     collections::BTreeMap,
@@ -24,26 +24,26 @@ use crate::{
     },
 };
 
-/// One steered cgroup, and by what.
+/// A steered cgroup, with its policy.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct AttachmentDocument {
-    /// The policy's name; for one made by hand, its interface.
+    /// The policy's name; for a manual policy, its interface.
     policy: String,
     /// The cgroup.
     #[serde(flatten)]
     cgroup: CgroupStatus,
 }
 
-/// What was done with sockets, calls and packets, of one policy.
+/// The counters of one policy.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct CountersDocument {
-    /// The policy's name; for one made by hand, its interface.
+    /// The policy's name; for a manual policy, its interface.
     policy: String,
-    /// How often.
+    /// The counters, by name.
     counters: BTreeMap<String, u64>,
 }
 
-/// Reads on a thread that may be kept waiting, when a reader is free.
+/// Reads on a blocking thread, when one of the readers is free.
 async fn on_a_reader<T: Send + 'static>(
     state: &State,
     read: impl FnOnce() -> T + Send + 'static,
@@ -79,7 +79,7 @@ async fn read_health(state: &State) -> Result<Health, Problem> {
     })
 }
 
-/// What is in force, as `steer status --json` prints it.
+/// The state in force, as `steer status --json` prints it.
 #[utoipa::path(get, path = "/v1/status", tag = "state", responses((status = OK, body = Status)))]
 pub(super) async fn status(Extracted(state): Extracted<State>) -> Result<Json<Status>, Problem> {
     read(&state).await.map(Json)
@@ -103,14 +103,14 @@ pub(super) async fn counters(Extracted(state): Extracted<State>) -> Result<Json<
     Ok(Json(counters.collect()))
 }
 
-/// The links, as the daemon sees them.
+/// The links that the daemon has read.
 #[utoipa::path(get, path = "/v1/interfaces", tag = "state", responses((status = OK, body = [InterfaceDocument])))]
 pub(super) async fn interfaces(Extracted(state): Extracted<State>) -> Result<Json<Vec<InterfaceDocument>>, Problem> {
     let view = state.control.view();
     Ok(Json(InterfaceDocument::all(&view.links, &view.policies)))
 }
 
-/// What is stopped, as it happens, until the client hangs up: one event a line, as `steer events --json` prints them; and
+/// What is stopped, as it happens, until the client disconnects: one event a line, as `steer events --json` prints them, and
 /// `{"missed": N}` where the client was too slow.
 #[utoipa::path(get, path = "/v1/events", tag = "state",
     responses((status = OK, body = Event, content_type = "application/x-ndjson")))]
@@ -123,7 +123,7 @@ pub(super) async fn events(
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], events))
 }
 
-/// How the daemon does: 503 while something that failed is tried again, or its files have mistakes.
+/// The daemon's health: 503 while a failed operation is retried, or while its files have mistakes.
 #[utoipa::path(get, path = "/v1/health", tag = "daemon",
     responses((status = OK, body = Health), (status = SERVICE_UNAVAILABLE, body = Health)))]
 pub(super) async fn health(Extracted(state): Extracted<State>) -> Result<(StatusCode, Json<Health>), Problem> {

@@ -1,6 +1,7 @@
-//! The unix socket, a TCP port for the metrics, and what a slow or greedy client meets there.
+//! The unix socket, a TCP port for the metrics, and the limits of their clients.
 //!
-//! **Invariant:** a connection is one request, and lasts [`LIFETIME`] at most, but for one that follows the events; so many are open at once as are allowed, and root's are counted apart; and a body has [`BODY`] bytes at most.
+//! **Invariant:** a connection is one request and lasts [`LIFETIME`] at most, unless it follows the events. The number of
+//! connections is limited, for root and for others separately. A body has [`BODY`] bytes at most.
 
 use std::{
     fs, io,
@@ -30,18 +31,18 @@ use tokio::{
 use super::{Control, Lasting, Peer, State, public_router, router};
 use crate::{host::policy_files::Store, kernel::Pins};
 
-/// Bytes of a request's body.
+/// Maximum size of a request's body, in bytes.
 const BODY: usize = 64 * 1024;
-/// From accepting a connection to its end.
+/// Maximum lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(10);
-/// Connections at once of root, of all others together, and by TCP.
+/// Maximum number of connections: of root, of all other users together, and by TCP.
 const CONNECTIONS: usize = 32;
-/// For its owner and its group. Until it is set, the umask keeps all but the owner out.
+/// Access for owner and group. Until it is set, the umask restricts access to the owner.
 const MODE: u32 = 0o660;
-/// How long to wait when no connection can be accepted, as when file descriptors are short.
+/// Delay after a failed accept, for example when no file descriptor is free.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A socket that is listened on. It is gone when this is dropped.
+/// A listening socket. Its file is removed when this is dropped.
 #[derive(Debug)]
 pub struct Socket {
     listener: StdUnixListener,
@@ -49,7 +50,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens, in the place of a daemon that was killed. `group` may read.
+    /// Listens, and replaces the socket of a daemon that was killed. `group` may read.
     pub fn bind(path: &Path, group: Option<&str>) -> io::Result<Self> {
         let group = group.map(group_id).transpose()?;
         if let Some(directory) = path.parent() {
@@ -71,12 +72,12 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // One that is left is removed by the next daemon, or by `steer off`.
+        // The next daemon, or `steer off`, removes a socket that is left.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// The group of that name, or number.
+/// The group of that name or number.
 fn group_id(name: &str) -> io::Result<u32> {
     if let Ok(number) = name.parse() {
         return Ok(number);
@@ -85,12 +86,12 @@ fn group_id(name: &str) -> io::Result<u32> {
     group.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no group {name:?}")))
 }
 
-/// Listens for those who want metrics. Only on loopback: whoever gets there is not asked who they are.
+/// Listens for metrics clients, on loopback only, because they are not authenticated.
 pub fn bind_metrics(address: SocketAddr) -> io::Result<StdTcpListener> {
     if !address.ip().is_loopback() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "expected a loopback address: nobody is asked who they are",
+            "expected a loopback address, because clients of the metrics are not authenticated",
         ));
     }
     let listener = StdTcpListener::bind(address)?;
@@ -98,7 +99,7 @@ pub fn bind_metrics(address: SocketAddr) -> io::Result<StdTcpListener> {
     Ok(listener)
 }
 
-/// The thread that answers. It ends when this is dropped.
+/// The thread that serves the API. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Serving {
     stop: Option<oneshot::Sender<()>>,
@@ -106,7 +107,7 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Begins to answer.
+    /// Starts the thread.
     pub fn start(
         socket: Socket,
         metrics: Option<StdTcpListener>,
@@ -125,7 +126,7 @@ impl Serving {
                     _ = stopped => {}
                 }
             });
-            // Not waited for: whoever is still reading from the maps changes nothing.
+            // Do not wait for blocking threads: they only read.
             runtime.shutdown_background();
         };
         let thread = thread::Builder::new().name("api".to_owned()).spawn(listen)?;
@@ -137,13 +138,13 @@ impl Drop for Serving {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic there was printed there.
+            // The thread has printed its panic.
             let _ = thread.join();
         }
     }
 }
 
-/// Answers for as long as can be listened.
+/// Serves connections until a listener fails.
 async fn accept_all(socket: &Socket, metrics: Option<StdTcpListener>, state: State) -> io::Error {
     let local = async {
         let listener = match socket.listener.try_clone().and_then(UnixListener::from_std) {
@@ -189,7 +190,7 @@ async fn pause_on_error<T>(accepted: io::Result<T>) -> Option<T> {
     }
 }
 
-/// Room for connections.
+/// The connections that may be open.
 struct Places(Arc<Semaphore>);
 
 impl Places {
@@ -197,7 +198,7 @@ impl Places {
         Self(Arc::new(Semaphore::new(CONNECTIONS)))
     }
 
-    /// Answers on a task of its own. Who comes when all places are taken is hung up on.
+    /// Answers on a separate task. Closes the connection if no place is free.
     fn answer(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
         let Ok(place) = Arc::clone(&self.0).try_acquire_owned() else { return };
         let lasting = Lasting::default();

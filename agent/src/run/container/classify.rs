@@ -1,4 +1,4 @@
-//! What a container of a pod asks for, by what both say of themselves. Pure.
+//! The request of a container of a pod, from the annotations of both. Pure.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,11 @@ use crate::{
     run::container::nri::{Container, PodSandbox},
 };
 
-/// What says by what to steer. A container that says one of these says all.
+/// The annotations that choose the policy. If a container has one of them, all annotations of its pod are ignored.
 const BY: [&str; 2] = ["steer.policy", "steer.interface"];
 
-/// What is asked for a container; nothing where the host leaves its namespace alone. The container's annotations win
-/// over the pod's: one by one where they say how, as a whole where they say by what.
+/// The request of a container. `None` if the host exempts its namespace, or if there is no request. A container's annotations
+/// override those of its pod: all of them if it chooses the policy, otherwise one by one.
 pub(super) fn asked(config: &Config, pod: &PodSandbox, container: &Container) -> Result<Option<Request>, Invalid> {
     if is_exempt(config, pod) {
         return Ok(None);
@@ -28,12 +28,12 @@ pub(super) fn asked(config: &Config, pod: &PodSandbox, container: &Container) ->
     Request::of(annotations)
 }
 
-/// Whether the host leaves the namespace of this pod alone, whatever its pods ask for.
+/// Whether the host exempts the namespace of this pod, whatever its pods ask for.
 pub(super) fn is_exempt(config: &Config, pod: &PodSandbox) -> bool {
     config.containers.exempt_namespaces.contains(&pod.namespace)
 }
 
-/// Whether the pod or the container asks for anything, be it right or wrong.
+/// Whether the pod or the container has a request, valid or not.
 pub(super) fn asks(pod: &PodSandbox, container: &Container) -> bool {
     of_steer(&pod.annotations).chain(of_steer(&container.annotations)).next().is_some()
 }
@@ -50,7 +50,7 @@ mod tests {
 
     type Pairs = &'static [(&'static str, &'static str)];
     /// Policy, interface, resolver.
-    type Told = Option<[Option<&'static str>; 3]>;
+    type Expected = Option<[Option<&'static str>; 3]>;
 
     fn strings(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -62,13 +62,13 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_what() {
+    fn annotations_of_a_container_override_those_of_its_pod() {
         let config = parse("f.toml", "[containers]\nexempt_namespaces = [\"kube-system\"]\n").expect("valid");
         let vpn: Pairs = &[("steer.policy", "vpn"), ("steer.dns", "10.0.0.1")];
         let eth1: Pairs = &[("steer.interface", "eth1")];
         let how: Pairs = &[("steer.dns", "10.0.0.2"), ("other", "x")];
-        // Namespace, the pod's, the container's.
-        let cases: [(&str, Pairs, Pairs, Told); 7] = [
+        // Namespace, the annotations of the pod, those of the container.
+        let cases: [(&str, Pairs, Pairs, Expected); 7] = [
             ("default", vpn, &[], Some([Some("vpn"), None, Some("10.0.0.1")])),
             ("default", &[], eth1, Some([None, Some("eth1"), None])),
             ("default", vpn, eth1, Some([None, Some("eth1"), None])),
@@ -81,11 +81,11 @@ mod tests {
             let (pod, container) = of(namespace, pods, containers);
             let asked = asked(&config, &pod, &container).expect("right");
             let dns = asked.as_ref().and_then(|asked| asked.spec.texts("dns")?.first().cloned());
-            let told = asked.as_ref().map(|asked| {
+            let actual = asked.as_ref().map(|asked| {
                 let interface = asked.spec.interface.as_ref().and_then(|uplink| uplink.interface());
                 [asked.policy.as_deref(), interface, dns.as_deref()]
             });
-            assert_eq!(told, expected, "{namespace} {pods:?} {containers:?}");
+            assert_eq!(actual, expected, "{namespace} {pods:?} {containers:?}");
         }
         let (pod, container) = of("default", &[], &[("steer.nonsense", "")]);
         assert!(asked(&config, &pod, &container).is_err() && asks(&pod, &container));

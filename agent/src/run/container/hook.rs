@@ -1,4 +1,4 @@
-//! What hooks of container runtimes do: steer a container that is about to start, and forget those that are gone.
+//! The hooks of container runtimes: steer a container that is about to start, and forget removed containers.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use crate::{
     run::{container, instance::Instance},
 };
 
-/// The files that grant what containers may ask for.
+/// The files that list what containers may ask for.
 #[derive(Clone, Debug)]
 pub struct Files {
     /// The configuration file.
@@ -29,7 +29,7 @@ impl Files {
     }
 }
 
-/// Gives a container that is about to start what is asked for it, or else lets it out of what holds it.
+/// Gives a container that is about to start the policy that it asks for. Without a request, releases it from `parent`.
 pub fn steer(
     files: &Files,
     instance: &Instance,
@@ -37,7 +37,7 @@ pub fn steer(
     asked: Option<(&Request, Asker)>,
 ) -> anyhow::Result<()> {
     let config = match files.read(instance) {
-        // One that is held stays so; another does not depend on what cannot be read.
+        // A steered container stays steered. Any other container does not depend on files that cannot be read.
         Err(error) if asked.is_none() => {
             log::debug!("{error:#}");
             return Ok(());

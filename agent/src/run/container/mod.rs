@@ -1,7 +1,7 @@
-//! A container's uplink: granted as the host allows, and in force before its program is executed, or refused.
+//! A container's uplink: the host grants it and it is in force before the container's program is executed, or the start is refused.
 //!
-//! **Invariant:** nothing here asks the daemon. A container is steered by files and pins alone, within a bounded time. What was not
-//! completed leaves nothing.
+//! **Invariant:** nothing here uses the daemon. Files and pins are enough to steer a container, within a bounded time. A failed
+//! attempt leaves nothing.
 
 pub mod classify;
 pub mod hook;
@@ -41,17 +41,17 @@ pub enum Error {
     /// The host does not allow it.
     #[error(transparent)]
     Refused(#[from] permit::Refused),
-    /// The uplink is not there.
+    /// The uplink does not exist.
     #[error(
-        "policy {policy}: {source}; the container does not start without (`missing = \"close\"` in [containers] lets it start closed)"
+        "policy {policy}: {source}; the container does not start without its uplink (`missing = \"close\"` in [containers] lets it start closed)"
     )]
     Missing {
-        /// By what it was to be steered.
+        /// The policy.
         policy: String,
-        /// What is there.
+        /// The state of the uplink.
         source: crate::host::link::Error,
     },
-    /// It has no cgroup of its own.
+    /// The container has no cgroup of its own.
     #[error(
         "process {pid} is in the root cgroup, whose policy would hold for the whole machine; give the container a cgroup of its own"
     )]
@@ -59,29 +59,29 @@ pub enum Error {
         /// Its process.
         pid: u32,
     },
-    /// It has no cgroup of its own.
-    #[error("the container is in {path}, as is what starts it, in {own}; give it a cgroup of its own")]
+    /// The container has no cgroup of its own.
+    #[error("the container is in {path}, and so is the process that starts it, in {own}; give it a cgroup of its own")]
     RuntimesCgroup {
         /// The container's cgroup.
         path: CgroupPath,
-        /// That of this process.
+        /// The cgroup of this process.
         own: CgroupPath,
     },
-    /// Its network namespace cannot be entered.
+    /// The container's network namespace cannot be entered.
     #[error("enter {file}: {source} (needs CAP_SYS_ADMIN)")]
     Netns {
-        /// By which file.
+        /// The file of the namespace.
         file: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The hierarchy.
+    /// The cgroup hierarchy failed.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
-    /// The attachment.
+    /// The attachment failed.
     #[error(transparent)]
     Attach(#[from] manual::Error),
-    /// The pins.
+    /// The pins failed.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
 }
@@ -91,8 +91,8 @@ pub enum Error {
 pub struct Container<'a> {
     /// One of its processes, as seen from here.
     pub pid: u32,
-    /// Its id. A cgroup that bears one that a runtime generated is all of the container: its processes may be in cgroups below, as
-    /// those of systemd in a container, and those of crun where systemd makes the cgroups.
+    /// Its id. If the name of a cgroup contains an id that a runtime generated, that cgroup is the whole container. The container's
+    /// processes may be in cgroups below it, as with systemd in a container, or with crun where systemd makes the cgroups.
     pub id: &'a str,
     /// Whether its program may have made sockets already.
     pub runs: bool,
@@ -101,16 +101,16 @@ pub struct Container<'a> {
 /// What is done with a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It gets a policy.
+    /// The container gets a policy.
     Steer(Grant),
-    /// It asks for nothing. It is released from the policy of `parent` of `[containers]`, and from no other.
+    /// The container has no request. It is released from the policy of `parent` of `[containers]`, and from no other.
     Release,
-    /// Nothing leaves it.
+    /// The container is closed: nothing leaves it.
     Close,
 }
 
 impl Action {
-    /// What is asked for, as far as it is granted. `None`: nothing is done.
+    /// The action for a request, if the host grants it. `None` if nothing is to be done.
     pub fn of(
         config: &Config,
         container: Container<'_>,
@@ -135,7 +135,7 @@ impl Action {
     }
 }
 
-/// Carries out an action, before the container's program is executed. Doing it again changes it. Returns the container's cgroup.
+/// Carries out an action, before the container's program is executed. Repeating it updates the policy. Returns the container's cgroup.
 pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Action) -> Result<CgroupPath, Error> {
     let hierarchy = Hierarchy::find()?;
     let process = Process::look_at(&hierarchy, container)?;
@@ -156,7 +156,7 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
     Ok(process.cgroup.path)
 }
 
-/// Sockets that the container's program has made already follow the policy, in the container's network namespace.
+/// Applies the policy to sockets that the container's program has made already, in the container's network namespace.
 fn take_over_sockets(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, process: &Process) -> Result<(), Error> {
     let (id, cookie) = (process.cgroup.id, process.netns_cookie);
     let taken_over = process.inside(|| {
@@ -170,15 +170,15 @@ fn take_over_sockets(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, process: &
     Ok(())
 }
 
-/// Forgets the containers that are gone. Nothing pinned is no error.
-pub fn forget(pins: &Pins, patience: Duration) -> Result<(), Error> {
-    let pins = pins.clone().with_patience(patience);
+/// Forgets the containers that are gone. If nothing is pinned, that is no error.
+pub fn forget(pins: &Pins, timeout: Duration) -> Result<(), Error> {
+    let pins = pins.clone().with_patience(timeout);
     let Some(lock) = pins.lock()? else { return Ok(()) };
     pins.notify_daemon(&lock)?;
     Ok(kernel::tidy(&pins, lock, &Hierarchy::find()?)?)
 }
 
-/// The policy as a record of the container's network namespace, with the uplink's index there.
+/// The record of the policy for the container's network namespace, with the uplink's index there.
 fn record(config: &Config, process: &Process, grant: &Grant) -> Result<PolicyRecord, Error> {
     let Grant { name, target } = grant;
     let links = if target.uplink.interface().is_some() { process.links()? } else { Table::default() };

@@ -1,7 +1,7 @@
-//! What is done when the runtime tells of containers: they are steered, or do not start.
+//! Handles the runtime's reports of containers: a container is steered, or does not start.
 //!
-//! **Invariant:** nothing is remembered from one container to the next: the configuration is read for each, and what is
-//! in force is in the pins. A container that runs already and cannot be steered gets nothing out.
+//! **Invariant:** no state is kept between containers: the configuration is read for each, and the state in force is in the
+//! pins. A running container that cannot be steered is closed.
 
 use std::{path::Path, sync::Arc};
 
@@ -29,21 +29,21 @@ use crate::{
     },
 };
 
-/// What the work needs, on whatever thread it is done.
+/// The state that the work needs, on any thread.
 #[derive(Debug)]
 pub struct Tools {
     /// The instance whose pins are changed.
     pub instance: Instance,
-    /// What containers may ask for.
+    /// The files that list what containers may ask for.
     pub files: Files,
 }
 
 /// The plugin.
 #[derive(Debug)]
 pub struct Steering {
-    /// What the work needs.
+    /// The state that the work needs.
     pub tools: Arc<Tools>,
-    /// Whether the runtime has told what there is since this was last cleared.
+    /// Whether the runtime has sent its list of containers since this was last cleared.
     pub is_synchronized: bool,
 }
 
@@ -54,7 +54,7 @@ impl Plugin for Steering {
         let tools = Arc::clone(&self.tools);
         on_a_thread(move || tools.catch_up(&pods, &containers)).await;
         if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-            log::warn!("the service manager cannot be told that the plugin is ready: {error}");
+            log::warn!("notify the service manager that the plugin is ready: {error}");
         }
     }
 
@@ -72,33 +72,33 @@ impl Plugin for Steering {
     async fn removed(&mut self, _pod: PodSandbox, _container: Container) {
         let tools = Arc::clone(&self.tools);
         if let Some(Err(error)) = on_a_thread(move || forget(&tools.instance)).await {
-            // The container is gone, and its links with it: what is left steers nothing.
+            // The container and its links are gone, so what is left steers nothing.
             log::warn!("{}; it is removed with the next container", describe(&error.into()));
         }
     }
 }
 
-/// Blocking work, which goes on if nobody waits for it any longer.
+/// Blocking work, which continues if its caller stops waiting.
 async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
 
 impl Tools {
-    /// The configuration as it is now. Whoever holds the lock is waited for less long than there is time for all, so
-    /// that the answer says what was waited for.
+    /// The current configuration. The wait for the lock is shorter than the whole time limit, so that the answer can name the
+    /// lock's holder.
     fn config(&self) -> anyhow::Result<Config> {
         let mut config = self.files.read(&self.instance)?;
         config.containers.timeout = config.containers.timeout.min(nri::PATIENCE * 4 / 5);
         Ok(config)
     }
 
-    /// A container that has not run its program.
+    /// Handles a container that has not executed its program.
     fn start(&self, pod: &PodSandbox, container: &Container) -> anyhow::Result<()> {
         let config = match self.config() {
             Ok(config) => config,
             Err(error) if classify::asks(pod, container) => return Err(error),
             Err(error) => {
-                log::error!("{} asks for nothing and is left alone: {}", name(pod, container), describe(&error));
+                log::error!("{} asks for nothing and is not changed: {}", name(pod, container), describe(&error));
                 return Ok(());
             }
         };
@@ -107,7 +107,7 @@ impl Tools {
             None => Ok(()),
         });
         match started {
-            // What the host keeps out of all this must start, whatever becomes of steer.
+            // A container that the host exempts must start, even if steer fails.
             Err(error) if classify::is_exempt(&config, pod) => {
                 log::error!("{} starts, and stays closed: {}", name(pod, container), describe(&error));
                 Ok(())
@@ -116,7 +116,7 @@ impl Tools {
         }
     }
 
-    /// Containers that started while nobody was asked.
+    /// Handles the containers that started while the plugin was not connected.
     fn catch_up(&self, pods: &[PodSandbox], containers: &[Container]) {
         let config = self.config();
         let nothing = PodSandbox::default();
@@ -136,7 +136,7 @@ impl Tools {
             let defaults = Config::default();
             let config = config.as_ref().unwrap_or(&defaults);
             if let Err(error) = self.steer(config, container, &Action::Close, true) {
-                log::error!("{what} runs on and is NOT closed: {}", describe(&error));
+                log::error!("{what} still runs and is NOT closed: {}", describe(&error));
             }
         }
     }
@@ -148,9 +148,9 @@ impl Tools {
         match self.steer(config, container, &action, runs) {
             Err(error) if matches!(error.downcast_ref(), Some(Error::Missing { .. })) => {
                 log::error!("{what} runs already, and is closed until its uplink is there: {}", describe(&error));
-                let mut patient = config.clone();
-                patient.containers.missing = Missing::Close;
-                self.steer(&patient, container, &action, runs).map(drop)
+                let mut waiting = config.clone();
+                waiting.containers.missing = Missing::Close;
+                self.steer(&waiting, container, &action, runs).map(drop)
             }
             Ok(cgroup) => {
                 log::info!("{what} runs already; {cgroup} is {}", described(&action));
@@ -166,17 +166,17 @@ impl Tools {
     }
 }
 
-/// What becomes of a container; nothing where nothing is to be done. This process's own is left alone: what steers must
-/// not wait for itself.
+/// The action for a container, or `None`. Without a request, the container of this process is exempt, so that the plugin does not
+/// wait for itself.
 fn action(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<Option<Action>> {
     let asked = classify::asked(config, pod, container)?;
     if container.pid == 0 {
-        anyhow::ensure!(asked.is_none(), "the runtime names no process of it");
+        anyhow::ensure!(asked.is_none(), "the runtime reports no process of the container");
         return Ok(None);
     }
     if asked.is_none() {
         let hierarchy = Hierarchy::find()?;
-        let cgroup = hierarchy.of_process(container.pid).context("its cgroup cannot be told")?;
+        let cgroup = hierarchy.of_process(container.pid).context("its cgroup cannot be determined")?;
         if !cgroup.is_root() && hierarchy.own()?.is_in(&cgroup) {
             return Ok(None);
         }
@@ -201,7 +201,7 @@ fn described(action: &Action) -> String {
     }
 }
 
-/// A container, as people know it.
+/// A container, by its names in the cluster.
 fn name(pod: &PodSandbox, container: &Container) -> String {
     format!("container {} of pod {}/{}", container.name, pod.namespace, pod.name)
 }

@@ -12,7 +12,7 @@ use crate::{
     kernel,
 };
 
-/// Where a container is.
+/// The location of a container.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) cgroup: Cgroup,
@@ -21,14 +21,14 @@ pub(super) struct Process {
     pub(super) netns_cookie: u64,
 }
 
-/// Whether a cgroup bears the id of a container, and that is one that a runtime has generated: 64 hexadecimal digits, by Docker,
-/// Podman, containerd's CRI and CRI-O. By a name that somebody chose, a cgroup could be taken that holds more than the container.
+/// Whether the name of a cgroup contains the id of a container, and a runtime generated the id: 64 hexadecimal digits (Docker,
+/// Podman, containerd's CRI, CRI-O). With an id that a user chose, the cgroup could hold more than the container.
 fn is_named_by(name: &str, id: &str) -> bool {
     id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && name.contains(id)
 }
 
 impl Process {
-    /// Looks at a container. Refuses what is no cgroup of a container: the root, and the one that this process is in, or one around it.
+    /// Finds a container. Refuses the root cgroup, and the cgroup of this process and its ancestors.
     pub(super) fn look_at(hierarchy: &Hierarchy, Container { pid, id, .. }: Container<'_>) -> Result<Self, Error> {
         let of_process = hierarchy.of_process(pid)?;
         if of_process.is_root() {
@@ -47,7 +47,7 @@ impl Process {
         Ok(Self { cgroup: hierarchy.open(&path)?, netns, netns_cookie })
     }
 
-    /// The links it has now.
+    /// Its current links.
     pub(super) fn links(&self) -> Result<Table, Error> {
         let read = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -57,7 +57,7 @@ impl Process {
         Ok(read.map_err(kernel::Error::from)?)
     }
 
-    /// Looks at things from inside its network namespace.
+    /// Runs a function inside its network namespace.
     pub(super) fn inside<T: Send>(&self, look: impl FnOnce() -> T + Send) -> Result<T, Error> {
         let entered = netns::inside(self.netns.as_fd(), look);
         entered.map_err(|source| Error::Netns { file: "the container's network namespace".to_owned(), source })

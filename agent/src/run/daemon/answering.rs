@@ -1,4 +1,4 @@
-//! What the API asks to be changed, carried out on the worker.
+//! The requests of the API that change something, carried out on the worker.
 
 use axum::http::StatusCode;
 use tokio::sync::watch;
@@ -12,14 +12,14 @@ use crate::{
     run::api::{PolicyDocument, PolicyRequest, Problem, Reply, Request, View},
 };
 
-/// What an answer needs.
+/// The state that an answer needs.
 pub(super) struct Answering<'a> {
     pub(super) store: &'a Store,
     pub(super) steering: &'a mut Steering,
     pub(super) view: &'a watch::Sender<View>,
 }
 
-/// Why something asked for was not done, or not to its end: then the daemon tries again.
+/// Why a request was not carried out, or not completely. If it was not complete, the daemon retries.
 struct Failure {
     problem: Box<Problem>,
     unfinished: Option<Box<kernel::Error>>,
@@ -32,7 +32,7 @@ impl<P: Into<Problem>> From<P> for Failure {
 }
 
 impl Answering<'_> {
-    /// Answers. The error is that of carrying out what was asked. A request whose client waits no longer is not carried out.
+    /// Answers a request. The error is that of carrying it out. A request whose client no longer waits is dropped.
     pub(super) fn answer(mut self, request: Request) -> Result<(), kernel::Error> {
         match request {
             request if request.is_abandoned() => Ok(()),
@@ -59,10 +59,11 @@ impl Answering<'_> {
         self.carry_out()
     }
 
-    /// As when a file changes: no policy at all is more likely a mistake.
+    /// As after a change of the files, an empty set of policies is refused: it is more likely a mistake.
     fn reload(&mut self) -> Result<(), Failure> {
         if self.store.read()?.policies.is_empty() && self.steering.has_policies() {
-            let detail = "there is no policy in the files, and what was in force stays so: `steer off` ends steering";
+            let detail =
+                "there is no policy in the files; the previous policies stay in force (`steer off` ends steering)";
             return Err(Problem::new(StatusCode::CONFLICT, detail).into());
         }
         self.carry_out()?;
@@ -70,7 +71,7 @@ impl Answering<'_> {
         Ok(())
     }
 
-    /// Reads all there is, and makes it so. Here no policy at all is as good as any other number: somebody asked for it.
+    /// Reads the files and applies them. An empty set of policies is allowed: the request asked for it.
     fn carry_out(&mut self) -> Result<(), Failure> {
         let config = self.store.read()?;
         if let Some(emptied) = self.steering.policies().emptied_by(&config) {
@@ -79,13 +80,15 @@ impl Answering<'_> {
         self.steering.set_policies(Policies::new(config));
         show_policies(self.view, self.steering);
         self.steering.converge().map_err(|error| Failure {
-            problem: Box::new(Problem::internal(&format!("kept, but not carried out yet, and tried again: {error}"))),
+            problem: Box::new(Problem::internal(&format!(
+                "kept, but not carried out yet; the daemon retries: {error}"
+            ))),
             unfinished: Some(Box::new(error)),
         })
     }
 }
 
-/// Whoever has asked and gone away needs no answer.
+/// A client that has disconnected gets no answer.
 fn answer_to<T>(reply: Reply<T>, answer: Result<T, Failure>) -> Result<(), kernel::Error> {
     let (answer, unfinished) = match answer {
         Ok(answer) => (Ok(answer), None),

@@ -1,4 +1,4 @@
-//! Everything the daemon waits for, as one closed enum.
+//! All events that the daemon waits for, as one closed enum.
 
 use anyhow::Context as _;
 use tokio::{
@@ -18,28 +18,28 @@ use crate::{
     run::api,
 };
 
-/// What happened.
+/// An event.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// The links are these now.
+    /// The links have changed.
     Links(Table),
-    /// They could not be read, which is tried again.
+    /// The links could not be read. The read is retried.
     LinksUnread(link::Error),
-    /// Those in the network namespace of a container.
-    TheirLinks(follow::Change),
+    /// The links in the network namespace of a container.
+    NamespaceLinks(follow::Change),
     Cgroups(cgroup::Report),
     Files(files::Change),
     Hangup,
     Terminate,
-    /// The API asks.
-    Asked(api::Request),
+    /// A request of the API.
+    Request(api::Request),
 }
 
-/// Where events come from.
+/// The sources of events.
 pub(super) struct Sources {
     links: link::Watch,
     cgroups: cgroup::Reports,
-    their_links: mpsc::Receiver<follow::Change>,
+    namespace_links: mpsc::Receiver<follow::Change>,
     files: mpsc::Receiver<files::Change>,
     hangup: Signal,
     terminate: Signal,
@@ -52,14 +52,14 @@ impl Sources {
         store: &Store,
         pins: &Pins,
         cgroups: cgroup::Reports,
-        their_links: mpsc::Receiver<follow::Change>,
+        namespace_links: mpsc::Receiver<follow::Change>,
         requests: mpsc::Receiver<api::Request>,
     ) -> anyhow::Result<Self> {
         let on = |kind: SignalKind| signal(kind).context("install a signal handler");
         Ok(Self {
             links: link::Watch::new()?,
             cgroups,
-            their_links,
+            namespace_links,
             files: files::watch(store, pins.root()).context("watch the configuration and the pins")?,
             hangup: on(SignalKind::hangup())?,
             terminate: on(SignalKind::terminate())?,
@@ -68,7 +68,7 @@ impl Sources {
         })
     }
 
-    /// The links, once they have been read; `None`: the daemon is to end.
+    /// The links, once they have been read. `None` if the daemon is to end.
     pub(super) async fn first_links(&mut self) -> anyhow::Result<Option<Table>> {
         tokio::select! {
             links = self.links.next() => Ok(Some(links?.clone())),
@@ -77,7 +77,7 @@ impl Sources {
         }
     }
 
-    /// Waits for the next event. Where several wait, each may be the next one.
+    /// Waits for the next event. Where several are ready, any of them may be next.
     pub(super) async fn next(&mut self) -> anyhow::Result<Event> {
         tokio::select! {
             _ = self.terminate.recv() => Ok(Event::Terminate),
@@ -87,11 +87,11 @@ impl Sources {
                 Ok(links) => Ok(Event::Links(links.clone())),
                 Err(error) => Ok(Event::LinksUnread(error)),
             },
-            Some(change) = self.their_links.recv() => Ok(Event::TheirLinks(change)),
+            Some(change) = self.namespace_links.recv() => Ok(Event::NamespaceLinks(change)),
             report = self.cgroups.next() => Ok(Event::Cgroups(report?)),
             change = self.files.recv() => Ok(Event::Files(change.context("the thread that watches files has ended")?)),
-            // None once nobody can ask any more, as when the API could not be started.
-            Some(request) = self.requests.recv() => Ok(Event::Asked(request)),
+            // The channel closes if the API could not be started.
+            Some(request) = self.requests.recv() => Ok(Event::Request(request)),
         }
     }
 }

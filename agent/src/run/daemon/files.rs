@@ -1,8 +1,8 @@
-//! The paths that steer the daemon itself: the files of policies, and the pin directory that `steer off` removes.
+//! Watches the policy files, and the pin directory that `steer off` removes.
 //!
-//! They are looked at on a thread of their own, because a file system may keep a reader waiting.
+//! A separate thread reads them, because a file system may block a reader.
 //!
-//! **Invariant:** a file that is still being written is not reported: half a configuration can be a valid one.
+//! **Invariant:** a file that is still being written is not reported, because a partial configuration can be valid.
 
 use std::{
     ffi::OsStr,
@@ -22,13 +22,13 @@ use crate::{
     kernel::{CHANGED_MANUALLY, DAEMON_DIRECTORY},
 };
 
-/// How long a file must have stayed the same.
+/// How long a file must be unchanged before it is reported.
 const SETTLED: Duration = Duration::from_millis(20);
 
-/// How many changes may be on their way to the daemon's loop, which takes them at once.
+/// Queued changes for the daemon's loop, which takes them immediately.
 const WAITING: usize = 4;
 
-/// What changed.
+/// A change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// The configuration has been written or replaced.
@@ -39,7 +39,7 @@ pub(super) enum Change {
     Manual,
 }
 
-/// Watches on a thread of its own, which ends when it fails and when nobody listens. What changes comes out of the other end.
+/// Watches on a separate thread, which ends when it fails or when the receiver is dropped. Returns the receiver of changes.
 pub(super) fn watch(store: &Store, pins: &Path) -> io::Result<mpsc::Receiver<Change>> {
     let (changes, receiver) = mpsc::channel(WAITING);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -66,16 +66,16 @@ struct Watch {
     events: EventStream<[u8; 4096]>,
     pins: WatchDescriptor,
     commands: WatchDescriptor,
-    /// Directories in which every file with the right ending counts.
+    /// Directories in which every file with the right ending is a policy file.
     directories: Vec<WatchDescriptor>,
     store: Store,
-    /// What was there when it was told last: a name may lead to another file by a link in the midst of its path, as Kubernetes
-    /// replaces what it mounts.
+    /// What was last reported. It is compared because a symbolic link within the path can lead to another file, as where
+    /// Kubernetes replaces the files that it mounts.
     known: Fingerprint,
     changing: Option<(Fingerprint, Instant)>,
 }
 
-/// Differs whenever a file has been written, replaced, added or removed.
+/// The state of the files. It differs whenever a file was written, replaced, added or removed.
 #[derive(PartialEq, Eq)]
 struct Fingerprint(Vec<(PathBuf, Option<Version>)>);
 
@@ -93,8 +93,8 @@ impl Fingerprint {
 }
 
 impl Watch {
-    /// Watches the directory of the file, for editors and packagers replace files instead of writing them; and the directories of
-    /// policies, which are made where that is possible.
+    /// Watches the directory of the file, because editors and package managers replace files instead of writing them, and the
+    /// directories of policies. Creates these directories where that is possible.
     fn new(store: &Store, pins: &Path) -> io::Result<Self> {
         let file = std::path::absolute(store.file())?;
         let target = file.canonicalize()?;
@@ -142,7 +142,8 @@ impl Watch {
             }
             let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
             let name = event.name.as_deref();
-            // The daemon's own directory goes first; that of the pins is not reported, for this process holds it.
+            // The daemon's own directory is removed first. The removal of the pins' directory is not reported while this process has it
+            // open.
             if event.wd == self.pins && name == Some(OsStr::new(DAEMON_DIRECTORY)) {
                 return Ok(Change::Pins);
             }

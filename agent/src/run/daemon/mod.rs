@@ -1,20 +1,20 @@
-//! The daemon: re-enters the pipe at `config` when the file changes, at `interface` when a link does, at `cgroup` when one
-//! comes or goes.
+//! The daemon: reads the configuration again when a file changes, the links when a link changes, and the cgroups when a cgroup
+//! is created or removed.
 //!
 //! ```text
 //! links, namespaces, cgroups, files, signals, requests
-//!         -> the loop (this file): collects, never waits for anything else
-//!         -> work: what waits, collapsed and bounded; classes take turns
+//!         -> the loop (this file): collects events; it waits for nothing else
+//!         -> work: the queue, collapsed and bounded; classes take turns
 //!         -> the worker: one thread, one turn at a time, under the lock
 //! ```
 //!
-//! Threads of their own also read all links, look for the namespaces of containers, look at files, and answer the API.
+//! Other threads read all links, find the namespaces of containers, watch files, and serve the API.
 //!
-//! It holds nothing that is not pinned or read from the host, so it may be killed at any moment; the next one adopts what
-//! it finds.
+//! All of its state is pinned or can be read from the host, so it may be killed at any moment. The next daemon adopts that
+//! state.
 //!
-//! **Invariant:** nothing blocks on the loop: no lock is waited for, no file is read, no request is sent to the kernel that
-//! waits for others. Every queue has a bound.
+//! **Invariant:** nothing blocks the loop: it does not wait for a lock, read a file, or send a blocking request to the kernel.
+//! Every queue has a bound.
 
 mod answering;
 mod event;
@@ -47,30 +47,30 @@ use event::{Event, Sources};
 use work::Queue;
 use worker::{Worker, Working};
 
-/// How long a change waits for the lock. Shorter than a client of the API waits for its answer.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a turn may take to end after SIGTERM. One that waits for the lock is left.
+/// How long a change waits for the lock. It is shorter than a client of the API waits for its answer.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a turn may take to end after SIGTERM. A turn that still waits for the lock is abandoned.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// How to run.
+/// The options of a run.
 #[derive(Debug)]
 pub struct Options {
-    /// The configuration, read again when it changes.
+    /// The policy files, read again when they change.
     pub store: Store,
-    /// Where the API listens.
+    /// The path of the API's socket.
     pub socket: PathBuf,
-    /// The group that may read by the API.
+    /// The group that may read through the API.
     pub socket_group: Option<String>,
-    /// Where metrics are served beside, without asking who wants them.
+    /// The additional TCP address of the metrics, without authentication.
     pub metrics: Option<SocketAddr>,
-    /// What the kernel programs log.
+    /// The log level of the kernel programs.
     pub kernel_log: LogLevel,
 }
 
-/// The configuration has no policy although policies are in force: more likely cut off than meant.
+/// The configuration has no policy although policies are in force. The file is more likely truncated than meant to be empty.
 #[derive(Debug, Error)]
 #[error(
-    "{} has no policy, but policies of an earlier one are in force and stay so: name them again, or end steering by `steer off`",
+    "{} has no policy, but policies of an earlier one are in force and stay in force: add them again, or end steering with `steer off`",
     .0.display()
 )]
 pub struct Emptied(PathBuf);
@@ -83,10 +83,10 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         bail!("another steer daemon is running on {}; stop it first, or use another --bpffs", pins.root().display());
     };
     let mut object = kernel::load(&pins, &lock, options.kernel_log)?;
-    let pins = pins.with_patience(LOCK_PATIENCE);
+    let pins = pins.with_patience(LOCK_TIMEOUT);
     let mut datapath = Datapath::open(&pins)?.context("the pins just made are gone")?;
     if config.policies.is_empty() && datapath.policies()?.iter().any(|entry| entry.is_owned_by(Owner::Config)) {
-        // What is attached runs the programs that are pinned now, all the same.
+        // Attached links run the pinned programs, which are current, in any case.
         datapath.refresh(&lock, &hierarchy)?;
         return Err(Emptied(options.store.file().to_owned()).into());
     }
@@ -97,14 +97,14 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     };
 
     let (control, requests, view) = Control::new(pins.clone());
-    let (namespaces, their_links) = Namespaces::new();
+    let (namespaces, namespace_links) = Namespaces::new();
     let (watch, cgroups) = cgroup::watch()?;
-    let mut sources = Sources::new(&options.store, &pins, cgroups, their_links, requests)?;
+    let mut sources = Sources::new(&options.store, &pins, cgroups, namespace_links, requests)?;
     let steering = Steering::new(datapath, hierarchy, watch, Policies::new(config), namespaces)?;
     let queue = Arc::new(Queue::default());
     let worker =
         Worker { steering, store: options.store.clone(), queue: Arc::clone(&queue), view, _daemon_lock: daemon_lock };
-    // Without the table of all links every uplink would look missing.
+    // Without the table of all links, every uplink would appear to be missing.
     let Some(links) = sources.first_links().await? else { return Ok(()) };
     let Working { mut ready, mut ended } = worker.start(links).context("start the worker")?;
 
@@ -115,7 +115,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
             event = sources.next() => event?,
             result = &mut ready, if !is_ready => {
                 is_ready = true;
-                // Otherwise the start has failed, and the worker ends with the reason.
+                // Otherwise the start failed, and the worker ends with the reason.
                 if result.is_err() {
                     continue;
                 }
@@ -129,18 +129,18 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         };
         match event {
             Event::Links(links) => queue.add(|work| work.links(links)),
-            Event::LinksUnread(error) => log::error!("{error}; trying again"),
-            Event::TheirLinks(change) => queue.add(|work| work.namespace(change)),
+            Event::LinksUnread(error) => log::error!("{error}; retrying"),
+            Event::NamespaceLinks(change) => queue.add(|work| work.namespace(change)),
             Event::Cgroups(Report::Changed(directory, name)) => queue.add(|work| work.cgroup(directory, name)),
             Event::Cgroups(Report::Closed(directory)) => queue.add(|work| work.close(directory)),
             Event::Cgroups(Report::Lost) => {
-                log::warn!("the kernel dropped reports of new cgroups; looking at all of them again");
+                log::warn!("the kernel dropped reports of new cgroups; reading all of them again");
                 queue.add(work::Work::catch_up);
             }
             Event::Files(files::Change::Config) => queue.add(|work| work.files(false)),
             Event::Hangup => queue.add(|work| work.files(true)),
             Event::Files(files::Change::Manual) => queue.add(work::Work::catch_up),
-            Event::Asked(request) => {
+            Event::Request(request) => {
                 if let Err(request) = queue.add(|work| work.request(request)) {
                     request.refuse();
                 }
@@ -150,28 +150,28 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
                 break;
             }
             Event::Terminate => {
-                log::info!("ending; what is steered stays steered (`steer off` ends that)");
+                log::info!("ending; steered cgroups stay steered (`steer off` ends steering)");
                 break;
             }
         }
     }
     queue.stop();
-    // Whether it ends in time or not, what it has done so far is in force.
+    // Whether it ends in time or not, the changes that it has made are in force.
     let _ = timeout(GRACE, &mut ended).await;
     drop(serving);
     Ok(())
 }
 
-/// What loading the programs took, mostly for the kernel's types, is not needed again.
+/// Returns memory that was needed only to load the programs, mostly for the kernel's types.
 fn give_back_memory() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: no pointers; glibc only gives free pages back.
+    // SAFETY: no pointers; glibc only returns free pages.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// Begins to answer. Without an API there is still steering.
+/// Starts the API. Without it, steering continues.
 fn serve(options: &Options, control: Control, pins: &Pins) -> Option<Serving> {
     let metrics = options.metrics.and_then(|address| match api::bind_metrics(address) {
         Ok(listener) => Some(listener),
@@ -188,10 +188,7 @@ fn serve(options: &Options, control: Control, pins: &Pins) -> Option<Serving> {
             Some(serving)
         }
         Err(error) => {
-            log::error!(
-                "there is no API, and steering goes on without: listen at {}: {error}",
-                options.socket.display()
-            );
+            log::error!("steering continues without the API: listen at {}: {error}", options.socket.display());
             None
         }
     }
@@ -199,7 +196,7 @@ fn serve(options: &Options, control: Control, pins: &Pins) -> Option<Serving> {
 
 fn spawn_kernel_log(object: &mut aya::Ebpf) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let logger = aya_log::EbpfLogger::init(object).context("open the kernel programs' log")?;
-    // SAFETY: the ring stays open, and the same, for as long as the `AsyncFd` owns it.
+    // SAFETY: the ring stays open and the same while the `AsyncFd` owns it.
     let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
     Ok(tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {

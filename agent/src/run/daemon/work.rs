@@ -1,11 +1,11 @@
-//! What waits for the worker, collapsed: of links the newest table, of a namespace its newest report, of cgroups each name once.
+//! The worker's queue, collapsed: the newest table of links, the newest report of each namespace, and each cgroup's name once.
 //!
-//! The worker takes turns. In each, links of the daemon's own namespace come first: an uplink that is gone is closed before a
-//! new cgroup is attached. With them comes one item of one class, and the classes take turns; within a class, namespaces and the
-//! directories of cgroups take turns.
+//! The worker takes turns. Each turn begins with the links of the daemon's own namespace, so that an uplink that is gone is
+//! closed before a new cgroup is attached. Then it takes one item of one class. The classes take turns. Within a class,
+//! namespaces and the directories of cgroups take turns.
 //!
-//! **Invariant:** everything here is bounded. Past a bound nothing is lost: a directory is listed again, and a request is
-//! refused.
+//! **Invariant:** every queue here is bounded, and no change is lost at a bound: the directory is listed again, or the request
+//! is refused.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -20,42 +20,42 @@ use crate::{
     run::api::Request,
 };
 
-/// How many names of one directory are kept. When more change, the directory is listed.
+/// How many names of one directory are kept. If more change, the directory is listed.
 const NAMES: usize = 256;
-/// How many requests wait.
+/// How many requests can be queued.
 const REQUESTS: usize = 16;
-/// How many classes of items there are.
+/// The number of classes of items.
 const CLASSES: usize = 4;
 
-/// What the worker does next.
+/// The next turn of the worker.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
-    /// The links of the daemon's own namespace, where they have changed.
+    /// The links of the daemon's own namespace, if they have changed.
     pub(super) links: Option<Table>,
-    /// What else.
+    /// The item.
     pub(super) item: Option<Item>,
 }
 
-/// One item.
+/// An item of work.
 #[derive(Debug)]
 pub(super) enum Item {
     /// The links of a container's namespace.
     Namespace(follow::Change),
-    /// A cgroup came or went.
+    /// A cgroup was created or removed.
     Cgroup(Directory, String),
-    /// Not all names of a directory were kept: those after the given one are listed.
+    /// Some names of a directory were not kept: those after the given name are listed.
     List(Directory, Option<String>),
-    /// A directory is gone.
+    /// A directory was removed.
     Close(Directory),
-    /// The files are read. `always`: carried out also when they say the same as before.
+    /// The files are read. `always`: they are applied even if they have not changed.
     Files { always: bool },
-    /// Everything is looked at again.
+    /// All state is read and applied again.
     CatchUp,
-    /// The API asks.
+    /// A request of the API.
     Request(Request),
 }
 
-/// What waits.
+/// The queue.
 #[derive(Default)]
 pub(super) struct Work {
     links: Option<Table>,
@@ -64,13 +64,13 @@ pub(super) struct Work {
     files: Option<bool>,
     catch_up: bool,
     requests: VecDeque<Request>,
-    /// The class that is asked first for the next item.
+    /// The class that is checked first for the next item.
     class: usize,
     stopped: bool,
 }
 
 impl Work {
-    /// The links of the daemon's own namespace are these.
+    /// The links of the daemon's own namespace have changed.
     pub(super) fn links(&mut self, links: Table) {
         self.links = Some(links);
     }
@@ -81,12 +81,12 @@ impl Work {
         *waiting = Some(change);
     }
 
-    /// A cgroup of this name came or went.
+    /// A cgroup of this name was created or removed.
     pub(super) fn cgroup(&mut self, directory: Directory, name: String) {
         self.cgroups.entry(directory).get_or_insert_default().changed(name);
     }
 
-    /// These names of a directory were listed, and there are more after `next`.
+    /// These names of a directory were listed. After `next` there are more.
     pub(super) fn listed(&mut self, directory: Directory, names: Vec<String>, next: Option<String>) {
         if names.is_empty() && next.is_none() {
             return;
@@ -96,7 +96,7 @@ impl Work {
         waiting.next = next;
     }
 
-    /// A directory is gone.
+    /// A directory was removed.
     pub(super) fn close(&mut self, directory: Directory) {
         self.cgroups.entry(directory).get_or_insert_default().closed = true;
     }
@@ -111,7 +111,7 @@ impl Work {
         self.catch_up = true;
     }
 
-    /// A request, given back when too many wait.
+    /// Adds a request. Returns it if too many are queued.
     pub(super) fn request(&mut self, request: Request) -> Result<(), Request> {
         if self.requests.len() == REQUESTS {
             return Err(request);
@@ -150,20 +150,20 @@ impl Work {
     }
 }
 
-/// What waits of one directory of cgroups.
+/// The queued work of one directory of cgroups.
 #[derive(Default)]
 struct Names {
     kept: BTreeSet<String>,
-    /// Where the listing goes on.
+    /// Where the listing continues.
     next: Option<String>,
-    /// Some names were not kept: it is listed from the start, after those that were kept.
+    /// Some names were not kept: the directory is listed from the start, after the names that were kept.
     list: bool,
     closed: bool,
 }
 
 impl Names {
     fn changed(&mut self, name: String) {
-        // What comes after the first name that was not kept is found by the listing.
+        // The listing finds all names after the first one that was not kept.
         if self.list || self.kept.len() >= NAMES && !self.kept.contains(&name) {
             self.list = true;
         } else {
@@ -189,7 +189,7 @@ impl Names {
     }
 }
 
-/// Values by key, whose keys take turns.
+/// Values by key. The keys take turns.
 struct Turns<K, V> {
     order: VecDeque<K>,
     values: HashMap<K, Option<V>>,
@@ -202,7 +202,7 @@ impl<K, V> Default for Turns<K, V> {
 }
 
 impl<K: Copy + Eq + Hash, V> Turns<K, V> {
-    /// The place of a key, which is last in the order if it is new.
+    /// The entry of a key. A new key is last in the order.
     fn entry(&mut self, key: K) -> &mut Option<V> {
         let Self { order, values } = self;
         values.entry(key).or_insert_with(|| {
@@ -218,7 +218,7 @@ impl<K: Copy + Eq + Hash, V> Turns<K, V> {
     }
 }
 
-/// The work, shared by the loop, which adds, and the worker, which takes.
+/// The queue, shared by the loop, which adds work, and the worker, which takes it.
 #[derive(Default)]
 pub(super) struct Queue {
     work: Mutex<Work>,
@@ -233,12 +233,12 @@ impl Queue {
         added
     }
 
-    /// The worker ends after its present turn.
+    /// Lets the worker end after its current turn.
     pub(super) fn stop(&self) {
         self.add(|work| work.stopped = true);
     }
 
-    /// Waits for the next turn; `None`: the end. At `retry` everything is to be looked at again.
+    /// Waits for the next turn. `None` if the worker is to end. At `retry`, all state is read and applied again.
     pub(super) fn next(&self, mut retry: Option<Instant>) -> Option<Turn> {
         let mut work = self.work();
         loop {
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_requests_wait() {
+    fn the_number_of_queued_requests_is_bounded() {
         let mut work = Work::default();
         assert!((0..REQUESTS).all(|_| work.request(request()).is_ok()));
         assert!(work.request(request()).is_err());

@@ -1,9 +1,9 @@
-//! The worker: one thread that carries everything out, a turn at a time.
+//! The worker: one thread that makes all changes, a turn at a time.
 //!
-//! It may wait: for the lock, for the kernel, for files. The loop does not.
+//! It may block on the lock, on the kernel, and on files. The loop does not.
 //!
-//! **Invariant:** nothing but this thread changes anything, and it holds the daemon's lock as long as it runs. A turn that fails
-//! is logged, leaves in force what was, and is not forgotten: everything is looked at again until that succeeds.
+//! **Invariant:** only this thread makes changes, and it holds the daemon's lock while it runs. A turn that fails is logged and
+//! leaves the previous state in force. The worker then reads and applies all state again until that succeeds.
 
 use std::{
     sync::Arc,
@@ -25,36 +25,36 @@ use crate::{
     run::api::View,
 };
 
-/// How long after a failure everything is looked at again.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The delay after a failure until all state is read again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// What the worker works with.
+/// The worker's state.
 pub(super) struct Worker {
     pub(super) steering: Steering,
     pub(super) store: Store,
     pub(super) queue: Arc<Queue>,
-    /// What is shown of it.
+    /// The published view of the state.
     pub(super) view: watch::Sender<View>,
     /// Held until the worker ends.
     pub(super) _daemon_lock: DaemonLock,
 }
 
-/// What the loop learns of the worker.
+/// The worker's messages to the loop.
 pub(super) struct Working {
-    /// All that was to be steered at the start is.
+    /// The initial state is in force.
     pub(super) ready: oneshot::Receiver<()>,
-    /// It has ended: after a failed start, when steer was switched off, or because it was stopped.
+    /// The worker has ended: after a failed start, when steer was switched off, or because it was stopped.
     pub(super) ended: oneshot::Receiver<anyhow::Result<()>>,
 }
 
 impl Worker {
-    /// Starts the thread, which first carries everything out.
+    /// Starts the thread, which first applies the configuration.
     pub(super) fn start(mut self, links: Table) -> std::io::Result<Working> {
         let (is_ready, ready) = oneshot::channel();
         let (has_ended, ended) = oneshot::channel();
         let work = move || {
             let worked = self.carry_out_all(links).map(|()| {
-                // Nobody listens when the loop has ended.
+                // The receiver is gone when the loop has ended.
                 let _ = is_ready.send(());
                 self.work();
             });
@@ -71,7 +71,7 @@ impl Worker {
         self.steering.replace_other_versions()
     }
 
-    /// Takes turns until the end.
+    /// Takes turns until it is to end.
     fn work(&mut self) {
         let mut retry = None;
         while let Some(turn) = self.queue.next(retry) {
@@ -81,8 +81,8 @@ impl Worker {
                 Ok(()) => {}
                 Err(Error::SwitchedOff { .. }) => return log::info!("ending; steer was switched off"),
                 Err(error) => {
-                    log::error!("{error}; trying again in {} s", PATIENCE.as_secs());
-                    retry = Some(Instant::now() + PATIENCE);
+                    log::error!("{error}; retrying in {} s", RETRY_DELAY.as_secs());
+                    retry = Some(Instant::now() + RETRY_DELAY);
                 }
             }
             let behind = retry.is_some();
@@ -126,14 +126,14 @@ impl Worker {
         show_policies(&self.view, &self.steering);
     }
 
-    /// A bad file is reported and changes nothing. Unless it must be done `always`, what is as before is not carried out again.
+    /// Reads the files. A bad file is reported and changes nothing. Unchanged policies are applied again only if `always` is set.
     fn reload(&mut self, always: bool) -> Result<(), Error> {
         let (store, steering) = (&self.store, &mut self.steering);
         let file = store.file().display();
         match store.read() {
-            // More likely cut off than meant; and what it would mean is that nothing is steered any more.
+            // The file is more likely truncated than meant to be empty; an empty one would end all steering.
             Ok(config) if config.policies.is_empty() && steering.has_policies() => log::error!(
-                "{file} has no policy and was not reloaded; what was in force stays so (`steer off` ends steering)"
+                "{file} has no policy and was not reloaded; the previous policies stay in force (`steer off` ends steering)"
             ),
             Ok(config) => {
                 if let Some(emptied) = steering.policies().emptied_by(&config) {
@@ -152,7 +152,7 @@ impl Worker {
                 for line in error.to_string().lines() {
                     log::error!("{line}");
                 }
-                log::error!("{file} was not reloaded; what was in force stays so");
+                log::error!("{file} was not reloaded; the previous policies stay in force");
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
-//! `steer hook nri`: a plugin that containerd and CRI-O ask before a container starts.
+//! `steer hook nri`: a plugin that containerd and CRI-O call before a container starts.
 //!
-//! **Invariant:** as long as it runs, it is registered or trying to be: a runtime that is not there, or goes, or
-//! refuses, is asked again soon, for it starts containers meanwhile without asking.
+//! **Invariant:** while it runs, it is registered or tries to register. If the runtime is missing, ends or refuses, it retries
+//! soon, because the runtime meanwhile starts containers without it.
 
 use std::{
     convert::Infallible,
@@ -30,38 +30,38 @@ use crate::{
     },
 };
 
-/// How soon the runtime is asked again, and how rarely at the most.
+/// The shortest and the longest delay between attempts.
 const SOON: Duration = Duration::from_millis(20);
 const AT_THE_LATEST: Duration = Duration::from_millis(250);
 
 /// Arguments of `steer hook nri`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A container starts steered as its annotations or those of its pod ask, or does not start. While no \
-                  plugin is registered, the runtime starts containers without asking; `parent` in [containers] holds \
-                  them closed. SIGTERM and SIGINT end it and leave in force what is."
+    after_help = "A container starts steered by its annotations or those of its pod, or does not start. While no \
+                  plugin is registered, the runtime starts containers without it; `parent` in [containers] holds \
+                  them closed. SIGTERM and SIGINT end the plugin and leave enforcement in place."
 )]
 pub(super) struct Args {
     #[command(flatten)]
     files: FilesArgs,
-    /// Where the runtime waits for plugins
+    /// The runtime's socket for plugins
     #[arg(long, value_name = "SOCKET", default_value = "/var/run/nri/nri.sock")]
     nri_socket: PathBuf,
     /// Name of the plugin
     #[arg(long, default_value = "steer")]
     name: String,
-    /// Two digits; plugins are asked in this order
+    /// Two digits, which order the plugins
     #[arg(long, default_value = "10", value_parser = index)]
     index: String,
 }
 
 fn index(text: &str) -> Result<String, String> {
     let is_index = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_index.then(|| text.to_owned()).ok_or_else(|| "expected two digits, as 10".to_owned())
+    is_index.then(|| text.to_owned()).ok_or_else(|| "expected two digits, such as 10".to_owned())
 }
 
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
-    // What is wrong from the beginning is told at once.
+    // Report permanent errors immediately.
     let files = args.files.files();
     files.read(instance)?;
     require_privilege("hook nri")?;
@@ -78,14 +78,14 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
             _ = interrupt.recv() => {}
         }
         log::info!(
-            "ending; what is steered stays steered, and containers that start now are not (`steer off` ends steering)"
+            "ending; steered containers stay steered, containers that start now are not steered (`steer off` ends steering)"
         );
         anyhow::Ok(())
     })??;
     Ok(ExitCode::SUCCESS)
 }
 
-/// One connection after the other. What is in the way is logged once, until it is out of the way.
+/// Keeps a connection to the runtime. Logs an obstacle once, until it is gone.
 async fn follow(socket: &Path, identity: &Identity, steering: &mut Steering) -> Infallible {
     let mut wait = SOON;
     let mut is_told = false;
@@ -109,7 +109,7 @@ async fn follow(socket: &Path, identity: &Identity, steering: &mut Steering) -> 
             (wait, is_told) = (SOON, false);
         }
         if !is_told {
-            log::warn!("{obstacle}; until the runtime is there again, containers start without steer being asked");
+            log::warn!("{obstacle}; until the runtime is there again, containers start without steer");
             is_told = true;
         }
         tokio::time::sleep(wait).await;

@@ -1,26 +1,26 @@
 //! Frames: two connections on one socket, and the ttrpc messages on each.
 //!
 //! A frame is the connection's number and a length, both 32 bits with the highest byte first, and that many bytes. The
-//! bytes of one connection, put together, are messages: length and stream, 32 bits each, type and flags, 8 bits each,
-//! and the body.
+//! concatenated bytes of one connection are messages: length and stream, 32 bits each, type and flags, 8 bits each, and the
+//! body.
 //!
-//! **Invariant:** no length is believed beyond [`MESSAGE_LIMIT`], so no more than a message for each connection and one
-//! frame are ever kept. Where a frame ends says nothing about where a message does.
+//! **Invariant:** a length above [`MESSAGE_LIMIT`] is an error, so at most a message for each connection and one frame are
+//! kept. The end of a frame need not be the end of a message.
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
 
 use super::Error;
 
-/// The longest body of a message, as in ttrpc.
+/// The maximum length of a message's body, as in ttrpc.
 pub(super) const MESSAGE_LIMIT: usize = 4 << 20;
-/// Length, stream, type and flags.
+/// The size of a message's header: length, stream, type and flags.
 const MESSAGE_HEADER: usize = 10;
-/// Connection and length.
+/// The size of a frame's header: connection and length.
 const FRAME_HEADER: usize = 8;
-/// The longest content of a frame.
+/// The maximum length of a frame's content.
 const FRAME_LIMIT: usize = MESSAGE_HEADER + MESSAGE_LIMIT;
 
-/// Who calls.
+/// A connection, by its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
     /// The runtime calls the plugin.
@@ -50,12 +50,12 @@ impl TryFrom<u32> for Connection {
     }
 }
 
-/// What a message is.
+/// The type of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A call.
     Request,
-    /// The answer to one, with the same stream.
+    /// The answer to a call, with the same stream.
     Response,
 }
 
@@ -80,26 +80,26 @@ impl TryFrom<u8> for Kind {
     }
 }
 
-/// A whole message.
+/// A complete message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// By which connection it came.
+    /// The connection that carried it.
     pub connection: Connection,
-    /// Which call it belongs to.
+    /// The call that it belongs to.
     pub stream: u32,
-    /// Call or answer.
+    /// Its type: call or answer.
     pub kind: Kind,
     /// The `Request` or `Response` of ttrpc, encoded.
     pub body: BytesMut,
 }
 
-/// The bytes of one message. Header and body are frames of their own: a reader in Go takes a frame in one piece, and
-/// fails if the piece that it asked for is smaller.
+/// The bytes of one message. Header and body are separate frames: the Go implementation reads a frame in one piece, and fails
+/// if it asked for less.
 pub fn encode(frame: &Frame) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(2 * FRAME_HEADER + MESSAGE_HEADER + frame.body.len());
     let frame_header = |bytes: &mut BytesMut, length: usize| {
         bytes.put_u32(frame.connection.number());
-        // Nothing that is sent here comes near 32 bits.
+        // No message that is sent here needs nearly 32 bits.
         bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     };
     frame_header(&mut bytes, MESSAGE_HEADER);
@@ -114,22 +114,22 @@ pub fn encode(frame: &Frame) -> BytesMut {
     bytes
 }
 
-/// Puts messages together from bytes, however they were cut.
+/// Assembles messages from bytes, however they were split.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// What has been read and not been given to a connection.
+    /// Bytes that were read and do not belong to a connection yet.
     trunk: BytesMut,
     plugin: BytesMut,
     runtime: BytesMut,
 }
 
 impl Decoder {
-    /// Where the next bytes read from the socket are to go.
+    /// The buffer for the next bytes from the socket.
     pub fn buffer(&mut self) -> &mut BytesMut {
         &mut self.trunk
     }
 
-    /// The next message, if it is there as a whole. After an error the rest means nothing.
+    /// The next message, if it is complete. After an error, the remaining bytes have no meaning.
     pub fn take(&mut self) -> Result<Option<Frame>, Error> {
         loop {
             for connection in [Connection::Plugin, Connection::Runtime] {
@@ -149,7 +149,7 @@ impl Decoder {
         }
     }
 
-    /// Whether the bytes so far end in the midst of something.
+    /// Whether the bytes so far end within a frame or a message.
     pub fn is_cut(&self) -> bool {
         !(self.trunk.is_empty() && self.plugin.is_empty() && self.runtime.is_empty())
     }
@@ -162,7 +162,7 @@ impl Decoder {
     }
 }
 
-/// Takes a message from the front of a connection's bytes.
+/// Takes a message from the start of a connection's bytes.
 fn take_message(connection: Connection, bytes: &mut BytesMut) -> Result<Option<Frame>, Error> {
     let Some((length, stream)) = two_words(bytes) else { return Ok(None) };
     let length = within(length, MESSAGE_LIMIT)?;
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn however_it_is_cut() {
+    fn a_message_is_read_however_it_is_split() {
         for at in 0..REQUEST.len() {
             assert_eq!(decode(&[&REQUEST[..at], &REQUEST[at..]]).unwrap(), (vec![request()], false), "at {at}");
             assert_eq!(decode(&[&REQUEST[..at]]).unwrap(), (vec![], at > 0), "at {at}");
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn messages_in_one_frame_and_connections_in_turn() {
-        // Two whole messages and the head of a third in a frame, then one of the other connection, then the rest.
+        // A frame with two complete messages and the head of a third, then a frame of the other connection, then the rest.
         let message = |stream, body: u8| [0, 0, 0, 1, 0, 0, 0, stream, 1, 0, body];
         let merged = [message(1, b'a'), message(3, b'b'), message(5, b'c')].concat();
         let (first, rest) = merged.split_at(25);
@@ -248,22 +248,22 @@ mod tests {
         ]
         .concat();
         let (frames, cut) = decode(&[&bytes]).unwrap();
-        let told: Vec<_> = frames.iter().map(|frame| (frame.connection, frame.stream, &frame.body[..])).collect();
+        let actual: Vec<_> = frames.iter().map(|frame| (frame.connection, frame.stream, &frame.body[..])).collect();
         let plugin = Connection::Plugin;
         let expected: [(_, _, &[u8]); 4] =
             [(plugin, 1, b"a"), (plugin, 3, b"b"), (Connection::Runtime, 1, b"y"), (plugin, 5, b"c")];
-        assert_eq!(told, expected);
+        assert_eq!(actual, expected);
         assert!(!cut);
     }
 
     #[test]
-    fn lengths_are_not_believed() {
+    fn lengths_are_limited() {
         let too_long = |bytes: &[u8]| matches!(decode(&[bytes]), Err(Error::TooLong { .. }));
         assert!(too_long(&[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]));
         assert!(too_long(&[0, 0, 0, 2, 0, 0x40, 0, 11]));
-        // The frame is short enough, and what it begins is not.
+        // The length of the frame is allowed, and the length of its message is not.
         assert!(too_long(&[0, 0, 0, 1, 0, 0, 0, 10, 0, 0x40, 0, 1, 0, 0, 0, 1, 1, 0]));
-        // The longest that is allowed is.
+        // The maximum is allowed.
         assert_eq!(decode(&[&[0, 0, 0, 1, 0, 0x40, 0, 10]]).unwrap(), (vec![], true));
     }
 

@@ -1,6 +1,6 @@
-//! The messages: of ttrpc the envelope, of NRI what a plugin needs that looks at containers and changes none.
+//! The messages: the envelope of ttrpc, and the messages of NRI that are needed by a plugin which does not change containers.
 //!
-//! **Invariant:** numbers are those of the `.proto` files; a field that is not here is skipped when it comes.
+//! **Invariant:** field numbers are those of the `.proto` files. Unknown fields are skipped.
 
 use std::collections::BTreeMap;
 
@@ -37,17 +37,17 @@ pub(super) struct Response {
 }
 
 impl Response {
-    /// The answer is this.
+    /// A successful answer.
     pub(super) fn done(payload: &impl Message) -> Self {
         Self { status: None, payload: payload.encode_to_vec() }
     }
 
-    /// There is none.
+    /// An answer that reports a failure.
     pub(super) fn failed(code: Code, message: String) -> Self {
         Self { status: Some(Status { code: code.number(), message }), payload: Vec::new() }
     }
 
-    /// Why there is no answer, if there is none.
+    /// The failure, if there is one.
     pub(super) fn failure(&self) -> Option<&Status> {
         self.status.as_ref().filter(|status| status.code != 0)
     }
@@ -62,7 +62,7 @@ pub(super) struct Status {
     pub(super) message: String,
 }
 
-/// What kind of failure it is, by the numbers of gRPC.
+/// The kind of a failure, by the numbers of gRPC.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Code {
     Unknown,
@@ -80,7 +80,7 @@ impl Code {
     }
 }
 
-/// An answer that says nothing, and a question that asks nothing.
+/// A message without fields.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub(super) struct Empty {}
 
@@ -100,19 +100,19 @@ pub(super) struct ConfigureRequest {
     pub(super) runtime_name: String,
     #[prost(string, tag = "3")]
     pub(super) runtime_version: String,
-    /// How long it waits for an answer. Zero from a runtime that is too old to tell (NRI 0.6).
+    /// The timeout of a request. Zero from runtimes that do not send it (NRI 0.6).
     #[prost(int64, tag = "5")]
     pub(super) request_timeout_ms: i64,
 }
 
-/// The events that the plugin is told of, bit `n - 1` for event `n`.
+/// The events that the plugin subscribes to: bit `n - 1` for event `n`.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub(super) struct ConfigureResponse {
     #[prost(int32, tag = "2")]
     pub(super) events: i32,
 }
 
-/// All that there is already, in one piece or in several.
+/// All pods and containers that exist, in one message or in several.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct SynchronizeRequest {
     #[prost(message, repeated, tag = "1")]
@@ -123,14 +123,14 @@ pub(super) struct SynchronizeRequest {
     pub(super) more: bool,
 }
 
-/// Nothing is to be changed.
+/// An answer that changes no container.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub(super) struct SynchronizeResponse {
     #[prost(bool, tag = "2")]
     pub(super) more: bool,
 }
 
-/// Something happened to a pod or to a container.
+/// An event of a pod or a container.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct StateChangeEvent {
     #[prost(int32, tag = "1")]
@@ -141,7 +141,7 @@ pub(super) struct StateChangeEvent {
     pub(super) container: Option<Container>,
 }
 
-/// Something happens to a container, in a call of its own.
+/// An event of a container, as a separate call.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ContainerRequest {
     #[prost(message, optional, tag = "1")]
@@ -150,7 +150,7 @@ pub(super) struct ContainerRequest {
     pub(super) container: Option<Container>,
 }
 
-/// The events this plugin knows.
+/// The events that this plugin handles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Start,
@@ -174,12 +174,12 @@ impl Event {
         1 << (self.number() - 1)
     }
 
-    /// By its number in a [`StateChangeEvent`].
+    /// The event of a number in a [`StateChangeEvent`].
     pub(super) fn of_number(number: i32) -> Option<Self> {
         [Self::Start, Self::Stop, Self::Remove].into_iter().find(|event| event.number() == number)
     }
 
-    /// By the name of its call. Runtimes before NRI 0.11 have one for stopping only.
+    /// The event of a call. Runtimes before NRI 0.11 have a call only for stopping.
     pub(super) fn of_method(name: &str) -> Option<Self> {
         match name {
             "StartContainer" => Some(Self::Start),
@@ -199,18 +199,18 @@ pub struct PodSandbox {
     /// Its name.
     #[prost(string, tag = "2")]
     pub name: String,
-    /// The namespace of the cluster that it is in.
+    /// Its namespace in the cluster.
     #[prost(string, tag = "4")]
     pub namespace: String,
-    /// Its annotations, all of them.
+    /// All of its annotations.
     #[prost(btree_map = "string, string", tag = "6")]
     pub annotations: BTreeMap<String, String>,
-    /// What Linux knows of it.
+    /// Its Linux properties.
     #[prost(message, optional, tag = "8")]
     pub linux: Option<LinuxPodSandbox>,
 }
 
-/// What Linux knows of a pod.
+/// The Linux properties of a pod.
 #[derive(Clone, PartialEq, Message)]
 pub struct LinuxPodSandbox {
     /// The cgroup that its containers are in.
@@ -230,41 +230,41 @@ pub struct Container {
     /// Its name.
     #[prost(string, tag = "3")]
     pub name: String,
-    /// What becomes of it just now.
+    /// Its state.
     #[prost(enumeration = "State", tag = "4")]
     pub state: i32,
-    /// Its annotations, all of them.
+    /// All of its annotations.
     #[prost(btree_map = "string, string", tag = "6")]
     pub annotations: BTreeMap<String, String>,
-    /// What Linux knows of it.
+    /// Its Linux properties.
     #[prost(message, optional, tag = "11")]
     pub linux: Option<LinuxContainer>,
-    /// Its first process, as the runtime sees it; 0 while there is none.
+    /// Its first process, in the runtime's PID namespace; 0 while there is none.
     #[prost(uint32, tag = "12")]
     pub pid: u32,
 }
 
-/// What Linux knows of a container.
+/// The Linux properties of a container.
 #[derive(Clone, PartialEq, Message)]
 pub struct LinuxContainer {
-    /// Its cgroup, as the runtime was told: a path, or what systemd is to make one of.
+    /// Its cgroup, in the form that the runtime was given: a path, or the parts of a systemd unit's name.
     #[prost(string, tag = "5")]
     pub cgroups_path: String,
 }
 
-/// What becomes of a container.
+/// The state of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum State {
-    /// The runtime does not know.
+    /// Unknown to the runtime.
     Unknown = 0,
-    /// Made, and not started.
+    /// Created, and not started.
     Created = 1,
-    /// Held.
+    /// Paused.
     Paused = 2,
     /// Running.
     Running = 3,
-    /// Ended.
+    /// Stopped.
     Stopped = 4,
 }
 
@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_is_written_as_ttrpc_has_it() {
+    fn calls_have_the_format_of_ttrpc() {
         let register = RegisterPluginRequest { plugin_name: "steer".to_owned(), plugin_idx: "10".to_owned() };
         assert_eq!(register.encode_to_vec(), b"\x0a\x05steer\x12\x0210");
         let request = Request { service: "s".to_owned(), method: "m".to_owned(), payload: vec![7], timeout_ns: 5 };
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_written_as_ttrpc_has_them() {
+    fn answers_have_the_format_of_ttrpc() {
         let events = Response::done(&ConfigureResponse { events: Event::MASK });
         // Bits 5, 9 and 10: 0x620.
         assert_eq!(encode(&events)[..], *b"\x12\x03\x10\xa0\x0c");
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_read_and_what_is_unknown_is_skipped() {
+    fn an_event_is_read_and_unknown_fields_are_skipped() {
         let bytes = [
             b"\x08\x06".as_slice(),                        // event 6
             b"\x12\x18\x0a\x01p\x22\x07default",           // pod: id, namespace
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_lies_about_its_length_is_an_error() {
+    fn a_truncated_message_or_a_wrong_length_is_an_error() {
         let whole = encode(&SynchronizeRequest {
             pods: vec![PodSandbox { id: "pod".to_owned(), ..PodSandbox::default() }],
             containers: vec![Container { id: "c".to_owned(), pid: 9, ..Container::default() }],
@@ -332,7 +332,7 @@ mod tests {
         assert!(decode::<SynchronizeRequest>("a list", &whole).is_ok());
         for bytes in [&whole[..whole.len() - 1], b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x02\xff\xff", b"\xff"] {
             let error = decode::<SynchronizeRequest>("a list", bytes).unwrap_err().to_string();
-            assert!(error.starts_with("what the runtime sent cannot be read as a list: "), "{error}");
+            assert!(error.starts_with("the runtime's data cannot be read as a list: "), "{error}");
         }
     }
 }

@@ -1,12 +1,12 @@
-//! NRI, the interface by which containerd and CRI-O ask plugins before a container starts: the plugin's side of it, as
-//! in the `api.proto` of github.com/containerd/nri.
+//! NRI, the interface through which containerd and CRI-O call plugins before a container starts: the plugin's side, as in the
+//! `api.proto` of github.com/containerd/nri.
 //!
-//! One unix socket carries two connections, each a stream of ttrpc messages: by one the runtime calls the plugin, by
-//! the other the plugin calls the runtime.
+//! One unix socket carries two connections, each a stream of ttrpc messages. On one the runtime calls the plugin; on the other
+//! the plugin calls the runtime.
 //!
-//! **Invariant:** whatever the other end sends becomes a request, or an error that ends the session; nothing it sends
-//! makes this end panic, or keep more than a fixed amount of memory. Every request is answered before the runtime stops
-//! waiting, for then it would go on as if there were no plugin.
+//! **Invariant:** all input becomes a request, or an error that ends the session. No input makes the plugin panic or keep more
+//! than a fixed amount of memory. Every request is answered before the runtime's timeout, after which the runtime would go on
+//! without the plugin.
 
 mod frame;
 mod message;
@@ -20,7 +20,7 @@ use std::{io, time::Duration};
 
 use thiserror::Error;
 
-/// What ends a session before its time.
+/// Why a session ended early.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The socket failed.
@@ -30,38 +30,38 @@ pub enum Error {
     #[error("the runtime sent a frame for connection {0}; NRI has 1 and 2, so it speaks another protocol or version")]
     UnknownConnection(u32),
     /// A message longer than ttrpc allows.
-    #[error("the runtime announced a message of {length} bytes, of {limit} allowed; the connection was given up")]
+    #[error("the runtime announced a message of {length} bytes, but {limit} are allowed; the connection is closed")]
     TooLong {
-        /// What was announced.
+        /// The announced length.
         length: u64,
-        /// What is allowed.
+        /// The allowed length.
         limit: usize,
     },
     /// A message that is neither a request nor a response.
-    #[error("the runtime sent a message of type {0}, which NRI does not use; the connection was given up")]
+    #[error("the runtime sent a message of type {0}, which NRI does not use; the connection is closed")]
     UnknownKind(u8),
-    /// A message that belongs elsewhere.
-    #[error("the runtime sent {what} where the protocol has none; the connection was given up")]
+    /// A message that is not allowed at this point.
+    #[error("the runtime sent {what}, which the protocol does not allow; the connection is closed")]
     OutOfPlace {
-        /// What it was.
+        /// The message.
         what: &'static str,
     },
-    /// Bytes that are not what they should be.
-    #[error("what the runtime sent cannot be read as {what}: {source}")]
+    /// Bytes that cannot be decoded.
+    #[error("the runtime's data cannot be read as {what}: {source}")]
     Undecodable {
-        /// What was expected.
+        /// The expected message.
         what: &'static str,
-        /// Why not.
+        /// The cause.
         source: prost::DecodeError,
     },
-    /// The runtime does not want this plugin.
+    /// The runtime rejected this plugin.
     #[error("the runtime refused the plugin {name} with index {index}: {reason}")]
     Refused {
         /// The plugin's name.
         name: String,
         /// Its index.
         index: String,
-        /// What the runtime says.
+        /// The runtime's reason.
         reason: String,
     },
     /// The runtime does not answer.

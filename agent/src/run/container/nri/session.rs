@@ -1,8 +1,8 @@
 //! One session with a runtime, from the registration to the end of the connection.
 //!
-//! **Invariant:** one request at a time, in the order they came, and each is answered before the runtime's patience
-//! ends: work that takes longer is answered as failed, which refuses the start. A request that cannot be read is
-//! answered as one; bytes that are no request end the session.
+//! **Invariant:** requests are handled one at a time, in order, and each is answered before the runtime's timeout: if the work
+//! takes longer, the answer is a failure, which refuses the start. A request that cannot be read is answered with a failure.
+//! Bytes that are no request end the session.
 
 use std::time::Duration;
 
@@ -23,47 +23,47 @@ use super::{
     },
 };
 
-/// How long the runtime may take to answer the registration, as in NRI.
+/// Timeout of the registration, as in NRI.
 const REGISTRATION: Duration = Duration::from_secs(5);
-/// The longest that work for a request may take. A runtime waits two seconds, unless it is told otherwise.
+/// The maximum duration of the work for a request. The default timeout of a runtime is two seconds.
 pub const PATIENCE: Duration = Duration::from_millis(1500);
-/// How much of a list that comes in pieces is kept.
+/// The limit of a list that is sent in pieces.
 const LIST_LIMIT: usize = 64 << 20;
 
-/// By what a plugin is known to the runtime.
+/// The plugin's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Its name.
     pub name: String,
-    /// Two digits: plugins are asked in this order.
+    /// Two digits, which order the plugins.
     pub index: String,
 }
 
-/// What a plugin does. Its futures are dropped when the time is over; what they have given to other threads goes on.
+/// The plugin's work. After the timeout its futures are dropped; work that they have passed to other threads continues.
 pub trait Plugin {
-    /// All pods and containers that there are already, once at the beginning.
+    /// All pods and containers that exist, once at the start.
     fn synchronize(&mut self, pods: Vec<PodSandbox>, containers: Vec<Container>) -> impl Future<Output = ()>;
 
-    /// A container is about to run its program; it does not on an error, which the user of the runtime gets to see.
+    /// A container is about to execute its program. An error prevents that, and the runtime shows the error to its user.
     fn start_container(&mut self, pod: PodSandbox, container: Container) -> impl Future<Output = Result<(), String>>;
 
     /// A container has been stopped, or is no longer known to the runtime.
     fn removed(&mut self, pod: PodSandbox, container: Container) -> impl Future<Output = ()>;
 }
 
-/// How a session ended well.
+/// How a session ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The runtime closed the connection.
     Closed,
-    /// The runtime told the plugin to end.
+    /// The runtime shut the plugin down.
     Shutdown,
 }
 
 /// Registers with the runtime at the other end, and answers it until the connection ends.
 pub async fn serve(stream: UnixStream, identity: &Identity, plugin: &mut impl Plugin) -> Result<End, Error> {
     let mut session =
-        Session { stream, decoder: Decoder::default(), plugin, patience: PATIENCE, list: Pieces::default() };
+        Session { stream, decoder: Decoder::default(), plugin, time_limit: PATIENCE, list: Pieces::default() };
     session.register(identity).await?;
     let registered_by = Instant::now() + REGISTRATION;
     let mut registered = false;
@@ -80,7 +80,7 @@ pub async fn serve(stream: UnixStream, identity: &Identity, plugin: &mut impl Pl
                 answer_to_registration(identity, &frame)?;
                 registered = true;
             }
-            // It may come before the answer to the registration.
+            // This request may come before the answer to the registration.
             (Connection::Plugin, Kind::Request) => {
                 let request: Request = message::decode("a request", &frame.body)?;
                 let (answer, end) = session.answer(&request).await?;
@@ -91,13 +91,13 @@ pub async fn serve(stream: UnixStream, identity: &Identity, plugin: &mut impl Pl
                 }
             }
             (Connection::Runtime, Kind::Response) => {
-                return Err(Error::OutOfPlace { what: "an answer that nobody asked for" });
+                return Err(Error::OutOfPlace { what: "an answer without a request" });
             }
             (Connection::Runtime, Kind::Request) => {
-                return Err(Error::OutOfPlace { what: "a request by the connection for answers" });
+                return Err(Error::OutOfPlace { what: "a request on the connection for answers" });
             }
             (Connection::Plugin, Kind::Response) => {
-                return Err(Error::OutOfPlace { what: "an answer by the connection for requests" });
+                return Err(Error::OutOfPlace { what: "an answer on the connection for requests" });
             }
         }
     }
@@ -115,7 +115,7 @@ fn answer_to_registration(identity: &Identity, frame: &Frame) -> Result<(), Erro
     }
 }
 
-/// A list that comes in pieces.
+/// A list that is sent in pieces.
 #[derive(Default)]
 struct Pieces {
     pods: Vec<PodSandbox>,
@@ -127,7 +127,7 @@ struct Session<'a, P> {
     stream: UnixStream,
     decoder: Decoder,
     plugin: &'a mut P,
-    patience: Duration,
+    time_limit: Duration,
     list: Pieces,
 }
 
@@ -144,7 +144,7 @@ impl<P: Plugin> Session<'_, P> {
         self.send(&Frame { connection: Connection::Runtime, stream: 1, kind: Kind::Request, body }).await
     }
 
-    /// The next message; none when the runtime has closed the connection.
+    /// The next message. `None` if the runtime has closed the connection.
     async fn read(&mut self) -> Result<Option<Frame>, Error> {
         loop {
             if let Some(frame) = self.decoder.take()? {
@@ -152,14 +152,14 @@ impl<P: Plugin> Session<'_, P> {
             }
             if self.stream.read_buf(self.decoder.buffer()).await? == 0 {
                 if self.decoder.is_cut() {
-                    return Err(Error::OutOfPlace { what: "the end of the connection in the midst of a message" });
+                    return Err(Error::OutOfPlace { what: "the end of the connection within a message" });
                 }
                 return Ok(None);
             }
         }
     }
 
-    /// A runtime that does not read is one that does not wait for an answer either.
+    /// Sends a message. A runtime that does not read does not wait for an answer either, so this may fail.
     async fn send(&mut self, frame: &Frame) -> Result<(), Error> {
         let bytes = frame::encode(frame);
         timeout(REGISTRATION, self.stream.write_all(&bytes))
@@ -168,7 +168,7 @@ impl<P: Plugin> Session<'_, P> {
         Ok(())
     }
 
-    /// The answer, and whether the session ends by it.
+    /// The answer to a request, and whether it ends the session.
     async fn answer(&mut self, request: &Request) -> Result<(Response, Option<End>), Error> {
         if request.service != PLUGIN_SERVICE {
             let what = format!("this plugin has no service {:?}", short(&request.service));
@@ -186,17 +186,17 @@ impl<P: Plugin> Session<'_, P> {
 
     fn configure(&mut self, payload: &[u8]) -> Result<Response, Error> {
         let asked: ConfigureRequest = message::decode("a configuration", payload)?;
-        self.patience = patience(asked.request_timeout_ms);
+        self.time_limit = time_limit(asked.request_timeout_ms);
         log::debug!(
             "the runtime is {} {}; a request may take {} ms",
             asked.runtime_name,
             asked.runtime_version,
-            self.patience.as_millis()
+            self.time_limit.as_millis()
         );
         Ok(Response::done(&ConfigureResponse { events: Event::MASK }))
     }
 
-    /// The outer error is for what no answer could mend.
+    /// Answers a list of containers. The outer error ends the session.
     async fn synchronize(&mut self, payload: &[u8]) -> Result<Result<Response, Error>, Error> {
         let asked: SynchronizeRequest = match message::decode("the list of containers", payload) {
             Ok(asked) => asked,
@@ -210,9 +210,11 @@ impl<P: Plugin> Session<'_, P> {
         self.list.containers.extend(asked.containers);
         if !asked.more {
             let Pieces { pods, containers, .. } = std::mem::take(&mut self.list);
-            // What is not done by then is done later: without an answer there would be no plugin at all.
-            if timeout(self.patience, self.plugin.synchronize(pods, containers)).await.is_err() {
-                log::warn!("the running containers take longer than the runtime waits; it is told to go on");
+            // Work that takes longer continues later: without an answer the runtime would disconnect the plugin.
+            if timeout(self.time_limit, self.plugin.synchronize(pods, containers)).await.is_err() {
+                log::warn!(
+                    "steering the running containers takes longer than the runtime waits; it continues after the answer"
+                );
             }
         }
         Ok(Ok(Response::done(&SynchronizeResponse { more: asked.more })))
@@ -226,7 +228,7 @@ impl<P: Plugin> Session<'_, P> {
         }
     }
 
-    /// An event as a call of its own.
+    /// Handles an event that is a separate call.
     async fn called_by_event(&mut self, method: &str, payload: &[u8]) -> Result<Response, Error> {
         let Some(event) = Event::of_method(method) else {
             let what = format!("this plugin has no method {:?}", short(method));
@@ -238,18 +240,18 @@ impl<P: Plugin> Session<'_, P> {
 
     async fn container(&mut self, event: Event, pod: Option<PodSandbox>, container: Option<Container>) -> Response {
         let Some(container) = container else {
-            return Response::failed(Code::InvalidArgument, "an event of a container names none".to_owned());
+            return Response::failed(Code::InvalidArgument, "the event of a container has no container".to_owned());
         };
         let pod = pod.unwrap_or_default();
         let done = match event {
             Event::Start => {
-                let started = timeout(self.patience, self.plugin.start_container(pod, container)).await;
+                let started = timeout(self.time_limit, self.plugin.start_container(pod, container)).await;
                 started.unwrap_or_else(|_elapsed| {
-                    Err(format!("steer: not steered within {} ms, so it is not started", self.patience.as_millis()))
+                    Err(format!("steer: not steered within {} ms, so it is not started", self.time_limit.as_millis()))
                 })
             }
             Event::Stop | Event::Remove => {
-                if timeout(self.patience, self.plugin.removed(pod, container)).await.is_err() {
+                if timeout(self.time_limit, self.plugin.removed(pod, container)).await.is_err() {
                     log::warn!("cleaning up after a container takes longer than the runtime waits");
                 }
                 Ok(())
@@ -262,15 +264,15 @@ impl<P: Plugin> Session<'_, P> {
     }
 }
 
-/// How long work may take when the runtime waits this long for the answer.
-fn patience(request_timeout_ms: i64) -> Duration {
+/// The maximum duration of the work, for this timeout of the runtime.
+fn time_limit(request_timeout_ms: i64) -> Duration {
     match u64::try_from(request_timeout_ms) {
         Ok(0) | Err(_) => PATIENCE,
         Ok(known) => (Duration::from_millis(known) * 3 / 4).min(PATIENCE),
     }
 }
 
-/// As much of a foreign word as a message needs.
+/// The start of a string that the runtime sent, for a message.
 fn short(word: &str) -> String {
     word.chars().take(64).collect()
 }

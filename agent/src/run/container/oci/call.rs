@@ -1,4 +1,4 @@
-//! The command line of an OCI runtime: runc, crun and those like them. Pure.
+//! The command line of an OCI runtime, such as runc or crun. Pure.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,7 +8,7 @@ use std::{
 
 use thiserror::Error;
 
-/// Options before the command that take the next word with them.
+/// Options before the command that take the next word as their value.
 const WITH_VALUE: [&str; 11] = [
     "--root",
     "-r",
@@ -22,7 +22,7 @@ const WITH_VALUE: [&str; 11] = [
     "--config",
     "--handler",
 ];
-/// Commands by which no container's program comes to run that does not run already, or that runs in a steered cgroup.
+/// Commands that do not start a container's program, or start it in a steered cgroup.
 const OTHERS: [&str; 18] = [
     "checkpoint",
     "create",
@@ -44,14 +44,14 @@ const OTHERS: [&str; 18] = [
     "version",
 ];
 
-/// A call of a runtime that steer does not understand, and so cannot know to be harmless.
+/// A call of a runtime that steer does not know, and so cannot prove to be harmless.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "{0:?} is no command of an OCI runtime that steer knows; it could start a container beside its uplink, so it is not run"
+    "{0:?} is no command of an OCI runtime that steer knows; it is not run, because it could start a container that is not steered"
 )]
 pub struct UnknownCall(OsString);
 
-/// What a runtime is called for.
+/// The action of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Executes the program of a container that has been created.
@@ -59,7 +59,7 @@ pub enum Action {
         /// The container's id.
         id: OsString,
     },
-    /// Creates and starts in one: no moment in between to steer in.
+    /// Creates and starts in one step, so steer cannot act in between.
     Run {
         /// The directory with the configuration.
         bundle: PathBuf,
@@ -70,12 +70,12 @@ pub enum Action {
     Other,
 }
 
-/// A call.
+/// A parsed call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// How many words come before the command.
+    /// The number of words before the command.
     pub options: usize,
-    /// What it does.
+    /// Its action.
     pub action: Action,
 }
 
@@ -153,7 +153,7 @@ mod tests {
             ("features", Some((0, Action::Other))),
             ("start", Some((0, Action::Other))),
             ("", Some((0, Action::Other))),
-            // `new` may take `value` with it: then this is a start.
+            // `new` may take `value` as its own: then this is a start.
             ("--new value start 5ad", None),
             ("launch 5ad", None),
         ];

@@ -1,6 +1,6 @@
-//! What OCI runtimes tell: the state that hooks get, a bundle's configuration, a runtime's command line.
+//! The data of OCI runtimes: the state that hooks get, a bundle's configuration, a runtime's command line.
 //!
-//! **Invariant:** only reads; and what cannot be understood is an error, never taken for a container that asks for nothing.
+//! **Invariant:** this module only reads. Data that cannot be parsed is an error, never a container without a request.
 
 mod call;
 
@@ -18,47 +18,47 @@ use crate::model::spec::annotations::{self, Invalid, Request};
 
 pub use call::{Action, Call, UnknownCall};
 
-/// Longer than any state or configuration of a container is.
+/// The maximum size of a state or configuration, in bytes.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// What can go wrong with what a runtime tells.
+/// An error in the data of a runtime.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// It cannot be read.
+    /// The data cannot be read.
     #[error("read {what}: {source}")]
     Read {
         /// What was to be read.
         what: String,
-        /// Why it was not.
+        /// The cause.
         source: io::Error,
     },
-    /// It is not what the OCI runtime specification says.
-    #[error("{what} is not what the OCI runtime specification says: {source}")]
+    /// The data does not conform to the OCI runtime specification.
+    #[error("{what} does not conform to the OCI runtime specification: {source}")]
     Parse {
         /// What was read.
         what: String,
-        /// What is wrong with it.
+        /// The cause.
         source: serde_json::Error,
     },
-    /// A hook was called when it cannot do anything any more, or not yet.
+    /// A hook was called at a stage at which it can do nothing.
     #[error(
-        "the container is {status} and its process is {pid}: this hook belongs at createRuntime and poststop, where the runtime's own \
-         namespaces are"
+        "the container is {status} and its process is {pid}: call this hook at createRuntime and poststop, in the runtime's own \
+         namespaces"
     )]
     Stage {
-        /// What the runtime says the container is.
+        /// The reported status of the container.
         status: ContainerState,
-        /// Its process, 0 for none.
+        /// The reported process, 0 for none.
         pid: i32,
     },
 }
 
-/// What a hook is called for.
+/// The stage of a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The container is there, its program has not been executed.
+    /// The container exists; its program has not been executed.
     Created(Created),
-    /// It is gone.
+    /// The container is gone.
     Stopped,
 }
 
@@ -77,13 +77,13 @@ pub fn stage(input: impl Read) -> Result<Stage, Error> {
 /// A container that has been created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Created {
-    /// What the runtime calls it.
+    /// Its id in the runtime.
     pub id: String,
     /// Its process, as seen from the host.
     pub pid: u32,
     /// The directory with its configuration.
     pub bundle: PathBuf,
-    /// What its state tells of it; a hook's tells all there are, that of a runtime's command `state` need not.
+    /// The annotations of its state. A hook's state has all of them; the output of a runtime's command `state` may not.
     pub annotations: Annotations,
 }
 
@@ -102,12 +102,12 @@ impl Created {
     }
 }
 
-/// Reads what a runtime's command `state` prints. A container that is not waiting for its start is an error.
+/// Parses the output of a runtime's command `state`. A container that is not waiting for its start is an error.
 pub fn created(printed: &[u8]) -> Result<Created, Error> {
     Created::read(&state("what the runtime's `state` printed", printed)?, &[ContainerState::Created])
 }
 
-/// A bundle's configuration, as far as steer reads it.
+/// A bundle's configuration, reduced to the fields that steer reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundle {
     annotations: Annotations,
@@ -129,8 +129,8 @@ impl Bundle {
         })
     }
 
-    /// What its annotations ask for or, where they ask for nothing, the variables of its environment: STEER_POLICY,
-    /// STEER_INTERFACE, STEER_ENFORCE, STEER_DNS.
+    /// The request in its annotations or, without one there, in the variables of its environment: STEER_POLICY, STEER_INTERFACE,
+    /// STEER_ENFORCE, STEER_DNS.
     pub fn asked(&self) -> Result<Option<Request>, Invalid> {
         let annotated = asked(&self.annotations)?;
         if annotated.is_some() {
@@ -148,12 +148,12 @@ impl Bundle {
     }
 }
 
-/// What annotations ask for.
+/// The request in annotations.
 pub fn asked(annotations: &Annotations) -> Result<Option<Request>, Invalid> {
     Request::of(annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
-/// The types of the specification take a missing status for `stopped`, that is, for a container nothing is to be done for.
+/// Parses a state. The types of the specification read a missing status as `stopped`, for which nothing would be done.
 fn state(what: &str, input: impl Read) -> Result<State, Error> {
     let fields: serde_json::Map<String, serde_json::Value> = parse(what, input)?;
     let failed = |source| Error::Parse { what: what.to_owned(), source };
@@ -221,6 +221,6 @@ mod tests {
         assert_eq!(policy(bundle(&[], &["PATH=/bin", "STEER_POLICY=vpn", "STEER_LOG=x"])).as_deref(), Some("vpn"));
         assert_eq!(policy(bundle(&[("steer.policy", "a")], &["STEER_POLICY=vpn"])).as_deref(), Some("a"));
         assert_eq!(policy(bundle(&[], &["STEER_LOG=x", "STEER"])), None);
-        assert!(bundle(&[], &["STEER_POLICY="]).asked().is_err(), "set and empty is no answer");
+        assert!(bundle(&[], &["STEER_POLICY="]).asked().is_err(), "an empty variable is an error");
     }
 }

@@ -1,9 +1,9 @@
-//! The session against a runtime that is played by the test.
+//! Tests of the session against a simulated runtime.
 
 use super::*;
 use crate::run::container::nri::message::{LinuxContainer, Status};
 
-/// Notes what it is asked, and refuses what is called "bad"; takes too long over what is called "slow".
+/// Records the calls, refuses the container "bad", and takes too long for the container "slow".
 #[derive(Default)]
 struct Notes(Vec<String>);
 
@@ -31,7 +31,7 @@ async fn slow(is_slow: bool) {
     }
 }
 
-/// The runtime's end.
+/// The runtime's end of the connection.
 struct Runtime {
     stream: UnixStream,
     decoder: Decoder,
@@ -81,7 +81,7 @@ impl Runtime {
     }
 }
 
-/// Plays a session to its end; `play` has the runtime's part, and hangs up by returning.
+/// Runs a session to its end. `play` is the runtime's side; when it returns, the connection is closed.
 fn session(play: impl AsyncFnOnce(&mut Runtime)) -> (Result<End, Error>, Vec<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -125,10 +125,10 @@ fn a_whole_session() {
         }
         assert_eq!(runtime.call("StateChange", &start("good")).await, Response::default());
         assert_eq!(failure(&runtime.call("StateChange", &start("bad")).await), (2, "refused: bad"));
-        // An event that was not subscribed to is nobody's concern.
+        // An event without a subscription is ignored.
         let other = StateChangeEvent { event: 1, ..start("x") };
         assert_eq!(runtime.call("StateChange", &other).await, Response::default());
-        // As a call of its own, which later runtimes make.
+        // Later runtimes send the event as a separate call.
         let asked = ContainerRequest { pod: None, container: Some(container("bad")) };
         assert_eq!(failure(&runtime.call("StartContainer", &asked).await), (2, "refused: bad"));
         assert_eq!(runtime.call("StopContainer", &asked).await, Response::default());
@@ -160,7 +160,7 @@ impl Runtime {
 }
 
 #[test]
-fn a_runtime_that_does_not_want_it() {
+fn a_runtime_that_rejects_the_plugin() {
     let (end, _) = session(async |runtime| {
         let status = Status { code: 2, message: "invalid index".to_owned() };
         runtime.registration(Some(status)).await;
@@ -170,12 +170,12 @@ fn a_runtime_that_does_not_want_it() {
 }
 
 #[test]
-fn what_takes_too_long_is_refused_in_time() {
+fn work_that_takes_too_long_is_refused_in_time() {
     let (end, notes) = session(async |runtime| {
         runtime.registration(None).await;
-        let hurry = ConfigureRequest { request_timeout_ms: 40, ..ConfigureRequest::default() };
-        runtime.call("Configure", &hurry).await;
-        // The list is answered all the same.
+        let short_timeout = ConfigureRequest { request_timeout_ms: 40, ..ConfigureRequest::default() };
+        runtime.call("Configure", &short_timeout).await;
+        // The list is answered in any case.
         let list = SynchronizeRequest { containers: vec![container("slow")], ..SynchronizeRequest::default() };
         assert!(runtime.call("Synchronize", &list).await.failure().is_none());
         let answer = runtime.call("StateChange", &start("slow")).await;
@@ -187,7 +187,7 @@ fn what_takes_too_long_is_refused_in_time() {
 }
 
 #[test]
-fn what_cannot_be_understood_is_answered() {
+fn unknown_requests_are_answered() {
     let (end, notes) = session(async |runtime| {
         runtime.registration(None).await;
         let answer = runtime.call("Frobnicate", &Empty {}).await;
@@ -200,21 +200,21 @@ fn what_cannot_be_understood_is_answered() {
         }
         let nothing = StateChangeEvent { event: 6, pod: None, container: None };
         let answer = runtime.call("StateChange", &nothing).await;
-        assert_eq!(failure(&answer), (3, "an event of a container names none"));
+        assert_eq!(failure(&answer), (3, "the event of a container has no container"));
     });
     assert_eq!(end.unwrap(), End::Closed);
     assert_eq!(notes, Vec::<String>::new());
 }
 
 #[test]
-fn what_is_no_request_ends_the_session() {
+fn bytes_that_are_no_request_end_the_session() {
     let cases: [(&[u8], &str); 6] = [
         (b"GET / HTTP/1.1\r\n\r\n", "the runtime sent a frame for connection 1195725856; "),
         (&[0, 0, 0, 1, 0xff, 0, 0, 0], "the runtime announced a message of 4278190080 bytes, "),
         (&[0, 0, 0, 1, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 1, 3, 0], "the runtime sent a message of type 3, "),
-        (&[0, 0, 0, 2, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0], "the runtime sent a request by the connection for"),
-        (&[0, 0, 0, 2, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 9, 2, 0], "the runtime sent an answer that nobody asked for"),
-        (&[0, 0, 0, 1, 0, 0, 0, 10, 0, 0], "the runtime sent the end of the connection in the midst of a message"),
+        (&[0, 0, 0, 2, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0], "the runtime sent a request on the connection for"),
+        (&[0, 0, 0, 2, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 9, 2, 0], "the runtime sent an answer without a request"),
+        (&[0, 0, 0, 1, 0, 0, 0, 10, 0, 0], "the runtime sent the end of the connection within a message"),
     ];
     for (bytes, message) in cases {
         let (end, _) = session(async |runtime| {
@@ -229,17 +229,17 @@ fn what_is_no_request_ends_the_session() {
         let body = message::encode(&Response::default());
         let frame = Frame { connection: Connection::Plugin, stream: 1, kind: Kind::Request, body };
         let mut bytes = frame::encode(&frame);
-        // A request whose only field lies about its length.
+        // A request with a wrong length of its only field.
         bytes[8 + 3] = 2;
         bytes.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 2, 0x0a, 9]);
         runtime.stream.write_all(&bytes).await.unwrap();
     });
-    assert!(end.unwrap_err().to_string().starts_with("what the runtime sent cannot be read as a request: "));
+    assert!(end.unwrap_err().to_string().starts_with("the runtime's data cannot be read as a request: "));
 }
 
 #[test]
-fn its_patience_is_shorter_than_the_runtimes() {
-    for (told, expected) in [(0, 1500), (-1, 1500), (2000, 1500), (1000, 750), (60_000, 1500), (i64::MAX, 1500)] {
-        assert_eq!(patience(told), Duration::from_millis(expected), "{told}");
+fn the_time_limit_is_shorter_than_the_runtimes() {
+    for (timeout_ms, expected) in [(0, 1500), (-1, 1500), (2000, 1500), (1000, 750), (60_000, 1500), (i64::MAX, 1500)] {
+        assert_eq!(time_limit(timeout_ms), Duration::from_millis(expected), "{timeout_ms}");
     }
 }
