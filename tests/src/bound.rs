@@ -1,4 +1,4 @@
-//! The interface to which the kernel binds a new socket of a cgroup.
+//! What a new socket of a cgroup is bound to, asked of the kernel in the shortest way.
 
 use std::{
     fs,
@@ -12,23 +12,23 @@ use steer_lab::Netns;
 
 use crate::Cgroup;
 
-/// The result of creating a socket.
+/// What became of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// It is bound to the interface with this index. 0 is no interface; -1 is a socket that cannot be bound.
+    /// It is bound to the interface with this index; 0 is none, -1 one that cannot be.
     To(i32),
-    /// The kernel refused it with this error.
+    /// It was refused with this error.
     Refused(i32),
 }
 
 impl Cgroup {
-    /// Creates an IPv4 socket in the cgroup, in a network namespace.
+    /// Makes an IPv4 socket in it, in a network namespace.
     pub fn new_socket(&self, netns: &Netns) -> anyhow::Result<Bound> {
         let (mut reader, writer) = pipe()?;
         let mut command = Command::new("true");
         let procs = self.directory().join("cgroup.procs");
         command.stdin(Stdio::null());
-        // It runs after what `enter` adds, so it runs in the namespace.
+        // It runs after what `enter` adds: in the namespace.
         netns.enter(&mut command);
         // SAFETY: opens and writes a file, and makes two system calls; the path was allocated before.
         unsafe {
@@ -50,7 +50,7 @@ impl Cgroup {
     }
 }
 
-/// Creates a socket and writes the error, or 0 and the index of its interface.
+/// Makes a socket, and writes the error, or 0 and the index it is bound to.
 fn tell(writer: &PipeWriter) -> std::io::Result<()> {
     const SO_BINDTOIFINDEX: libc::c_int = 62;
     // SAFETY: no pointers.

@@ -85,14 +85,14 @@ impl Spy {
 /// Leaves out the kernel's own answers to packets that no socket claims, and the neighbour lookup of a gateway for
 /// them.
 pub(crate) fn sent_by_processes(mut packets: Vec<&Packet>) -> Vec<&Packet> {
-    packets.retain(|packet| !packet.is_kernel_answer() && !is_gateway_lookup(packet) && !is_farewell(packet));
+    packets.retain(|packet| !packet.is_kernel_answer() && !is_gateway_lookup(packet) && !is_answer_to_late_fin(packet));
     packets
 }
 
 /// Whether the packet may be the kernel's answer to a late FIN over IPv6: a bare ACK, sent when only the TIME_WAIT
 /// state of the socket remains. It uses the default route, whatever the socket was bound to (seen with Linux 6.18). A
 /// leaking connection sends more than that.
-fn is_farewell(packet: &Packet) -> bool {
+fn is_answer_to_late_fin(packet: &Packet) -> bool {
     const ACK: u8 = 16;
     packet.tcp_flags == Some(ACK) && packet.payload_len == 0 && packet.src.is_some_and(|source| source.is_ipv6())
 }

@@ -10,13 +10,13 @@ use serde::de::DeserializeOwned;
 use steer_lab::Outcome;
 
 /// A client program that does something for each line of its input. On drop, it is killed.
-pub(crate) struct Told {
+pub(crate) struct RequestClient {
     child: Child,
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
 }
 
-impl Told {
+impl RequestClient {
     pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take().context("no pipe")?;
@@ -25,14 +25,14 @@ impl Told {
     }
 
     /// Its answer to a line.
-    pub(crate) fn tell<T: DeserializeOwned>(&mut self, line: &str) -> anyhow::Result<T> {
+    pub(crate) fn request<T: DeserializeOwned>(&mut self, line: &str) -> anyhow::Result<T> {
         writeln!(self.stdin, "{line}")?;
         let answer = self.stdout.next().context("the client ended")??;
         Ok(serde_json::from_str(&answer)?)
     }
 }
 
-impl Drop for Told {
+impl Drop for RequestClient {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -40,17 +40,17 @@ impl Drop for Told {
 }
 
 /// A client that keeps its sockets and makes a new one only after a failure. On drop, it is killed.
-pub struct Held(Told);
+pub struct Held(RequestClient);
 
 impl Held {
     /// Starts it. `command` is the client program in its cgroup, with the arguments for its attempts.
     pub fn start(command: &mut Command) -> anyhow::Result<Self> {
-        Told::start(command.arg("--hold")).map(Self)
+        RequestClient::start(command.arg("--hold")).map(Self)
     }
 
     /// Sends one request on each socket.
     pub fn round(&mut self) -> anyhow::Result<Vec<Outcome>> {
-        self.0.tell("")
+        self.0.request("")
     }
 
     /// Its PID.

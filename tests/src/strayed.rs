@@ -2,16 +2,16 @@
 
 use steer_lab::NewSocket;
 
-use crate::{Bed, Cgroup, User, held::Told};
+use crate::{Bed, Cgroup, User, held::RequestClient};
 
 /// It acts only on request. On drop, it is killed.
-pub struct Strayed(Told);
+pub struct Strayed(RequestClient);
 
 impl Strayed {
     /// Starts it in a cgroup. When this returns, its first sockets exist.
     pub fn start(bed: &Bed, cgroup: &Cgroup, user: User, link: &str) -> anyhow::Result<Self> {
-        let told = Told::start(bed.client(Some(cgroup), user)?.args(["--stray", link]))?;
-        let mut strayed = Self(told);
+        let client = RequestClient::start(bed.client(Some(cgroup), user)?.args(["--stray", link]))?;
+        let mut strayed = Self(client);
         strayed.round(None)?;
         Ok(strayed)
     }
@@ -19,6 +19,6 @@ impl Strayed {
     /// Makes it create sockets and, if a port is given, send to that port from all its sockets. Returns the interfaces
     /// of the new sockets.
     pub fn round(&mut self, port: Option<u16>) -> anyhow::Result<Vec<NewSocket>> {
-        self.0.tell(&port.map(|port| port.to_string()).unwrap_or_default())
+        self.0.request(&port.map(|port| port.to_string()).unwrap_or_default())
     }
 }

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn asks_again_until_true_and_names_what_never_became_true() {
+    fn retries_until_true_and_names_the_condition() {
         let mut looks = 0;
         let third = || {
             looks += 1;

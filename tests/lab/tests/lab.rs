@@ -32,10 +32,10 @@ fn main() {
         ("capture_except_follows_new_interfaces", capture_except_follows_new_interfaces),
         ("capture_reports_what_it_lost", capture_reports_what_it_lost),
         ("an_idle_lab_is_silent", an_idle_lab_is_silent),
-        ("labs_do_not_meet", labs_do_not_meet),
+        ("labs_are_separate", labs_are_separate),
         ("load_runs_until_stdin_closes", load_runs_until_stdin_closes),
         ("tun_and_routes", tun_and_routes),
-        ("host_is_left_alone", host_is_left_alone),
+        ("host_is_unchanged", host_is_unchanged),
     ];
     let trials = tests.map(|(name, test)| {
         Trial::test(name, move || test().map_err(|error| chain(error.as_ref()).into())).with_ignored_flag(!root)
@@ -283,7 +283,7 @@ fn an_idle_lab_is_silent() -> Outcome {
     Ok(())
 }
 
-fn labs_do_not_meet() -> Outcome {
+fn labs_are_separate() -> Outcome {
     let (one, two) = (Uplinks::new()?, Uplinks::with(3)?);
     let (server, other) = (Server::start(&one.server)?, Server::start(&two.server)?);
     let mut capture = Capture::start_except(&two.client, &["lo"])?;
@@ -348,7 +348,7 @@ fn tun_and_routes() -> Outcome {
     Ok(())
 }
 
-fn host_is_left_alone() -> Outcome {
+fn host_is_unchanged() -> Outcome {
     let namespace = || std::fs::read_link("/proc/thread-self/ns/net");
     let home = namespace()?;
     let lab = Uplinks::with(1)?;

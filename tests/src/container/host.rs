@@ -181,7 +181,7 @@ impl<'b> Host<'b> {
     pub fn wait_until_nothing_left(&self, clean_up: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let mut last = Ok(());
         let gone = wait_until("all to be gone", PATIENCE, || {
-            last = sweep().and_then(|()| self.check_nothing_left());
+            last = clean_up().and_then(|()| self.check_nothing_left());
             last.is_ok()
         });
         last.and(gone.map_err(Into::into))
@@ -199,8 +199,8 @@ impl<'b> Host<'b> {
     /// Calls the hook as a runtime does for a removed container.
     pub fn clean_up(&self) -> anyhow::Result<()> {
         let state = serde_json::json!({"ociVersion": "1.0.2", "id": "gone", "status": "stopped", "bundle": "/"});
-        let swept = self.hook(&state)?;
-        ensure!(swept.code == 0, "poststop: {swept:?}");
+        let removed = self.hook(&state)?;
+        ensure!(removed.code == 0, "poststop: {removed:?}");
         Ok(())
     }
 

@@ -208,8 +208,8 @@ impl Containerd {
         // Written in place: containerd does not detect files that are moved there.
         fs::write(self.directory.join("cni/lab.conflist"), config)?;
         wait_until("the network of pods to be ready", PATIENCE, || {
-            let told = self.call::<cri::RuntimeStatus>("Status", &cri::Empty {});
-            told.is_ok_and(|told| told.is_network_ready())
+            let status = self.call::<cri::RuntimeStatus>("Status", &cri::Empty {});
+            status.is_ok_and(|status| status.is_network_ready())
         })
         .with_context(|| self.log())
     }

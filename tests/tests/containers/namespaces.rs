@@ -18,7 +18,7 @@ with_both![
     two_namespaces_at_once,
 ];
 
-/// The name means what it means in the container, which has another index here than on the host.
+/// The interface name is resolved in the container's namespace, where the index differs from the host's.
 fn several_uplinks_of_its_own(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-own")?;
@@ -62,14 +62,14 @@ fn no_network_at_all(runtime: &'static str) -> Outcome {
     let bundle = Bundle::new("one").network(Network::None).annotate("steer.policy", "vpn");
     let refused = host.check_silent(bed.ways(), || run_everything(&host, &runtime, bundle, bed.ways()))?;
     ensure!(refused.code != 0 && refused.stdout.is_empty(), "{refused:?}");
-    // Where that is let start, it is closed.
+    // If the configuration lets it start, it is closed.
     bed.write_config(&super::CONFIG.replace("[containers]", "[containers]\nmissing = \"close\""))?;
     let bundle = Bundle::new("one").network(Network::None).annotate("steer.policy", "vpn");
     host.check_closed(bed.ways(), || run_everything(&host, &runtime, bundle, bed.ways()))?;
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-/// By the daemon, which looks at the container's namespace as it does at the host's.
+/// The daemon observes the container's namespace as it observes the host's.
 fn an_uplink_that_comes_back_is_followed(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-follow")?;
@@ -91,7 +91,7 @@ fn an_uplink_that_comes_back_is_followed(runtime: &'static str) -> Outcome {
     host.wait_until_nothing_left(|| Ok(()))
 }
 
-/// Without a daemon it stays closed: the index is nobody's, and the name is not looked up again.
+/// Without a daemon it stays closed: no interface has the index, and the name is not looked up again.
 fn another_uplink_of_the_same_name_without_a_daemon(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-follow-alone")?;
@@ -103,7 +103,7 @@ fn another_uplink_of_the_same_name_without_a_daemon(runtime: &'static str) -> Ou
     host.check_closed(own.ways(), || container.exec(&everything(own.ways())))?;
     own.net.create_uplink(1)?;
     host.check_closed(own.ways(), || container.exec(&everything(own.ways())))?;
-    // A daemon that starts now finds the namespace by the container's processes.
+    // A daemon that starts now finds the namespace through the container's processes.
     let _daemon = host.daemon()?;
     wait_for_index(&host, &own)?;
     host.check_steered(own.ways(), 1, || container.exec(&everything(own.ways())))?;
@@ -111,7 +111,7 @@ fn another_uplink_of_the_same_name_without_a_daemon(runtime: &'static str) -> Ou
     host.wait_until_nothing_left(|| Ok(()))
 }
 
-/// One policy in three namespaces is three indexes; none is taken for another's.
+/// One policy in three namespaces has three indexes, which are not mixed up.
 fn two_namespaces_at_once(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-namespaces")?;
@@ -122,7 +122,7 @@ fn two_namespaces_at_once(runtime: &'static str) -> Outcome {
     let one = runtime.start(&host, &policy("one").network(Network::Joined(&first.net.client)))?;
     let two = runtime.start(&host, &policy("two").network(Network::Joined(&second.net.client)))?;
     let three = runtime.start(&host, &policy("three"))?;
-    // What becomes of one's uplink is nothing to the others.
+    // A change of one container's uplink does not affect the others.
     first.net.remove_uplink(1)?;
     let mut elsewhere = Spy::in_netns(&second.net.client, &second.server, &["a1"])?;
     host.check_closed(first.ways(), || one.exec(&everything(first.ways())))?;
@@ -151,7 +151,7 @@ fn start_in<'h, 'b>(
     runtime.start(host, &bundle.hooked(host))
 }
 
-/// Waits until the daemon has seen the uplink that is there now.
+/// Waits until the daemon has seen the current uplink.
 fn wait_for_index(host: &Host<'_>, own: &OwnNetwork) -> Outcome {
     let (cookie, index) = (own.net.client.cookie()?, own.net.ifindex(1)?);
     let mut last = serde_json::Value::Null;

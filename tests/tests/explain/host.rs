@@ -1,4 +1,4 @@
-//! What there is on the host beside the policy: the uplink's state, routes, programs of others, sockets from before.
+//! The host's state besides the policy: the uplink, routes, other owners' programs, and older sockets.
 
 use std::process::Command;
 
@@ -44,7 +44,7 @@ fn routes() -> Outcome {
         near["routes"] == json!([{ "destination": "10.0.1.9", "steered": direct, "unsteered": direct }]),
         "{near:#}"
     );
-    // No route by the uplink: what becomes of it depends on the family.
+    // There is no route by the uplink; the result depends on the family.
     for family in ["-4", "-6"] {
         let mut command = Command::new("ip");
         bed.net.client.enter(&mut command);
