@@ -233,7 +233,7 @@ impl Bed {
                 self.call(this, port.parse()?)?;
             } else {
                 attach()?;
-                stdin.as_mut().context("the program cannot go on")?.write_all(b"go on\n")?;
+                stdin.as_mut().context("the program has no input")?.write_all(b"go on\n")?;
             }
         }
         bail!("the program printed nothing")

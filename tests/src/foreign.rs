@@ -39,7 +39,7 @@ struct Attach {
 }
 
 pub(crate) fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
-    // SAFETY: `attr` has the layout of that command's part of `bpf_attr`, and lives through the call.
+    // SAFETY: `attr` has the layout of that command's part of `bpf_attr`, and outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(result).map_err(io::Error::other) }
 }

@@ -88,7 +88,7 @@ impl Row {
     }
 
     /// Use that strict enforcement redirects to the uplink.
-    const fn turned(name: &'static str, vector: Vector) -> Self {
+    const fn redirected(name: &'static str, vector: Vector) -> Self {
         Self { works_from: Some(Level::Strict), ..Self::leaks(name, vector, Always) }
     }
 
@@ -109,7 +109,7 @@ impl Row {
     }
 }
 
-const ANOTHERS: &str = "the socket belongs to the cgroup that made it, not to the one that uses it";
+const FOREIGN_SOCKET: &str = "the socket belongs to the cgroup that made it, not to the one that uses it";
 const OLDER: &str =
     "no hook of a cgroup sees what a packet socket sends, and it was made before there was one for making it";
 
@@ -192,8 +192,8 @@ pub(crate) const ROWS: &[Row] = &[
     Row::futile("broadcast-limited", Vector::BroadcastLimited).v4(),
     Row::plain("multicast-send", Vector::MulticastSend),
     Row::leaks("join", Vector::Join, Always),
-    Row::turned("join-by-address", Vector::JoinByAddress).v4(),
-    Row::turned("join-by-route", Vector::JoinByRoute),
+    Row::redirected("join-by-address", Vector::JoinByAddress).v4(),
+    Row::redirected("join-by-route", Vector::JoinByRoute),
     Row::leaks("join-group", Vector::JoinGroup, Always),
     Row::leaks("join-source", Vector::JoinSource, Always),
     Row::leaks("join-source-by-address", Vector::JoinSourceByAddress, Always).v4(),
@@ -215,8 +215,8 @@ pub(crate) const ROWS: &[Row] = &[
     Row::leaks("sub-cgroup-af-unspec", Vector::SubCgroupAfUnspec, AsRoot),
     Row::leaks("leave-cgroup", Vector::LeaveCgroup, AsRoot)
         .even_strict(AsRoot, "a process that may write to another cgroup may move there"),
-    Row::leaks("inherited", Vector::Inherited, Always).even_strict(Always, ANOTHERS),
-    Row::leaks("passed", Vector::Passed, Always).even_strict(Always, ANOTHERS),
+    Row::leaks("inherited", Vector::Inherited, Always).even_strict(Always, FOREIGN_SOCKET),
+    Row::leaks("passed", Vector::Passed, Always).even_strict(Always, FOREIGN_SOCKET),
     Row::repaired("tcp-made-before", Vector::Tcp).scene(made_before(Step::Socket)),
     Row::leaks("tcp-connected-before", Vector::Tcp, Always).scene(made_before(Step::Connect)),
     Row::leaks("udp-made-before", Vector::UdpUnconnected, Always).scene(made_before(Step::Socket)),

@@ -144,7 +144,7 @@ pub(crate) fn with_pktinfo_message<R>(
 
 /// Takes ownership of a descriptor that the kernel has just made for this process.
 pub(crate) fn received(fd: RawFd) -> OwnedFd {
-    // SAFETY: the callers have it from the message or the operation that made it, and nobody else knows of it.
+    // SAFETY: the callers have it from the message or the operation that made it, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -186,7 +186,7 @@ impl SharedMemory {
         assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.len), "out of the memory");
         // SAFETY: just looked at: `at` lies inside.
         let to = unsafe { self.start.as_ptr().add(at) };
-        // SAFETY: the bytes fit, and the kernel looks at them only once they are published.
+        // SAFETY: the bytes fit, and the kernel reads them only after they are published.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 

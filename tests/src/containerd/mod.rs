@@ -156,9 +156,9 @@ impl Containerd {
             let status = outer.wait()?;
             let said = fs::read_to_string(&console)?;
             if status.code() == Some(NO_HOST) {
-                return Err(NotHere(format!("a host for it cannot be built here: {said}")).into());
+                return Err(NotHere(format!("a host for containerd cannot be built here: {said}")).into());
             }
-            bail!("the host did not come up: {status}, {said}");
+            bail!("the host did not start: {status}, {said}");
         }
         let id = outer.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;

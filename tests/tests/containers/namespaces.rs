@@ -91,7 +91,7 @@ fn an_uplink_that_comes_back_is_followed(runtime: &'static str) -> Outcome {
     host.wait_until_nothing_left(|| Ok(()))
 }
 
-/// Without a daemon it stays closed: no interface has the index, and the name is not looked up again.
+/// Without a daemon it stays closed: the index is nobody's, and the name is not looked up again.
 fn another_uplink_of_the_same_name_without_a_daemon(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-follow-alone")?;
@@ -103,7 +103,7 @@ fn another_uplink_of_the_same_name_without_a_daemon(runtime: &'static str) -> Ou
     host.check_closed(own.ways(), || container.exec(&everything(own.ways())))?;
     own.net.create_uplink(1)?;
     host.check_closed(own.ways(), || container.exec(&everything(own.ways())))?;
-    // A daemon that starts now finds the namespace through the container's processes.
+    // A daemon that starts now finds the namespace by the container's processes.
     let _daemon = host.daemon()?;
     wait_for_index(&host, &own)?;
     host.check_steered(own.ways(), 1, || container.exec(&everything(own.ways())))?;
@@ -111,7 +111,7 @@ fn another_uplink_of_the_same_name_without_a_daemon(runtime: &'static str) -> Ou
     host.wait_until_nothing_left(|| Ok(()))
 }
 
-/// One policy in three namespaces has three indexes, which are not mixed up.
+/// One policy in three namespaces is three indexes; none is taken for another's.
 fn two_namespaces_at_once(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-namespaces")?;
@@ -122,7 +122,7 @@ fn two_namespaces_at_once(runtime: &'static str) -> Outcome {
     let one = runtime.start(&host, &policy("one").network(Network::Joined(&first.net.client)))?;
     let two = runtime.start(&host, &policy("two").network(Network::Joined(&second.net.client)))?;
     let three = runtime.start(&host, &policy("three"))?;
-    // A change of one container's uplink does not affect the others.
+    // What becomes of one's uplink is nothing to the others.
     first.net.remove_uplink(1)?;
     let mut elsewhere = Spy::in_netns(&second.net.client, &second.server, &["a1"])?;
     host.check_closed(first.ways(), || one.exec(&everything(first.ways())))?;

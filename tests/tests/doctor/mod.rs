@@ -153,7 +153,7 @@ fn without_privilege() -> Outcome {
     let said = output(command.args(["doctor", "--fix", "--config"]).arg(bed.config_file()))?;
     ensure!(said.code == 1 && said.stdout.contains("CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"), "{said:?}");
     ensure!(said.stdout.contains("sudo steer doctor"), "{said:?}");
-    // Checks that need no privilege still run.
+    // What needs none is looked at.
     ensure!(said.stdout.contains("could not mend reverse-path-filter: uplink a1: "), "{said:?}");
     Ok(())
 }

@@ -86,7 +86,7 @@ fn older_sockets() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let said = explain(&bed, &[&client.pid().to_string()])?;
     let elsewhere = said["sockets"]["elsewhere"].as_array().context("no sockets")?;
-    let [older] = &elsewhere[..] else { anyhow::bail!("not one socket: {said:#}") };
+    let [older] = &elsewhere[..] else { anyhow::bail!("expected one socket: {said:#}") };
     let expected = format!("to 198.51.100.1:{port} (not bound)");
     ensure!(
         older.as_str().is_some_and(|older| older.starts_with("TCP socket 10.0.0.2:") && older.ends_with(&expected)),

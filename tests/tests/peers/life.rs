@@ -81,7 +81,7 @@ struct Life {
 }
 
 impl Life {
-    /// A service, as it is started.
+    /// The command of a service.
     fn command(&self) -> anyhow::Result<Command> {
         let mut command = self.confined.client(User::Root)?;
         command.args(self.confined.bed.everything());

@@ -74,7 +74,7 @@ impl EscapeArgs {
 fn enter(flags: CloneFlags) -> Tried<()> {
     unshare(flags).map_err(|errno| match errno {
         nix::errno::Errno::EPERM | nix::errno::Errno::ENOSPC | nix::errno::Errno::EINVAL => {
-            Halt::Inapplicable(format!("this kernel lets nobody make user namespaces ({errno:?})"))
+            Halt::Inapplicable(format!("this kernel does not allow user namespaces ({errno:?})"))
         }
         errno => Halt::Refused(Step::Place, errno.into()),
     })

@@ -351,6 +351,6 @@ fn a_parent_closes_unclassified_containers() -> Outcome {
     for pod in [pod, plain, exempt, outside] {
         pod.remove()?;
     }
-    wait_until("the parent alone to be attached", PATIENCE, || attached(&bed).is_ok_and(|attached| attached.len() == 1))
+    wait_until("only the parent to be attached", PATIENCE, || attached(&bed).is_ok_and(|attached| attached.len() == 1))
         .with_context(|| format!("{:?}", attached(&bed)))
 }
