@@ -197,7 +197,7 @@ fn closed_without_its_uplink() -> Outcome {
     ensure!(said["uplink"]["state"] == "missing" && said["uplink"]["present_ifindex"].is_null(), "{said:#}");
     ensure!(said["routes"][0]["steered"].is_null(), "{said:#}");
     bed.check_closed(&bed.cgroup)?;
-    // The uplink was made again, and no daemon has updated the policy.
+    // The uplink exists again, but the policy was not updated.
     let mut bed = bed;
     bed.net.create_uplink(1)?;
     let said = explain(&bed, &[bed.cgroup.path()])?;
@@ -299,7 +299,7 @@ fn incomplete_pins() -> Outcome {
     std::fs::remove_file(bed.abi().join("maps/POLICIES"))?;
     let refused = bed.run(&["explain", bed.cgroup.path()])?;
     ensure!(refused.code == 1 && refused.stderr.contains("are not whole"), "{refused:?}");
-    // Pins that it cannot read still hold.
+    // What it cannot read holds.
     bed.check_steered(&bed.cgroup, 1)
 }
 
