@@ -47,7 +47,7 @@ pub(crate) struct Row {
     strict: Option<(Leaks, &'static str)>,
     /// Whether strict enforcement refuses to make the socket, where steer reports that it covers that.
     past_ip: bool,
-    /// The first level at which it must work although it loses its binding.
+    /// The first level at which it must work, if any.
     works_from: Option<Level>,
 }
 
