@@ -1,4 +1,4 @@
-//! Builds the library that a worker of the benchmark is preloaded with, by the compiler that links this package, too.
+//! Builds the library that is preloaded into a worker of the benchmark, with the compiler that also links this package.
 //!
 //! **Invariant**: nothing is written outside the build's own directory.
 

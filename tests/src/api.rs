@@ -1,4 +1,4 @@
-//! The daemon's API, asked by a client that knows nothing of the daemon: curl.
+//! Requests to the daemon's API. The client is curl, which shares no code with the daemon.
 
 use std::process::Command;
 
@@ -7,19 +7,19 @@ use serde_json::Value;
 
 use crate::{Bed, NOBODY, User, output};
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// The body, where it is JSON; else null.
+    /// The body if it is JSON, else null.
     pub body: Value,
-    /// The body as it came.
+    /// The raw body.
     pub text: String,
 }
 
 impl Bed {
-    /// Sends a request to the bed's daemon. `path` may be followed by a query.
+    /// Sends a request to the bed's daemon. `path` may include a query.
     pub fn ask(&self, user: User, method: &str, path: &str, body: Option<&str>) -> anyhow::Result<Answer> {
         use std::os::unix::process::CommandExt as _;
         let mut curl = Command::new("curl");
@@ -37,7 +37,7 @@ impl Bed {
         Ok(Answer { status, body: serde_json::from_str(text).unwrap_or_default(), text: text.to_owned() })
     }
 
-    /// Reads a resource, which must be there.
+    /// Reads a resource, which must exist.
     pub fn get(&self, path: &str) -> anyhow::Result<Value> {
         let answer = self.ask(User::Root, "GET", path, None)?;
         anyhow::ensure!(answer.status == 200, "GET {path}: {answer:?}");

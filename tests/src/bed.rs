@@ -1,4 +1,4 @@
-//! A test bed: two uplinks and a server, a cgroup, a pin directory, and the real binary.
+//! A test bed: two uplinks and a server, a cgroup, a pin directory, and the binary under test.
 
 use std::{
     fs,
@@ -17,31 +17,31 @@ pub const NOBODY: (u32, u32) = (65534, 65534);
 
 /// A bed.
 pub struct Bed {
-    /// Two namespaces joined by uplinks `a0` and `a1`; the default route is by `a0`.
+    /// Two namespaces joined by uplinks `a0` and `a1`; the default route uses `a0`.
     pub net: Uplinks,
-    /// Answers on both, and says which source address it saw.
+    /// Answers on both uplinks and reports the source address that it saw.
     pub server: Server,
-    /// The test's own cgroup, empty; others go below it.
+    /// The test's own cgroup. It is empty; other cgroups are created below it.
     pub cgroup: Cgroup,
     /// The test's own pin directory.
     pub pins: PathBuf,
-    /// A directory for files, readable by all.
+    /// A directory for files that all users can read.
     pub directory: PathBuf,
 }
 
-/// What a finished command left.
+/// The result of a finished command.
 #[derive(Debug)]
 pub struct Output {
     /// Exit status, or 128 and the signal, as in a shell.
     pub code: i32,
-    /// What it printed.
+    /// Standard output.
     pub stdout: String,
-    /// What it complained of.
+    /// Standard error.
     pub stderr: String,
 }
 
 impl Bed {
-    /// Makes a bed. `name` is for people who look at a hanging test.
+    /// Makes a bed. `name` helps people to identify a hanging test.
     pub fn new(name: &str) -> anyhow::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -64,7 +64,7 @@ impl Bed {
         self.pins.join(format!("abi{}", steer_common::ABI_VERSION))
     }
 
-    /// The binary under test, in the client's network namespace and on the bed's pins.
+    /// The binary under test, in the client's network namespace and with the bed's pins.
     pub fn steer(&self, arguments: &[&str]) -> Command {
         let mut command = self.steer_here(arguments);
         self.net.client.enter(&mut command);
@@ -79,12 +79,12 @@ impl Bed {
         command
     }
 
-    /// Runs the binary to its end.
+    /// Runs the binary and waits for it.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         output(&mut self.steer(arguments))
     }
 
-    /// Runs the binary, which must succeed, and returns what it printed.
+    /// Runs the binary, which must succeed, and returns its standard output.
     pub fn succeed(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = self.run(arguments)?;
         anyhow::ensure!(output.code == 0, "steer {arguments:?}: {output:?}");
@@ -104,14 +104,14 @@ impl Bed {
         policy.cloned().with_context(|| format!("no policy {name} in {status}"))
     }
 
-    /// What strict policies do not cover on this machine, as steer says; `None` while there is none.
+    /// What strict policies do not cover on this machine, as `steer status` reports it; `None` if nothing.
     pub fn not_covered(&self) -> anyhow::Result<Option<String>> {
         let status = self.status()?;
         let not_covered = status["not_covered"].as_array().context("no list of what is not covered")?;
         Ok(not_covered.first().and_then(|what| what.as_str()).map(str::to_owned))
     }
 
-    /// How many sockets, calls or packets of a policy met this fate.
+    /// The value of a policy's counter of sockets, calls or packets.
     pub fn sockets(&self, policy: &str, counter: &str) -> anyhow::Result<u64> {
         self.policy(policy)?["counters"][counter].as_u64().with_context(|| format!("no counter {counter}"))
     }
@@ -127,7 +127,7 @@ impl Bed {
         self.directory.join("api.sock")
     }
 
-    /// Where [`Self::write_config`] writes.
+    /// The file that [`Self::write_config`] writes.
     pub fn config_file(&self) -> PathBuf {
         self.directory.join("steer.toml")
     }
@@ -140,7 +140,7 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        // A test that ended well has nothing left here; one that failed must not leave it to others.
+        // A test that succeeded has nothing left here. A failed test must not leave pins to other tests.
         let off = output(&mut self.steer_here(&["off"]));
         if !off.is_ok_and(|output| output.code == 0) {
             eprintln!("steer off failed on {}", self.pins.display());
@@ -149,7 +149,7 @@ impl Drop for Bed {
     }
 }
 
-/// Runs a command to its end.
+/// Runs a command and waits for it.
 pub fn output(command: &mut Command) -> anyhow::Result<Output> {
     let output = command.output().with_context(|| format!("run {command:?}"))?;
     Ok(Output {
@@ -164,15 +164,16 @@ fn code(status: std::process::ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
 }
 
-/// Copies a program, for all to execute. By another process: were this one to write the file, a child that it starts at the
-/// same moment could hold it open, and executing it would fail (ETXTBSY).
+/// Copies a program so that all users can execute it. Another process writes the file: if this process wrote it, a
+/// child that starts at the same moment could hold it open, and executing it would fail (ETXTBSY).
 pub fn copy_program(from: &Path, to: &Path) -> anyhow::Result<()> {
     let copied = output(Command::new("install").args(["-m", "755"]).arg(from).arg(to))?;
     anyhow::ensure!(copied.code == 0, "copy {}: {copied:?}", from.display());
     Ok(())
 }
 
-/// A binary of the workspace: named by `variable`, as `cargo xtask test` does, or else beside this test's own.
+/// A binary of the workspace: the path in `variable`, which `cargo xtask test` sets, or else the file beside this
+/// test's own.
 pub fn binary(variable: &str, name: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(
         || {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use steer_lab::wait_until;
 
-/// A cgroup made by a test. Dropped, its processes are killed and it is removed with all below it.
+/// A cgroup made by a test. On drop, its processes are killed and it is removed with all cgroups below it.
 #[derive(Debug)]
 pub struct Cgroup {
     directory: PathBuf,
@@ -53,7 +53,7 @@ impl Cgroup {
         Ok(fs::metadata(&self.directory)?.ino())
     }
 
-    /// Lets a command start in it.
+    /// Makes a command start in it.
     pub fn enter<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         enter(command, self.directory.join("cgroup.procs"))
     }
@@ -65,7 +65,7 @@ impl Cgroup {
         directories.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 
-    /// Removes it now, with all below it. Its processes must have ended.
+    /// Removes it now, with all cgroups below it. Its processes must have ended.
     pub fn remove(self) -> anyhow::Result<()> {
         remove_tree(&self.directory).with_context(|| format!("remove {}", self.path))
     }
@@ -83,7 +83,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Lets a command start in the cgroup of this `cgroup.procs`.
+/// Makes a command start in the cgroup of this `cgroup.procs`.
 pub(crate) fn enter(command: &mut Command, procs: PathBuf) -> &mut Command {
     // SAFETY: opens and writes one file; the path was allocated before.
     unsafe { command.pre_exec(move || fs::write(&procs, "0")) }

@@ -1,4 +1,4 @@
-//! The checks: what left, and by which link.
+//! The checks: which packets left, and by which link.
 
 use std::{
     collections::BTreeSet,
@@ -21,28 +21,28 @@ use crate::{
     bed::{self, NOBODY, binary, copy_program},
 };
 
-/// Who runs the client.
+/// The user that runs the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
     /// With all capabilities.
     Root,
-    /// Without any.
+    /// Without capabilities.
     Nobody,
 }
 
-/// Both.
+/// Both users.
 pub const USERS: [User; 2] = [User::Root, User::Nobody];
 
-/// Captures on every link of the client but loopback and those that are allowed, also on links that appear later.
+/// Captures on every link of the client except loopback and the allowed links. It includes links that appear later.
 pub struct Spy {
     capture: Capture,
     allowed: Vec<String>,
-    /// TCP connections from before, which may still be closing.
+    /// Earlier TCP connections that may still be closing.
     earlier: BTreeSet<SocketAddr>,
 }
 
 impl Spy {
-    /// Watches from now on. `allowed` are names of links.
+    /// Starts the captures. `allowed` are names of links.
     pub fn on(bed: &Bed, allowed: &[&str]) -> anyhow::Result<Self> {
         Self::in_netns(&bed.net.client, &bed.server, allowed)
     }
@@ -56,21 +56,21 @@ impl Spy {
         Ok(Self { capture, allowed: allowed.iter().map(ToString::to_string).collect(), earlier })
     }
 
-    /// Also allows a link that came later.
+    /// Also allows a link that appeared later.
     pub fn allow(&mut self, ifindex: u32) -> anyhow::Result<()> {
         Ok(self.capture.allow(ifindex)?)
     }
 
-    /// Nothing that a process sent has left by any other link.
+    /// Checks that no packet of a process has left by any other link.
     pub fn saw_nothing(&mut self) -> anyhow::Result<()> {
         let leaked = self.take()?;
         ensure!(leaked.is_empty(), "{} packets left by other links than {:?}: {leaked:#?}", leaked.len(), self.allowed);
         Ok(())
     }
 
-    /// What processes have sent by other links since it was asked last. Not counted are the kernel's own answers to packets
-    /// that no socket claims, and the look-up of a gateway's address for them: what a process sends there would follow, and
-    /// count.
+    /// Returns the packets that processes have sent by other links since the last call. It leaves out the kernel's own
+    /// answers to packets that no socket claims, and the neighbour lookup of a gateway for them: a packet of a process
+    /// would follow that lookup, and counts.
     pub fn take(&mut self) -> anyhow::Result<Vec<Packet>> {
         let packets = self.capture.take()?;
         let mut leaked = sent_by_processes(leaks(&packets));
@@ -82,22 +82,23 @@ impl Spy {
     }
 }
 
-/// Leaves out the kernel's own answers to packets that no socket claims, and the look-up of a gateway's address for them.
+/// Leaves out the kernel's own answers to packets that no socket claims, and the neighbour lookup of a gateway for
+/// them.
 pub(crate) fn sent_by_processes(mut packets: Vec<&Packet>) -> Vec<&Packet> {
-    packets.retain(|packet| !packet.is_kernel_answer() && !is_gateway_lookup(packet) && !is_farewell(packet));
+    packets.retain(|packet| !packet.is_kernel_answer() && !is_gateway_lookup(packet) && !is_answer_to_late_fin(packet));
     packets
 }
 
-/// Whether it may be how the kernel answers a late FIN over IPv6: a bare ACK, when the socket is gone but for what TIME_WAIT
-/// remembers. It goes by the default route, whatever the socket was bound to (seen with Linux 6.18). A connection that leaks
-/// shows by more than that.
-fn is_farewell(packet: &Packet) -> bool {
+/// Whether the packet may be the kernel's answer to a late FIN over IPv6: a bare ACK, sent when only the TIME_WAIT
+/// state of the socket remains. It uses the default route, whatever the socket was bound to (seen with Linux 6.18). A
+/// leaking connection sends more than that.
+fn is_answer_to_late_fin(packet: &Packet) -> bool {
     const ACK: u8 = 16;
     packet.tcp_flags == Some(ACK) && packet.payload_len == 0 && packet.src.is_some_and(|source| source.is_ipv6())
 }
 
 fn is_gateway_lookup(packet: &Packet) -> bool {
-    // The target of a neighbour solicitation is not in its destination, but the last bytes of it are.
+    // The destination does not hold the target of a neighbour solicitation, only its last bytes.
     let is_gateway = |i: u8| match packet.dst {
         Some(IpAddr::V4(dst)) => dst == gateway_v4(i),
         Some(IpAddr::V6(dst)) => dst == gateway_v6(i) || dst.octets()[13..] == gateway_v6(i).octets()[13..],
@@ -107,12 +108,12 @@ fn is_gateway_lookup(packet: &Packet) -> bool {
 }
 
 impl Bed {
-    /// The client program, in a cgroup from its first instruction.
+    /// The client program. It is in the cgroup from its first instruction.
     pub fn client(&self, cgroup: Option<&Cgroup>, user: User) -> anyhow::Result<Command> {
         self.lab_program("STEER_PROBE", "steer-probe", cgroup, user)
     }
 
-    /// A program of the lab, in a cgroup from its first instruction.
+    /// A program of the lab. It is in the cgroup from its first instruction.
     pub(crate) fn lab_program(
         &self,
         variable: &str,
@@ -125,7 +126,7 @@ impl Bed {
         Ok(command)
     }
 
-    /// A copy of a program of the lab that nobody may execute, wherever the workspace is.
+    /// A copy of a program of the lab that user nobody may execute, wherever the workspace is.
     pub(crate) fn copy_of(&self, variable: &str, name: &str) -> anyhow::Result<PathBuf> {
         let program = self.directory.join(name);
         if !program.exists() {
@@ -135,7 +136,7 @@ impl Bed {
         Ok(program)
     }
 
-    /// Lets any command run in a cgroup, in the client's network namespace, without input.
+    /// Makes any command run in a cgroup and in the client's network namespace, without input.
     pub fn place(&self, command: &mut Command, cgroup: Option<&Cgroup>, user: User) {
         if let Some(cgroup) = cgroup {
             cgroup.enter(command);
@@ -147,13 +148,13 @@ impl Bed {
         command.stdin(Stdio::null());
     }
 
-    /// Arguments that make the client try everything once: TCP, UDP, ping and raw, IPv4 and IPv6.
+    /// Arguments that make the client try each way once: TCP, UDP, ping and raw, over IPv4 and IPv6.
     pub fn everything(&self) -> Vec<String> {
         let port = self.server.port().to_string();
         ["--json", "--all", "--port", &port, "--timeout-ms", "500"].map(str::to_owned).to_vec()
     }
 
-    /// Everything once, in a cgroup.
+    /// Tries each way once, in a cgroup.
     pub fn probe(&self, cgroup: Option<&Cgroup>, user: User) -> anyhow::Result<Vec<Outcome>> {
         let output = bed::output(self.client(cgroup, user)?.args(self.everything()))?;
         let outcomes = parse_outcomes(&output.stdout).with_context(|| format!("{output:?}"))?;
@@ -161,7 +162,7 @@ impl Bed {
         Ok(outcomes)
     }
 
-    /// Whatever a process of the cgroup sends leaves by uplink `i`, and nothing by any other link.
+    /// Checks that all packets of a process of the cgroup leave by uplink `i`.
     pub fn check_steered(&self, cgroup: &Cgroup, i: u8) -> anyhow::Result<()> {
         for user in USERS {
             let mut spy = Spy::on(self, &[self.net.link(i)])?;
@@ -179,7 +180,7 @@ impl Bed {
         Ok(())
     }
 
-    /// No process of the cgroup gets a packet out by any link.
+    /// Checks that no process of the cgroup gets a packet out by any link.
     pub fn check_closed(&self, cgroup: &Cgroup) -> anyhow::Result<()> {
         for user in USERS {
             let mut spy = Spy::on(self, &[])?;
@@ -188,13 +189,13 @@ impl Bed {
             for outcome in &outcomes {
                 ensure!(!outcome.is_ok(), "{} as {user:?} got through: {outcome:?}", cgroup.path());
                 let immediate = matches!(outcome.error.as_deref(), Some("ENODEV" | "ENETUNREACH" | "EPERM"));
-                ensure!(immediate, "{} as {user:?} was not told at once: {outcome:?}", cgroup.path());
+                ensure!(immediate, "{} as {user:?} did not fail at once: {outcome:?}", cgroup.path());
             }
         }
         Ok(())
     }
 
-    /// Steering does not concern the cgroup: its traffic goes by the default route.
+    /// Checks that steering does not affect the cgroup: its traffic uses the default route.
     pub fn check_unsteered(&self, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
         for user in USERS {
             let outcomes = self.probe(cgroup, user)?;
@@ -206,7 +207,7 @@ impl Bed {
         Ok(())
     }
 
-    /// Starts a client that makes sockets as fast as it can until told to stop. Returns once it has begun.
+    /// Starts a client that makes sockets as fast as it can until it is stopped. Returns once it has begun.
     pub fn load(&self, cgroup: &Cgroup) -> anyhow::Result<Load> {
         let mut command = self.client(Some(cgroup), User::Nobody)?;
         let port = self.server.port().to_string();
@@ -221,7 +222,8 @@ impl Bed {
     }
 }
 
-/// Every attempt was answered, and the server saw the address of uplink `i`. Without privilege there are no raw sockets.
+/// Checks that every attempt was answered, and that the server saw the address of uplink `i`. Without privileges a
+/// program cannot make raw sockets.
 pub fn check_outcomes(outcomes: &[Outcome], user: User, i: u8) -> anyhow::Result<()> {
     for outcome in outcomes {
         if user == User::Nobody && outcome.proto == steer_lab::Proto::Raw {
@@ -238,8 +240,8 @@ pub fn check_outcomes(outcomes: &[Outcome], user: User, i: u8) -> anyhow::Result
     Ok(())
 }
 
-/// Nothing came in between: every socket was bound, and no attempt failed, but for an answer that was late now and then, as
-/// happens on a busy machine.
+/// Checks that nothing was interrupted: every socket was bound, and no attempt failed. A few late answers are allowed,
+/// as they occur on a busy machine.
 pub fn check_uninterrupted(report: &LoadReport) -> anyhow::Result<()> {
     let late = report.errors.get("ETIMEDOUT").copied().unwrap_or_default();
     let failed = report.errors.len() > usize::from(late > 0);
@@ -248,7 +250,7 @@ pub fn check_uninterrupted(report: &LoadReport) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A client under way.
+/// A running client that creates load.
 pub struct Load {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -256,7 +258,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Ends it, and returns what came of it.
+    /// Stops it and returns its report.
     pub fn stop(mut self) -> anyhow::Result<LoadReport> {
         drop(self.stdin.take());
         let mut text = String::new();

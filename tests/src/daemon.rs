@@ -1,4 +1,4 @@
-//! A daemon of a test.
+//! The daemon that a test runs.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use steer_lab::wait_until;
 
 use crate::{Bed, PATIENCE};
 
-/// A running daemon. Dropped, it is killed.
+/// A running daemon. On drop, it is killed.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
@@ -37,7 +37,7 @@ impl Daemon {
         Self::spawn(bed, command)
     }
 
-    /// Starts a daemon by this command, and waits for `READY=1`.
+    /// Starts a daemon with this command and waits for `READY=1`.
     pub(crate) fn spawn(bed: &Bed, mut command: Command) -> anyhow::Result<Self> {
         let address = bed.directory.join("notify");
         let _ = fs::remove_file(&address);
@@ -59,17 +59,17 @@ impl Daemon {
         }
     }
 
-    /// Its process.
+    /// Its PID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it has logged.
+    /// Its log.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until it has logged something that contains `text`.
+    /// Waits until its log contains `text`.
     pub fn wait_for_log(&self, text: &str) -> anyhow::Result<()> {
         wait_until(&format!("the daemon to log {text:?}"), PATIENCE, || self.log().contains(text))
             .with_context(|| self.log())
@@ -80,7 +80,7 @@ impl Daemon {
         Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
-    /// Sends it a signal that ends it, and waits for its exit status; `None` if the signal killed it.
+    /// Ends it with a signal, and waits for its exit status; `None` if the signal killed it.
     pub fn end(mut self, signal: Signal) -> anyhow::Result<Option<i32>> {
         self.signal(signal)?;
         Ok(self.child.wait()?.code())
@@ -109,7 +109,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Reads all a child prints until it ends.
+/// Reads all output of a child until it ends.
 pub fn read_all(child: &mut Child) -> anyhow::Result<String> {
     let mut text = String::new();
     child.stdout.take().context("no pipe")?.read_to_string(&mut text)?;

@@ -12,22 +12,22 @@ use serde_json::Value;
 
 use crate::{Bed, Output, binary, output, replace_file};
 
-/// Files of the machine that the doctor looks at, as a healthy machine has them, by the names that they have in the bed.
+/// Files of the machine that the doctor reads, with the content of a healthy machine, by their names in the bed.
 const MACHINE: [(&str, &str, &str); 2] = [
     ("/etc/resolv.conf", "resolv.conf", "nameserver 203.0.113.53\n"),
     ("/etc/nsswitch.conf", "nsswitch.conf", "hosts: files dns\n"),
 ];
-/// A directory of the machine, empty on a healthy one.
+/// A directory of the machine; it is empty on a healthy machine.
 const RUN: (&str, &str) = ("/run", "run");
 
-/// What a doctor said.
+/// The report of a doctor.
 #[derive(Debug)]
 pub struct Examination {
     /// Exit status.
     pub code: i32,
-    /// All of it.
+    /// The whole report.
     pub json: Value,
-    /// What it found, but for what only this machine can answer for.
+    /// Its findings, without those that depend on this machine alone.
     pub findings: Vec<Finding>,
 }
 
@@ -36,39 +36,39 @@ pub struct Examination {
 pub struct Finding {
     /// Its check.
     pub id: String,
-    /// All of it.
+    /// The whole finding.
     pub json: Value,
 }
 
 impl Finding {
-    /// A text of it, as "what".
+    /// A text field of it, such as "what".
     pub fn text(&self, field: &str) -> &str {
         self.json[field].as_str().unwrap_or_default()
     }
 
-    /// The command that mends it.
+    /// The command that repairs it.
     pub fn command(&self) -> anyhow::Result<&str> {
         self.json["fix"]["command"].as_str().with_context(|| format!("no command: {}", self.json))
     }
 
-    /// What else mends it.
+    /// The other ways to repair it.
     pub fn advice(&self) -> anyhow::Result<&str> {
         self.json["fix"]["advice"].as_str().with_context(|| format!("no advice: {}", self.json))
     }
 }
 
 impl Bed {
-    /// How the doctor calls steer on this bed.
+    /// The doctor's command line for steer on this bed.
     pub fn steer_words(&self) -> String {
         format!("steer --bpffs {} --socket {}", self.pins.display(), self.socket().display())
     }
 
-    /// A file of the machine as the doctor sees it.
+    /// The bed's replacement for a file of the machine.
     pub fn machine_file(&self, name: &str) -> std::path::PathBuf {
         self.directory.join(name)
     }
 
-    /// A command that sees a healthy machine, or what a test has made of it, in the client's network namespace.
+    /// Makes a command see a healthy machine, with the changes of the test, in the client's network namespace.
     fn on_a_healthy_machine(&self, mut command: Command) -> anyhow::Result<Command> {
         for (path, name, healthy) in MACHINE {
             let file = self.machine_file(name);
@@ -84,7 +84,7 @@ impl Bed {
         Ok(command)
     }
 
-    /// `steer doctor` by the bed's configuration, which is empty unless it was written, with more arguments.
+    /// `steer doctor` with the bed's configuration, which is empty unless it was written, and more arguments.
     pub fn doctor_text(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         if !self.config_file().exists() {
             self.write_config("")?;
@@ -94,7 +94,7 @@ impl Bed {
         output(&mut self.on_a_healthy_machine(command)?)
     }
 
-    /// The same with `--json`, read.
+    /// The same with `--json`, parsed.
     pub fn doctor(&self, arguments: &[&str]) -> anyhow::Result<Examination> {
         let said = self.doctor_text(&[&["--json"], arguments].concat())?;
         let json: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
@@ -102,7 +102,7 @@ impl Bed {
             id: finding["id"].as_str().unwrap_or_default().to_owned(),
             json: finding.clone(),
         });
-        // What its kernel has, and what others have attached to all cgroups.
+        // Findings about this kernel, and about programs that others have attached to all cgroups.
         let is_the_machines = |finding: &Finding| {
             matches!(&*finding.id, "lsm-bpf") || finding.json["subject"] == serde_json::json!({ "cgroup": "/" })
         };
@@ -110,10 +110,10 @@ impl Bed {
         Ok(Examination { code: said.code, json, findings })
     }
 
-    /// What it finds is this one fault.
+    /// Checks that this fault is the only finding.
     pub fn only_finding(&self, id: &str) -> anyhow::Result<Finding> {
         let said = self.doctor(&[])?;
-        let [finding] = &said.findings[..] else { anyhow::bail!("not {id} alone: {:#?}", said.findings) };
+        let [finding] = &said.findings[..] else { anyhow::bail!("expected only {id}, found {:#?}", said.findings) };
         ensure!(finding.id == id, "not {id}: {finding:#?}");
         let code = i32::from(finding.text("severity") != "info");
         ensure!(said.code == code, "exit status {}: {finding:#?}", said.code);
@@ -123,7 +123,7 @@ impl Bed {
         Ok(finding.clone())
     }
 
-    /// It finds nothing.
+    /// Checks that there are no findings.
     pub fn is_healthy(&self) -> anyhow::Result<()> {
         let said = self.doctor(&[])?;
         ensure!(said.findings.is_empty(), "{:#?}", said.findings);
@@ -131,12 +131,12 @@ impl Bed {
         Ok(())
     }
 
-    /// Runs the command that mends a finding, as its reader would. False: the machine does not have the program.
+    /// Runs the command that repairs a finding, as a user would. Returns false if the machine lacks the program.
     pub fn repair(&self, finding: &Finding) -> anyhow::Result<bool> {
         self.run_in_a_shell(finding.command()?)
     }
 
-    /// Runs a command as printed, `steer` being the one under test. False: the machine does not have the program.
+    /// Runs a command as printed, with the `steer` under test. Returns false if the machine lacks the program.
     pub fn run_in_a_shell(&self, line: &str) -> anyhow::Result<bool> {
         let steer = binary("STEER_BIN", "steer");
         let mut path = OsString::from(steer.parent().context("no directory")?);
@@ -146,7 +146,7 @@ impl Bed {
         shell.args(["-c", line]).env("PATH", path).stdin(Stdio::null());
         let ran = output(&mut self.on_a_healthy_machine(shell)?)?;
         if ran.code == 127 {
-            eprintln!("not tried, for it is not installed: {line}");
+            eprintln!("not tried, the program is not installed: {line}");
             return Ok(false);
         }
         ensure!(ran.code == 0, "{line}: {ran:?}");

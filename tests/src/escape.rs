@@ -1,7 +1,7 @@
-//! Attempts to escape, and what got out.
+//! Attempts to escape, and the packets that got out.
 //!
-//! **Invariant:** that nothing got out is only ever said of captures that have just shown that they see: behind every
-//! attempt a packet is sent by the other link from outside the cgroup, and must be in both.
+//! **Invariant:** a test claims that no packet got out only for captures that have just proved that they work. After
+//! every attempt, a packet is sent by the other link from outside the cgroup, and both captures must contain it.
 
 use std::{
     fs,
@@ -24,19 +24,19 @@ use steer_lab::{
 
 use crate::{Bed, Cgroup, PATIENCE, User, check::sent_by_processes, foreign::bpf, pinned_map::open_pin};
 
-/// How much steer does.
+/// The level of steering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// New sockets are bound, and that is all. steer has no such level: it shows what the others add.
+    /// New sockets are bound, and nothing else. steer has no such level: it shows what the other levels add.
     Bind,
-    /// A lost binding is put back where a hook allows it.
+    /// In addition, a hook restores a lost binding where it can.
     Steer,
-    /// And nothing gets out otherwise.
+    /// In addition, no packet gets out otherwise.
     Strict,
 }
 
 impl Level {
-    /// As on the command line, where it has it.
+    /// The value of the command line option, if there is one.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bind => "bind",
@@ -53,14 +53,14 @@ impl Level {
     }
 }
 
-/// Detaches every program of an attachment but the one that binds new sockets.
+/// Detaches every program of an attachment except the one that binds new sockets.
 fn leave_only_the_binding(bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<()> {
     const BPF_LINK_DETACH: libc::c_long = 34;
     let pins = bed.abi().join("links").join(cgroup.id()?.to_string());
     for pin in fs::read_dir(&pins)? {
         let pin = pin?.path();
         if !pin.ends_with("sock_create") {
-            // The kernel frees a link some time after its pin is removed. Detached, it is without effect at once.
+            // The kernel frees a link some time after its pin is removed. A detached link has no effect at once.
             bpf(BPF_LINK_DETACH, &open_pin(&pin)?.as_raw_fd().cast_unsigned())?;
             fs::remove_file(&pin)?;
         }
@@ -68,43 +68,44 @@ fn leave_only_the_binding(bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What happens around an attempt.
+/// The circumstances of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scene {
-    /// Nothing: the cgroup is steered, the program runs in it.
+    /// The cgroup is steered, and the program runs in it.
     Steered,
-    /// The program begins, and the cgroup is steered only after this step.
+    /// The program starts, and the cgroup is steered only after this step.
     SteeredAfter(Step),
-    /// The server calls the client, at its address on this uplink.
+    /// The server connects to the client, at its address on this uplink.
     CalledOn(u8),
 }
 
 /// One attempt.
 #[derive(Clone, Copy, Debug)]
 pub struct Try {
-    /// What is tried.
+    /// The vector.
     pub vector: Vector,
-    /// By whom.
+    /// The user.
     pub user: User,
-    /// With which family.
+    /// The address family.
     pub family: Family,
-    /// In what circumstances.
+    /// The circumstances.
     pub scene: Scene,
-    /// How long the program waits for an answer.
+    /// The time that the program waits for an answer.
     pub timeout: Duration,
 }
 
-/// What came of it.
+/// The result of an attempt.
 #[derive(Debug)]
 pub struct Seen {
-    /// What the program says.
+    /// The program's report.
     pub attempt: Attempt,
-    /// What left by other links than the uplink: as many as the client's end shows or the server's, whichever saw more.
+    /// The packets that left by other links than the uplink. The larger of the counts at the client's end and at the
+    /// server's end is used.
     pub leaked: Vec<Packet>,
 }
 
 impl Bed {
-    /// Gives a bed what the vectors need: link-local addresses, and a rule by which a mark leads to `a0`.
+    /// Sets up a bed for the vectors: link-local addresses, and a rule that routes a mark to `a0`.
     pub fn furnish_for_escapes(&self) -> anyhow::Result<()> {
         let link_local = |last| IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last));
         for i in 0..2 {
@@ -117,7 +118,8 @@ impl Bed {
         Ok(())
     }
 
-    /// Makes an attempt in the bed's cgroup. It is steered at that level from the beginning or when the scene says so.
+    /// Makes an attempt in the bed's cgroup. The cgroup is steered at that level from the start, or when the scene
+    /// requires it.
     pub fn attempt(&self, this: Try, level: Level) -> anyhow::Result<Seen> {
         let cgroup = self.cgroup.child(&format!("{:?}-{:?}", this.user, this.family))?;
         if !matches!(this.scene, Scene::SteeredAfter(_)) {
@@ -127,7 +129,8 @@ impl Bed {
         self.watch_attempt(this, program, &[self.net.link(1)], || level.attach(self, &cgroup))
     }
 
-    /// Makes an attempt by this program, and watches all links but these; `attach` is for when the scene says so.
+    /// Makes an attempt with this program, and captures on all links but these. `attach` is called when the scene
+    /// requires it.
     pub fn watch_attempt(
         &self,
         this: Try,
@@ -139,7 +142,7 @@ impl Bed {
         let mut server = Capture::start_except(&self.net.server, &["lo", &self.net.server_link(1)])?;
         let attempt = self.run_attempt(this, program, || {
             attach()?;
-            // What left before there was anything to stop it is no leak.
+            // Packets that left before steering started are not leaks.
             client.take().and_then(|_| server.take()).map(drop).map_err(Into::into)
         })?;
         let marker = self.send_marker(this.family)?;
@@ -164,21 +167,21 @@ impl Bed {
         Ok(Seen { attempt, leaked })
     }
 
-    /// Makes an attempt as root over IPv4 in a cgroup as it is.
+    /// Makes an attempt as root over IPv4 in a cgroup, without changing the cgroup.
     pub fn attempt_in(&self, cgroup: &Cgroup, vector: Vector) -> anyhow::Result<Attempt> {
         let timeout = Duration::from_millis(400);
         let this = Try { vector, user: User::Root, family: Family::V4, scene: Scene::Steered, timeout };
         self.run_attempt(this, self.escape_program(this, cgroup)?, || Ok(()))
     }
 
-    /// The program that makes an attempt, in a cgroup from its first instruction.
+    /// The program that makes an attempt. It is in the cgroup from its first instruction.
     pub fn escape_program(&self, this: Try, cgroup: &Cgroup) -> anyhow::Result<Command> {
         let mut program = self.lab_program("STEER_ESCAPE", "steer-escape", Some(cgroup), this.user)?;
         self.add_attempt(this, &mut program);
         Ok(program)
     }
 
-    /// The arguments that make the program try this.
+    /// The arguments for this attempt.
     pub(crate) fn add_attempt(&self, this: Try, command: &mut Command) {
         let (gateway, source): (IpAddr, IpAddr) = match this.family {
             Family::V4 => (gateway_v4(0).into(), client_v4(0).into()),
@@ -191,7 +194,7 @@ impl Bed {
         command.args(["--gateway", &gateway.to_string(), "--source", &source.to_string()]);
     }
 
-    /// Runs the program; `attach` is for when it says that it is ready for that.
+    /// Runs the program. `attach` is called when the program reports that it is ready for it.
     fn run_attempt(
         &self,
         this: Try,
@@ -214,7 +217,7 @@ impl Bed {
         attempt.with_context(|| format!("steer-escape {this:?}: {status}: {complaint}"))
     }
 
-    /// Reads what the program says, and does the world's part.
+    /// Reads the program's output, and does the part of the attempt that is outside of the program.
     fn accompany(
         &self,
         child: &mut Child,
@@ -230,15 +233,15 @@ impl Bed {
                 self.call(this, port.parse()?)?;
             } else {
                 attach()?;
-                stdin.as_mut().context("the program cannot go on")?.write_all(b"go on\n")?;
+                stdin.as_mut().context("the program has no input")?.write_all(b"go on\n")?;
             }
         }
-        bail!("it said nothing")
+        bail!("the program printed nothing")
     }
 
-    /// Calls the client from the server's own address, so that the way back is the default route unless steered.
+    /// Connects from the server's own address, so that the return path is the default route unless steered.
     fn call(&self, this: Try, port: u16) -> anyhow::Result<()> {
-        let Scene::CalledOn(i) = this.scene else { bail!("nobody is to call") };
+        let Scene::CalledOn(i) = this.scene else { bail!("the scene has no call") };
         let (from, to): (IpAddr, IpAddr) = match this.family {
             Family::V4 => (SERVER_V4.into(), client_v4(i).into()),
             Family::V6 => (SERVER_V6.into(), client_v6(i).into()),
@@ -247,12 +250,12 @@ impl Bed {
         Ok(())
     }
 
-    /// A UDP socket made outside every steered cgroup.
+    /// A UDP socket created outside every steered cgroup.
     fn foreign_socket(&self, family: Family) -> anyhow::Result<OwnedFd> {
         Ok(self.net.client.run(|| UdpSocket::bind((any(family), 0)))??.into())
     }
 
-    /// One end of a UNIX socket in which such a socket waits to be received.
+    /// One end of a UNIX socket in whose queue such a socket waits.
     fn foreign_socket_in_transit(&self, family: Family) -> anyhow::Result<OwnedFd> {
         let socket = self.foreign_socket(family)?;
         let (ours, theirs) = UnixStream::pair()?;
@@ -263,7 +266,7 @@ impl Bed {
         Ok(theirs.into())
     }
 
-    /// Sends a packet by the other link from outside the cgroup; returns its source port.
+    /// Sends a packet by the other link from outside the cgroup, and returns its source port.
     pub(crate) fn send_marker(&self, family: Family) -> anyhow::Result<u16> {
         let to: IpAddr = if family == Family::V4 { SERVER_V4.into() } else { SERVER_V6.into() };
         let port = self.net.client.run(|| {

@@ -1,4 +1,4 @@
-//! Faults put into a command at one of its system calls, by strace.
+//! Injects faults into a command at one of its system calls, with strace.
 
 use std::{
     path::Path,
@@ -9,19 +9,19 @@ use anyhow::ensure;
 
 use crate::{Bed, NotHere, Output, output};
 
-/// System calls by which steer changes what is pinned, or files and cgroups.
+/// System calls with which steer changes pins, files and cgroups.
 pub const CHANGES: [&str; 6] = ["bpf", "mkdir", "rename", "rmdir", "unlink", "write"];
 
-/// What happens instead of a system call.
+/// The fault that replaces a system call.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// The process is killed.
     Killed,
-    /// The call fails with this error, given by its name.
+    /// The call fails with the error of this name.
     Error(&'static str),
 }
 
-/// The exit status of a shell's command that was killed.
+/// The exit status of a killed command in a shell.
 const KILLED: i32 = 128 + libc::SIGKILL;
 
 impl Bed {
@@ -35,7 +35,7 @@ impl Bed {
         self.steer_traced(&["-e", &format!("trace={call}"), "-e", &inject], Path::new("/dev/null"), arguments)
     }
 
-    /// How often a command, which must succeed, makes a system call.
+    /// The number of times that a command, which must succeed, makes a system call.
     pub fn count_calls(&self, call: &str, arguments: &[&str]) -> anyhow::Result<usize> {
         let trace = self.directory.join("trace");
         let ended = output(&mut self.steer_traced(&["-e", &format!("trace={call}")], &trace, arguments)?)?;
@@ -43,7 +43,7 @@ impl Bed {
         Ok(count(&trace, call)?)
     }
 
-    /// The binary under test, traced with these options, to a file.
+    /// The binary under test, traced to a file with these options.
     pub fn steer_traced(&self, options: &[&str], trace: &Path, arguments: &[&str]) -> anyhow::Result<Command> {
         let steer = self.steer_here(arguments);
         let mut command = Command::new(strace()?);
@@ -61,23 +61,24 @@ impl Output {
     }
 }
 
-/// How often a trace has a system call.
+/// The number of times that a trace contains a system call.
 pub fn count(trace: &Path, call: &str) -> std::io::Result<usize> {
     let text = std::fs::read_to_string(trace)?;
     Ok(text.lines().filter(|line| line.contains(&format!("{call}("))).count())
 }
 
-/// The name of strace. [`NotHere`] where it is not installed or may not trace.
+/// The name of strace. [`NotHere`] where it is not installed or cannot trace.
 pub fn strace() -> anyhow::Result<&'static str> {
     const STRACE: &str = "strace";
     match output(Command::new(STRACE).args(["-o", "/dev/null", "true"])) {
         Ok(ended) if ended.code == 0 => Ok(STRACE),
         Ok(ended) => Err(NotHere(format!("strace cannot trace here: {}", ended.stderr.trim())).into()),
-        Err(error) => Err(NotHere(format!("there is no strace: {error}")).into()),
+        Err(error) => Err(NotHere(format!("strace is not installed: {error}")).into()),
     }
 }
 
-/// Every how many system calls a fault is tried: at each one if STEER_THOROUGH is set, as `cargo xtask test --thorough` does.
+/// The interval, in system calls, at which a fault is tried. It is 1 if STEER_THOROUGH is set, as `cargo xtask test
+/// --thorough` does.
 pub fn stride(usual: usize) -> usize {
     if std::env::var_os("STEER_THOROUGH").is_some() { 1 } else { usual }
 }

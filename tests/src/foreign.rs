@@ -1,4 +1,5 @@
-//! A program of somebody else's, attached beside others, or in the way that forbids any other below it.
+//! A BPF program of another owner, attached beside other programs, or exclusively (which forbids other programs below
+//! it).
 
 use std::{
     fs, io,
@@ -38,18 +39,18 @@ struct Attach {
 }
 
 pub(crate) fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
-    // SAFETY: `attr` has the layout of that command's part of `bpf_attr`, and lives through the call.
+    // SAFETY: `attr` has the layout of that command's part of `bpf_attr`, and outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(result).map_err(io::Error::other) }
 }
 
-/// Loads a sock_create program called `name` that allows everything, and attaches it with flags 0, as `ip vrf exec` does.
-/// It goes with the cgroup.
+/// Loads a sock_create program called `name` that allows everything, and attaches it with flags 0, as `ip vrf exec`
+/// does. It is removed with the cgroup.
 pub fn exclusive_program(cgroup: &Cgroup, name: &str) -> anyhow::Result<()> {
     attach(cgroup, name, 0)
 }
 
-/// The same, attached behind what is there, and beside what comes (`BPF_F_ALLOW_MULTI`).
+/// The same, attached after the existing programs and beside later ones (`BPF_F_ALLOW_MULTI`).
 pub fn program_beside(cgroup: &Cgroup, name: &str) -> anyhow::Result<()> {
     const BPF_F_ALLOW_MULTI: u32 = 2;
     attach(cgroup, name, BPF_F_ALLOW_MULTI)

@@ -1,4 +1,4 @@
-//! Client programs of a test that are told what to do, such as one that keeps its sockets, and a server in a cgroup.
+//! Client programs of a test that act on request, such as one that keeps its sockets, and a server in a cgroup.
 
 use std::{
     io::{BufRead as _, BufReader, Lines, Write as _},
@@ -9,14 +9,14 @@ use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 use steer_lab::Outcome;
 
-/// A client program that does something for each line it is told. Dropped, it is killed.
-pub(crate) struct Told {
+/// A client program that does something for each line of its input. On drop, it is killed.
+pub(crate) struct RequestClient {
     child: Child,
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
 }
 
-impl Told {
+impl RequestClient {
     pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take().context("no pipe")?;
@@ -25,48 +25,48 @@ impl Told {
     }
 
     /// Its answer to a line.
-    pub(crate) fn tell<T: DeserializeOwned>(&mut self, line: &str) -> anyhow::Result<T> {
+    pub(crate) fn request<T: DeserializeOwned>(&mut self, line: &str) -> anyhow::Result<T> {
         writeln!(self.stdin, "{line}")?;
         let answer = self.stdout.next().context("the client ended")??;
         Ok(serde_json::from_str(&answer)?)
     }
 }
 
-impl Drop for Told {
+impl Drop for RequestClient {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A client that keeps its sockets, and makes one afresh only after it has failed. Dropped, it is killed.
-pub struct Held(Told);
+/// A client that keeps its sockets and makes a new one only after a failure. On drop, it is killed.
+pub struct Held(RequestClient);
 
 impl Held {
-    /// Starts it; `command` is the client program, in its place, with what it is to try.
+    /// Starts it. `command` is the client program in its cgroup, with the arguments for its attempts.
     pub fn start(command: &mut Command) -> anyhow::Result<Self> {
-        Told::start(command.arg("--hold")).map(Self)
+        RequestClient::start(command.arg("--hold")).map(Self)
     }
 
-    /// One request on each socket.
+    /// Sends one request on each socket.
     pub fn round(&mut self) -> anyhow::Result<Vec<Outcome>> {
-        self.0.tell("")
+        self.0.request("")
     }
 
-    /// Its process.
+    /// Its PID.
     pub fn pid(&self) -> u32 {
         self.0.child.id()
     }
 }
 
-/// A server of TCP and UDP. Dropped, it is killed.
+/// A server for TCP and UDP. On drop, it is killed.
 pub struct Served {
     child: Child,
     port: u16,
 }
 
 impl Served {
-    /// Starts it; `command` is the client program in its place.
+    /// Starts it; `command` is the client program in its cgroup.
     pub fn start(command: &mut Command) -> anyhow::Result<Self> {
         let mut child = command.arg("--serve").stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();

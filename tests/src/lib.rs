@@ -1,8 +1,8 @@
-//! What the integration tests share: a bed with a lab, cgroups and pins of its own, the daemon, and the two checks that
-//! matter: traffic leaves by its uplink alone, or does not leave.
+//! Shared code of the integration tests: a bed with its own lab, cgroups and pins, the daemon, and the two main checks:
+//! traffic leaves by its uplink only, or does not leave.
 //!
-//! **Invariant:** every test owns all it touches, under names no other test has, so all run at once; and all of it is
-//! gone when the test ends, also when it fails.
+//! **Invariant:** every test owns everything that it uses, under names that no other test has, so all tests can run at
+//! once. Everything is removed when the test ends, also when it fails.
 
 mod api;
 mod bed;
@@ -47,10 +47,10 @@ pub use wireguard::{TUNNEL, Tunnel};
 
 use std::time::Duration;
 
-/// Longer than anything a test waits for takes on a slow machine.
+/// Longer than any wait of a test takes on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Why a test cannot be made on this machine. As its error, it makes the test count as ignored.
+/// Why a test cannot run on this machine. A test that returns it as its error counts as skipped.
 #[derive(Debug)]
 pub struct NotHere(pub String);
 

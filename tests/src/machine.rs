@@ -1,8 +1,8 @@
-//! A machine that boots this one's own systemd, or that of another root: in namespaces of its own, over an overlay of that root,
-//! within a second.
+//! A machine that boots the systemd of this root, or of another root, within a second. It runs in its own namespaces,
+//! on an overlay of that root.
 //!
-//! **Invariant:** it changes nothing outside. Its files, its bpffs and its processes end with it; its cgroups are the bed's, its
-//! network is that of the bed's client.
+//! **Invariant:** it changes nothing outside. Its files, its bpffs and its processes end with it. Its cgroups are in
+//! the bed's cgroup, and its network is that of the bed's client.
 
 use std::{
     fs,
@@ -18,27 +18,27 @@ use steer_lab::{wait_for, wait_until};
 use crate::{Bed, Cgroup, NotHere, Output, PATIENCE, binary, copy_program, output};
 
 const SYSTEMD: &str = "lib/systemd/systemd";
-/// The status by which `machine.sh` says that it cannot build the root.
+/// The exit status with which `machine.sh` reports that it cannot build the root.
 const NO_ROOT: i32 = 77;
 
-/// A running machine. Dropped, it is off.
+/// A running machine. On drop, it is stopped.
 #[derive(Debug)]
 pub struct Machine {
-    /// `unshare`, with which all processes of the machine end.
+    /// `unshare`; all processes of the machine end with it.
     outer: Child,
-    /// Its PID 1, as seen from outside.
+    /// Its PID 1, in the PID namespace of the test.
     init: u32,
     /// The root of its cgroups.
     cgroup: Cgroup,
 }
 
 impl Machine {
-    /// Boots one of this root. [`NotHere`] where that cannot be done.
+    /// Boots a machine from this root. [`NotHere`] where that is not possible.
     pub fn boot(bed: &Bed) -> anyhow::Result<Self> {
         Self::boot_over(bed, Path::new("/"))
     }
 
-    /// As [`Self::boot`], of another root.
+    /// As [`Self::boot`], from another root.
     pub fn boot_over(bed: &Bed, lower: &Path) -> anyhow::Result<Self> {
         if !lower.join(SYSTEMD).exists() {
             return Err(NotHere(format!("there is no {}", lower.join(SYSTEMD).display())).into());
@@ -55,7 +55,7 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&console)?);
-        // It ends also when the test is killed.
+        // It also ends when the test is killed.
         // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
         unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
         cgroup.enter(bed.net.client.enter(&mut command));
@@ -89,7 +89,7 @@ impl Machine {
         })
     }
 
-    /// Puts the binary under test, its unit and this configuration where a package would, and starts the daemon.
+    /// Installs the binary under test, its unit and this configuration where a package would, and starts the daemon.
     pub fn install(&self, config: &str) -> anyhow::Result<()> {
         copy_program(&binary("STEER_BIN", "steer"), &self.path("/usr/bin/steer"))?;
         self.write("/etc/systemd/system/steer.service", include_str!("../../packaging/steer.service"))?;
@@ -99,7 +99,7 @@ impl Machine {
         Ok(())
     }
 
-    /// A command in it, in none of its cgroups.
+    /// A command in the machine, in none of its cgroups.
     pub fn command(&self, command: &[&str]) -> Command {
         let mut nsenter = Command::new("nsenter");
         nsenter
@@ -111,19 +111,19 @@ impl Machine {
         nsenter
     }
 
-    /// Runs a command in it, in none of its cgroups.
+    /// Runs a command in the machine, in none of its cgroups.
     pub fn run(&self, command: &[&str]) -> anyhow::Result<Output> {
         output(&mut self.command(command))
     }
 
-    /// Runs a command in it, which must succeed, and returns what it printed.
+    /// Runs a command in the machine, which must succeed, and returns its standard output.
     pub fn succeed(&self, command: &[&str]) -> anyhow::Result<String> {
         let output = self.run(command)?;
         ensure!(output.code == 0, "{command:?}: {output:?}\n{}", self.journal()?);
         Ok(output.stdout)
     }
 
-    /// All that was logged.
+    /// The whole journal.
     pub fn journal(&self) -> anyhow::Result<String> {
         self.run(&["journalctl", "--sync"])?;
         Ok(self.run(&["journalctl", "--no-pager", "--output=short"])?.stdout)
@@ -139,7 +139,7 @@ impl Machine {
         Ok(self.succeed(&["systemctl", "show", "--value", "--property", name, unit])?.trim().to_owned())
     }
 
-    /// Where one of its files is for the test.
+    /// The path of one of its files for the test.
     pub fn path(&self, file: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{file}", self.init))
     }
@@ -151,12 +151,12 @@ impl Machine {
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))
     }
 
-    /// Its PID 1, as seen from outside.
+    /// Its PID 1, in the PID namespace of the test.
     pub(crate) fn init(&self) -> u32 {
         self.init
     }
 
-    /// A new cgroup, called `/{name}` in the machine.
+    /// A new cgroup with the path `/{name}` in the machine.
     pub fn cgroup(&self, name: &str) -> anyhow::Result<Cgroup> {
         self.cgroup.child(name)
     }

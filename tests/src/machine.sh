@@ -1,5 +1,5 @@
-# Becomes PID 1 of a machine. $1: an empty directory to build its root on; $2: a directory to be shared with it; $3: the root to
-# build it over. Ends with status 77 where the root cannot be built.
+# Becomes PID 1 of a machine. $1: an empty directory for its root; $2: a directory to share with it; $3: the lower root of
+# the overlay. Exit status 77: the root cannot be built here.
 set -e
 trap 'exit 77' EXIT
 mount -t tmpfs machine "$1"
@@ -24,16 +24,16 @@ done
 mkdir -p "$root$2" "$root/run/changed" "$root/run/systemd/system"
 mount --bind "$2" "$root$2"
 mount --bind "$1/upper" "$root/run/changed"
-# Whatever is started in it, /tmp is neither covered nor emptied.
+# No service may mount over /tmp or clear it.
 for unit in tmp.mount systemd-tmpfiles-setup.service; do
 	ln -s /dev/null "$root/run/systemd/system/$unit"
 done
-# What makes units of what a real machine has takes most of the time to boot.
+# Generators that make units of a real machine's devices take most of the boot time.
 mkdir "$root/run/systemd/system-generators"
 for generator in "$root"/usr/lib/systemd/system-generators/*; do
 	ln -s /dev/null "$root/run/systemd/system-generators/${generator##*/}"
 done
-# Nor does the bus wait for a whole system.
+# The bus must not wait for a whole system.
 for unit in dbus.socket dbus.service; do
 	mkdir "$root/run/systemd/system/$unit.d"
 	printf '[Unit]\nDefaultDependencies=no\n' > "$root/run/systemd/system/$unit.d/early.conf"

@@ -1,7 +1,7 @@
-//! What keeps a program on uplink `a1`: steer, and what users have instead.
+//! The means that keep a program on uplink `a1`: steer and its alternatives.
 //!
-//! **Invariant:** a program is under it from its first instruction, and the bed is one for which it is made: for `ip vrf exec`
-//! the uplink is in a VRF.
+//! **Invariant:** the means applies to a program from its first instruction, and the bed fits the means: for `ip vrf
+//! exec` the uplink is in a VRF.
 
 use std::{path::Path, process::Command};
 
@@ -13,25 +13,25 @@ use steer_lab::wait_until;
 /// The first systemd that has `BindNetworkInterface=`.
 const SYSTEMD_VERSION: u32 = 260;
 
-/// One of them.
+/// One of the means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Means {
     /// A policy of steer.
     Steer(Level),
     /// A service with `BindNetworkInterface=a1`.
     Bind,
-    /// The same, with `RestrictNetworkInterfaces=a1 lo`.
+    /// The same with `RestrictNetworkInterfaces=a1 lo`.
     BindAndRestrict,
     /// `ip vrf exec`.
     VrfExec,
 }
 
-/// All, in the order of the tables.
+/// All means, in the order of the tables.
 pub const MEANS: [Means; 5] =
     [Means::Bind, Means::BindAndRestrict, Means::VrfExec, Means::Steer(Level::Steer), Means::Steer(Level::Strict)];
 
 impl Means {
-    /// As in the tables.
+    /// The name in the tables.
     pub fn name(self) -> String {
         match self {
             Self::Steer(level) => format!("steer, {}", level.name()),
@@ -41,15 +41,15 @@ impl Means {
         }
     }
 
-    /// Whether what is running already can be put under it.
+    /// Whether it can be applied to a running program.
     pub fn can_be_late(self) -> bool {
         matches!(self, Self::Steer(_))
     }
 }
 
-/// A bed on which programs are kept on `a1`.
+/// A bed whose programs are kept on `a1`.
 pub struct Confined {
-    /// Before the bed, on which it runs.
+    /// Declared before the bed, so that it is dropped first.
     daemon: Option<Daemon>,
     machine: Option<Machine>,
     means: Means,
@@ -58,7 +58,7 @@ pub struct Confined {
 }
 
 impl Confined {
-    /// Makes one. [`NotHere`] where the kernel or the system has not what it takes.
+    /// Makes one. [`NotHere`] where the kernel or the system lacks a requirement.
     pub fn new(means: Means, name: &str) -> anyhow::Result<Self> {
         let bed = if means == Means::VrfExec { Bed::with_vrf(name)? } else { Bed::new(name)? };
         let machine = match means {
@@ -68,7 +68,7 @@ impl Confined {
         Ok(Self { daemon: None, machine, means, bed })
     }
 
-    /// By a daemon, where it is steer's.
+    /// Uses a daemon if the means is steer.
     pub fn with_daemon(mut self) -> anyhow::Result<Self> {
         if let Means::Steer(level) = self.means {
             let (bed, enforce) = (&self.bed, level.name());
@@ -78,17 +78,17 @@ impl Confined {
         Ok(self)
     }
 
-    /// Whether a systemd was booted for it.
+    /// Whether it runs in a booted systemd.
     pub fn has_machine(&self) -> bool {
         self.machine.is_some()
     }
 
-    /// The links by which its packets leave, the uplink first.
+    /// The links by which its packets leave; the uplink is first.
     pub fn links(&self) -> &'static [&'static str] {
         if self.means == Means::VrfExec { &["a1", VRF] } else { &["a1"] }
     }
 
-    /// The client program; with a daemon.
+    /// The client program. It needs a daemon.
     pub fn client(&self, user: User) -> anyhow::Result<Command> {
         let program = self.bed.copy_of("STEER_PROBE", "steer-probe")?;
         if let Some(machine) = &self.machine {
@@ -100,12 +100,16 @@ impl Confined {
         }
     }
 
-    /// Makes an attempt to escape; without a daemon.
+    /// Makes an attempt to escape. It must not have a daemon.
     pub fn attempt(&self, this: Try) -> anyhow::Result<Seen> {
         if let Means::Steer(level) = self.means {
             return self.bed.attempt(this, level);
         }
-        ensure!(!matches!(this.scene, Scene::SteeredAfter(_)), "{} is for what starts", self.means.name());
+        ensure!(
+            !matches!(this.scene, Scene::SteeredAfter(_)),
+            "{} applies only to programs that start",
+            self.means.name()
+        );
         let program = self.bed.copy_of("STEER_ESCAPE", "steer-escape")?;
         let mut command = match &self.machine {
             Some(machine) => self.service(machine, &program, this.user),
@@ -115,22 +119,22 @@ impl Confined {
         self.bed.watch_attempt(this, command, self.links(), || Ok(()))
     }
 
-    /// Waits until what steers has followed the uplink, where anything follows it.
+    /// Waits until the means has followed a change of the uplink, if it follows changes.
     pub fn settle(&self) -> anyhow::Result<()> {
         if self.daemon.is_none() {
             return Ok(());
         }
         let now = self.bed.net.client.link_index("a1")?;
-        wait_until("the uplink to be followed", PATIENCE, || {
+        wait_until("the daemon to follow the uplink", PATIENCE, || {
             self.bed.policy("p").is_ok_and(|policy| policy["ifindex"].as_u64() == now.map(u64::from))
         })?;
         Ok(())
     }
 
-    /// Kills what manages it, if anything does, and starts it again; false if nothing does.
+    /// Kills and restarts the process that manages the means. Returns false if there is none.
     pub fn restart_manager(&mut self) -> anyhow::Result<bool> {
         if let Some(machine) = &self.machine {
-            // PID 1 cannot be killed; it can be told to start afresh.
+            // PID 1 cannot be killed, but it can re-execute itself.
             machine.succeed(&["systemctl", "daemon-reexec"])?;
         } else if let Some(daemon) = self.daemon.take() {
             daemon.end(nix::sys::signal::Signal::SIGKILL)?;
@@ -160,18 +164,16 @@ impl Confined {
     }
 }
 
-/// Boots the systemd of the root that `STEER_SYSTEMD_ROOT` names, or of this one.
+/// Boots the systemd of the root in `STEER_SYSTEMD_ROOT`, or of this root.
 fn boot(bed: &Bed) -> anyhow::Result<Machine> {
     let root = std::env::var_os("STEER_SYSTEMD_ROOT").unwrap_or("/".into());
     let machine = Machine::boot_over(bed, Path::new(&root))?;
     let version = machine.succeed(&["systemctl", "--version"])?;
     let number = version.split_whitespace().nth(1).and_then(|number| number.parse::<u32>().ok());
     if number.context("no version of systemd")? < SYSTEMD_VERSION {
-        return Err(
-            NotHere(format!("BindNetworkInterface= needs systemd {SYSTEMD_VERSION}, here is {number:?}")).into()
-        );
+        return Err(NotHere(format!("BindNetworkInterface= needs systemd {SYSTEMD_VERSION}, found {number:?}")).into());
     }
-    // systemd-run hands over its own input and output by D-Bus.
+    // systemd-run passes its own input and output over D-Bus.
     machine.succeed(&["systemctl", "start", "dbus.service"])?;
     Ok(machine)
 }

@@ -1,4 +1,4 @@
-//! A pinned map of steer's, written behind its back.
+//! Direct access to a pinned map of steer, without steer's knowledge.
 
 use std::{
     ffi::CString,
@@ -18,7 +18,7 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_OBJ_GET: libc::c_long = 7;
 
-/// A map of which each value is `N` bytes, whatever they mean.
+/// A map whose values are `N` opaque bytes.
 pub struct PinnedMap<const N: usize>(OwnedFd);
 
 #[repr(C)]
@@ -39,7 +39,7 @@ struct Element {
     flags: u64,
 }
 
-/// Opens what is pinned at `path`.
+/// Opens the object that is pinned at `path`.
 pub(crate) fn open_pin(path: &Path) -> anyhow::Result<OwnedFd> {
     let text = CString::new(path.as_os_str().as_bytes())?;
     let pin = Pin { pathname: text.as_ptr() as u64, ..Pin::default() };
@@ -58,14 +58,14 @@ impl<const N: usize> PinnedMap<N> {
         Ok(Self(map))
     }
 
-    /// The value of a key that there is.
+    /// The value of an existing key.
     pub fn get(&self, key: &[u8]) -> io::Result<[u8; N]> {
         let mut value = [0; N];
         bpf(BPF_MAP_LOOKUP_ELEM, &self.element(key, value.as_mut_ptr() as u64))?;
         Ok(value)
     }
 
-    /// Writes it.
+    /// Writes the value of a key.
     pub fn set(&self, key: &[u8], value: &[u8; N]) -> io::Result<()> {
         bpf(BPF_MAP_UPDATE_ELEM, &self.element(key, value.as_ptr() as u64)).map(drop)
     }

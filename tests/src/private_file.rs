@@ -1,4 +1,4 @@
-//! Files of the machine that a command sees in another form.
+//! Files of the machine that a command sees with other content.
 
 use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
 
@@ -7,8 +7,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-/// Lets `command` see `instead` where the machine has `path`, in a mount namespace of its own. To be called before anything that
-/// takes its privileges away.
+/// Makes `command` see `instead` at `path`, in its own mount namespace. Call it before anything that drops privileges.
 pub fn replace_file(command: &mut Command, path: &Path, instead: &Path) {
     let (path, instead) = (path.to_owned(), instead.to_owned());
     let none = None::<&Path>;

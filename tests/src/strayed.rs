@@ -1,23 +1,24 @@
-//! A client that would send by another link than it may.
+//! A client that tries to send by a link that its policy does not allow.
 
 use steer_lab::NewSocket;
 
-use crate::{Bed, Cgroup, User, held::Told};
+use crate::{Bed, Cgroup, User, held::RequestClient};
 
-/// It does something when asked only. Dropped, it is killed.
-pub struct Strayed(Told);
+/// It acts only on request. On drop, it is killed.
+pub struct Strayed(RequestClient);
 
 impl Strayed {
-    /// Starts it in a cgroup; once it is there, so are its first sockets.
+    /// Starts it in a cgroup. When this returns, its first sockets exist.
     pub fn start(bed: &Bed, cgroup: &Cgroup, user: User, link: &str) -> anyhow::Result<Self> {
-        let told = Told::start(bed.client(Some(cgroup), user)?.args(["--stray", link]))?;
-        let mut strayed = Self(told);
+        let client = RequestClient::start(bed.client(Some(cgroup), user)?.args(["--stray", link]))?;
+        let mut strayed = Self(client);
         strayed.round(None)?;
         Ok(strayed)
     }
 
-    /// Has it make sockets, and, given a port, send to that from all it has. Returns what the new ones were bound to.
+    /// Makes it create sockets and, if a port is given, send to that port from all its sockets. Returns the interfaces
+    /// of the new sockets.
     pub fn round(&mut self, port: Option<u16>) -> anyhow::Result<Vec<NewSocket>> {
-        self.0.tell(&port.map(|port| port.to_string()).unwrap_or_default())
+        self.0.request(&port.map(|port| port.to_string()).unwrap_or_default())
     }
 }

@@ -7,13 +7,13 @@ use steer_lab::{Error, client_v4, client_v6, gateway_v4, gateway_v6};
 
 use crate::{Bed, Cgroup, NOBODY, NotHere, User, output};
 
-/// The VRF that uplink `a1` is in.
+/// The VRF of uplink `a1`.
 pub const VRF: &str = "vrf1";
 
 const TABLE: u32 = 1001;
 
 impl Bed {
-    /// A bed with uplink `a1` in a VRF. [`NotHere`] where the kernel has none.
+    /// A bed with uplink `a1` in a VRF. [`NotHere`] where the kernel has no VRF support.
     pub fn with_vrf(name: &str) -> anyhow::Result<Self> {
         let bed = Self::new(name)?;
         match bed.net.client.add_vrf(VRF, TABLE) {
@@ -26,8 +26,8 @@ impl Bed {
         Ok(bed)
     }
 
-    /// Puts `a1` into the VRF, with its addresses and routes. What has no route there is unreachable, as Linux's
-    /// Documentation/networking/vrf.rst advises: without that it would go on with the main table.
+    /// Puts `a1` into the VRF, with its addresses and routes. Destinations without a route are unreachable there, as
+    /// Linux's Documentation/networking/vrf.rst advises. Otherwise the lookup would continue in the main table.
     pub fn enslave(&self) -> anyhow::Result<()> {
         let client = &self.net.client;
         client.set_master("a1", VRF)?;
@@ -58,10 +58,10 @@ impl Bed {
         Ok(())
     }
 
-    /// What starts a program by `ip vrf exec`, from a cgroup; the program and its arguments are to be added.
+    /// The `ip vrf exec` command in a cgroup; the caller adds the program and its arguments.
     pub fn vrf_exec(&self, cgroup: &Cgroup, user: User) -> anyhow::Result<Command> {
         if output(ip().arg("-V")).is_err() {
-            return Err(NotHere("there is no ip(8)".to_owned()).into());
+            return Err(NotHere("ip(8) is not installed".to_owned()).into());
         }
         let mut command = ip();
         command.args(["vrf", "exec", VRF]);

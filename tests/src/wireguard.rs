@@ -1,7 +1,7 @@
 //! A WireGuard tunnel from a bed's client to its server, over uplink `a1`.
 //!
-//! **Invariant:** through the tunnel the client has the addresses that uplink 2 would have, so the source address that the
-//! server sees names the tunnel.
+//! **Invariant:** in the tunnel, the client has the addresses that uplink 2 would have. The source address that the
+//! server sees therefore identifies the tunnel.
 
 use std::{fs, net::IpAddr, path::PathBuf, process::Command};
 
@@ -10,12 +10,12 @@ use steer_lab::{Error, Netns, client_v4, client_v6, gateway_v4, gateway_v6};
 
 use crate::{Bed, NotHere, output};
 
-/// The number of the uplink that the tunnel is.
+/// The tunnel's number as an uplink.
 pub const TUNNEL: u8 = 2;
 
 const PORT: u16 = 51820;
 
-/// A tunnel. Its ends go with their namespaces.
+/// A tunnel. Its ends are removed with their namespaces.
 pub struct Tunnel<'a> {
     bed: &'a Bed,
     client: Key,
@@ -31,7 +31,7 @@ impl<'a> Tunnel<'a> {
     /// The client's interface.
     pub const LINK: &'static str = "wg0";
 
-    /// Makes both ends. [`NotHere`] where the kernel has no WireGuard, or there is no wg(8).
+    /// Makes both ends. [`NotHere`] where the kernel has no WireGuard or wg(8) is missing.
     pub fn new(bed: &'a Bed) -> anyhow::Result<Self> {
         let key = |name: &str| {
             let private = bed.directory.join(name);
@@ -55,7 +55,7 @@ impl<'a> Tunnel<'a> {
         Ok(tunnel)
     }
 
-    /// Makes the client's end, which carries all that is routed to it.
+    /// Makes the client's end, which carries all traffic that is routed to it.
     pub fn create(&self) -> anyhow::Result<()> {
         let client = &self.bed.net.client;
         add_link(client)?;
@@ -71,7 +71,7 @@ impl<'a> Tunnel<'a> {
         Ok(())
     }
 
-    /// Takes the client's end away.
+    /// Removes the client's end.
     pub fn tear_down(&self) -> anyhow::Result<()> {
         Ok(self.bed.net.client.delete_link(Self::LINK)?)
     }
@@ -95,7 +95,7 @@ fn add_addresses(netns: &Netns, v4: IpAddr, v6: IpAddr) -> anyhow::Result<()> {
 fn wg(netns: &Netns, arguments: &[&str]) -> anyhow::Result<String> {
     let mut command = Command::new("wg");
     let Ok(done) = output(netns.enter(command.args(arguments))) else {
-        return Err(NotHere("there is no wg(8)".to_owned()).into());
+        return Err(NotHere("wg(8) is not installed".to_owned()).into());
     };
     ensure!(done.code == 0, "wg {arguments:?}: {done:?}");
     Ok(done.stdout)

@@ -16,17 +16,17 @@ use steer_tests::{Answer, Bed, Daemon, NOBODY, Outcome, PATIENCE, USERS, User, o
 use crate::{Test, events::attempt};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("a_policy_comes_changes_and_goes", a_policy_comes_changes_and_goes),
+    ("a_policy_is_added_changed_and_removed", a_policy_is_added_changed_and_removed),
     ("policies_outlive_the_daemon", policies_outlive_the_daemon),
     ("by_the_command_with_and_without_a_daemon", by_the_command_with_and_without_a_daemon),
     ("a_policy_of_the_file_is_changed_there", a_policy_of_the_file_is_changed_there),
-    ("mistakes_name_the_field", mistakes_name_the_field),
+    ("errors_name_the_field", errors_name_the_field),
     ("only_root_changes", only_root_changes),
-    ("slow_clients_stall_nobody", slow_clients_stall_nobody),
-    ("as_described", as_described),
+    ("slow_clients_delay_nothing", slow_clients_delay_nothing),
+    ("matches_the_openapi_document", matches_the_openapi_document),
     ("health", health),
     ("metrics", metrics),
-    ("events_for_all_who_listen", events_for_all_who_listen),
+    ("events_for_all_listeners", events_for_all_listeners),
     ("a_file_that_appears_is_a_policy", a_file_that_appears_is_a_policy),
 ];
 
@@ -40,13 +40,13 @@ fn put(bed: &Bed, name: &str, body: &str) -> anyhow::Result<Answer> {
     bed.ask(User::Root, "PUT", &format!("/v1/policies/{name}"), Some(body))
 }
 
-fn a_policy_comes_changes_and_goes() -> Outcome {
+fn a_policy_is_added_changed_and_removed() -> Outcome {
     let bed = Bed::new("api-life")?;
     let daemon = bed.daemon(EMPTY)?;
     bed.check_unsteered(Some(&bed.cgroup))?;
     let created = put(&bed, "p", &policy(&bed, "a1"))?;
     ensure!(created.status == 201 && created.body["kept"] == "stored", "{created:?}");
-    // In force when the answer is there.
+    // In force when the answer arrives.
     bed.check_steered(&bed.cgroup, 1)?;
     let changed = put(&bed, "p", &policy(&bed, "a0"))?;
     ensure!(changed.status == 200 && changed.body["interface"] == "a0", "{changed:?}");
@@ -85,11 +85,11 @@ fn policies_outlive_the_daemon() -> Outcome {
         let policies = bed.get("/v1/policies")?;
         let kept: Vec<_> = [0, 1].iter().map(|&at| (&policies[at]["name"], &policies[at]["kept"])).collect();
         ensure!(kept == [(&json!("stored"), &json!("stored")), (&json!("runtime"), &json!("runtime"))], "{policies}");
-        // Killed, its socket is left, and no hindrance.
+        // A killed daemon leaves its socket, which does not prevent a new start.
         daemon.end(Signal::SIGKILL)?;
         daemon = Daemon::start(&bed)?;
     }
-    // Off ends the daemon, and forgets what a boot would forget.
+    // `off` ends the daemon, and removes what a boot would remove.
     bed.succeed(&["off"])?;
     ensure!(daemon.wait()? == Some(0) && !bed.socket().exists());
     let kept = bed.succeed(&["policy", "list", "--json", "--config", &bed.config_file().to_string_lossy()])?;
@@ -136,7 +136,7 @@ fn a_policy_of_the_file_is_changed_there() -> Outcome {
         let detail = refused.body["detail"].as_str().unwrap_or_default();
         ensure!(refused.status == 409 && detail.contains(&*file.to_string_lossy()), "{refused:?}");
     }
-    // Nor may another claim its cgroup.
+    // No other policy may claim its cgroup.
     let clash = put(&bed, "q", &policy(&bed, "a0"))?;
     let error = &clash.body["errors"][0];
     ensure!(clash.status == 422 && error["field"] == "cgroups", "{clash:?}");
@@ -144,7 +144,7 @@ fn a_policy_of_the_file_is_changed_there() -> Outcome {
     bed.check_steered(&bed.cgroup, 1)
 }
 
-fn mistakes_name_the_field() -> Outcome {
+fn errors_name_the_field() -> Outcome {
     let bed = Bed::new("api-mistakes")?;
     let _daemon = bed.daemon(EMPTY)?;
     let cases = [
@@ -175,12 +175,12 @@ fn only_root_changes() -> Outcome {
     let bed = Bed::new("api-users")?;
     fs::set_permissions(&bed.directory, fs::Permissions::from_mode(0o755))?;
     bed.write_config(EMPTY)?;
-    // Without a group it is root's alone.
+    // Without a group only root has access.
     let daemon = Daemon::start(&bed)?;
     let mode = fs::metadata(bed.socket())?.permissions().mode() & 0o777;
     ensure!(mode == 0o660, "{mode:o}");
-    // curl gives 0 where it cannot connect.
-    ensure!(bed.ask(User::Nobody, "GET", "/v1/health", None)?.status == 0, "anybody may read");
+    // curl prints 0 if it cannot connect.
+    ensure!(bed.ask(User::Nobody, "GET", "/v1/health", None)?.status == 0, "any user may read");
     daemon.end(Signal::SIGTERM)?;
     let _daemon = Daemon::start_with(&bed, &["--socket-group", &NOBODY.1.to_string()])?;
     for user in USERS {
@@ -196,8 +196,9 @@ fn only_root_changes() -> Outcome {
     Ok(())
 }
 
-/// Connections that say nothing, or half of something, and others that do not read: neither root's requests nor steering wait.
-fn slow_clients_stall_nobody() -> Outcome {
+/// Connections that send nothing or half a request, and others that do not read, delay neither root's requests nor
+/// steering.
+fn slow_clients_delay_nothing() -> Outcome {
     let bed = Bed::new("api-slow")?;
     let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
     let mut clients = Vec::new();
@@ -214,11 +215,11 @@ fn slow_clients_stall_nobody() -> Outcome {
     }
     ensure!(bed.get("/v1/health")?["ok"] == true);
     bed.net.remove_uplink(1)?;
-    wait_until("the uplink to be missed", PATIENCE, || {
+    wait_until("the daemon to miss the uplink", PATIENCE, || {
         bed.get("/v1/status").is_ok_and(|status| status["policies"][0]["ifindex"].is_null())
     })?;
     bed.check_closed(&bed.cgroup)?;
-    // Whoever comes when all places are taken is hung up on, and takes none.
+    // A connection beyond the limit is closed and takes no place.
     let mut crowd = Vec::new();
     let hung_up = (0..100).any(|_| {
         let Ok(mut client) = UnixStream::connect(bed.socket()) else { return true };
@@ -234,8 +235,8 @@ fn slow_clients_stall_nobody() -> Outcome {
     Ok(())
 }
 
-/// Every resource that can be read answers as the OpenAPI document says.
-fn as_described() -> Outcome {
+/// The response of every readable resource matches the OpenAPI document.
+fn matches_the_openapi_document() -> Outcome {
     let bed = Bed::new("api-document")?;
     let _daemon =
         bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\ndns = [\"203.0.113.53\"]\n")?;
@@ -247,7 +248,7 @@ fn as_described() -> Outcome {
     for (path, operations) in paths {
         for (method, operation) in operations.as_object().context("no operations")? {
             if path == "/v1/events" {
-                // It ends only when the client hangs up: see `events_for_all_who_listen`.
+                // It ends only when the client closes the connection: see `events_for_all_listeners`.
                 continue;
             }
             let (concrete, wanted) = match (method.as_str(), path.contains("{name}")) {
@@ -271,7 +272,7 @@ fn as_described() -> Outcome {
             checked += 1;
         }
     }
-    ensure!(checked >= 9, "{checked} resources only");
+    ensure!(checked >= 9, "only {checked} resources");
     Ok(())
 }
 
@@ -306,7 +307,7 @@ fn a_file_that_appears_is_a_policy() -> Outcome {
 fn metrics() -> Outcome {
     let bed = Bed::new("api-metrics")?;
     bed.write_config("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
-    // The port is of the bed's own network namespace.
+    // The port is in the bed's own network namespace.
     let _daemon = Daemon::start_with(&bed, &["--metrics", "127.0.0.1:9464"])?;
     bed.check_steered(&bed.cgroup, 1)?;
     let answer = bed.ask(User::Root, "GET", "/metrics", None)?;
@@ -328,7 +329,7 @@ fn metrics() -> Outcome {
     ensure!(over_tcp("/v1/status")?.stdout.is_empty(), "more than metrics by TCP");
     match check_with_promtool(&answer.text)? {
         Some(checked) => ensure!(checked.code == 0 && checked.stdout.is_empty(), "{checked:?}"),
-        None => eprintln!("api::metrics: there is no promtool, so the format is not checked by it"),
+        None => eprintln!("api::metrics: promtool is not installed, so the format is not checked"),
     }
     Ok(())
 }
@@ -349,8 +350,8 @@ fn check_with_promtool(metrics: &str) -> anyhow::Result<Option<steer_tests::Outp
     Ok(Some(steer_tests::Output { code, stdout: String::from_utf8_lossy(&text).into_owned(), stderr: String::new() }))
 }
 
-/// Two clients follow; both are told, and one that is gone is no hindrance.
-fn events_for_all_who_listen() -> Outcome {
+/// Two clients follow and both receive the events. A client that has disconnected does not disturb.
+fn events_for_all_listeners() -> Outcome {
     let bed = Bed::new("api-events")?;
     let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
     let mut curl = Command::new("curl");
@@ -364,14 +365,14 @@ fn events_for_all_who_listen() -> Outcome {
         std::thread::spawn(move || drop(sender.send(lines.next())));
         children.push(child);
     }
-    // Again until both are told: who begins to listen later hears of later attempts.
-    let mut told = Vec::new();
-    wait_until("both to be told", PATIENCE, || {
+    // Repeated until both have events: a client that connects later receives only later attempts.
+    let mut received = Vec::new();
+    wait_until("both clients to receive events", PATIENCE, || {
         let _ = attempt(&bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4);
-        told.extend(heard.try_iter());
-        told.len() == 2
+        received.extend(heard.try_iter());
+        received.len() == 2
     })?;
-    for line in told {
+    for line in received {
         let event: Value = serde_json::from_str(&line.context("an end")??)?;
         ensure!(event["policy"] == "p" && event["reason"] == "stopped_setsockopt", "{event}");
     }

@@ -1,4 +1,5 @@
-//! Names: whomever a program asks, the policy's resolver is asked, by the uplink, and nobody else hears of it.
+//! Names: whichever server a program asks, the query goes to the policy's resolver by the uplink, and to no other
+//! server.
 
 use std::{
     fs,
@@ -21,12 +22,12 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("every_way_of_asking", every_way_of_asking),
     ("the_c_library", the_c_library),
-    ("the_other_family_asks_whom_it_likes", the_other_family_asks_whom_it_likes),
-    ("without_an_uplink_nobody_is_asked", without_an_uplink_nobody_is_asked),
+    ("the_other_family_is_not_redirected", the_other_family_is_not_redirected),
+    ("without_an_uplink_no_server_is_asked", without_an_uplink_no_server_is_asked),
     ("resolvers_change_by_reload", resolvers_change_by_reload),
     ("the_inner_policys_resolver_is_asked", the_inner_policys_resolver_is_asked),
-    ("a_local_resolver_is_warned_of", a_local_resolver_is_warned_of),
-    ("what_cannot_be_asked_is_refused", what_cannot_be_asked_is_refused),
+    ("a_local_resolver_causes_a_warning", a_local_resolver_causes_a_warning),
+    ("an_unusable_resolver_is_refused", an_unusable_resolver_is_refused),
 ];
 
 const STUB: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
@@ -34,7 +35,8 @@ const RESOLVER_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
 const RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
 const OTHER_RESOLVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 54);
 
-/// A bed whose server has resolvers, beside a name server that nobody is to ask, and whose client has a stub of its own.
+/// A bed whose server has resolvers and another name server that must get no query, and whose client has its own stub
+/// resolver.
 struct Names {
     bed: Bed,
     far: NameServer,
@@ -58,7 +60,7 @@ impl Names {
         self.bed.succeed(&[&["attach", cgroup.path(), "-i", interface], more].concat()).map(drop)
     }
 
-    /// Asks in every way, of every server.
+    /// Queries every server in every way.
     fn ask(&self, cgroup: &Cgroup, user: User, servers: &[IpAddr]) -> anyhow::Result<Vec<steer_lab::Outcome>> {
         let mut outcomes = Vec::new();
         for name in ["short.example", &format!("{LONG}.example")] {
@@ -75,7 +77,7 @@ impl Names {
         Ok(outcomes)
     }
 
-    /// Every question got its answer, from the resolvers only, by uplink `a1` only.
+    /// Every query was answered, only by the resolvers and only over uplink `a1`.
     fn check(&self, cgroup: &Cgroup, resolver: Ipv4Addr) -> Outcome {
         let servers =
             [IpAddr::from(STUB), SERVER_V4.into(), resolver.into(), Ipv6Addr::LOCALHOST.into(), SERVER_V6.into()];
@@ -115,7 +117,7 @@ pub(crate) fn every_way_of_asking() -> Outcome {
     }
     let policy = names.bed.policy("a1")?;
     ensure!(policy["dns"] == serde_json::json!([RESOLVER_V4, RESOLVER_V6]), "{policy}");
-    // And what is not for port 53 goes where it went.
+    // Traffic to other ports than 53 is not redirected.
     names.bed.check_steered(&names.bed.cgroup, 1)
 }
 
@@ -143,7 +145,7 @@ fn the_c_library() -> Outcome {
     Ok(())
 }
 
-fn the_other_family_asks_whom_it_likes() -> Outcome {
+fn the_other_family_is_not_redirected() -> Outcome {
     let names = Names::new("dns-family")?;
     names.attach(&names.bed.cgroup, "a1", &["--dns", &RESOLVER_V4.to_string()])?;
     let mut spy = Spy::on(&names.bed, &["a1"])?;
@@ -158,7 +160,7 @@ fn the_other_family_asks_whom_it_likes() -> Outcome {
     Ok(())
 }
 
-fn without_an_uplink_nobody_is_asked() -> Outcome {
+fn without_an_uplink_no_server_is_asked() -> Outcome {
     let names = Names::new("dns-closed")?;
     names.attach(&names.bed.cgroup, "a1", &["--dns", &resolvers()])?;
     names.bed.net.remove_uplink(1)?;
@@ -206,7 +208,7 @@ fn the_inner_policys_resolver_is_asked() -> Outcome {
     Ok(())
 }
 
-fn a_local_resolver_is_warned_of() -> Outcome {
+fn a_local_resolver_causes_a_warning() -> Outcome {
     let bed = Bed::new("dns-local")?;
     let resolv_conf = bed.directory.join("resolv.conf");
     fs::write(&resolv_conf, format!("nameserver {STUB}\n"))?;
@@ -229,7 +231,7 @@ fn a_local_resolver_is_warned_of() -> Outcome {
     Ok(())
 }
 
-fn what_cannot_be_asked_is_refused() -> Outcome {
+fn an_unusable_resolver_is_refused() -> Outcome {
     let bed = Bed::new("dns-refused")?;
     for (interface, dns, code, want) in [
         ("a1", "127.0.0.53", 2, "is this host"),

@@ -1,8 +1,8 @@
-//! The escape suite: every way past a socket's binding that is known or feared, at every level, as root and as nobody, over
-//! IPv4 and IPv6. What counts is what a capture of every link but the uplink shows.
+//! The escape suite: every known or suspected way to bypass a socket's binding, at every level, as root and as nobody,
+//! over IPv4 and IPv6. The results are the captures on every link except the uplink.
 //!
-//! Below the full level the rows must show the known leaks: that proves that the captures see. At the full level nothing
-//! leaks but where a row says why it cannot be otherwise.
+//! Below the strict level the rows must show the known leaks: that proves that the captures work. At the strict level
+//! nothing leaks, except where a row states why it cannot be prevented.
 
 use std::{
     collections::BTreeMap,
@@ -17,12 +17,12 @@ use steer_tests::{Bed, Level, Outcome, Scene, Try, USERS, User};
 
 const LEVELS: [Level; 3] = [Level::Bind, Level::Steer, Level::Strict];
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-/// For use that must work, however slow the machine.
+/// The timeout of use that must work, however slow the machine.
 const LONG: Duration = Duration::from_secs(5);
-/// For an answer that nobody may be going to give.
+/// The timeout for an answer that may never come.
 const SHORT: Duration = Duration::from_millis(400);
 
-/// Whose attempts get out.
+/// The users whose attempts get packets out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaks {
     Never,
@@ -32,27 +32,27 @@ enum Leaks {
 
 use Leaks::{Always, AsRoot, Never};
 
-/// A row: what is tried, and what is expected of it.
+/// A row: the attempt and its expected results.
 #[derive(Clone, Copy)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     pub(crate) vector: Vector,
     pub(crate) scene: Scene,
     pub(crate) families: &'static [Family],
-    /// With sockets bound as they are made, and no more.
+    /// With new sockets bound and nothing else.
     bind: Leaks,
-    /// With lost bindings put back on connecting.
+    /// With lost bindings restored on connect.
     steer: Leaks,
-    /// With the full enforcement, and why.
+    /// With strict enforcement, and the reason.
     strict: Option<(Leaks, &'static str)>,
-    /// Whether the full enforcement refuses to make the socket, where steer says that it covers that.
+    /// Whether strict enforcement refuses to make the socket, where steer reports that it covers that.
     past_ip: bool,
-    /// From which level on it must work all the same.
+    /// The first level at which it must work, if any.
     works_from: Option<Level>,
 }
 
 impl Row {
-    /// An attempt that is expected to lead nowhere at any level.
+    /// An attempt that must get no packet out at any level.
     const fn futile(name: &'static str, vector: Vector) -> Self {
         Self {
             name,
@@ -67,28 +67,28 @@ impl Row {
         }
     }
 
-    /// Plain use, which goes by the uplink and must work at every level.
+    /// Plain use, which must leave by the uplink and work at every level.
     const fn plain(name: &'static str, vector: Vector) -> Self {
         Self { works_from: Some(Level::Bind), ..Self::futile(name, vector) }
     }
 
-    /// An attempt that only the full level stops.
+    /// An attempt that only strict enforcement stops.
     const fn leaks(name: &'static str, vector: Vector, whose: Leaks) -> Self {
         Self { bind: whose, steer: whose, ..Self::futile(name, vector) }
     }
 
-    /// An attempt past the IP stack, where only the full level refuses the socket, and not on every machine.
+    /// An attempt that bypasses the IP stack. Only strict enforcement refuses the socket, and not on every machine.
     const fn past_ip(self) -> Self {
         Self { past_ip: true, ..self }
     }
 
-    /// Use that loses its binding, and has it put back as it connects.
+    /// Use that loses its binding, which is restored on connect.
     const fn repaired(name: &'static str, vector: Vector) -> Self {
         Self { bind: Always, works_from: Some(Level::Steer), ..Self::futile(name, vector) }
     }
 
-    /// Use that the full level turns to the uplink.
-    const fn turned(name: &'static str, vector: Vector) -> Self {
+    /// Use that strict enforcement redirects to the uplink.
+    const fn redirected(name: &'static str, vector: Vector) -> Self {
         Self { works_from: Some(Level::Strict), ..Self::leaks(name, vector, Always) }
     }
 
@@ -109,7 +109,7 @@ impl Row {
     }
 }
 
-const ANOTHERS: &str = "the socket belongs to the cgroup that made it, not to the one that uses it";
+const FOREIGN_SOCKET: &str = "the socket belongs to the cgroup that made it, not to the one that uses it";
 const OLDER: &str =
     "no hook of a cgroup sees what a packet socket sends, and it was made before there was one for making it";
 
@@ -192,8 +192,8 @@ pub(crate) const ROWS: &[Row] = &[
     Row::futile("broadcast-limited", Vector::BroadcastLimited).v4(),
     Row::plain("multicast-send", Vector::MulticastSend),
     Row::leaks("join", Vector::Join, Always),
-    Row::turned("join-by-address", Vector::JoinByAddress).v4(),
-    Row::turned("join-by-route", Vector::JoinByRoute),
+    Row::redirected("join-by-address", Vector::JoinByAddress).v4(),
+    Row::redirected("join-by-route", Vector::JoinByRoute),
     Row::leaks("join-group", Vector::JoinGroup, Always),
     Row::leaks("join-source", Vector::JoinSource, Always),
     Row::leaks("join-source-by-address", Vector::JoinSourceByAddress, Always).v4(),
@@ -214,9 +214,9 @@ pub(crate) const ROWS: &[Row] = &[
     Row::plain("sub-cgroup", Vector::SubCgroup),
     Row::leaks("sub-cgroup-af-unspec", Vector::SubCgroupAfUnspec, AsRoot),
     Row::leaks("leave-cgroup", Vector::LeaveCgroup, AsRoot)
-        .even_strict(AsRoot, "whoever may write to another cgroup may go there"),
-    Row::leaks("inherited", Vector::Inherited, Always).even_strict(Always, ANOTHERS),
-    Row::leaks("passed", Vector::Passed, Always).even_strict(Always, ANOTHERS),
+        .even_strict(AsRoot, "a process that may write to another cgroup may move there"),
+    Row::leaks("inherited", Vector::Inherited, Always).even_strict(Always, FOREIGN_SOCKET),
+    Row::leaks("passed", Vector::Passed, Always).even_strict(Always, FOREIGN_SOCKET),
     Row::repaired("tcp-made-before", Vector::Tcp).scene(made_before(Step::Socket)),
     Row::leaks("tcp-connected-before", Vector::Tcp, Always).scene(made_before(Step::Connect)),
     Row::leaks("udp-made-before", Vector::UdpUnconnected, Always).scene(made_before(Step::Socket)),
@@ -251,7 +251,7 @@ impl Row {
         let mut complaints = Vec::new();
         for user in USERS {
             for &family in self.families {
-                // Its own bed: what the kernel still has to say of the last attempt must not be taken for this one's.
+                // A separate bed, so that late packets of the previous attempt are not counted here.
                 let bed = Bed::new(&format!("escape-{}-{}", level.name(), self.name))?;
                 bed.furnish_for_escapes()?;
                 let must_work = self.works_from.is_some_and(|from| level >= from);
@@ -298,7 +298,7 @@ impl Row {
         self.works_from.is_some()
     }
 
-    /// Whether the full enforcement refuses to make the socket, where steer says that it covers that.
+    /// Whether strict enforcement refuses to make the socket, where steer reports that it covers that.
     pub(crate) fn is_past_ip(&self) -> bool {
         self.past_ip
     }
@@ -320,7 +320,8 @@ impl Row {
     }
 }
 
-/// Whether steer refuses sockets past the IP stack on this machine, by its own word. If not, the reason is kept for the table.
+/// Whether steer refuses sockets that bypass the IP stack on this machine, as it reports itself. If not, the reason is
+/// kept for the table.
 fn is_past_ip_refused(bed: &Bed) -> anyhow::Result<bool> {
     let not_covered = bed.not_covered()?;
     if let Some(what) = &not_covered {
@@ -341,7 +342,7 @@ fn record(row: &'static str, (level, user, family): (Level, User, Family), text:
     CELLS.lock().unwrap_or_else(PoisonError::into_inner).insert((row, (level, user, family)), text);
 }
 
-/// Prints what the trials saw as one table.
+/// Prints the results of the trials as one table.
 pub(crate) fn print_table() {
     let cells = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
     let columns: Vec<Column> = ["root", "nobody"]

@@ -1,4 +1,4 @@
-//! `steer events`: whoever is stopped is told, and nobody else.
+//! `steer events` reports the processes that were stopped, and no others.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -19,12 +19,12 @@ use steer_tests::{Bed, Cgroup, Outcome, PATIENCE, Scene, Try, User, binary, copy
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
-    ("who_tried_what", who_tried_what),
-    ("who_finds_no_uplink", who_finds_no_uplink),
-    ("who_called_in_by_another_link", who_called_in_by_another_link),
-    ("a_flood_is_told_in_part_and_counted", a_flood_is_told_in_part_and_counted),
+    ("attempts_are_reported", attempts_are_reported),
+    ("a_missing_uplink_is_reported", a_missing_uplink_is_reported),
+    ("packets_received_by_another_link_are_reported", packets_received_by_another_link_are_reported),
+    ("a_flood_is_reported_in_part_and_counted", a_flood_is_reported_in_part_and_counted),
     ("nothing_of_others", nothing_of_others),
-    ("followed_until_told_to_end", followed_until_told_to_end),
+    ("followed_until_a_signal", followed_until_a_signal),
     ("followed_until_off", followed_until_off),
     ("one_reader", one_reader),
     ("a_name_that_would_break_the_line", a_name_that_would_break_the_line),
@@ -54,12 +54,12 @@ fn parse(text: &str) -> anyhow::Result<Vec<Value>> {
     text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
-/// What has happened since it was last asked.
+/// The events since the last call.
 fn backlog(bed: &Bed) -> anyhow::Result<Vec<Value>> {
     parse(&bed.succeed(&["events", "--once", "--json"])?)
 }
 
-/// Runs a program that tries something, and returns the id that its process had.
+/// Runs a program that makes an attempt, and returns its PID.
 pub(crate) fn attempt(bed: &Bed, cgroup: &Cgroup, vector: Vector, user: User, family: Family) -> anyhow::Result<u32> {
     let this = Try { vector, user, family, scene: Scene::Steered, timeout: Duration::from_millis(200) };
     let mut child = bed.escape_program(this, cgroup)?.stdout(Stdio::null()).spawn()?;
@@ -67,13 +67,13 @@ pub(crate) fn attempt(bed: &Bed, cgroup: &Cgroup, vector: Vector, user: User, fa
     Ok(child.id())
 }
 
-fn who_tried_what() -> Outcome {
+fn attempts_are_reported() -> Outcome {
     struct Case {
         vector: Vector,
         user: User,
         family: Family,
         reason: &'static str,
-        /// The other link, if it is known to be what was tried.
+        /// The index of the other link, if the attempt names it.
         interface: Option<&'static str>,
         option: Option<&'static str>,
         has_peer: bool,
@@ -100,7 +100,7 @@ fn who_tried_what() -> Outcome {
         option(Vector::Join, User::Nobody, "IP_ADD_MEMBERSHIP"),
     ];
     let bed = Bed::new("events-who")?;
-    // The process is in a cgroup below the one that is attached: it is told of.
+    // The event names the process's own cgroup, which is below the attached one.
     let inner = bed.cgroup.child("inner")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     for case in cases {
@@ -109,36 +109,36 @@ fn who_tried_what() -> Outcome {
         let events = backlog(&bed)?;
         let event = events.iter().find(|event| event["reason"] == case.reason);
         let event = event.with_context(|| format!("{name}: not among {events:#?}"))?;
-        let told = format!("{name}: {event:#}");
-        ensure!(event.as_object().is_some_and(|fields| fields.keys().eq(FIELDS)), "{told}");
-        ensure!(event["time"].as_str().is_some_and(|time| time.len() == 27 && time.ends_with('Z')), "{told}");
-        ensure!(event["policy"] == "a1" && event["count"] == 1 && event["summary"] == false, "{told}");
-        ensure!(event["cgroup"] == inner.path() && event["cgroup_id"] == inner.id()?, "{told}");
-        ensure!(event["interface"].as_str() == case.interface, "{told}");
-        ensure!(event["option"].as_str() == case.option, "{told}");
+        let message = format!("{name}: {event:#}");
+        ensure!(event.as_object().is_some_and(|fields| fields.keys().eq(FIELDS)), "{message}");
+        ensure!(event["time"].as_str().is_some_and(|time| time.len() == 27 && time.ends_with('Z')), "{message}");
+        ensure!(event["policy"] == "a1" && event["count"] == 1 && event["summary"] == false, "{message}");
+        ensure!(event["cgroup"] == inner.path() && event["cgroup_id"] == inner.id()?, "{message}");
+        ensure!(event["interface"].as_str() == case.interface, "{message}");
+        ensure!(event["option"].as_str() == case.option, "{message}");
         let by_index = case.interface.is_some() && case.option != Some("SO_BINDTODEVICE");
         ensure!(
             event["ifindex"].as_u64() == by_index.then(|| bed.net.ifindex(0).map(u64::from)).transpose()?,
-            "{told}"
+            "{message}"
         );
         let server = if case.family == Family::V4 { SERVER_V4.to_string() } else { SERVER_V6.to_string() };
         if case.has_peer {
             ensure!(
                 event["peer"] == server && event["port"] == bed.server.port() && event["protocol"] == "udp",
-                "{told}"
+                "{message}"
             );
         }
-        // Before Linux 6.12 a program that sees a packet may not ask who sends it, and before 7.3 not by which name.
+        // Before Linux 6.12 a program that sees a packet cannot read the sender's PID, and before 7.3 not its name.
         if case.reason != "stopped_egress" {
-            ensure!(event["pid"] == pid && event["comm"] == "steer-escape", "{told}");
+            ensure!(event["pid"] == pid && event["comm"] == "steer-escape", "{message}");
         }
-        ensure!(event["pid"].is_null() || event["pid"] == pid, "{told}");
-        ensure!(event["comm"].is_null() || event["comm"] == "steer-escape", "{told}");
+        ensure!(event["pid"].is_null() || event["pid"] == pid, "{message}");
+        ensure!(event["comm"].is_null() || event["comm"] == "steer-escape", "{message}");
     }
     Ok(())
 }
 
-fn who_finds_no_uplink() -> Outcome {
+fn a_missing_uplink_is_reported() -> Outcome {
     let bed = Bed::new("events-missing")?;
     let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"nowhere\"\ncgroups = [\"@\"]\n")?;
     let pid = attempt(&bed, &bed.cgroup, Vector::Tcp, User::Nobody, Family::V4)?;
@@ -150,7 +150,7 @@ fn who_finds_no_uplink() -> Outcome {
     Ok(())
 }
 
-fn who_called_in_by_another_link() -> Outcome {
+fn packets_received_by_another_link_are_reported() -> Outcome {
     let bed = Bed::new("events-ingress")?;
     let mut listener = bed.client(Some(&bed.cgroup), User::Nobody)?.arg("--listen").stdout(Stdio::piped()).spawn()?;
     let mut heard = BufReader::new(listener.stdout.take().context("no pipe")?).lines();
@@ -162,7 +162,7 @@ fn who_called_in_by_another_link() -> Outcome {
         socket.local_addr()
     })??;
     let mut events = Vec::new();
-    wait_until("the packet to be told of", PATIENCE, || {
+    wait_until("the packet to be reported", PATIENCE, || {
         events = backlog(&bed).unwrap_or_default();
         !events.is_empty()
     })?;
@@ -175,7 +175,7 @@ fn who_called_in_by_another_link() -> Outcome {
     Ok(())
 }
 
-fn a_flood_is_told_in_part_and_counted() -> Outcome {
+fn a_flood_is_reported_in_part_and_counted() -> Outcome {
     let bed = Bed::new("events-flood")?;
     let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"nowhere\"\ncgroups = [\"@\"]\n")?;
     let load = bed.load(&bed.cgroup)?;
@@ -185,14 +185,14 @@ fn a_flood_is_told_in_part_and_counted() -> Outcome {
     let sum = events.iter().filter_map(|event| event["count"].as_u64()).sum::<u64>();
     ensure!(sum == closed, "{sum} of {closed} in {events:#?}");
     let summaries = events.iter().filter(|event| event["summary"] == true).collect::<Vec<_>>();
-    ensure!(!summaries.is_empty(), "all told of {closed}");
+    ensure!(!summaries.is_empty(), "all of {closed} were reported");
     for event in summaries {
         ensure!(event.as_object().is_some_and(|fields| fields.keys().eq(FIELDS)), "{event:#}");
         ensure!(event["policy"] == "p" && event["cgroup"] == bed.cgroup.path(), "{event:#}");
     }
-    // What has been told is not told again.
+    // Reported events are not reported again.
     ensure!(backlog(&bed)?.is_empty());
-    // A flood of one kind hides no other; and who follows is told of the rest of it when it is over.
+    // A flood of one kind hides no other kind. A follower receives the count of the rest when the flood is over.
     let (mut follower, mut line) = Follower::start(&bed, &["--json"])?;
     let load = bed.load(&bed.cgroup)?;
     wait_until("a flood", PATIENCE, || bed.sockets("p", "closed_missing").is_ok_and(|now| now > closed + 2000))?;
@@ -208,7 +208,7 @@ fn a_flood_is_told_in_part_and_counted() -> Outcome {
         } else {
             refused += count;
         }
-        // One by the follower's start, one in the flood.
+        // One from the start of the follower, one from the flood.
         ensure!(sum <= all && refused <= 2, "{refused}, and {sum} of {all}: {line}");
         if sum == all && refused == 2 {
             return Ok(());
@@ -230,25 +230,25 @@ fn nothing_of_others() -> Outcome {
             attempt(&bed, cgroup, vector, User::Root, Family::V4)?;
         }
     }
-    // What is allowed is not told either.
+    // Allowed attempts are not reported either.
     bed.check_steered(&steered, 1)?;
     let events = backlog(&bed)?;
     ensure!(events.is_empty(), "{events:#?}");
     Ok(())
 }
 
-/// `steer events`, following.
+/// `steer events` in follow mode.
 struct Follower {
     child: Child,
     lines: std::io::Lines<BufReader<ChildStdout>>,
 }
 
 impl Follower {
-    /// Starts it, and returns once it has shown something.
+    /// Starts it, and returns after its first line.
     fn start(bed: &Bed, arguments: &[&str]) -> anyhow::Result<(Self, String)> {
         let pid = attempt(bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4)?;
         let mut command = bed.steer(&["events"]);
-        // Whoever starts the tests in the background may have it ignored.
+        // The parent shell may ignore the signal for background jobs.
         let by_default = || {
             // SAFETY: the default action is no handler.
             unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }?;
@@ -272,7 +272,7 @@ impl Follower {
         Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
-    /// Waits for its end; returns its exit status, what it had not shown before, and what it complained of.
+    /// Waits for its end. Returns its exit status, its remaining output, and its standard error.
     fn end(mut self) -> anyhow::Result<(std::process::ExitStatus, Vec<String>, String)> {
         let mut rest = Vec::new();
         for line in &mut self.lines {
@@ -290,7 +290,7 @@ impl Drop for Follower {
     }
 }
 
-fn followed_until_told_to_end() -> Outcome {
+fn followed_until_a_signal() -> Outcome {
     let bed = Bed::new("events-follow")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
@@ -308,7 +308,7 @@ fn followed_until_told_to_end() -> Outcome {
         ensure!(status.signal() == Some(signal as i32), "{status}");
         ensure!(rest.is_empty() && complaint.is_empty(), "{rest:?} {complaint}");
     }
-    // As under `| head -1`.
+    // Like under `| head -1`.
     let (mut follower, line) = Follower::start(&bed, &["--json"])?;
     parse(&line)?;
     let stdout = std::mem::replace(&mut follower.lines, BufReader::new(empty_stdout()?).lines());
@@ -347,7 +347,7 @@ fn one_reader() -> Outcome {
         ensure!(refused.code == 1 && refused.stderr.contains("another `steer events`"), "{refused:?}");
         ensure!(refused.stdout.is_empty(), "{refused:?}");
     }
-    // It is in nobody else's way.
+    // It does not block other readers.
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a0"])?;
     ensure!(bed.policy("a0")?["cgroups"][0]["complete"] == true);
     follower.signal(Signal::SIGKILL)?;

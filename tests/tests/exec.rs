@@ -19,8 +19,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_missing_interface_is_an_error_before_the_command", a_missing_interface_is_an_error_before_the_command),
     ("nothing_is_left", nothing_is_left),
     ("nothing_is_left_of_a_killed_command", nothing_is_left_of_a_killed_command),
-    ("steered_for_as_long_as_a_descendant_lives", steered_for_as_long_as_a_descendant_lives),
-    ("what_a_killed_keeper_leaves_is_swept_by_the_next", what_a_killed_keeper_leaves_is_swept_by_the_next),
+    ("steered_while_a_descendant_lives", steered_while_a_descendant_lives),
+    ("leftovers_of_a_killed_keeper_are_removed_by_the_next", leftovers_of_a_killed_keeper_are_removed_by_the_next),
     ("killed_at_any_moment_leaves_nothing", killed_at_any_moment_leaves_nothing),
     ("follows_the_uplink_without_a_daemon", follows_the_uplink_without_a_daemon),
     ("many_at_once", many_at_once),
@@ -28,7 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("under_a_private_sys", under_a_private_sys),
 ];
 
-/// `steer exec` in a cgroup of the bed, so that no test meets another's.
+/// `steer exec` in a cgroup of the bed, so that tests do not share a cgroup.
 fn exec(bed: &Bed, arguments: &[&str]) -> std::process::Command {
     let mut command = bed.steer(&["exec"]);
     command.args(arguments);
@@ -68,7 +68,7 @@ fn as_if_run_directly() -> Outcome {
         ensure!(ran.code == code && ran.stderr.contains(program), "{ran:?}");
     }
 
-    // The same pid, standard input and output, arguments with dashes, and no descriptor more than without steer.
+    // The same PID, standard input and output, and arguments with dashes, and no additional descriptor.
     let descriptors = output(std::process::Command::new("ls").arg("/proc/self/fd"))?.stdout.replace('\n', " ");
     let script = "read line; echo \"$line $1 $$\"; ls /proc/self/fd | tr '\\n' ' '";
     let mut child = exec(&bed, &["-i", "a1", "--", "sh", "-c", script, "name", "--json"])
@@ -108,7 +108,7 @@ fn a_missing_interface_is_an_error_before_the_command() -> Outcome {
 
 fn nothing_is_left() -> Outcome {
     let bed = Bed::new("exec-clean")?;
-    // The command makes cgroups of its own, and leaves them.
+    // The command makes cgroups and does not remove them.
     let script = "mkdir -p /proc/self/root$1/$(cut -d: -f3 /proc/self/cgroup | tail -1)/sub/deeper";
     let mount = bed.cgroup.directory().parent().context("no parent")?.to_string_lossy().into_owned();
     let ran = output(&mut exec(&bed, &["-i", "a1", "--", "sh", "-c", script, "x", &mount]))?;
@@ -127,9 +127,9 @@ fn nothing_is_left_of_a_killed_command() -> Outcome {
     wait_until_clean(&bed)
 }
 
-fn steered_for_as_long_as_a_descendant_lives() -> Outcome {
+fn steered_while_a_descendant_lives() -> Outcome {
     let bed = Bed::new("exec-descendant")?;
-    // The command ends at once; what it left in the background is steered on.
+    // The command ends at once; its background process is still steered.
     let fifo = bed.directory.join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
     let probe = steer_tests::binary("STEER_PROBE", "steer-probe");
@@ -146,7 +146,7 @@ fn steered_for_as_long_as_a_descendant_lives() -> Outcome {
     check_outcomes(&parse_outcomes(&fs::read_to_string(&answer)?)?, User::Root, 1)
 }
 
-/// Pids of the keepers of a bed.
+/// PIDs of the keepers of a bed.
 fn keepers(bed: &Bed) -> Vec<i32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -159,7 +159,7 @@ fn keepers(bed: &Bed) -> Vec<i32> {
         .collect()
 }
 
-fn what_a_killed_keeper_leaves_is_swept_by_the_next() -> Outcome {
+fn leftovers_of_a_killed_keeper_are_removed_by_the_next() -> Outcome {
     let bed = Bed::new("exec-keeper")?;
     let mut child = exec(&bed, &["-i", "a1", "--", "sleep", "1000"]).spawn()?;
     wait_until("the keeper", PATIENCE, || keepers(&bed).len() == 1)?;
@@ -171,7 +171,7 @@ fn what_a_killed_keeper_leaves_is_swept_by_the_next() -> Outcome {
     }
     wait_until("the keeper to be gone", PATIENCE, || keepers(&bed).is_empty())?;
 
-    // While the command lives, nobody takes its cgroup for abandoned.
+    // While the command lives, its cgroup is not treated as abandoned.
     ensure!(output(&mut exec(&bed, &["-i", "a1", "--", "true"]))?.code == 0);
     wait_until("the second command's keeper to be gone", PATIENCE, || keepers(&bed).is_empty())?;
     ensure!(bed.policy("a1")?["cgroups"][0]["complete"] == true, "the first is no longer steered");
@@ -185,7 +185,7 @@ fn what_a_killed_keeper_leaves_is_swept_by_the_next() -> Outcome {
 
 fn killed_at_any_moment_leaves_nothing() -> Outcome {
     let bed = Bed::new("exec-any")?;
-    // From before it has done anything to after it has become its command.
+    // From before its first action until after it has become its command.
     for microseconds in (0..40_000).step_by(1_000) {
         let mut child = exec(&bed, &["-i", "a1", "--", "sleep", "1000"]).spawn()?;
         let until = std::time::Instant::now() + std::time::Duration::from_micros(microseconds);
@@ -196,7 +196,7 @@ fn killed_at_any_moment_leaves_nothing() -> Outcome {
         child.wait()?;
     }
     wait_until("the keepers to be gone", PATIENCE, || keepers(&bed).is_empty())?;
-    // The next one sweeps up what none of them could.
+    // The next one removes the leftovers of the killed ones.
     ensure!(output(&mut exec(&bed, &["-i", "a1", "--", "true"]))?.code == 0);
     wait_until_clean(&bed)
 }
@@ -208,12 +208,14 @@ fn follows_the_uplink_without_a_daemon() -> Outcome {
         bed.policy("a1").is_ok_and(|policy| policy["ifindex"].is_i64())
     })?;
     bed.net.remove_uplink(1)?;
-    wait_until("the uplink to be missed", PATIENCE, || {
+    wait_until("the keeper to miss the uplink", PATIENCE, || {
         bed.policy("a1").is_ok_and(|policy| policy["ifindex"].is_null())
     })?;
     bed.net.create_uplink(1)?;
     let index = bed.net.ifindex(1)?;
-    wait_until("the uplink to be found", PATIENCE, || bed.policy("a1").is_ok_and(|policy| policy["ifindex"] == index))?;
+    wait_until("the keeper to find the uplink", PATIENCE, || {
+        bed.policy("a1").is_ok_and(|policy| policy["ifindex"] == index)
+    })?;
     child.kill()?;
     child.wait()?;
     wait_until_clean(&bed)
@@ -247,7 +249,7 @@ fn by_policy_of_the_daemon() -> Outcome {
     Ok(())
 }
 
-/// `ip netns exec` gives its command a mount namespace with a fresh /sys: neither cgroup2 nor bpffs is visible.
+/// `ip netns exec` gives its command a mount namespace with a new /sys: neither cgroup2 nor bpffs is visible.
 fn under_a_private_sys() -> Outcome {
     let bed = Bed::new("exec-sys")?;
     let probe = steer_tests::binary("STEER_PROBE", "steer-probe");

@@ -1,4 +1,4 @@
-//! `existing`: what becomes of sockets that were there before their policy, or before their uplink was made again.
+//! `existing`: the handling of sockets that existed before their policy, or before their uplink was made again.
 
 use std::{fs, io, net::IpAddr, os::unix::process::CommandExt as _, process::Command};
 
@@ -11,13 +11,13 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("connections_end_and_other_sockets_are_bound", connections_end_and_other_sockets_are_bound),
-    ("they_end_where_no_guard_holds_them", they_end_where_no_guard_holds_them),
-    ("a_connection_that_can_goes_on", a_connection_that_can_goes_on),
-    ("they_are_kept_unless_told_otherwise", they_are_kept_unless_told_otherwise),
+    ("they_end_without_a_guard", they_end_without_a_guard),
+    ("a_connection_with_the_right_address_continues", a_connection_with_the_right_address_continues),
+    ("they_are_kept_by_default", they_are_kept_by_default),
     ("others_are_left_alone", others_are_left_alone),
     ("found_wherever_the_process_is", found_wherever_the_process_is),
-    ("a_service_goes_on", a_service_goes_on),
-    ("the_configuration_says_it", the_configuration_says_it),
+    ("a_service_continues", a_service_continues),
+    ("set_in_the_configuration", set_in_the_configuration),
     ("before_the_daemon_has_seen_the_cgroup", before_the_daemon_has_seen_the_cgroup),
     ("the_outer_policy_takes_over", the_outer_policy_takes_over),
     ("destroyed_when_the_uplink_is_made_again", destroyed_when_the_uplink_is_made_again),
@@ -28,10 +28,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_failure_does_not_undo_the_attachment", a_failure_does_not_undo_the_attachment),
 ];
 
-/// Of each kind that steer can recover, one of each family.
+/// All kinds that steer can recover, for each family.
 const KINDS: [&str; 6] = ["--proto", "tcp", "--proto", "udp", "--proto", "udp-unconnected"];
 
-/// A client whose sockets have all been answered by uplink `i`.
+/// A client with sockets that were all answered over uplink `i`.
 fn hold(bed: &Bed, cgroup: Option<&Cgroup>, user: User, i: u8) -> anyhow::Result<Held> {
     let mut command = bed.client(cgroup, user)?;
     let port = bed.server.port().to_string();
@@ -40,7 +40,7 @@ fn hold(bed: &Bed, cgroup: Option<&Cgroup>, user: User, i: u8) -> anyhow::Result
     Ok(held)
 }
 
-/// All of the client's sockets are answered by uplink `i` and bound to it.
+/// All of the client's sockets are answered over uplink `i` and bound to it.
 fn all_by_uplink(bed: &Bed, held: &mut Held, i: u8) -> Outcome {
     let outcomes = held.round()?;
     check_outcomes(&outcomes, User::Root, i)?;
@@ -49,20 +49,20 @@ fn all_by_uplink(bed: &Bed, held: &mut Held, i: u8) -> Outcome {
     Ok(())
 }
 
-/// The client is told at once that its connections have ended, and has new ones by uplink `i`; its other sockets go on.
+/// The client's connections fail at once, and its new ones use uplink `i`. Its other sockets continue to work.
 fn reconnects(bed: &Bed, held: &mut Held, i: u8) -> Outcome {
     for outcome in held.round()? {
-        let told = match outcome.proto {
+        let as_expected = match outcome.proto {
             Proto::UdpUnconnected => outcome.is_ok(),
             Proto::Udp => outcome.error.as_deref() == Some("EDESTADDRREQ"),
             _ => outcome.error.as_deref() == Some("ECONNABORTED"),
         };
-        ensure!(told, "{outcome:?}");
+        ensure!(as_expected, "{outcome:?}");
     }
     all_by_uplink(bed, held, i)
 }
 
-/// Attaches a cgroup, which must report this.
+/// Attaches a cgroup. The command must report these numbers.
 fn attach(bed: &Bed, cgroup: &Cgroup, arguments: &[&str], bound: u32, destroyed: u32) -> Outcome {
     let said = bed.succeed(&[&["attach", cgroup.path()], arguments].concat())?;
     let uplink = arguments[1];
@@ -77,7 +77,7 @@ fn connections_end_and_other_sockets_are_bound() -> Outcome {
             let bed = Bed::new("existing-end")?;
             let mut held = hold(&bed, Some(&bed.cgroup), user, 0)?;
             let mut spy = Spy::on(&bed, &["a1"])?;
-            // Their addresses are the other link's, so they cannot go on.
+            // They have addresses of the other link, so they cannot continue.
             attach(&bed, &bed.cgroup, &["-i", "a1", "--existing", existing], 2, 4)?;
             reconnects(&bed, &mut held, 1).with_context(|| format!("{existing}, {user:?}"))?;
             spy.saw_nothing()?;
@@ -87,20 +87,20 @@ fn connections_end_and_other_sockets_are_bound() -> Outcome {
     Ok(())
 }
 
-fn they_end_where_no_guard_holds_them() -> Outcome {
+fn they_end_without_a_guard() -> Outcome {
     let bed = Bed::new("existing-steer")?;
     let mut held = hold(&bed, Some(&bed.cgroup), User::Nobody, 0)?;
     attach(&bed, &bed.cgroup, &["-i", "a1", "--existing", "destroy", "--enforce", "steer"], 2, 4)?;
     reconnects(&bed, &mut held, 1)
 }
 
-fn a_connection_that_can_goes_on() -> Outcome {
+fn a_connection_with_the_right_address_continues() -> Outcome {
     for user in USERS {
         let bed = Bed::new("existing-go-on")?;
         let mut held = hold(&bed, Some(&bed.cgroup), user, 0)?;
         attach(&bed, &bed.cgroup, &["-i", "a0", "--existing", "rebind"], 6, 0)?;
         all_by_uplink(&bed, &mut held, 0)?;
-        // Nothing is left to do, also for who destroys.
+        // Nothing is left to do, also with `destroy`.
         attach(&bed, &bed.cgroup, &["-i", "a0", "--existing", "rebind"], 0, 0)?;
         attach(&bed, &bed.cgroup, &["-i", "a0", "--existing", "destroy"], 0, 0)?;
         all_by_uplink(&bed, &mut held, 0)?;
@@ -111,14 +111,14 @@ fn a_connection_that_can_goes_on() -> Outcome {
     Ok(())
 }
 
-/// Every socket goes on as it was.
+/// Every socket continues unchanged.
 fn is_undisturbed(held: &mut Held) -> Outcome {
     let outcomes = held.round()?;
     ensure!(outcomes.iter().all(|outcome| outcome.is_ok() && outcome.bound_ifindex == 0), "{outcomes:#?}");
     Ok(())
 }
 
-fn they_are_kept_unless_told_otherwise() -> Outcome {
+fn they_are_kept_by_default() -> Outcome {
     let bed = Bed::new("existing-keep")?;
     let mut held = hold(&bed, Some(&bed.cgroup), User::Nobody, 0)?;
     let printed = bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", "steer"])?;
@@ -144,7 +144,7 @@ fn others_are_left_alone() -> Outcome {
     // A socket stays in the cgroup in which it was made.
     let (_, moved) = others.last().context("no process to move")?;
     fs::write(steered.directory().join("cgroup.procs"), moved.pid().to_string())?;
-    // Whatever talks to this host, by loopback or its own addresses.
+    // Sockets that talk to this host, by loopback or its own addresses.
     let local = Server::start(&bed.net.client)?;
     let (v4, v6) = (client_v4(0).to_string(), client_v6(0).to_string());
     let mut command = bed.client(Some(&steered), User::Nobody)?;
@@ -160,7 +160,7 @@ fn others_are_left_alone() -> Outcome {
         is_undisturbed(other).with_context(|| format!("{whose} sockets, before"))?;
     }
 
-    // No guard hides what happens to them.
+    // No guard hides the effect on them.
     attach(&bed, &steered, &["-i", "a1", "--existing", "destroy", "--enforce", "steer"], 2, 4)?;
     for (whose, other) in &mut others {
         is_undisturbed(other).with_context(|| format!("{whose} sockets"))?;
@@ -175,7 +175,7 @@ fn found_wherever_the_process_is() -> Outcome {
     fs::write(outside.directory().join("cgroup.procs"), held.pid().to_string())?;
     let printed = bed.succeed(&["attach", inside.path(), "-i", "a1", "--existing", "destroy"])?;
     ensure!(printed.contains("2 bound to a1, 4 destroyed"), "{printed:?}");
-    // What it makes now is the other cgroup's.
+    // Its new sockets belong to the other cgroup.
     held.round()?;
     let outcomes = held.round()?;
     let (unconnected, connected): (Vec<_>, Vec<_>) =
@@ -184,7 +184,7 @@ fn found_wherever_the_process_is() -> Outcome {
     check_outcomes(&connected, User::Nobody, 0)
 }
 
-/// How a server in the client's namespace is reached from the server's, at its address on uplink `i`.
+/// Requests to a server in the client's namespace from the server's, at its address on uplink `i`.
 fn visit(bed: &Bed, port: u16, i: u8) -> anyhow::Result<Vec<steer_lab::Outcome>> {
     let mut outcomes = Vec::new();
     for proto in [Proto::Tcp, Proto::Udp] {
@@ -196,7 +196,7 @@ fn visit(bed: &Bed, port: u16, i: u8) -> anyhow::Result<Vec<steer_lab::Outcome>>
     Ok(outcomes)
 }
 
-fn a_service_goes_on() -> Outcome {
+fn a_service_continues() -> Outcome {
     for existing in ["rebind", "destroy"] {
         for user in USERS {
             let bed = Bed::new("existing-serve")?;
@@ -209,7 +209,7 @@ fn a_service_goes_on() -> Outcome {
             visitor.args(["--target", &v4, "--target", &v6, "--port", &served.port().to_string()]);
             let mut visitor = Held::start(bed.net.server.enter(&mut visitor))?;
             is_undisturbed(&mut visitor)?;
-            // Its listeners and datagram sockets are bound, and the two connections that came by the other link ended.
+            // Its listeners and datagram sockets are bound, and the two connections over the other link ended.
             attach(&bed, &bed.cgroup, &["-i", "a1", "--existing", existing], 4, 2)?;
             let outcomes = visit(&bed, served.port(), 1)?;
             ensure!(outcomes.iter().all(steer_lab::Outcome::is_ok), "{existing}, {user:?}: {outcomes:#?}");
@@ -222,23 +222,23 @@ fn a_service_goes_on() -> Outcome {
     Ok(())
 }
 
-/// The daemon's policy of the bed's cgroup.
+/// A configuration with a policy for the bed's cgroup.
 fn config(interface: &str, existing: &str) -> String {
     format!("[[policy]]\nname = \"p\"\ninterface = \"{interface}\"\nexisting = \"{existing}\"\ncgroups = [\"@\"]\n")
 }
 
-/// Waits until the daemon has told for the `times`th time what it did.
+/// Waits until the daemon has logged its result for the `times`th time.
 fn wait_for(bed: &Bed, daemon: &Daemon, times: usize, bound: u32, uplink: &str, destroyed: u32) -> Outcome {
     let line = format!("existing sockets of {}: {bound} bound to {uplink}, {destroyed} destroyed", bed.cgroup.path());
     wait_until(&line, PATIENCE, || {
         let log = daemon.log();
-        let told: Vec<_> = log.lines().filter(|told| told.contains("existing sockets of")).collect();
-        told.len() == times && told.last().is_some_and(|last| last.ends_with(&line))
+        let found: Vec<_> = log.lines().filter(|line| line.contains("existing sockets of")).collect();
+        found.len() == times && found.last().is_some_and(|last| last.ends_with(&line))
     })
     .with_context(|| daemon.log())
 }
 
-fn the_configuration_says_it() -> Outcome {
+fn set_in_the_configuration() -> Outcome {
     let bed = Bed::new("existing-config")?;
     let mut held = hold(&bed, Some(&bed.cgroup), User::Nobody, 0)?;
     let daemon = bed.daemon(&config("a1", "destroy"))?;
@@ -253,7 +253,7 @@ fn the_configuration_says_it() -> Outcome {
     all_by_uplink(&bed, &mut held, 0)
 }
 
-/// What a program makes before the daemon has seen its cgroup is not steered, but taken over.
+/// Sockets that a program makes before the daemon has seen its cgroup are not steered at first, but are taken over.
 fn before_the_daemon_has_seen_the_cgroup() -> Outcome {
     let bed = Bed::new("existing-window")?;
     let daemon = bed.daemon(&config("a1", "destroy").replace('@', "@/late"))?;
@@ -283,7 +283,7 @@ fn destroyed_when_the_uplink_is_made_again() -> Outcome {
         let mut held = hold(&bed, Some(&bed.cgroup), user, 1)?;
         let mut spy = Spy::on(&bed, &["a1"])?;
         bed.net.remove_uplink(1)?;
-        // A datagram socket that is destroyed is unbound by that, so it waits until it can be bound again.
+        // Destroying a datagram socket unbinds it, so the client waits until it can bind again.
         wait_for(&bed, &daemon, 1, 0, "a1", 2)?;
         bed.net.create_uplink(1)?;
         spy.allow(bed.net.ifindex(1)?)?;
@@ -304,7 +304,7 @@ fn rebound_when_the_uplink_is_made_again() -> Outcome {
         bed.net.create_uplink(1)?;
         spy.allow(bed.net.ifindex(1)?)?;
         wait_for(&bed, &daemon, 1, 6, "a1", 0)?;
-        // The very same connections.
+        // The same connections.
         all_by_uplink(&bed, &mut held, 1).with_context(|| format!("{user:?}"))?;
         spy.saw_nothing()?;
     }
@@ -323,7 +323,7 @@ fn rebound_by_the_keeper() -> Outcome {
     bed.net.create_uplink(1)?;
     let index = bed.net.ifindex(1)?;
     wait_until("the keeper to follow", PATIENCE, || bed.policy("a1").is_ok_and(|policy| policy["ifindex"] == index))?;
-    // Who changes anything waits until the keeper is ready.
+    // A command that makes changes waits until the keeper is ready.
     bed.succeed(&["detach", bed.cgroup.path()])?;
     all_by_uplink(&bed, &mut held, 1)?;
     drop(held);
@@ -347,7 +347,7 @@ fn an_mptcp_connection_ends() -> Outcome {
     check_outcomes(&held.round()?, User::Nobody, 1)
 }
 
-/// What an inner policy without guards does with its sockets, a strict one around it does not hinder.
+/// A strict outer policy does not prevent what an inner policy without guards does with its sockets.
 fn an_outer_strict_policy_lets_an_inner_one_act() -> Outcome {
     for user in USERS {
         let bed = Bed::new("existing-inner")?;
@@ -362,7 +362,7 @@ fn an_outer_strict_policy_lets_an_inner_one_act() -> Outcome {
     Ok(())
 }
 
-/// Without CAP_SYS_PTRACE no process of another user shows its sockets.
+/// Without CAP_SYS_PTRACE the sockets of other users' processes cannot be read.
 fn a_failure_does_not_undo_the_attachment() -> Outcome {
     const CAP_SYS_PTRACE: libc::c_ulong = 19;
     let bed = Bed::new("existing-failed")?;

@@ -1,4 +1,5 @@
-//! The guards: what each is for, what it counts, and that they come and go together. Every way out is a row of `escape`.
+//! The guards: the purpose of each, its counters, and that they are attached and detached together. Every attempt to
+//! escape is a row of `escape`.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -17,15 +18,15 @@ use steer_tests::{Bed, Cgroup, Held, NotHere, Outcome, PATIENCE, Served, Spy, US
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
-    ("an_old_socket_is_held", an_old_socket_is_held),
+    ("an_old_socket_is_stopped", an_old_socket_is_stopped),
     ("a_connection_ends_with_its_uplink", a_connection_ends_with_its_uplink),
     ("sockets_past_ip_are_refused", sockets_past_ip_are_refused),
     ("sockets_past_ip_by_the_most_specific_policy", sockets_past_ip_by_the_most_specific_policy),
     ("a_group_is_joined_on_the_uplink", a_group_is_joined_on_the_uplink),
     ("levels_have_their_programs", levels_have_their_programs),
     ("levels_change_by_reload", levels_change_by_reload),
-    ("an_inner_policy_is_not_held_by_the_outer_guard", an_inner_policy_is_not_held_by_the_outer_guard),
-    ("the_outer_guard_again_when_the_inner_goes", the_outer_guard_again_when_the_inner_goes),
+    ("an_inner_policy_is_not_stopped_by_the_outer_guard", an_inner_policy_is_not_stopped_by_the_outer_guard),
+    ("the_outer_guard_after_the_inner_is_removed", the_outer_guard_after_the_inner_is_removed),
     ("a_failed_inner_attachment_decides_nothing", a_failed_inner_attachment_decides_nothing),
     ("ingress_by_the_uplink_only", ingress_by_the_uplink_only),
     ("other_network_namespaces_are_left_alone", other_network_namespaces_are_left_alone),
@@ -36,7 +37,7 @@ pub(crate) const TESTS: &[Test] = &[
 const STEER: [&str; 5] = ["connect4", "connect6", "bind4", "bind6", "sock_create"];
 const STRICT: [&str; 4] = ["egress", "setsockopt", "sendmsg4", "sendmsg6"];
 
-/// The programs of a level. `family` is one of them where steer says that it is.
+/// The programs of a level. `family` is one of them where steer reports it.
 fn programs_of(bed: &Bed, level: &str) -> anyhow::Result<Vec<&'static str>> {
     Ok(match level {
         "steer" => STEER.to_vec(),
@@ -49,8 +50,8 @@ fn is_local_to(report: &LoadReport, uplink: u8) -> bool {
     report.locals.keys().all(|local| *local == client_v4(uplink) || *local == client_v6(uplink))
 }
 
-/// Sockets made before the attachment get nothing out by another link.
-fn an_old_socket_is_held() -> Outcome {
+/// Sockets made before the attachment get no packet out by another link.
+fn an_old_socket_is_stopped() -> Outcome {
     let bed = Bed::new("guard-old")?;
     let load = bed.load(&bed.cgroup)?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
@@ -61,16 +62,16 @@ fn an_old_socket_is_held() -> Outcome {
     Ok(())
 }
 
-/// A policy that is closed closes what is open, too.
+/// A closed policy also stops open sockets.
 fn a_connection_ends_with_its_uplink() -> Outcome {
     let mut bed = Bed::new("guard-closed")?;
     let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
     let load = bed.load(&bed.cgroup)?;
     bed.net.rename_uplink(1, "renamed")?;
-    wait_until("the uplink to be missed", PATIENCE, || {
+    wait_until("the daemon to miss the uplink", PATIENCE, || {
         bed.policy("p").is_ok_and(|policy| policy["ifindex"].is_null())
     })?;
-    // From here on nothing by any link, not by the renamed one either.
+    // From here on no packet leaves by any link, including the renamed one.
     let mut closed = Spy::on(&bed, &[])?;
     let before = bed.sockets("p", "closed_missing")?;
     wait_until("more attempts", PATIENCE, || bed.sockets("p", "closed_missing").is_ok_and(|now| now > before + 50))?;
@@ -87,7 +88,7 @@ fn programs(bed: &Bed, policy: &str) -> anyhow::Result<Vec<String>> {
     Ok(programs.iter().filter_map(|program| program.as_str().map(str::to_owned)).collect())
 }
 
-/// A bed whose cgroup is steered to `a1` by a policy that refuses packet sockets; not on every machine.
+/// A bed whose cgroup is steered to `a1` by a policy that refuses packet sockets. Not every machine supports this.
 fn guarded_bed(name: &str) -> anyhow::Result<Bed> {
     let bed = Bed::new(name)?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
@@ -108,8 +109,8 @@ pub(crate) fn sockets_past_ip_are_refused() -> Outcome {
     let bed = guarded_bed("guard-past-ip")?;
     ensure!(is_refused(&bed, &bed.cgroup.child("below")?)?);
     ensure!(bed.sockets("a1", "stopped_family")? == 1);
-    let told = bed.succeed(&["events", "--once"])?;
-    ensure!(told.contains("stopped_family") && told.contains("comm=\"steer-escape\""), "{told}");
+    let events = bed.succeed(&["events", "--once"])?;
+    ensure!(events.contains("stopped_family") && events.contains("comm=\"steer-escape\""), "{events}");
     bed.check_steered(&bed.cgroup, 1)?;
     ensure!(bed.sockets("a1", "stopped_family")? == 1, "an IP socket was refused");
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", "steer"])?;
@@ -117,7 +118,7 @@ pub(crate) fn sockets_past_ip_are_refused() -> Outcome {
     Ok(())
 }
 
-/// There is no socket that an inner program could mark: the outer one must look where the process is.
+/// There is no socket that an inner program could mark, so the outer program must check the cgroup of the process.
 fn sockets_past_ip_by_the_most_specific_policy() -> Outcome {
     let bed = guarded_bed("guard-past-ip-in")?;
     let inner = bed.cgroup.child("inner")?;
@@ -129,7 +130,8 @@ fn sockets_past_ip_by_the_most_specific_policy() -> Outcome {
         ensure!(is_refused(&bed, &bed.cgroup)?, "the outer one's own, with {inner_policy:?} in it");
     }
     ensure!(bed.sockets("a0", "stopped_family")? == 2, "counted by the outer policy");
-    // An exempt one around all: it leaves alone what is its own only. Attached last, it finds what is there.
+    // An exempt policy around both affects only its own processes. It is attached last and respects the existing
+    // attachments.
     bed.succeed(&["detach", bed.cgroup.path()])?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "none"])?;
     ensure!(is_refused(&bed, &leaf)? && !is_refused(&bed, &bed.cgroup)?);
@@ -159,7 +161,7 @@ fn a_group_is_joined_on_the_uplink() -> Outcome {
 
 fn levels_have_their_programs() -> Outcome {
     let bed = Bed::new("guard-levels")?;
-    // Up and down again: each time exactly the programs of the level.
+    // The level is raised and lowered: each time exactly the programs of the level are attached.
     for level in ["steer", "strict", "steer"] {
         bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", level])?;
         let want = programs_of(&bed, level)?;
@@ -198,7 +200,7 @@ fn levels_change_by_reload() -> Outcome {
     Ok(())
 }
 
-fn an_inner_policy_is_not_held_by_the_outer_guard() -> Outcome {
+fn an_inner_policy_is_not_stopped_by_the_outer_guard() -> Outcome {
     for (interface, uplink) in [("a0", 0), ("none", 0)] {
         for outer_first in [true, false] {
             let bed = Bed::new("guard-nested")?;
@@ -222,13 +224,13 @@ fn an_inner_policy_is_not_held_by_the_outer_guard() -> Outcome {
     Ok(())
 }
 
-/// The outer policy holds the inner cgroup, whose exemption has ended by what `end` does.
+/// The outer policy applies to the inner cgroup after `end` has ended its exemption.
 fn outer_guard_takes_over(name: &str, end: impl Fn(&Bed, &Cgroup) -> Outcome) -> Outcome {
     let bed = Bed::new(name)?;
     let inner = bed.cgroup.child("inner")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     bed.succeed(&["attach", inner.path(), "-i", "none"])?;
-    // Sockets of the exempt cgroup use the default route, until its exemption ends; then not one more does.
+    // Sockets of the exempt cgroup use the default route until its exemption ends. After that, no socket does.
     let load = bed.load(&inner)?;
     end(&bed, &inner)?;
     let mut spy = Spy::on(&bed, &["a1"])?;
@@ -239,13 +241,13 @@ fn outer_guard_takes_over(name: &str, end: impl Fn(&Bed, &Cgroup) -> Outcome) ->
     bed.check_steered(&inner, 1)
 }
 
-fn the_outer_guard_again_when_the_inner_goes() -> Outcome {
+fn the_outer_guard_after_the_inner_is_removed() -> Outcome {
     outer_guard_takes_over("guard-again", |bed, inner| bed.succeed(&["detach", inner.path()]).map(drop))
 }
 
 fn ingress_by_the_uplink_only() -> Outcome {
     let bed = Bed::new("guard-ingress")?;
-    // Made before the attachment, so not bound; but in the cgroup.
+    // It was made before the attachment, so it is not bound; but it is in the cgroup.
     let mut listener = bed.client(Some(&bed.cgroup), User::Nobody)?.arg("--listen").stdout(Stdio::piped()).spawn()?;
     let mut heard = BufReader::new(listener.stdout.take().context("no pipe")?).lines();
     let port = heard.next().context("no port")??.parse::<u16>()?;
@@ -260,7 +262,7 @@ fn ingress_by_the_uplink_only() -> Outcome {
     wait_until("the packet to be dropped", PATIENCE, || {
         bed.sockets("a1", "stopped_ingress").is_ok_and(|stopped| stopped > 0)
     })?;
-    // What it hears next is what came by the uplink.
+    // The next packet that it receives came by the uplink.
     bed.net
         .server
         .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(b"by the uplink", (client_v4(1), port)))??;
@@ -272,7 +274,7 @@ fn ingress_by_the_uplink_only() -> Outcome {
 
 fn other_network_namespaces_are_left_alone() -> Outcome {
     let bed = Bed::new("guard-netns")?;
-    // The policy is another namespace's; the clients' sockets are noted when they are made, and pass the guard.
+    // The policy belongs to another namespace. The clients' sockets are marked when they are made, and pass the guard.
     let elsewhere = steer_lab::Netns::new("elsewhere")?;
     let _tun = elsewhere.add_tun("t0")?;
     let mut command = bed.steer_here(&["attach", bed.cgroup.path(), "-i", "t0"]);
@@ -283,7 +285,7 @@ fn other_network_namespaces_are_left_alone() -> Outcome {
     Ok(())
 }
 
-/// What an inner attachment has noted in a socket ends with it, also when it cannot be made again.
+/// The mark of an inner attachment in a socket ends with the attachment, also if it cannot be made again.
 fn a_failed_inner_attachment_decides_nothing() -> Outcome {
     outer_guard_takes_over("guard-failed", |bed, inner| {
         bed.succeed(&["detach", inner.path()])?;
@@ -294,7 +296,7 @@ fn a_failed_inner_attachment_decides_nothing() -> Outcome {
     })
 }
 
-/// Arguments of a client in the server's namespace, which talks to a server in the client's.
+/// A client in the server's namespace, for a server in the client's.
 fn elsewhere(bed: &Bed, port: u16, user: User, kinds: &[&str]) -> anyhow::Result<Command> {
     let mut command = Command::new(bed.client(None, User::Root)?.get_program());
     in_server_netns(bed, &mut command, user);
@@ -311,7 +313,7 @@ fn in_server_netns(bed: &Bed, command: &mut Command, user: User) {
     };
 }
 
-/// Connections that a listener accepts, MPTCP's, and sockets from before that are used by calls.
+/// Connections that a listener accepts, MPTCP subflows, and older sockets.
 fn sockets_made_from_others_are_left_alone_there() -> Outcome {
     for user in USERS {
         let bed = Bed::new("guard-netns-made")?;
@@ -343,7 +345,7 @@ fn sockets_made_from_others_are_left_alone_there() -> Outcome {
     Ok(())
 }
 
-/// What was left alone for a policy of another namespace is not left alone for one of its own.
+/// A socket that was left alone for another namespace's policy is not left alone for a policy of its own namespace.
 fn its_own_policy_takes_a_left_socket_over() -> Outcome {
     for user in USERS {
         let bed = Bed::new("guard-netns-own")?;

@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("VRF", vrf::a_link_in_a_vrf),
     ("ip vrf exec beside", vrf::ip_vrf_exec_beside_a_policy),
     ("WireGuard", wireguard::by_the_tunnel_only),
-    ("WireGuard made again", wireguard::torn_down_and_made_again_under_load),
+    ("WireGuard made again", wireguard::removed_and_made_again_under_load),
 ];
 
 fn demo() -> Outcome {
@@ -30,15 +30,15 @@ fn demo() -> Outcome {
     Ok(())
 }
 
-/// Whether an attempt worked, and whether anything left by another link, at a level.
+/// Whether an attempt worked, and whether a packet left by another link, at a level.
 fn attempt(bed: &Bed, vector: Vector, level: Level, family: Family) -> anyhow::Result<(bool, bool)> {
     let timeout = Duration::from_secs(2);
     let seen = bed.attempt(Try { vector, user: User::Nobody, family, scene: Scene::Steered, timeout }, level)?;
     Ok((seen.attempt.is_ok(), !seen.leaked.is_empty()))
 }
 
-/// A level steers what is plain, and meets what loses its binding as it should: `(works, leaks)`, where it then connects
-/// and where it does not.
+/// Checks that a level steers plain use, and the result of a lost binding: `(works, leaks)`, with a later connect and
+/// without.
 fn check(level: Level, connecting: (bool, bool), sending: (bool, bool)) -> Outcome {
     let bed = Bed::new(&format!("kernel-{}", level.name()))?;
     bed.furnish_for_escapes()?;
@@ -53,7 +53,7 @@ fn check(level: Level, connecting: (bool, bool), sending: (bool, bool)) -> Outco
     Ok(())
 }
 
-/// That what has lost its binding leaks shows that the captures see.
+/// The leak of a lost binding proves that the captures work.
 fn bind() -> Outcome {
     check(Level::Bind, (true, true), (true, true))
 }

@@ -1,4 +1,4 @@
-//! The limits that the README names, each shown: when one of these fails, steer has become better, and the README is wrong.
+//! Tests of the limits in the README. When a test fails, steer has become better and the README is wrong.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -15,14 +15,14 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("sockets_of_others_keep_what_they_had", sockets_of_others_keep_what_they_had),
     ("an_old_connection_outlives_its_cgroup", an_old_connection_outlives_its_cgroup),
-    ("this_host_is_out_of_reach", this_host_is_out_of_reach),
-    ("what_listens_on_loopback_needs_a_privilege", what_listens_on_loopback_needs_a_privilege),
+    ("this_host_is_unreachable", this_host_is_unreachable),
+    ("listening_on_loopback_needs_a_privilege", listening_on_loopback_needs_a_privilege),
     ("the_uplink_needs_a_route", the_uplink_needs_a_route),
     ("a_strict_reverse_path_filter_drops_replies", a_strict_reverse_path_filter_drops_replies),
     ("the_kernels_own_answers_follow_the_routes", the_kernels_own_answers_follow_the_routes),
 ];
 
-/// The test process stays outside the steered cgroup; a client in it is started by `bed`.
+/// The test process stays outside the steered cgroup; `bed` starts a client in it.
 fn steered_bed(name: &str) -> anyhow::Result<Bed> {
     let bed = Bed::new(name)?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
@@ -31,7 +31,7 @@ fn steered_bed(name: &str) -> anyhow::Result<Bed> {
 
 fn sockets_of_others_keep_what_they_had() -> Outcome {
     let bed = Bed::new("limit-kept")?;
-    // Made outside the steered cgroup: whoever gets to use it, it is the maker's.
+    // Made outside the steered cgroup: a socket keeps the cgroup of its maker, whoever uses it.
     let socket = bed.net.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let mut default = Capture::start(&bed.net.client, "a0")?;
@@ -40,7 +40,7 @@ fn sockets_of_others_keep_what_they_had() -> Outcome {
     Ok(())
 }
 
-/// Its end is held as long as the cgroup is there; the kernel goes on trying to send it.
+/// Its end is stopped while the cgroup exists; the kernel keeps trying to send it.
 fn an_old_connection_outlives_its_cgroup() -> Outcome {
     let bed = Bed::new("limit-outlives")?;
     let cgroup = bed.cgroup.child("old")?;
@@ -51,20 +51,20 @@ fn an_old_connection_outlives_its_cgroup() -> Outcome {
     bed.succeed(&["attach", cgroup.path(), "-i", "a1"])?;
     let mut default = Capture::start(&bed.net.client, "a0")?;
     drop(client);
-    wait_until("its end to be held", PATIENCE, || bed.sockets("a1", "stopped_egress").is_ok_and(|held| held > 1))?;
+    wait_until("its end to be stopped", PATIENCE, || bed.sockets("a1", "stopped_egress").is_ok_and(|held| held > 1))?;
     let mut has_left = || {
         let packets = default.take().unwrap_or_default();
         leaks(&packets).iter().any(|packet| packet.kind == Kind::Tcp)
     };
-    ensure!(!has_left(), "its end was not held");
+    ensure!(!has_left(), "its end was not stopped");
     cgroup.remove()?;
-    // Sweeps up what is left of it.
+    // Removes its leftovers.
     bed.succeed(&["attach", bed.cgroup.child("other")?.path(), "-i", "a1"])?;
     wait_until("its end by the default route", PATIENCE, has_left)?;
     Ok(())
 }
 
-/// How far a TCP connection to `address` gets in the steered cgroup.
+/// The step that a TCP connection to `address` reaches in the steered cgroup.
 fn connect_locally(bed: &Bed, address: Ipv4Addr, port: u16, user: User) -> anyhow::Result<steer_lab::Outcome> {
     let arguments = ["--json", "--proto", "tcp", "--timeout-ms", "300"].map(str::to_owned);
     let rest = ["--target".to_owned(), address.to_string(), "--port".to_owned(), port.to_string()];
@@ -73,7 +73,7 @@ fn connect_locally(bed: &Bed, address: Ipv4Addr, port: u16, user: User) -> anyho
     steer_lab::parse_outcomes(&ran.stdout)?.pop().context("no outcome")
 }
 
-fn this_host_is_out_of_reach() -> Outcome {
+fn this_host_is_unreachable() -> Outcome {
     let bed = steered_bed("limit-local")?;
     let listener = bed.net.client.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
     let port = listener.local_addr()?.port();
@@ -86,15 +86,15 @@ fn this_host_is_out_of_reach() -> Outcome {
     for (address, user, reached) in cases {
         let outcome = connect_locally(&bed, address, port, user)?;
         ensure!((outcome.stage != Stage::Connect) == reached, "{address} as {user:?}: {outcome:?}");
-        // Reachable in itself.
+        // The address itself is reachable.
         let address = SocketAddr::new(address.into(), port);
         bed.net.client.run(|| TcpStream::connect_timeout(&address, PATIENCE))??;
     }
     Ok(())
 }
 
-/// Bound to the uplink, it hears nothing on 127.0.0.1; whoever may be unbound is.
-fn what_listens_on_loopback_needs_a_privilege() -> Outcome {
+/// A socket bound to the uplink receives nothing on 127.0.0.1. A process with the privilege can unbind it.
+fn listening_on_loopback_needs_a_privilege() -> Outcome {
     let bed = steered_bed("limit-listen")?;
     for (user, reached) in [(User::Root, true), (User::Nobody, false)] {
         let mut command = bed.client(Some(&bed.cgroup), user)?;
@@ -105,7 +105,7 @@ fn what_listens_on_loopback_needs_a_privilege() -> Outcome {
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
             socket.connect((Ipv4Addr::LOCALHOST, port))?;
             socket.send(b"hello")?;
-            // The refusal, if there is one, is there before `send` returns.
+            // A refusal arrives before `send` returns.
             socket.take_error()
         })??;
         ensure!(answer.is_none() == reached, "{user:?}: {answer:?}");
@@ -120,7 +120,7 @@ fn what_listens_on_loopback_needs_a_privilege() -> Outcome {
 
 fn the_uplink_needs_a_route() -> Outcome {
     let bed = Bed::new("limit-route")?;
-    // A third link, to the same server, without any route.
+    // A third link to the same server, without any route.
     steer_lab::create_veth(&bed.net.client, "a2", &bed.net.server, "b2")?;
     bed.net.client.add_address("a2", Ipv4Addr::new(10, 0, 2, 2).into(), 24)?;
     for (netns, link) in [(&bed.net.client, "a2"), (&bed.net.server, "b2")] {
@@ -149,7 +149,7 @@ fn a_strict_reverse_path_filter_drops_replies() -> Outcome {
     check_outcomes(&bed.probe(Some(&bed.cgroup), User::Root)?, User::Root, 1)
 }
 
-/// A packet that no socket claims is answered by the kernel, and no socket's binding tells it by which link.
+/// The kernel answers a packet that no socket claims, and no socket's binding selects the link.
 fn the_kernels_own_answers_follow_the_routes() -> Outcome {
     let bed = steered_bed("limit-answers")?;
     let mut default = Capture::start(&bed.net.client, "a0")?;

@@ -1,5 +1,5 @@
-//! The integration tests: the real binary, in labs of their own, all at once. Need root; without it every test shows as
-//! ignored, with the reason.
+//! The integration tests run the real binary in their own labs, all at once. They need root; without it every test
+//! shows as ignored, with the reason.
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use steer_tests::{NotHere, Outcome};
@@ -42,13 +42,13 @@ fn report(outcome: Outcome) -> Result<Completion, Failed> {
     }
 }
 
-/// Whether tests of this room, and not all of them, are asked for.
-fn is_asked(arguments: &Arguments, room: &str) -> bool {
-    arguments.filter.as_ref().is_some_and(|filter| filter.starts_with(room))
+/// Whether tests of this module, and not all tests, are requested.
+fn is_asked(arguments: &Arguments, module: &str) -> bool {
+    arguments.filter.as_ref().is_some_and(|filter| filter.starts_with(module))
 }
 
 fn main() {
-    let rooms: [(&str, &[Test]); 28] = [
+    let modules: [(&str, &[Test]); 28] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -83,12 +83,12 @@ fn main() {
         eprintln!("the integration tests make network namespaces and load BPF programs, which needs root: ignored");
     }
     let arguments = Arguments::from_args();
-    // Those of the kernel are in other rooms, too.
+    // The tests of the kernel are also in other modules.
     let kernel = is_asked(&arguments, "kernel").then_some(("kernel", kernel::TESTS));
-    let rooms = rooms.into_iter().chain(containers::ROOMS).chain(kernel);
-    let trials = rooms.flat_map(|(room, tests)| {
+    let modules = modules.into_iter().chain(containers::MODULES).chain(kernel);
+    let trials = modules.flat_map(|(module, tests)| {
         tests.iter().map(move |&(name, test)| {
-            Trial::ignorable_test(format!("{room}::{name}"), move || report(test())).with_ignored_flag(!root)
+            Trial::ignorable_test(format!("{module}::{name}"), move || report(test())).with_ignored_flag(!root)
         })
     });
     let peers = if is_asked(&arguments, "peers") { peers::trials(root) } else { Vec::new() };

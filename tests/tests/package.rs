@@ -1,4 +1,4 @@
-//! The Debian package: installed, upgraded under load, removed and purged, by dpkg on a machine with systemd.
+//! The Debian package: dpkg installs, upgrades (under load), removes and purges it on a machine with systemd.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -11,7 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("installs_and_starts", installs_and_starts),
     ("steers_on_while_it_is_upgraded", steers_on_while_it_is_upgraded),
     ("leaves_nothing_behind", leaves_nothing_behind),
-    ("what_an_operator_does", what_an_operator_does),
+    ("an_operator_session", an_operator_session),
 ];
 
 const CONFIG: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"/guest\"]\n";
@@ -47,9 +47,9 @@ fn installs_and_starts() -> Outcome {
     ensure!(machine.succeed(&["systemctl", "is-active", "steer"])? == "active\n");
     ensure!(machine.succeed(&["systemctl", "is-enabled", "steer"])? == "enabled\n");
     machine.succeed(&["systemd-analyze", "verify", "steer.service"])?;
-    // The plugin for containers is started by those who have some.
+    // Only hosts with containers start the plugin for containers.
     ensure!(machine.run(&["systemctl", "is-enabled", "steer-nri"])?.stdout == "disabled\n");
-    // It steers nothing until it is told to, and then at once.
+    // It steers nothing until it is configured, and then at once.
     let guest = machine.cgroup("guest")?;
     ensure!(machine.status()?["policies"].as_array().is_some_and(Vec::is_empty));
     bed.check_unsteered(Some(&guest))?;
@@ -85,7 +85,7 @@ fn steers_on_while_it_is_upgraded() -> Outcome {
     let mut spy = Spy::on(&bed, &["a1"])?;
     let load = bed.load(&guest)?;
     install(&machine, &next)?;
-    // The same once more, and then a way back.
+    // The same once more, and then a downgrade.
     install(&machine, &next)?;
     install(&machine, &package)?;
     let report = load.stop()?;
@@ -124,7 +124,7 @@ fn leaves_nothing_behind() -> Outcome {
     dpkg(&machine, &["--remove", "steer"])?;
     bed.check_unsteered(Some(&guest))?;
     ensure!(!machine.path("/sys/fs/bpf/steer").exists() && !machine.path("/run/steer").exists());
-    // What was configured outlives a removal.
+    // The configuration survives a removal.
     install(&machine, &package)?;
     bed.check_steered(&guest, 1)?;
 
@@ -133,7 +133,7 @@ fn leaves_nothing_behind() -> Outcome {
     nothing_left(&bed, &machine)
 }
 
-/// Nothing of steer's is left where the machine keeps its state.
+/// Nothing of steer is left in the machine's state directories.
 fn nothing_left(bed: &Bed, machine: &Machine) -> Outcome {
     let places = ["/run", "/sys/fs/bpf", "/sys/fs/cgroup", "/dev/shm"];
     let shared = bed.directory.to_string_lossy().into_owned();
@@ -149,8 +149,8 @@ fn nothing_left(bed: &Bed, machine: &Machine) -> Outcome {
     Ok(())
 }
 
-/// From a fresh machine to a steered one, watched, and back: every step by what the package has installed.
-fn what_an_operator_does() -> Outcome {
+/// From a new machine to a steered and monitored one, and back. Every step uses what the package has installed.
+fn an_operator_session() -> Outcome {
     let bed = Bed::new("package-operator")?;
     let (machine, package) = machine(&bed)?;
     install(&machine, &package)?;

@@ -1,7 +1,7 @@
-//! The records in the maps, as the kernel reads them: whatever bytes are there, a socket goes where a complete record says, or
-//! nowhere, compared with a reference over random bytes and random changes of good ones.
+//! The records in the maps, as the kernel reads them. Whatever the bytes are, a socket is bound as a complete record
+//! says, or is closed. Random bytes and random changes of valid records are compared with a reference.
 //!
-//! **Invariant:** the reference reads the bytes by itself; it shares nothing with the programs but where they lie.
+//! **Invariant:** the reference parses the bytes itself. It shares only the offsets with the programs.
 
 use std::cell::{Cell, RefCell};
 
@@ -19,11 +19,11 @@ use steer_tests::{Bed, Outcome, PATIENCE, PinnedMap, Spy, Strayed, USERS, stride
 
 use crate::Test;
 
-pub(crate) const TESTS: &[Test] = &[("whatever_is_in_the_maps", whatever_is_in_the_maps)];
+pub(crate) const TESTS: &[Test] = &[("any_map_content", any_map_content)];
 
 const POLICY_BYTES: usize = 248;
 const ATTACHMENT_BYTES: usize = 24;
-/// Where the words of a policy lie.
+/// The offsets of a policy's words.
 const KIND: usize = 0;
 const FLAGS: usize = 4;
 const IFINDEX: usize = 8;
@@ -32,40 +32,40 @@ const NETNS_COOKIE: usize = 16;
 const RESOLVERS: usize = 24;
 const NAME: usize = 56;
 const INTERFACE: usize = 120;
-/// Where those of an attachment do.
+/// The offsets of an attachment's words.
 const SLOT: usize = 0;
 const ATTACHMENT_FLAGS: usize = 4;
 const CGROUP_ID: usize = 8;
 
 const SLOTS: u32 = 4096;
-/// A slot that steer has given to nobody.
+/// A slot that steer has not allocated.
 const SPARE: u32 = SLOTS - 1;
 const STEER: u32 = 1;
 const EXEMPT: u32 = 2;
 const REFUSE_OTHER_NETNS: u32 = 1;
 
-/// Where packets are sent that may leave by the uplink only, and those that may not leave.
+/// The ports of packets that may leave only by the uplink, and of those that may not leave.
 const BY_UPLINK: u16 = 4001;
 const NOWHERE: u16 = 4002;
 
-/// Bytes, each with the place it is put at.
+/// Bytes, each with its offset.
 type Change = (usize, Vec<u8>);
 
-/// What is in the maps.
+/// The content of the maps.
 #[derive(Clone, Debug)]
 struct Records {
     policy: [u8; POLICY_BYTES],
     attachment: [u8; ATTACHMENT_BYTES],
 }
 
-/// What is to become of a new socket.
+/// The expected result of a new socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum Expected {
     Bound(i32),
     Closed,
-    /// The index is another network namespace's.
+    /// The index belongs to another network namespace.
     Refused(i32),
-    /// By a record that says so.
+    /// Left alone because of an exempt record.
     LeftAlone,
 }
 
@@ -77,7 +77,7 @@ fn long(bytes: &[u8], at: usize) -> u64 {
     bytes[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
-/// What is known of the bed, before anything is changed.
+/// The state of the bed before any change.
 struct Known {
     good: Records,
     /// The policy in the spare slot.
@@ -91,31 +91,32 @@ struct Known {
 
 impl Known {
     /// The reference.
-    fn fate(&self, records: &Records) -> Fate {
+    fn expected(&self, records: &Records) -> Expected {
         let policy = match word(&records.attachment, SLOT) {
             slot if slot == self.slot => &records.policy,
             SPARE => &self.spare,
-            _ => return Fate::Closed,
+            _ => return Expected::Closed,
         };
         let is_here = long(policy, NETNS_COOKIE) == self.netns_cookie;
         let ifindex = word(policy, IFINDEX).cast_signed();
         match word(policy, KIND) {
-            EXEMPT => Fate::LeftAlone,
-            STEER if !is_here && word(policy, FLAGS) & REFUSE_OTHER_NETNS == 0 => Fate::LeftAlone,
-            STEER if !is_here => Fate::Refused(ifindex),
-            STEER if ifindex > 0 => Fate::Bound(ifindex),
-            _ => Fate::Closed,
+            EXEMPT => Expected::LeftAlone,
+            STEER if !is_here && word(policy, FLAGS) & REFUSE_OTHER_NETNS == 0 => Expected::LeftAlone,
+            STEER if !is_here => Expected::Refused(ifindex),
+            STEER if ifindex > 0 => Expected::Bound(ifindex),
+            _ => Expected::Closed,
         }
     }
 
-    /// Where packets are to be sent by way of proof; nowhere if the other link may be the right one.
-    fn port(&self, fate: Fate) -> Option<u16> {
-        match fate {
-            Fate::Bound(ifindex) if ifindex == self.uplink => Some(BY_UPLINK),
-            // The wall at egress, which alone holds sockets from before, cannot tell whose index it is (before Linux 7.3).
-            Fate::Bound(ifindex) | Fate::Refused(ifindex) if ifindex == self.other => None,
-            Fate::Bound(_) | Fate::Closed | Fate::Refused(_) => Some(NOWHERE),
-            Fate::LeftAlone => None,
+    /// The port of the packets that prove the result; none if the other link may be correct.
+    fn port(&self, expected: Expected) -> Option<u16> {
+        match expected {
+            Expected::Bound(ifindex) if ifindex == self.uplink => Some(BY_UPLINK),
+            // The egress guard, the only one that stops older sockets, cannot read the namespace of the index (before
+            // Linux 7.3).
+            Expected::Bound(ifindex) | Expected::Refused(ifindex) if ifindex == self.other => None,
+            Expected::Bound(_) | Expected::Closed | Expected::Refused(_) => Some(NOWHERE),
+            Expected::LeftAlone => None,
         }
     }
 
@@ -171,7 +172,7 @@ fn padded(name: &str) -> Vec<u8> {
     name.bytes().chain([0; 16]).collect()
 }
 
-/// A word, one of those that mean something or any.
+/// A word: one of the known values or any value.
 fn words(at: usize, known: Vec<u32>) -> BoxedStrategy<Change> {
     let word = prop_oneof![3 => select(known), 1 => any::<u32>()];
     word.prop_map(move |word| (at, word.to_ne_bytes().to_vec())).boxed()
@@ -202,24 +203,24 @@ impl Run<'_> {
     }
 
     fn check(&mut self, records: &Records) -> Outcome {
-        let fate = self.known.fate(records);
-        let port = self.known.port(fate);
+        let expected = self.known.expected(records);
+        let port = self.known.port(expected);
         self.write(records)?;
-        let want = match fate {
-            Fate::Bound(ifindex) => NewSocket::Bound(ifindex),
-            Fate::Closed => NewSocket::Bound(-1),
-            Fate::Refused(_) => NewSocket::Refused("EPERM".to_owned()),
-            Fate::LeftAlone => NewSocket::Bound(0),
+        let want = match expected {
+            Expected::Bound(ifindex) => NewSocket::Bound(ifindex),
+            Expected::Closed => NewSocket::Bound(-1),
+            Expected::Refused(_) => NewSocket::Refused("EPERM".to_owned()),
+            Expected::LeftAlone => NewSocket::Bound(0),
         };
         for client in &mut self.clients {
             let got = client.round(port)?;
-            ensure!(got.len() == 4 && got.iter().all(|socket| *socket == want), "{fate:?}: {got:?}");
+            ensure!(got.len() == 4 && got.iter().all(|socket| *socket == want), "{expected:?}: {got:?}");
         }
-        self.spy.saw_nothing().with_context(|| format!("{fate:?}"))?;
-        self.look_at_uplink().with_context(|| format!("{fate:?}"))
+        self.spy.saw_nothing().with_context(|| format!("{expected:?}"))?;
+        self.check_uplink().with_context(|| format!("{expected:?}"))
     }
 
-    fn look_at_uplink(&mut self) -> Outcome {
+    fn check_uplink(&mut self) -> Outcome {
         let packets = self.uplink.take()?;
         let sent = |port| {
             let its = packets.iter().filter(move |packet| packet.direction == Direction::Out);
@@ -230,7 +231,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What the captures must see they do see.
+    /// Proves that the captures see the packets that they must see.
     fn prove_captures(&mut self) -> Outcome {
         let mut exempt = self.known.good.clone();
         put(&mut exempt.policy, &(KIND, EXEMPT.to_ne_bytes().to_vec()));
@@ -241,12 +242,12 @@ impl Run<'_> {
     }
 }
 
-fn whatever_is_in_the_maps() -> Outcome {
+fn any_map_content() -> Outcome {
     let bed = Bed::new("records")?;
     let clients = USERS.map(|user| Strayed::start(&bed, &bed.cgroup, user, "a0"));
     let clients = clients.into_iter().collect::<Result<_, _>>()?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
-    // Both links know their neighbours from here on, so what is sent is on them at once.
+    // From here on both links have resolved their neighbours, so packets are sent at once.
     bed.check_unsteered(None)?;
     bed.check_steered(&bed.cgroup, 1)?;
 
@@ -263,7 +264,7 @@ fn whatever_is_in_the_maps() -> Outcome {
     let good = Records { policy, attachment };
     let known = Known { netns_cookie: long(&policy, NETNS_COOKIE), good, spare, slot, uplink, other };
     ensure!(
-        known.fate(&known.good) == Fate::Bound(uplink),
+        known.expected(&known.good) == Expected::Bound(uplink),
         "the record of the attachment is not a good one: {policy:?}"
     );
 
@@ -286,7 +287,7 @@ fn compare(run: &mut Run<'_>) -> Outcome {
         ..Config::default()
     };
     let done = TestRunner::new(config).run(&known.records(), |records| {
-        let sent = match known.port(known.fate(&records)) {
+        let sent = match known.port(known.expected(&records)) {
             Some(BY_UPLINK) => Some(&by_uplink),
             Some(_) => Some(&nowhere),
             None => None,
@@ -308,7 +309,7 @@ fn compare(run: &mut Run<'_>) -> Outcome {
         by_uplink.get(),
         nowhere.get()
     );
-    // Of each client, by IPv4 and by IPv6.
+    // From each client, over IPv4 and IPv6.
     let expected = by_uplink.get() * 4;
     ensure!(seen >= expected, "{seen} packets by the uplink, of {expected} at least");
     Ok(())

@@ -1,4 +1,4 @@
-//! What steer refuses, and how it says so.
+//! Requests that steer refuses, and its messages.
 
 use std::os::unix::process::CommandExt as _;
 
@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_root_of_a_user_namespace", the_root_of_a_user_namespace),
 ];
 
-/// The binary, somewhere everybody may execute it.
+/// A copy of the binary that all users can execute.
 fn steer_for_all(bed: &Bed) -> anyhow::Result<std::path::PathBuf> {
     let copy = bed.directory.join("steer");
     steer_tests::copy_program(&steer_tests::binary("STEER_BIN", "steer"), &copy)?;
@@ -100,7 +100,7 @@ fn the_root_cgroup() -> Outcome {
         let refused = bed.run(&["attach", path, "-i", "a1"])?;
         ensure!(refused.code == 1 && refused.stderr.contains("--yes-the-root"), "{refused:?}");
     }
-    ensure!(!bed.pins.exists(), "refused, yet something was made");
+    ensure!(!bed.pins.exists(), "refused, but pins were made");
     Ok(())
 }
 
@@ -117,7 +117,7 @@ fn no_such_interface() -> Outcome {
     let bed = Bed::new("refuse-interface")?;
     let refused = bed.run(&["attach", bed.cgroup.path(), "-i", "wg0"])?;
     ensure!(refused.code == 1 && refused.stderr.contains("no interface \"wg0\""), "{refused:?}");
-    ensure!(!bed.pins.exists(), "refused, yet something was made");
+    ensure!(!bed.pins.exists(), "refused, but pins were made");
     Ok(())
 }
 
@@ -125,7 +125,7 @@ fn no_such_policy() -> Outcome {
     let bed = Bed::new("refuse-policy")?;
     let refused = bed.run(&["attach", bed.cgroup.path(), "--policy", "vpn"])?;
     ensure!(refused.code == 1 && refused.stderr.contains("no policy \"vpn\""), "{refused:?}");
-    ensure!(!bed.pins.exists(), "refused, yet something was made");
+    ensure!(!bed.pins.exists(), "refused, but pins were made");
     Ok(())
 }
 
@@ -139,7 +139,7 @@ fn an_exclusive_program() -> Outcome {
         for expected in ["\"vrf_like\"", bed.cgroup.path(), "ip vrf exec", "user 0"] {
             ensure!(refused.stderr.contains(expected), "{expected} in {refused:?}");
         }
-        ensure!(!bed.pins.exists(), "refused, yet something is left");
+        ensure!(!bed.pins.exists(), "refused, but pins are left");
     }
     let mut command = bed.steer(&["exec", "-i", "a1", "--", "true"]);
     let refused = output(inner.enter(&mut command))?;
@@ -151,7 +151,7 @@ fn an_exclusive_program() -> Outcome {
 }
 
 fn the_root_of_a_user_namespace() -> Outcome {
-    // It has every capability, but not here.
+    // It has every capability, but not in this namespace.
     let bed = Bed::new("refuse-userns")?;
     let mut command = std::process::Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--net"]).arg(steer_tests::binary("STEER_BIN", "steer"));
@@ -182,7 +182,7 @@ fn a_drop_in_of_somebody_else() -> Outcome {
     let bed = Bed::new("refuse-drop-in")?;
     let directory = bed.directory.to_string_lossy().into_owned();
     let unit = |arguments: &[&str]| bed.run(&[&["unit", "x", "--dir", &directory], arguments].concat());
-    // Its own it writes and removes as often as one likes.
+    // It writes and removes its own drop-in any number of times.
     for arguments in [&["--policy", "p"] as &[&str], &["--interface", "a1"], &["--remove"], &["--remove"]] {
         let done = unit(arguments)?;
         ensure!(done.code == 0, "{arguments:?}: {done:?}");

@@ -1,4 +1,4 @@
-//! Under a real systemd: the daemon as a service, and services that are steered by a drop-in.
+//! Under a real systemd: the daemon as a service, and services that a drop-in steers.
 
 use std::{fs, path::PathBuf};
 
@@ -11,8 +11,8 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("starts_restarts_and_reloads", starts_restarts_and_reloads),
-    ("a_reload_of_mistakes_fails", a_reload_of_mistakes_fails),
-    ("killed_it_comes_back", killed_it_comes_back),
+    ("a_reload_with_errors_fails", a_reload_with_errors_fails),
+    ("restarted_after_a_kill", restarted_after_a_kill),
     ("its_sandbox_is_tight", its_sandbox_is_tight),
     ("logs_with_priorities", logs_with_priorities),
     ("without_its_policies_it_does_not_start", without_its_policies_it_does_not_start),
@@ -25,7 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 const CONFIG: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"/guest\"]\n";
 
-/// A service that runs the client before its main command, and as it.
+/// A service that runs the client before its main command and as its main command.
 pub(crate) struct Client {
     before: PathBuf,
     main: PathBuf,
@@ -57,7 +57,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Both left by uplink `i` only.
+    /// Checks that both left only by uplink `i`.
     pub(crate) fn check_steered(&self, bed: &Bed, machine: &Machine, i: u8) -> Outcome {
         let mut spy = Spy::on(bed, &[bed.net.link(i)])?;
         machine.succeed(&["systemctl", "start", "client"])?;
@@ -69,7 +69,7 @@ impl Client {
         Ok(())
     }
 
-    /// It starts, and none of its commands gets a packet out.
+    /// Checks that it starts, and that none of its commands gets a packet out.
     pub(crate) fn check_closed(&self, bed: &Bed, machine: &Machine) -> Outcome {
         let mut spy = Spy::on(bed, &[])?;
         machine.succeed(&["systemctl", "start", "client"])?;
@@ -105,13 +105,13 @@ fn starts_restarts_and_reloads() -> Outcome {
     let report = load.stop()?;
     check_uninterrupted(&report)?;
     bed.check_steered(&guest, 1)?;
-    // Once systemctl returns, the new configuration is in force.
+    // When systemctl returns, the new configuration is in force.
     machine.write("/etc/steer/steer.toml", &CONFIG.replace("a1", "a0"))?;
     machine.succeed(&["systemctl", "reload", "steer"])?;
     ensure!(machine.status()?["policies"][0]["interface"] == "a0", "{}", machine.status()?);
     bed.check_steered(&guest, 0)?;
     ensure!(machine.property("steer", "NRestarts")? == "0");
-    // The switch ends the daemon, and that is no failure.
+    // `steer off` ends the daemon, which is not a failure.
     machine.succeed(&["steer", "off"])?;
     wait_until("the daemon to end", PATIENCE, || {
         machine.property("steer", "ActiveState").is_ok_and(|state| state == "inactive")
@@ -119,7 +119,7 @@ fn starts_restarts_and_reloads() -> Outcome {
     bed.check_unsteered(Some(&guest))
 }
 
-fn a_reload_of_mistakes_fails() -> Outcome {
+fn a_reload_with_errors_fails() -> Outcome {
     let bed = Bed::new("systemd-reload")?;
     let machine = Machine::boot(&bed)?;
     let guest = machine.cgroup("guest")?;
@@ -135,7 +135,7 @@ fn a_reload_of_mistakes_fails() -> Outcome {
     Ok(())
 }
 
-fn killed_it_comes_back() -> Outcome {
+fn restarted_after_a_kill() -> Outcome {
     let bed = Bed::new("systemd-kill")?;
     let machine = Machine::boot(&bed)?;
     let guest = machine.cgroup("guest")?;
@@ -143,7 +143,7 @@ fn killed_it_comes_back() -> Outcome {
     bed.check_steered(&guest, 1)?;
     let mut spy = Spy::on(&bed, &["a1"])?;
     let load = bed.load(&guest)?;
-    // More often than systemd forgives by default.
+    // More often than systemd allows by default.
     for restarts in 1..=7 {
         machine.succeed(&["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "steer"])?;
         wait_until("the daemon to be back", PATIENCE, || {
@@ -164,18 +164,19 @@ fn its_sandbox_is_tight() -> Outcome {
     machine.install(CONFIG)?;
     machine.succeed(&["systemd-analyze", "verify", "--man=no", "steer.service"])?;
     machine.succeed(&["systemd-analyze", "security", "--threshold=40", "--no-pager", "steer.service"])?;
-    // It still does what it is there for.
+    // It still works.
     bed.net.remove_uplink(1)?;
     wait_until("the policy to be closed", PATIENCE, || {
         machine.status().is_ok_and(|status| status["policies"][0]["ifindex"].is_null())
     })?;
     bed.check_closed(&guest)?;
     let journal = machine.journal()?;
-    // A kernel that takes no program on its security hooks takes none from root either, and no sandbox would change that.
+    // A kernel that accepts no program on its security hooks rejects root's programs too, so the sandbox is not the
+    // cause.
     let without_kernels = journal.lines().filter(|line| !line.contains("for the kernel takes no program for that"));
     let refused = |line: &str| ["ot permitted", "denied", "Read-only"].iter().any(|refusal| line.contains(refusal));
     ensure!(!without_kernels.into_iter().any(refused), "{journal}");
-    // What a killed `steer exec` has left among a user's cgroups it has no right to remove, and leaves.
+    // It may not remove the leftovers of a killed `steer exec` in a user's cgroups, and leaves them.
     let user = machine.cgroup("user")?;
     let scope = user.child("steer-exec-1-0")?;
     std::os::unix::fs::chown(user.directory(), Some(NOBODY.0), Some(NOBODY.1))?;
@@ -210,7 +211,7 @@ fn logs_with_priorities() -> Outcome {
     };
     for (message, priority) in [
         ("ready: steering by", "6"),
-        // Each mistake is an entry.
+        // Each error is a journal entry.
         ("/etc/steer/steer.toml:3:1: policy[0].both = 1: unknown key", "3"),
         ("/etc/steer/steer.toml:1:1: policy[0].interface: missing", "3"),
     ] {
@@ -224,7 +225,7 @@ fn without_its_policies_it_does_not_start() -> Outcome {
     let bed = Bed::new("systemd-emptied")?;
     let machine = Machine::boot(&bed)?;
     let guest = machine.cgroup("guest")?;
-    // With nothing in force, a configuration without policies is a beginning.
+    // If nothing is in force, a configuration without policies is valid.
     machine.install("")?;
     machine.write("/etc/steer/steer.toml", CONFIG)?;
     machine.succeed(&["systemctl", "reload", "steer"])?;
@@ -244,7 +245,7 @@ fn a_unit_is_steered_from_its_first_command() -> Outcome {
     let client = Client::install(&bed, &machine, "ProtectSystem=strict\nRestrictAddressFamilies=AF_INET AF_INET6")?;
     drop_in(&machine, &["--policy", "50% of \"$HOME\""])?;
     client.check_steered(&bed, &machine, 1)?;
-    // Every start is another cgroup.
+    // Every start makes another cgroup.
     client.check_steered(&bed, &machine, 1)?;
     drop_in(&machine, &["--interface", "a0", "--enforce", "steer"])?;
     client.check_steered(&bed, &machine, 0)?;
@@ -285,10 +286,10 @@ fn a_unit_without_its_uplink_does_not_start() -> Outcome {
         ensure!(journal.contains(reason), "{journal}");
         ensure!(!client.has_run()?, "a command of the unit was run");
     }
-    // By a policy it starts, closed.
+    // With a policy it starts closed.
     drop_in(&machine, &["--policy", "second"])?;
     client.check_closed(&bed, &machine)?;
-    // Without the binary it does not start either, whatever becomes of its package.
+    // Without the binary it does not start either, for example after the package was removed.
     fs::write(&client.before, "")?;
     fs::write(&client.main, "")?;
     fs::remove_file(machine.path("/usr/bin/steer"))?;

@@ -1,4 +1,4 @@
-//! `steer top`: what is made and sent is counted by cgroup and link, and nothing of it stays.
+//! `steer top` counts sockets and packets by cgroup and link, and leaves nothing behind.
 
 use std::{
     fs,
@@ -21,15 +21,15 @@ use crate::{Test, events::attempt};
 
 pub(crate) const TESTS: &[Test] = &[
     ("counts_by_cgroup_and_link", counts_by_cgroup_and_link),
-    ("says_what_was_stopped", says_what_was_stopped),
+    ("reports_stopped_packets", reports_stopped_packets),
     ("leaves_nothing", leaves_nothing),
     ("on_a_terminal", on_a_terminal),
 ];
 
-/// Frames until a run gives up.
+/// The maximum number of frames of a run.
 const LIMIT: &str = "100";
 
-/// `steer top --json`, running.
+/// A running `steer top --json`.
 struct Run {
     child: Child,
     frames: Lines<BufReader<ChildStdout>>,
@@ -41,7 +41,7 @@ impl Run {
         let mut child = bed.steer(&arguments).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().context("no output")?;
         let mut run = Self { child, frames: BufReader::new(stdout).lines() };
-        // It counts by the time it says something.
+        // It counts from before its first frame.
         run.frame()?;
         Ok(run)
     }
@@ -51,7 +51,7 @@ impl Run {
         serde_json::from_str(&line).context(line)
     }
 
-    /// Adds up the frames until `done` says so.
+    /// Adds up the frames until `done` returns true.
     fn until(&mut self, policy: &str, mut done: impl FnMut(&Sum) -> bool) -> anyhow::Result<Sum> {
         let mut sum = Sum::default();
         while !done(&sum) {
@@ -71,7 +71,7 @@ impl Drop for Run {
     }
 }
 
-/// What the frames say of one policy, added up.
+/// The sum of the frames of one policy.
 #[derive(Debug, Default)]
 struct Sum {
     sockets: u64,
@@ -109,7 +109,7 @@ fn counts_by_cgroup_and_link() -> Outcome {
     let inner = bed.cgroup.child("inner")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let mut run = Run::start(&bed)?;
-    // What is outside counts nowhere.
+    // Traffic outside the cgroup is not counted.
     bed.check_unsteered(None)?;
     bed.check_steered(&inner, 1)?;
     let before = bed.sockets("a1", "bound")?;
@@ -120,11 +120,11 @@ fn counts_by_cgroup_and_link() -> Outcome {
     Ok(())
 }
 
-fn says_what_was_stopped() -> Outcome {
+fn reports_stopped_packets() -> Outcome {
     let bed = Bed::new("top-stopped")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let mut run = Run::start(&bed)?;
-    // Its programs run beside the guard, and let nothing out.
+    // Its programs run beside the guard, and let no packet out.
     let mut spy = Spy::on(&bed, &["a1"])?;
     for user in [User::Nobody, User::Root] {
         attempt(&bed, &bed.cgroup, Vector::IpPktinfo, user, Family::V4)?;
@@ -134,7 +134,7 @@ fn says_what_was_stopped() -> Outcome {
     spy.saw_nothing()?;
     ensure!(sum.stopped > 0 && sum.others == 0, "{sum:?}");
     drop(run);
-    // Without a guard the same gets out, and is seen to.
+    // Without a guard the same packets get out and are counted.
     let bed = Bed::new("top-leaks")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", "steer"])?;
     let mut run = Run::start(&bed)?;
@@ -149,7 +149,7 @@ fn leaves_nothing() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let explain = || bed.succeed(&["explain", bed.cgroup.path()]);
     let mut run = Run::start(&bed)?;
-    // Beside it the attachment is what it was, and its programs are known for what they are.
+    // The attachment is unchanged meanwhile, and steer recognises the programs of `steer top`.
     ensure!(bed.status()?["policies"][0]["cgroups"][0]["complete"] == true);
     let explained = explain()?;
     ensure!(explained.contains("meter_sockets") && !explained.contains("runs after"), "{explained}");
@@ -157,7 +157,7 @@ fn leaves_nothing() -> Outcome {
     ensure!(!format!("{examined:?}").contains("meter_sockets"), "{examined:?}");
     run.child.kill()?;
     run.child.wait()?;
-    // The kernel takes its time with detaching.
+    // The kernel detaches programs with a delay.
     wait_until("its programs to be gone", PATIENCE, || explain().is_ok_and(|text| !text.contains("meter_")))?;
     bed.check_steered(&bed.cgroup, 1)?;
     let nothing = Bed::new("top-nothing")?;
@@ -166,7 +166,7 @@ fn leaves_nothing() -> Outcome {
     Ok(())
 }
 
-/// A terminal with a program on it.
+/// A terminal with a program that runs on it.
 struct Terminal {
     child: Child,
     screen: vt100::Parser,
@@ -189,7 +189,7 @@ impl Terminal {
         let (sender, bytes) = channel();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // A terminal that nobody has open any more is an error to read.
+            // Reading a terminal that no process has open is an error.
             while let Ok(count @ 1..) = master.read(&mut buffer) {
                 if sender.send(buffer[..count].to_vec()).is_err() {
                     break;
@@ -237,7 +237,7 @@ fn on_a_terminal() -> Outcome {
     })?;
     ensure!(terminal.screen.screen().alternate_screen());
     ensure!(line(terminal.screen.screen(), "second-line").is_some_and(|line| line.contains("a1 (")));
-    // So docs/top.txt was made: STEER_SCREENS=$PWD/docs cargo xtask test on_a_terminal.
+    // docs/top.txt is made with: STEER_SCREENS=$PWD/docs cargo xtask test on_a_terminal.
     if let Some(directory) = std::env::var_os("STEER_SCREENS") {
         fs::write(Path::new(&directory).join("top.txt"), terminal.screen.screen().contents() + "\n")?;
     }

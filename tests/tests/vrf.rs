@@ -17,7 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_cgroup_of_ip_vrf_exec_is_not_taken_over", a_cgroup_of_ip_vrf_exec_is_not_taken_over),
 ];
 
-/// Everything leaves by the VRF's link alone.
+/// Everything leaves only by the VRF's link.
 fn check(bed: &Bed) -> Outcome {
     for user in [User::Root, User::Nobody] {
         let mut spy = Spy::on(bed, &["a1", VRF])?;
@@ -40,7 +40,7 @@ fn the_vrf_itself_steered() -> Outcome {
     check(&bed)
 }
 
-/// Its packets leave by a link in it, which is another one than the uplink: they are stopped.
+/// Its packets leave by a link in the VRF, which is not the uplink: they are stopped.
 fn the_vrf_itself_is_closed_if_strict() -> Outcome {
     let bed = Bed::with_vrf("vrf-strict")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", VRF])?;
@@ -56,7 +56,7 @@ fn program(bed: &Bed) -> anyhow::Result<OsString> {
     Ok(bed.client(None, User::Root)?.get_program().to_owned())
 }
 
-/// What a program started by `ip vrf exec` from this cgroup sends leaves by uplink `i` alone.
+/// Checks that packets of a program started by `ip vrf exec` in this cgroup leave only by uplink `i`.
 fn check_vrf_exec(bed: &Bed, cgroup: &Cgroup, i: u8) -> Outcome {
     let allowed = if i == 1 { ["a1", VRF] } else { [bed.net.link(i), "lo"] };
     let mut spy = Spy::on(bed, &allowed)?;
@@ -74,7 +74,7 @@ pub(crate) fn ip_vrf_exec_beside_a_policy() -> Outcome {
     check_vrf_exec(&bed, &by_ip, 1)
 }
 
-/// It makes a cgroup below and binds its sockets to the VRF; the policy above decides after it.
+/// `ip vrf exec` makes a cgroup below and binds its sockets to the VRF. The policy above runs after it and decides.
 fn ip_vrf_exec_in_a_steered_cgroup() -> Outcome {
     let bed = Bed::with_vrf("vrf-inside")?;
     for enforce in ["steer", "strict"] {
@@ -84,7 +84,7 @@ fn ip_vrf_exec_in_a_steered_cgroup() -> Outcome {
     Ok(())
 }
 
-/// Its program forbids any other beside it: steer says so, and what runs there stays in the VRF.
+/// The program of `ip vrf exec` forbids other programs: steer reports that, and the processes there stay in the VRF.
 fn a_cgroup_of_ip_vrf_exec_is_not_taken_over() -> Outcome {
     let bed = Bed::with_vrf("vrf-taken")?;
     let mut command = bed.vrf_exec(&bed.cgroup, User::Root)?;

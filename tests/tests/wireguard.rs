@@ -8,12 +8,12 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("by_the_tunnel_only", by_the_tunnel_only),
-    ("torn_down_and_made_again_under_load", torn_down_and_made_again_under_load),
+    ("removed_and_made_again_under_load", removed_and_made_again_under_load),
 ];
 
 const CONFIG: &str = "[[policy]]\nname = \"vpn\"\ninterface = \"wg0\"\ncgroups = [\"@\"]\n";
 
-/// What the tunnel itself sends leaves by `a1`, so only `a0` is watched, which is the default route.
+/// The tunnel's own packets leave by `a1`, so only `a0` is captured, which has the default route.
 fn spy(bed: &Bed) -> anyhow::Result<Spy> {
     Spy::on(bed, &[Tunnel::LINK, "a1"])
 }
@@ -39,7 +39,7 @@ pub(crate) fn by_the_tunnel_only() -> Outcome {
     Ok(())
 }
 
-pub(crate) fn torn_down_and_made_again_under_load() -> Outcome {
+pub(crate) fn removed_and_made_again_under_load() -> Outcome {
     let bed = Bed::new("wg-again")?;
     let tunnel = Tunnel::new(&bed)?;
     let _daemon = bed.daemon(CONFIG)?;
@@ -47,17 +47,17 @@ pub(crate) fn torn_down_and_made_again_under_load() -> Outcome {
     let load = bed.load(&bed.cgroup)?;
     for _ in 0..3 {
         tunnel.tear_down()?;
-        // Closed before the daemon has noticed, and after.
+        // It is closed before and after the daemon has noticed.
         let outcomes = bed.probe(Some(&bed.cgroup), User::Root)?;
         ensure!(outcomes.iter().all(|outcome| !outcome.is_ok()), "{outcomes:?}");
-        wait_until("the tunnel to be missed", PATIENCE, || {
+        wait_until("the daemon to miss the tunnel", PATIENCE, || {
             bed.policy("vpn").is_ok_and(|policy| policy["ifindex"].is_null())
         })?;
         bed.check_closed(&bed.cgroup)?;
         tunnel.create()?;
         let index = bed.net.client.ifindex(Tunnel::LINK)?;
         watched.allow(index)?;
-        wait_until("the new tunnel to be followed", PATIENCE, || {
+        wait_until("the daemon to follow the new tunnel", PATIENCE, || {
             bed.policy("vpn").is_ok_and(|policy| policy["ifindex"] == index)
         })?;
         check(&bed)?;

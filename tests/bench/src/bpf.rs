@@ -1,6 +1,6 @@
-//! The few commands of bpf(2) the benchmark needs: two small programs to compare with, links, and run time statistics.
+//! The bpf(2) commands that the benchmark needs: two small programs to compare with, links, and run time statistics.
 //!
-//! **Invariant:** what is pinned is so in a directory of the caller's; everything else made here ends with this process.
+//! **Invariant:** pins are in a directory of the caller; everything else made here ends with this process.
 
 use std::{
     ffi::CString,
@@ -17,7 +17,7 @@ use std::{
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type, bpf_stats_type};
 
-/// Where a program is attached.
+/// The hook of a program.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hook {
     prog_type: bpf_prog_type,
@@ -37,7 +37,7 @@ impl Hook {
         Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
         Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
     ];
-    /// A datagram that says where to.
+    /// A datagram with a destination address.
     pub(crate) const SENDMSG: [Self; 2] = [
         Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
         Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG),
@@ -50,29 +50,29 @@ impl Hook {
     /// `setsockopt`.
     pub(crate) const SETSOCKOPT: Self =
         Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT);
-    /// A packet on its way out.
+    /// An outgoing packet.
     pub(crate) const EGRESS: Self =
         Self::new(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, bpf_attach_type::BPF_CGROUP_INET_EGRESS);
 }
 
-/// One instruction as the kernel reads it.
+/// One instruction in the kernel's format.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Instruction {
     opcode: u8,
-    /// Destination in the low half.
+    /// The destination is in the low half.
     registers: u8,
     offset: i16,
     immediate: i32,
 }
 
-/// `r0 = 1; exit`: whatever it is, it goes on as it is.
+/// `r0 = 1; exit`: allows everything unchanged.
 pub(crate) const EMPTY: [Instruction; 2] = [
     Instruction { opcode: 0xb7, registers: 0, offset: 0, immediate: 1 },
     Instruction { opcode: 0x95, registers: 0, offset: 0, immediate: 0 },
 ];
 
-/// `*(u32 *)(r1 + 0) = ifindex`, where 0 is the place of `bound_dev_if`; then as [`EMPTY`].
+/// `*(u32 *)(r1 + 0) = ifindex`, where 0 is the offset of `bound_dev_if`; then like [`EMPTY`].
 pub(crate) const fn constant(ifindex: i32) -> [Instruction; 3] {
     [Instruction { opcode: 0x62, registers: 1, offset: 0, immediate: ifindex }, EMPTY[0], EMPTY[1]]
 }
@@ -90,7 +90,7 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
 
 fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
-    // SAFETY: the command returns a new file descriptor that nobody else knows.
+    // SAFETY: the command returns a new file descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -109,12 +109,12 @@ pub(crate) fn load(hook: Hook, instructions: &[Instruction]) -> io::Result<Owned
     bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attr)
 }
 
-/// Attaches a program to a cgroup for as long as the link is open (Linux 5.7).
+/// Attaches a program to a cgroup while the link is open (Linux 5.7).
 pub(crate) fn attach(hook: Hook, program: &OwnedFd, cgroup: &Path) -> io::Result<OwnedFd> {
     link(hook, program, &File::open(cgroup)?)
 }
 
-/// The same to one that is open.
+/// The same for an open cgroup.
 pub(crate) fn link(hook: Hook, program: &OwnedFd, cgroup: &File) -> io::Result<OwnedFd> {
     let mut attr = zeroed_attr();
     attr.link_create.__bindgen_anon_1.prog_fd = raw(program.as_fd());
@@ -132,7 +132,7 @@ pub(crate) fn pin(link: &OwnedFd, path: &Path) -> io::Result<()> {
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
-/// Opens what is pinned at `path`.
+/// Opens the object that is pinned at `path`.
 pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let mut attr = zeroed_attr();
@@ -140,14 +140,14 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr)
 }
 
-/// The kernel times every run of every program while this is open (Linux 5.8).
+/// While this is open, the kernel times every run of every program (Linux 5.8).
 pub(crate) fn enable_statistics() -> io::Result<OwnedFd> {
     let mut attr = zeroed_attr();
     attr.enable_stats.type_ = bpf_stats_type::BPF_STATS_RUN_TIME as u32;
     bpf_fd(bpf_cmd::BPF_ENABLE_STATS, &mut attr)
 }
 
-/// What the kernel has counted of a program so far.
+/// The kernel's counters of a program.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunTime {
     time: Duration,

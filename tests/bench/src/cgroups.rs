@@ -1,7 +1,7 @@
-//! The cgroups of a measurement: a directory of its own below the root of the cgroup2 hierarchy, with one for each of what
-//! is compared.
+//! The cgroups of a measurement: a directory below the root of the cgroup2 hierarchy, with one cgroup for each variant.
 //!
-//! **Invariant:** everything has a name made of our process id and is removed in reverse order, whatever went wrong before.
+//! **Invariant:** every name contains the benchmark's PID, and all cgroups are removed in reverse order, also after a
+//! failure.
 
 use std::{
     fs,
@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result};
 
 use crate::mount;
 
-/// Removed when dropped.
+/// Removed on drop.
 pub(crate) struct Cgroups {
-    /// In the order they were made; the first is the base of all others.
+    /// In order of creation; the first is the base of all others.
     made: Vec<PathBuf>,
 }
 
@@ -30,7 +30,7 @@ impl Cgroups {
         &self.made[0]
     }
 
-    /// Makes a cgroup, with those above it; `path` is relative to the base.
+    /// Makes a cgroup and its missing parents; `path` is relative to the base.
     pub(crate) fn add(&mut self, path: &str) -> Result<PathBuf> {
         let mut cgroup = self.base().to_owned();
         for part in path.split('/') {

@@ -1,6 +1,6 @@
-//! The ratios as bars: an SVG of its own beside the tables.
+//! The ratios as bars, in an SVG beside the tables.
 //!
-//! **Invariant:** it draws what it is given, and every number in it stands in a table, too.
+//! **Invariant:** it draws only its input, and every number in it is also in a table.
 
 use anyhow::{Result, anyhow};
 use plotters::{
@@ -14,9 +14,9 @@ use plotters_svg::SVGBackend;
 
 /// Bars of one measurement.
 pub(crate) struct Bars {
-    /// What they show.
+    /// The title.
     pub(crate) title: String,
-    /// What each is of, and its ratio.
+    /// The name and the ratio of each bar.
     pub(crate) bars: Vec<(String, f64)>,
 }
 
@@ -63,7 +63,7 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, chart: &Bars
         .map_err(failed)?;
     let name = |value: &SegmentValue<i32>| match value {
         SegmentValue::CenterOf(index) => {
-            // Drawn from below, and asked for one more than there are.
+            // Drawn from the bottom. plotters also requests one more than exist.
             let position = usize::try_from(*index).ok().and_then(|index| chart.bars.len().checked_sub(index + 1));
             let bar = position.and_then(|position| chart.bars.get(position));
             bar.map(|(name, ratio)| format!("{name}: {ratio:.3}")).unwrap_or_default()

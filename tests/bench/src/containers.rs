@@ -1,6 +1,6 @@
-//! What a container's start takes longer with the hook of steer: runc, with and without, one after the other.
+//! The additional time of a container's start with the hook of steer: runc with and without the hook, in turn.
 //!
-//! **Invariant:** a container that does not start, as one whose hook fails, fails the measurement.
+//! **Invariant:** a container that does not start, for example because its hook fails, fails the measurement.
 
 use std::{
     fs,
@@ -15,31 +15,31 @@ use serde_json::{Value, json};
 
 use crate::{cgroups::Cgroups, goal::Goal, rounds::Rounds, statistic::Spread, steering::Steering};
 
-/// More rounds would tell no more, and take long.
+/// More rounds would add no information and take long.
 const MOST_ROUNDS: u32 = 40;
 /// Directories of this machine that a container's program needs.
 const SYSTEM: [&str; 5] = ["/bin", "/lib", "/lib64", "/sbin", "/usr"];
 
-/// Milliseconds a container lives that does nothing.
+/// The life of a container that does nothing, in milliseconds.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     unsteered: Spread,
-    /// Of pairs: what the hook at createRuntime adds.
+    /// From pairs: the time that the hook at createRuntime adds.
     added_at_start: Spread,
-    /// What it and the one at poststop add.
+    /// The time that this hook and the one at poststop add.
     added: Spread,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Variant {
     Unsteered,
-    /// By the hook at createRuntime.
+    /// With the hook at createRuntime.
     Started,
-    /// By that and the one at poststop.
+    /// With that hook and the one at poststop.
     Steered,
 }
 
-/// `None` where there is no runc.
+/// `None` if runc is not installed.
 pub(crate) fn measure(steer: &Path, rounds: Rounds) -> Result<Option<Report>> {
     let is_there = Command::new("runc").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !is_there.is_ok_and(|status| status.success()) {
@@ -81,11 +81,11 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Removed when dropped.
+/// Removed on drop.
 struct Bed {
     directory: PathBuf,
     name: String,
-    /// Holds the pins, as a daemon would: the programs are loaded.
+    /// Holds the pins, as a daemon would, so the programs stay loaded.
     steering: Steering,
 }
 
@@ -144,7 +144,7 @@ impl Bed {
         Ok(fs::write(bundle.join("config.json"), serde_json::to_vec::<Value>(&config)?)?)
     }
 
-    /// A container's life, in milliseconds.
+    /// The life of a container, in milliseconds.
     fn run(&self, variant: Variant) -> Result<f64> {
         let mut command = Command::new("runc");
         command.args(["run", "--bundle"]).arg(self.bundle(variant)).arg(&self.name).stdin(Stdio::null());

@@ -1,6 +1,6 @@
-//! A daemon to be measured.
+//! The daemon that is measured.
 //!
-//! **Invariant:** it has ended when this is gone.
+//! **Invariant:** it has ended after the drop.
 
 use std::{
     fs,
@@ -13,14 +13,15 @@ use std::{
 use anyhow::{Context as _, Result};
 use steer_lab::Netns;
 
-/// Longer than anything here takes.
+/// Longer than any wait here takes.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Ended when dropped.
+/// Ended on drop.
 pub(crate) struct Daemon(Child);
 
 impl Daemon {
-    /// Starts one with the configuration `steer.toml` of a directory, and waits until it is ready. Returns how long that took.
+    /// Starts a daemon with the configuration `steer.toml` of a directory, and waits until it is ready. Returns the
+    /// time that this took.
     pub(crate) fn start(
         steer: &Path,
         pins: &Path,
@@ -50,12 +51,12 @@ impl Daemon {
         Ok((daemon, start.elapsed()))
     }
 
-    /// A field of its `/proc/PID/status`, a number.
+    /// A numeric field of its `/proc/PID/status`.
     pub(crate) fn status(&self, field: &str) -> Result<u64> {
         let text = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
         let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         let number = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse().ok());
-        number.with_context(|| format!("the kernel does not tell {field}"))
+        number.with_context(|| format!("the kernel does not report {field}"))
     }
 }
 

@@ -1,23 +1,23 @@
-//! What was aimed at, and whether it was reached.
+//! Goals, and whether they were reached.
 //!
-//! **Invariant:** a goal is judged by the medians that stand beside it, and one that could not be measured is
-//! neither met nor missed.
+//! **Invariant:** a goal is judged by the medians that are printed with it. A goal that could not be measured is not
+//! met and not missed.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// A goal and the medians it is judged by.
+/// A goal and the medians that decide it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Goal {
     what: String,
-    /// Nothing where it could not be measured.
+    /// Empty if it could not be measured.
     met: Option<bool>,
     measured: Vec<f64>,
 }
 
 impl Goal {
-    /// Met if all of the medians are as wanted.
+    /// Met if all medians satisfy it.
     pub(crate) fn new(what: impl Into<String>, measured: Vec<f64>, is_met: impl Fn(f64) -> bool) -> Self {
         let met = (!measured.is_empty()).then(|| measured.iter().all(|number| is_met(*number)));
         Self { what: what.into(), met, measured }

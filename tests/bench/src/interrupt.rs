@@ -1,6 +1,6 @@
-//! Ctrl-C and its like end the benchmark between two rounds, so that everything it made is removed.
+//! Ctrl-C and similar signals end the benchmark between two rounds, so that everything that it made is removed.
 //!
-//! **Invariant:** the handler sets one flag, and nothing else happens in it.
+//! **Invariant:** the handler only sets a flag.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,7 +13,7 @@ extern "C" fn request(_: libc::c_int) {
     REQUESTED.store(true, Ordering::Relaxed);
 }
 
-/// From now on the signals that ask to end only set the flag.
+/// Makes the termination signals only set the flag from now on.
 pub(crate) fn watch() -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(request), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -23,7 +23,7 @@ pub(crate) fn watch() -> Result<()> {
     Ok(())
 }
 
-/// An error once such a signal has come.
+/// Returns an error once such a signal has arrived.
 pub(crate) fn check() -> Result<()> {
     if REQUESTED.load(Ordering::Relaxed) {
         bail!("interrupted");

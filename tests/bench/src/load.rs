@@ -1,8 +1,8 @@
-//! How the daemon does under load: how soon it steers a new cgroup and answers a reload while somebody else changes cgroups, or
+//! The daemon under load: how fast it steers a new cgroup and answers a reload while other processes change cgroups, or
 //! the links of a container, as fast as they can.
 //!
-//! **Invariant:** the load runs in processes of its own, from before the first sample to after the last one, and says how much
-//! it did. Each sample is measured from before the directory is made, or the request sent.
+//! **Invariant:** the load runs in separate processes, from before the first sample until after the last one, and
+//! reports its rate. Each sample starts before the directory is made, or the request is sent.
 
 mod storm;
 
@@ -25,15 +25,15 @@ use crate::{cgroups::Cgroups, daemon::Daemon, goal::Goal, interrupt, statistic::
 
 pub(crate) use storm::{Storm, serve};
 
-/// More samples would tell no more, and take long.
+/// More samples would add no information and take long.
 const MOST_SAMPLES: u32 = 200;
-/// Fewer would tell nothing.
+/// Fewer samples would not be meaningful.
 const FEWEST_SAMPLES: u32 = 10;
-/// What takes longer counts as this long.
+/// A longer time counts as this time.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks at whether a cgroup is steered: the processors are for the load and the daemon.
+/// The interval between two checks whether a cgroup is steered. It leaves the processors to the load and the daemon.
 const PAUSE: Duration = Duration::from_micros(100);
-/// How much more the daemon may hold after a load than before, in MiB.
+/// The allowed growth of the daemon's memory after a load, in MiB.
 const MORE_MEMORY: f64 = 1.0;
 /// The link in the container's namespace that is renamed.
 const LINK: &str = "load0";
@@ -42,7 +42,7 @@ const LINK: &str = "load0";
 #[derive(Debug, Serialize)]
 pub(crate) struct Report(Vec<Row>);
 
-/// What was measured under one load.
+/// The results under one load.
 #[derive(Debug, Serialize)]
 struct Row {
     load: &'static str,
@@ -50,7 +50,7 @@ struct Row {
     per_second: f64,
     steered_ms: Latency,
     reload_ms: Latency,
-    /// Of the daemon, resident, in MiB.
+    /// The daemon's resident memory, in MiB.
     before_mib: f64,
     after_mib: f64,
 }
@@ -73,10 +73,10 @@ pub(crate) fn measure(steer: &Path, rounds: u32) -> Result<Report> {
     ]))
 }
 
-/// A daemon that steers what appears in two cgroups, and a process in a namespace of its own that is steered there.
+/// A daemon that steers new cgroups in two cgroups, and a steered process there in its own network namespace.
 struct Bed {
     daemon: Daemon,
-    // In the order in which they go.
+    // In the order in which they are dropped.
     container: Container,
     storm: PathBuf,
     quiet: PathBuf,
@@ -127,7 +127,7 @@ impl Bed {
         let done = running.into_iter().map(Running::end).sum::<Result<f64>>()?;
         Ok(Row {
             load,
-            // The sum of nothing is a negative zero.
+            // The sum of no numbers is a negative zero.
             per_second: done.abs() / start.elapsed().as_secs_f64(),
             steered_ms: Latency::of(steered),
             reload_ms: Latency::of(reload),
@@ -136,7 +136,7 @@ impl Bed {
         })
     }
 
-    /// How long a new cgroup is not steered, in milliseconds.
+    /// The time for which a new cgroup is not steered, in milliseconds.
     fn steered(&self, number: u32) -> Result<f64> {
         let cgroup = self.quiet.join(format!("q{number}"));
         let start = Instant::now();
@@ -150,7 +150,7 @@ impl Bed {
         Ok(steered.as_secs_f64() * 1e3)
     }
 
-    /// How long the daemon takes to read its files and carry them out, in milliseconds.
+    /// The time in which the daemon reads and applies its files, in milliseconds.
     fn reload(&self) -> Result<f64> {
         let start = Instant::now();
         let mut stream = UnixStream::connect(&self.socket)?;
@@ -180,7 +180,7 @@ impl Latency {
     }
 }
 
-/// A process in a cgroup and a network namespace of its own, with a link.
+/// A process in a cgroup, with its own network namespace and a link.
 struct Container {
     process: Child,
     netns: Netns,
@@ -207,7 +207,7 @@ impl Drop for Container {
     }
 }
 
-/// Removed when dropped.
+/// Removed on drop.
 struct Directory(PathBuf);
 
 impl Drop for Directory {
@@ -218,7 +218,7 @@ impl Drop for Directory {
     }
 }
 
-/// A load that runs. It ends when its standard input does.
+/// A running load. It ends when its standard input closes.
 struct Running(Child);
 
 impl Running {
@@ -228,13 +228,13 @@ impl Running {
         Ok(Self(netns.enter(&mut command).spawn().context("start a load")?))
     }
 
-    /// How much it did.
+    /// The number of repetitions.
     fn end(mut self) -> Result<f64> {
         drop(self.0.stdin.take());
         let mut text = String::new();
         self.0.stdout.take().context("a load has no output")?.read_to_string(&mut text)?;
         ensure!(self.0.wait()?.success(), "a load failed");
-        text.trim().parse().context("a load does not say how much it did")
+        text.trim().parse().context("a load did not report its count")
     }
 }
 

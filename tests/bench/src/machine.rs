@@ -1,6 +1,6 @@
-//! Where a measurement was made.
+//! The machine of a measurement.
 //!
-//! **Invariant:** it is read, not guessed; what cannot be read is called unknown.
+//! **Invariant:** everything is read, not guessed. A value that cannot be read is reported as unknown.
 
 use std::{fmt, fs};
 
@@ -32,7 +32,7 @@ impl fmt::Display for Machine {
     }
 }
 
-/// Model and number, of what `/proc/cpuinfo` says; not every architecture names a model there.
+/// Model and number of the processors in `/proc/cpuinfo`; some architectures report no model there.
 fn processors(cpuinfo: &str) -> (String, usize) {
     let fields =
         || cpuinfo.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.trim(), value.trim()));

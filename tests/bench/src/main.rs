@@ -1,7 +1,7 @@
-//! The benchmark: what steering costs a program that makes sockets, and one that sends. `cargo xtask bench` builds and
-//! starts it. This file parses, dispatches and prints the error chain once.
+//! The benchmark: the cost of steering for a program that makes sockets and for one that sends. `cargo xtask bench`
+//! builds and starts it. This file parses the command line, dispatches, and prints the error chain once.
 //!
-//! **Invariant:** a timing never fails the benchmark; only an error does. Every ratio comes from batches that ran next to
+//! **Invariant:** a timing never fails the benchmark; only an error does. Every ratio compares batches that ran next to
 //! each other.
 
 mod bpf;
@@ -31,7 +31,7 @@ use clap::{Args, Parser};
 
 use crate::{machine::Machine, report::Report, rounds::Rounds};
 
-/// Measures what steering costs a program that makes sockets, and one that sends; needs root.
+/// Measures the cost of steering for a program that makes sockets and for one that sends. Needs root.
 #[derive(Parser)]
 #[command(name = "steer-bench")]
 enum Cli {
@@ -53,16 +53,16 @@ struct Run {
     /// The steer executable
     #[arg(long, value_name = "FILE", env = "STEER_BIN")]
     steer: PathBuf,
-    /// How often each variant takes its turn
+    /// Number of turns of each variant
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Sockets made in one turn
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     ops: u32,
-    /// Cgroups attached to see how it scales
+    /// Number of cgroups to attach in the measurement of scale
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..))]
     cgroups: u32,
-    /// Write the report as bench.md and bench.svg into this directory, too
+    /// Also write the report as bench.md and bench.svg into this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// Print JSON
@@ -79,7 +79,7 @@ impl Run {
         let mut bed = sockets::Bed::new(steer)?;
         let sockets = sockets::measure(&mut bed, Rounds(rounds), ops)?;
         let unsteered_after_appearing = bed.window(rounds)?;
-        // Cleaned up before anything is printed, so that what fails in it stands out at the end of neither.
+        // Clean-up comes before printing, so that its errors are not in the middle of the report.
         drop(bed);
         let report = Report {
             machine,

@@ -1,6 +1,6 @@
-//! Where file systems are mounted, and names on them that nobody else has.
+//! Mount points of file systems, and unique names on them.
 //!
-//! **Invariant:** it only looks.
+//! **Invariant:** it only reads.
 
 use std::{
     fs,
@@ -10,13 +10,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Where a file system of this type is mounted; the first of several.
+/// The mount point of a file system of this type; the first of several.
 pub(crate) fn point(file_system: &str) -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     find(&mounts, file_system).with_context(|| format!("no {file_system} is mounted"))
 }
 
-/// A name below `directory` that is ours alone.
+/// A unique name below `directory`.
 pub(crate) fn own_name(directory: &Path) -> PathBuf {
     directory.join(format!("steer-bench-{}", process::id()))
 }

@@ -1,6 +1,6 @@
-//! What is printed: tables for people or JSON, and which goals were met.
+//! The output: tables for people or JSON, and the goals that were met.
 //!
-//! **Invariant:** every number printed is in the JSON too, and a goal is judged by the medians that stand beside it.
+//! **Invariant:** the JSON contains every printed number, and a goal is judged by the medians that are printed with it.
 
 use std::{fmt, fs, path::Path};
 
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{chart, containers, goal::Goal, load, machine::Machine, scale, sockets, statistic::Spread, traffic};
 
-/// All of it.
+/// The whole report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) machine: Machine,
@@ -21,7 +21,7 @@ pub(crate) struct Report {
     /// Microseconds.
     pub(crate) unsteered_after_appearing: Spread,
     pub(crate) traffic: traffic::Report,
-    /// Nothing where there is no runc.
+    /// None if runc is not installed.
     pub(crate) containers: Option<containers::Report>,
     pub(crate) scale: scale::Report,
     pub(crate) load: load::Report,
@@ -29,7 +29,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// With the goals judged.
+    /// With the results of the goals.
     pub(crate) fn judged(self) -> Self {
         let container = containers::Report::goal(self.containers.as_ref());
         let goals = self.sockets.goals().into_iter().chain(self.traffic.goals()).chain([container]);
@@ -55,7 +55,7 @@ impl Report {
     }
 }
 
-/// The day, as ISO 8601 has it.
+/// The current day in ISO 8601.
 fn today() -> String {
     jiff::Timestamp::now().strftime("%F").to_string()
 }
@@ -81,7 +81,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// A Markdown table whose first `words` columns are words and the others numbers.
+/// A Markdown table. The first `words` columns are words and the others are numbers.
 pub(crate) fn table<'a>(header: impl IntoIterator<Item = &'a str>, words: usize) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(header.into_iter().collect::<Vec<_>>());

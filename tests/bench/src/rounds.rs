@@ -1,7 +1,7 @@
-//! The rounds: in each, everything that is compared takes one short turn.
+//! The rounds: in each round, every variant takes one short turn.
 //!
-//! **Invariant:** turns come in another order in each round, because what a turn leaves to be freed later is paid for by
-//! the next one.
+//! **Invariant:** the order of turns differs in each round, because the next turn pays for what a turn leaves to be
+//! freed later.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +9,19 @@ use anyhow::Result;
 
 use crate::interrupt;
 
-/// How often each takes its turn.
+/// The number of turns of each variant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rounds(pub(crate) u32);
 
 impl Rounds {
-    /// These rounds in so many parts, or fewer, of nearly the same length.
+    /// Splits these rounds into this number of parts, or fewer, of nearly the same length.
     pub(crate) fn parts(self, count: u32) -> impl Iterator<Item = Self> {
         let of_part = move |part| Self(self.0 * (part + 1) / count - self.0 * part / count);
         (0..count).map(of_part).filter(|part| part.0 > 0)
     }
 
-    /// One number from each turn of each round. One round more than asked for is run; the first one,
-    /// which meets cold caches, does not count.
+    /// Returns one number from each turn of each round. It runs one additional round: the first round has cold caches
+    /// and does not count.
     pub(crate) fn take_turns<T: Copy + Ord>(
         self,
         turns: &mut [T],
@@ -51,7 +51,7 @@ impl Order {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        // The high half is the better one, and fits any `usize`.
+        // The high half is more random, and fits any `usize`.
         usize::try_from(self.0 >> 33).map_or(0, |number| number % bound)
     }
 

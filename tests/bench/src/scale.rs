@@ -1,6 +1,7 @@
-//! Many cgroups, many policies: what a start takes, what the daemon holds, how soon a change is in force, what a socket costs.
+//! Many cgroups and many policies: the time of a start, the memory of the daemon, the delay of a change, and the cost
+//! of a socket.
 //!
-//! **Invariant:** what is to be attached is counted afterwards, so a daemon that attaches less does not look fast.
+//! **Invariant:** attachments are counted afterwards, so a daemon that attaches less does not appear fast.
 
 mod bare;
 
@@ -21,48 +22,48 @@ use steer_lab::Netns;
 
 use crate::{cgroups::Cgroups, daemon::Daemon, goal::Goal, interrupt, sockets, statistic::Spread, steering::Steering};
 
-/// How many policies the cgroups are under.
+/// The number of policies that the cgroups belong to.
 const POLICIES: u32 = 10;
-/// How many policies one link is the uplink of.
+/// The number of policies with the same uplink.
 const MANY_POLICIES: u32 = 1_000;
-/// How often the link comes and goes.
+/// The number of times that the link is removed and added.
 const LINK_CHANGES: u32 = 200;
-/// How long the daemon is watched while nothing happens.
+/// The time for which the idle daemon is observed.
 const IDLE: Duration = Duration::from_secs(2);
 /// Longer than any change takes to be in force.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     cgroups: u32,
     policies: u32,
-    /// From a daemon's start to its being ready, in seconds, with nothing to attach.
+    /// Time from a daemon's start until it is ready, in seconds, with nothing to attach.
     start_seconds: f64,
     /// The same, with all cgroups to attach.
     attach_seconds: f64,
-    /// What each cgroup adds, in microseconds.
+    /// The additional time for each cgroup, in microseconds.
     attach_us_each: f64,
-    /// What the kernel takes of that to make nine links and pin them, measured by themselves.
+    /// The kernel's share of that: the time to make and pin nine links, measured separately.
     bare_us_each: f64,
-    /// The same as the start, with all cgroups attached by a daemon that was killed.
+    /// The time of a start when a killed daemon has attached all cgroups before.
     adopt_seconds: f64,
-    /// Of the daemon, resident, in MiB.
+    /// The daemon's resident memory, in MiB.
     daemon_mib: f64,
-    /// Of the kernel, slab and per CPU, for each cgroup, in KiB.
+    /// The kernel's memory for each cgroup, slab and per CPU, in KiB.
     kernel_kib_each: f64,
-    /// How often the daemon woke up in two seconds in which nothing happened.
+    /// The number of times that the daemon woke up in two seconds without events.
     wake_ups: u64,
-    /// Policies with one uplink.
+    /// The number of policies with one uplink.
     many_policies: u32,
-    /// From a change of the link to the last policy's having followed, in milliseconds.
+    /// Time from a change of the link until the last policy has followed, in milliseconds.
     link_change_ms: Spread,
     link_change_ms_p99: f64,
-    /// How much longer a steered socket takes than an unsteered one, with one cgroup attached, and with all.
+    /// The ratio of the time of a steered socket to an unsteered one, with one cgroup attached and with all.
     socket_ratio: [Spread; 2],
 }
 
-/// Measures with this many cgroups.
+/// Measures with this number of cgroups.
 pub(crate) fn measure(steer: &Path, cgroups: u32, rounds: u32) -> Result<Report> {
     let netns = Netns::new("scale")?;
     let bed = Bed::new(steer)?;
@@ -78,7 +79,7 @@ pub(crate) fn measure(steer: &Path, cgroups: u32, rounds: u32) -> Result<Report>
     bed.configure(POLICIES, |policy| format!("{name}/p{policy}/*"))?;
     let one = bed.start(&netns)?.0;
     let beside = made.add("unsteered")?;
-    // In the network namespace that the policies are for.
+    // In the network namespace of the policies.
     let worker = |cgroup: &Path| netns.run(|| sockets::Alone::start(cgroup))?;
     let (mut steered, mut unsteered) = (worker(&place)?, worker(&beside)?);
     let ratio_of_one = steered.against(&mut unsteered, rounds)?;
@@ -133,7 +134,7 @@ pub(crate) fn measure(steer: &Path, cgroups: u32, rounds: u32) -> Result<Report>
     })
 }
 
-/// Memory of the kernel that attachments are in, in KiB.
+/// Kernel memory of the kinds that attachments use, in KiB.
 fn kernel_kib() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let fields: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once(':')).collect();
@@ -141,12 +142,12 @@ fn kernel_kib() -> Result<u64> {
         let number = fields.get(field).and_then(|value| value.split_whitespace().next());
         number
             .and_then(|number| number.parse::<u64>().ok())
-            .with_context(|| format!("the kernel does not tell {field}"))
+            .with_context(|| format!("the kernel does not report {field}"))
     };
     Ok(kib("Slab")? + kib("Percpu")?)
 }
 
-/// Pins and a directory of its own.
+/// Its own pins and directory.
 struct Bed {
     steering: Steering,
     directory: PathBuf,
@@ -192,14 +193,14 @@ impl Bed {
         Ok(())
     }
 
-    /// How long it takes until all of many policies have followed their one uplink, in milliseconds.
+    /// The time until all policies have followed their common uplink, in milliseconds.
     fn link_changes(&self, netns: &Netns) -> Result<Vec<f64>> {
         self.configure(MANY_POLICIES, |policy| format!("{}/nothing-{policy}", self.name))?;
         let (_daemon, _) = self.start(netns)?;
         let pin = self.steering.pins().join(format!("abi{ABI_VERSION}/maps/{}", map::POLICIES));
         let policies = Array::<_, PolicyRecord>::try_from(Map::Array(MapData::from_pin(pin)?))?;
         let followed = |open: bool| {
-            // The slots are written in their order, so a look at the last ones first ends most looks early.
+            // The slots are written in order, so checking the last ones first ends most checks early.
             let is_as_it_should = |slot| policies.get(&slot, 0).is_ok_and(|record| (record.ifindex > 0) == open);
             (1..=MANY_POLICIES).rev().all(is_as_it_should)
         };

@@ -1,8 +1,8 @@
-//! What making a socket costs: against not steering, against `setsockopt` by the program or by a preloaded library, and the programs
-//! by the kernel's account.
+//! The cost of a socket: compared with no steering, and with `setsockopt` by the program or by a preloaded library. The
+//! kernel's statistics measure the programs alone.
 //!
-//! **Invariant:** every batch proves that its sockets were bound to what its variant says. BPF statistics are off while the
-//! wall clock is read: they add to every run of a program.
+//! **Invariant:** every batch proves that its sockets were bound to the interface of its variant. BPF statistics are
+//! off while the wall clock is measured, because they slow down every run of a program.
 
 mod alone;
 mod bed;
@@ -23,22 +23,22 @@ use crate::{
 
 /// Nanoseconds, one number per round.
 type WallClock = BTreeMap<(Kind, Variant), Vec<f64>>;
-/// The same of the programs alone.
+/// The same for the programs alone.
 type ProgramTime = BTreeMap<Variant, Vec<f64>>;
 
-/// Measures all of it; in each turn `ops` sockets are made.
+/// Measures everything. Each turn makes `ops` sockets.
 pub(crate) fn measure(bed: &mut Bed, rounds: Rounds, ops: u32) -> Result<Report> {
     Ok(Report::new(&wall_clock(bed, rounds, ops)?, &run_time(bed, rounds, ops)?))
 }
 
-/// What making and closing a socket takes.
+/// The time to make and close a socket.
 fn wall_clock(bed: &mut Bed, rounds: Rounds, ops: u32) -> Result<WallClock> {
     let mut turns: Vec<_> =
         Kind::ALL.into_iter().flat_map(|kind| Variant::ALL.map(|variant| (kind, variant))).collect();
     rounds.take_turns(&mut turns, |&(kind, variant)| bed.measure(variant, kind, ops))
 }
 
-/// What a run of each program takes by the kernel's own account, for IPv4 UDP sockets.
+/// The time of a run of each program, as measured by the kernel, for IPv4 UDP sockets.
 fn run_time(bed: &mut Bed, rounds: Rounds, ops: u32) -> Result<ProgramTime> {
     let _enabled = bpf::enable_statistics().context("enable BPF statistics")?;
     let mut turns = [Variant::Steered, Variant::Nested, Variant::Constant, Variant::Empty];

@@ -1,6 +1,6 @@
-//! Sums of many rounds.
+//! Statistics over many rounds.
 //!
-//! **Invariant:** pairs are compared within their round first and summed up afterwards, so what disturbs a round disturbs
+//! **Invariant:** pairs are compared within their round before they are summed up, so a disturbance of a round affects
 //! both halves of its ratio.
 
 use serde::Serialize;
@@ -14,30 +14,30 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// Of at least one number.
+    /// The spread of at least one number.
     pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Self {
         let sorted = sorted(numbers);
         Self { min: sorted[0], median: middle(&sorted), max: sorted[sorted.len() - 1] }
     }
 
-    /// Of what `combine` makes of each round's pair.
+    /// The spread of `combine` applied to each round's pair.
     pub(crate) fn of_pairs(a: &[f64], b: &[f64], combine: impl Fn(f64, f64) -> f64) -> Self {
         Self::of(a.iter().zip(b).map(|(a, b)| combine(*a, *b)))
     }
 }
 
-/// A median, and how well it is known.
+/// A median and its confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Median {
     pub(crate) value: f64,
-    /// With a confidence of 95 %, the median of ever more rounds lies above this...
+    /// With a confidence of 95 %, the median of infinitely many rounds lies above this...
     pub(crate) low: f64,
     /// ... and below this.
     pub(crate) high: f64,
 }
 
 impl Median {
-    /// Of what `combine` makes of each round's pair, at least one.
+    /// The median of `combine` applied to each round's pair; there must be at least one.
     pub(crate) fn of_pairs(a: &[f64], b: &[f64], combine: impl Fn(f64, f64) -> f64) -> Self {
         let sorted = sorted(a.iter().zip(b).map(|(a, b)| combine(*a, *b)));
         let beyond = ranks_beyond(sorted.len());
@@ -45,7 +45,7 @@ impl Median {
     }
 }
 
-/// From the least to the greatest.
+/// The sorted numbers.
 pub(crate) fn sorted(numbers: impl IntoIterator<Item = f64>) -> Vec<f64> {
     let mut sorted: Vec<f64> = numbers.into_iter().collect();
     sorted.sort_by(f64::total_cmp);
@@ -57,9 +57,9 @@ fn middle(sorted: &[f64]) -> f64 {
     if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] }
 }
 
-/// How many of the smallest, and of the largest, of `count` numbers lie outside the 95 % confidence interval of their median.
-/// How many numbers lie below the true median is distributed binomially, with a standard deviation of half the root of
-/// their count; 1.96 of these is little less than the root itself.
+/// How many of the smallest, and of the largest, of `count` numbers lie outside the 95 % confidence interval of their
+/// median. The number of values below the true median has a binomial distribution, with a standard deviation of half
+/// the root of their count; 1.96 times that is slightly less than the root.
 fn ranks_beyond(count: usize) -> usize {
     (count / 2).saturating_sub(count.isqrt() + 1)
 }

@@ -1,6 +1,6 @@
-//! An instance of steer of our own.
+//! The benchmark's own instance of steer.
 //!
-//! **Invariant:** its pin directory is named after our process id, and `steer off` has removed it when this is gone.
+//! **Invariant:** its pin directory contains the benchmark's PID in its name, and `steer off` removes it on drop.
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -13,7 +13,7 @@ use steer_common::ABI_VERSION;
 
 use crate::mount;
 
-/// Switched off when dropped.
+/// Switched off on drop.
 pub(crate) struct Steering {
     steer: PathBuf,
     pins: PathBuf,
@@ -33,7 +33,7 @@ impl Steering {
         &self.pins
     }
 
-    /// Where one of the kernel programs is pinned.
+    /// The pin of a kernel program.
     pub(crate) fn program_pin(&self, program: &str) -> PathBuf {
         self.pins.join(format!("abi{ABI_VERSION}/programs/{program}"))
     }
@@ -47,7 +47,7 @@ impl Steering {
         Ok(())
     }
 
-    /// Switches it off; it can be used again.
+    /// Switches it off. It can be used again.
     pub(crate) fn off(&self) -> Result<()> {
         let status = self.command().arg("off").status().with_context(|| format!("start {}", self.steer.display()))?;
         ensure!(status.success(), "`steer --bpffs {} off` failed: {status}", self.pins.display());

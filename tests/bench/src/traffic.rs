@@ -1,8 +1,8 @@
-//! What steering costs a program that sends: packets, bits and connections per second on the way through a veth to a server
-//! in another network namespace, against no policy and against what is used for the same purpose today.
+//! The cost of steering for a program that sends: packets, bits and connections per second through a veth to a server
+//! in another network namespace. It is compared with no policy and with the alternatives to steer.
 //!
-//! **Invariant:** one CPU does all the work, the receiver's too, so whatever a way costs shows in its rate; and every turn
-//! proves that its bytes left by the uplink its way says.
+//! **Invariant:** one CPU does all the work, including the receiver's, so the cost of a way shows in its rate. Every
+//! turn proves that its bytes left by the uplink of its way.
 
 mod bed;
 mod flow;
@@ -23,17 +23,17 @@ pub(crate) use self::{
 };
 use crate::rounds::Rounds;
 
-/// How often, for each load, other processes take over.
+/// The number of times, for each load, that the processes are replaced.
 const PARTS: u32 = 10;
 
 /// Packets, bits or connections per second, one number per round.
 type Rates = BTreeMap<(Load, Way), Vec<f64>>;
 
-/// Measures every load on every way that this machine can do.
+/// Measures every load on every way that this machine supports.
 pub(crate) fn measure(steer: &Path, rounds: Rounds) -> Result<Report> {
     let mut bed = Bed::new(steer)?;
     let mut rates = Rates::new();
-    // One load after the other, so that the ways of a round stand next to each other.
+    // One load after the other, so that the ways of a round are measured next to each other.
     for load in Load::all() {
         for part in rounds.parts(PARTS) {
             bed.renew_workers()?;

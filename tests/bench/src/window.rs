@@ -1,7 +1,7 @@
-//! How long a cgroup that the daemon's configuration names is there before it is steered.
+//! The time between the creation of a cgroup that the daemon's configuration names and its steering.
 //!
-//! **Invariant:** measured from before the directory is made to the moment the pinned link is there, so the figure errs on
-//! the long side.
+//! **Invariant:** the time is measured from before the directory is made until the pinned link exists, so any error
+//! makes it longer.
 
 use std::{
     fs,
@@ -15,10 +15,11 @@ use steer_common::{ABI_VERSION, program};
 
 use crate::{daemon::Daemon, interrupt, statistic::Spread};
 
-/// Longer than anything here takes.
+/// Longer than any wait here takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Makes `count` cgroups in `base`, one after the other, and returns how long each was unsteered, in microseconds.
+/// Makes `count` cgroups in `base`, one after the other. Returns the time for which each was unsteered, in
+/// microseconds.
 pub(crate) fn measure(steer: &Path, pins: &Path, base: &Path, count: u32) -> Result<Spread> {
     let directory = std::env::temp_dir().join(pins.file_name().context("the pin directory has no name")?);
     fs::create_dir(&directory)?;
@@ -56,6 +57,6 @@ fn window(cgroup: &Path, links: &Path) -> Result<f64> {
         }
     }
     let window = start.elapsed();
-    ensure!(window.as_micros() > 0, "the clock stands still");
+    ensure!(window.as_micros() > 0, "the clock did not advance");
     Ok(window.as_secs_f64() * 1e6)
 }

@@ -1,7 +1,8 @@
-//! The workers: one process for each of what is compared, in its cgroup and on one CPU, which works when told to and says
-//! how long that took. Jobs and answers are lines of JSON on its standard input and output.
+//! The workers: one process for each variant, in its cgroup and on one CPU. A worker runs a job on request and reports
+//! the time that it took. Jobs and answers are lines of JSON on its standard input and output.
 //!
-//! **Invariant:** a worker runs only between a job and its answer, joins its cgroup once, and ends with its input.
+//! **Invariant:** a worker runs only between a job and its answer, joins its cgroup once, and ends when its input
+//! closes.
 
 use std::{
     fs,
@@ -18,7 +19,7 @@ use nix::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Where every worker runs.
+/// The CPU of every worker.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Place {
     cgroup: PathBuf,
@@ -26,24 +27,25 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Moves this process there.
+    /// Moves this process to the CPU.
     pub(crate) fn join(&self) -> Result<()> {
         let procs = self.cgroup.join("cgroup.procs");
         fs::write(&procs, "0").with_context(|| format!("join {}", procs.display()))?;
         let mut cpus = CpuSet::new();
-        cpus.set(self.cpu).with_context(|| format!("name CPU {}", self.cpu))?;
-        sched_setaffinity(Pid::this(), &cpus).with_context(|| format!("stay on CPU {}", self.cpu))?;
+        cpus.set(self.cpu).with_context(|| format!("select CPU {}", self.cpu))?;
+        sched_setaffinity(Pid::this(), &cpus).with_context(|| format!("pin this process to CPU {}", self.cpu))?;
         take_precedence().context("take precedence over other processes")
     }
 }
 
-/// The highest priority that leaves the kernel's own threads some time: what else this machine does is not measured.
+/// The highest priority that leaves some time to the kernel's own threads, so that other work of this machine is not
+/// measured.
 fn take_precedence() -> io::Result<()> {
     // SAFETY: it takes three numbers; 0 is the calling process.
     if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Does the jobs that come in, until none will come any more. What goes wrong in one, or before the first, is the answer.
+/// Runs the jobs from the input until it closes. An error in a job, or before the first, is the answer.
 pub(crate) fn serve<J: DeserializeOwned, A: Serialize, F: FnMut(J) -> Result<A>>(
     prepare: impl FnOnce() -> Result<F>,
 ) -> Result<()> {
@@ -61,14 +63,14 @@ pub(crate) fn serve<J: DeserializeOwned, A: Serialize, F: FnMut(J) -> Result<A>>
     Ok(())
 }
 
-/// The CPU of all workers: the last one we may use, for the first ones serve more interrupts.
+/// The CPU of all workers: the last allowed one, because the first ones serve more interrupts.
 pub(crate) fn cpu() -> Result<usize> {
     let cpus = sched_getaffinity(Pid::this()).context("read the CPU affinity")?;
     let last = (0..CpuSet::count()).rev().find(|cpu| cpus.is_set(*cpu).unwrap_or(false));
     last.context("no CPU is allowed")
 }
 
-/// A worker process, seen from the process that directs it.
+/// A worker process, in the process that controls it.
 pub(crate) struct Worker {
     name: &'static str,
     child: Child,
@@ -76,7 +78,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker; `command` is the subcommand that serves, with what it needs beside its place.
+    /// Starts a worker. `command` is the subcommand that serves, with the arguments it needs besides its cgroup.
     pub(crate) fn start(name: &'static str, command: &[&str], cgroup: &Path, cpu: usize) -> Result<Self> {
         Self::start_with(name, command, cgroup, cpu, &[])
     }
@@ -96,7 +98,7 @@ impl Worker {
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Ctrl-C at the terminal is for the director, which ends its workers by itself.
+            // Ctrl-C at the terminal is for the controlling process, which ends its workers itself.
             .process_group(0)
             .spawn()
             .context("start a worker")?;
@@ -104,15 +106,15 @@ impl Worker {
         Ok(Self { name, child, answers })
     }
 
-    /// Has it do a job.
+    /// Runs a job in the worker.
     pub(crate) fn ask<A: DeserializeOwned>(&mut self, job: &impl Serialize) -> Result<A> {
         let name = self.name;
         let mut line = serde_json::to_string(job)?;
         line.push('\n');
         let jobs = self.child.stdin.as_mut().expect("stdin is piped, and taken only when the worker is dropped");
-        jobs.write_all(line.as_bytes()).with_context(|| format!("direct the worker {name:?}"))?;
+        jobs.write_all(line.as_bytes()).with_context(|| format!("send a job to the worker {name:?}"))?;
         line.clear();
-        self.answers.read_line(&mut line).with_context(|| format!("hear the worker {name:?}"))?;
+        self.answers.read_line(&mut line).with_context(|| format!("read the answer of the worker {name:?}"))?;
         let answer: Result<A, String> =
             serde_json::from_str(&line).with_context(|| format!("the worker {name:?} ended"))?;
         answer.map_err(|error| anyhow!("worker {name:?}: {error}"))

@@ -1,4 +1,4 @@
-//! A policy as the API gets it: what is kept of it is one policy of that name, or has a mistake.
+//! A policy as the API receives it: the result is one policy of that name, or an error.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any text is a configuration, or has mistakes that all have a place in it.
+//! Any text is a valid configuration, or has errors that all have a position in it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A pattern and a path: what matches below a cgroup is looked for there.
+//! A pattern and a path: if the pattern matches below a cgroup, that cgroup is searched.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

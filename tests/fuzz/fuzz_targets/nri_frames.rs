@@ -1,4 +1,5 @@
-//! Bytes from a runtime, cut anywhere: the same messages, whatever the cuts; and what is written is read back.
+//! Bytes from a runtime, split at any place: the messages are the same for all splits, and written messages are read
+//! back.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -14,7 +15,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     }
 });
 
-/// The messages in bytes that come in pieces of this length, and whether they ended in an error.
+/// The messages in bytes that arrive in pieces of this length, and whether they ended in an error.
 fn messages(bytes: &[u8], length: usize) -> (Vec<steer::run::container::nri::Frame>, bool) {
     let (mut decoder, mut frames) = (Decoder::default(), Vec::new());
     for piece in bytes.chunks(length) {

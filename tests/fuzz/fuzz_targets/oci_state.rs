@@ -1,4 +1,4 @@
-//! A container's state: a hook that takes it for one of a container that is gone was told so.
+//! A container's state: a hook treats a container as removed only if the state says so.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any bytes in a policy's slot: a socket is bound where a complete policy says, left alone where one says so, or closed.
+//! Any bytes in a policy's slot: a complete policy binds the socket or leaves it alone; otherwise the socket is closed.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -19,7 +19,7 @@ fuzz_target!(|bytes: [u8; size_of::<PolicyRecord>()]| {
             Verdict::Close(_) => assert!(!exempts),
         }
     }
-    // What people are shown of it is text, whatever it holds.
+    // Its display form is text, whatever the bytes are.
     assert!(steer::kernel::text(&record.name).chars().count() <= record.name.len());
     assert!(steer::kernel::text(&record.interface).chars().count() <= record.interface.len());
 });

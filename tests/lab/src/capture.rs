@@ -1,9 +1,9 @@
-//! Packet captures: what really went over a link, seen from the namespace that owns the link.
+//! Packet captures: the packets on a link, seen from the namespace that owns the link.
 //!
-//! The kernel keeps the packets until [`Capture::take`] asks for them; there is no thread that could lag behind.
+//! The kernel keeps the packets until [`Capture::take`] reads them. There is no thread that could lag.
 //!
-//! **Invariant:** a capture never claims to have seen less than there was. A packet that the kernel had to drop is an
-//! error, a packet that does not parse is still in the result, and the removal of the interface loses nothing.
+//! **Invariant:** a capture never silently misses packets. A packet that the kernel dropped is an error, a packet that
+//! does not parse is in the result, and the removal of the interface loses nothing.
 
 use crate::{
     error::{Doing, Error, Result},
@@ -15,14 +15,14 @@ use nix::sys::socket::{LinkAddr, recvfrom, setsockopt, sockopt};
 use socket2::{Domain, SockFilter, Socket, Type};
 use std::{collections::BTreeSet, io, os::fd::AsRawFd};
 
-/// What the kernel may hold for one capture: some tens of thousands of packets. Only what is used costs memory.
+/// The kernel's buffer for one capture: some tens of thousands of packets. Only used space costs memory.
 const BUFFER_BYTES: usize = 32 << 20;
-/// Enough for all headers; the lengths are in them.
+/// Enough for all headers; they contain the lengths.
 const HEADERS_BYTES: usize = 1024;
-/// Where a classic filter finds the index of the packet's interface (`SKF_AD_OFF + SKF_AD_IFINDEX`).
+/// The offset at which a classic filter reads the index of the packet's interface (`SKF_AD_OFF + SKF_AD_IFINDEX`).
 const FILTER_IFINDEX: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX).cast_unsigned();
 
-/// A running capture; it ends when it is dropped.
+/// A running capture. It ends on drop.
 #[derive(Debug)]
 pub struct Capture {
     socket: Socket,
@@ -32,15 +32,15 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captures both directions of one interface. When the interface is deleted, what was buffered stays; when another
-    /// one takes its name, the capture does not follow.
+    /// Captures both directions of one interface. Buffered packets stay when the interface is deleted. The capture does
+    /// not follow the name to another interface.
     pub fn start(netns: &Netns, link: &str) -> Result<Self> {
         let index = netns.ifindex(link)?;
         Self::open(netns, format!("{link} in {netns}"), index, BTreeSet::new())
     }
 
-    /// Captures both directions of every interface but those named, which must exist, including interfaces that appear
-    /// later. An allowed interface that is made again is a new interface: say so with [`Capture::allow`].
+    /// Captures both directions of every interface except the named ones, which must exist. It includes interfaces that
+    /// appear later. If an allowed interface is made again, it is a new interface: call [`Capture::allow`] for it.
     pub fn start_except(netns: &Netns, allowed: &[&str]) -> Result<Self> {
         let indexes = allowed.iter().map(|link| netns.ifindex(link)).collect::<Result<_>>()?;
         Self::open(netns, format!("all links in {netns} except {}", allowed.join(", ")), 0, indexes)
@@ -51,7 +51,7 @@ impl Capture {
         Ok(Self { socket, what, allowed, pending: Vec::new() })
     }
 
-    /// From now on leaves out the interface with this index, and what was already captured on it.
+    /// Leaves out the interface with this index from now on, and the packets that were already captured on it.
     pub fn allow(&mut self, ifindex: u32) -> Result<()> {
         self.allowed.insert(ifindex);
         self.socket
@@ -59,11 +59,11 @@ impl Capture {
             .doing(|| format!("allow interface {ifindex} in capture {}", self.what))
     }
 
-    /// Everything captured since the last call. When the kernel had to drop packets this is [`Error::Lost`], once, and
-    /// the next call gives what there is.
+    /// Everything captured since the last call. If the kernel dropped packets, this returns [`Error::Lost`] once, and
+    /// the next call returns the packets.
     pub fn take(&mut self) -> Result<Vec<Packet>> {
         self.drain().doing(|| format!("read capture {}", self.what))?;
-        // Packets and drops, reset by reading; a drop after the reading is reported by the next call.
+        // The counters of packets and drops; reading resets them. The next call reports later drops.
         let [_, lost] = sys::socket_option(&self.socket, libc::SOL_PACKET, libc::PACKET_STATISTICS)
             .doing(|| format!("read statistics of capture {}", self.what))?;
         if lost > 0 {
@@ -88,7 +88,8 @@ impl Capture {
                     self.pending.push(Packet::parse(ifindex, direction, ethertype, &buffer[..len]));
                 }
                 Ok((_, None)) => return Err(io::Error::other("a packet without link-layer address")),
-                // The interface went down or away. The kernel says so once, before the packets that it still holds.
+                // The interface went down or was removed. The kernel reports this once, before the packets that it
+                // still holds.
                 Err(nix::errno::Errno::ENETDOWN | nix::errno::Errno::EINTR) => {}
                 Err(nix::errno::Errno::EAGAIN) => return Ok(()),
                 Err(errno) => return Err(errno.into()),
@@ -97,16 +98,17 @@ impl Capture {
     }
 }
 
-/// The packets that left and that the kernel did not send by itself: on a link that must stay silent, the leaks.
+/// The packets that left and that the kernel did not send by itself. On a link that must stay silent, these are the
+/// leaks.
 ///
-/// A neighbour that the kernel still knows from earlier traffic may be probed for some seconds after it, so start from
-/// links that have not been used, or expect [`Kind::Arp`](crate::Kind::Arp) and [`Kind::Ndp`](crate::Kind::Ndp).
+/// The kernel may probe a known neighbour for some seconds after earlier traffic. Start with unused links, or expect
+/// [`Kind::Arp`](crate::Kind::Arp) and [`Kind::Ndp`](crate::Kind::Ndp).
 pub fn leaks(packets: &[Packet]) -> Vec<&Packet> {
     packets.iter().filter(|packet| packet.direction == Direction::Out && !packet.is_kernel_noise()).collect()
 }
 
-/// A packet socket of the calling thread's namespace. It starts to receive with the bind, when the filter is in place,
-/// and receives from the network header on, which also works on links without link layer.
+/// A packet socket of the calling thread's namespace. It starts to receive with the bind, when the filter is in place.
+/// It receives packets from the network header on, which also works on links without a link layer.
 fn packet_socket(allowed: &BTreeSet<u32>, ifindex: u32) -> io::Result<Socket> {
     let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), None)?;
     setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES)?;
@@ -117,7 +119,7 @@ fn packet_socket(allowed: &BTreeSet<u32>, ifindex: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A classic filter that refuses packets of the given interfaces.
+/// A classic filter that rejects packets of the given interfaces.
 #[expect(clippy::cast_possible_truncation, reason = "small constants")]
 fn filter(allowed: &BTreeSet<u32>) -> Vec<SockFilter> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;

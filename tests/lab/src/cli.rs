@@ -1,7 +1,7 @@
 //! The command line of the probe, so that other binaries can offer it too.
 //!
-//! **Invariant:** with `--json` everything on standard output is one JSON value a line, but for the `ready` of the
-//! continuous load.
+//! **Invariant:** with `--json`, every line on standard output is one JSON value, except the `ready` of the continuous
+//! load.
 
 use crate::{
     hold::Hold,
@@ -21,20 +21,20 @@ use std::{
     thread,
 };
 
-/// Talk to a server as an ordinary client program and tell what happened.
+/// Send requests to a server as an ordinary client program and report the results.
 #[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 #[derive(Args, Clone, Debug)]
 pub struct ProbeArgs {
-    /// Print one JSON object a line.
+    /// Print one JSON object per line.
     #[arg(long)]
     pub json: bool,
-    /// Whom to talk to; may be given more than once [default: the lab's server, both families].
+    /// The address of a server; may be given more than once [default: the lab's server, both families].
     #[arg(long)]
     pub target: Vec<IpAddr>,
     /// The server's port.
     #[arg(long, default_value_t = 0)]
     pub port: u16,
-    /// What kind of socket to use; may be given more than once [default: tcp].
+    /// The kind of socket; may be given more than once [default: tcp].
     #[arg(long, value_enum)]
     pub proto: Vec<Proto>,
     /// Use TCP, UDP, ping and raw sockets.
@@ -43,37 +43,37 @@ pub struct ProbeArgs {
     /// Leave out targets of the other family.
     #[arg(long, value_enum)]
     pub family: Option<Family>,
-    /// How many requests to send on each socket.
+    /// The number of requests on each socket.
     #[arg(long, default_value_t = 1)]
     pub count: u32,
-    /// How long connecting, sending and receiving may take, each.
+    /// The timeout of each connect, send and receive.
     #[arg(long, default_value_t = 1000)]
     pub timeout_ms: u64,
-    /// Keep making TCP connections and sending datagrams until standard input closes; prints `ready` after the first
-    /// round and the counts as JSON at the end.
+    /// Make TCP connections and send datagrams until standard input closes. Prints `ready` after the first round and
+    /// the counts as JSON at the end.
     #[arg(long, conflicts_with_all = ["proto", "all", "count"])]
     pub repeat_until_stdin_closes: bool,
-    /// Instead of talking, ask the targets for the address of this name; `--proto udp` connects its socket, `udp-unconnected`
+    /// Query the targets for the address of this name instead; `--proto udp` connects its socket, `udp-unconnected`
     /// does not.
     #[arg(long, conflicts_with_all = ["all", "count", "repeat_until_stdin_closes", "listen"])]
     pub resolve: Option<String>,
-    /// Ask IPv4 servers by IPv6 sockets.
+    /// Query IPv4 servers with IPv6 sockets.
     #[arg(long, requires = "resolve")]
     pub mapped: bool,
-    /// Instead of talking, print the port of a UDP socket on this address, and a line for each datagram that it hears, until
+    /// Print the port of a UDP socket on this address instead, and a line for each datagram that it receives, until
     /// killed.
     #[arg(long, value_name = "IP", num_args = 0..=1, default_missing_value = "0.0.0.0")]
     #[arg(conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes"])]
     pub listen: Option<Ipv4Addr>,
-    /// Keep the sockets: for each line of standard input one request on each, and a line with all outcomes as JSON. A socket
-    /// that failed is made afresh the next time.
+    /// Keep the sockets. For each line of standard input, send one request on each socket and print a line with all
+    /// outcomes as JSON. A socket that failed is replaced the next time.
     #[arg(long, conflicts_with_all = ["count", "repeat_until_stdin_closes", "resolve", "listen"])]
     pub hold: bool,
-    /// Instead of talking, answer by TCP and UDP on the port that is printed, until killed.
+    /// Answer over TCP and UDP instead, on the port that is printed, until killed.
     #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold"])]
     pub serve: bool,
-    /// Instead of talking, try to send by this link: for each line of standard input new sockets, and a line with what they are
-    /// bound to as JSON. A line that is a port has it send to that one.
+    /// Try to send by this link instead. For each line of standard input, make new sockets and print a line with their
+    /// interfaces as JSON. If the line is a port, also send to that port.
     #[arg(long, value_name = "LINK")]
     #[arg(conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold", "serve"])]
     pub stray: Option<String>,
@@ -103,7 +103,7 @@ impl ProbeArgs {
     }
 }
 
-/// Does what the arguments say; gives whether all went well.
+/// Does what the arguments request; returns whether everything succeeded.
 pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     if args.repeat_until_stdin_closes {
         return repeat(args, out);
@@ -143,7 +143,7 @@ fn describe(outcome: &Outcome) -> String {
     let Outcome { proto, family, target, bound_ifindex, stage, .. } = outcome;
     let result = match (&outcome.error, &outcome.saw) {
         (Some(error), _) => format!("{error} at {stage:?}").to_lowercase(),
-        (None, saw) => format!("seen as {}", saw.as_deref().unwrap_or("nobody")),
+        (None, saw) => format!("seen as {}", saw.as_deref().unwrap_or("unknown")),
     };
     format!("{proto:?} {family:?} {target}: ").to_lowercase()
         + &format!("{result} (bound to interface {bound_ifindex})")
@@ -185,7 +185,7 @@ fn repeat(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     let mut ready = Ok(());
     let report = thread::scope(|scope| {
         scope.spawn(|| {
-            // An input that cannot be read is as good as closed.
+            // An input that cannot be read counts as closed.
             io::stdin().lock().read_to_end(&mut Vec::new()).ok();
             stop.store(true, Ordering::Relaxed);
         });

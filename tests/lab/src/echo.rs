@@ -1,14 +1,14 @@
 //! ICMP echo messages, as ping sends them.
 //!
-//! **Invariant:** a reply is taken for an answer only if it carries the data of that very request; a raw socket hears
-//! the replies to everybody.
+//! **Invariant:** a reply is accepted only if it carries the data of its request, because a raw socket receives all
+//! replies of the host.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::SystemTime,
 };
 
-/// An ICMP echo request whose data no other request of this machine has.
+/// An ICMP echo request with data that no other request of this machine has.
 pub(crate) struct Echo([u8; 24]);
 
 impl Echo {
@@ -63,7 +63,7 @@ mod tests {
         for ipv4 in [true, false] {
             let (one, other) = (Echo::new(ipv4, 1), Echo::new(ipv4, 1));
             let mut reply = one.0;
-            assert!(!one.is_answered_by(&reply), "a request is no reply");
+            assert!(!one.is_answered_by(&reply), "a request is not a reply");
             reply[0] = if ipv4 { 0 } else { 129 };
             assert!(one.is_answered_by(&reply) && !other.is_answered_by(&reply));
             assert!(!one.is_answered_by(&reply[..20]) && !one.is_answered_by(&[]));

@@ -1,20 +1,20 @@
-//! What can go wrong in a lab.
+//! Errors of a lab.
 //!
-//! **Invariant:** every error names what was being done and to which object; the errno stays reachable as the source.
+//! **Invariant:** every error names the operation and its object. The errno is available as the source.
 
 use std::{io, time::Duration};
 
 /// Shorthand for the results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a lab could not do what it was asked to.
+/// The reason why an operation of a lab failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A system call or a netlink request failed.
     #[error("{doing}")]
     Os {
-        /// What was being done, with the names of its objects.
+        /// The operation, with the names of its objects.
         doing: String,
         /// The kernel's answer.
         source: io::Error,
@@ -22,25 +22,25 @@ pub enum Error {
     /// A netlink request failed without an errno.
     #[error("{doing}")]
     Netlink {
-        /// What was being done, with the names of its objects.
+        /// The operation, with the names of its objects.
         doing: String,
-        /// The library's account of it.
+        /// The library's message.
         source: Box<rtnetlink::Error>,
     },
-    /// No interface has that name.
+    /// No interface has this name.
     #[error("no interface {link} in namespace {netns}")]
     NoLink {
-        /// The name looked for.
+        /// The requested name.
         link: String,
         /// The namespace's label.
         netns: String,
     },
-    /// An address or a prefix length that makes no sense where it stands.
+    /// An address or a prefix length that is invalid in its place.
     #[error("{doing}: {reason}")]
     Invalid {
-        /// What was being done, with the names of its objects.
+        /// The operation, with the names of its objects.
         doing: String,
-        /// What does not fit.
+        /// The reason.
         reason: String,
     },
     /// The kernel dropped packets because the capture's buffer was full: the capture proves nothing.
@@ -48,7 +48,7 @@ pub enum Error {
     Lost {
         /// What is captured.
         capture: String,
-        /// How many packets were lost since the last look.
+        /// The number of packets lost since the last read.
         lost: u32,
     },
     /// A condition did not come true in time.
@@ -56,10 +56,10 @@ pub enum Error {
     Timeout {
         /// The condition.
         what: String,
-        /// How long it was waited for.
+        /// The time that was waited.
         timeout: Duration,
     },
-    /// A line of a probe's output is not what a probe prints.
+    /// A line of a probe's output is invalid.
     #[error("parse probe output {line:?}")]
     Output {
         /// The line.
@@ -86,7 +86,7 @@ impl Error {
     }
 }
 
-/// Names what was being done when an operation failed.
+/// Names the operation in the error.
 pub(crate) trait Doing<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T>;
 }

@@ -1,11 +1,11 @@
-//! One attempt to get a packet out by another link than the one a program is steered to.
+//! One attempt to get a packet out by another link than the one that a program is steered to.
 //!
-//! Every [`Vector`] is a way that is known or feared to lead past a socket's binding; some are plain use that must go on
-//! working. An attempt goes through with it as far as the kernel lets it and tells where it ended. Whether anything
-//! left by the other link is not for the program to say: that takes a capture.
+//! Every [`Vector`] is a known or suspected way to bypass a socket's binding. Some are ordinary uses that must continue
+//! to work. An attempt proceeds as far as the kernel allows, and reports where it ended. The program cannot know
+//! whether a packet left by the other link: that needs a capture.
 //!
-//! **Invariant:** an attempt that could not be made, because the kernel lacks the feature or the user the privilege, says
-//! so ([`Attempt::is_applicable`]); it never passes for one that was made and led nowhere.
+//! **Invariant:** an attempt that could not be made, because the kernel lacks the feature or the user the privilege,
+//! reports this ([`Attempt::is_applicable`]). It never counts as an attempt that was made and had no effect.
 
 use crate::{
     probe::{Family, errno_name},
@@ -33,10 +33,10 @@ mod xdp;
 pub use attempt::{Attempt, Step};
 pub use vector::Vector;
 
-/// Try one way past the steering of this program, and tell how far it led.
+/// Try one way to bypass the steering of this program, and report how far it got.
 #[derive(Args, Clone, Debug)]
 pub struct EscapeArgs {
-    /// What to try.
+    /// The vector to try.
     #[arg(long, value_enum)]
     pub vector: Vector,
     /// The address family.
@@ -54,10 +54,10 @@ pub struct EscapeArgs {
     /// This host's address on that link.
     #[arg(long)]
     pub source: IpAddr,
-    /// How long connecting, sending and receiving may take, each.
+    /// The timeout of each connect, send and receive.
     #[arg(long, default_value_t = 500)]
     pub timeout_ms: u64,
-    /// After this step print its name, and go on with a line on standard input.
+    /// After this step, print its name and wait for a line on standard input.
     #[arg(long, value_enum)]
     pub pause_after: Option<Step>,
     /// Print JSON.
@@ -65,19 +65,19 @@ pub struct EscapeArgs {
     pub json: bool,
 }
 
-/// Why an attempt ended early.
+/// The reason why an attempt ended early.
 enum Halt {
-    /// Something said no.
+    /// A step was refused.
     Refused(Step, io::Error),
-    /// It could not be made.
+    /// The attempt could not be made.
     Inapplicable(String),
 }
 
-/// What the server saw, or what was done where there is nobody to answer.
+/// What the server saw, or what was done if nobody answers.
 type Tried<T = String> = std::result::Result<T, Halt>;
 
 trait At<T> {
-    /// Names the step in which it failed.
+    /// Names the step that failed.
     fn at(self, step: Step) -> Tried<T>;
 }
 
@@ -89,7 +89,7 @@ impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
 
 const REQUEST: &[u8] = b"steer-escape\n";
 
-/// Makes the attempt and prints what came of it.
+/// Makes the attempt and prints the result.
 pub fn run(args: &EscapeArgs, out: &mut impl Write) -> io::Result<()> {
     let attempt = args.attempt();
     if args.json {
@@ -113,14 +113,14 @@ impl EscapeArgs {
         Attempt { vector: self.vector, family: self.family, outcome, step, note }
     }
 
-    /// Whether a refusal only means that there was nothing to try with.
+    /// Whether a refusal only means that a requirement of the attempt is missing.
     fn inapplicable(&self, step: Step, error: &io::Error) -> Option<String> {
         let errno = error.raw_os_error()?;
         let lacks = [libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT, libc::ESOCKTNOSUPPORT, libc::ENOSYS, libc::ENOPROTOOPT];
         if matches!(step, Step::Socket | Step::Option | Step::Place) && lacks.contains(&errno) {
-            return Some(format!("this kernel has none of it ({})", errno_name(error)));
+            return Some(format!("this kernel does not support it ({})", errno_name(error)));
         }
-        // Whoever has the privilege and hears EPERM was refused; whoever has not, never came so far.
+        // EPERM for a user with the privilege is a refusal. A user without the privilege could not make the attempt.
         let needs = self.vector.needs()?;
         let refused = matches!(errno, libc::EPERM | libc::EACCES) && !nix::unistd::geteuid().is_root();
         refused.then(|| format!("needs {needs}"))
@@ -240,12 +240,12 @@ impl EscapeArgs {
         nix::net::if_::if_nametoindex(self.other.as_str()).at(Step::Place)
     }
 
-    /// A socket of the family asked for.
+    /// A socket of the requested family.
     fn socket(&self, kind: Type, protocol: Option<Protocol>) -> Tried<Socket> {
         self.socket_of(self.domain(), kind, protocol)
     }
 
-    /// A socket with the timeouts set; the place where an attempt may pause.
+    /// A socket with the timeouts set. An attempt may pause here.
     fn socket_of(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> Tried<Socket> {
         let socket = Socket::new(domain, kind, protocol).at(Step::Socket)?;
         self.give_patience(&socket)?;
@@ -254,7 +254,7 @@ impl EscapeArgs {
     }
 
     fn give_patience(&self, socket: &Socket) -> Tried<()> {
-        // Zero would mean to wait for ever.
+        // Zero would mean no timeout.
         let timeout = Duration::from_millis(self.timeout_ms.max(1));
         socket.set_read_timeout(Some(timeout)).at(Step::Option)?;
         socket.set_write_timeout(Some(timeout)).at(Step::Option)
@@ -273,7 +273,7 @@ impl EscapeArgs {
         io::stdin().read_line(&mut String::new()).map(drop).at(step)
     }
 
-    /// Tells whoever started the program something before the end.
+    /// Prints a line for the parent process before the end.
     #[expect(clippy::unused_self, reason = "belongs to the attempt")]
     fn say(&self, line: &str) -> Tried<()> {
         let mut out = io::stdout();
@@ -281,7 +281,7 @@ impl EscapeArgs {
     }
 }
 
-/// Connects to a program that listens, and answers its request. That nobody picks up is not an error.
+/// Connects to a listening program and answers its request. A missing listener is not an error.
 pub fn call(from: IpAddr, to: SocketAddr, timeout: Duration) {
     let called = || -> io::Result<()> {
         let mut socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;

@@ -1,7 +1,8 @@
-//! A client that keeps its sockets: one for each server and kind, used again and again, and made afresh only after it has
-//! failed, as by a program that reconnects.
+//! A client that keeps its sockets: one for each server and kind. It uses a socket repeatedly and makes a new one only
+//! after a failure, like a program that reconnects.
 //!
-//! **Invariant:** a round is one request on every socket, on the one of the round before if that was answered.
+//! **Invariant:** a round is one request on every socket. A socket that was answered in the previous round is used
+//! again.
 
 use crate::probe::{Outcome, Probe, errno_name};
 use socket2::Socket;
@@ -19,7 +20,7 @@ impl Hold {
         Self { sockets: probes.into_iter().map(|probe| (probe, None)).collect() }
     }
 
-    /// Sends a request on each socket, one after the other, and waits for its answer.
+    /// Sends a request on each socket, one after the other, and waits for the answers.
     pub fn round(&mut self) -> Vec<Outcome> {
         self.sockets.iter_mut().map(|(probe, kept)| round(probe, kept)).collect()
     }
@@ -34,7 +35,7 @@ fn round(probe: &Probe, kept: &mut Option<Socket>) -> Outcome {
     outcome
 }
 
-/// Gives the socket back if it goes on working.
+/// Returns the socket if it still works.
 fn ask(probe: &Probe, kept: Option<Socket>, outcome: &mut Outcome) -> io::Result<Socket> {
     let socket = if let Some(socket) = kept {
         socket

@@ -1,10 +1,10 @@
-//! Labs to prove steering in: network namespaces joined by veth uplinks, a server that says which address it saw, a
-//! client program that knows nothing of steering, and captures that show what left on every other link.
+//! Labs to test steering: network namespaces joined by veth uplinks, a server that reports the address that it saw, a
+//! client program that has no knowledge of steering, and captures that show what left on every other link.
 //!
-//! A lab is made of anonymous namespaces, so nothing is left on the host when its process ends, however it ends.
+//! A lab uses anonymous namespaces, so nothing remains on the host when its process ends, however it ends.
 //!
-//! **Invariant:** nothing here touches an interface, route, sysctl or port of the namespace the caller lives in, and
-//! nothing here knows about steer: what a lab observes is evidence only as long as it shares no code with the agent.
+//! **Invariant:** nothing here changes an interface, route, sysctl or port of the caller's namespace. Nothing here
+//! depends on steer: the observations of a lab are evidence only because it shares no code with the agent.
 
 pub mod capture;
 pub mod cli;

@@ -1,7 +1,7 @@
 //! Interfaces, addresses and routes of a [`Netns`], by name.
 //!
-//! **Invariant:** an interface is created inside the namespace it is for, never in the caller's and moved; what is
-//! there already as asked for is not an error.
+//! **Invariant:** an interface is created inside its namespace, never in the caller's namespace and then moved. It is
+//! not an error if the requested state exists already.
 
 use crate::{
     error::{Doing, Error, Result},
@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-/// Before the main table's rule.
+/// Before the rule of the main table.
 const MARK_RULE: u32 = 1000;
 
 /// Makes a veth pair, one end in each namespace, both down.
@@ -40,7 +40,7 @@ pub fn create_veth(a: &Netns, a_link: &str, b: &Netns, b_link: &str) -> Result<(
     })
 }
 
-/// A tun interface; it goes away with this value.
+/// A tun interface. It is removed on drop.
 #[derive(Debug)]
 pub struct Tun(File);
 
@@ -51,7 +51,7 @@ impl AsFd for Tun {
 }
 
 impl Netns {
-    /// Makes a tun interface, down: a link without link layer, as a VPN has.
+    /// Makes a tun interface that is down: a link without a link layer, like that of a VPN.
     pub fn add_tun(&self, link: &str) -> Result<Tun> {
         let doing = || format!("create tun {link} in {self}");
         self.run(|| {
@@ -62,7 +62,7 @@ impl Netns {
         .doing(doing)
     }
 
-    /// The index of an interface, by its name or an alternative name; none if there is no such interface.
+    /// The index of an interface, by its name or an alternative name; none if it does not exist.
     pub fn link_index(&self, link: &str) -> Result<Option<u32>> {
         let is_it = |attribute: &LinkAttribute| match attribute {
             LinkAttribute::IfName(name) => name == link,
@@ -73,7 +73,7 @@ impl Netns {
         Ok(found.map(|message| message.header.index))
     }
 
-    /// Like [`Netns::link_index`], with an error if there is no such interface.
+    /// Like [`Netns::link_index`], with an error if the interface does not exist.
     pub fn ifindex(&self, link: &str) -> Result<u32> {
         self.link_index(link)?.ok_or_else(|| Error::NoLink { link: link.to_owned(), netns: self.name().to_owned() })
     }
@@ -105,7 +105,7 @@ impl Netns {
         self.change(link, &format!("rename {link} to {new} in {self}"), |message| message.name(new))
     }
 
-    /// Gives an interface one more name.
+    /// Adds an alternative name to an interface.
     pub fn add_altname(&self, link: &str, altname: &str) -> Result<()> {
         let index = self.ifindex(link)?;
         self.rtnetlink(&format!("add altname {altname} to {link} in {self}"), |handle| async move {
@@ -113,7 +113,7 @@ impl Netns {
         })
     }
 
-    /// Deletes an interface, and with it its veth peer.
+    /// Deletes an interface and its veth peer.
     pub fn delete_link(&self, link: &str) -> Result<()> {
         let index = self.ifindex(link)?;
         self.rtnetlink(
@@ -122,8 +122,8 @@ impl Netns {
         )
     }
 
-    /// Waits until the kernel has taken note that both ends are up: until then it may drop what is sent. It does so when
-    /// asked for this one interface, since Linux 6.8, and within a second of its own accord.
+    /// Waits until the kernel has registered that both ends are up. Until then it may drop packets. Since Linux 6.8 a
+    /// query for this interface triggers that; otherwise it takes up to a second.
     pub fn wait_running(&self, link: &str) -> Result<()> {
         let index = self.ifindex(link)?;
         let what = format!("{link} in {self} is running");
@@ -136,7 +136,7 @@ impl Netns {
         wait_for(&what, Duration::from_secs(5), || is_running().map(|running| running.then_some(())).transpose())?
     }
 
-    /// Adds an address, usable at once (IPv6: without duplicate address detection).
+    /// Adds an address that is usable at once (IPv6: without duplicate address detection).
     pub fn add_address(&self, link: &str, address: IpAddr, prefix_len: u8) -> Result<()> {
         let index = self.ifindex(link)?;
         let doing = format!("add address {address}/{prefix_len} to {link} in {self}");
@@ -160,7 +160,7 @@ impl Netns {
         self.add_route(any, 0, Some(gateway), link, metric)
     }
 
-    /// Adds a route; without a gateway the destinations are neighbours on the link.
+    /// Adds a route. Without a gateway, the destinations are neighbours on the link.
     pub fn add_route(
         &self,
         to: IpAddr,
@@ -183,7 +183,7 @@ impl Netns {
         self.rtnetlink(&doing, |handle| async move { handle.route().add(route.build()).replace().execute().await })
     }
 
-    /// Makes a VRF, up, that routes by this table. EOPNOTSUPP: this kernel has none.
+    /// Makes a VRF that is up and uses this table. EOPNOTSUPP: the kernel has no VRF support.
     pub fn add_vrf(&self, vrf: &str, table: u32) -> Result<()> {
         let link = LinkVrf::new(vrf, table).up().build();
         self.rtnetlink(&format!("create VRF {vrf} in {self}"), |handle| async move {
@@ -191,7 +191,7 @@ impl Netns {
         })
     }
 
-    /// Makes a WireGuard interface, down and without keys. EOPNOTSUPP: this kernel has none.
+    /// Makes a WireGuard interface that is down and has no keys. EOPNOTSUPP: the kernel has no WireGuard support.
     pub fn add_wireguard(&self, link: &str) -> Result<()> {
         let message = LinkWireguard::new(link).build();
         self.rtnetlink(&format!("create WireGuard interface {link} in {self}"), |handle| async move {
@@ -199,7 +199,8 @@ impl Netns {
         })
     }
 
-    /// Puts a link into a VRF or bridge. It goes down and up for that, and loses its routes and its IPv6 addresses.
+    /// Puts a link into a VRF or bridge. The link goes down and up for that, and loses its routes and its IPv6
+    /// addresses.
     pub fn set_master(&self, link: &str, master: &str) -> Result<()> {
         let master = self.ifindex(master)?;
         self.change(link, &format!("set the master of {link} in {self}"), |message| message.controller(master))
@@ -220,7 +221,7 @@ impl Netns {
         self.rtnetlink(&doing, |handle| async move { handle.route().add(route).replace().execute().await })
     }
 
-    /// Sends what carries the mark by another routing table, with the default route of the gateway's family.
+    /// Routes packets with the mark by another routing table, with the default route of the gateway's family.
     pub fn add_marked_route(&self, mark: u32, table: u32, gateway: IpAddr, link: &str) -> Result<()> {
         let doing = format!("route mark {mark:#x} by {link} in {self}");
         let index = self.ifindex(link)?;

@@ -1,6 +1,6 @@
-//! Continuous load: fresh sockets as fast as they can be made, for as long as something else goes wrong.
+//! Continuous load: new sockets as fast as possible, until it is stopped.
 //!
-//! **Invariant:** every attempt is a new socket, counted exactly once, under success or under one errno.
+//! **Invariant:** every attempt is a new socket and is counted exactly once, as a success or under one errno.
 
 use crate::{
     error::{Error, Result},
@@ -18,16 +18,16 @@ use std::{
     time::Duration,
 };
 
-/// TCP connections and connected UDP datagrams, answered, to each target in turn.
+/// TCP connections and connected UDP datagrams with answers, to each target in turn.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Whom to talk to.
+    /// The targets.
     pub targets: Vec<SocketAddr>,
-    /// How long a connection may take.
+    /// The timeout of a connection.
     pub timeout_ms: u64,
 }
 
-/// What came of it.
+/// The results.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadReport {
     /// TCP connections established and datagrams answered.
@@ -36,7 +36,7 @@ pub struct LoadReport {
     pub errors: BTreeMap<String, u64>,
     /// Successful attempts, by the socket's own address.
     pub locals: BTreeMap<IpAddr, u64>,
-    /// All sockets that were made, by the interface that they were bound to in the end; 0 for none.
+    /// All sockets that were made, by the interface that they were bound to at the end; 0 for none.
     pub bound: BTreeMap<i32, u64>,
 }
 
@@ -46,7 +46,7 @@ impl LoadReport {
         self.ok + self.errors.values().sum::<u64>()
     }
 
-    /// Reads what `steer-probe --repeat-until-stdin-closes` printed: its last line.
+    /// Parses the last line that `steer-probe --repeat-until-stdin-closes` printed.
     pub fn parse(output: &str) -> Result<Self> {
         let line = output.lines().next_back().unwrap_or_default();
         serde_json::from_str(line).map_err(|source| Error::Output { line: line.to_owned(), source })
@@ -99,7 +99,7 @@ fn reach(probe: &Probe, socket: &Socket) -> io::Result<Option<IpAddr>> {
     socket.connect(&probe.address())?;
     if probe.proto == Proto::Udp {
         socket.send(b"load\n")?;
-        // Were it closed at once, the kernel would answer the answer, by a route of its own.
+        // If the socket were closed at once, the kernel would reply to the answer by a route of its own choice.
         socket.recv(&mut [MaybeUninit::uninit(); 64])?;
     }
     Ok(local(socket))

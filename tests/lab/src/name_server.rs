@@ -1,6 +1,6 @@
-//! A name server: every name has one address, the one it was started with, and long answers go by TCP only.
+//! A name server. All names have the address that it was started with, and long answers need TCP.
 //!
-//! **Invariant:** what is answered is recorded first.
+//! **Invariant:** a query is recorded before it is answered.
 
 use crate::{
     error::{Doing, Result},
@@ -20,29 +20,29 @@ use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
 };
 
-/// What every name is for IPv4.
+/// The IPv4 address of every name.
 pub const ADDRESS_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
-/// What every name is for IPv6.
+/// The IPv6 address of every name.
 pub const ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x80);
-/// How a name begins whose answer is too long for a datagram.
+/// The prefix of names whose answer is too long for a datagram.
 pub const LONG: &str = "long";
 
 const PORT: u16 = 53;
 
-/// One question that reached the server.
+/// One query that reached the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// How it came.
+    /// The transport.
     pub transport: Transport,
-    /// Who asked.
+    /// The client.
     pub peer: SocketAddr,
-    /// The address at which it was asked.
+    /// The server's address that received it.
     pub server: IpAddr,
-    /// The name asked for.
+    /// The name in the query.
     pub name: String,
 }
 
-/// A running name server; it stops when it is dropped.
+/// A running name server. It stops on drop.
 #[derive(Debug)]
 pub struct NameServer {
     log: Log,
@@ -50,7 +50,7 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// Listens on port 53 of these addresses of the namespace, UDP and TCP.
+    /// Listens on port 53 of these addresses of the namespace, over UDP and TCP.
     pub fn start(netns: &Netns, addresses: &[IpAddr]) -> Result<Self> {
         let bind = |ip: IpAddr| {
             let (datagrams, listener) = (bound(ip, PORT, Type::DGRAM)?, bound(ip, PORT, Type::STREAM)?);
@@ -74,7 +74,7 @@ impl NameServer {
         Ok(Self { log, _service: service })
     }
 
-    /// The questions since the start or the last call, in order.
+    /// The queries since the start or the last call, in order.
     pub fn take(&self) -> Vec<Question> {
         std::mem::take(&mut self.log.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -84,7 +84,7 @@ impl NameServer {
 struct Log(Arc<Mutex<Vec<Question>>>);
 
 impl Log {
-    /// Records a question; gives the answer, or nothing where it was no question.
+    /// Records a query and returns the answer, or nothing if the request was not a query.
     fn answer(&self, transport: Transport, peer: SocketAddr, server: IpAddr, request: &[u8]) -> Option<Vec<u8>> {
         let query = Packet::parse(request).ok()?;
         let question = query.questions.first()?.clone();
@@ -115,7 +115,7 @@ async fn by_datagram(socket: UdpSocket, ip: IpAddr, log: Log) {
     let mut request = [0; 2048];
     while let Ok((length, peer)) = socket.recv_from(&mut request).await {
         if let Some(answer) = log.answer(Transport::Udp, peer, ip, &request[..length]) {
-            // A reply that cannot be sent is the client's loss.
+            // A reply that cannot be sent is lost; the client handles that.
             socket.send_to(&answer, peer).await.ok();
         }
     }

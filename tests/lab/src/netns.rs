@@ -1,8 +1,8 @@
-//! Anonymous network namespaces, and running code and commands inside them.
+//! Anonymous network namespaces, and code and commands that run inside them.
 //!
-//! **Invariant:** a namespace has no name on the host and is held by file descriptor only, so it dies with the last
-//! process that uses it, even on SIGKILL. The thread that calls never changes its own namespace, and only the network
-//! namespace is ever changed: `/sys/fs/cgroup` and `/sys/fs/bpf` look the same inside.
+//! **Invariant:** a namespace has no name on the host and is held only by file descriptors, so it ends with the last
+//! process that uses it, even on SIGKILL. The calling thread never changes its own namespace. Only the network
+//! namespace is ever changed: `/sys/fs/cgroup` and `/sys/fs/bpf` are the same inside.
 
 use crate::{
     error::{Doing, Error, Result},
@@ -22,8 +22,8 @@ use std::{
     thread,
 };
 
-/// What makes a namespace silent and permissive: IPv6 works but sends nothing of its own accord, packets may come back
-/// on another link than they left on, and everybody may ping.
+/// Sysctls that make a namespace silent and permissive: IPv6 works but sends nothing by itself, packets may return on
+/// another link than they left on, and all users may ping.
 const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
@@ -39,12 +39,12 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/all/dad_transmits", "0"),
     ("net/ipv6/conf/default/dad_transmits", "0"),
-    // 1: no link-local address is made up.
+    // 1: the kernel generates no link-local address.
     ("net/ipv6/conf/all/addr_gen_mode", "1"),
     ("net/ipv6/conf/default/addr_gen_mode", "1"),
 ];
 
-/// A network namespace. Clones are handles of the same one.
+/// A network namespace. Clones are handles of the same namespace.
 #[derive(Clone, Debug)]
 pub struct Netns {
     name: Arc<str>,
@@ -52,7 +52,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes a namespace with `lo` up; `name` labels it in errors and is known to nobody else.
+    /// Makes a namespace with `lo` up. `name` is used only in errors.
     pub fn new(name: &str) -> Result<Self> {
         let fd = on_thread(name, || -> io::Result<OwnedFd> {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -65,7 +65,7 @@ impl Netns {
         Ok(netns)
     }
 
-    /// The namespace that a process is in.
+    /// The namespace of a process.
     pub fn of_process(pid: u32) -> Result<Self> {
         let file = format!("/proc/{pid}/ns/net");
         let fd = File::open(&file).doing(|| format!("open {file}"))?;
@@ -77,13 +77,13 @@ impl Netns {
         &self.name
     }
 
-    /// The namespace itself, as `setns(2)` and netlink's `IFLA_NET_NS_FD` take it.
+    /// The namespace's descriptor, as `setns(2)` and netlink's `IFLA_NET_NS_FD` take it.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Runs `f` inside the namespace, on a thread of its own that stays in the caller's process and cgroup. The error is
-    /// that of entering.
+    /// Runs `f` inside the namespace, on a separate thread that stays in the caller's process and cgroup. It returns an
+    /// error if the thread cannot enter the namespace.
     ///
     /// # Panics
     /// When `f` panics, with the same payload.
@@ -104,7 +104,7 @@ impl Netns {
         .map_err(|source| Error::Os { doing: format!("start a runtime in {}", self.name), source })
     }
 
-    /// Talks netlink inside the namespace; `doing` names what for in the error.
+    /// Sends netlink requests inside the namespace. `doing` names the operation in the error.
     pub fn rtnetlink<T: Send, F: Future<Output = Result<T, rtnetlink::Error>>>(
         &self,
         doing: &str,
@@ -117,8 +117,8 @@ impl Netns {
         })?
     }
 
-    /// Makes `command` run inside the namespace. Do not combine with [`CommandExt::uid`], which gives up the right to
-    /// enter before entering; that is what [`Netns::enter_as`] is for.
+    /// Makes `command` run inside the namespace. Do not combine it with [`CommandExt::uid`], which drops the right to
+    /// enter before entering; use [`Netns::enter_as`] for that.
     pub fn enter<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let fd = Arc::clone(&self.fd);
         // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
@@ -137,7 +137,7 @@ impl Netns {
         unsafe { command.pre_exec(become_user) }
     }
 
-    /// The kernel's number of the namespace, never used twice until the next boot (`SO_NETNS_COOKIE`, Linux 5.14).
+    /// The kernel's number of the namespace, which is not reused until the next boot (`SO_NETNS_COOKIE`, Linux 5.14).
     pub fn cookie(&self) -> Result<u64> {
         self.run(|| {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
@@ -146,7 +146,7 @@ impl Netns {
         .doing(|| format!("read the cookie of network namespace {}", self.name))
     }
 
-    /// Writes a sysctl of the namespace; `path` is below `/proc/sys`, as in `net/ipv4/conf/a0/rp_filter`.
+    /// Writes a sysctl of the namespace. `path` is relative to `/proc/sys`, as in `net/ipv4/conf/a0/rp_filter`.
     pub fn write_sysctl(&self, path: &str, value: &str) -> Result<()> {
         self.run(|| set_sysctl(path, value))?
     }
@@ -163,7 +163,7 @@ fn set_sysctl(path: &str, value: &str) -> Result<()> {
     fs::write(format!("/proc/sys/{path}"), value).doing(|| format!("set sysctl {path} to {value}"))
 }
 
-/// Runs `f` on a thread that ends with it, so that the namespace it enters ends with it too.
+/// Runs `f` on a thread that ends with it, so that the namespace that it enters ends with it too.
 fn on_thread<R: Send>(name: &str, f: impl FnOnce() -> R + Send) -> Result<R> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name(format!("netns-{name}")).spawn_scoped(scope, f);

@@ -1,27 +1,27 @@
-//! What one captured packet was: its kind and its addresses, read from the network header on.
+//! One captured packet: its kind and its addresses, parsed from the network header on.
 //!
-//! **Invariant:** no input makes the parser panic or give up: a packet that it does not understand is still a packet, of
-//! kind [`Kind::Other`] or without ports, and counts as traffic. Only what the kernel sends without any process's doing
-//! is noise.
+//! **Invariant:** no input makes the parser panic or fail. A packet that it cannot parse is still a packet, of kind
+//! [`Kind::Other`] or without ports, and counts as traffic. Only packets that the kernel sends without any action of a
+//! process are noise.
 
 use serde::Serialize;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Which way a packet went, seen from the namespace that captures.
+/// The direction of a packet, seen from the capturing namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
-    /// It came from the link.
+    /// Received from the link.
     In,
-    /// It was sent on the link.
+    /// Sent on the link.
     Out,
 }
 
-/// What a packet carries.
+/// The content of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// TCP, and so MPTCP.
+    /// TCP, including MPTCP.
     Tcp,
     /// UDP.
     Udp,
@@ -37,7 +37,7 @@ pub enum Kind {
     Igmp,
     /// IPv6 multicast group membership.
     Mld,
-    /// Anything else; the protocol is 0 unless it is IP.
+    /// Any other protocol; the protocol is 0 unless it is IP.
     Other {
         /// As in the link-layer header.
         ethertype: u16,
@@ -50,43 +50,45 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Packet {
-    /// The interface's index when the packet passed.
+    /// The interface's index at the time of the capture.
     pub ifindex: u32,
-    /// Which way it went.
+    /// The direction.
     pub direction: Direction,
-    /// What it carries.
+    /// The content.
     pub kind: Kind,
     /// The source; the sender's protocol address for ARP.
     pub src: Option<IpAddr>,
-    /// The destination; the address asked for in ARP.
+    /// The destination; the requested address for ARP.
     pub dst: Option<IpAddr>,
     /// The source port of TCP and UDP.
     pub src_port: Option<u16>,
     /// The destination port of TCP and UDP.
     pub dst_port: Option<u16>,
-    /// The flags of TCP, as its header has them: 2 opens, 1 and 4 end.
+    /// The TCP flags, as in the header: 2 opens, 1 and 4 end.
     pub tcp_flags: Option<u8>,
-    /// Bytes behind the transport header, or behind the network header where there is no transport header to read.
+    /// The number of bytes after the transport header, or after the network header if there is no readable transport
+    /// header.
     pub payload_len: usize,
     noise: bool,
     answer: bool,
 }
 
 impl Packet {
-    /// Whether the kernel sent this by itself, without any process: an MLD report of nothing but the groups that belong
-    /// to IPv6 addresses, a router solicitation, or the probe of duplicate address detection. ARP and neighbour
-    /// solicitations that look for somebody are not noise, nor is membership of a group that a process joined.
+    /// Whether the kernel sent this without any action of a process: an MLD report only of groups that belong to IPv6
+    /// addresses, a router solicitation, or the probe of duplicate address detection. Other ARP and neighbour
+    /// solicitations are not noise. Neither is membership of a group that a process joined.
     pub fn is_kernel_noise(&self) -> bool {
         self.noise
     }
 
-    /// Whether this is how the kernel answers a packet that no socket claims: a TCP reset, an ICMP error or echo reply, an
-    /// ARP reply or neighbour advertisement. No socket is behind these, so no binding; they go where the routing table says.
+    /// Whether this is the kernel's answer to a packet that no socket claims: a TCP reset, an ICMP error or echo reply,
+    /// an ARP reply or neighbour advertisement. No socket sends these, so no binding applies; they follow the routing
+    /// table.
     pub fn is_kernel_answer(&self) -> bool {
         self.answer
     }
 
-    /// Reads a packet from its network header on.
+    /// Parses a packet from its network header on.
     pub(crate) fn parse(ifindex: u32, direction: Direction, ethertype: u16, bytes: &[u8]) -> Self {
         let mut packet = Self {
             ifindex,
@@ -110,7 +112,7 @@ impl Packet {
             }
             _ => None,
         };
-        // Noise is decided by the last field that is read, so a packet that breaks off before is none.
+        // The last parsed field decides about noise, so a truncated packet is never noise.
         packet.noise &= understood.is_some();
         packet
     }
@@ -129,7 +131,7 @@ impl Packet {
         self.kind = Kind::Other { ethertype: 0x0800, protocol };
         self.src = ipv4_at(bytes, 12);
         self.dst = ipv4_at(bytes, 16);
-        // A total length of 0 means that the packet is longer than the field can say.
+        // A total length of 0 means that the length does not fit into the field.
         let total_len = match usize::from(u16_at(bytes, 2)?) {
             0 => bytes.len(),
             len => len,

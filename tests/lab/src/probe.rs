@@ -1,8 +1,8 @@
-//! The client program: it opens a socket, talks to a server and tells what happened, like any program that was never
-//! told of steering.
+//! The client program. It opens a socket, sends requests to a server and reports the results, like any program without
+//! knowledge of steering.
 //!
-//! **Invariant:** a probe never binds a socket to an interface, an address or a mark. What it reports of its socket it
-//! reads back from the kernel.
+//! **Invariant:** a probe never binds a socket to an interface, an address or a mark. It reads the state of its socket
+//! back from the kernel.
 
 use crate::{
     echo::Echo,
@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What kind of socket a probe uses.
+/// The kind of socket of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Proto {
@@ -29,14 +29,14 @@ pub enum Proto {
     Ping,
     /// An echo request on a raw socket; needs `CAP_NET_RAW`.
     Raw,
-    /// A UDP socket that is never connected: `sendto` names the server.
+    /// A UDP socket that is never connected; `sendto` names the server.
     UdpUnconnected,
     /// An MPTCP connection.
     Mptcp,
 }
 
 impl Proto {
-    /// The four that every machine has and every lab must carry.
+    /// The four kinds that every machine has and every lab must carry.
     pub const COMMON: [Self; 4] = [Self::Tcp, Self::Udp, Self::Ping, Self::Raw];
 }
 
@@ -57,7 +57,7 @@ impl Family {
     }
 }
 
-/// How far a probe came.
+/// The steps of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
@@ -67,26 +67,26 @@ pub enum Stage {
     Connect,
     /// Sending the request.
     Send,
-    /// Receiving the answer; where every successful probe ends.
+    /// Receiving the answer; every successful probe ends here.
     Receive,
 }
 
-/// What to try.
+/// One probe.
 #[derive(Clone, Debug)]
 pub struct Probe {
     /// The kind of socket.
     pub proto: Proto,
-    /// Whom to talk to; gives the family.
+    /// The target; it determines the family.
     pub target: IpAddr,
-    /// Where; no meaning for ping and raw.
+    /// The port; ignored for ping and raw.
     pub port: u16,
-    /// How many requests to send, one after the other, on the one socket.
+    /// The number of requests, sent one after the other on the same socket.
     pub count: u32,
-    /// How long connecting, sending and receiving may take, each.
+    /// The timeout of each connect, send and receive.
     pub timeout_ms: u64,
 }
 
-/// What came of it.
+/// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// As in the probe.
@@ -95,15 +95,15 @@ pub struct Outcome {
     pub family: Family,
     /// As in the probe.
     pub target: IpAddr,
-    /// The socket's own address, as far as it has one.
+    /// The socket's own address, if it has one.
     pub local: Option<IpAddr>,
     /// The answer: the source address that the server saw, or the address that the echo reply came to.
     pub saw: Option<String>,
-    /// The interface that the socket is bound to after everything else; 0 for none, -1 if there is no socket.
+    /// The interface that the socket is bound to at the end; 0 for none, -1 if there is no socket.
     pub bound_ifindex: i32,
-    /// How far it came.
+    /// The last step.
     pub stage: Stage,
-    /// The name of the errno; `ETIMEDOUT` also for a wait that was cut short, `EOF` for a stream that ended.
+    /// The name of the errno. It is `ETIMEDOUT` also for a wait that timed out, and `EOF` for a stream that ended.
     pub error: Option<String>,
 }
 
@@ -113,7 +113,7 @@ impl Outcome {
         self.error.is_none()
     }
 
-    /// Reads back from the kernel what it knows of the socket.
+    /// Reads the socket's state back from the kernel.
     pub(crate) fn look_at(&mut self, socket: &Socket) -> io::Result<()> {
         self.local = local(socket);
         self.bound_ifindex = sys::socket_option(socket, libc::SOL_SOCKET, sys::SO_BINDTOIFINDEX)?;
@@ -121,7 +121,7 @@ impl Outcome {
     }
 }
 
-/// Reads the lines that `steer-probe --json` prints.
+/// Parses the lines that `steer-probe --json` prints.
 pub fn parse_outcomes(output: &str) -> Result<Vec<Outcome>> {
     let lines = output.lines().filter(|line| !line.trim().is_empty());
     lines
@@ -130,7 +130,7 @@ pub fn parse_outcomes(output: &str) -> Result<Vec<Outcome>> {
 }
 
 impl Probe {
-    /// One request with a second's patience.
+    /// One request with a timeout of one second.
     pub fn new(proto: Proto, target: impl Into<IpAddr>, port: u16) -> Self {
         Self { proto, target: target.into(), port, count: 1, timeout_ms: 1000 }
     }
@@ -140,7 +140,7 @@ impl Probe {
         Family::of(self.target)
     }
 
-    /// Tries it, on the calling thread and so in its network namespace.
+    /// Runs the probe on the calling thread, and so in its network namespace.
     pub fn run(&self) -> Outcome {
         let mut outcome = self.begin();
         let result = self.open().and_then(|socket| {
@@ -152,7 +152,7 @@ impl Probe {
         outcome
     }
 
-    /// What is known before there is a socket.
+    /// The part of the outcome that is known before there is a socket.
     pub(crate) fn begin(&self) -> Outcome {
         Outcome {
             proto: self.proto,
@@ -166,7 +166,7 @@ impl Probe {
         }
     }
 
-    /// A fresh socket with the timeouts set.
+    /// A new socket with the timeouts set.
     pub(crate) fn open(&self) -> io::Result<Socket> {
         let domain = if self.target.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         let icmp = if self.target.is_ipv4() { Protocol::ICMPV4 } else { Protocol::ICMPV6 };
@@ -178,14 +178,14 @@ impl Probe {
             Proto::Raw => (Type::RAW, Some(icmp)),
         };
         let socket = Socket::new(domain, kind, protocol)?;
-        // Zero would mean to wait for ever.
+        // Zero would mean no timeout.
         let timeout = Duration::from_millis(self.timeout_ms.max(1));
         socket.set_read_timeout(Some(timeout))?;
         socket.set_write_timeout(Some(timeout))?;
         Ok(socket)
     }
 
-    /// Where the socket connects or sends to; raw sockets take no port.
+    /// The destination of connect or send; raw sockets take no port.
     pub(crate) fn address(&self) -> SockAddr {
         let port = if matches!(self.proto, Proto::Ping | Proto::Raw) { 0 } else { self.port };
         SocketAddr::new(self.target, port).into()
@@ -196,7 +196,7 @@ impl Probe {
         (0..self.count.max(1)).try_for_each(|sequence| self.exchange(socket, sequence, outcome))
     }
 
-    /// Connects the socket, if it is of a kind that is.
+    /// Connects the socket, if its kind is connected.
     pub(crate) fn connect(&self, socket: &Socket, outcome: &mut Outcome) -> io::Result<()> {
         if self.proto == Proto::UdpUnconnected {
             return Ok(());
@@ -225,8 +225,8 @@ impl Probe {
         Ok(())
     }
 
-    /// Waits for the reply to `echo` among all that a raw socket hears; gives the address it came to. The socket is
-    /// connected, so where there is no IP header to read, that is the socket's own.
+    /// Waits for the reply to `echo` among all replies that a raw socket receives, and returns its destination address.
+    /// The socket is connected, so without an IP header that is the socket's own address.
     fn read_reply(&self, mut socket: &Socket, echo: &Echo) -> io::Result<String> {
         let deadline = Instant::now() + Duration::from_millis(self.timeout_ms);
         let mut buffer = [0; 2048];
@@ -269,7 +269,7 @@ pub(crate) fn local(socket: &Socket) -> Option<IpAddr> {
     (!address.is_unspecified()).then_some(address)
 }
 
-/// The name of the errno. A timeout of the socket shows as EAGAIN, or as EINPROGRESS while connecting.
+/// The name of the errno. A socket timeout is reported as EAGAIN, or as EINPROGRESS while connecting.
 pub(crate) fn errno_name(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EINPROGRESS) => "ETIMEDOUT".to_owned(),

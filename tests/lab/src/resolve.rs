@@ -1,6 +1,6 @@
-//! Asking a name server, in the ways that the resolvers of C libraries and language runtimes do.
+//! Queries to a name server, as the resolvers of C libraries and language runtimes send them.
 //!
-//! **Invariant:** an answer is taken only from the address that was asked, as far as the kernel lets a program see it.
+//! **Invariant:** an answer is accepted only from the queried address, as far as the kernel shows it to a program.
 
 use crate::probe::{Outcome, Probe, Proto, Stage, errno_name, local};
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, Question, TYPE, rdata::RData};
@@ -13,22 +13,22 @@ use std::{
 
 const PORT: u16 = 53;
 
-/// Asks for the address of a name.
+/// Queries the address of a name.
 ///
-/// The transport of the probe is the manner: `Udp` connects its socket, as glibc, c-ares and Go do; `UdpUnconnected` does not,
-/// as musl; both ask again by TCP where the answer was cut short. `Tcp` asks by TCP at once.
+/// The probe's transport selects the method. `Udp` connects its socket, as glibc, c-ares and Go do. `UdpUnconnected`
+/// does not, like musl. Both repeat the query over TCP if the answer was truncated. `Tcp` uses TCP at once.
 #[derive(Clone, Debug)]
 pub struct Resolve {
-    /// Whom to ask, and how; the port is that of name servers.
+    /// The server and the transport; the port is that of name servers.
     pub probe: Probe,
-    /// The name to ask for.
+    /// The name to query.
     pub name: String,
     /// Use an IPv6 socket for an IPv4 server.
     pub mapped: bool,
 }
 
 impl Resolve {
-    /// Tries it, on the calling thread and so in its network namespace. The answer is in [`Outcome::saw`].
+    /// Sends the query on the calling thread, and so in its network namespace. The answer is in [`Outcome::saw`].
     pub fn run(&self) -> Outcome {
         let mut outcome = Outcome {
             proto: self.probe.proto,
@@ -42,7 +42,7 @@ impl Resolve {
         };
         let asked = self.ask(self.probe.proto, &mut outcome).and_then(|answer| match answer {
             Some(address) => Ok(address),
-            None => self.ask(Proto::Tcp, &mut outcome)?.ok_or_else(|| io::Error::other("cut short by TCP")),
+            None => self.ask(Proto::Tcp, &mut outcome)?.ok_or_else(|| io::Error::other("truncated answer over TCP")),
         });
         match asked {
             Ok(address) => outcome.saw = Some(address.to_string()),
@@ -58,7 +58,7 @@ impl Resolve {
         }
     }
 
-    /// The address; `None` if the answer was cut short.
+    /// The address; `None` if the answer was truncated.
     fn ask(&self, proto: Proto, outcome: &mut Outcome) -> io::Result<Option<IpAddr>> {
         let (server, mut buffer) = (self.server(), vec![0; 4096]);
         outcome.stage = Stage::Socket;
@@ -117,10 +117,10 @@ impl Resolve {
     }
 }
 
-/// As a resolver checks that nobody else answers.
+/// Checks, as a resolver does, that the answer is from the queried server.
 fn same(peer: &SockAddr, server: SocketAddr) -> io::Result<()> {
     match peer.as_socket() {
         Some(peer) if (peer.ip(), peer.port()) == (server.ip(), server.port()) => Ok(()),
-        other => Err(io::Error::other(format!("{server} was asked, but it is {other:?} that is heard"))),
+        other => Err(io::Error::other(format!("queried {server}, but the answer is from {other:?}"))),
     }
 }

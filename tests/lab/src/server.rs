@@ -1,7 +1,7 @@
-//! A TCP and UDP server that answers everything with one line, the address it sees as the source, and remembers it.
+//! A TCP and UDP server that answers every request with one line, the source address that it sees, and records it.
 //!
-//! **Invariant:** what is answered is recorded first, so a client that has its answer can be looked up; a datagram is
-//! answered from the address it was sent to.
+//! **Invariant:** a request is recorded before it is answered, so the record exists once a client has its answer. A
+//! datagram is answered from the address that it was sent to.
 
 use crate::{
     error::{Doing, Result},
@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
-/// How the server was reached.
+/// The transport by which the server was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
@@ -31,18 +31,18 @@ pub enum Transport {
     Udp,
 }
 
-/// One thing that reached the server.
+/// One record of something that reached the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Seen {
-    /// How it was reached.
+    /// The transport.
     pub transport: Transport,
     /// The source.
     pub peer: SocketAddr,
-    /// What came: the datagram, or a part of the stream; empty for the record that a connection was accepted.
+    /// The data: the datagram, or a part of the stream. It is empty in the record of an accepted connection.
     pub payload: Vec<u8>,
 }
 
-/// A running server; it stops when it is dropped.
+/// A running server. It stops on drop.
 #[derive(Debug)]
 pub struct Server {
     port: u16,
@@ -51,7 +51,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on every address of the namespace, both families, TCP and UDP, on one port that the kernel chooses.
+    /// Listens on every address of the namespace, for both families, TCP and UDP, on one port that the kernel chooses.
     pub fn start(netns: &Netns) -> Result<Self> {
         let sockets = netns.run(Sockets::bind)?.doing(|| format!("listen in {netns}"))?;
         let (port, log) = (sockets.port, Log::default());
@@ -72,13 +72,13 @@ impl Server {
         self.log.lock().clone()
     }
 
-    /// Like [`Server::seen`], and forgets it.
+    /// Like [`Server::seen`], and clears the records.
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.log.lock())
     }
 }
 
-/// Serves in the calling thread's namespace for as long as the process lives, once `ready` has been told the port.
+/// Serves in the calling thread's namespace until the process ends. It first calls `ready` with the port.
 pub(crate) fn serve_here(ready: impl FnOnce(u16) -> io::Result<()>) -> io::Result<std::convert::Infallible> {
     let sockets = Sockets::bind()?;
     ready(sockets.port)?;
@@ -114,7 +114,7 @@ struct Sockets {
 
 impl Sockets {
     fn bind() -> io::Result<Self> {
-        // A port that is free for one socket may be taken for another when the namespace has other servers.
+        // A port that is free for one socket may be in use for another if the namespace has other servers.
         for _ in 0..16 {
             match Self::bind_once() {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
@@ -173,13 +173,13 @@ async fn accept(listener: tokio::net::TcpListener, log: Log) {
                 log.push(Transport::Tcp, peer, &[]);
                 tokio::spawn(converse(stream, peer, log.clone()));
             }
-            // The peer is gone again, or file descriptors are short until a conversation ends.
+            // The peer has closed, or there are too few file descriptors until a connection ends.
             Err(_) => tokio::task::yield_now().await,
         }
     }
 }
 
-/// Answers every part of the stream, and its end if that is all there was.
+/// Answers every part of the stream, and also its end if the stream was empty.
 async fn converse(mut stream: tokio::net::TcpStream, peer: SocketAddr, log: Log) {
     let mut buffer = [0; 4096];
     let mut answered = false;
@@ -199,12 +199,12 @@ async fn converse(mut stream: tokio::net::TcpStream, peer: SocketAddr, log: Log)
 }
 
 async fn reply(socket: tokio::net::UdpSocket, log: Log) {
-    // No datagram makes the socket fail; should it, the clients will tell.
+    // No datagram causes a socket error. If one occurs, the clients report it.
     while socket.async_io(Interest::READABLE, || reply_once(&socket, &log)).await.is_ok() {}
 }
 
-/// Reads one datagram and answers it from the address that it was sent to. A reply that cannot be sent is the client's
-/// loss; as an error it would be taken for the lack of a datagram.
+/// Reads one datagram and answers it from the address that it was sent to. It ignores a reply that cannot be sent: that
+/// error would mean that there is no datagram.
 fn reply_once(socket: &impl AsFd, log: &Log) -> io::Result<()> {
     let mut buffer = [0; 4096];
     let mut control = nix::cmsg_space!(libc::in6_pktinfo);
@@ -216,7 +216,7 @@ fn reply_once(socket: &impl AsFd, log: &Log) -> io::Result<()> {
     let to = message.cmsgs()?.next();
     log.push(Transport::Udp, peer, message.iovs().next().unwrap_or_default());
 
-    // The source is the datagram's destination; the way is left to the routes.
+    // The source is the datagram's destination; the routes select the link.
     let (v4, v6);
     let source = match to {
         Some(ControlMessageOwned::Ipv4PacketInfo(info)) => {

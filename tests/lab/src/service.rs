@@ -10,7 +10,7 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// A running service; it stops when it is dropped.
+/// A running service. It stops on drop.
 #[derive(Debug)]
 pub(crate) struct Service {
     stop: Option<oneshot::Sender<()>>,
@@ -18,13 +18,13 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Calls `spawn` on a runtime of its own, where it starts the tasks that serve, and returns once it has.
+    /// Calls `spawn` on a separate runtime, where it starts the tasks that serve. Returns when `spawn` has returned.
     pub(crate) fn start(netns: &Netns, spawn: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = thread::Builder::new().name(format!("server-{netns}")).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
-            // The receiver waits for exactly this message.
+            // The receiver waits for this message.
             match runtime.and_then(|runtime| runtime.block_on(async { spawn() }).map(|()| runtime)) {
                 Ok(runtime) => {
                     ready.send(Ok(())).ok();
@@ -48,7 +48,7 @@ impl Drop for Service {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic on the thread was printed there; a second one here would abort.
+            // The thread has already printed its panic; a second panic here would abort.
             thread.join().ok();
         }
     }

@@ -1,7 +1,8 @@
-//! A client that would send by a certain link: for each line of input it makes new sockets, tells what they are bound to, and sends
-//! from them, and from sockets that it made when it started, in the plain ways that could lead there.
+//! A client that tries to send by a certain link. For each line of input it makes new sockets and reports their
+//! interfaces. It sends from them, and from sockets that it made at its start, in the ordinary ways that could use the
+//! link.
 //!
-//! **Invariant:** it says only what its new sockets were bound to; what left by which link is for captures to tell.
+//! **Invariant:** it reports only the interfaces of its new sockets. Captures show which packets left by which link.
 
 use crate::{
     probe::errno_name,
@@ -15,29 +16,29 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-/// The port to which sockets from before are connected.
+/// The port to which the first sockets are connected.
 const EARLIER_PORT: u16 = 9;
-/// The port that policies may turn to another server.
+/// The port that policies may redirect to another server.
 const DNS_PORT: u16 = 53;
 const WHERE_TO: [(Domain, IpAddr); 2] = [(Domain::IPV4, IpAddr::V4(SERVER_V4)), (Domain::IPV6, IpAddr::V6(SERVER_V6))];
 
-/// What became of a new socket.
+/// The result of making a new socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NewSocket {
     /// The index of the interface that it was bound to; 0 for none.
     Bound(i32),
-    /// The error, by its name.
+    /// The name of the error.
     Refused(String),
 }
 
 /// The client.
 #[derive(Debug)]
 pub struct Stray {
-    /// The link it would send by.
+    /// The link that it tries to send by.
     link: String,
-    /// Sockets from before.
+    /// The first sockets.
     old: Vec<(Socket, IpAddr)>,
-    /// Those that were connected then, and stay so.
+    /// Those of them that were connected and stay connected.
     connected: Vec<Socket>,
 }
 
@@ -54,7 +55,7 @@ impl Stray {
         Ok(Self { link: link.to_owned(), old, connected })
     }
 
-    /// Makes sockets of both families and kinds; where a port is given, sends to that one of the lab's server.
+    /// Makes sockets of both families and kinds. If a port is given, sends to that port of the lab's server.
     pub fn round(&self, port: Option<u16>) -> Vec<NewSocket> {
         if let Some(port) = port {
             for (socket, to) in &self.old {
@@ -87,17 +88,17 @@ impl Stray {
         }
     }
 
-    /// Sends as it is, without its binding, connected, connected for a moment to a name server, and bound to the link. Any of it
-    /// may be refused.
+    /// Sends from the socket unchanged, without its binding, connected, connected briefly to a name server, and bound
+    /// to the link. Each step may be refused.
     fn send(&self, socket: &Socket, to: IpAddr, port: u16) {
         let [there, dns] = [port, DNS_PORT].map(|port| SockAddr::from(SocketAddr::new(to, port)));
-        // An answer to an earlier packet must not be what a later one fails by.
+        // An answer to an earlier packet must not make a later one fail.
         let send_to = |to: &SockAddr| drop(socket.take_error().and_then(|_| socket.send_to(b"stray", to)));
         let connect = |to: &SockAddr| drop(socket.connect(to));
         send_to(&there);
         connect(&sys::unspecified());
         send_to(&there);
-        // The one before may have been refused, and the socket bound all the same.
+        // The previous step may have been refused although the socket was bound.
         send_to(&there);
         connect(&sys::unspecified());
         connect(&there);
@@ -112,7 +113,7 @@ impl Stray {
     }
 }
 
-/// The first packet leaves, if any does.
+/// Sends the first packet of a connection, if possible.
 fn begin_to_connect(socket: &Socket, to: SocketAddr) {
     drop(socket.set_nonblocking(true).and_then(|()| socket.connect(&to.into())));
 }

@@ -1,7 +1,7 @@
-//! The system calls that no crate of ours wraps: socket options as plain numbers and bytes, addresses of families that
-//! nobody else needs, and memory shared with the kernel.
+//! System calls that no used crate wraps: socket options as plain numbers and bytes, addresses of rare families, and
+//! memory shared with the kernel.
 //!
-//! **Invariant:** all raw pointers handed to the kernel for these are made and dropped in this file.
+//! **Invariant:** all raw pointers for these calls are made and dropped in this file.
 
 use socket2::SockAddr;
 use std::{
@@ -13,7 +13,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// `in6addr_any` as C has it.
+/// `in6addr_any` as in C.
 pub(crate) const IN6_ANY: libc::in6_addr = libc::in6_addr { s6_addr: [0; 16] };
 
 /// `SO_BINDTOIFINDEX`; since Linux 5.1.
@@ -21,7 +21,7 @@ pub(crate) const SO_BINDTOIFINDEX: i32 = 62;
 /// `SO_NETNS_COOKIE`; since Linux 5.14.
 pub(crate) const SO_NETNS_COOKIE: i32 = 71;
 
-/// A value that the kernel may fill in byte by byte.
+/// A value whose bytes the kernel may fill in.
 ///
 /// # Safety
 /// Every bit pattern must be a valid value of the type.
@@ -53,7 +53,7 @@ pub(crate) fn set_socket_option(socket: &impl AsFd, level: i32, name: i32, value
     if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The address that takes a connection back: of no family.
+/// The address that disconnects a socket: its family is AF_UNSPEC.
 pub(crate) fn unspecified() -> SockAddr {
     address(|_: &mut libc::sockaddr| ())
 }
@@ -69,7 +69,7 @@ pub(crate) fn packet_address(ifindex: u32, ethertype: u16, mac: [u8; 6]) -> Sock
     })
 }
 
-/// The name of a link, for a packet socket as they were before there was a family for them.
+/// The name of a link, for the packet sockets that existed before AF_PACKET.
 pub(crate) fn link_name(name: &str) -> SockAddr {
     address(|link: &mut libc::sockaddr| {
         link.sa_family = family(libc::AF_PACKET);
@@ -92,7 +92,7 @@ fn family(family: i32) -> libc::sa_family_t {
     libc::sa_family_t::try_from(family).expect("families are small numbers")
 }
 
-/// An address of C's type `T`, all zeroes but for what `fill` writes.
+/// An address of C's type `T`. All bytes are zero except those that `fill` writes.
 fn address<T>(fill: impl FnOnce(&mut T)) -> SockAddr {
     const { assert!(size_of::<T>() <= size_of::<libc::sockaddr_storage>()) };
     let made = |storage: *mut socket2::SockAddrStorage, len: *mut libc::socklen_t| {
@@ -112,7 +112,7 @@ pub(crate) fn pktinfo(ifindex: u32) -> libc::in_pktinfo {
     libc::in_pktinfo { ipi_ifindex: ifindex.cast_signed(), ipi_spec_dst: any, ipi_addr: any }
 }
 
-/// Lends out a message with an interface named beside it, as `sendmsg(2)` takes it, to IPv4.
+/// Calls a function with an IPv4 message that names an interface in its control data, as `sendmsg(2)` takes it.
 pub(crate) fn with_pktinfo_message<R>(
     bytes: &[u8],
     to: SocketAddr,
@@ -142,9 +142,9 @@ pub(crate) fn with_pktinfo_message<R>(
     send(&raw const message)
 }
 
-/// Owns a descriptor that the kernel has just made for this process.
+/// Takes ownership of a descriptor that the kernel has just made for this process.
 pub(crate) fn received(fd: RawFd) -> OwnedFd {
-    // SAFETY: the callers have it from the message or the operation that made it, and nobody else knows of it.
+    // SAFETY: the callers have it from the message or the operation that made it, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -158,7 +158,7 @@ impl SharedMemory {
     const PROTECTION: nix::sys::mman::ProtFlags =
         nix::sys::mman::ProtFlags::PROT_READ.union(nix::sys::mman::ProtFlags::PROT_WRITE);
 
-    /// Of nothing but this process, at first.
+    /// Memory that only this process uses at first.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         let (length, flags) = (nonzero(len)?, nix::sys::mman::MapFlags::MAP_PRIVATE);
         // SAFETY: maps new memory, and lays it over nothing.
@@ -178,7 +178,7 @@ impl SharedMemory {
         self.start.as_ptr() as u64
     }
 
-    /// Puts bytes somewhere in it.
+    /// Writes bytes at an offset.
     ///
     /// # Panics
     /// When they do not fit.
@@ -186,14 +186,14 @@ impl SharedMemory {
         assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.len), "out of the memory");
         // SAFETY: just looked at: `at` lies inside.
         let to = unsafe { self.start.as_ptr().add(at) };
-        // SAFETY: the bytes fit, and the kernel looks at them only once they are published.
+        // SAFETY: the bytes fit, and the kernel reads them only after they are published.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
-    /// Lets the kernel see everything written before, by a counter in it.
+    /// Publishes all earlier writes to the kernel with a counter in the memory.
     ///
     /// # Panics
-    /// When there is no counter at that place.
+    /// When there is no counter at that offset.
     pub(crate) fn publish(&self, at: usize, value: u32) {
         assert!(at.is_multiple_of(4) && at + 4 <= self.len, "no counter there");
         // SAFETY: just looked at: `at` lies inside.
@@ -225,7 +225,7 @@ pub(crate) fn bind_packet(socket: &impl AsFd, ifindex: i32) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives a freshly opened `/dev/net/tun` its name, without packet information in front of the packets.
+/// Sets the name of a newly opened `/dev/net/tun`, without packet information before the packets.
 #[expect(clippy::cast_possible_truncation, reason = "small constants")]
 pub(crate) fn name_tun(tun: &impl AsFd, name: &str) -> io::Result<()> {
     let mut request = libc::ifreq {

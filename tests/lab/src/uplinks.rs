@@ -1,4 +1,4 @@
-//! The standard lab: a client with several ways out, all of which reach the same server.
+//! The standard lab: a client with several uplinks, all of which reach the same server.
 //!
 //! ```text
 //! client  a0 10.0.0.2/24 fd00:0::2/64  <->  b0 10.0.0.1/24 fd00:0::1/64  server   default via b0, metric 100
@@ -6,8 +6,8 @@
 //!         ...                                                         lo 198.51.100.1/32 fd00:ffff::1/128
 //! ```
 //!
-//! **Invariant:** the server is reachable over every uplink and nothing is translated, so the source address that it
-//! sees names the uplink that was used.
+//! **Invariant:** the server is reachable over every uplink without address translation, so the source address that it
+//! sees identifies the uplink.
 
 use crate::{
     error::{Error, Result},
@@ -44,9 +44,9 @@ pub const fn gateway_v6(i: u8) -> Ipv6Addr {
 /// A client, a server and the uplinks between them.
 #[derive(Debug)]
 pub struct Uplinks {
-    /// Where the programs under test run.
+    /// The namespace of the programs under test.
     pub client: Netns,
-    /// Where the [`Server`](crate::Server) runs.
+    /// The namespace of the [`Server`](crate::Server).
     pub server: Netns,
     /// The client's names of the uplinks.
     links: Vec<String>,
@@ -58,7 +58,7 @@ impl Uplinks {
         Self::with(2)
     }
 
-    /// Any number of uplinks; the lower its number, the more a route is preferred.
+    /// Any number of uplinks. Routes of a lower-numbered uplink are preferred.
     pub fn with(uplinks: u8) -> Result<Self> {
         let mut lab = Self {
             client: Netns::new("client")?,
@@ -86,7 +86,7 @@ impl Uplinks {
         format!("b{i}")
     }
 
-    /// The client's present index of uplink `i`; an error while it is removed.
+    /// The client's current index of uplink `i`; an error while the uplink is removed.
     ///
     /// # Panics
     /// When there is no uplink `i`.
@@ -102,7 +102,7 @@ impl Uplinks {
         self.client.delete_link(self.link(i))
     }
 
-    /// Makes uplink `i` again, under its first name, with a new index and with its addresses and routes.
+    /// Makes uplink `i` again, with its first name, a new index, and its addresses and routes.
     ///
     /// # Panics
     /// When there is no uplink `i`.
@@ -112,21 +112,22 @@ impl Uplinks {
         self.links[usize::from(i)].clone_from(&a);
         self.server.add_address(&b, gateway_v4(i).into(), 24)?;
         self.server.add_address(&b, gateway_v6(i).into(), 64)?;
-        // It learns the client's link-layer address when the client asks for its own, and could not ask in turn: answers come from
-        // the address of `lo`, and there is no link-local one. So it must not doubt what it has learned, as it would within seconds.
+        // The server learns the client's link-layer address from the client's own request. It could not send such a
+        // request: its answers come from the address of `lo`, and there is no link-local address. So the entry must not
+        // become stale, which would happen within seconds.
         self.server.write_sysctl(&format!("net/ipv6/neigh/{b}/delay_first_probe_time"), "3600")?;
         self.server.set_up(&b)?;
         self.configure_client(i)?;
         self.server.wait_running(&b)
     }
 
-    /// Gives the client's end of uplink `i` another name. It keeps its index, its addresses and its routes.
+    /// Renames the client's end of uplink `i`. It keeps its index, its addresses and its routes.
     ///
     /// # Panics
     /// When there is no uplink `i`.
     pub fn rename_uplink(&mut self, i: u8, new: &str) -> Result<()> {
         match self.client.rename_link(self.link(i), new) {
-            // Before Linux 6.2 an interface must be down for that, and then it loses addresses and routes.
+            // Before Linux 6.2 only an interface that is down can be renamed, and it then loses addresses and routes.
             Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
                 self.client.set_down(self.link(i))?;
                 self.client.rename_link(self.link(i), new)?;
@@ -137,7 +138,7 @@ impl Uplinks {
         self.configure_client(i)
     }
 
-    /// Brings up the client's end, with what of its addresses and routes is not there yet.
+    /// Brings up the client's end and adds its missing addresses and routes.
     fn configure_client(&self, i: u8) -> Result<()> {
         let (client, link, metric) = (&self.client, self.link(i), 100 * (u32::from(i) + 1));
         client.set_up(link)?;

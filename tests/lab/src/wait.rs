@@ -1,7 +1,7 @@
-//! Waiting for something to become true, the only kind of waiting there is in tests.
+//! Waiting for a condition. Tests wait in no other way.
 //!
-//! **Invariant:** the condition is looked at once more after the deadline, so a slow machine cannot turn a true
-//! condition into a timeout without having asked.
+//! **Invariant:** the condition is checked once more after the deadline, so a slow machine cannot turn a true condition
+//! into a timeout.
 
 use crate::error::{Error, Result};
 use std::{
@@ -9,15 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two looks: short against a test, long against a look.
+/// The time between two checks: short compared with a test, long compared with a check.
 const INTERVAL: Duration = Duration::from_millis(2);
 
-/// Waits until `condition` gives true; `what` names it in the error.
+/// Waits until `condition` returns true. `what` names it in the error.
 pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
     wait_for(what, timeout, || condition().then_some(()))
 }
 
-/// Waits until `condition` gives something, and gives that; `what` names it in the error.
+/// Waits until `condition` returns a value, and returns that. `what` names it in the error.
 pub fn wait_for<T>(what: &str, timeout: Duration, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + timeout;
     loop {
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn asks_again_until_true_and_names_what_never_became_true() {
+    fn retries_until_true_and_names_the_condition() {
         let mut looks = 0;
         let third = || {
             looks += 1;

@@ -1,4 +1,4 @@
-//! The lab proves itself before it proves anything else. Needs root; without it every test shows as ignored.
+//! Tests of the lab itself. They need root; without it every test shows as ignored.
 
 use libtest_mimic::{Arguments, Trial};
 use std::{
@@ -32,10 +32,10 @@ fn main() {
         ("capture_except_follows_new_interfaces", capture_except_follows_new_interfaces),
         ("capture_reports_what_it_lost", capture_reports_what_it_lost),
         ("an_idle_lab_is_silent", an_idle_lab_is_silent),
-        ("labs_do_not_meet", labs_do_not_meet),
+        ("labs_are_separate", labs_are_separate),
         ("load_runs_until_stdin_closes", load_runs_until_stdin_closes),
         ("tun_and_routes", tun_and_routes),
-        ("host_is_left_alone", host_is_left_alone),
+        ("host_is_unchanged", host_is_unchanged),
     ];
     let trials = tests.map(|(name, test)| {
         Trial::test(name, move || test().map_err(|error| chain(error.as_ref()).into())).with_ignored_flag(!root)
@@ -55,7 +55,7 @@ fn sent(packets: &[Packet], kind: Kind) -> usize {
     packets.iter().filter(|packet| packet.direction == Direction::Out && packet.kind == kind).count()
 }
 
-/// The server's addresses, and for each the client's on the uplink that is used without steering.
+/// The server's addresses, each with the client's address on the uplink that is used without steering.
 fn clients() -> [(IpAddr, IpAddr); 2] {
     [(SERVER_V4.into(), client_v4(0).into()), (SERVER_V6.into(), client_v6(0).into())]
 }
@@ -98,7 +98,7 @@ fn unsteered_traffic_takes_the_first_uplink() -> Outcome {
         assert_eq!(of(Transport::Udp, b"steer-probe\n"), 4, "{seen:?}");
     }
 
-    // Without the first uplink everything takes the second: the silence above was not the capture's.
+    // Without the first uplink all traffic uses the second. So the silence above was real, and the capture works.
     lab.remove_uplink(0)?;
     let outcome = lab.client.run(|| Probe::new(Proto::Udp, SERVER_V4, server.port()).run())?;
     assert_eq!(outcome.saw, Some(client_v4(1).to_string()), "{outcome:?}");
@@ -128,7 +128,7 @@ fn probe_binary_inside_a_namespace() -> Outcome {
 fn probe_as_nobody() -> Outcome {
     let lab = Uplinks::new()?;
     let server = Server::start(&lab.server)?;
-    // The binary may lie where nobody may not look.
+    // User nobody may be unable to reach the binary's directory.
     let directory = std::env::temp_dir().join(format!("steer-lab-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
     let program = directory.join("steer-probe");
@@ -141,7 +141,7 @@ fn probe_as_nobody() -> Outcome {
     let outcomes = parse_outcomes(std::str::from_utf8(&output.stdout)?)?;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     for outcome in outcomes {
-        // Ping needs no privilege, a raw socket does.
+        // Ping needs no privilege; a raw socket does.
         let expected = (outcome.proto == Proto::Raw).then_some("EPERM");
         assert_eq!(outcome.error.as_deref(), expected, "{outcome:?}");
         if outcome.proto == Proto::Raw {
@@ -158,7 +158,7 @@ fn probe_reports_errors() -> Outcome {
 
     let refused = run(SERVER_V4.into())?;
     assert_eq!((refused.error.as_deref(), refused.stage), (Some("ECONNREFUSED"), Stage::Connect));
-    // Nobody has that address on the link, and neighbour discovery takes longer than the probe's patience.
+    // No host has that address on the link, and neighbour discovery takes longer than the probe's timeout.
     let silent = run([10, 0, 0, 77].into())?;
     assert_eq!((silent.error.as_deref(), silent.stage), (Some("ETIMEDOUT"), Stage::Connect));
     let unanswered = lab.client.run(|| Probe { proto: Proto::Udp, ..probe([10, 0, 0, 77].into()) }.run())?;
@@ -233,7 +233,7 @@ fn capture_except_follows_new_interfaces() -> Outcome {
     assert_eq!((sent(&packets, Kind::Udp), sent(&packets, Kind::Arp)), (1, 1), "{packets:#?}");
     assert!(packets.iter().all(|packet| Some(packet.ifindex) == lab.ifindex(1).ok()), "{packets:#?}");
 
-    // A new interface is not an allowed one, whatever its name, until it is declared to be.
+    // A new interface is not allowed, whatever its name, until it is declared as allowed.
     lab.remove_uplink(0)?;
     lab.create_uplink(0)?;
     send(&lab, 0)??;
@@ -272,7 +272,7 @@ fn an_idle_lab_is_silent() -> Outcome {
     peer.set_up("b")?;
     lab.set_up("a")?;
     lab.wait_running("a")?;
-    // The groups of IPv6 addresses are reported to routers, and that is all there may be.
+    // The groups of IPv6 addresses are reported to routers; no other packets may appear.
     lab.add_address("a", client_v6(0).into(), 64)?;
     let mut packets = Vec::new();
     wait_until("the kernel has reported the address's group", LONG, || {
@@ -283,7 +283,7 @@ fn an_idle_lab_is_silent() -> Outcome {
     Ok(())
 }
 
-fn labs_do_not_meet() -> Outcome {
+fn labs_are_separate() -> Outcome {
     let (one, two) = (Uplinks::new()?, Uplinks::with(3)?);
     let (server, other) = (Server::start(&one.server)?, Server::start(&two.server)?);
     let mut capture = Capture::start_except(&two.client, &["lo"])?;
@@ -336,7 +336,7 @@ fn tun_and_routes() -> Outcome {
     netns.add_route([203, 0, 113, 0].into(), 24, None, "tun0", 50)?;
     netns.add_route([203, 0, 113, 0].into(), 24, None, "tun0", 50)?;
 
-    // A link without link layer: nothing but the datagram.
+    // A link without a link layer: only the datagram.
     let mut capture = Capture::start(&netns, "tun0")?;
     send()??;
     let packets = capture.take()?;
@@ -348,14 +348,14 @@ fn tun_and_routes() -> Outcome {
     Ok(())
 }
 
-fn host_is_left_alone() -> Outcome {
+fn host_is_unchanged() -> Outcome {
     let namespace = || std::fs::read_link("/proc/thread-self/ns/net");
     let home = namespace()?;
     let lab = Uplinks::with(1)?;
     assert_eq!(namespace()?, home);
     assert_ne!(lab.client.run(namespace)??, home);
     assert_ne!(lab.client.cookie()?, lab.server.cookie()?);
-    // Names that no host has, so that whoever else makes interfaces meanwhile does not disturb.
+    // Names that no host has, so that interfaces that others make meanwhile do not disturb.
     let names = ["steer-lab-x", "steer-lab-y"];
     steer_lab::create_veth(&lab.client, names[0], &lab.server, names[1])?;
     let of_host = nix::net::if_::if_nameindex()?;

@@ -1,4 +1,4 @@
-//! A bundle: what an OCI runtime starts a container from.
+//! An OCI bundle, from which a runtime starts a container.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use steer_lab::Netns;
 
 use super::Host;
 
-/// The capabilities that Docker and Podman give a container's root, with that for raw sockets.
+/// The capabilities that Docker and Podman give to a container's root, plus the one for raw sockets.
 const CAPABILITIES: [&str; 12] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -33,14 +33,14 @@ const CAPABILITIES: [&str; 12] = [
 pub enum Network<'n> {
     /// The host's.
     Host,
-    /// A new one with nothing but loopback.
+    /// A new one with only loopback.
     None,
-    /// One that is there.
+    /// An existing one.
     Joined(&'n Netns),
 }
 
 impl Network<'_> {
-    /// Its path, if it is there already.
+    /// Its path, if it exists already.
     pub fn path(self) -> Option<String> {
         match self {
             Self::Joined(netns) => Some(format!("/proc/{}/fd/{}", std::process::id(), netns.fd().as_raw_fd())),
@@ -49,7 +49,7 @@ impl Network<'_> {
     }
 }
 
-/// What is in a bundle.
+/// The contents of a bundle.
 #[derive(Clone, Debug)]
 pub struct Bundle<'n> {
     id: String,
@@ -58,12 +58,12 @@ pub struct Bundle<'n> {
     environment: Vec<String>,
     command: Vec<String>,
     network: Network<'n>,
-    /// For each stage, what is executed.
+    /// The commands of each stage.
     hooks: BTreeMap<&'static str, Vec<String>>,
 }
 
 impl<'n> Bundle<'n> {
-    /// A container called `id` in the cgroup `/{id}`, in the host's network, without hooks.
+    /// A container named `id` in the cgroup `/{id}`, in the host's network, without hooks.
     pub fn new(id: &str) -> Self {
         Self {
             id: id.to_owned(),
@@ -81,61 +81,61 @@ impl<'n> Bundle<'n> {
         &self.id
     }
 
-    /// The container's cgroup as its host calls it.
+    /// The path of the container's cgroup on its host.
     pub fn cgroup(&self) -> String {
         format!("{}/{}", self.parent, self.id)
     }
 
-    /// With its cgroup in this one.
+    /// Puts its cgroup into this cgroup.
     #[must_use]
     pub fn parent(mut self, parent: &str) -> Self {
         parent.clone_into(&mut self.parent);
         self
     }
 
-    /// With one more annotation.
+    /// Adds an annotation.
     #[must_use]
     pub fn annotate(mut self, name: &str, value: &str) -> Self {
         self.annotations.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// With one more variable of its environment.
+    /// Adds an environment variable.
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push(format!("{name}={value}"));
         self
     }
 
-    /// In another network.
+    /// Uses another network.
     #[must_use]
     pub fn network(mut self, network: Network<'n>) -> Self {
         self.network = network;
         self
     }
 
-    /// Running this, not a long sleep.
+    /// Runs this command instead of a long sleep.
     #[must_use]
     pub fn command(mut self, command: &[String]) -> Self {
         command.clone_into(&mut self.command);
         self
     }
 
-    /// With `steer hook oci` at the two stages.
+    /// Adds `steer hook oci` at the two stages.
     #[must_use]
     pub fn hooked(self, host: &Host<'_>) -> Self {
         let line = host.hook_line("oci");
         self.hook("createRuntime", &line).hook("poststop", &line)
     }
 
-    /// With this line at this stage.
+    /// Adds this command at this stage.
     #[must_use]
     pub fn hook(mut self, stage: &'static str, line: &[String]) -> Self {
         self.hooks.insert(stage, line.to_vec());
         self
     }
 
-    /// Writes it, and returns its directory.
+    /// Writes the bundle and returns its directory.
     pub fn write(&self, host: &Host<'_>) -> anyhow::Result<PathBuf> {
         let directory = host.directory().join("bundles").join(&self.id);
         fs::create_dir_all(&directory)?;
@@ -145,7 +145,7 @@ impl<'n> Bundle<'n> {
         Ok(directory)
     }
 
-    /// Where crun puts what a hook complains of, which it shows to nobody; runc has it in its own complaint.
+    /// The file to which crun writes the errors of a hook, which it does not show. runc includes them in its own error.
     pub(super) fn complaints(&self, host: &Host<'_>) -> PathBuf {
         host.directory().join(format!("{}.hook", self.id))
     }

@@ -1,4 +1,4 @@
-//! Where the traffic of a container goes.
+//! Checks of the path that a container's traffic takes.
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Capture, Server, Uplinks, leaks, parse_outcomes};
@@ -6,30 +6,30 @@ use steer_lab::{Capture, Server, Uplinks, leaks, parse_outcomes};
 use super::Host;
 use crate::{Bed, Output, Spy, User, check_outcomes};
 
-/// The ways out that a container has, and the server behind them.
+/// The uplinks that a container has, and the server behind them.
 #[derive(Clone, Copy)]
 pub struct Ways<'n> {
-    /// The container is in `client`.
+    /// The namespaces; the container is in `client`.
     pub net: &'n Uplinks,
     /// Answers behind the uplinks.
     pub server: &'n Server,
 }
 
 impl Bed {
-    /// The ways out of a container that shares the host's network.
+    /// The uplinks of a container that shares the host's network.
     pub fn ways(&self) -> Ways<'_> {
         Ways { net: &self.net, server: &self.server }
     }
 }
 
-/// The client in a container, with arguments that make it try everything once.
+/// The client in a container, with arguments that make it try each way once.
 pub fn everything(ways: Ways<'_>) -> Vec<String> {
     let port = ways.server.port().to_string();
     ["/bed/steer-probe", "--json", "--all", "--port", &port, "--timeout-ms", "500"].map(str::to_owned).to_vec()
 }
 
 impl Host<'_> {
-    /// Watches the container's network, and this host's where that is another.
+    /// Captures in the container's network, and in the host's network if that is another.
     fn spies(&self, ways: Ways<'_>, allowed: &[&str]) -> anyhow::Result<Vec<Spy>> {
         let mut spies = vec![Spy::in_netns(&ways.net.client, ways.server, allowed)?];
         if !std::ptr::eq(ways.net, &raw const self.bed.net) {
@@ -38,8 +38,7 @@ impl Host<'_> {
         Ok(spies)
     }
 
-    /// What a container's [`everything`] sends, which `run` makes run as its root, leaves by uplink `i` and no other
-    /// link.
+    /// Checks that the packets of a container's [`everything`], which `run` runs as its root, leave only by uplink `i`.
     pub fn check_steered(
         &self,
         ways: Ways<'_>,
@@ -62,7 +61,7 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// What it sends goes by the default route.
+    /// Checks that its traffic uses the default route.
     pub fn check_unsteered(&self, ways: Ways<'_>, run: impl FnOnce() -> anyhow::Result<Output>) -> anyhow::Result<()> {
         let ran = run()?;
         let outcomes = parse_outcomes(&ran.stdout).with_context(|| format!("{ran:?}"))?;
@@ -73,7 +72,7 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// Nothing of what it sends leaves by any link, or it does not even start.
+    /// Checks that none of its packets leaves by any link, or that it does not start.
     pub fn check_silent<R>(&self, ways: Ways<'_>, run: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<R> {
         let mut spies = self.spies(ways, &[])?;
         let ran = run()?;
@@ -81,7 +80,7 @@ impl Host<'_> {
         Ok(ran)
     }
 
-    /// Nothing of what it sends leaves by another link than uplink `i`, whether it starts or not.
+    /// Checks that none of its packets leaves by another link than uplink `i`, whether it starts or not.
     pub fn check_silent_but<R>(
         &self,
         ways: Ways<'_>,
@@ -94,7 +93,7 @@ impl Host<'_> {
         Ok(ran)
     }
 
-    /// Nothing of what it sends leaves by any link, and it is told so.
+    /// Checks that none of its packets leaves by any link, and that it gets an error.
     pub fn check_closed(&self, ways: Ways<'_>, run: impl FnOnce() -> anyhow::Result<Output>) -> anyhow::Result<()> {
         let ran = self.check_silent(ways, run)?;
         let outcomes = parse_outcomes(&ran.stdout).with_context(|| format!("{ran:?}"))?;

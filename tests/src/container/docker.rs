@@ -1,4 +1,4 @@
-//! Docker, its daemon and its containerd on a host of containers, with the binary under test as one of its runtimes.
+//! Docker, its daemon and its containerd on a host of containers. The binary under test is one of its runtimes.
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use steer_lab::wait_until;
 use super::{Host, installed};
 use crate::{PATIENCE, output};
 
-/// The name of the image: an empty root, to which `/usr` and `/bed` are to be bound.
+/// The name of the image. Its root is empty; `/usr` and `/bed` must be bind-mounted.
 const IMAGE: &str = "lab";
 
-/// Docker on a host. Dropped, its daemon is killed; its containers go with the host.
+/// Docker on a host. On drop, its daemon is killed; its containers end with the host.
 pub struct Docker<'h, 'b> {
     host: &'h Host<'b>,
     path: PathBuf,
@@ -24,8 +24,8 @@ pub struct Docker<'h, 'b> {
 }
 
 impl<'h, 'b> Docker<'h, 'b> {
-    /// Starts its daemon, with a runtime `steered` that is `steer hook wrap`, and one called `vpn` that asks for that
-    /// policy. [`NotHere`](crate::NotHere) where something of it is not installed.
+    /// Starts its daemon with a runtime `steered`, which is `steer hook wrap`, and a runtime `vpn`, which requests the
+    /// policy of that name. [`NotHere`](crate::NotHere) where a required program is not installed.
     pub fn start(host: &'h Host<'b>) -> anyhow::Result<Self> {
         let path = installed("docker", "docker.io")?;
         let program = installed("dockerd", "docker.io")?;
@@ -70,19 +70,19 @@ impl<'h, 'b> Docker<'h, 'b> {
         Ok(())
     }
 
-    /// What its daemon has logged.
+    /// The log of its daemon.
     pub fn log(&self) -> String {
         fs::read_to_string(self.host.directory().join("docker.log")).unwrap_or_default()
     }
 
-    /// A command of it.
+    /// A `docker` command.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.host.command(&self.path);
         command.args(arguments);
         command
     }
 
-    /// `run` with these options; the container's command is to be added.
+    /// `docker run` with these options; the caller adds the container's command.
     pub fn run(&self, options: &[&str]) -> Command {
         let bed = format!("{}:/bed:ro", self.host.bed.directory.display());
         let mut command = self.command(&["run"]);

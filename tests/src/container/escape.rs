@@ -1,4 +1,4 @@
-//! Attempts to escape from inside a container, all of them, as its root.
+//! All attempts to escape from inside a container, as its root.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -11,9 +11,9 @@ use crate::{
     escape::{is_marker, leaked},
 };
 
-/// How many run at once: each mostly waits for an answer that never comes.
+/// The number of concurrent attempts: most of them wait for an answer that never comes.
 const AT_ONCE: usize = 16;
-/// Past the IP stack: stopped only where steer says that it covers that.
+/// These bypass the IP stack. steer stops them only where it reports that it covers them.
 const PAST_IP: [Vector; 8] = [
     Vector::PacketRaw,
     Vector::PacketDgram,
@@ -26,9 +26,9 @@ const PAST_IP: [Vector; 8] = [
 ];
 
 impl Host<'_> {
-    /// None of the attempts that a container of the host's network makes, steered to `a1`, gets a packet out by
-    /// another link; `run` makes a shell run a line in it. That the captures see is shown by packets from outside the
-    /// container.
+    /// Checks that no attempt of a container in the host's network, steered to `a1`, gets a packet out by another link.
+    /// `run` makes a shell in the container run a line. Packets from outside the container prove that the captures
+    /// work.
     pub fn check_no_escape(&self, run: impl FnOnce(&str) -> anyhow::Result<Output>) -> anyhow::Result<()> {
         let bed = self.bed;
         let line = self.attempts()?;
@@ -61,7 +61,7 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// A shell's line that makes all attempts.
+    /// A shell line that makes all attempts.
     fn attempts(&self) -> anyhow::Result<String> {
         let covered = self.bed.not_covered()?.is_none();
         let mut line = String::new();

@@ -1,8 +1,8 @@
-//! A host of containers: the bed's client, with a hierarchy of cgroups that has the bed's cgroup as its root, and
-//! directories of its own wherever a runtime keeps something.
+//! A host of containers: the bed's client, with a cgroup hierarchy whose root is the bed's cgroup, and with its own
+//! directories wherever a runtime stores data.
 //!
-//! **Invariant:** it has no daemon and no container that outlives it, also when the test is killed: its processes are
-//! in the bed's cgroup, and all of them are killed when the test's end of a pipe closes.
+//! **Invariant:** no daemon and no container outlives it, also when the test is killed. Its processes are in the bed's
+//! cgroup, and all of them are killed when the test's end of a pipe closes.
 
 use std::{
     fs,
@@ -16,12 +16,12 @@ use steer_lab::wait_until;
 
 use crate::{Bed, Cgroup, Daemon, NotHere, Output, PATIENCE, User, binary, output};
 
-/// The status by which `host.sh` says that it cannot build the host.
+/// The exit status with which `host.sh` reports that it cannot build the host.
 const CANNOT_BE_BUILT: i32 = 77;
 
-/// A host of containers. Dropped, it is gone with all of them.
+/// A host of containers. On drop, it and its containers are removed.
 pub struct Host<'b> {
-    /// The bed it is in.
+    /// The bed that contains it.
     pub bed: &'b Bed,
     keeper: Child,
     input: Option<ChildStdin>,
@@ -29,11 +29,11 @@ pub struct Host<'b> {
 }
 
 impl<'b> Host<'b> {
-    /// Makes one. [`NotHere`] where that cannot be done.
+    /// Makes one. [`NotHere`] where that is not possible.
     pub fn new(bed: &'b Bed) -> anyhow::Result<Self> {
         let directory = bed.directory.join("host");
         fs::create_dir(&directory)?;
-        // Copies of the programs that containers run, for all to execute.
+        // Copies of the programs that containers run, executable for all users.
         bed.client(None, User::Root)?;
         bed.lab_program("STEER_ESCAPE", "steer-escape", None, User::Root)?;
         let complaints = bed.directory.join("host.log");
@@ -61,17 +61,17 @@ impl<'b> Host<'b> {
         Ok(host)
     }
 
-    /// A directory that is the same inside and outside; it is gone with the bed.
+    /// A directory with the same path inside and outside; it is removed with the bed.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// What a container has as its root. `/usr` and `/bed` in it are to be bound.
+    /// The root directory of a container. `/usr` and `/bed` must be bind-mounted in it.
     pub fn rootfs(&self) -> PathBuf {
         self.directory.join("rootfs")
     }
 
-    /// A command in this host, in a cgroup for runtimes.
+    /// A command on this host, in the cgroup for runtimes.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -86,7 +86,7 @@ impl<'b> Host<'b> {
         command
     }
 
-    /// The binary under test, in this host and on the bed's pins.
+    /// The binary under test, on this host and with the bed's pins.
     pub fn steer(&self, arguments: &[&str]) -> Command {
         let mut line = self.steer_line();
         let mut command = self.command(line.remove(0));
@@ -94,14 +94,14 @@ impl<'b> Host<'b> {
         command
     }
 
-    /// The binary under test with the arguments that lead to the bed's pins.
+    /// The binary under test with the arguments that select the bed's pins.
     pub fn steer_line(&self) -> Vec<String> {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let (steer, pins) = (binary("STEER_BIN", "steer"), self.bed.pins.clone());
         vec![text(steer), "--bpffs".into(), text(pins), "--socket".into(), text(self.bed.socket())]
     }
 
-    /// The line of a hook, with the bed's configuration: `hook`, its kind and its arguments.
+    /// The command line of a hook, with the bed's configuration: `hook`, its kind and its arguments.
     pub fn hook_line(&self, kind: &str) -> Vec<String> {
         let mut line = self.steer_line();
         let config = self.bed.config_file().to_string_lossy().into_owned();
@@ -109,7 +109,7 @@ impl<'b> Host<'b> {
         line
     }
 
-    /// Starts the daemon of the bed in this host, and waits until it is ready. In the configuration, the bed's cgroup
+    /// Starts the daemon of the bed on this host, and waits until it is ready. In the configuration, the bed's cgroup
     /// is `/`.
     pub fn daemon(&self) -> anyhow::Result<Daemon> {
         let mut command = self.steer(&["daemon", "--config"]);
@@ -124,7 +124,7 @@ impl<'b> Host<'b> {
         Ok(serde_json::from_str(&status.stdout)?)
     }
 
-    /// The policy that holds for a cgroup of this host by hand, as `status` names it.
+    /// The name of the policy that is attached manually to a cgroup of this host, as `status` reports it.
     pub fn attached(&self, cgroup: &str) -> anyhow::Result<Option<String>> {
         let status = self.status()?;
         let policies = status["policies"].as_array().context("no policies")?;
@@ -135,7 +135,7 @@ impl<'b> Host<'b> {
         Ok(policies.iter().find(holds).and_then(|policy| policy["name"].as_str()).map(str::to_owned))
     }
 
-    /// The cgroups of this host but the runtimes' own, by their paths.
+    /// The paths of this host's cgroups, without those of the runtimes.
     pub fn cgroups(&self) -> Vec<String> {
         let root = self.bed.cgroup.directory();
         let mut found = Vec::new();
@@ -152,12 +152,12 @@ impl<'b> Host<'b> {
         found
     }
 
-    /// No container has left anything: no link, no record, no policy that was made for it.
+    /// Checks that no container has left a link, a record, or a policy that was made for it.
     pub fn check_nothing_left(&self) -> anyhow::Result<()> {
         self.check_only_links_of(&[])
     }
 
-    /// No container has left anything; only these cgroups have links, which the configuration gives them.
+    /// Checks that no container has left anything. Only these cgroups have links, which the configuration gives them.
     pub fn check_only_links_of(&self, cgroups: &[&Cgroup]) -> anyhow::Result<()> {
         let links = fs::read_dir(self.bed.abi().join("links")).into_iter().flatten().flatten();
         let mut links = links.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>();
@@ -176,12 +176,12 @@ impl<'b> Host<'b> {
         Ok(())
     }
 
-    /// As [`Self::check_nothing_left`], for where the kernel takes its time to detach the links of a removed cgroup,
-    /// and the next command sweeps what is left.
-    pub fn wait_until_nothing_left(&self, sweep: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    /// As [`Self::check_nothing_left`], where the kernel detaches the links of a removed cgroup with a delay and the
+    /// next command removes the leftovers.
+    pub fn wait_until_nothing_left(&self, clean_up: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let mut last = Ok(());
         let gone = wait_until("all to be gone", PATIENCE, || {
-            last = sweep().and_then(|()| self.check_nothing_left());
+            last = clean_up().and_then(|()| self.check_nothing_left());
             last.is_ok()
         });
         last.and(gone.map_err(Into::into))
@@ -196,20 +196,20 @@ impl<'b> Host<'b> {
         output(command.args(line).stdin(fs::File::open(&file)?))
     }
 
-    /// Calls the hook as a runtime does for a container that is gone.
+    /// Calls the hook as a runtime does for a removed container.
     pub fn clean_up(&self) -> anyhow::Result<()> {
         let state = serde_json::json!({"ociVersion": "1.0.2", "id": "gone", "status": "stopped", "bundle": "/"});
-        let swept = self.hook(&state)?;
-        ensure!(swept.code == 0, "poststop: {swept:?}");
+        let removed = self.hook(&state)?;
+        ensure!(removed.code == 0, "poststop: {removed:?}");
         Ok(())
     }
 
-    /// The process that keeps the host, which is in the runtimes' cgroup.
+    /// The process that keeps the host. It is in the runtimes' cgroup.
     pub fn pid(&self) -> u32 {
         self.keeper.id()
     }
 
-    /// Runs a command of this host to its end, which must be a good one, and returns what it printed.
+    /// Runs a command on this host, which must succeed, and returns its standard output.
     pub fn succeed(&self, command: &mut Command) -> anyhow::Result<String> {
         let output = output(command)?;
         ensure!(output.code == 0, "{command:?}: {output:?}");
@@ -219,7 +219,7 @@ impl<'b> Host<'b> {
 
 impl Drop for Host<'_> {
     fn drop(&mut self) {
-        // Also the runtimes' daemons, which hold the mounts.
+        // This includes the runtimes' daemons, which hold the mounts.
         drop(self.input.take());
         let _ = fs::write(self.bed.cgroup.directory().join("cgroup.kill"), "1");
         let _ = self.keeper.kill();

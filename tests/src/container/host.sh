@@ -1,5 +1,5 @@
-# Becomes a host of containers, in namespaces of its own. $1: an empty directory for its files. Says `ready`, and ends, with all that
-# is in its cgroups, when its input does. Status 77 where such a host cannot be built.
+# Becomes a host of containers, in its own namespaces. $1: an empty directory for its files. Prints `ready`. When its input
+# closes, it ends with all processes in its cgroups. Exit status 77: such a host cannot be built here.
 set -e
 trap 'exit 77' EXIT
 # The pins are those of the test.
@@ -12,7 +12,7 @@ mount --move "$1/bpf" /sys/fs/bpf
 mount -t tmpfs run /run -o mode=755
 mkdir -p /run/lock /run/netns "$1/var"
 mount --bind "$1/var" /var/lib
-# The root of a container: its programs are this machine's, bound to usr; the test's are in bed.
+# The root of a container: usr is for this machine's programs, bed for the test's.
 for directory in bed dev etc proc run sys tmp usr var; do
 	mkdir -p "$1/rootfs/$directory"
 done

@@ -1,8 +1,8 @@
-//! Beds for containers: a host of them inside a bed, the runtimes that start them, and the check of where their traffic
-//! goes.
+//! Beds for containers: a host of containers inside a bed, the runtimes that start them, and the checks of their
+//! traffic.
 //!
-//! **Invariant:** whatever a runtime does, it does in namespaces that end with the bed: its mounts, its bridges and
-//! its rules of the packet filter are on no network or directory of this machine.
+//! **Invariant:** a runtime acts only in namespaces that end with the bed. Its mounts, bridges and packet filter rules
+//! are on no network and in no directory of this machine.
 
 mod bundle;
 mod check;
@@ -25,10 +25,10 @@ use std::path::{Path, PathBuf};
 
 use crate::NotHere;
 
-/// Where an installed program is. [`NotHere`] where it is not.
+/// The path of an installed program. [`NotHere`] where it is not installed.
 fn installed(program: &str, package: &str) -> anyhow::Result<PathBuf> {
     let directories = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
     let found = directories.iter().map(|directory| Path::new(directory).join(program)).find(|path| path.exists());
-    let missing = || NotHere(format!("{program} is not installed; Debian's package {package} has it"));
+    let missing = || NotHere(format!("{program} is not installed; install Debian's package {package}"));
     Ok(found.ok_or_else(missing)?)
 }

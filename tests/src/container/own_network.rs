@@ -1,4 +1,4 @@
-//! A network namespace for a container that has several ways out, and a server behind them.
+//! A network namespace for a container with several uplinks, and a server behind them.
 
 use anyhow::ensure;
 use steer_lab::{Server, Uplinks};
@@ -6,7 +6,7 @@ use steer_lab::{Server, Uplinks};
 use super::Ways;
 use crate::Bed;
 
-/// A network namespace with uplinks of its own, called as the bed's are, with other indexes.
+/// A network namespace with its own uplinks. They have the names of the bed's uplinks and other indexes.
 pub struct OwnNetwork {
     /// The container's namespace is `client`.
     pub net: Uplinks,
@@ -15,7 +15,7 @@ pub struct OwnNetwork {
 }
 
 impl OwnNetwork {
-    /// Makes one beside a bed.
+    /// Makes one in addition to a bed.
     pub fn new(bed: &Bed) -> anyhow::Result<Self> {
         let mut net = Uplinks::new()?;
         let server = Server::start(&net.server)?;
@@ -25,7 +25,7 @@ impl OwnNetwork {
         Ok(Self { net, server })
     }
 
-    /// Where a container in it is.
+    /// The uplinks of a container in this namespace.
     pub fn ways(&self) -> Ways<'_> {
         Ways { net: &self.net, server: &self.server }
     }

@@ -1,4 +1,4 @@
-//! Podman, with images, networks and hooks of its own.
+//! Podman, with its own images, networks and hooks.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -17,20 +17,20 @@ pub struct Podman<'h, 'b> {
 }
 
 impl<'h, 'b> Podman<'h, 'b> {
-    /// Sets it up with the hook. [`NotHere`](crate::NotHere) where something of it is not installed.
+    /// Sets it up with the hook. [`NotHere`](crate::NotHere) where a required program is not installed.
     pub fn new(host: &'h Host<'b>) -> anyhow::Result<Self> {
         let path = installed("podman", "podman")?;
         for (program, package) in [("conmon", "conmon"), ("runc", "runc"), ("iptables", "iptables")] {
             installed(program, package)?;
         }
         if !fs::exists("/usr/lib/podman/netavark")? {
-            return Err(crate::NotHere("netavark is not installed; Debian's package netavark has it".into()).into());
+            return Err(crate::NotHere("netavark is not installed; install Debian's package netavark".into()).into());
         }
         let podman = Self { host, path };
         let (directory, hooks) = (host.directory().display(), host.directory().join("hooks.d"));
         fs::create_dir(&hooks)?;
         fs::write(hooks.join("steer.json"), podman.hook()?.to_string())?;
-        // Few limits: there may be no controllers, and no right to raise any.
+        // Few limits: the host may lack controllers and the right to raise limits.
         let config = format!(
             "[containers]\npids_limit = 0\ndefault_ulimits = [\"nofile=1024:4096\", \"nproc=4096:4096\"]\n\
              [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{directory}/networks\"\n\
@@ -61,7 +61,7 @@ impl<'h, 'b> Podman<'h, 'b> {
         Ok(hook)
     }
 
-    /// A command of it.
+    /// A `podman` command.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.host.command(&self.path);
         command.env("CONTAINERS_CONF", self.host.directory().join("containers.conf"));
@@ -70,7 +70,7 @@ impl<'h, 'b> Podman<'h, 'b> {
         command
     }
 
-    /// `run` with these options, of which the first may be `--detach`; the container's command is to be added.
+    /// `podman run` with these options, of which the first may be `--detach`; the caller adds the container's command.
     pub fn run(&self, options: &[&str]) -> Command {
         let bed = format!("{}:/bed:ro", self.host.bed.directory.display());
         let rootfs = self.host.rootfs().to_string_lossy().into_owned();
@@ -80,7 +80,7 @@ impl<'h, 'b> Podman<'h, 'b> {
         command
     }
 
-    /// A property of a container, as a template of `inspect` gives it.
+    /// A property of a container, selected by a template of `inspect`.
     pub fn inspect(&self, name: &str, template: &str) -> anyhow::Result<String> {
         let printed = self.host.succeed(&mut self.command(&["inspect", "--format", template, name]))?;
         Ok(printed.trim().to_owned())

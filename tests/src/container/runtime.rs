@@ -1,4 +1,4 @@
-//! runc and crun, as they are or wrapped.
+//! runc and crun, unmodified or wrapped.
 
 use std::{
     fs,
@@ -16,11 +16,11 @@ use crate::{Output, output};
 pub struct Runtime {
     name: &'static str,
     path: PathBuf,
-    /// What is executed in its place, and executes it.
+    /// The command that is executed in its place and that executes it.
     wrapper: Vec<String>,
 }
 
-/// A container that has been created. Dropped, it is killed and removed.
+/// A created container. On drop, it is killed and removed.
 pub struct Container<'h, 'b> {
     runtime: Runtime,
     host: &'h Host<'b>,
@@ -33,7 +33,7 @@ impl Runtime {
         Ok(Self { name, path: installed(name, name)?, wrapper: Vec::new() })
     }
 
-    /// The same behind a wrapper; the runtime and its arguments follow the wrapper's own.
+    /// The same with a wrapper. The runtime and its arguments follow the wrapper's own arguments.
     #[must_use]
     pub fn wrapped(mut self, wrapper: Vec<String>) -> Self {
         self.wrapper = wrapper;
@@ -54,27 +54,27 @@ impl Runtime {
         command
     }
 
-    /// Runs a container to its end, and removes it.
+    /// Runs a container, waits for its end, and removes it.
     pub fn run(&self, host: &Host<'_>, bundle: &Bundle<'_>) -> anyhow::Result<Output> {
         let mut ran = output(&mut self.run_command(host, bundle)?)?;
         ran.stderr += &fs::read_to_string(bundle.complaints(host))?;
         Ok(ran)
     }
 
-    /// The command that runs a container to its end, and removes it.
+    /// The command that runs a container, waits for its end, and removes it.
     pub fn run_command(&self, host: &Host<'_>, bundle: &Bundle<'_>) -> anyhow::Result<Command> {
         let directory = bundle.write(host)?.to_string_lossy().into_owned();
         Ok(self.command(host, &["run", "--bundle", &directory, bundle.id()]))
     }
 
-    /// Creates a container, its program not yet started. What it prints is lost. The error is what the runtime says.
+    /// Creates a container without starting its program. Its output is discarded. The error is the runtime's message.
     pub fn create<'h, 'b>(
         &self,
         host: &'h Host<'b>,
         bundle: &Bundle<'_>,
     ) -> anyhow::Result<Result<Container<'h, 'b>, Output>> {
         let directory = bundle.write(host)?.to_string_lossy().into_owned();
-        // The container keeps what it gets as its output open, so it gets files.
+        // The container keeps its output open, so its output goes to files.
         let log = host.directory().join(format!("{}.log", bundle.id()));
         let mut command = self.command(host, &["create", "--bundle", &directory, bundle.id()]);
         let status = command.stdout(Stdio::null()).stderr(fs::File::create(&log)?).status()?;
@@ -108,19 +108,19 @@ impl Container<'_, '_> {
         output(&mut self.runtime.command(self.host, &["start", &self.id]))
     }
 
-    /// Runs a command in it.
+    /// Runs a command in the container.
     pub fn exec(&self, command: &[String]) -> anyhow::Result<Output> {
         output(&mut self.exec_command(command))
     }
 
-    /// A command in it.
+    /// A command in the container.
     pub fn exec_command(&self, command: &[String]) -> Command {
         let mut exec = self.runtime.command(self.host, &["exec", &self.id]);
         exec.args(command);
         exec
     }
 
-    /// Its first process, as its host sees it.
+    /// Its first process, in the PID namespace of its host.
     pub fn pid(&self) -> anyhow::Result<u32> {
         let state = self.host.succeed(&mut self.runtime.command(self.host, &["state", &self.id]))?;
         let state: serde_json::Value = serde_json::from_str(&state)?;

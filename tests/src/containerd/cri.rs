@@ -1,5 +1,5 @@
-//! The runtime's interface for Kubernetes, CRI, as far as the tests call it: gRPC on a unix socket, the messages by
-//! hand.
+//! CRI, the runtime interface of Kubernetes, as far as the tests need it: gRPC on a UNIX socket, with manually written
+//! messages.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::{net::UnixStream, time::timeout};
 /// Longer than any call takes.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Calls a method and waits for its answer. The error is what the runtime says.
+/// Calls a method and waits for its answer. The error is the runtime's message.
 pub(super) fn call<A: Message + Default>(socket: &Path, method: &str, question: &impl Message) -> anyhow::Result<A> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(async { timeout(PATIENCE, ask(socket, method, question)).await });
@@ -48,11 +48,11 @@ async fn ask(socket: &Path, method: &str, question: &impl Message) -> anyhow::Re
     if said("grpc-status") != Some("0") {
         bail!("{method}: {}", unescaped(said("grpc-message").unwrap_or("no message")));
     }
-    ensure!(answer.len() >= 5, "{method}: a cut answer");
+    ensure!(answer.len() >= 5, "{method}: a truncated answer");
     Ok(answer.split_off(5).freeze())
 }
 
-/// Undoes the `%xx` of a message.
+/// Decodes the `%xx` of a message.
 fn unescaped(message: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = message.as_bytes();
@@ -131,7 +131,7 @@ pub(super) struct RunSandbox {
     pub(super) config: Option<SandboxConfig>,
 }
 
-/// Whatever is said by an id alone, in questions and answers.
+/// Requests and answers that contain only an id.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Id {
     #[prost(string, tag = "1")]
@@ -261,7 +261,7 @@ struct Condition {
 }
 
 impl RuntimeStatus {
-    /// Whether pods can have a network of their own.
+    /// Whether pods can have their own network.
     pub(super) fn is_network_ready(&self) -> bool {
         let mut conditions = self.status.iter().flat_map(|status| &status.conditions);
         conditions.any(|condition| condition.name == "NetworkReady" && condition.holds)

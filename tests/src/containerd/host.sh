@@ -1,5 +1,5 @@
-# Becomes a host of containerd, in namespaces of its own. $1: a directory for its files. Says `ready`, and ends, with
-# all that runs on it, when its input does. Status 77 where such a host cannot be built.
+# Becomes a host of containerd, in its own namespaces. $1: a directory for its files. Prints `ready`. When its input
+# closes, it ends with all its processes. Exit status 77: such a host cannot be built here.
 set -e
 trap 'exit 77' EXIT
 mount -t proc proc /proc
@@ -7,7 +7,7 @@ umount -R /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs run /run -o mode=755
 mkdir /run/lock /run/netns
-# What plugins of the network keep belongs to this host alone.
+# The state of network plugins belongs to this host only.
 mkdir "$1/lib"
 mount --bind "$1/lib" /var/lib
 trap - EXIT

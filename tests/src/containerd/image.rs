@@ -1,4 +1,4 @@
-//! An image with nothing in it but a program that waits: what else containers need is mounted.
+//! An image with only a program that waits. The other files that containers need are mounted.
 
 use std::{fs, path::Path, process::Command};
 
@@ -6,11 +6,11 @@ use anyhow::{Context as _, ensure};
 
 use crate::output;
 
-/// What the image is called.
+/// The name of the image.
 pub(super) const NAME: &str = "steer.test/base:1";
 const MEDIA: &str = "application/vnd.oci.image";
 
-/// Writes the image, as an archive that can be imported.
+/// Writes the image as an archive for import.
 pub(super) fn write(busybox: &Path, directory: &Path) -> anyhow::Result<std::path::PathBuf> {
     let (root, layout) = (directory.join("image-root"), directory.join("image"));
     let blobs = layout.join("blobs/sha256");
@@ -61,10 +61,10 @@ fn add_text(directory: &Path, blobs: &Path, text: &str) -> anyhow::Result<(Strin
     add(blobs, &file)
 }
 
-/// Moves a file among the blobs; its digest and its size.
+/// Moves a file into the blobs. Returns its digest and its size.
 fn add(blobs: &Path, file: &Path) -> anyhow::Result<(String, u64)> {
     let summed = run(Command::new("sha256sum").arg(file))?;
-    let digest = summed.split_whitespace().next().context("sha256sum says nothing")?.to_owned();
+    let digest = summed.split_whitespace().next().context("sha256sum printed nothing")?.to_owned();
     fs::rename(file, blobs.join(&digest))?;
     let size = fs::metadata(blobs.join(&digest))?.len();
     Ok((digest, size))

@@ -1,7 +1,7 @@
-//! A host with containerd: namespaces of its own over the network of the bed's client, and CRI to make pods with.
+//! A host with containerd: its own namespaces on the network of the bed's client, and CRI to make pods.
 //!
-//! **Invariant:** all its processes are in one PID namespace, and all its cgroups in one of the bed's, so they end with
-//! the test. Of the machine it changes nothing; pins are below the bed's directory.
+//! **Invariant:** all its processes are in one PID namespace, and all its cgroups in one cgroup of the bed, so they end
+//! with the test. It changes nothing on the machine; pins are below the bed's directory.
 
 mod cri;
 mod image;
@@ -32,22 +32,22 @@ pub use service::{Service, wait_until_ready};
 
 use crate::{Bed, Cgroup, Machine, NotHere, Output, PATIENCE, binary, output};
 
-/// The status by which `host.sh` says that it cannot build the host.
+/// The exit status with which `host.sh` reports that it cannot build the host.
 const NO_HOST: i32 = 77;
 const BUSYBOX: &str = "/bin/busybox";
 const SERVER: &str = "containerd.sock";
 
-/// A running host. Dropped, all of it ends.
+/// A running host. On drop, all its processes end.
 #[derive(Debug)]
 pub struct Containerd {
-    /// `unshare`, with which all processes end, and its input, whose end is the host's. None where the host is a
-    /// machine.
+    /// `unshare`, with which all processes end, and its input; the host ends when that input closes. None if the host
+    /// is a machine.
     outer: Option<(Child, ChildStdin)>,
-    /// PID 1 of the host, as seen from outside.
+    /// PID 1 of the host, in the PID namespace of the test.
     init: u32,
     /// The root of its cgroups.
     root: Cgroup,
-    /// What is no container is in this one.
+    /// The cgroup of the processes that are in no container.
     own: Cgroup,
     programs: PathBuf,
     directory: PathBuf,
@@ -58,12 +58,12 @@ pub struct Containerd {
 /// A process on the host.
 #[derive(Debug)]
 struct Inside {
-    /// `nsenter`, whose child it is.
+    /// `nsenter`, the parent of the process.
     outer: Child,
 }
 
 impl Inside {
-    /// As seen from outside.
+    /// Its PID in the PID namespace of the test.
     fn pid(&self) -> anyhow::Result<Pid> {
         let outer = self.outer.id();
         let child = wait_for("the process on the host", PATIENCE, || {
@@ -75,14 +75,14 @@ impl Inside {
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         kill(self.pid()?, signal)?;
-        // `nsenter` stops when its child does, and does not see by itself that it goes on.
+        // `nsenter` stops when its child stops, and does not notice when the child continues.
         if signal != Signal::SIGSTOP {
             kill(Pid::from_raw(self.outer.id().try_into()?), Signal::SIGCONT)?;
         }
         Ok(())
     }
 
-    /// Ends it, and waits for it; its exit status, or none when the signal killed it.
+    /// Ends it and waits for it. Returns its exit status, or none if the signal killed it.
     fn end(mut self, signal: Signal) -> anyhow::Result<Option<i32>> {
         self.signal(signal)?;
         let mut status = None;
@@ -104,7 +104,7 @@ impl Drop for Inside {
 }
 
 impl Containerd {
-    /// Starts a host, and containerd on it. [`NotHere`] where that cannot be done.
+    /// Starts a host with containerd. [`NotHere`] where that is not possible.
     pub fn start(bed: &Bed) -> anyhow::Result<Self> {
         let programs = programs()?;
         let directory = bed.directory.join("containerd");
@@ -112,7 +112,7 @@ impl Containerd {
         Self::boot(bed, programs, directory)?.set_up()
     }
 
-    /// Starts containerd on a machine, with its socket for plugins where it usually is.
+    /// Starts containerd on a machine, with its plugin socket at the default path.
     pub fn start_on(bed: &Bed, machine: &Machine) -> anyhow::Result<Self> {
         let programs = programs()?;
         let directory = bed.directory.join("containerd");
@@ -144,7 +144,7 @@ impl Containerd {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&console)?);
-        // It ends also when the test is killed.
+        // It also ends when the test is killed.
         // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
         unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
         root.enter(bed.net.client.enter(&mut command));
@@ -156,14 +156,14 @@ impl Containerd {
             let status = outer.wait()?;
             let said = fs::read_to_string(&console)?;
             if status.code() == Some(NO_HOST) {
-                return Err(NotHere(format!("a host for it cannot be built here: {said}")).into());
+                return Err(NotHere(format!("a host for containerd cannot be built here: {said}")).into());
             }
-            bail!("the host did not come up: {status}, {said}");
+            bail!("the host did not start: {status}, {said}");
         }
         let id = outer.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
         let init = children.trim().parse().context("unshare has no child")?;
-        // The root must hold no process of its own, for cgroups below are to have controllers.
+        // The root must hold no processes, so that cgroups below it can have controllers.
         let own = root.child("own")?;
         for pid in [id, init] {
             fs::write(own.directory().join("cgroup.procs"), pid.to_string())?;
@@ -198,18 +198,18 @@ impl Containerd {
         Ok(fs::write(self.directory.join("config.toml"), config)?)
     }
 
-    /// Lets pods have a network namespace of their own, into which this link of the host is moved, as `eth0`.
+    /// Lets pods have their own network namespace. This link of the host is moved into it as `eth0`.
     pub fn give_link_to_pods(&self, link: &str, address: &str, gateway: &str) -> anyhow::Result<()> {
         let config = format!(
             r#"{{"cniVersion":"0.4.0","name":"lab","plugins":[{{"type":"host-device","device":"{link}","ipam":{{
                 "type":"static","addresses":[{{"address":"{address}","gateway":"{gateway}"}}],
                 "routes":[{{"dst":"0.0.0.0/0"}}]}}}}]}}"#
         );
-        // Written where it is to be: containerd does not look at what is moved there.
+        // Written in place: containerd does not detect files that are moved there.
         fs::write(self.directory.join("cni/lab.conflist"), config)?;
         wait_until("the network of pods to be ready", PATIENCE, || {
-            let told = self.call::<cri::RuntimeStatus>("Status", &cri::Empty {});
-            told.is_ok_and(|told| told.is_network_ready())
+            let status = self.call::<cri::RuntimeStatus>("Status", &cri::Empty {});
+            status.is_ok_and(|status| status.is_network_ready())
         })
         .with_context(|| self.log())
     }
@@ -218,7 +218,7 @@ impl Containerd {
     pub fn start_server(&self) -> anyhow::Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.directory.join("log"))?;
         let mut command = self.command(&self.programs.join("containerd"));
-        // Its shims are beside it.
+        // Its shims are in the same directory.
         let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.programs.display());
         command.arg("--config").arg(self.directory.join("config.toml")).env("PATH", path);
         command.stdout(log.try_clone()?).stderr(log);
@@ -228,7 +228,7 @@ impl Containerd {
             .with_context(|| self.log())
     }
 
-    /// Kills containerd; its containers run on.
+    /// Kills containerd; its containers continue to run.
     pub fn kill_server(&self) -> anyhow::Result<()> {
         let server =
             self.server.lock().unwrap_or_else(PoisonError::into_inner).take().context("containerd is not running")?;
@@ -236,27 +236,27 @@ impl Containerd {
         Ok(())
     }
 
-    /// What containerd has logged.
+    /// containerd's log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// The socket by which plugins register.
+    /// The socket on which plugins register.
     pub fn nri_socket(&self) -> &Path {
         &self.nri_socket
     }
 
-    /// A directory for what containers are to leave.
+    /// A directory for files that containers write.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// A new cgroup of the host, called `/{name}` there.
+    /// A new cgroup with the path `/{name}` on the host.
     pub fn cgroup(&self, name: &str) -> anyhow::Result<Cgroup> {
         self.root.child(name)
     }
 
-    /// Lets a command run on the host, in none of the containers' cgroups, without input.
+    /// Makes a command run on the host, in none of the containers' cgroups, without input.
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -268,7 +268,7 @@ impl Containerd {
         command
     }
 
-    /// The binary under test, on the host and on the bed's pins.
+    /// The binary under test, on the host and with the bed's pins.
     pub fn steer(&self, bed: &Bed, arguments: &[&str]) -> Command {
         let mut command = self.command(&binary("STEER_BIN", "steer"));
         command.arg("--bpffs").arg(&bed.pins).arg("--socket").arg(bed.socket()).args(arguments);
@@ -295,7 +295,7 @@ impl Drop for Containerd {
     }
 }
 
-/// Where containerd's programs are, if all that they need is there.
+/// The directory of containerd's programs, if everything that they need is installed.
 fn programs() -> anyhow::Result<PathBuf> {
     let programs = std::env::var_os("STEER_CONTAINERD").map_or_else(|| PathBuf::from("/usr/bin"), PathBuf::from);
     let plugins = Path::new("/usr/lib/cni");

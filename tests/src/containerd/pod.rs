@@ -15,22 +15,22 @@ use steer_lab::{Outcome, parse_outcomes, wait_until};
 use super::{Containerd, cri, image};
 use crate::{Bed, PATIENCE, User};
 
-/// What a pod is to be.
+/// The properties of a pod.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PodOptions<'a> {
     /// Its annotations.
     pub annotations: &'a [(&'a str, &'a str)],
-    /// Whether it has a network namespace of its own.
+    /// Whether it has its own network namespace.
     pub own_network: bool,
-    /// Its namespace in the cluster; `default` if empty.
+    /// Its namespace in the cluster; if empty, `default`.
     pub namespace: &'a str,
-    /// The cgroup of its containers; the runtime's own choice if empty.
+    /// The cgroup of its containers; if empty, the runtime chooses it.
     pub cgroup_parent: &'a str,
-    /// Whether its containers may do anything to the host, and see its processes and pins.
+    /// Whether its containers have full access to the host, its processes and its pins.
     pub privileged: bool,
 }
 
-/// A pod. Dropped, it is removed with its containers.
+/// A pod. On drop, it is removed with its containers.
 #[derive(Debug)]
 pub struct Pod<'a> {
     containerd: &'a Containerd,
@@ -46,11 +46,11 @@ pub struct Container<'a> {
     containerd: &'a Containerd,
     /// Its id.
     pub id: String,
-    /// What the client found out is written there.
+    /// The file to which the client writes its outcomes.
     found: PathBuf,
 }
 
-/// A client in a container that keeps its sockets, and makes one afresh only after it has failed.
+/// A client in a container that keeps its sockets and makes a new one only after a failure.
 #[derive(Debug)]
 pub struct Held {
     input: fs::File,
@@ -58,7 +58,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// One request on each socket.
+    /// Sends one request on each socket.
     pub fn round(&mut self) -> anyhow::Result<Vec<Outcome>> {
         self.input.write_all(b"\n")?;
         let line = self.output.next().context("the client ended")??;
@@ -97,7 +97,7 @@ impl<'a> Pod<'a> {
         Ok(Self { containerd, id, config, namespaces, privileged })
     }
 
-    /// Makes a container that tries everything once as its first program, and leaves what came of it.
+    /// Makes a container whose first program tries each way once and writes the outcomes.
     pub fn client(&self, bed: &Bed, annotations: &[(&str, &str)]) -> anyhow::Result<Container<'a>> {
         let found = self.found();
         let script = format!("{} > {}; true", client(bed)?, found.display());
@@ -109,7 +109,7 @@ impl<'a> Pod<'a> {
         self.container(bed, annotations, &["/busybox", "sleep", "2147483647"], self.found())
     }
 
-    /// Makes a container that runs a command of a shell.
+    /// Makes a container that runs a shell command.
     pub fn shell(&self, bed: &Bed, command: &str) -> anyhow::Result<Container<'a>> {
         self.container(bed, &[], &["/bin/sh", "-c", command], self.found())
     }
@@ -121,7 +121,7 @@ impl<'a> Pod<'a> {
         for pipe in [&input, &output] {
             nix::unistd::mkfifo(pipe, Mode::from_bits_truncate(0o600))?;
         }
-        // Both ways, or else opening would wait for the other end.
+        // Both directions: otherwise opening would wait for the other end.
         let open = |pipe: &PathBuf| fs::File::options().read(true).write(true).open(pipe);
         let held = Held { input: open(&input)?, output: BufReader::new(open(&output)?).lines() };
         let script = format!("exec {} --hold < {} > {}", client(bed)?, input.display(), output.display());
@@ -167,7 +167,7 @@ impl<'a> Pod<'a> {
         Ok(Container { containerd: self.containerd, id, found })
     }
 
-    /// The host it is on.
+    /// The host that it runs on.
     pub fn containerd(&self) -> &'a Containerd {
         self.containerd
     }
@@ -183,12 +183,12 @@ impl<'a> Pod<'a> {
 
 impl Drop for Pod<'_> {
     fn drop(&mut self) {
-        // Where containerd is not there any more, all ends with the host.
+        // If containerd is not running any more, everything ends with the host.
         let _ = self.remove();
     }
 }
 
-/// The client that tries everything, as a shell calls it.
+/// The shell command of the client that tries each way once.
 fn client(bed: &Bed) -> anyhow::Result<String> {
     let program = bed.client(None, User::Root)?.get_program().to_string_lossy().into_owned();
     Ok(format!("{program} {}", bed.everything().join(" ")))
@@ -199,12 +199,12 @@ impl Container<'_> {
         cri::Id { id: self.id.clone() }
     }
 
-    /// Starts it. The error is what the user of the runtime sees.
+    /// Starts it. The error is the one that the user of the runtime sees.
     pub fn start(&self) -> anyhow::Result<()> {
         self.containerd.call::<cri::Empty>("StartContainer", &self.as_id()).map(drop)
     }
 
-    /// Starts a client, and returns what came of its attempts once it has ended.
+    /// Starts a client and returns the outcomes of its attempts once it has ended.
     pub fn outcomes(&self) -> anyhow::Result<Vec<Outcome>> {
         self.start().with_context(|| self.containerd.log())?;
         let status = || self.containerd.call::<cri::StatusAnswer>("ContainerStatus", &self.as_id());
@@ -222,7 +222,7 @@ impl Container<'_> {
         self.found.exists()
     }
 
-    /// Everything once, by a process that is added to it.
+    /// Tries each way once, in a process that is added to it.
     pub fn probe(&self, bed: &Bed) -> anyhow::Result<Vec<Outcome>> {
         let request = cri::ExecSync {
             container: self.id.clone(),

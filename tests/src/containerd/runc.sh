@@ -1,5 +1,5 @@
 #!/bin/sh
-# runc, but for what this machine may lack: controllers, the right to raise limits.
+# runc without features that this machine may lack: controllers, and the right to raise limits.
 set -e
 file=
 previous=

@@ -1,4 +1,4 @@
-//! What of steer runs on a host of containerd: the plugin, the daemon.
+//! The parts of steer that run on a host with containerd: the plugin and the daemon.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use steer_lab::wait_until;
 use super::{Container, Containerd, Inside, Pod};
 use crate::{Bed, PATIENCE, binary, copy_program};
 
-/// A running service, with the bed's configuration. Dropped, it is killed.
+/// A running service with the bed's configuration. On drop, it is killed.
 #[derive(Debug)]
 pub struct Service {
     inside: Inside,
@@ -43,7 +43,7 @@ impl Service {
         Ok(service)
     }
 
-    /// The plugin in a container of its own, as on a machine of a cluster, once it has registered.
+    /// The plugin in its own container, as on a node of a cluster, once it has registered.
     pub fn plugin_in_pod<'a>(bed: &Bed, pod: &Pod<'a>) -> anyhow::Result<(Container<'a>, UnixDatagram)> {
         let program = bed.directory.join("steer");
         copy_program(&binary("STEER_BIN", "steer"), &program)?;
@@ -79,17 +79,17 @@ impl Service {
         Ok(Self { inside, log, notify })
     }
 
-    /// Waits until it says that it is ready: once more, if it has said so before.
+    /// Waits until it reports that it is ready. If it has done so before, waits for the next report.
     pub fn wait_until_ready(&self) -> anyhow::Result<()> {
         wait_until_ready(&self.notify, &self.log)
     }
 
-    /// What it has logged.
+    /// The service's log.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until it has logged something that contains `text`.
+    /// Waits until its log contains `text`.
     pub fn wait_for_log(&self, text: &str) -> anyhow::Result<()> {
         wait_until(&format!("{text:?} to be logged"), PATIENCE, || self.log().contains(text))
             .with_context(|| self.log())
@@ -100,7 +100,7 @@ impl Service {
         self.inside.signal(signal)
     }
 
-    /// Ends it by a signal; its exit status, or none when the signal killed it.
+    /// Ends it with a signal. Returns its exit status, or none if the signal killed it.
     pub fn end(self, signal: Signal) -> anyhow::Result<Option<i32>> {
         self.inside.end(signal)
     }

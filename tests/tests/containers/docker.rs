@@ -12,7 +12,7 @@ use super::bed;
 pub(crate) const TESTS: &[crate::Test] = &[
     ("docker::by_variable", by_variable),
     ("docker::restarted_and_executed", restarted_and_executed),
-    ("docker::what_is_not_allowed_is_refused", what_is_not_allowed_is_refused),
+    ("docker::a_request_that_is_not_allowed_is_refused", a_request_that_is_not_allowed_is_refused),
 ];
 
 fn by_variable() -> Outcome {
@@ -25,7 +25,7 @@ fn by_variable() -> Outcome {
         let options = [&steered as &[&str], &["--env", variable]].concat();
         host.check_steered(bed.ways(), i, || output(docker.run(&options).args(&everything)))?;
     }
-    // A runtime of its own for an uplink needs no variable; that a container asks for nothing is no error.
+    // A separate runtime for an uplink needs no variable. A container that requests nothing is not an error.
     let options = ["--rm", "--network", "host", "--runtime", "vpn"];
     host.check_steered(bed.ways(), 1, || output(docker.run(&options).args(&everything)))?;
     host.check_unsteered(bed.ways(), || output(docker.run(&steered).args(&everything)))?;
@@ -55,7 +55,7 @@ fn restarted_and_executed() -> Outcome {
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-fn what_is_not_allowed_is_refused() -> Outcome {
+fn a_request_that_is_not_allowed_is_refused() -> Outcome {
     let bed = bed("docker-refused")?;
     let host = Host::new(&bed)?;
     let docker = Docker::start(&host)?;

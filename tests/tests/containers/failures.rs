@@ -1,4 +1,4 @@
-//! A hook that fails, at any of its steps: the container does not start, and nothing is left.
+//! A hook that fails at any of its steps: the container does not start, and nothing is left.
 
 use std::{
     fs::File,
@@ -40,7 +40,7 @@ fn a_broken_configuration(runtime: &'static str) -> Outcome {
     std::fs::remove_file(bed.config_file())?;
     let refused = host.check_silent(bed.ways(), || run_everything(&host, &runtime, bundle(), bed.ways()))?;
     ensure!(refused.code != 0 && refused.stderr.contains("steer.toml"), "{refused:?}");
-    // Whom it does not concern starts all the same.
+    // A container that requests nothing starts anyway.
     host.check_unsteered(bed.ways(), || run_everything(&host, &runtime, Bundle::new("one"), bed.ways()))?;
     host.check_nothing_left()?;
     bed.write_config(CONFIG)?;
@@ -51,7 +51,7 @@ fn pins_that_cannot_be_made(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-pins")?;
     let host = Host::new(&bed)?;
-    // A directory that has something in it already, and one that nobody can make.
+    // A directory that is not empty, and one that cannot be created.
     for pins in [bed.directory.to_string_lossy().into_owned(), "/proc/steer".to_owned()] {
         let mut line = host.hook_line("oci");
         line[2].clone_from(&pins);
@@ -65,7 +65,7 @@ fn pins_that_cannot_be_made(runtime: &'static str) -> Outcome {
     host.check_nothing_left()
 }
 
-/// Whoever holds the lock, a hook waits for so long and no longer.
+/// A hook waits for a held lock, but only for a limited time.
 fn a_lock_that_is_held(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-lock")?;
@@ -84,7 +84,8 @@ fn a_lock_that_is_held(runtime: &'static str) -> Outcome {
     host.check_steered(bed.ways(), 1, || runtime.run(&host, &bundle))
 }
 
-/// Whatever it was about to do: the container does not start or is steered, and the next sweep leaves nothing of it.
+/// Whatever step the hook was killed at, the container does not start or is steered, and the next clean-up removes all
+/// leftovers.
 fn a_hook_that_is_killed(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-killed")?;
@@ -109,7 +110,7 @@ fn a_hook_that_is_killed(runtime: &'static str) -> Outcome {
     host.check_steered(bed.ways(), 1, || run_everything(&host, &runtime, bundle, bed.ways()))
 }
 
-/// A policy for the runtime's own cgroup, or for all of the host, would hold for more than the container.
+/// A policy for the runtime's own cgroup, or for the whole host, would apply to more than the container.
 fn a_cgroup_of_its_own_is_needed(_runtime: &'static str) -> Outcome {
     let bed = bed("containers-cgroup")?;
     let host = Host::new(&bed)?;

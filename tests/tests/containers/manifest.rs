@@ -1,4 +1,5 @@
-//! The manifest for Kubernetes: every field is one that the API has, with a value of its type, and the configuration in it is valid.
+//! The manifest for Kubernetes: every field exists in the API and has a value of its type, and the configuration in it
+//! is valid.
 
 use std::fmt::Debug;
 
@@ -41,7 +42,7 @@ fn the_daemonset_is_valid() -> Outcome {
     Ok(())
 }
 
-/// What the API would keep of a document is all of it: unknown fields are lost, and values of a wrong type are errors.
+/// The API keeps the whole document: it would drop unknown fields, and reject values of a wrong type.
 fn check<T: DeserializeOwned + Serialize + Debug>(document: &Value) -> Outcome {
     let kept = |document: &Value| serde_json::to_value(serde_json::from_value::<T>(document.clone())?);
     let what = &document["kind"];
@@ -49,7 +50,7 @@ fn check<T: DeserializeOwned + Serialize + Debug>(document: &Value) -> Outcome {
         kept(document).with_context(|| format!("{what}"))? == *document,
         "{what} has fields that the API does not know"
     );
-    // That this can fail.
+    // Proves that the check can fail.
     let mut misspelt = document.clone();
     misspelt["metadata"]["naem"] = "x".into();
     ensure!(kept(&misspelt)? != misspelt, "a misspelt field was not noticed");

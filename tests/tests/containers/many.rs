@@ -15,7 +15,7 @@ with_both![a_hundred_at_once, a_hundred_with_a_daemon];
 const CONTAINERS: u32 = 100;
 const AT_ONCE: usize = 8;
 
-/// A bed whose containers wait for each other, however slow the machine: one changes the pins at a time.
+/// A bed whose containers wait for each other, however slow the machine: only one changes the pins at a time.
 fn crowded(name: &str) -> anyhow::Result<Bed> {
     let bed = bed(name)?;
     bed.write_config(&CONFIG.replace("[containers]", "[containers]\ntimeout_ms = 60000"))?;
@@ -30,7 +30,7 @@ fn a_hundred_at_once(runtime: &'static str) -> Outcome {
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-/// What is left of them is the daemon's to remove; nobody else sweeps.
+/// Only the daemon removes the leftovers.
 fn a_hundred_with_a_daemon(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = crowded("containers-many-daemon")?;
@@ -42,7 +42,7 @@ fn a_hundred_with_a_daemon(runtime: &'static str) -> Outcome {
     Ok(())
 }
 
-/// Starts and removes containers. Some begin by making a socket, which must be bound.
+/// Starts and removes containers. Some of them first make a socket, which must be bound.
 fn hundred(host: &Host<'_>, runtime: &Runtime, containers: u32) -> Outcome {
     let next = AtomicU32::new(0);
     let work = || {

@@ -1,4 +1,4 @@
-//! Containers, by the runtimes that Debian packages: their uplink is the one they ask for, from before their first
+//! Containers, with the runtimes that Debian packages. They use the uplink that they request, from before their first
 //! instruction, or they do not start.
 
 pub(crate) mod docker;
@@ -19,21 +19,21 @@ use steer_tests::{
 
 use crate::Test;
 
-/// Two policies that only containers ask for, and an interface that they may.
+/// Two policies that only containers request, and an interface that they may request.
 pub(crate) const CONFIG: &str = "\
     [containers]\npolicies = [\"vpn\", \"lan\"]\ninterfaces = [\"a1\", \"eth0\", \"eth1\"]\n\
     [[policy]]\nname = \"vpn\"\ninterface = \"a1\"\ncgroups = []\n\
     [[policy]]\nname = \"lan\"\ninterface = \"a0\"\ncgroups = []\n\
     [[policy]]\nname = \"kept\"\ninterface = \"a0\"\ncgroups = []\n";
 
-/// A bed with this configuration. The host of containers is to be made in it.
+/// A bed with this configuration. The caller makes the host of containers in it.
 fn bed(name: &str) -> anyhow::Result<Bed> {
     let bed = Bed::new(name)?;
     bed.write_config(CONFIG)?;
     Ok(bed)
 }
 
-/// Runs a container that tries everything once, and is removed.
+/// Runs a container that tries each way once, and removes it.
 fn run_everything(
     host: &Host<'_>,
     runtime: &Runtime,
@@ -43,7 +43,7 @@ fn run_everything(
     runtime.run(host, &bundle.hooked(host).command(&everything(ways)))
 }
 
-/// A command of a shell.
+/// A shell command.
 fn shell(line: &str) -> Vec<String> {
     ["sh", "-c", line].map(str::to_owned).to_vec()
 }
@@ -61,8 +61,8 @@ macro_rules! with_both {
 }
 use with_both;
 
-/// All rooms of these tests.
-pub(crate) const ROOMS: [(&str, &[Test]); 11] = [
+/// All modules of these tests.
+pub(crate) const MODULES: [(&str, &[Test]); 11] = [
     ("containers", oci::TESTS),
     ("containers", namespaces::TESTS),
     ("containers", parent::TESTS),

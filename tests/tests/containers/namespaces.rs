@@ -16,7 +16,7 @@ with_both![
     an_uplink_that_comes_back_is_followed,
 ];
 
-/// The name means what it means in the container, which has another index here than on the host.
+/// The interface name is resolved in the container's namespace, where the index differs from the host's.
 fn several_uplinks_of_its_own(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-own")?;
@@ -60,14 +60,14 @@ fn no_network_at_all(runtime: &'static str) -> Outcome {
     let bundle = Bundle::new("one").network(Network::None).annotate("steer.policy", "vpn");
     let refused = host.check_silent(bed.ways(), || run_everything(&host, &runtime, bundle, bed.ways()))?;
     ensure!(refused.code != 0 && refused.stdout.is_empty(), "{refused:?}");
-    // Where that is let start, it is closed.
+    // If the configuration lets it start, it is closed.
     bed.write_config(&super::CONFIG.replace("[containers]", "[containers]\nmissing = \"close\""))?;
     let bundle = Bundle::new("one").network(Network::None).annotate("steer.policy", "vpn");
     host.check_closed(bed.ways(), || run_everything(&host, &runtime, bundle, bed.ways()))?;
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-/// By the daemon, which looks at the container's namespace as it does at the host's.
+/// The daemon observes the container's namespace as it observes the host's.
 fn an_uplink_that_comes_back_is_followed(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-follow")?;
@@ -100,7 +100,7 @@ fn start_in<'h, 'b>(
     runtime.start(host, &bundle.hooked(host))
 }
 
-/// Waits until the daemon has seen the uplink that is there now.
+/// Waits until the daemon has seen the current uplink.
 fn wait_for_index(host: &Host<'_>, own: &OwnNetwork) -> Outcome {
     let (cookie, index) = (own.net.client.cookie()?, own.net.ifindex(1)?);
     let mut last = serde_json::Value::Null;

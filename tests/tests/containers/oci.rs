@@ -1,4 +1,4 @@
-//! runc and crun with `steer hook oci` in hand-made bundles, on the host's network.
+//! runc and crun with `steer hook oci` in generated bundles, on the host's network.
 
 use anyhow::ensure;
 use nix::sys::signal::Signal;
@@ -11,17 +11,17 @@ use super::{bed, run_everything, shell, with_both};
 
 with_both![
     by_annotation,
-    what_is_not_allowed_is_refused,
+    a_request_that_is_not_allowed_is_refused,
     without_its_uplink_it_does_not_start,
     two_policies_at_once,
     a_command_in_it_is_steered,
     started_again,
     no_way_out,
-    ways_out_below_the_full_level,
+    escapes_below_the_strict_level,
     with_a_daemon,
 ];
 
-/// What one annotation asks for is there from the first instruction, and gone with the container.
+/// The policy of one annotation is in force from the first instruction, and is removed with the container.
 fn by_annotation(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-annotation")?;
@@ -32,13 +32,13 @@ fn by_annotation(runtime: &'static str) -> Outcome {
         host.check_steered(bed.ways(), i, || run_everything(&host, &runtime, bundle, bed.ways()))?;
     }
     host.check_unsteered(bed.ways(), || run_everything(&host, &runtime, Bundle::new("one"), bed.ways()))?;
-    // crun calls no hook when it has removed the cgroup; the kernel detaches in its own time.
+    // crun calls no hook after it has removed the cgroup. The kernel detaches the links later.
     host.wait_until_nothing_left(|| host.clean_up())?;
     ensure!(host.cgroups().is_empty(), "{:?}", host.cgroups());
     Ok(())
 }
 
-fn what_is_not_allowed_is_refused(runtime: &'static str) -> Outcome {
+fn a_request_that_is_not_allowed_is_refused(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-refused")?;
     let host = Host::new(&bed)?;
@@ -57,7 +57,7 @@ fn what_is_not_allowed_is_refused(runtime: &'static str) -> Outcome {
         let bundle = annotations.iter().fold(Bundle::new("one"), |bundle, (name, value)| bundle.annotate(name, value));
         let refused = host.check_silent(bed.ways(), || run_everything(&host, &runtime, bundle, bed.ways()))?;
         ensure!(refused.code != 0 && refused.stdout.is_empty(), "{annotations:?}: {refused:?}");
-        // runc quotes what the hook says in its own complaint.
+        // runc includes the hook's message in its own error.
         let said = refused.stderr.replace("\\\"", "\"");
         ensure!(said.contains(message), "{annotations:?}: no {message:?} in {said}");
         host.check_nothing_left()?;
@@ -77,7 +77,7 @@ fn without_its_uplink_it_does_not_start(runtime: &'static str) -> Outcome {
     ensure!(refused.stderr.contains("a1") && refused.stderr.contains("does not start"), "{refused:?}");
     host.check_nothing_left()?;
     ensure!(host.cgroups().is_empty(), "{:?}", host.cgroups());
-    // If the host says so, it starts closed; without a daemon nobody opens it.
+    // If the host allows it, the container starts closed. Without a daemon it stays closed.
     bed.write_config(&super::CONFIG.replace("[containers]", "[containers]\nmissing = \"close\""))?;
     let bundle = Bundle::new("one").annotate("steer.policy", "vpn");
     host.check_closed(bed.ways(), || run_everything(&host, &runtime, bundle, bed.ways()))
@@ -96,14 +96,14 @@ fn two_policies_at_once(runtime: &'static str) -> Outcome {
         host.check_steered(bed.ways(), 1, || vpn.exec(&everything(bed.ways())))?;
         host.check_steered(bed.ways(), 0, || lan.exec(&everything(bed.ways())))?;
     }
-    // One that ends takes nothing from the other.
+    // The end of one does not affect the other.
     vpn.delete()?;
     host.check_steered(bed.ways(), 0, || lan.exec(&everything(bed.ways())))?;
     lan.delete()?;
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-/// Also what is started in a container later, in a cgroup below its own.
+/// This includes commands that are started in a container later, in a cgroup below its own.
 fn a_command_in_it_is_steered(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-exec")?;
@@ -118,7 +118,7 @@ fn a_command_in_it_is_steered(runtime: &'static str) -> Outcome {
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-/// The same name and the same path of its cgroup, another policy each time.
+/// The same name and cgroup path, with another policy each time.
 fn started_again(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-again")?;
@@ -129,7 +129,7 @@ fn started_again(runtime: &'static str) -> Outcome {
         host.check_steered(bed.ways(), i, || container.exec(&everything(bed.ways())))?;
         container.delete()?;
     }
-    // Without annotations it has nothing of what its namesake had.
+    // Without annotations it has no policy of the earlier container of that name.
     let container = runtime.start(&host, &Bundle::new("one").hooked(&host))?;
     host.check_unsteered(bed.ways(), || container.exec(&everything(bed.ways())))?;
     container.delete()?;
@@ -147,8 +147,8 @@ fn no_way_out(runtime: &'static str) -> Outcome {
     container.delete()
 }
 
-/// Where a host lets containers ask for less: this shows that the captures see.
-fn ways_out_below_the_full_level(runtime: &'static str) -> Outcome {
+/// With the weaker level, which the host allows, packets get out. This proves that the captures work.
+fn escapes_below_the_strict_level(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-leaks")?;
     bed.furnish_for_escapes()?;
@@ -158,11 +158,11 @@ fn ways_out_below_the_full_level(runtime: &'static str) -> Outcome {
     let container = runtime.start(&host, &bundle.hooked(&host))?;
     let leaks = host.check_no_escape(|line| container.exec(&shell(line)));
     let error = leaks.err().map(|error| format!("{error:#}")).unwrap_or_default();
-    ensure!(error.contains("packets got out"), "nothing got out: {error}");
+    ensure!(error.contains("packets got out"), "no packet got out: {error}");
     container.delete()
 }
 
-/// A daemon keeps what a hook has done, follows the uplink, and lets go of it with the container.
+/// A daemon keeps the attachment of a hook, follows the uplink, and removes the attachment with the container.
 fn with_a_daemon(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-daemon")?;

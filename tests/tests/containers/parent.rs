@@ -1,4 +1,5 @@
-//! The cgroup that is a container's, and one of containers that is held closed: out gets only what steer has been asked about.
+//! The cgroup of a container, and the closed parent cgroup of containers: only containers that steer has classified get
+//! packets out.
 
 use anyhow::ensure;
 use serde_json::json;
@@ -12,18 +13,18 @@ use super::{CONFIG, bed};
 use crate::systemd::{Client, drop_in};
 
 pub(crate) const TESTS: &[crate::Test] = &[
-    ("runc::held_until_classified", || held_until_classified("runc")),
-    ("crun::held_until_classified", || held_until_classified("crun")),
+    ("runc::closed_until_classified", || closed_until_classified("runc")),
+    ("crun::closed_until_classified", || closed_until_classified("crun")),
     ("systemd::a_unit_in_a_slice_of_containers", a_unit_in_a_slice_of_containers),
     ("the_first_process_in_a_cgroup_below", the_first_process_in_a_cgroup_below),
-    ("a_chosen_id_is_no_name_of_a_cgroup", a_chosen_id_is_no_name_of_a_cgroup),
+    ("a_chosen_id_does_not_name_a_cgroup", a_chosen_id_does_not_name_a_cgroup),
 ];
 
 fn held(parent: &str) -> String {
     CONFIG.replace("[containers]", &format!("[containers]\nparent = \"{parent}\""))
 }
 
-fn held_until_classified(runtime: &'static str) -> Outcome {
+fn closed_until_classified(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-parent")?;
     bed.write_config(&held("/pods"))?;
@@ -35,11 +36,11 @@ fn held_until_classified(runtime: &'static str) -> Outcome {
         let bundle = bundle.parent("/pods").command(&everything(bed.ways()));
         runtime.run(&host, &bundle)
     };
-    // Nobody asks about it: no hook is called.
+    // It is not classified: no hook is called.
     host.check_closed(bed.ways(), || run(Bundle::new("one")))?;
-    // It asks for nothing, and so it is as without steer.
+    // It requests nothing, so it is unsteered.
     host.check_unsteered(bed.ways(), || run(Bundle::new("one").hooked(&host)))?;
-    // The next of the same name is another.
+    // The next container of the same name is a different one.
     host.check_closed(bed.ways(), || run(Bundle::new("one")))?;
     for (policy, i) in [("vpn", 1), ("lan", 0)] {
         host.check_steered(bed.ways(), i, || run(Bundle::new("one").annotate("steer.policy", policy).hooked(&host)))?;
@@ -47,16 +48,16 @@ fn held_until_classified(runtime: &'static str) -> Outcome {
     host.check_closed(bed.ways(), || run(Bundle::new("one")))?;
     host.check_unsteered(bed.ways(), || runtime.run(&host, &Bundle::new("one").command(&everything(bed.ways()))))?;
     let mut last = Ok(());
-    let swept = wait_until("what is left of containers to be swept", PATIENCE, || {
+    let removed = wait_until("leftovers of containers to be removed", PATIENCE, || {
         last = host.check_only_links_of(&[&pods]);
         last.is_ok()
     });
-    last.and(swept.map_err(Into::into))?;
+    last.and(removed.map_err(Into::into))?;
     ensure!(host.cgroups() == ["/pods"], "{:?}", host.cgroups());
     Ok(())
 }
 
-/// systemd makes such slices for containers, and units may be put in them.
+/// systemd makes such slices for containers, and a unit may be put into one.
 fn a_unit_in_a_slice_of_containers() -> Outcome {
     let bed = Bed::new("systemd-slice")?;
     let machine = Machine::boot(&bed)?;
@@ -75,14 +76,15 @@ fn a_unit_in_a_slice_of_containers() -> Outcome {
     client.check_closed(&bed, &machine)
 }
 
-/// The state of a container with this id and process, which asks for a policy or for nothing.
+/// The state of a container with this id and process. It requests a policy or nothing.
 fn state(id: &str, process: &Held, policy: Option<&str>) -> serde_json::Value {
     let annotations = policy.map_or_else(|| json!({}), |policy| json!({ "steer.policy": policy }));
     let pid = process.pid();
     json!({ "ociVersion": "1.0.2", "id": id, "status": "created", "pid": pid, "bundle": "/", "annotations": annotations })
 }
 
-/// Runtimes may start it in a cgroup of its own: steered is all of the container, which is the cgroup that bears its id.
+/// A runtime may start the process in a cgroup below. The whole container is steered, which is the cgroup with its id
+/// in the name.
 fn the_first_process_in_a_cgroup_below() -> Outcome {
     let bed = bed("containers-below")?;
     let host = Host::new(&bed)?;
@@ -99,8 +101,9 @@ fn the_first_process_in_a_cgroup_below() -> Outcome {
     bed.check_unsteered(Some(&pod))
 }
 
-/// A name that somebody chose says nothing of the cgroups around: they hold others, too, or hold them closed.
-fn a_chosen_id_is_no_name_of_a_cgroup() -> Outcome {
+/// A name that a user chose does not identify the surrounding cgroups: they may hold other processes, or may be the
+/// closed parent.
+fn a_chosen_id_does_not_name_a_cgroup() -> Outcome {
     let bed = bed("containers-chosen")?;
     bed.write_config(&held("/held"))?;
     let host = Host::new(&bed)?;

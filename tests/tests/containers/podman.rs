@@ -1,4 +1,4 @@
-//! Podman with the hook as the package installs it.
+//! Podman with the hook that the package installs.
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Capture, Netns, leaks, parse_outcomes};
@@ -13,7 +13,7 @@ use super::{CONFIG, bed};
 pub(crate) const TESTS: &[crate::Test] = &[
     ("podman::on_the_hosts_network", on_the_hosts_network),
     ("podman::restarted_and_executed", restarted_and_executed),
-    ("podman::what_is_not_allowed_is_refused", what_is_not_allowed_is_refused),
+    ("podman::a_request_that_is_not_allowed_is_refused", a_request_that_is_not_allowed_is_refused),
     ("podman::without_a_network", without_a_network),
     ("podman::on_two_bridges", on_two_bridges),
 ];
@@ -61,7 +61,7 @@ fn restarted_and_executed() -> Outcome {
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-fn what_is_not_allowed_is_refused() -> Outcome {
+fn a_request_that_is_not_allowed_is_refused() -> Outcome {
     let bed = bed("podman-refused")?;
     let host = Host::new(&bed)?;
     let podman = Podman::new(&host)?;
@@ -92,7 +92,7 @@ fn without_a_network() -> Outcome {
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-/// Which bridge's link is called what must be said: by itself Podman takes them in any order.
+/// The names of the bridges' links must be given: by default Podman numbers them in any order.
 fn on_two_bridges() -> Outcome {
     let bed = bed("podman-bridge")?;
     let host = Host::new(&bed)?;
@@ -112,15 +112,15 @@ fn on_two_bridges() -> Outcome {
         host.succeed(&mut podman.command(&["rm", "--force", "--time", "0", "one"]))?;
         host.wait_until_nothing_left(|| host.clean_up())?;
     }
-    // A name of the host's is none of the container's.
+    // The host's interface names do not apply in the container.
     let options = ["--rm", "--network", "first", "--annotation", "steer.interface=a1"];
     let refused = podman_run(&podman, &options, &everything(bed.ways()))?;
     ensure!(refused.code == 126 && refused.stdout.is_empty(), "{refused:?}");
     Ok(())
 }
 
-/// The container's packets leave by this interface alone, and from its address. What the host then does with them is
-/// its own.
+/// Checks that the container's packets leave only by this interface, and with its address. The host's further handling
+/// of them is not checked.
 fn check_bridged(bed: &Bed, host: &Host<'_>, podman: &Podman<'_, '_>, interface: &str, address: &str) -> Outcome {
     let pid: u32 = podman.inspect("one", "{{.State.Pid}}")?.parse()?;
     let netns = Netns::of_process(pid)?;

@@ -15,7 +15,7 @@ with_both![
     wrapped_in_a_network_that_comes_late,
     wrapped_is_not_started_when_refused,
     wrapped_does_not_run,
-    wrapped_hands_on,
+    wrapped_passes_through,
 ];
 
 fn wrapper(host: &Host<'_>, options: &[&str]) -> Vec<String> {
@@ -33,7 +33,7 @@ fn wrapped_by_annotation(runtime: &'static str) -> Outcome {
     for (name, value, i) in [("steer.policy", "vpn", 1), ("steer.policy", "lan", 0), ("steer.interface", "a1", 1)] {
         let container = runtime.start(&host, &Bundle::new("one").annotate(name, value))?;
         host.check_steered(bed.ways(), i, || container.exec(&everything(bed.ways())))?;
-        // `delete` sweeps: no hook is called.
+        // `delete` cleans up: no hook is called.
         container.delete()?;
         host.wait_until_nothing_left(|| host.clean_up())?;
     }
@@ -43,7 +43,7 @@ fn wrapped_by_annotation(runtime: &'static str) -> Outcome {
     host.check_nothing_left()
 }
 
-/// As `docker run --env` sets it.
+/// The variable is set as `docker run --env` sets it.
 fn wrapped_by_variable(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-wrap-variable")?;
@@ -62,12 +62,12 @@ fn wrapped_by_variable(runtime: &'static str) -> Outcome {
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-/// One runtime for each uplink: whatever its containers ask for.
+/// One runtime for each uplink, whatever its containers request.
 fn wrapped_for_all(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-wrap-all")?;
     let host = Host::new(&bed)?;
-    // The host may choose what no container may ask for.
+    // The host may select a policy that containers may not request.
     for (options, i) in [(["--policy", "vpn"], 1), (["--policy", "kept"], 0), (["--interface", "a1"], 1)] {
         let runtime = runtime.clone().wrapped(wrapper(&host, &options));
         let container = runtime.start(&host, &Bundle::new("one"))?;
@@ -83,7 +83,7 @@ fn wrapped_for_all(runtime: &'static str) -> Outcome {
     host.wait_until_nothing_left(|| host.clean_up())
 }
 
-/// Between create and start: as Docker does from version 28 on.
+/// The network appears between create and start, as with Docker from version 28 on.
 fn wrapped_in_a_network_that_comes_late(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-wrap-late")?;
@@ -130,7 +130,7 @@ fn wrapped_is_not_started_when_refused(runtime: &'static str) -> Outcome {
     Ok(())
 }
 
-/// `run` leaves no moment between create and start.
+/// `run` leaves no time between create and start.
 fn wrapped_does_not_run(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-wrap-run")?;
@@ -143,8 +143,8 @@ fn wrapped_does_not_run(runtime: &'static str) -> Outcome {
     host.check_nothing_left()
 }
 
-/// Whatever else it is told, the real runtime does, and with its exit status.
-fn wrapped_hands_on(runtime: &'static str) -> Outcome {
+/// The wrapper passes all other arguments to the real runtime, and returns its exit status.
+fn wrapped_passes_through(runtime: &'static str) -> Outcome {
     let bare = Runtime::find(runtime)?;
     let bed = bed("containers-wrap-hands-on")?;
     let host = Host::new(&bed)?;
@@ -154,7 +154,7 @@ fn wrapped_hands_on(runtime: &'static str) -> Outcome {
         let (one, other) = (say(&bare, arguments)?, say(&wrapped, arguments)?);
         ensure!(one.code == other.code && one.stdout == other.stdout, "{arguments:?}: {one:?} {other:?}");
     }
-    // But what might start a container in a way that steer does not know.
+    // An unknown command is refused, because it might start a container.
     let unknown = say(&wrapped, &["no-such-command"])?;
     ensure!(unknown.code == 1 && unknown.stderr.contains("is no command of an OCI runtime"), "{unknown:?}");
     let exits = wrapped.run(&host, &Bundle::new("one").command(&super::shell("exit 7")))?;

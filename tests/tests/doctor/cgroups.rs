@@ -1,4 +1,4 @@
-//! Cgroups of the configuration, and programs of others on them.
+//! Cgroups of the configuration, and other owners' programs on them.
 
 use anyhow::ensure;
 use nix::sys::signal::Signal;
@@ -26,7 +26,7 @@ fn patterns_that_match_nothing() -> Outcome {
     let none = bed.cgroup.child("none.service")?;
     bed.is_healthy()?;
     drop(none);
-    // It is somewhere else.
+    // The cgroup is somewhere else.
     bed.write_config(&policy("\"@/one.service\""))?;
     daemon.wait_for_log("reloaded")?;
     let finding = bed.only_finding("cgroup-pattern")?;
@@ -72,11 +72,11 @@ fn an_exclusive_program() -> Outcome {
     if !bed.repair(&finding)? {
         return Ok(());
     }
-    // Nothing tells the daemon.
+    // The daemon is not notified.
     let finding = bed.only_finding("cgroup-steered")?;
     ensure!(bed.repair(&finding)?);
     bed.is_healthy()?;
-    // Attached above later, it does not run for what is steered.
+    // If it is attached above later, it does not run for steered cgroups.
     exclusive_program(&bed.cgroup, "vrf_like")?;
     let finding = bed.only_finding("foreign-exclusive")?;
     ensure!(finding.text("severity") == "warning", "{finding:?}");
@@ -88,7 +88,7 @@ fn an_exclusive_program() -> Outcome {
 fn a_program_that_runs_after() -> Outcome {
     let bed = Bed::new("doctor-after")?;
     let inner = bed.cgroup.child("inner")?;
-    // It runs before.
+    // It runs before steer's program.
     program_beside(&inner, "before")?;
     bed.succeed(&["attach", inner.path(), "-i", "a1"])?;
     bed.is_healthy()?;

@@ -1,4 +1,5 @@
-//! Each fault that `steer doctor` knows is made in a bed; it finds that one and no other, and what it prints mends it.
+//! Each fault that `steer doctor` knows is created in a bed. The doctor finds only that fault, and the printed command
+//! repairs it.
 
 pub(crate) mod cgroups;
 pub(crate) mod pins;
@@ -71,7 +72,7 @@ fn resolvers_on_this_host() -> Outcome {
     fs::write(bed.machine_file("resolv.conf"), "nameserver 127.0.0.53\n")?;
     let finding = bed.only_finding("local-resolver")?;
     ensure!(finding.text("what").contains("127.0.0.53") && finding.advice()?.contains("--dns RESOLVER"), "{finding:?}");
-    // One of the other family does not help.
+    // A resolver of the other family does not help.
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--dns", "2001:db8::53"])?;
     bed.only_finding("local-resolver")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--dns", "203.0.113.53"])?;
@@ -84,7 +85,7 @@ fn resolvers_on_this_host() -> Outcome {
     ] {
         fs::write(&nsswitch, before)?;
         let finding = bed.only_finding("nss-resolve")?;
-        // Its file is a mount point here, which sed cannot replace.
+        // The file is a mount point here, which sed cannot replace.
         let file = nsswitch.display().to_string();
         ensure!(bed.run_in_a_shell(&finding.command()?.replace("/etc/nsswitch.conf", &file))?);
         ensure!(fs::read_to_string(&nsswitch)? == after, "{:?}", fs::read_to_string(&nsswitch)?);
@@ -106,7 +107,7 @@ fn resolvers_on_this_host() -> Outcome {
     bed.is_healthy()
 }
 
-/// A process of a test. Dropped, it is ended.
+/// A process of a test. On drop, it is ended.
 struct Process(Child);
 
 impl Drop for Process {
@@ -116,7 +117,7 @@ impl Drop for Process {
     }
 }
 
-/// A process that does nothing, in a cgroup, with this as its standard input.
+/// An idle process in a cgroup, with this standard input.
 fn idle(bed: &Bed, cgroup: &Cgroup, stdin: Stdio) -> anyhow::Result<Process> {
     let mut command = Command::new("sleep");
     bed.place(&mut command, Some(cgroup), User::Root);
@@ -135,7 +136,7 @@ fn a_wrong_configuration() -> Outcome {
     ensure!(finding.advice()?.contains(&format!("{} check --config {file}", bed.steer_words())), "{finding:?}");
     bed.write_config("")?;
     bed.is_healthy()?;
-    // One that was named should be there.
+    // A file that was named explicitly must exist.
     let missing = bed.run(&["doctor", "--config", "/nonexistent.toml"])?;
     ensure!(missing.code == 1 && missing.stdout.contains("error: configuration: /nonexistent.toml"), "{missing:?}");
     Ok(())

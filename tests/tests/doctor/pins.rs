@@ -1,4 +1,4 @@
-//! What is pinned, and who looks after it.
+//! Pins, and the daemon that manages them.
 
 use std::fs;
 
@@ -13,8 +13,8 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("no_daemon", no_daemon),
     ("an_incomplete_attachment", an_incomplete_attachment),
-    ("an_index_that_nobody_followed", an_index_that_nobody_followed),
-    ("a_policy_that_is_gone", a_policy_that_is_gone),
+    ("an_outdated_index", an_outdated_index),
+    ("a_removed_policy", a_removed_policy),
     ("another_version", another_version),
     ("leftovers", leftovers),
 ];
@@ -74,7 +74,7 @@ fn an_incomplete_attachment() -> Outcome {
     Ok(())
 }
 
-fn an_index_that_nobody_followed() -> Outcome {
+fn an_outdated_index() -> Outcome {
     let mut bed = attached_bed("doctor-index")?;
     bed.net.remove_uplink(1)?;
     bed.only_finding("uplink")?;
@@ -88,7 +88,7 @@ fn an_index_that_nobody_followed() -> Outcome {
     bed.check_steered(&bed.cgroup, 1)
 }
 
-fn a_policy_that_is_gone() -> Outcome {
+fn a_removed_policy() -> Outcome {
     let bed = Bed::new("doctor-retired")?;
     let hand = bed.cgroup.child("hand")?;
     let daemon = bed.daemon(CONFIG)?;
@@ -140,7 +140,7 @@ fn leftovers() -> Outcome {
     fs::remove_file(bed.abi().join("maps/ATTACHMENTS"))?;
     let finding = bed.only_finding("leftovers")?;
     ensure!(finding.text("severity") == "warning" && finding.json["fix"]["safe"] == false, "{finding:?}");
-    // It does not do that by itself.
+    // It does not do that automatically.
     ensure!(bed.doctor(&["--fix"])?.json["applied"] == serde_json::json!([]));
     bed.check_steered(&bed.cgroup, 1)?;
     ensure!(finding.command()?.ends_with(" off") && bed.repair(&finding)?, "{finding:?}");

@@ -17,7 +17,7 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("a_socket_made_before", a_socket_made_before),
     ("a_socket_made_elsewhere", a_socket_made_elsewhere),
-    ("a_socket_of_an_uplink_that_was", a_socket_of_an_uplink_that_was),
+    ("a_socket_of_a_removed_uplink", a_socket_of_a_removed_uplink),
 ];
 
 /// A client with a UDP socket, in the bed's cgroup, and its port.
@@ -42,12 +42,12 @@ fn a_socket_made_before() -> Outcome {
         for text in [bed.cgroup.path(), "UDP socket ", &format!(":{port} "), "(not bound)"] {
             ensure!(finding.text("what").contains(text), "{text} in {finding:?}");
         }
-        // It goes on, by the uplink.
+        // It continues to work, over the uplink.
         ensure!(finding.command()?.ends_with(" --existing rebind"), "{finding:?}");
         ensure!(bed.repair(&finding)?);
         bed.is_healthy()?;
         drop(client);
-        // Of a policy of the configuration it says what to restart.
+        // For a policy of the configuration, it names the service to restart.
         bed.succeed(&["off"])?;
         let (mut client, _) = listening(&bed)?;
         let _daemon = bed.daemon(&format!("{CONFIG}enforce = \"{enforce}\"\n"))?;
@@ -66,7 +66,7 @@ fn a_socket_made_elsewhere() -> Outcome {
     let listener = bed.net.client.run(|| TcpListener::bind((client_v4(0), 0)))??;
     let local = connect(listener.local_addr()?)??;
     let holder = idle(&bed, &bed.cgroup, OwnedFd::from(local).into())?;
-    // To this host it leaves by no link.
+    // Traffic to this host leaves by no link.
     bed.is_healthy()?;
     drop(holder);
     let server = SocketAddr::from((SERVER_V4, bed.server.port()));
@@ -77,7 +77,7 @@ fn a_socket_made_elsewhere() -> Outcome {
     ensure!(finding.text("what").contains(&text), "{text} in {finding:?}");
     ensure!(finding.text("severity") == "error" && finding.text("why").contains("made elsewhere"), "{finding:?}");
     ensure!(finding.command()? == "systemctl restart unit.service", "{finding:?}");
-    // An exemption is content with it.
+    // An exemption does not report it.
     bed.succeed(&["attach", inner.path(), "-i", "none"])?;
     bed.is_healthy()?;
     bed.succeed(&["detach", inner.path()])?;
@@ -85,7 +85,7 @@ fn a_socket_made_elsewhere() -> Outcome {
     bed.is_healthy()
 }
 
-fn a_socket_of_an_uplink_that_was() -> Outcome {
+fn a_socket_of_a_removed_uplink() -> Outcome {
     let mut bed = Bed::new("doctor-stale")?;
     let _daemon = bed.daemon(CONFIG)?;
     let _client = listening(&bed)?;

@@ -1,4 +1,4 @@
-//! Uplinks that are not there, or lead nowhere.
+//! Uplinks that are missing or have no route.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -37,7 +37,7 @@ fn an_uplink_that_is_down() -> Outcome {
     let finding = bed.only_finding("uplink")?;
     ensure!(finding.command()? == "ip link set dev a1 up", "{finding:?}");
     ensure!(bed.repair(&finding)?);
-    // Its routes went when it was down.
+    // Its routes were removed when it went down.
     bed.net.client.wait_running("a1")?;
     let found = bed.doctor(&[])?.findings;
     ensure!(found.iter().all(|finding| finding.id != "uplink"), "{found:?}");
@@ -68,17 +68,17 @@ fn no_default_route() -> Outcome {
         ensure!(advice == format!("{ip_command} route add {any} via GATEWAY dev a1 metric 4096"), "{finding:?}");
         ensure!(bed.run_in_a_shell(&advice.replace("GATEWAY", &gateway))?);
         bed.is_healthy()?;
-        // The others still go by the better one.
+        // The other sockets still use the better route.
         bed.check_unsteered(None)?;
     }
-    // A table that only sockets bound to the uplink use is as good.
+    // A table that only sockets bound to the uplink use is sufficient.
     ip(&bed, "route del default dev a1")?;
     ip(&bed, "rule add oif a1 lookup 77")?;
     ip(&bed, "route add 0.0.0.0/1 via 10.0.1.1 dev a1 table 77")?;
     bed.only_finding("ipv4-route")?;
     ip(&bed, "route add 128.0.0.0/1 via 10.0.1.1 dev a1 table 77")?;
     bed.is_healthy()?;
-    // And a tunnel needs no gateway.
+    // A tunnel needs no gateway.
     let _tun = bed.net.client.add_tun("t0")?;
     bed.net.client.set_up("t0")?;
     bed.net.client.add_address("t0", Ipv4Addr::new(10, 0, 9, 2).into(), 24)?;
@@ -102,7 +102,7 @@ fn no_address() -> Outcome {
     bed.is_healthy()?;
     ip(&bed, "-6 route del default dev a1")?;
     ip(&bed, "-6 address flush dev a1")?;
-    // Many uplinks speak IPv4 only.
+    // Many uplinks have only IPv4.
     let finding = bed.only_finding("ipv6-address")?;
     ensure!(finding.text("severity") == "info", "{finding:?}");
     ip(&bed, "-6 route add default dev a1 metric 200")?;
@@ -117,7 +117,7 @@ fn a_strict_reverse_path_filter() -> Outcome {
         for by_itself in [false, true] {
             bed.net.client.write_sysctl("net/ipv4/conf/all/rp_filter", on_all)?;
             bed.net.client.write_sysctl(FILTER, on_a1)?;
-            // It tells the truth: IPv4 answers are dropped.
+            // The finding is true: IPv4 answers are dropped.
             ensure!(bed.check_steered(&bed.cgroup, 1).is_err(), "nothing is wrong");
             let finding = bed.only_finding("reverse-path-filter")?;
             ensure!(finding.text("severity") == "error" && finding.json["fix"]["safe"] == true, "{finding:?}");
@@ -125,10 +125,10 @@ fn a_strict_reverse_path_filter() -> Outcome {
             let persistent = "echo 'net.ipv4.conf.a1.rp_filter = 2' > /etc/sysctl.d/90-steer-a1.conf";
             ensure!(finding.json["fix"]["persistent"] == persistent, "{finding:?}");
             if by_itself {
-                let mended = bed.doctor(&["--fix"])?;
-                ensure!(mended.code == 0 && mended.findings.is_empty(), "{mended:?}");
-                let applied = &mended.json["applied"][0];
-                ensure!(applied["id"] == "reverse-path-filter" && applied["error"].is_null(), "{mended:?}");
+                let repaired = bed.doctor(&["--fix"])?;
+                ensure!(repaired.code == 0 && repaired.findings.is_empty(), "{repaired:?}");
+                let applied = &repaired.json["applied"][0];
+                ensure!(applied["id"] == "reverse-path-filter" && applied["error"].is_null(), "{repaired:?}");
             } else if !bed.repair(&finding)? {
                 continue;
             }
@@ -142,15 +142,15 @@ fn a_strict_reverse_path_filter() -> Outcome {
         text.starts_with("repaired reverse-path-filter: uplink a1: sysctl -w net.ipv4.conf.a1.rp_filter=2\n"),
         "{text}"
     );
-    // There is nothing to mend any more.
+    // There is nothing left to repair.
     ensure!(bed.doctor(&["--fix"])?.json["applied"] == serde_json::json!([]));
     Ok(())
 }
 
-/// A filter that compares with the best route, and a rule that makes the uplink the best one for its own address.
+/// A filter that compares with the best route, and a rule that makes the uplink the best route for its own address.
 fn a_filter_that_the_best_route_back_passes() -> Outcome {
     let bed = Bed::new("doctor-rule")?;
-    // The policy's name of it is not the one that sysctls have.
+    // The policy uses another name of the interface than sysctls do.
     bed.net.client.add_altname("a1", "other-name")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "other-name"])?;
     bed.net.client.write_sysctl("net/ipv4/conf/a1/rp_filter", "1")?;

@@ -1,4 +1,4 @@
-//! What there is on the host beside the policy: the uplink's state, routes, programs of others, sockets from before.
+//! The host's state besides the policy: the uplink, routes, other owners' programs, and older sockets.
 
 use std::process::Command;
 
@@ -44,7 +44,7 @@ fn routes() -> Outcome {
         near["routes"] == json!([{ "destination": "10.0.1.9", "steered": direct, "unsteered": direct }]),
         "{near:#}"
     );
-    // No route by the uplink: what becomes of it depends on the family.
+    // There is no route by the uplink; the result depends on the family.
     for family in ["-4", "-6"] {
         let mut command = Command::new("ip");
         bed.net.client.enter(&mut command);
@@ -86,7 +86,7 @@ fn older_sockets() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let said = explain(&bed, &[&client.pid().to_string()])?;
     let elsewhere = said["sockets"]["elsewhere"].as_array().context("no sockets")?;
-    let [older] = &elsewhere[..] else { anyhow::bail!("not one socket: {said:#}") };
+    let [older] = &elsewhere[..] else { anyhow::bail!("expected one socket: {said:#}") };
     let expected = format!("to 198.51.100.1:{port} (not bound)");
     ensure!(
         older.as_str().is_some_and(|older| older.starts_with("TCP socket 10.0.0.2:") && older.ends_with(&expected)),

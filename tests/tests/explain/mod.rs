@@ -1,4 +1,4 @@
-//! `steer explain`: what it says of a process is what then becomes of its sockets.
+//! `steer explain`: its output for a process matches the behaviour of the process's sockets.
 
 use std::process::{Child, Command, Stdio};
 
@@ -14,12 +14,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("by_a_glob_of_the_configuration", by_a_glob_of_the_configuration),
     ("the_same_without_a_daemon", the_same_without_a_daemon),
     ("a_nested_exemption", a_nested_exemption),
-    ("by_hand_in_what_is_configured", by_hand_in_what_is_configured),
+    ("attached_manually_in_a_configured_cgroup", attached_manually_in_a_configured_cgroup),
     ("closed_without_its_uplink", closed_without_its_uplink),
     ("not_steered", not_steered),
     ("in_another_network_namespace", in_another_network_namespace),
     ("an_incomplete_attachment", an_incomplete_attachment),
-    ("pins_that_are_not_whole", pins_that_are_not_whole),
+    ("incomplete_pins", incomplete_pins),
     ("a_wrong_target", a_wrong_target),
     ("without_privilege", without_privilege),
 ];
@@ -27,7 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
 const CONFIG: &str = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ndns = [\"203.0.113.53\"]\ncgroups = [\"@/app-*\"]\n\
                       [[policy]]\nname = \"direct\"\ninterface = \"none\"\ncgroups = [\"@/**/inner\"]\n";
 
-/// A process that does nothing. Dropped, it is ended.
+/// An idle process. On drop, it is ended.
 struct Idle(Child);
 
 impl Idle {
@@ -49,7 +49,7 @@ impl Drop for Idle {
     }
 }
 
-/// By the bed's configuration, if it was written.
+/// With the bed's configuration, if it was written.
 fn arguments<'a>(bed: &Bed, file: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
     let config: &[&str] = if bed.config_file().exists() { &["--config", file] } else { &[] };
     [&["explain"], rest, config].concat()
@@ -66,7 +66,7 @@ fn text(bed: &Bed, rest: &[&str]) -> anyhow::Result<String> {
     bed.succeed(&arguments(bed, &file, rest))
 }
 
-/// The last of the chain.
+/// The last element of the chain.
 fn innermost(said: &Value) -> anyhow::Result<&Value> {
     said["chain"].as_array().and_then(|chain| chain.last()).with_context(|| format!("no chain: {said:#}"))
 }
@@ -118,7 +118,7 @@ fn by_a_glob_of_the_configuration() -> Outcome {
     ensure!(said["resolver"]["dns"] == json!(["203.0.113.53"]), "{said:#}");
     ensure!(said["sockets"] == json!({ "open": 0, "elsewhere": [], "problem": null }), "{said:#}");
     ensure!(reasons(&said)[0] == format!("policy p names {app_path} by the glob {pattern:?}, in {file}"), "{said:#}");
-    // It is so.
+    // The sockets behave accordingly.
     bed.check_steered(&below, 1)?;
     let text = text(&bed, &[&process.pid()])?;
     for part in [&conclusion, app_path, "p (strict)", "a1 (index", "203.0.113.53", "by a1 via 10.0.1.1"] {
@@ -140,9 +140,9 @@ fn the_same_without_a_daemon() -> Outcome {
     ensure!(with == without, "{with:#} {without:#}");
     concludes(&without, "bound", &format!("new sockets of processes in {} are bound to a1", app.path()))?;
     ensure!(without["target"]["process"].is_null() && without["sockets"].is_null(), "{without:#}");
-    // By its directory, too.
+    // The same with its directory.
     ensure!(explain(&bed, &[&app.directory().display().to_string()])? == without);
-    // Without the configuration it is held all the same.
+    // Without the configuration the attachment still holds.
     bed.write_config("")?;
     let said = explain(&bed, &[app.path()])?;
     concludes(&said, "bound", "from a configuration that was not read")?;
@@ -170,7 +170,7 @@ fn a_nested_exemption() -> Outcome {
     Ok(())
 }
 
-fn by_hand_in_what_is_configured() -> Outcome {
+fn attached_manually_in_a_configured_cgroup() -> Outcome {
     let bed = Bed::new("explain-hand")?;
     let app = bed.cgroup.child("app-1.scope")?;
     let inner = app.child("inner")?;
@@ -225,14 +225,14 @@ fn not_steered() -> Outcome {
     concludes(&said, "unsteered", "nothing is attached to")?;
     concludes(&said, "unsteered", "no configuration was read")?;
     ensure!(said["decision"].is_null() && said["sockets"].is_null(), "{said:#}");
-    ensure!(!bed.pins.exists(), "looked at, yet something was made");
+    ensure!(!bed.pins.exists(), "explain made pins");
     bed.write_config(CONFIG)?;
     let said = explain(&bed, &[&process.pid()])?;
     concludes(&said, "unsteered", "but nothing is attached there: no daemon runs")?;
     bed.check_unsteered(Some(&app))?;
     let said = explain(&bed, &[bed.cgroup.path()])?;
     concludes(&said, "unsteered", "steer.toml names one of them")?;
-    // A program of somebody else's keeps the daemon out.
+    // Another owner's program prevents the daemon from attaching.
     exclusive_program(&app, "vrf_like")?;
     let _daemon = bed.daemon(CONFIG)?;
     let said = explain(&bed, &[&process.pid()])?;
@@ -244,7 +244,7 @@ fn not_steered() -> Outcome {
 fn in_another_network_namespace() -> Outcome {
     let bed = Bed::new("explain-netns")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
-    // The process is in the server's.
+    // The process is in the server's namespace.
     let mut command = Command::new("sleep");
     bed.cgroup.enter(&mut command);
     bed.net.server.enter(&mut command);
@@ -254,13 +254,13 @@ fn in_another_network_namespace() -> Outcome {
     ensure!(said["target"]["netns"]["own"] == false, "{said:#}");
     ensure!(said["target"]["netns"]["cookie"] == bed.net.server.cookie()?, "{said:#}");
     ensure!(said["uplink"].is_null() && said["sockets"].is_null(), "{said:#}");
-    // Its routes are those there.
+    // It uses the routes of that namespace.
     let said = explain(&bed, &[&process.pid(), "--to", "10.0.1.2"])?;
     ensure!(said["routes"][0]["unsteered"][0]["interface"] == bed.net.server_link(1), "{said:#}");
     ensure!(text(&bed, &[&process.pid()])?.contains("(not this one)"));
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--other-netns", "refuse"])?;
     concludes(&explain(&bed, &[&process.pid()])?, "refused", "other_netns = \"refuse\"")?;
-    // From elsewhere, a process that is in the policy's is told of as it is there.
+    // Seen from another namespace, a process in the policy's namespace is explained as if from there.
     let here = Idle::start(&bed, Some(&bed.cgroup))?;
     let said = output(&mut bed.steer_here(&["explain", &here.pid(), "--json"]))?;
     let said: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
@@ -283,7 +283,7 @@ fn an_incomplete_attachment() -> Outcome {
     concludes(&said, "bound", "bound to a0")?;
     ensure!(said["decision"]["complete"] == false && said["decision"]["missing"] == json!(["egress"]), "{said:#}");
     ensure!(said["decision"]["not_covered"].to_string().contains("egress"), "{said:#}");
-    // Without the program that binds, the outer one decides.
+    // Without the program that binds, the outer policy decides.
     std::fs::remove_file(pins.join("sock_create"))?;
     let said = explain(&bed, &[inner.path()])?;
     concludes(&said, "bound", "bound to a1")?;
@@ -293,7 +293,7 @@ fn an_incomplete_attachment() -> Outcome {
     Ok(())
 }
 
-fn pins_that_are_not_whole() -> Outcome {
+fn incomplete_pins() -> Outcome {
     let bed = Bed::new("explain-torn")?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     std::fs::remove_file(bed.abi().join("maps/POLICIES"))?;
@@ -318,7 +318,7 @@ fn a_wrong_target() -> Outcome {
         ensure!(refused.code == 1 && refused.stderr.contains(expected), "{target:?}: {refused:?}");
         ensure!(refused.stdout.is_empty(), "{refused:?}");
     }
-    // One that has ended, before its parent has taken note.
+    // A process that has ended and that its parent has not waited for.
     let mut ended = Command::new("true").spawn()?;
     let stat = format!("/proc/{}/stat", ended.id());
     steer_lab::wait_until("the process to end", steer_tests::PATIENCE, || {

@@ -1,4 +1,4 @@
-//! Errors of the kernel: a command succeeds with everything in force, or fails, says why, and leaves nothing.
+//! Errors of the kernel: a command either succeeds completely, or fails, reports why, and leaves nothing.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use super::killed::Waiting;
 
 const ERRORS: [&str; 3] = ["ENOMEM", "ENOSPC", "EPERM"];
 
-/// The paths of what is attached.
+/// The attached cgroups.
 fn attached(bed: &Bed) -> anyhow::Result<Vec<(String, bool)>> {
     let status = bed.status()?;
     let policies = status["policies"].as_array().context("no policies")?;
@@ -20,7 +20,7 @@ fn attached(bed: &Bed) -> anyhow::Result<Vec<(String, bool)>> {
         .collect())
 }
 
-/// Runs `faulty` with one error of bpf(2) after the other.
+/// Runs `faulty` with each error of bpf(2) in turn.
 fn everywhere(bed: &Bed, faulty: &[&str], input: Option<&std::path::Path>, target: &str) -> Outcome {
     let kept = bed.cgroup.child("kept")?;
     bed.succeed(&["attach", kept.path(), "-i", "a1"])?;
@@ -44,7 +44,7 @@ fn everywhere(bed: &Bed, faulty: &[&str], input: Option<&std::path::Path>, targe
         ensure!(ended.code == 0 || ended.stderr.starts_with("steer: "), "{error} at {number}: {ended:?}");
         failed += usize::from(ended.code != 0);
         bed.succeed(&["detach", target])?;
-        // A run that makes fewer calls has met no error.
+        // A run with fewer calls has met no error.
         if number > bed_calls(bed, faulty, input)? {
             break;
         }
@@ -55,7 +55,7 @@ fn everywhere(bed: &Bed, faulty: &[&str], input: Option<&std::path::Path>, targe
     spy.saw_nothing()
 }
 
-/// How many calls of bpf(2) the command makes: more than that meet no fault.
+/// The number of bpf(2) calls of the command; a higher number meets no fault.
 fn bed_calls(bed: &Bed, faulty: &[&str], input: Option<&std::path::Path>) -> anyhow::Result<usize> {
     let trace = bed.directory.join("trace");
     if !trace.exists() {
@@ -94,7 +94,7 @@ pub(super) fn full_disk() -> Outcome {
     let set =
         ["policy", "set", "new", "-i", "a1", "--cgroup", &cgroup, "--config", config.to_str().unwrap_or_default()];
     for call in ["fsync", "rename", "openat"] {
-        // Early calls of openat are the loader's.
+        // The dynamic loader makes the first calls of openat.
         let number = if call == "openat" { bed_openat(&bed, &set)? } else { 1 };
         let ended = output(&mut bed.steer_with(Fault::Error("ENOSPC"), call, number, &set)?)?;
         ensure!(ended.code == 1 && ended.stderr.contains("No space left on device"), "{call}: {ended:?}");
@@ -107,7 +107,7 @@ pub(super) fn full_disk() -> Outcome {
     Ok(())
 }
 
-/// The number of the call of openat that makes the new file.
+/// The number of the openat call that creates the new file.
 fn bed_openat(bed: &Bed, set: &[&str]) -> anyhow::Result<usize> {
     let trace = bed.directory.join("openat");
     let ended = output(&mut bed.steer_traced(&["-e", "trace=openat"], &trace, set)?)?;
@@ -152,7 +152,7 @@ pub(super) fn bpffs_that_is_unmounted() -> Outcome {
     let attached = steer(&["attach", target.path(), "-i", "a1"])?;
     ensure!(attached.code == 0, "{attached:?}");
     bed.check_steered(&target, 1)?;
-    // Whoever may do this has switched steering off: the links live by their pins.
+    // A process that may do this can switch steering off: the links exist through their pins.
     nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH)?;
     steer_lab::wait_until("the kernel to detach it", steer_tests::PATIENCE, || {
         bed.check_unsteered(Some(&target)).is_ok()

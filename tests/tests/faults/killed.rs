@@ -1,6 +1,6 @@
-//! Killed at a system call, and called again: what was steered stays so, and nothing is left half done.
+//! A command is killed at a system call and run again: steered cgroups stay steered, and nothing is left half done.
 //!
-//! In each test a client makes sockets all the while, in a cgroup that is steered already, and every other link is captured.
+//! In each test a client makes sockets continuously, in a steered cgroup, and every other link is captured.
 
 use std::{
     os::unix::net::UnixStream,
@@ -19,8 +19,8 @@ fn attach(cgroup: &Cgroup) -> [&str; 4] {
     ["attach", cgroup.path(), "-i", "a1"]
 }
 
-/// Runs `faulty` killed at one system call after the other, each time followed by `then`, beside a client that is steered and must
-/// not notice.
+/// Runs `faulty` killed at each system call in turn, each time followed by `then`. Meanwhile a steered client must not
+/// be interrupted.
 fn everywhere(
     bed: &Bed,
     usual_stride: usize,
@@ -40,7 +40,7 @@ fn everywhere(
         for number in (1..=calls).step_by(stride(usual_stride)) {
             before()?;
             let ended = output(&mut bed.steer_with(Fault::Killed, call, number, faulty)?)?;
-            // A call in another thread counts for itself.
+            // Calls are counted per thread.
             ensure!(ended.was_killed() || ended.code == 0, "{call} {number}: {ended:?}");
             killed += usize::from(ended.was_killed());
             then()?;
@@ -52,7 +52,7 @@ fn everywhere(
     bed.check_steered(&kept, 1)
 }
 
-/// Whether a cgroup is attached, with all of its programs; an error if with some.
+/// Whether a cgroup is attached with all programs; an error if it has only some.
 fn is_attached(bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<bool> {
     let status = bed.status()?;
     let policies = status["policies"].as_array().cloned().unwrap_or_default();
@@ -110,7 +110,7 @@ pub(super) fn while_it_detaches() -> Outcome {
     })
 }
 
-/// A process that waits in a cgroup, as a container's does before its start. Dropped, it is killed.
+/// A process that waits in a cgroup, as a container's does before its start. On drop, it is killed.
 pub(super) struct Waiting(Child);
 
 impl Waiting {
@@ -120,7 +120,8 @@ impl Waiting {
         Ok(Self(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?))
     }
 
-    /// Writes the state of a container of this process, with one annotation; returns a shell's command that hands it to the hook.
+    /// Writes the state of a container of this process, with one annotation. Returns a shell command that passes it to
+    /// the hook.
     pub(super) fn state(&self, bed: &Bed) -> anyhow::Result<std::path::PathBuf> {
         let state = serde_json::json!({
             "ociVersion": "1.0.2", "id": "c", "status": "creating", "pid": self.0.id(), "bundle": "/",
@@ -154,7 +155,7 @@ pub(super) fn as_a_hook() -> Outcome {
     for number in (1..).step_by(stride(5)) {
         let mut faulty = bed.steer_with(Fault::Killed, "bpf", number, &hook)?;
         let ended = output(faulty.stdin(std::fs::File::open(&state)?))?;
-        // Killed, it makes the runtime refuse the start; a runtime that tries again finds nothing in its way.
+        // If the hook is killed, the runtime refuses the start. A second try succeeds.
         let again = output(bed.steer(&hook).stdin(std::fs::File::open(&state)?))?;
         ensure!(again.code == 0 && is_attached(&bed, &target)?, "{number}: {again:?}");
         bed.succeed(&["detach", target.path()])?;
@@ -199,10 +200,10 @@ pub(super) fn as_a_daemon_that_starts() -> Outcome {
     let load = bed.load(&kept)?;
     let config = bed.config_file();
     let start = ["daemon", "--config", config.to_str().unwrap_or_default()];
-    // How many calls a start makes, told by one that is ended when it is ready.
+    // The number of calls of a start is counted with a daemon that is ended when it is ready.
     let trace = bed.directory.join("trace");
     let mut traced = bed.steer_traced(&["-e", "trace=bpf"], &trace, &start)?.stderr(Stdio::null()).spawn()?;
-    // Nothing is asked of it, for that would make calls, too; and the trace is whole when strace has ended.
+    // The daemon gets no request, because that would add calls. The trace is complete when strace has ended.
     wait_until("the daemon to listen", PATIENCE, || UnixStream::connect(bed.socket()).is_ok())?;
     end_tracee(&mut traced)?;
     let calls = count(&trace, "bpf")?;
@@ -217,7 +218,7 @@ pub(super) fn as_a_daemon_that_starts() -> Outcome {
     bed.check_steered(&kept, 1)
 }
 
-/// Ends what strace traces, and so strace.
+/// Ends the traced process, and so strace.
 fn end_tracee(strace: &mut Child) -> Outcome {
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", strace.id()))?;
     for pid in children.split_whitespace() {

@@ -1,4 +1,4 @@
-//! Faults: killed at any system call, errors of the kernel, storms of events. docs/faults.md is their table.
+//! Faults: kills at any system call, errors of the kernel, and storms of events. docs/faults.md is their table.
 
 mod errors;
 mod killed;

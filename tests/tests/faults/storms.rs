@@ -1,4 +1,4 @@
-//! More events than anybody reads in time.
+//! More events than a reader can process in time.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ pub(super) fn lost_reports_of_links() -> Outcome {
     let target = bed.cgroup.child("target")?;
     let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/target\"]\n")?;
     let before = bed.net.ifindex(1)?;
-    // What netlink says when it has dropped reports, in the place of every third of them.
+    // The error with which netlink reports that it dropped messages replaces every third message.
     let mut tracer = Command::new(strace()?)
         .args(["-f", "-q", "-o", "/dev/null", "-e", "trace=recvfrom", "-e"])
         .args(["inject=recvfrom:error=ENOBUFS:when=2+3", "-p", &daemon.pid().to_string()])
@@ -51,7 +51,7 @@ pub(super) fn storm_of_link_events() -> Outcome {
     let mut daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/target\"]\n")?;
     let mut spy = Spy::on(&bed, &["a1"])?;
     let load = bed.load(&target)?;
-    // Two events each; ten thousand in the long form.
+    // Two events each; ten thousand with `--thorough`.
     for _ in 0..if stride(0) == 1 { 5_000 } else { 250 } {
         bed.net.client.rename_link("lo", "lo0")?;
         bed.net.client.rename_link("lo0", "lo")?;
@@ -78,19 +78,19 @@ pub(super) fn storm_of_cgroups() -> Outcome {
         bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/kept\", \"@/churn/*\"]\n")?;
     let mut spy = Spy::on(&bed, &["a1"])?;
     let load = bed.load(&kept)?;
-    // As fast as it goes.
+    // As fast as possible.
     for number in 0..if stride(0) == 1 { 60_000 } else { 1_000 } {
         let cgroup = churn.directory().join(format!("c{number}"));
         fs::create_dir(&cgroup)?;
         fs::remove_dir(&cgroup)?;
     }
-    // One that stays is steered, so the daemon is through with all those before it.
+    // When a cgroup that stays is steered, the daemon has processed all cgroups before it.
     let last = churn.child("last")?;
     wait_until("the last cgroup to be attached", PATIENCE, || {
         let cgroups = bed.policy("p").map(|policy| policy["cgroups"].clone()).unwrap_or_default();
         cgroups.as_array().is_some_and(|all| all.iter().any(|cgroup| cgroup["path"] == last.path()))
     })?;
-    wait_until("nothing to be left of the others", PATIENCE, || {
+    wait_until("all leftovers of the others to be removed", PATIENCE, || {
         bed.policy("p").is_ok_and(|policy| policy["cgroups"].as_array().is_some_and(|all| all.len() == 2))
     })?;
     check_uninterrupted(&load.stop()?)?;

@@ -1,4 +1,4 @@
-//! What gets out by another link: the rows of the escape suite.
+//! Packets that leave by another link: the rows of the escape suite.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -15,11 +15,11 @@ use crate::escape::Row;
 
 static CELLS: Cells = Cells::new();
 
-/// For an answer that nobody may be going to give, on a slow machine.
+/// The timeout for an answer that may never come, on a slow machine.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A bed with a machine, which takes long to boot, on which nothing has leaked so far. The machine ends with the thread that has
-/// booted it, so that one alone uses it.
+/// A bed, with a machine that takes long to boot, on which nothing has leaked so far. The machine ends with the thread
+/// that booted it, so only that thread uses it.
 type Clean = (ThreadId, Means, Confined);
 
 static CLEAN: Mutex<Vec<Clean>> = Mutex::new(Vec::new());
@@ -28,7 +28,7 @@ fn clean() -> MutexGuard<'static, Vec<Clean>> {
     CLEAN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A clean one, or a new one.
+/// A clean bed, or a new one.
 fn confined(means: Means) -> anyhow::Result<Confined> {
     let is_ours = |(thread, of, _): &Clean| *thread == current().id() && *of == means;
     let mut clean = clean();
@@ -41,14 +41,14 @@ fn confined(means: Means) -> anyhow::Result<Confined> {
     Ok(confined)
 }
 
-/// What was seen of all attempts of one row by one means.
+/// The results of all attempts of one row with one means.
 #[derive(Default)]
 struct Sum {
     tried: bool,
     /// As root, and as nobody.
     leaked: [bool; 2],
     failed: bool,
-    /// Whether steer refuses such sockets here.
+    /// Whether steer refuses such sockets on this machine.
     refused: bool,
 }
 
@@ -87,8 +87,8 @@ pub(super) fn check(row: &'static Row) -> Outcome {
     Ok(())
 }
 
-/// By nobody first, and until something has leaked: whatever nobody does, root can do as well. Each has a bed that has nothing
-/// to say of another.
+/// User nobody is first, and the attempts stop after a leak: root can do everything that nobody can. Beds do not share
+/// state.
 fn attempts(row: &Row, means: Means) -> anyhow::Result<Sum> {
     let mut sum = Sum::default();
     for user in [User::Nobody, User::Root] {
@@ -113,7 +113,7 @@ fn attempts(row: &Row, means: Means) -> anyhow::Result<Sum> {
 }
 
 pub(super) fn print() {
-    // Nobody drops what is static.
+    // Statics are never dropped.
     clean().clear();
     let legend = "- works: by the uplink alone; fails: plain use that does not work, and nothing by another link\n\
                   - closed: no packet of a process by any link but the uplink\n\

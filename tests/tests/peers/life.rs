@@ -1,4 +1,4 @@
-//! What becomes of a service when its uplink goes, comes and changes its name, and when what manages it is started afresh.
+//! A service while its uplink is removed, added and renamed, and while its manager is restarted.
 
 use std::process::Command;
 
@@ -25,20 +25,20 @@ const LOOPBACK_AS_ROOT: &str = "calls 127.0.0.1, as root";
 const ROWS: [&str; 11] =
     [MISSING, APPEARS, STARTED, DELETED, AGAIN, AFRESH, RENAMED, NAMED_BACK, MANAGER, LOOPBACK, LOOPBACK_AS_ROOT];
 
-/// What a service's requests came to.
+/// The result of a service's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// All were answered by the uplink.
+enum State {
+    /// All were answered over the uplink.
     Works,
-    /// Something left by another link.
+    /// A packet left by another link.
     Leaks,
     /// Nothing was answered.
     Closed,
-    /// Some were.
+    /// Some were answered.
     Partly,
 }
 
-impl Fate {
+impl State {
     fn text(self) -> &'static str {
         match self {
             Self::Works => "works",
@@ -48,7 +48,7 @@ impl Fate {
         }
     }
 
-    /// Of requests during which nothing but this was seen on other links.
+    /// The result of these answers; `leaked` is whether a packet left by another link meanwhile.
     fn of(answers: &[Answer], leaked: bool) -> Self {
         let by_uplink = |answer: &&Answer| {
             let saw = answer.saw.as_deref();
@@ -65,56 +65,56 @@ impl Fate {
     }
 }
 
-/// What steer must do. Only strict closes a socket that is bound to the interface that has another name now.
-fn expected(row: &str, level: Level) -> Fate {
+/// The required result for steer. Only strict closes a socket that is bound to a renamed interface.
+fn expected(row: &str, level: Level) -> State {
     match row {
-        RENAMED if level < Level::Strict => Fate::Works,
-        MISSING | DELETED | RENAMED | LOOPBACK => Fate::Closed,
-        _ => Fate::Works,
+        RENAMED if level < Level::Strict => State::Works,
+        MISSING | DELETED | RENAMED | LOOPBACK => State::Closed,
+        _ => State::Works,
     }
 }
 
 struct Life {
     confined: Confined,
     means: Means,
-    complaints: Vec<String>,
+    failures: Vec<String>,
 }
 
 impl Life {
-    /// A service, as it is started.
+    /// The command of a service.
     fn command(&self) -> anyhow::Result<Command> {
         let mut command = self.confined.client(User::Root)?;
         command.args(self.confined.bed.everything());
         Ok(command)
     }
 
-    /// Lets the service send a request on each of its sockets, and notes what came of it. Twice, for what breaks a socket
-    /// shows the first time.
-    fn look(&mut self, row: &'static str, service: &mut Held) -> anyhow::Result<()> {
+    /// Makes the service send a request on each of its sockets, and records the result. It does so twice, because a
+    /// socket that breaks shows it the first time.
+    fn observe(&mut self, row: &'static str, service: &mut Held) -> anyhow::Result<()> {
         self.confined.settle()?;
         let net = &self.confined.bed.net;
         let mut links = self.confined.links().to_vec();
-        // It may be gone, or have another name now.
+        // The uplink may be missing or have another name now.
         links[0] = net.link(1);
         links.retain(|link| matches!(net.client.link_index(link), Ok(Some(_))));
         let mut spy = Spy::on(&self.confined.bed, &links)?;
         service.round()?;
         let answers = service.round()?;
         let leaked = !spy.take()?.is_empty();
-        self.note(row, Fate::of(&answers, leaked));
+        self.note(row, State::of(&answers, leaked));
         Ok(())
     }
 
-    fn note(&mut self, row: &'static str, fate: Fate) {
-        CELLS.record(row, self.means, fate.text());
+    fn note(&mut self, row: &'static str, state: State) {
+        CELLS.record(row, self.means, state.text());
         if let Means::Steer(level) = self.means
-            && fate != expected(row, level)
+            && state != expected(row, level)
         {
-            self.complaints.push(format!("{row}: {fate:?}, and not {:?}", expected(row, level)));
+            self.failures.push(format!("{row}: {state:?}, expected {:?}", expected(row, level)));
         }
     }
 
-    /// As it was before, by whoever manages the uplink.
+    /// Restores the uplink as its manager would.
     fn make_uplink(&mut self) -> anyhow::Result<()> {
         self.confined.bed.net.create_uplink(1)?;
         if self.means == Means::VrfExec { self.confined.bed.enslave() } else { Ok(()) }
@@ -128,31 +128,31 @@ pub(super) fn check(means: Means) -> Outcome {
         }
         return Ok(());
     };
-    let mut life = Life { confined: confined.with_daemon()?, means, complaints: Vec::new() };
+    let mut life = Life { confined: confined.with_daemon()?, means, failures: Vec::new() };
 
     life.confined.bed.net.remove_uplink(1)?;
     let mut service = Held::start(&mut life.command()?)?;
-    life.look(MISSING, &mut service)?;
+    life.observe(MISSING, &mut service)?;
     life.make_uplink()?;
-    life.look(APPEARS, &mut service)?;
+    life.observe(APPEARS, &mut service)?;
     drop(service);
 
     let mut service = Held::start(&mut life.command()?)?;
-    life.look(STARTED, &mut service)?;
+    life.observe(STARTED, &mut service)?;
     life.confined.bed.net.remove_uplink(1)?;
-    life.look(DELETED, &mut service)?;
+    life.observe(DELETED, &mut service)?;
     life.make_uplink()?;
-    life.look(AGAIN, &mut service)?;
+    life.observe(AGAIN, &mut service)?;
     drop(service);
 
     let mut service = Held::start(&mut life.command()?)?;
-    life.look(AFRESH, &mut service)?;
+    life.observe(AFRESH, &mut service)?;
     life.confined.bed.net.rename_uplink(1, "other")?;
-    life.look(RENAMED, &mut service)?;
+    life.observe(RENAMED, &mut service)?;
     life.confined.bed.net.rename_uplink(1, "a1")?;
-    life.look(NAMED_BACK, &mut service)?;
+    life.observe(NAMED_BACK, &mut service)?;
     if life.confined.restart_manager()? {
-        life.look(MANAGER, &mut service)?;
+        life.observe(MANAGER, &mut service)?;
     } else {
         CELLS.record(MANAGER, means, "n/a");
     }
@@ -164,9 +164,9 @@ pub(super) fn check(means: Means) -> Outcome {
         let done = output(client.args(["--port", &server.port().to_string()]))?;
         let answers = parse_outcomes(&done.stdout).with_context(|| format!("{done:?}"))?;
         let answered = answers.iter().filter(|answer| answer.is_ok()).count();
-        life.note(row, if answered == 0 { Fate::Closed } else { Fate::Works });
+        life.note(row, if answered == 0 { State::Closed } else { State::Works });
     }
-    ensure!(life.complaints.is_empty(), "{}", life.complaints.join("\n"));
+    ensure!(life.failures.is_empty(), "{}", life.failures.join("\n"));
     Ok(())
 }
 

@@ -1,8 +1,8 @@
-//! steer beside what users have today, `BindNetworkInterface=` of systemd and `ip vrf exec`, each on beds of its own: what gets
-//! out by another link, and what becomes of a service when its uplink goes and comes.
+//! steer beside its alternatives, `BindNetworkInterface=` of systemd and `ip vrf exec`, each on its own beds: packets
+//! that leave by another link, and a service while its uplink changes.
 //!
-//! Of the others it is noted what a capture showed; of steer it is known what it must show. `cargo xtask peers` runs this where
-//! all of them are and writes docs/peers.md.
+//! For the alternatives, the captured results are recorded. For steer, the results must be the expected ones. `cargo
+//! xtask peers` runs this where all of them are installed and writes docs/peers.md.
 
 use std::{
     collections::BTreeMap,
@@ -17,10 +17,10 @@ use crate::report;
 mod escape;
 mod life;
 
-/// A row: its name, and by what means.
+/// A row: its name and the means.
 type Cell = (&'static str, Means);
 
-/// What was seen, as it is in the table.
+/// The result, as text of the table.
 #[derive(Default)]
 struct Cells(Mutex<BTreeMap<Cell, String>>);
 
@@ -33,7 +33,7 @@ impl Cells {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((row, means), text.into());
     }
 
-    /// Prints them as a chapter with a table, if there are any.
+    /// Prints the results as a chapter with a table, if there are any.
     fn print(&self, title: &str, rows: impl Iterator<Item = &'static str>, legend: &str) {
         let cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let line = |head: &str, cells: [String; 5]| println!("| {head} | {} |", cells.join(" | "));
@@ -51,7 +51,7 @@ impl Cells {
     }
 }
 
-/// None where it cannot be made, and why is printed; any other error is one.
+/// Returns none if it cannot be made here, after printing why. Other errors are returned.
 fn not_here<T>(made: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
     match made {
         Ok(made) => Ok(Some(made)),
@@ -74,7 +74,7 @@ pub(crate) fn trials(root: bool) -> Vec<Trial> {
     escapes.chain(lives).map(|trial| trial.with_ignored_flag(!root)).collect()
 }
 
-/// Prints what the trials saw, as a part of a document in Markdown, between two lines that mark it.
+/// Prints the results of the trials as a part of a Markdown document, between two marker lines.
 pub(crate) fn print_tables() {
     println!("steer-peers: begin");
     escape::print();

@@ -1,7 +1,7 @@
-//! The loads: a process that does one thing as fast as it can, or as often as asked, until its standard input ends, and prints
-//! how often it did it.
+//! The loads: a process that repeats one action as fast as it can, or at a given rate, until its standard input closes.
+//! It then prints the number of repetitions.
 //!
-//! **Invariant:** what it made is removed, and what it renamed has its first name again, when it ends.
+//! **Invariant:** at its end, the cgroups that it made are removed, and the link that it renamed has its first name.
 
 use std::{
     fs,
@@ -22,13 +22,13 @@ use socket2::{Domain, Socket, Type};
 /// Renames per second.
 const RENAMES: u32 = 3_000;
 
-/// What is done.
+/// The action.
 #[derive(clap::Args)]
 pub(crate) struct Storm {
     /// Make and remove cgroups in this directory
     #[arg(long)]
     cgroups: Option<PathBuf>,
-    /// Tells apart those who do it in one directory
+    /// Distinguishes processes that use the same directory
     #[arg(long, default_value_t = 0)]
     number: u32,
     /// Rename this link
@@ -52,12 +52,12 @@ impl Storm {
     }
 }
 
-/// Does it.
+/// Repeats the action.
 pub(crate) fn serve(storm: &Storm) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let ended = Arc::clone(&stop);
     thread::spawn(move || {
-        // However it ends, whoever started this is done.
+        // However the input ends, the parent process is done.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         ended.store(true, Ordering::Relaxed);
     });

@@ -1,7 +1,7 @@
-//! What the kernel takes for an attachment whatever the agent does: the calls that make its links and pin them, with the directory
-//! for the pins, and no others.
+//! The kernel's share of the time of an attachment: the calls that make its links and pin them, including the directory
+//! for the pins.
 //!
-//! **Invariant:** the links and pins made here are gone at the end.
+//! **Invariant:** all links and pins made here are removed at the end.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,7 @@ use crate::{
     steering::Steering,
 };
 
-/// Those of a strict policy, in their order, but for that on a security hook, which not every kernel runs.
+/// The programs of a strict policy, in their order, without the one on a security hook, which some kernels do not run.
 const PROGRAMS: [(&str, Hook); 9] = [
     (program::EGRESS, Hook::EGRESS),
     (program::SETSOCKOPT, Hook::SETSOCKOPT),
@@ -32,8 +32,8 @@ const PROGRAMS: [(&str, Hook); 9] = [
     (program::SOCK_CREATE, Hook::SOCK_CREATE),
 ];
 
-/// Attaches the pinned programs to each of these cgroups and pins the links, and takes them away again; returns how many
-/// microseconds the former took for each.
+/// Attaches the pinned programs to each of these cgroups, pins the links, and removes them again. Returns the
+/// microseconds per cgroup for attaching.
 pub(super) fn measure(steering: &Steering, cgroups: &[PathBuf]) -> Result<f64> {
     let directory = steering.pins().join("bare");
     fs::create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;

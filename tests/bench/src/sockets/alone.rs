@@ -1,4 +1,4 @@
-//! Two workers that are compared with each other, before and after something else has changed.
+//! Two workers that are compared with each other before and after another change.
 
 use std::path::Path;
 
@@ -29,14 +29,14 @@ impl Alone {
         Ok(elapsed.as_secs_f64() * 1e9 / f64::from(OPS))
     }
 
-    /// How much longer a UDP socket takes here than there, turn by turn.
+    /// The ratio of the times of a UDP socket in the two cgroups, turn by turn.
     pub(crate) fn against(&mut self, other: &mut Self, rounds: u32) -> Result<Spread> {
-        // The first ones meet cold caches.
+        // The first turns run with cold caches.
         self.turn()?;
         other.turn()?;
         let mut ratios = Vec::new();
         for round in 0..rounds {
-            // Each comes first every other time.
+            // The order alternates.
             let (here, there) = if round % 2 == 0 {
                 let here = self.turn()?;
                 (here, other.turn()?)

@@ -1,6 +1,6 @@
-//! The bed of this measurement: a network namespace, a cgroup for each variant, what is attached to them, and the workers.
+//! The bed of this measurement: a network namespace, a cgroup for each variant, the attached programs, and the workers.
 //!
-//! **Invariant:** the process that directs the workers never joins one of the cgroups.
+//! **Invariant:** the process that controls the workers never joins one of the cgroups.
 
 use std::{
     os::fd::OwnedFd,
@@ -24,10 +24,10 @@ use crate::{
     worker::{self, Worker},
 };
 
-/// What a policy enforces unless told otherwise; a new socket costs the same at either level.
+/// The default enforcement of a policy. A new socket costs the same at both levels.
 const ENFORCE: &str = "strict";
 
-/// Fields are dropped in their order, so each stands before what it needs.
+/// Fields are dropped in their order, so each field is declared before the fields that it needs.
 pub(crate) struct Bed {
     workers: Vec<Worker>,
     _links: [OwnedFd; 2],
@@ -67,7 +67,7 @@ impl Bed {
         Ok(Self { workers, _links: links, steered, constant, empty, steering, cgroups })
     }
 
-    /// Has the worker of a variant make `ops` sockets; returns the nanoseconds each took.
+    /// Makes the worker of a variant create `ops` sockets. Returns the nanoseconds per socket.
     pub(super) fn measure(&mut self, variant: Variant, kind: Kind, ops: u32) -> Result<f64> {
         let job = Job { kind, bind: variant == Variant::Setsockopt, ops };
         let Answer { elapsed, device } = self.workers[variant as usize].ask(&job)?;
@@ -76,7 +76,7 @@ impl Bed {
         Ok(elapsed.as_secs_f64() * 1e9 / f64::from(ops))
     }
 
-    /// How long cgroups that appear are unsteered, in microseconds.
+    /// The time for which new cgroups are unsteered, in microseconds.
     pub(crate) fn window(&self, count: u32) -> Result<Spread> {
         window::measure(self.steering.steer(), self.steering.pins(), self.cgroups.base(), count)
     }

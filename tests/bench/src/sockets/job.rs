@@ -1,6 +1,6 @@
-//! What a worker does: it makes sockets.
+//! The job of a worker: it makes sockets.
 //!
-//! **Invariant:** nothing but the system calls under test, and two readings of the clock, lies inside what is timed.
+//! **Invariant:** the timed section contains only the system calls under test and two readings of the clock.
 
 use std::{
     ffi::OsString,
@@ -26,11 +26,11 @@ pub(super) struct Job {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Answer {
     pub(super) elapsed: Duration,
-    /// What one more socket, made before the clock was read, was bound to.
+    /// The interface of one more socket, which is made before the clock is read.
     pub(super) device: String,
 }
 
-/// What a worker process does.
+/// The main function of a worker process.
 pub(crate) fn serve(place: &Place) -> Result<()> {
     worker::serve(|| {
         place.join()?;

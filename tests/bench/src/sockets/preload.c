@@ -1,5 +1,5 @@
-/* socket(2) as the libraries have it that bind an unwilling program to a link (LD_PRELOAD): each IP socket is bound to the link
- * that BIND_INTERFACE names, or is not made. The environment is read once, which is the least that such a library can do. */
+/* socket(2) as in libraries that bind a program to a link with LD_PRELOAD: each IP socket is bound to the link in
+ * BIND_INTERFACE, or is not made. The environment is read once, which is the minimum for such a library. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

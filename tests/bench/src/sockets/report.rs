@@ -1,6 +1,6 @@
 //! The tables and goals of this measurement.
 //!
-//! **Invariant:** every number printed is in the JSON too.
+//! **Invariant:** the JSON contains every printed number.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ use super::{
 };
 use crate::{chart::Bars, goal::Goal, report::table, statistic::Spread};
 
-/// How much longer a steered socket may take.
+/// The allowed ratio of the time of a steered socket.
 const MAX_RATIO: f64 = 1.03;
-/// How much longer than the constant program ours may run.
+/// The allowed additional time of steer's program compared with the constant program.
 const MAX_OVER_CONSTANT_NS: f64 = 25.0;
 
-/// What is compared by the wall clock.
+/// The comparisons by the wall clock.
 const PAIRS: [(Variant, Variant); 8] = [
     (Variant::Steered, Variant::Unsteered),
     (Variant::Steered, Variant::Setsockopt),
@@ -40,7 +40,7 @@ struct Comparison {
     ratio: Spread,
 }
 
-/// One program, by the kernel's account.
+/// One program, as timed by the kernel.
 #[derive(Debug, Serialize)]
 struct RunTime {
     program: &'static str,
@@ -49,7 +49,7 @@ struct RunTime {
     over_constant_ns: f64,
 }
 
-/// What sockets cost.
+/// The cost of sockets.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     comparisons: Vec<Comparison>,
@@ -63,7 +63,7 @@ impl Report {
         Self { comparisons: comparisons.collect(), run_times: run_times.collect() }
     }
 
-    /// How much longer a socket takes than without any program.
+    /// The time of a socket, relative to one without any program.
     pub(crate) fn bars(&self) -> Bars {
         let ours = self.comparisons.iter().filter(|pair| pair.against == Variant::Unsteered.name());
         let bars = ours.map(|pair| (format!("{}, {}", pair.measured, pair.sockets.name()), pair.ratio.median));

@@ -1,16 +1,16 @@
-//! What is compared: kinds of sockets, and ways to have them steered or not.
+//! The variants: kinds of sockets, and ways to steer them or not.
 //!
-//! **Invariant:** each variant is a cgroup of its own and differs from the others in nothing but what steers it.
+//! **Invariant:** each variant has its own cgroup, and differs from the others only in what steers it.
 
 use nix::sys::socket::{AddressFamily, SockType};
 use serde::{Deserialize, Serialize};
 
-/// The interface sockets are bound to: the only one that every network namespace has, with index 1.
+/// The interface that sockets are bound to: the only one that every network namespace has, with index 1.
 pub(crate) const DEVICE: &str = "lo";
 /// Its index.
 pub(crate) const IFINDEX: i32 = 1;
 
-/// Which sockets are made.
+/// The kind of the sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
@@ -45,16 +45,16 @@ impl Kind {
     }
 }
 
-/// What happens to the sockets of a cgroup.
+/// The way in which sockets of a cgroup are steered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Variant {
     /// Nothing.
     Unsteered,
-    /// Nothing either, in another cgroup: how far from 1 the ratio of equal things is.
+    /// Unsteered, in another cgroup: shows how far the ratio of equal variants is from 1.
     Control,
-    /// The program itself binds each of them.
+    /// The program itself binds each socket.
     Setsockopt,
-    /// A library that the program is started with (`LD_PRELOAD`) binds each of them.
+    /// A preloaded library (`LD_PRELOAD`) binds each socket.
     Preload,
     /// `steer attach`.
     Steered,
@@ -119,7 +119,7 @@ impl Variant {
         }
     }
 
-    /// What a new socket is bound to before its maker does anything.
+    /// The interface that a new socket is bound to before its program changes it.
     pub(crate) fn device(self) -> &'static str {
         match self {
             Self::Unsteered | Self::Control | Self::Setsockopt | Self::Empty => "",

@@ -1,7 +1,7 @@
 //! The bed of this measurement: for each way a lab with two uplinks to a server, a cgroup, and a worker in it.
 //!
-//! **Invariant:** ways share nothing but the CPU, so that no way's rules are a load on another. A way of others that this
-//! machine cannot do is left out, with the reason; one of ours fails the benchmark.
+//! **Invariant:** ways share only the CPU, so that the rules of one way are no load on another. An alternative that
+//! this machine does not support is left out with the reason; a way of steer that does not work fails the benchmark.
 
 use std::{
     collections::BTreeMap,
@@ -23,14 +23,14 @@ use crate::{
     worker::{self, Worker},
 };
 
-/// A way that this machine cannot do.
+/// A way that this machine does not support.
 #[derive(Debug, Serialize)]
 pub(super) struct Unavailable {
     pub(super) way: &'static str,
     pub(super) reason: String,
 }
 
-/// Fields are dropped in their order, so each stands before what it needs.
+/// Fields are dropped in their order, so each field is declared before the fields that it needs.
 pub(super) struct Bed {
     clients: BTreeMap<Way, Client>,
     unavailable: Vec<Unavailable>,
@@ -39,16 +39,16 @@ pub(super) struct Bed {
     cgroups: Cgroups,
 }
 
-/// Where the program under test runs.
+/// The namespaces and the cgroup of the program under test.
 struct Site {
     way: Way,
     cgroup: PathBuf,
     uplinks: Uplinks,
-    /// Its network namespace, if that is not the one that has the uplinks.
+    /// Its network namespace, if it is not the one with the uplinks.
     inner: Option<Netns>,
 }
 
-/// A site, and the process that stands for the program.
+/// A site and its worker process.
 struct Client {
     worker: Worker,
     site: Site,
@@ -69,7 +69,7 @@ impl Bed {
                 Err(error) if way.is_foreign() => {
                     bed.unavailable.push(Unavailable { way: way.name(), reason: format!("{error:#}") });
                 }
-                Err(error) => return Err(error.context(format!("make ready for {:?}", way.name()))),
+                Err(error) => return Err(error.context(format!("prepare {:?}", way.name()))),
             }
         }
         Ok(bed)
@@ -80,18 +80,18 @@ impl Bed {
         self.clients.keys().copied().collect()
     }
 
-    /// The others; the bed is removed.
+    /// The ways that cannot be measured. The bed is removed.
     pub(super) fn into_unavailable(self) -> Vec<Unavailable> {
         self.unavailable
     }
 
-    /// Has the worker of a way do one turn; returns packets, bits or connections per second.
+    /// Runs one turn in the worker of a way. Returns packets, bits or connections per second.
     pub(super) fn measure(&mut self, way: Way, load: Load) -> Result<f64> {
         self.clients.get_mut(&way).context("the way cannot be measured")?.measure(load)
     }
 
-    /// Has other processes do what is left to do: each is faster or slower than another by some percent, by where in memory it
-    /// and its sockets happen to be.
+    /// Replaces the worker processes for the remaining rounds. The memory layout of a process and its sockets makes it
+    /// faster or slower than another by some percent.
     pub(super) fn renew_workers(&mut self) -> Result<()> {
         self.clients.values_mut().try_for_each(|client| {
             client.worker = client.site.start()?;
@@ -99,7 +99,7 @@ impl Bed {
         })
     }
 
-    /// Makes what a way needs, and tries it with every load.
+    /// Sets up a way, and tries it with every load.
     fn client(&mut self, way: Way) -> Result<Client> {
         let site = self.site(way)?;
         let mut client = Client { worker: site.start()?, site };
@@ -157,7 +157,7 @@ impl Client {
         let way = self.site.way;
         let uplink = way.uplink();
         let (used, unused) = (bytes[uplink], bytes[1 - uplink]);
-        // Neighbours are looked for on either link now and then.
+        // The kernel sends neighbour lookups on both links from time to time.
         ensure!(
             used >= load.least_bytes() && unused <= used / 10,
             "worker {:?}: of {}, uplink {uplink} sent {used} bytes, and the other one {unused}",
@@ -168,19 +168,19 @@ impl Client {
     }
 }
 
-/// A namespace of ours, as another process finds it.
+/// The path of a namespace of this process, for other processes.
 fn path(netns: &Netns) -> String {
     format!("/proc/{}/fd/{}", process::id(), netns.fd().as_raw_fd())
 }
 
-/// Readies a namespace for a measurement: `host` tells the ends of its links apart.
+/// Prepares a namespace for a measurement. `host` distinguishes the ends of its links.
 fn prepare(netns: &Netns, links: &[&str], host: u16) -> Result<()> {
-    // The machine's own choice may be one that waits for timers; this one is always there.
+    // The machine's default may wait for timers; this one is always available.
     netns.write_sysctl("net/ipv4/tcp_congestion_control", "reno")?;
-    // A way that leads nowhere is known as such after some seconds.
+    // A way that does not work is detected after some seconds.
     netns.write_sysctl("net/ipv4/tcp_syn_retries", "1")?;
     for link in links {
-        // Without a link-local address, IPv6 forgets its neighbours: it has no address to ask from whether they are there.
+        // Without a link-local address, IPv6 forgets its neighbours: it has no source address to probe them.
         netns.add_address(link, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host).into(), 64)?;
     }
     Ok(())

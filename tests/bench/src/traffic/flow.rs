@@ -1,10 +1,10 @@
-//! The sockets of a worker, in pairs: one sends, the other belongs to the server, and one thread has both.
+//! The sockets of a worker, in pairs: one sends, the other belongs to the server, and one thread owns both.
 //!
-//! What is delivered through a veth is in the receiver's queue when `send` returns: the kernel runs the receiving side on
-//! the sender's CPU. So nothing waits, nothing is lost, and no second CPU's load can be seen in the figures.
+//! A packet sent through a veth is in the receiver's queue when `send` returns, because the kernel runs the receiving
+//! side on the sender's CPU. So nothing waits, nothing is lost, and the figures contain no work of a second CPU.
 //!
-//! **Invariant:** what is timed of datagrams and connections is the sender's system calls, with the delivery in them; of a
-//! stream it is both ends' calls, which the sender depends on.
+//! **Invariant:** for datagrams and connections, the timed section is the sender's system calls, including the
+//! delivery. For a stream it is the calls of both ends, because the sender depends on them.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -21,12 +21,12 @@ use steer_lab::{Family, SERVER_V4, SERVER_V6};
 
 use super::load::{BURST, BURSTS, CONNECTIONS, DATAGRAM_BYTES, Kind, STREAM_BYTES};
 
-/// How long what has been sent may take.
+/// The limit for the delivery of sent data.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What is written to a stream at once, and read.
+/// The bytes per write and per read of a stream.
 const CHUNK_BYTES: usize = 128 << 10;
-/// The buffers: more than is under way at any time, and of a fixed size, for what the kernel tunes it tunes differently each
-/// time.
+/// The size of the buffers: more than is in flight at any time. It is fixed because the kernel's automatic sizes differ
+/// in each run.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// The server's sockets.
@@ -47,10 +47,10 @@ impl Server {
         datagrams.set_read_timeout(Some(PATIENCE))?;
         setsockopt(&datagrams, RcvBufForce, &BUFFER_BYTES)?;
         let listener = Socket::new(domain, Type::STREAM, None)?;
-        // Accepted connections inherit it: closed by a reset, they leave nothing behind that waits for a minute.
+        // Accepted connections inherit it: they are closed by a reset and leave no TIME_WAIT state.
         listener.set_linger(Some(Duration::ZERO))?;
         listener.set_read_timeout(Some(PATIENCE))?;
-        // Before it listens, for the window that is offered depends on it.
+        // Set before it listens, because the offered window depends on it.
         setsockopt(&listener, RcvBufForce, &BUFFER_BYTES)?;
         listener.bind(&any_port.into())?;
         listener.listen(2 * CONNECTIONS.cast_signed())?;
@@ -58,7 +58,7 @@ impl Server {
     }
 }
 
-/// The client's sockets, with their server's.
+/// The client's sockets, with those of their server.
 pub(super) struct Flow {
     server: Server,
     connected: UdpSocket,
@@ -78,7 +78,7 @@ impl Flow {
         Ok(Self { server, connected, unconnected })
     }
 
-    /// One turn; returns how long it took.
+    /// One turn. Returns its duration.
     pub(super) fn run(&self, kind: Kind) -> io::Result<Duration> {
         match kind {
             Kind::Connected => self.datagrams(|payload| self.connected.send(payload)),
@@ -121,10 +121,10 @@ impl Flow {
     }
 }
 
-/// The two ends of a connection. It is a new one in each turn, for where its buffers lie in memory makes it faster or slower
-/// by some percent, as long as it is there.
+/// The two ends of a connection. Each turn makes a new one, because the location of its buffers in memory makes it
+/// faster or slower by some percent for its whole life.
 struct Stream {
-    /// Closed first, for it is this end that resets.
+    /// Closed first, because this end resets the connection.
     far: TcpStream,
     near: TcpStream,
     buffer: Vec<u8>,
@@ -158,7 +158,7 @@ impl Stream {
     }
 }
 
-/// What a call that would block has moved is nothing.
+/// A call that would block has moved no bytes.
 fn unless_blocked(moved: io::Result<usize>) -> io::Result<usize> {
     match moved {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),

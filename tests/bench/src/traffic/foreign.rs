@@ -1,6 +1,6 @@
-//! What is used today where steer is not: marks by nftables, and network namespaces.
+//! The alternatives to steer: marks by nftables, and network namespaces.
 //!
-//! **Invariant:** each is as cheap as it can be made: what is compared against has no rule that it does not need.
+//! **Invariant:** each alternative has only the rules that it needs, so that it is as cheap as possible.
 
 use std::{
     io::{self, Write as _},
@@ -14,14 +14,14 @@ use steer_lab::{Netns, Uplinks, create_veth, gateway_v4, gateway_v6};
 
 use crate::mount;
 
-/// What marks the packets, and the routing table they go by.
+/// The mark of the packets, and their routing table.
 const MARK: u32 = 0x53;
-/// Where nft looks for cgroups: it takes the inode of a path below it for the id.
+/// The directory in which nft looks up cgroups: it uses the inode of a path below it as the id.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
-/// A route that is preferred to that of the first uplink.
+/// The metric of a route that is preferred to that of the first uplink.
 const PREFERRED: u32 = 50;
 
-/// Marks what the sockets of a cgroup send, so that it is routed again, by the second uplink.
+/// Marks the packets of a cgroup's sockets, so that they are routed again, by the second uplink.
 pub(super) fn mark(uplinks: &Uplinks, cgroup: &Path) -> Result<()> {
     nft(&uplinks.client, &mark_rules(&mount::point("cgroup2")?, cgroup)?)?;
     for gateway in [gateway_v4(1).into(), gateway_v6(1).into()] {
@@ -35,7 +35,7 @@ pub(super) fn masquerade(uplinks: &Uplinks) -> Result<()> {
     nft(&uplinks.client, &masquerade_rules(uplinks.link(1)))
 }
 
-/// A network namespace behind the one that has the uplinks, which forwards and masquerades.
+/// A network namespace behind the one with the uplinks, which forwards and masquerades.
 pub(super) fn namespace(uplinks: &Uplinks) -> Result<Netns> {
     let outer = &uplinks.client;
     masquerade(uplinks)?;
@@ -62,8 +62,8 @@ pub(super) fn namespace(uplinks: &Uplinks) -> Result<Netns> {
     Ok(inner)
 }
 
-/// `hierarchy` is where cgroup2 is mounted. The match is there since Linux 5.13 and nft 0.9.9; the hook is that after which
-/// a packet whose mark has changed is routed again.
+/// `hierarchy` is the mount point of cgroup2. The match needs Linux 5.13 and nft 0.9.9. After the hook, a packet whose
+/// mark has changed is routed again.
 fn mark_rules(hierarchy: &Path, cgroup: &Path) -> Result<String> {
     let level = cgroup.strip_prefix(hierarchy)?.components().count();
     let path = cgroup.strip_prefix(CGROUP_ROOT).with_context(|| {
@@ -84,15 +84,15 @@ fn nft(netns: &Netns, rules: &str) -> Result<()> {
     command.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut nft = match netns.enter(&mut command).spawn() {
         Ok(nft) => nft,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!("there is no nft (Debian: nftables)"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!("nft is not installed (Debian: nftables)"),
         Err(error) => return Err(error).context("start nft"),
     };
     let mut input = nft.stdin.take().context("nft's input is not piped")?;
-    input.write_all(rules.as_bytes()).context("hand rules to nft")?;
+    input.write_all(rules.as_bytes()).context("pass rules to nft")?;
     drop(input);
     let output = nft.wait_with_output().context("wait for nft")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "nft: {}", said.lines().next().unwrap_or("failed and said nothing"));
+    ensure!(output.status.success(), "nft: {}", said.lines().next().unwrap_or("failed without a message"));
     Ok(())
 }
 
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nft_is_told_a_path_from_its_own_root_and_the_level_in_the_hierarchy() {
+    fn nft_gets_a_path_from_its_own_root_and_the_level_in_the_hierarchy() {
         let rules = |hierarchy: &str, cgroup: &str| mark_rules(Path::new(hierarchy), Path::new(cgroup));
         let unified = rules("/sys/fs/cgroup", "/sys/fs/cgroup/a/b").expect("nft can see it");
         assert!(unified.contains(r#"socket cgroupv2 level 2 "a/b" "#), "{unified}");

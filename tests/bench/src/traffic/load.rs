@@ -1,6 +1,6 @@
-//! What is sent in one turn.
+//! The load of one turn.
 //!
-//! **Invariant:** the same by every way.
+//! **Invariant:** it is the same for every way.
 
 use serde::{Deserialize, Serialize};
 use steer_lab::Family;
@@ -19,21 +19,21 @@ pub(super) const CONNECTIONS: u32 = 50;
 /// Headers of the shortest packet.
 const HEADER_BYTES: u32 = 28;
 
-/// What is sent.
+/// The kind of the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
     /// Datagrams by a connected UDP socket.
     Connected,
-    /// Datagrams by a UDP socket that is told each time where to.
+    /// Datagrams by an unconnected UDP socket, each with its destination.
     Unconnected,
-    /// As much as a TCP connection takes.
+    /// A TCP stream at its maximum rate.
     Stream,
     /// TCP connections, made and closed.
     Connections,
 }
 
-/// What is sent, over which protocol.
+/// The load and its protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Load {
     pub(super) kind: Kind,
@@ -60,7 +60,7 @@ impl Load {
         format!("{kind}, {family}")
     }
 
-    /// What is counted per second.
+    /// The unit that is counted per second.
     pub(super) fn unit(self) -> &'static str {
         match self.kind {
             Kind::Connected | Kind::Unconnected => "packets",
@@ -69,7 +69,7 @@ impl Load {
         }
     }
 
-    /// How many of these there are in one turn.
+    /// The number of these units in one turn.
     pub(super) fn units(self) -> u32 {
         match self.kind {
             Kind::Connected | Kind::Unconnected => BURST * BURSTS,
@@ -78,7 +78,7 @@ impl Load {
         }
     }
 
-    /// How many bytes the uplink sends at the least in one turn.
+    /// The minimum number of bytes that the uplink sends in one turn.
     pub(super) fn least_bytes(self) -> u64 {
         let bytes = match self.kind {
             Kind::Connected | Kind::Unconnected => self.units() * HEADER_BYTES,

@@ -1,6 +1,7 @@
 //! The table and goals of this measurement.
 //!
-//! **Invariant:** every number printed is in the JSON too, and a way that could not be measured is named with the reason.
+//! **Invariant:** the JSON contains every printed number, and a way that could not be measured is named with the
+//! reason.
 
 use std::fmt;
 
@@ -19,12 +20,12 @@ use crate::{
     statistic::{Median, Spread},
 };
 
-/// How much less may be sent under a strict policy than without any.
+/// The allowed ratio of the rate under a strict policy to the rate without a policy.
 const MIN_RATIO: f64 = 0.97;
-/// How many fewer connections may be made.
+/// The same for connections.
 const MIN_CONNECTIONS_RATIO: f64 = 0.95;
 
-/// A load by all ways.
+/// One load on all ways.
 #[derive(Debug, Serialize)]
 struct Row {
     #[serde(flatten)]
@@ -33,18 +34,18 @@ struct Row {
     ways: Vec<Cell>,
 }
 
-/// A load by one way.
+/// One load on one way.
 #[derive(Debug, Serialize)]
 struct Cell {
     way: Way,
     per_second: f64,
-    /// To no policy.
+    /// The ratio to no policy.
     ratio: Median,
-    /// Of a strict policy to this way.
+    /// The ratio of a strict policy to this way.
     strict_ratio: Median,
 }
 
-/// What it costs to send.
+/// The cost of sending.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     loads: Vec<Row>,
@@ -56,7 +57,7 @@ impl Report {
         Self { loads: Load::all().map(|load| Row::new(load, rates)).collect(), unavailable }
     }
 
-    /// How much is sent by each way, against no policy.
+    /// The rate of each way, compared with no policy.
     pub(crate) fn bars(&self) -> Bars {
         let cells = self.loads.iter().flat_map(|row| row.ways.iter().map(move |cell| (row, cell)));
         let cells = cells.filter(|(_, cell)| cell.way != Way::Unsteered);
@@ -77,7 +78,8 @@ impl Report {
         [most].into_iter().chain(faster).chain([connections]).collect()
     }
 
-    /// Of the strict policy to a way, for connections or for all else; none if that could not be measured.
+    /// The ratios of the strict policy to a way, for connections or for all other loads; none if they could not be
+    /// measured.
     fn strict_ratios(&self, way: Way, connections: bool) -> Vec<f64> {
         let rows = self.loads.iter().filter(|row| (row.load.kind == Kind::Connections) == connections);
         rows.filter_map(|row| row.cell(way)).map(|cell| cell.strict_ratio.value).collect()
@@ -143,7 +145,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// A number per second, as people write it.
+/// A rate per second with a unit prefix.
 fn quantity(number: f64, unit: &str) -> String {
     match unit {
         "bits" => format!("{:.1} Gbit/s", number / 1e9),

@@ -1,16 +1,16 @@
-//! The ways by which a program's traffic can be had to leave by the uplink of one's choice.
+//! The ways to make a program's traffic leave by a selected uplink.
 //!
-//! **Invariant:** each way is a cgroup of its own and differs from the others in nothing but what chooses its uplink.
+//! **Invariant:** each way has its own cgroup, and differs from the others only in what selects its uplink.
 
 use serde::Serialize;
 
-/// How traffic gets to its uplink.
+/// The way in which traffic gets to its uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Way {
     /// The routing table.
     Unsteered,
-    /// The same, to see how far from 1 the ratio of equal things is.
+    /// The same, to show how far the ratio of equal ways is from 1.
     Control,
     /// The same, with programs that do nothing.
     Empty,
@@ -18,9 +18,9 @@ pub(super) enum Way {
     Steer,
     /// `steer attach --enforce strict`.
     Strict,
-    /// A mark. The packets keep the source address of the link they would have left by.
+    /// A mark. The packets keep the source address of the link that they would have left by.
     Mark,
-    /// A mark, with the rule that mends this.
+    /// A mark, with a rule that corrects the source address.
     MarkMasquerade,
     /// A network namespace.
     Namespace,
@@ -61,7 +61,7 @@ impl Way {
             Self::Mark => {
                 "nftables: `socket cgroupv2` sets a mark, a rule sends it by another table; wrong source address"
             }
-            Self::MarkMasquerade => "the same, and `masquerade` mends the address",
+            Self::MarkMasquerade => "the same, and `masquerade` corrects the address",
             Self::Namespace => "a network namespace of its own behind a veth, forwarded and masqueraded by the host",
         }
     }
@@ -80,7 +80,7 @@ impl Way {
         }
     }
 
-    /// The number of the uplink by which the traffic leaves; 0 is what the routing table says.
+    /// The number of the uplink by which the traffic leaves; 0 is the choice of the routing table.
     pub(super) fn uplink(self) -> usize {
         match self {
             Self::Unsteered | Self::Control | Self::Empty => 0,
@@ -88,7 +88,7 @@ impl Way {
         }
     }
 
-    /// Whether it needs more of the machine than steer does.
+    /// Whether it has more requirements than steer.
     pub(super) fn is_foreign(self) -> bool {
         matches!(self, Self::Mark | Self::MarkMasquerade | Self::Namespace)
     }

@@ -1,6 +1,6 @@
-//! What a worker does: it sends, from its cgroup and its network namespace.
+//! The job of a worker: it sends from its cgroup and its network namespace.
 //!
-//! **Invariant:** the server's sockets are made before the worker joins its cgroup, so no policy holds for them.
+//! **Invariant:** the server's sockets are made before the worker joins its cgroup, so no policy applies to them.
 
 use std::{
     array,
@@ -21,12 +21,12 @@ use super::{
 };
 use crate::worker;
 
-/// Where a worker sends from; the namespaces are files as in `/proc/PID/fd`.
+/// The namespaces of a worker, as files like those in `/proc/PID/fd`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Place {
     /// The network namespace it sends from.
     own: PathBuf,
-    /// The one that has the uplinks.
+    /// The namespace with the uplinks.
     uplinks: PathBuf,
     /// The server's.
     server: PathBuf,
@@ -38,11 +38,11 @@ pub(crate) struct Place {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Answer {
     pub(super) elapsed: Duration,
-    /// How many bytes each uplink sent meanwhile.
+    /// The bytes that each uplink sent during the turn.
     pub(super) bytes: [u64; 2],
 }
 
-/// What a worker process does.
+/// The main function of a worker process.
 pub(crate) fn serve(place: &Place) -> Result<()> {
     worker::serve(|| {
         enter(&place.server)?;
@@ -71,7 +71,7 @@ fn enter(netns: &Path) -> Result<()> {
     entered.with_context(|| format!("enter the network namespace {}", netns.display()))
 }
 
-/// The counters of a network namespace's interfaces: that of the opening thread, whichever the reading one is in.
+/// The interface counters of the network namespace of the thread that opened the file, whichever thread reads them.
 struct Counters(File);
 
 impl Counters {
@@ -88,7 +88,7 @@ impl Counters {
     }
 }
 
-/// Of lines such as `a0: 1 2 3 4 5 6 7 8 SENT_BYTES ...`, the one of this interface.
+/// The line of this interface, among lines such as `a0: 1 2 3 4 5 6 7 8 SENT_BYTES ...`.
 fn sent_bytes(table: &str, link: &str) -> Option<u64> {
     table.lines().find_map(|line| {
         let (name, numbers) = line.split_once(':')?;

@@ -1,5 +1,5 @@
-//! One attempt to get past the steering of a program: see [`steer_lab::escape`]. Exit 0 if the attempt was made, whatever
-//! came of it, and 2 for wrong usage; SIGALRM ends what hangs.
+//! One attempt to bypass the steering of a program: see [`steer_lab::escape`]. The exit status is 0 if the attempt was
+//! made, whatever its result, and 2 for wrong usage. SIGALRM ends a hanging attempt.
 
 use clap::Parser;
 use steer_lab::escape::{EscapeArgs, run};
@@ -12,7 +12,7 @@ struct Cli {
 }
 
 fn main() -> std::process::ExitCode {
-    // Not every wait of every kind of socket has a limit: whoever waits for this program must not wait for ever.
+    // Some waits of some sockets have no timeout, and the parent process must not wait forever.
     nix::unistd::alarm::set(60);
     match run(&Cli::parse().args, &mut std::io::stdout()) {
         Ok(()) => 0.into(),

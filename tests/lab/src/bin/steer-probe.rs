@@ -1,4 +1,5 @@
-//! An ordinary client program: see [`steer_lab::cli`]. Exit 0 if every probe was answered, 1 if not, 2 for wrong usage.
+//! An ordinary client program: see [`steer_lab::cli`]. The exit status is 0 if every probe was answered, 1 if not, 2
+//! for wrong usage.
 
 use clap::Parser;
 use steer_lab::cli::{ProbeArgs, run};

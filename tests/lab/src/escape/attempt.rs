@@ -1,4 +1,4 @@
-//! What came of an attempt, and where it ended.
+//! The result of an attempt, and the step at which it ended.
 
 use super::Vector;
 use crate::{
@@ -8,11 +8,11 @@ use crate::{
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// How far an attempt came.
+/// The steps of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// Getting to where the socket is to be made: a namespace, a cgroup.
+    /// Entering the namespace or cgroup where the socket is made.
     Place,
     /// Making the socket.
     Socket,
@@ -24,7 +24,7 @@ pub enum Step {
     Accept,
     /// Connecting it.
     Connect,
-    /// Taking the connection back, with `connect(AF_UNSPEC)`.
+    /// Disconnecting it with `connect(AF_UNSPEC)`.
     Disconnect,
     /// Sending.
     Send,
@@ -32,23 +32,23 @@ pub enum Step {
     Receive,
 }
 
-/// What came of it.
+/// The result of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// What was tried.
+    /// The vector.
     pub vector: Vector,
-    /// The family it was tried with.
+    /// The address family.
     pub family: Family,
     /// `ok`, `n/a` or the name of the errno.
     pub outcome: String,
-    /// Where it ended, if it was refused.
+    /// The step at which it was refused.
     pub step: Option<Step>,
-    /// What the server saw, or why the attempt could not be made.
+    /// What the server saw, or the reason why the attempt could not be made.
     pub note: String,
 }
 
 impl Attempt {
-    /// Whether all went as the program wanted, as far as a program can know.
+    /// Whether every step succeeded, as far as a program can know.
     pub fn is_ok(&self) -> bool {
         self.outcome == "ok"
     }
@@ -58,7 +58,7 @@ impl Attempt {
         self.outcome != "n/a"
     }
 
-    /// Reads what `steer-escape --json` prints last.
+    /// Parses the last line that `steer-escape --json` prints.
     pub fn parse(line: &str) -> Result<Self> {
         serde_json::from_str(line).map_err(|source| Error::Output { line: line.to_owned(), source })
     }

@@ -1,6 +1,6 @@
 //! Sockets below the IP stack or beside it.
 //!
-//! **Invariant:** what is sent is a whole IP packet to the lab's server, so that a capture knows it for what it is.
+//! **Invariant:** each sent packet is a complete IP packet to the lab's server, so that a capture recognises it.
 
 use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
 use crate::sys;
@@ -8,12 +8,12 @@ use socket2::{Domain, Protocol, Type};
 use std::{io, net::IpAddr};
 
 const AF_SMC: i32 = 43;
-/// A type that stands for a family; libc calls it deprecated.
+/// A socket type that is treated as a family; libc marks it as deprecated.
 const SOCK_PACKET: i32 = 10;
 const IPPROTO_SMC: i32 = 256;
 
 impl EscapeArgs {
-    /// Packets written to the other interface itself.
+    /// Packets written directly to the other interface.
     pub(super) fn packet(&self, kind: Type, bypass: bool) -> Tried {
         let socket = self.socket_of(Domain::PACKET, kind, None)?;
         if bypass {
@@ -26,7 +26,7 @@ impl EscapeArgs {
         Ok("sent".to_owned())
     }
 
-    /// As it was made before there was a family for it: the destination is the name of an interface.
+    /// The form from before AF_PACKET: the destination is the name of an interface.
     pub(super) fn packet_legacy(&self) -> Tried {
         let protocol = Protocol::from(i32::from(self.ethertype().to_be()));
         let socket = self.socket_of(Domain::IPV4, Type::from(SOCK_PACKET), Some(protocol))?;
@@ -61,7 +61,7 @@ impl EscapeArgs {
         let socket = self.socket(Type::STREAM, None)?;
         match sys::set_socket_option(&socket, SOL_TCP, libc::TCP_ULP, b"smc") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Halt::Inapplicable("this kernel has none of it".to_owned()));
+                return Err(Halt::Inapplicable("this kernel does not support it".to_owned()));
             }
             set => set.at(Step::Option)?,
         }
@@ -73,7 +73,7 @@ impl EscapeArgs {
         if self.is_v4() { 0x0800 } else { 0x86dd }
     }
 
-    /// The packet in an Ethernet frame to everybody.
+    /// The packet in a broadcast Ethernet frame.
     pub(super) fn frame_to_server(&self) -> Vec<u8> {
         let mut frame = vec![0xff; 6];
         frame.extend([2, 0, 0, 0, 0, 1]);
@@ -82,7 +82,7 @@ impl EscapeArgs {
         frame
     }
 
-    /// A UDP packet to the server. The kernel that sends does not look at checksums, and a capture neither.
+    /// A UDP packet to the server. Neither the sending kernel nor a capture checks checksums.
     pub(super) fn packet_to_server(&self) -> Vec<u8> {
         let len = u16::try_from(8 + REQUEST.len()).unwrap_or(u16::MAX);
         let mut packet = match (self.source, self.server().ip()) {

@@ -1,7 +1,7 @@
 //! Losing the binding with `connect(AF_UNSPEC)`, and naming another interface in a message.
 //!
-//! **Invariant:** the socket is the one that a steered program gets: it is never made to lose its binding in another way
-//! than the vector's.
+//! **Invariant:** the socket is the one that a steered program gets. It loses its binding only in the way of the
+//! vector.
 
 use super::{At, EscapeArgs, REQUEST, Step, Tried};
 use crate::{echo::Echo, sys};
@@ -14,7 +14,7 @@ use std::{
 };
 
 impl EscapeArgs {
-    /// A datagram socket that was connected, and is no longer: `__udp_disconnect` takes the binding along.
+    /// A datagram socket that was connected and then disconnected: `__udp_disconnect` also clears the binding.
     pub(super) fn disconnected(&self, socket: &Socket, to: SocketAddr) -> Tried<()> {
         self.connect(socket, &to.into())?;
         socket.connect(&sys::unspecified()).at(Step::Disconnect)
@@ -33,7 +33,7 @@ impl EscapeArgs {
         self.talk(&socket)
     }
 
-    /// The datagram is begun after the loss, and finished with a second call.
+    /// The datagram is started after the loss and finished with a second call.
     pub(super) fn udp_af_unspec_cork(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         self.disconnected(&socket, self.server())?;
@@ -56,7 +56,7 @@ impl EscapeArgs {
         self.echo_reply(&socket, &echo, kind)
     }
 
-    /// Sends with the other interface named beside the message.
+    /// Sends with the other interface in the control data.
     fn send_by_other(&self, socket: &Socket, bytes: &[u8], to: SocketAddr, flags: MsgFlags) -> Tried<()> {
         let index = self.other_index()?;
         let (v4, v6) = (sys::pktinfo(index), libc::in6_pktinfo { ipi6_addr: sys::IN6_ANY, ipi6_ifindex: index });
@@ -80,7 +80,7 @@ impl EscapeArgs {
         self.talk_to(&socket, self.server())
     }
 
-    /// An IPv6 socket that talks IPv4 takes both kinds of control message; this is IPv6's.
+    /// An IPv6 socket that sends IPv4 accepts both kinds of control message; this is the IPv6 kind.
     pub(super) fn mapped_pktinfo(&self) -> Tried {
         let socket = self.socket_of(Domain::IPV6, Type::DGRAM, None)?;
         self.send_by_other(&socket, REQUEST, self.mapped_server(), MsgFlags::empty())?;
@@ -94,7 +94,7 @@ impl EscapeArgs {
         self.echo_reply(&socket, &echo, kind)
     }
 
-    /// An IPv4 header of its own making, and the other interface named beside it.
+    /// A self-made IPv4 header, and the other interface in the control data.
     pub(super) fn raw_header(&self) -> Tried {
         let socket = self.socket(Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
         let packet = self.packet_to_server();
@@ -102,7 +102,7 @@ impl EscapeArgs {
         Ok("sent".to_owned())
     }
 
-    /// The interface as an option of the socket instead of a part of the message.
+    /// The interface as a socket option instead of a part of the message.
     pub(super) fn pktinfo_sticky(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         let mut info = [0; 20];
@@ -111,7 +111,7 @@ impl EscapeArgs {
         self.talk_to(&socket, self.server())
     }
 
-    /// The neighbour's address that only means something together with the interface.
+    /// The neighbour's link-local address, which needs the interface.
     fn neighbour(&self, port: u16) -> Tried<SocketAddr> {
         let ip = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
         Ok(SocketAddrV6::new(ip, port, 0, self.other_index()?).into())
@@ -142,7 +142,7 @@ impl EscapeArgs {
         self.talk(&socket)
     }
 
-    /// All nodes on the link, of which none answers.
+    /// All nodes on the link; none of them answers.
     pub(super) fn link_local_multicast(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);

@@ -1,7 +1,7 @@
-//! Multicast: sending it, and joining a group, upon which the kernel itself sends a report.
+//! Multicast: sending it, and joining a group, after which the kernel itself sends a report.
 //!
-//! **Invariant:** after a join the program stays for as long as it has patience: the report may be late, and must find the
-//! socket still there.
+//! **Invariant:** after a join the program keeps the socket until its timeout, because the report may be late and needs
+//! the socket.
 
 use super::{At, EscapeArgs, Halt, Step, Tried};
 use crate::sys::set_socket_option;
@@ -46,7 +46,7 @@ impl EscapeArgs {
         self.send(&socket, SocketAddr::new(self.group(), self.port))
     }
 
-    /// The interface by its index.
+    /// Names the interface by its index.
     pub(super) fn join(&self, kind: Type) -> Tried {
         let socket = self.socket(kind, None)?;
         let index = self.other_index()?;
@@ -54,7 +54,7 @@ impl EscapeArgs {
         self.listen(&socket, kind)
     }
 
-    /// No interface: the kernel asks its routes for one.
+    /// Names no interface: the kernel uses its routes.
     pub(super) fn join_by_route(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         self.join_by_index(&socket, 0)?;
@@ -71,7 +71,7 @@ impl EscapeArgs {
         set_socket_option(socket, self.level(), name, &request).at(Step::Option)
     }
 
-    /// The interface by an address of it, which only IPv4 knows.
+    /// Names the interface by one of its addresses, which only IPv4 supports.
     pub(super) fn join_by_address(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         let IpAddr::V4(source) = self.source else {
@@ -81,7 +81,7 @@ impl EscapeArgs {
         self.listen(&socket, Type::DGRAM)
     }
 
-    /// With the request that both families have.
+    /// Uses the request that both families have.
     pub(super) fn join_group(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         let request = [index_and_padding(self.other_index()?), storage(self.group())].concat();
@@ -89,7 +89,7 @@ impl EscapeArgs {
         self.listen(&socket, Type::DGRAM)
     }
 
-    /// One source of a group only.
+    /// Joins only one source of a group.
     pub(super) fn join_source(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         let group: IpAddr =
@@ -100,7 +100,7 @@ impl EscapeArgs {
         self.listen(&socket, Type::DGRAM)
     }
 
-    /// The same, with the interface by an address of it.
+    /// The same, with the interface named by one of its addresses.
     pub(super) fn join_source_by_address(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         if let (IpAddr::V4(source), IpAddr::V4(server)) = (self.source, self.server().ip()) {
@@ -121,10 +121,10 @@ impl EscapeArgs {
         self.stay(&socket)
     }
 
-    /// Nobody sends to the group; what counts is that it was joined.
+    /// Nobody sends to the group; the join is what counts.
     fn listen(&self, socket: &Socket, kind: Type) -> Tried {
         if kind == Type::STREAM {
-            // Only a connection can be read from.
+            // Reading needs a connection.
             self.connect(socket, &self.server().into())?;
         } else {
             socket.bind(&SocketAddr::new(self.any(), 0).into()).at(Step::Bind)?;
@@ -136,7 +136,7 @@ impl EscapeArgs {
     fn stay(&self, mut socket: &Socket) -> Tried {
         match socket.read(&mut [0; 64]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok("joined".to_owned()),
-            result => result.map(|_| "joined, and heard something".to_owned()).at(Step::Receive),
+            result => result.map(|_| "joined and received data".to_owned()).at(Step::Receive),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Socket options, addresses and route choices that could lead to another link.
+//! Socket options, addresses and route choices that could select another link.
 //!
-//! **Invariant:** where the option is refused the attempt ends; what an ordinary socket does then is another vector's row.
+//! **Invariant:** if the option is refused, the attempt ends. Another vector covers an ordinary socket.
 
 use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
 use crate::sys::{self, set_socket_option};
@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The mark for which the lab has a rule.
 pub const MARK: u32 = 0x5ca9e;
-/// The name of the VRF device that is looked for.
+/// The name of the VRF device.
 pub const VRF: &str = "vrf0";
 
 impl EscapeArgs {
@@ -27,7 +27,7 @@ impl EscapeArgs {
         self.talk(&socket)
     }
 
-    /// A mark for which there is a rule that leads to the other link; on a socket as it is, or on one without binding.
+    /// A mark whose rule selects the other link, on an unchanged socket or on a socket without binding.
     pub(super) fn mark(&self, af_unspec: bool) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         set_socket_option(&socket, libc::SOL_SOCKET, libc::SO_MARK, &MARK.to_ne_bytes()).at(Step::Option)?;
@@ -37,7 +37,7 @@ impl EscapeArgs {
         self.talk_to(&socket, self.server())
     }
 
-    /// Without a binding no privilege is needed to bind, since Linux 5.7.
+    /// Since Linux 5.7, binding an unbound socket needs no privilege.
     pub(super) fn bind_to_device_af_unspec(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         self.disconnected(&socket, self.server())?;
@@ -52,7 +52,7 @@ impl EscapeArgs {
         self.talk(&socket)
     }
 
-    /// A device that stands for several.
+    /// A device that stands for several links.
     pub(super) fn vrf(&self) -> Tried {
         if nix::net::if_::if_nametoindex(VRF).is_err() {
             return Err(Halt::Inapplicable(format!("there is no interface {VRF}")));
@@ -75,7 +75,7 @@ impl EscapeArgs {
         self.talk_to(&socket, self.server())
     }
 
-    /// The address of the other link as source.
+    /// The address of the other link as the source.
     pub(super) fn bind_other(&self, kind: Type) -> Tried {
         let socket = self.socket(kind, None)?;
         socket.bind(&SocketAddr::new(self.source, 0).into()).at(Step::Bind)?;
@@ -83,7 +83,7 @@ impl EscapeArgs {
         self.talk(&socket)
     }
 
-    /// A source address that this host has not.
+    /// A source address that this host does not have.
     pub(super) fn foreign_address(&self, transparent: bool) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         let (level, name) = match (self.is_v4(), transparent) {
@@ -93,7 +93,7 @@ impl EscapeArgs {
             (false, true) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
         };
         set_socket_option(&socket, level, name, &1_i32.to_ne_bytes()).at(Step::Option)?;
-        // Of the other link's subnet, where the answer goes to nobody.
+        // It is in the other link's subnet, and nobody receives the answer.
         let foreign = match self.source {
             IpAddr::V4(ip) => IpAddr::V4(Ipv4Addr::from(u32::from(ip) + 7)),
             IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) + 7)),
@@ -102,7 +102,7 @@ impl EscapeArgs {
         self.talk_to(&socket, self.server())
     }
 
-    /// The neighbour on the other link as the first stop on the way.
+    /// The neighbour on the other link as the first hop.
     pub(super) fn source_route(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         match (self.gateway, self.server().ip()) {
@@ -125,7 +125,7 @@ impl EscapeArgs {
         self.talk_to(&socket, self.server())
     }
 
-    /// To the neighbour on the other link, without asking a router.
+    /// Directly to the neighbour on the other link, without a router.
     pub(super) fn dont_route(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         set_socket_option(&socket, libc::SOL_SOCKET, libc::SO_DONTROUTE, &1_i32.to_ne_bytes()).at(Step::Option)?;
@@ -142,7 +142,7 @@ impl EscapeArgs {
         self.send(&socket, SocketAddr::new(to.into(), self.port))
     }
 
-    /// Where nobody answers, sending is all.
+    /// Nobody answers there, so the attempt only sends.
     #[expect(clippy::unused_self, reason = "belongs to the attempt")]
     pub(super) fn send(&self, socket: &Socket, to: SocketAddr) -> Tried {
         socket.send_to(REQUEST, &to.into()).at(Step::Send)?;

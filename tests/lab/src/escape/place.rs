@@ -1,6 +1,6 @@
-//! Attempts from elsewhere: another namespace, another cgroup, a socket of somebody else's.
+//! Attempts from another place: another namespace, another cgroup, or another owner's socket.
 //!
-//! **Invariant:** the program changes only itself: what it makes (a namespace, a cgroup below its own) is its own.
+//! **Invariant:** the program changes only itself. The namespace and the cgroup that it makes are its own.
 
 use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
 use crate::sys;
@@ -17,13 +17,13 @@ use std::{
 };
 
 impl EscapeArgs {
-    /// All capabilities, but only over what belongs to the new namespace.
+    /// All capabilities, but only over resources of the new namespace.
     pub(super) fn user_namespace(&self) -> Tried {
         enter(CloneFlags::CLONE_NEWUSER)?;
         self.bind_to_device(&self.other)
     }
 
-    /// A network of its own, with nothing but a loopback interface that is down.
+    /// An own network with only a loopback interface that is down.
     pub(super) fn network_namespace(&self) -> Tried {
         enter(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
         self.udp_unconnected()
@@ -48,7 +48,7 @@ impl EscapeArgs {
         self.use_foreign(socket)
     }
 
-    /// Standard input is a UNIX socket over which a UDP socket of another cgroup comes.
+    /// Standard input is a UNIX socket that passes a UDP socket of another cgroup.
     pub(super) fn passed(&self) -> Tried {
         let mut control = nix::cmsg_space!([i32; 1]);
         let mut byte = [0];
@@ -74,7 +74,7 @@ impl EscapeArgs {
 fn enter(flags: CloneFlags) -> Tried<()> {
     unshare(flags).map_err(|errno| match errno {
         nix::errno::Errno::EPERM | nix::errno::Errno::ENOSPC | nix::errno::Errno::EINVAL => {
-            Halt::Inapplicable(format!("this kernel lets nobody make user namespaces ({errno:?})"))
+            Halt::Inapplicable(format!("this kernel does not allow user namespaces ({errno:?})"))
         }
         errno => Halt::Refused(Step::Place, errno.into()),
     })
@@ -84,7 +84,7 @@ fn move_to(cgroup: &Path) -> Tried<()> {
     fs::write(cgroup.join("cgroup.procs"), "0").at(Step::Place)
 }
 
-/// The directory of the cgroup that this process is in.
+/// The directory of this process's cgroup.
 fn own_cgroup() -> Tried<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").at(Step::Place)?;
     let mount = mounts.lines().find_map(|line| {

@@ -1,6 +1,6 @@
-//! Plain use, in all the ways in which a program may hand its bytes to a socket.
+//! Ordinary use of sockets, with all ways to send data.
 //!
-//! **Invariant:** nothing here asks for anything that a program which knows of one network only would not ask for.
+//! **Invariant:** nothing here requests more than a program that knows of only one network.
 
 use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
 use crate::{echo::Echo, probe::local, sys};
@@ -41,7 +41,7 @@ impl EscapeArgs {
         self.answer(&socket)
     }
 
-    /// A TCP socket that is taken back and connected again.
+    /// A TCP socket that is disconnected and connected again.
     pub(super) fn tcp_af_unspec(&self) -> Tried {
         let socket = self.socket(Type::STREAM, None)?;
         self.connect(&socket, &self.server().into())?;
@@ -50,7 +50,8 @@ impl EscapeArgs {
         self.talk(&socket)
     }
 
-    /// Waits for somebody to connect, and answers from the accepted socket. What is not bound to an address listens on all.
+    /// Waits for a connection and answers from the accepted socket. A socket that is not bound to an address listens on
+    /// all addresses.
     pub(super) fn accept(&self, protocol: Option<Protocol>, bind_to: Option<IpAddr>) -> Tried {
         let socket = self.socket(Type::STREAM, protocol)?;
         if let Some(ip) = bind_to {
@@ -59,7 +60,7 @@ impl EscapeArgs {
         self.accept_on(&socket)
     }
 
-    /// As Go listens, whose listeners are of IPv6, for both families, and of Multipath TCP.
+    /// Listens as Go does: its listeners are IPv6 sockets for both families, with Multipath TCP.
     pub(super) fn accept_dual(&self, protocol: Protocol) -> Tried {
         let socket = self.socket_of(Domain::IPV6, Type::STREAM, Some(protocol))?;
         socket.set_only_v6(false).at(Step::Option)?;
@@ -72,7 +73,7 @@ impl EscapeArgs {
         socket.listen(8).at(Step::Bind)?;
         let port = socket.local_addr().at(Step::Bind)?.as_socket().map_or(0, |address| address.port());
         self.say(&format!("listening {port}"))?;
-        // The timeout of an MPTCP socket does not count for accepting.
+        // The timeout of an MPTCP socket does not apply to accept.
         let patience = PollTimeout::try_from(self.timeout_ms).unwrap_or(PollTimeout::MAX);
         if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], patience).at(Step::Accept)? == 0 {
             return Err(Halt::Refused(Step::Accept, io::ErrorKind::TimedOut.into()));
@@ -93,14 +94,14 @@ impl EscapeArgs {
         self.talk_to(&socket, self.server())
     }
 
-    /// The server has no such socket, so sending is all.
+    /// The server has no such socket, so the attempt only sends.
     pub(super) fn udp_lite(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, Some(Protocol::from(libc::IPPROTO_UDPLITE)))?;
         socket.send_to(REQUEST, &self.server().into()).at(Step::Send)?;
         Ok("sent".to_owned())
     }
 
-    /// Two datagrams that the kernel makes of one.
+    /// The kernel makes two datagrams of one buffer.
     pub(super) fn udp_gso(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         self.connect(&socket, &self.server().into())?;
@@ -129,7 +130,7 @@ impl EscapeArgs {
         let mut buffer = [0; 2048];
         while Instant::now() < deadline {
             let len = socket.read(&mut buffer).at(Step::Receive)?;
-            // Only a raw socket of IPv4 gets the IP header.
+            // Only a raw IPv4 socket receives the IP header.
             let header_len = match kind {
                 Type::RAW if self.is_v4() => usize::from(buffer[0] & 0x0f) * 4,
                 _ => 0,
@@ -167,7 +168,7 @@ impl EscapeArgs {
         self.answer(&socket)
     }
 
-    /// Several datagrams in one call, plain or with the other interface named in each.
+    /// Several datagrams in one call, unmodified or with the other interface named in each.
     pub(super) fn sendmmsg(&self, pktinfo: bool) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         let info = sys::pktinfo(self.other_index()?);
@@ -180,7 +181,7 @@ impl EscapeArgs {
         self.answer(&socket)
     }
 
-    /// An IPv6 socket that talks IPv4.
+    /// An IPv6 socket that sends IPv4.
     pub(super) fn mapped(&self, kind: Type) -> Tried {
         let socket = self.socket_of(Domain::IPV6, kind, None)?;
         if kind == Type::STREAM {
@@ -215,7 +216,7 @@ impl EscapeArgs {
         self.answer(socket)
     }
 
-    /// What the server says: the address that it saw.
+    /// The server's answer: the address that it saw.
     #[expect(clippy::unused_self, reason = "belongs to the attempt")]
     pub(super) fn answer(&self, mut socket: &Socket) -> Tried {
         let mut buffer = [0; 256];

@@ -1,6 +1,6 @@
-//! The same without system calls per operation: io_uring.
+//! The same with io_uring instead of one system call per operation.
 //!
-//! **Invariant:** one operation is in flight at a time, and all that it points to lives until it is complete.
+//! **Invariant:** one operation is in flight at a time, and all memory that it points to lives until it completes.
 
 use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
 use crate::sys;
@@ -9,7 +9,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use std::{io, os::fd::AsRawFd};
 
 impl EscapeArgs {
-    /// Makes the socket, connects, sends and receives by way of the ring.
+    /// Makes the socket, connects, sends and receives through the ring.
     pub(super) fn uring_tcp(&self, sqpoll: bool) -> Tried {
         let mut ring = ring(sqpoll)?;
         let socket = make_socket(&mut ring, self.domain(), Type::STREAM)?;
@@ -22,7 +22,7 @@ impl EscapeArgs {
         self.answer(&socket)
     }
 
-    /// A packet socket that is not made by `socket(2)`.
+    /// A packet socket that is not made with `socket(2)`.
     pub(super) fn uring_packet(&self) -> Tried {
         let socket = make_socket(&mut ring(false)?, Domain::PACKET, Type::RAW)?;
         let to = sys::packet_address(self.other_index()?, self.ethertype(), [0xff; 6]);
@@ -30,7 +30,7 @@ impl EscapeArgs {
         Ok("sent".to_owned())
     }
 
-    /// An option that is not set by `setsockopt(2)`; since Linux 6.7.
+    /// An option that is not set with `setsockopt(2)`; since Linux 6.7.
     pub(super) fn uring_bind_to_device(&self) -> Tried {
         let mut ring = ring(false)?;
         let socket = self.socket(Type::DGRAM, None)?;
@@ -40,14 +40,14 @@ impl EscapeArgs {
         let operation = opcode::SetSockOpt::new(Fd(socket.as_raw_fd()), level, name, value, len).build();
         match run(&mut ring, &operation) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-                return Err(Halt::Inapplicable("this kernel's io_uring sets no options".to_owned()));
+                return Err(Halt::Inapplicable("this kernel's io_uring cannot set socket options".to_owned()));
             }
             set => set.at(Step::Option)?,
         };
         self.talk_to(&socket, self.server())
     }
 
-    /// A message with the other interface named beside it.
+    /// A message with the other interface in the control data.
     pub(super) fn uring_pktinfo(&self) -> Tried {
         let mut ring = ring(false)?;
         let socket = self.socket(Type::DGRAM, None)?;
@@ -66,16 +66,16 @@ fn ring(sqpoll: bool) -> Tried<IoUring> {
         builder.setup_sqpoll(100);
     }
     builder.build(4).map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOSYS | libc::EPERM) => Halt::Inapplicable(format!("io_uring is not to be had ({error})")),
+        Some(libc::ENOSYS | libc::EPERM) => Halt::Inapplicable(format!("io_uring is not available ({error})")),
         _ => Halt::Refused(Step::Place, error),
     })
 }
 
 fn make_socket(ring: &mut IoUring, domain: Domain, kind: Type) -> Tried<Socket> {
     match run(ring, &opcode::Socket::new(domain.into(), kind.into(), 0).build()) {
-        // Before Linux 5.19 the operation is unknown.
+        // Before Linux 5.19 the operation does not exist.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            Err(Halt::Inapplicable("this kernel's io_uring makes no sockets".to_owned()))
+            Err(Halt::Inapplicable("this kernel's io_uring cannot make sockets".to_owned()))
         }
         made => Ok(Socket::from(sys::received(made.at(Step::Socket)?))),
     }

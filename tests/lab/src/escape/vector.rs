@@ -1,9 +1,9 @@
-//! The ways past a binding that are tried.
+//! The vectors: ways that could bypass a binding.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// What is tried.
+/// A vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the names say it, and the functions that try them the rest")]
@@ -82,7 +82,7 @@ pub enum Vector {
     BroadcastSubnet,
     BroadcastLimited,
     MulticastSend,
-    // Joins, upon which the kernel itself sends a report.
+    // Joins, after which the kernel itself sends a report.
     Join,
     JoinByAddress,
     JoinByRoute,
@@ -91,7 +91,7 @@ pub enum Vector {
     JoinSourceByAddress,
     JoinMapped,
     JoinTcp,
-    // Below the IP stack, and beside it.
+    // Below the IP stack, or beside it.
     PacketRaw,
     PacketDgram,
     PacketBypass,
@@ -102,7 +102,7 @@ pub enum Vector {
     Smc,
     SmcInet,
     SmcUpperLayer,
-    // Elsewhere.
+    // From another place.
     UserNamespace,
     NetworkNamespace,
     SubCgroup,
@@ -113,17 +113,17 @@ pub enum Vector {
 }
 
 impl Vector {
-    /// Every one there is.
+    /// All vectors.
     pub fn all() -> &'static [Self] {
         Self::value_variants()
     }
 
-    /// As on the command line.
+    /// The value of the command line option.
     pub fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// The privilege without which there is nothing to try.
+    /// The privilege that the attempt needs.
     pub(super) fn needs(self) -> Option<&'static str> {
         match self {
             Self::Raw

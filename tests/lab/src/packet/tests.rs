@@ -1,6 +1,6 @@
 use super::*;
 
-/// An IPv6 packet from `src` with its payload behind `before` extension headers, to `ff02::16`.
+/// An IPv6 packet from `src` to `ff02::16`, with its payload after `before` extension headers.
 fn ipv6(src: [u8; 16], protocol: u8, before: &[u8], payload: &[u8]) -> Vec<u8> {
     let len = u16::try_from(before.len() + payload.len()).unwrap();
     let mut bytes = vec![0x60, 0, 0, 0];

@@ -1,4 +1,4 @@
-//! The plugin as it is deployed: as a service, and in a pod.
+//! The plugin in its deployed forms: as a service, and in a pod.
 
 use anyhow::{Context as _, ensure};
 use steer_lab::wait_until;
@@ -24,7 +24,7 @@ fn in_a_pod_of_its_own() -> Outcome {
     let other = Pod::run(&containerd, held)?;
     check_steered(&bed, 1, || other.client(&bed, &[SECOND])?.outcomes())?;
     check_untouched(|| other.client(&bed, &[])?.outcomes())?;
-    // It finds itself among what runs, and waits for nobody.
+    // It finds itself among the running containers, and does not wait for that.
     containerd.kill_server()?;
     containerd.start_server()?;
     wait_until_ready(&notify, &bed.directory.join("pod.log"))?;
@@ -39,7 +39,7 @@ fn as_a_service() -> Outcome {
     machine.write("/etc/systemd/system/steer-nri.service", include_str!("../../../../packaging/steer-nri.service"))?;
     machine.succeed(&["systemctl", "daemon-reload"])?;
     machine.succeed(&["systemd-analyze", "verify", "--man=no", "steer-nri.service"])?;
-    // It may be there before the runtime is.
+    // It may start before the runtime.
     machine.succeed(&["systemctl", "start", "steer-nri"])?;
     let containerd = Containerd::start_on(&bed, &machine)?;
     let registered = || machine.journal().is_ok_and(|journal| journal.contains("registered with the runtime"));
@@ -48,13 +48,13 @@ fn as_a_service() -> Outcome {
     let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
     check_steered(&bed, 1, || pod.client(&bed, &[])?.outcomes())
         .with_context(|| machine.journal().unwrap_or_default())?;
-    // What its sandbox must allow: sockets of others, and their network namespaces.
+    // Its sandbox must allow access to sockets of other processes and to their network namespaces.
     machine.succeed(&["systemctl", "stop", "steer-nri"])?;
     let mut held = pod.held(&bed, &[])?;
     check_outcomes(&held.round()?, User::Root, 0)?;
     machine.succeed(&["systemctl", "start", "steer-nri"])?;
     let mut outcomes = Vec::new();
-    wait_until("all sockets to be by the uplink", PATIENCE, || {
+    wait_until("all sockets to use the uplink", PATIENCE, || {
         outcomes = held.round().unwrap_or_default();
         !outcomes.is_empty() && check_outcomes(&outcomes, User::Root, 1).is_ok()
     })
@@ -64,7 +64,7 @@ fn as_a_service() -> Outcome {
     let outcomes = own.client(&bed, &[("steer.interface", "eth0")])?.outcomes()?;
     let is_steered = |outcome: &steer_lab::Outcome| outcome.bound_ifindex > 0;
     ensure!(outcomes.iter().any(|outcome| outcome.is_ok() && is_steered(outcome)), "{outcomes:?}");
-    // And what the daemon's must: it follows the container's interface, which goes with its peer.
+    // The daemon's sandbox must allow this: it follows the container's interface, which is removed with its peer.
     let waiting = own.waiting(&bed, &[("steer.interface", "eth0")])?;
     waiting.start()?;
     let ifindex = || -> anyhow::Result<serde_json::Value> {

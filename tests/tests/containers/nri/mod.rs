@@ -1,4 +1,4 @@
-//! containerd, which asks steer as an NRI plugin before a container starts.
+//! containerd, which calls steer as an NRI plugin before a container starts.
 
 pub(crate) mod deployed;
 
@@ -20,14 +20,14 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("by_annotation_of_pod_and_container", by_annotation_of_pod_and_container),
     ("a_network_namespace_of_its_own", a_network_namespace_of_its_own),
-    ("what_is_not_granted_does_not_start", what_is_not_granted_does_not_start),
-    ("catches_up_with_what_runs", catches_up_with_what_runs),
-    ("connections_of_before_are_taken_over", connections_of_before_are_taken_over),
+    ("a_request_that_is_not_allowed_does_not_start", a_request_that_is_not_allowed_does_not_start),
+    ("catches_up_with_running_containers", catches_up_with_running_containers),
+    ("older_connections_are_taken_over", older_connections_are_taken_over),
     ("a_held_lock_refuses_in_time", a_held_lock_refuses_in_time),
     ("many_at_once", many_at_once),
     ("containerd_is_restarted", containerd_is_restarted),
-    ("a_hung_plugin_is_left_and_catches_up", a_hung_plugin_is_left_and_catches_up),
-    ("a_parent_holds_what_nobody_was_asked_about", a_parent_holds_what_nobody_was_asked_about),
+    ("a_hung_plugin_is_skipped_and_catches_up", a_hung_plugin_is_skipped_and_catches_up),
+    ("a_parent_closes_unclassified_containers", a_parent_closes_unclassified_containers),
 ];
 
 const CONFIG: &str = "[containers]\ninterfaces = [\"a1\", \"eth0\", \"a9\"]\n\
@@ -40,7 +40,7 @@ fn annotated<'a>(annotations: &'a [(&'a str, &'a str)]) -> PodOptions<'a> {
     PodOptions { annotations, ..PodOptions::default() }
 }
 
-/// What the client tries leaves by uplink `i`, and by no other.
+/// Checks that the client's packets leave only by uplink `i`.
 fn check_steered(bed: &Bed, i: u8, attempts: impl FnOnce() -> Attempts) -> Outcome {
     let mut spy = Spy::on(bed, &[bed.net.link(i)])?;
     let outcomes = attempts()?;
@@ -50,7 +50,7 @@ fn check_steered(bed: &Bed, i: u8, attempts: impl FnOnce() -> Attempts) -> Outco
     Ok(())
 }
 
-/// Nothing of what the client tries leaves.
+/// Checks that none of the client's packets leaves.
 fn check_closed(bed: &Bed, attempts: impl FnOnce() -> Attempts) -> Outcome {
     let mut spy = Spy::on(bed, &[])?;
     let outcomes = attempts()?;
@@ -59,7 +59,7 @@ fn check_closed(bed: &Bed, attempts: impl FnOnce() -> Attempts) -> Outcome {
     Ok(())
 }
 
-/// The client is left alone.
+/// Checks that the client is not steered.
 fn check_untouched(attempts: impl FnOnce() -> Attempts) -> Outcome {
     let outcomes = attempts()?;
     check_outcomes(&outcomes, User::Root, 0)?;
@@ -67,7 +67,7 @@ fn check_untouched(attempts: impl FnOnce() -> Attempts) -> Outcome {
     Ok(())
 }
 
-/// The cgroups that are attached, each with what `status` says of it.
+/// The attached cgroups, each with its part of `status`.
 fn attached(bed: &Bed) -> anyhow::Result<Vec<serde_json::Value>> {
     let status = bed.status()?;
     let policies = status["policies"].as_array().context("no list of policies")?;
@@ -75,7 +75,7 @@ fn attached(bed: &Bed) -> anyhow::Result<Vec<serde_json::Value>> {
     Ok(cgroups.flatten().cloned().collect())
 }
 
-/// No pin of a container is left.
+/// Checks that no pin of a container is left.
 fn check_nothing_left(bed: &Bed) -> Outcome {
     let links = fs::read_dir(bed.abi().join("links")).map_or(0, Iterator::count);
     let attached = attached(bed)?;
@@ -94,7 +94,7 @@ fn by_annotation_of_pod_and_container() -> Outcome {
     let waiting = pod.waiting(&bed, &[])?;
     waiting.start()?;
     check_steered(&bed, 1, || waiting.probe(&bed))?;
-    // The container's own annotation wins, and what the configuration says now counts.
+    // The container's own annotation takes precedence, and the current configuration applies.
     bed.write_config(&CONFIG.replace("\"a9\"", "\"a0\""))?;
     check_steered(&bed, 0, || pod.client(&bed, &[("steer.interface", "a0")])?.outcomes())?;
     let plain = Pod::run(&containerd, PodOptions::default())?;
@@ -121,7 +121,7 @@ fn a_network_namespace_of_its_own() -> Outcome {
     let pod = Pod::run(&containerd, own)?;
     let mut other = Capture::start(&bed.net.server, &bed.net.server_link(0))?;
     let outcomes = pod.client(&bed, &[("steer.interface", "eth0")])?.outcomes()?;
-    // A new namespace lets nobody ping, and this one has no IPv6.
+    // A new namespace allows no user to ping, and this one has no IPv6.
     let may = |outcome: &&steer_lab::Outcome| {
         matches!(outcome.proto, Proto::Tcp | Proto::Udp) && outcome.family == Family::V4
     };
@@ -131,14 +131,14 @@ fn a_network_namespace_of_its_own() -> Outcome {
     ensure!(outcomes.len() == 2 && outcomes.iter().all(is_by_eth0), "{outcomes:?}");
     let packets = other.take()?;
     ensure!(leaks(&packets).is_empty(), "{packets:?}");
-    // The host's links are not the container's.
+    // The container cannot use the host's links.
     let client = pod.client(&bed, &[SECOND])?;
     let refusal = client.start().err().context("started")?.to_string();
     ensure!(refusal.contains("no interface \"a1\"") && !client.has_run(), "{refusal}");
     Ok(())
 }
 
-fn what_is_not_granted_does_not_start() -> Outcome {
+fn a_request_that_is_not_allowed_does_not_start() -> Outcome {
     let bed = Bed::new("nri-refused")?;
     let containerd = Containerd::start(&bed)?;
     bed.write_config(CONFIG)?;
@@ -157,7 +157,7 @@ fn what_is_not_granted_does_not_start() -> Outcome {
         ensure!(!client.has_run());
         client.remove()?;
     }
-    // A broken configuration grants nothing to those who ask, and does not concern the others.
+    // A broken configuration rejects every request, and does not affect containers without one.
     bed.write_config("[[policy")?;
     let client = pod.client(&bed, &[SECOND])?;
     let refusal = client.start().err().context("started")?.to_string();
@@ -170,7 +170,7 @@ fn what_is_not_granted_does_not_start() -> Outcome {
     check_nothing_left(&bed)
 }
 
-fn catches_up_with_what_runs() -> Outcome {
+fn catches_up_with_running_containers() -> Outcome {
     let mut bed = Bed::new("nri-catch-up")?;
     let containerd = Containerd::start(&bed)?;
     bed.write_config(CONFIG)?;
@@ -182,7 +182,7 @@ fn catches_up_with_what_runs() -> Outcome {
             anyhow::Ok(container)
         });
     let (asks, not_granted, without, silent) = (asks?, not_granted?, without?, silent?);
-    // Nobody is asked, so nobody refuses.
+    // No plugin is called, so none rejects it.
     for container in [&asks, &not_granted] {
         check_untouched(|| container.probe(&bed))?;
     }
@@ -197,7 +197,7 @@ fn catches_up_with_what_runs() -> Outcome {
     {
         ensure!(log.contains(line), "{log}");
     }
-    // Where there is a daemon, an uplink that comes is used.
+    // With a daemon, an uplink that appears later is used.
     bed.net.rename_uplink(1, "a9")?;
     wait_until("the uplink to be seen", PATIENCE, || bed.policy("a9").is_ok_and(|policy| policy["ifindex"].is_u64()))?;
     check_steered(&bed, 1, || without.probe(&bed))?;
@@ -209,7 +209,7 @@ fn catches_up_with_what_runs() -> Outcome {
     check_nothing_left(&bed)
 }
 
-fn connections_of_before_are_taken_over() -> Outcome {
+fn older_connections_are_taken_over() -> Outcome {
     let bed = Bed::new("nri-existing")?;
     let containerd = Containerd::start(&bed)?;
     bed.write_config(&format!("{CONFIG}existing = \"destroy\"\n"))?;
@@ -218,9 +218,9 @@ fn connections_of_before_are_taken_over() -> Outcome {
     check_outcomes(&held.round()?, User::Root, 0)?;
     let _plugin = Service::plugin(&bed, &containerd)?;
     let mut spy = Spy::on(&bed, &["a1"])?;
-    // A socket that was taken away fails once, and the next is by the uplink.
+    // A socket that was destroyed fails once, and the next one uses the uplink.
     let mut outcomes = Vec::new();
-    wait_until("all sockets to be by the uplink", PATIENCE, || {
+    wait_until("all sockets to use the uplink", PATIENCE, || {
         outcomes = held.round().unwrap_or_default();
         !outcomes.is_empty() && check_outcomes(&outcomes, User::Root, 1).is_ok()
     })
@@ -240,7 +240,7 @@ fn a_held_lock_refuses_in_time() -> Outcome {
     let client = pod.client(&bed, &[SECOND])?;
     let refusal = client.start().err().context("started")?.to_string();
     ensure!(refusal.contains("steer: container ") && refusal.contains("lock") && !client.has_run(), "{refusal}");
-    // Others are not kept waiting, and the plugin was not given up.
+    // Other requests are not delayed, and the runtime has kept the plugin.
     check_untouched(|| pod.client(&bed, &[])?.outcomes())?;
     lock.unlock().map_err(|(_, error)| error)?;
     check_steered(&bed, 1, || pod.client(&bed, &[SECOND])?.outcomes())?;
@@ -281,7 +281,7 @@ fn containerd_is_restarted() -> Outcome {
     let containerd = Containerd::start(&bed)?;
     bed.write_config(CONFIG)?;
     containerd.kill_server()?;
-    // It waits for a runtime that is not there yet, and for one that comes back.
+    // It waits for a runtime that has not started yet, and for one that restarts.
     let plugin = Service::plugin_in_waiting(&bed, &containerd)?;
     plugin.wait_for_log("until the runtime is there again")?;
     containerd.start_server()?;
@@ -296,19 +296,19 @@ fn containerd_is_restarted() -> Outcome {
     check_steered(&bed, 1, || waiting.probe(&bed))?;
     let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
     check_steered(&bed, 1, || pod.client(&bed, &[])?.outcomes())?;
-    let told = plugin.log().matches("until the runtime is there again").count();
-    ensure!(told == 2, "told {told} times of 2 outages: {}", plugin.log());
+    let reports = plugin.log().matches("until the runtime is there again").count();
+    ensure!(reports == 2, "reported {reports} times for 2 outages: {}", plugin.log());
     Ok(())
 }
 
-fn a_hung_plugin_is_left_and_catches_up() -> Outcome {
+fn a_hung_plugin_is_skipped_and_catches_up() -> Outcome {
     let bed = Bed::new("nri-hung")?;
     let containerd = Containerd::start(&bed)?;
     bed.write_config(CONFIG)?;
     let plugin = Service::plugin(&bed, &containerd)?;
     let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
     plugin.signal(Signal::SIGSTOP)?;
-    // This is NRI's design: the runtime waits for two seconds and goes on.
+    // This is NRI's design: the runtime waits for two seconds and continues.
     let waiting = pod.waiting(&bed, &[])?;
     waiting.start()?;
     check_untouched(|| waiting.probe(&bed))?;
@@ -317,7 +317,7 @@ fn a_hung_plugin_is_left_and_catches_up() -> Outcome {
     check_steered(&bed, 1, || waiting.probe(&bed))
 }
 
-fn a_parent_holds_what_nobody_was_asked_about() -> Outcome {
+fn a_parent_closes_unclassified_containers() -> Outcome {
     let bed = Bed::new("nri-parent")?;
     let containerd = Containerd::start(&bed)?;
     let parent = containerd.cgroup("kubepods")?;
@@ -336,7 +336,7 @@ fn a_parent_holds_what_nobody_was_asked_about() -> Outcome {
     check_untouched(|| plain.client(&bed, &[])?.outcomes())?;
     let exempt = Pod::run(&containerd, PodOptions { annotations: &[SECOND], namespace: "kube-system", ..held })?;
     check_untouched(|| exempt.client(&bed, &[])?.outcomes())?;
-    // Without the plugin, the runtime asks nobody; and what nobody was asked about gets nothing out.
+    // Without the plugin the runtime calls nothing, and the unclassified containers get no packet out.
     plugin.end(Signal::SIGKILL)?;
     let (late, free) = (pod.waiting(&bed, &[])?, plain.waiting(&bed, &[])?);
     for container in [&late, &free] {
@@ -351,6 +351,6 @@ fn a_parent_holds_what_nobody_was_asked_about() -> Outcome {
     for pod in [pod, plain, exempt, outside] {
         pod.remove()?;
     }
-    wait_until("the parent alone to be attached", PATIENCE, || attached(&bed).is_ok_and(|attached| attached.len() == 1))
+    wait_until("only the parent to be attached", PATIENCE, || attached(&bed).is_ok_and(|attached| attached.len() == 1))
         .with_context(|| format!("{:?}", attached(&bed)))
 }

@@ -1,6 +1,6 @@
-//! Shows steer at work. Exit 0 if everything went as it should, 1 if not, 2 for wrong usage.
+//! Demonstrates steer. The exit status is 0 if all results were as expected, 1 if not, 2 for wrong usage.
 //!
-//! **Invariant:** it drives the `steer` binary as a user would, and links nothing of it.
+//! **Invariant:** it runs the `steer` binary as a user would, and links none of its code.
 
 mod report;
 
@@ -14,11 +14,11 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, Subcommand};
 use steer_lab::{cli::ProbeArgs, escape::EscapeArgs};
 
-/// Show steering at work, in network namespaces made for it.
+/// Demonstrate steering in temporary network namespaces
 #[derive(Parser)]
 #[command(name = "steer-demo", version, args_conflicts_with_subcommands = true)]
 struct Cli {
-    /// The steer binary to show [default: the one beside this program, or else /usr/bin/steer]
+    /// The steer binary to demonstrate [default: the one beside this program, or else /usr/bin/steer]
     #[arg(long, value_name = "FILE")]
     steer: Option<PathBuf>,
     /// Print JSON
@@ -69,7 +69,7 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
     Ok(report.steering_works())
 }
 
-/// Finds the binary to show. The Debian package has this program in /usr/libexec/steer.
+/// Finds the steer binary. The Debian package installs this program in /usr/libexec/steer.
 fn steer(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe().context("find the path of this program")?;
     let places = match named {
@@ -80,5 +80,5 @@ fn steer(named: Option<&Path>) -> anyhow::Result<PathBuf> {
         return Ok(path.clone());
     }
     let places = places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
-    bail!("there is no steer binary at {}; name one with --steer FILE", places.join(" or "))
+    bail!("no steer binary at {}; specify one with --steer FILE", places.join(" or "))
 }

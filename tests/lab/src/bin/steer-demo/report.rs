@@ -1,8 +1,8 @@
-//! The demonstration: a client with two uplinks and a server behind both, in network namespaces of their own. The same
+//! The demonstration: a client with two uplinks and a server behind both, in their own network namespaces. The same
 //! client program runs unsteered and under `steer exec`. Then a program tries to send by the other uplink.
 //!
-//! **Invariant:** what is printed was measured, by the server and by captures on both links. The namespaces have no names
-//! and end with this process. The pins are in a directory of their own, and `steer off` removes them.
+//! **Invariant:** the output was measured, by the server and by captures on both links. The namespaces have no names
+//! and end with this process. The pins are in their own directory, and `steer off` removes them.
 
 use std::{
     fmt,
@@ -19,17 +19,17 @@ use steer_lab::{
     gateway_v4, leaks, parse_outcomes,
 };
 
-/// Transports the demonstration shows.
+/// The transports of the demonstration.
 const PROTOS: [Proto; 2] = [Proto::Tcp, Proto::Udp];
-/// Values of `--enforce`: the weaker one, which the attempt gets past, and the default.
+/// Values of `--enforce`: the weaker one, which the attempt bypasses, and the default.
 const LEVELS: [&str; 2] = ["steer", "strict"];
 
-/// One connection, and what was seen of it.
+/// One connection and its measurements.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
-    /// Whether the client ran by `steer exec`.
+    /// Whether the client ran under `steer exec`.
     pub(crate) steered: bool,
-    /// What it tried, and what came of it.
+    /// The client's report.
     pub(crate) outcome: Outcome,
     /// Packets that left by each uplink, `a0` and `a1`, as captured there.
     pub(crate) captured: [usize; 2],
@@ -38,15 +38,15 @@ pub(crate) struct Row {
 /// One attempt to get out by the first uplink, made by a program that is steered to the second.
 #[derive(Debug, Serialize)]
 pub(crate) struct Escape {
-    /// As with `--enforce`.
+    /// The value of `--enforce`.
     pub(crate) enforce: &'static str,
-    /// What the program says of it.
+    /// The program's report.
     pub(crate) attempt: Attempt,
     /// Packets that left by each uplink, as captured there.
     pub(crate) captured: [usize; 2],
 }
 
-/// All of it.
+/// The whole demonstration.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     /// The connections.
@@ -63,13 +63,13 @@ pub(crate) fn run(steer: &Path) -> anyhow::Result<Report> {
     let pins = format!("/sys/fs/bpf/steer-demo-{}", std::process::id());
     let stage = Stage { lab, server, steer: steer.to_owned(), this, pins };
     let measured = stage.connections().and_then(|rows| Ok(Report { rows, escapes: stage.escapes()? }));
-    // The keeper of the last command cleans up, too, but nothing waits for it.
+    // The keeper of the last command also cleans up, but nothing waits for it.
     let off = stage.off();
     let report = measured?;
     off.map(|()| report)
 }
 
-/// What a demonstration uses.
+/// The parts of a demonstration.
 struct Stage {
     lab: Uplinks,
     server: Server,
@@ -129,7 +129,7 @@ impl Stage {
         Ok((result, captured))
     }
 
-    /// Runs the client, a process of its own that knows nothing of steer.
+    /// Runs the client in a separate process that does not depend on steer.
     fn client(&self, steered: bool, proto: Proto, target: IpAddr) -> anyhow::Result<Outcome> {
         let mut command = if steered { self.exec(&[]) } else { Command::new(&self.this) };
         let proto = serde_json::to_value(proto)?.as_str().unwrap_or_default().to_owned();
@@ -149,19 +149,19 @@ impl Stage {
 
     fn steer(&self) -> Command {
         let mut command = Command::new(&self.steer);
-        // Warnings are about the resolver of this machine, which the client does not use.
+        // The warnings concern the resolver of this machine, which the client does not use.
         command.args(["--bpffs", &self.pins]).env("STEER_LOG", "error").env_remove("STEER_SOCKET");
         command
     }
 
-    /// What a command prints when it runs in the client's network namespace.
+    /// The output of a command in the client's network namespace.
     fn printed_by(&self, command: &mut Command) -> anyhow::Result<String> {
         let started = self.lab.client.enter(command.stdin(Stdio::null()).stderr(Stdio::inherit())).output();
         let output = started.with_context(|| format!("start {}", command.get_program().display()))?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Removes all that the commands have pinned.
+    /// Removes all pins of the commands.
     fn off(&self) -> anyhow::Result<()> {
         let status = self.steer().arg("off").stdout(Stdio::null()).status();
         let status = status.with_context(|| format!("start {}", self.steer.display()))?;
@@ -170,7 +170,7 @@ impl Stage {
     }
 }
 
-/// Packets to the server, with what is needed to send them.
+/// Packets to the server, including those that are needed to send them.
 fn ours(packets: &[Packet], target: IpAddr) -> impl Iterator<Item = &Packet> {
     leaks(packets).into_iter().filter(move |packet| packet.dst == Some(target))
 }
@@ -184,7 +184,7 @@ impl Row {
         self.outcome.saw.as_deref().map(str::trim) == Some(&address)
     }
 
-    /// Left by that uplink, only by it, and was answered.
+    /// Whether it left only by that uplink and was answered.
     fn went_by(&self, uplink: u8) -> bool {
         let other = usize::from(1 - uplink);
         self.outcome.is_ok()
@@ -195,7 +195,7 @@ impl Row {
 }
 
 impl Escape {
-    /// Whether it got out without `strict`, and only then.
+    /// Whether the packet got out without `strict`, and only then.
     fn went_as_it_should(&self) -> bool {
         (self.captured[0] > 0) == (self.enforce != "strict")
     }
@@ -216,7 +216,7 @@ impl fmt::Display for Report {
         table.load_style(presets::UTF8_FULL_CONDENSED);
         table.set_header(["the client ran", "protocol", "the server saw", "left by a0", "left by a1"]);
         for row in &self.rows {
-            let how = if row.steered { "steer exec --interface a1" } else { "as it is" };
+            let how = if row.steered { "steer exec --interface a1" } else { "unsteered" };
             let saw = row.outcome.saw.as_deref().map(str::trim).map(str::to_owned);
             table.add_row([
                 how.to_owned(),
@@ -240,7 +240,7 @@ impl fmt::Display for Report {
         if self.steering_works() {
             write!(
                 formatter,
-                "The default route is by a0. Under steer, the same program sent by a1 only: none of its packets was on a0.\n\
+                "The default route uses a0. Under steer, the same program sent only by a1: none of its packets was on a0.\n\
                  A program that names a0 itself gets past --enforce steer. --enforce strict, the default, stops it."
             )
         } else {
@@ -248,7 +248,7 @@ impl fmt::Display for Report {
             let escapes = self.escapes.iter().filter(|escape| !escape.went_as_it_should()).count();
             write!(
                 formatter,
-                "Steering did NOT work: {} of {} attempts went another way than they should.",
+                "Steering did NOT work: {} of {} attempts did not take the expected uplink.",
                 rows + escapes,
                 self.rows.len() + self.escapes.len()
             )
