@@ -124,7 +124,7 @@ fn a_bad_reload_changes_nothing() -> Outcome {
         daemon.wait_for_log(complaint)?;
         bed.check_steered(&one, 1)?;
     }
-    ensure!(daemon.log().matches("stays so").count() == bad.len(), "{}", daemon.log());
+    ensure!(daemon.log().matches("the previous policies stay in force").count() == bad.len(), "{}", daemon.log());
     // A file that is gone is a bad one.
     fs::remove_file(bed.config_file())?;
     daemon.signal(Signal::SIGHUP)?;

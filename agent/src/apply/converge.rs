@@ -308,6 +308,12 @@ impl Steering {
                 log::warn!("{parent} cannot be watched, so manual attachments in it are cleaned up late: {error}");
             }
         }
+        // A cgroup that was removed before its parent was watched is not reported.
+        if self.manual.values().any(|&id| self.hierarchy.is_gone(id)) {
+            self.datapath.forget_gone_cgroups(&lock, &self.hierarchy)?;
+            let hierarchy = &self.hierarchy;
+            self.manual.retain(|_, id| !hierarchy.is_gone(*id));
+        }
         let mut changed = BTreeSet::new();
         for step in plan::steps(&desired, &actual) {
             match step {

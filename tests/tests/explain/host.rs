@@ -54,7 +54,7 @@ fn routes() -> Outcome {
     let said = explain(&bed, &[bed.cgroup.path()])?;
     ensure!(said["routes"][0]["steered"] == json!([]) && said["routes"][1]["steered"] == json!([]), "{said:#}");
     let text = text(&bed, &[bed.cgroup.path()])?;
-    ensure!(text.contains("taken for a neighbour") && text.contains("ENETUNREACH"), "{text}");
+    ensure!(text.contains("treated as a neighbour") && text.contains("ENETUNREACH"), "{text}");
     let wrong = bed.run(&["explain", bed.cgroup.path(), "--to", "example.org"])?;
     ensure!(wrong.code == 2 && wrong.stderr.contains("--to <ADDRESS>"), "{wrong:?}");
     Ok(())

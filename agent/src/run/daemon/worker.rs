@@ -162,8 +162,8 @@ impl Worker {
 /// What is reported of a file that has lost all its policies.
 pub(super) fn describe_emptied(file: &str) -> String {
     format!(
-        "{file} has no policy any more, and nothing was reloaded: what was in force stays in force. If that is meant, remove the file, or end \
-         steering with `steer off`"
+        "{file} has lost all its policies and was not reloaded; the previous policies stay in force. If that is intended, remove the file, \
+         or end steering with `steer off`"
     )
 }
 
