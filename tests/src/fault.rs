@@ -1,6 +1,7 @@
 //! Injects faults into a command at one of its system calls, with strace.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     process::{Command, Stdio},
 };
@@ -65,6 +66,16 @@ impl Output {
 pub fn count(trace: &Path, call: &str) -> std::io::Result<usize> {
     let text = std::fs::read_to_string(trace)?;
     Ok(text.lines().filter(|line| line.contains(&format!("{call}("))).count())
+}
+
+/// The number of times that the thread which makes most of them makes a system call. A fault counts the calls of each thread.
+pub fn count_of_one_thread(trace: &Path, call: &str) -> std::io::Result<usize> {
+    let text = std::fs::read_to_string(trace)?;
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for line in text.lines().filter(|line| line.contains(&format!("{call}("))) {
+        *counts.entry(line.split_whitespace().next().unwrap_or_default()).or_default() += 1;
+    }
+    Ok(counts.into_values().max().unwrap_or_default())
 }
 
 /// The name of strace. [`NotHere`] where it is not installed or cannot trace.

@@ -33,7 +33,7 @@ pub use check::{Load, Spy, USERS, User, check_outcomes, check_uninterrupted};
 pub use daemon::{Daemon, read_all};
 pub use doctor::{Examination, Finding};
 pub use escape::{Level, Scene, Seen, Try};
-pub use fault::{CHANGES, Fault, count, strace, stride};
+pub use fault::{CHANGES, Fault, count, count_of_one_thread, strace, stride};
 pub use foreign::{exclusive_program, program_beside};
 pub use held::{Held, Served};
 pub use machine::Machine;
