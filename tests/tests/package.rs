@@ -69,7 +69,10 @@ fn installs_and_starts() -> Outcome {
         ensure!(package_files.contains(file), "no {file} in {package_files}");
     }
     // In a cgroup of the machine: the processes that the test starts in it are outside of its cgroup namespace.
-    machine.succeed(&["systemd-run", "--quiet", "--pipe", "--wait", "/usr/libexec/steer/steer-demo"])?;
+    let unit = "[Service]\nType=oneshot\nExecStart=/usr/libexec/steer/steer-demo\n";
+    fs::write(machine.path("/etc/systemd/system/demo.service"), unit)?;
+    machine.succeed(&["systemctl", "daemon-reload"])?;
+    machine.succeed(&["systemctl", "start", "demo.service"])?;
     Ok(())
 }
 
