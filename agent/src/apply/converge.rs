@@ -315,7 +315,9 @@ impl Steering {
             self.manual.retain(|_, id| !hierarchy.is_gone(*id));
         }
         let mut changed = BTreeSet::new();
-        for step in plan::steps(&desired, &actual) {
+        let steps = plan::steps(&desired, &actual);
+        let has_steps = !steps.is_empty();
+        for step in steps {
             match step {
                 Step::Attach { cgroup_id, desired } => changed.extend(self.attach(&lock, cgroup_id, &desired)?),
                 Step::Detach { cgroup_id } => {
@@ -327,6 +329,10 @@ impl Steering {
                     log::info!("detached {}", path.map_or_else(|| cgroup_id.to_string(), |path| path.to_string()));
                 }
             }
+        }
+        // An attachment that was handed over by `steer detach` may have been the last one of a manual policy.
+        if has_steps {
+            self.datapath.free_unused_policies(&lock)?;
         }
         let moved = self.move_to_heirs(&lock, &next.slots, &mut changed);
         self.datapath.retire_policies(&lock, &next.slots)?;
