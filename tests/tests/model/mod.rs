@@ -38,6 +38,9 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// Names the seed of one case to run again.
 const SEED: &str = "STEER_MODEL_SEED";
+/// The first seed of the usual cases, and their number.
+const USUAL_SEED: u64 = 1 << 16;
+const USUAL_CASES: u64 = 12;
 /// How many seconds random cases may take, instead of the usual.
 const SECONDS: &str = "STEER_MODEL_SECONDS";
 /// How long a change may take to be in force. More than it ever does; a failing case waits for it with every shorter list.
@@ -138,13 +141,18 @@ fn everything_is_as_the_reference_says() -> Outcome {
         return run_case(seed.parse().with_context(|| format!("{SEED}={seed}"))?, &mut tally);
     }
     let seconds = env::var(SECONDS).ok().and_then(|seconds| seconds.parse().ok());
-    let limit = Duration::from_secs(seconds.unwrap_or(if stride(0) == 1 { 1800 } else { 35 }));
+    let seconds: Option<u64> = seconds.or((stride(0) == 1).then_some(1800));
     let begun = Instant::now();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    // Other cases each time; a case that fails says which it was.
-    let first = now.as_secs() << 16;
+    // Usually the same cases, so that a change is compared with what was there before it. For a given time, other cases each time.
+    let (first, limit) = match seconds {
+        Some(seconds) => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+            (now.as_secs() << 16, Some(Duration::from_secs(seconds)))
+        }
+        None => (USUAL_SEED, None),
+    };
     let mut cases = 0;
-    while begun.elapsed() < limit {
+    while limit.map_or(cases < USUAL_CASES, |limit| begun.elapsed() < limit) {
         run_case(first + cases, &mut tally)?;
         cases += 1;
     }

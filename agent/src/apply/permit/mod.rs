@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | the configuration: a file, the API | yes | no: the manual one stays | yes |
 //! | `attach`, `steer unit` | yes | yes: it is replaced | only the same policy |
-//! | `exec` | yes | yes | only the same policy |
+//! | `exec`, for the cgroup that it creates | yes | yes | yes: a glob may name it |
 //! | a container | if the host grants it | if the host grants it | only the same policy |
 //!
 //! A cgroup inside a steered one may always get its own policy: the most specific policy applies. Only a container without a
@@ -91,8 +91,9 @@ pub fn attachment(
     match (origin, is_configured) {
         (Origin::Configuration, Some(false)) => Err(Denied::Manual { path: path.clone() }),
         (Origin::Configuration, None | Some(true)) => Ok(Attach::AsConfigured),
-        (Origin::Attach | Origin::Exec | Origin::Container, None | Some(false)) => Ok(Attach::Manually),
-        (Origin::Attach | Origin::Exec | Origin::Container, Some(true)) => {
+        // A glob may name the cgroup that `exec` has just created, and the daemon may be faster.
+        (Origin::Exec, _) | (Origin::Attach | Origin::Container, None | Some(false)) => Ok(Attach::Manually),
+        (Origin::Attach | Origin::Container, Some(true)) => {
             let is_same = existing.is_some_and(|existing| existing.record.policy == slot);
             if is_same { Ok(Attach::AsConfigured) } else { Err(Denied::Configured { path: path.clone() }) }
         }
@@ -166,7 +167,8 @@ mod tests {
         let path = CgroupPath::root().child("a");
         let (configured, manual) = (existing(3, 0), existing(3, attachment_flags::MANUAL));
         let request = |origin, existing, slot| attachment(origin, &path, existing, slot);
-        for origin in [Origin::Attach, Origin::Exec, Origin::Container] {
+        assert_eq!(request(Origin::Exec, Some(&configured), 4).expect("its own cgroup"), Attach::Manually);
+        for origin in [Origin::Attach, Origin::Container] {
             assert_eq!(request(origin, None, 4).expect("permitted"), Attach::Manually);
             assert_eq!(request(origin, Some(&manual), 4).expect("permitted"), Attach::Manually);
             assert_eq!(request(origin, Some(&configured), 3).expect("the same policy"), Attach::AsConfigured);

@@ -4,7 +4,7 @@ use proptest::prelude::{BoxedStrategy, Strategy, prop_oneof};
 
 use super::{Act, By, Done, Operation, manual::by, node, right, space};
 use crate::model::{
-    reference::{Reference, SCOPE, Space},
+    reference::{Holder, Reference, SCOPE, Space},
     world::World,
 };
 
@@ -43,8 +43,9 @@ impl Act for Exec {
 
     fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
         let mut holder = self.by.holder(reference, self.space);
-        // In another namespace the uplink of a policy means nothing, and that is not what was asked for.
-        if self.space == Space::There && matches!(self.by, By::Policy(_)) {
+        // In another namespace the uplink of a policy means nothing. A policy that exempts has none.
+        let has_uplink = matches!(&holder, Some(Holder::Named { last, .. }) if !last.exempts());
+        if self.space == Space::There && has_uplink {
             holder = None;
         }
         right(done, holder.is_some())?;
