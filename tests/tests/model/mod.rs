@@ -40,7 +40,7 @@ pub(crate) const TESTS: &[Test] = &[
 const SEED: &str = "STEER_MODEL_SEED";
 /// The first seed of the usual cases, and their number.
 const USUAL_SEED: u64 = 1 << 16;
-const USUAL_CASES: u64 = 12;
+const USUAL_CASES: u64 = 9;
 /// How many seconds random cases may take, instead of the usual.
 const SECONDS: &str = "STEER_MODEL_SECONDS";
 /// How long a change may take to be in force. More than it ever does; a failing case waits for it with every shorter list.
