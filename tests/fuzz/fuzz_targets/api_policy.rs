@@ -2,11 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use steer::{model::config::parse, run::api::PolicyRequest};
+use steer::{model::config::parse, run::api::parse_policy};
 
 fuzz_target!(|input: (&str, &[u8])| {
     let (name, body) = input;
-    let Ok(request) = serde_json::from_slice::<PolicyRequest>(body) else { return };
+    let Ok(request) = parse_policy(body) else { return };
     let Ok(text) = request.to_toml(name) else { return };
     if let Ok(config) = parse("f", &text) {
         assert_eq!(config.policies.len(), 1, "one request, {text}");

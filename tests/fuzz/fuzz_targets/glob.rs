@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use steer::model::{cgroup_path::CgroupPath, config::Pattern};
+use steer::model::{cgroup_path::CgroupPath, spec::Pattern};
 
 fuzz_target!(|input: (&str, &str)| {
     let (Ok(pattern), Ok(path)) = (Pattern::parse(input.0), input.1.parse::<CgroupPath>()) else { return };

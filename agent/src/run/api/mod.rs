@@ -24,6 +24,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use control::{Control, Reply, Request, View};
 pub use document::{Health, InterfaceDocument, PolicyDocument, PolicyRequest};
+pub use policies::parse as parse_policy;
 pub use problem::{FieldError, Problem};
 pub use serve::{Serving, Socket, bind_metrics};
 

@@ -84,7 +84,7 @@ pub(super) async fn reload(
 }
 
 /// Parses the body. The error names the invalid field.
-fn parse(body: &[u8]) -> Result<PolicyRequest, Problem> {
+pub fn parse(body: &[u8]) -> Result<PolicyRequest, Problem> {
     let mut members: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| Problem::field("", error.to_string()))?;
     let runtime = match members.remove("runtime") {
