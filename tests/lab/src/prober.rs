@@ -80,7 +80,7 @@ pub enum Request {
 /// One attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
-    /// By whom.
+    /// The user who sends.
     pub user: Who,
     /// How.
     pub way: Way,

@@ -6,6 +6,7 @@
 //! | `attach`, `steer unit` | yes | yes: it is replaced | only the same policy |
 //! | `exec`, for the cgroup that it creates | yes | yes | yes: a glob may name it |
 //! | a container | if the host grants it | if the host grants it | only the same policy |
+//! | a hook that closes a container | yes | yes | yes: nothing leaves it then |
 //!
 //! A cgroup inside a steered one may always get its own policy: the most specific policy applies. Only a container without a
 //! request gets none: see [`container_without_request`].
@@ -36,6 +37,8 @@ pub enum Origin {
     Exec,
     /// A hook of a container runtime.
     Container,
+    /// A hook that closes a container, because it runs and may not have what it asks for.
+    Closing,
 }
 
 /// Why a cgroup does not get a policy.
@@ -87,12 +90,16 @@ pub fn attachment(
     existing: Option<&Attachment>,
     slot: u32,
 ) -> Result<Attach, Denied> {
+    // A leftover without a policy belongs to nobody.
+    let existing = existing.filter(|existing| existing.record.policy != 0);
     let is_configured = existing.map(configuration_may_change);
     match (origin, is_configured) {
         (Origin::Configuration, Some(false)) => Err(Denied::Manual { path: path.clone() }),
         (Origin::Configuration, None | Some(true)) => Ok(Attach::AsConfigured),
         // A glob may name the cgroup that `exec` has just created, and the daemon may be faster.
-        (Origin::Exec, _) | (Origin::Attach | Origin::Container, None | Some(false)) => Ok(Attach::Manually),
+        (Origin::Exec | Origin::Closing, _) | (Origin::Attach | Origin::Container, None | Some(false)) => {
+            Ok(Attach::Manually)
+        }
         (Origin::Attach | Origin::Container, Some(true)) => {
             let is_same = existing.is_some_and(|existing| existing.record.policy == slot);
             if is_same { Ok(Attach::AsConfigured) } else { Err(Denied::Configured { path: path.clone() }) }
@@ -165,9 +172,11 @@ mod tests {
     #[test]
     fn who_may_change_what() {
         let path = CgroupPath::root().child("a");
-        let (configured, manual) = (existing(3, 0), existing(3, attachment_flags::MANUAL));
+        let (configured, manual, leftover) = (existing(3, 0), existing(3, attachment_flags::MANUAL), existing(0, 0));
         let request = |origin, existing, slot| attachment(origin, &path, existing, slot);
         assert_eq!(request(Origin::Exec, Some(&configured), 4).expect("its own cgroup"), Attach::Manually);
+        assert_eq!(request(Origin::Closing, Some(&configured), 0).expect("closing"), Attach::Manually);
+        assert_eq!(request(Origin::Attach, Some(&leftover), 0).expect("a leftover"), Attach::Manually);
         for origin in [Origin::Attach, Origin::Container] {
             assert_eq!(request(origin, None, 4).expect("permitted"), Attach::Manually);
             assert_eq!(request(origin, Some(&manual), 4).expect("permitted"), Attach::Manually);

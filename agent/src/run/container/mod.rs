@@ -148,7 +148,8 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
         if *action == Action::Release && !permit::container_without_request(&datapath, &hierarchy, path)? {
             return Ok(());
         }
-        let wanted = (Origin::Container, &Wanted::Record(Box::new(record)));
+        let origin = if *action == Action::Close { Origin::Closing } else { Origin::Container };
+        let wanted = (origin, &Wanted::Record(Box::new(record)));
         let namespace = Namespace { links: &Table::default(), cookie: process.netns_cookie };
         manual::attach(&mut datapath, lock, &hierarchy, &process.cgroup, wanted, namespace)?;
         if container.runs { take_over_sockets(pins, lock, &hierarchy, &process) } else { Ok(()) }

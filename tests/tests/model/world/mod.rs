@@ -222,17 +222,17 @@ impl World {
         drop(std::mem::take(&mut self.elsewhere));
         let stopped = serde_json::json!({"ociVersion": "1.0.2", "id": "model", "status": "stopped", "bundle": "/"});
         let (mut left, daemon_runs) = (String::new(), self.daemon.is_some());
-        let swept = wait_until("what is left of cgroups to be swept up", PATIENCE, || {
-            // The daemon sees cgroups go; without one the next command or hook sweeps.
-            let swept = if daemon_runs { Ok(Ok(())) } else { self.hook(&stopped) };
+        let cleaned_up = wait_until("the attachments of removed cgroups to go", PATIENCE, || {
+            // The daemon sees cgroups go. Without a daemon, the next command or hook cleans up.
+            let hook = if daemon_runs { Ok(Ok(())) } else { self.hook(&stopped) };
             let links = fs::read_dir(self.bed.abi().join("links")).map_or(0, Iterator::count);
             let status = self.bed.status().unwrap_or_default();
             let policies = status["policies"].as_array().into_iter().flatten();
             let manual = policies.filter(|policy| policy["origin"] == "manual").count();
-            left = format!("{swept:?}, {links} cgroups, {manual} policies");
-            matches!(swept, Ok(Ok(()))) && links == 0 && manual == 0
+            left = format!("{hook:?}, {links} cgroups, {manual} policies");
+            matches!(hook, Ok(Ok(()))) && links == 0 && manual == 0
         });
-        swept.with_context(|| left)?;
+        cleaned_up.with_context(|| left)?;
         self.off()?;
         ensure!(!self.bed.pins.exists(), "off left something");
         Ok(())
