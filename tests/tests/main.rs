@@ -17,6 +17,7 @@ mod existing;
 mod explain;
 mod faults;
 mod guards;
+mod hostile;
 mod kernel;
 mod lifecycle;
 mod limits;
@@ -48,7 +49,7 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 }
 
 fn main() {
-    let modules: [(&str, &[Test]); 28] = [
+    let modules: [(&str, &[Test]); 29] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -60,6 +61,7 @@ fn main() {
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
         ("guards", guards::TESTS),
+        ("hostile", hostile::TESTS),
         ("dns", dns::TESTS),
         ("api", api::TESTS),
         ("events", events::TESTS),

@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use serde::Serialize;
 
 use crate::{
+    model::quote::shown,
     observe::doctor::{self, Applied, Finding, How, Options, Report, Severity},
     run::instance::{CONFIG, Instance},
 };
@@ -78,8 +79,8 @@ fn print_finding(finding: &Finding) {
         Severity::Warning => "warning",
         Severity::Info => "info",
     };
-    println!("{severity}: {}: {}: {}", finding.id, finding.subject, finding.what);
-    println!("    why: {}", finding.why);
+    println!("{severity}: {}: {}: {}", finding.id, shown(&finding.subject.to_string()), shown(&finding.what));
+    println!("    why: {}", shown(&finding.why));
     let Some(fix) = &finding.fix else { return };
     match &fix.how {
         How::Command(command) if fix.is_safe() => println!("    fix: {command}    (--fix does it)"),

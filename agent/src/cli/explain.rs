@@ -7,6 +7,7 @@ use comfy_table::{Table, presets};
 use super::block_on;
 use crate::{
     host::{capability::require_privilege, cgroup::Hierarchy},
+    model::quote::shown,
     observe::explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Options, Route, Target},
     run::instance::{CONFIG, Instance},
 };
@@ -52,7 +53,7 @@ fn print(explanation: &Explanation) {
     println!("{}\n", chain(&explanation.chain).trim_fmt());
     let row = |what: &str, lines: Vec<String>| {
         let names = [what].into_iter().chain(std::iter::repeat(""));
-        names.zip(lines).for_each(|(name, line)| println!(" {name:<11}  {line}"));
+        names.zip(lines).for_each(|(name, line)| println!(" {name:<11}  {}", shown(&line)));
     };
     if let Some(process) = &target.process {
         let own = if target.netns.own { "this one" } else { "not this one" };
@@ -60,10 +61,7 @@ fn print(explanation: &Explanation) {
             "process",
             vec![format!(
                 "{} ({}), user {}, network namespace {} ({own})",
-                process.pid,
-                process.comm.escape_debug(),
-                process.uid,
-                target.netns.inode
+                process.pid, process.comm, process.uid, target.netns.inode
             )],
         );
     }
@@ -93,7 +91,7 @@ fn print(explanation: &Explanation) {
         let first = problem.unwrap_or(bound);
         row("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect());
     }
-    println!("\n{}", explanation.conclusion);
+    println!("\n{}", shown(&explanation.conclusion));
 }
 
 fn chain(cgroups: &[Cgroup]) -> Table {

@@ -7,6 +7,7 @@ use comfy_table::{Table, presets};
 use super::block_on;
 use crate::{
     host::link,
+    model::quote::shown,
     run::{
         api::{InterfaceDocument, client::Client},
         instance::{CONFIG, Instance},
@@ -43,9 +44,9 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     for link in links {
         table.add_row([
             link.ifindex.to_string(),
-            link.name,
-            link.alternative_names.join(", "),
-            link.policies.join(", "),
+            shown(&link.name).to_string(),
+            shown(&link.alternative_names.join(", ")).to_string(),
+            shown(&link.policies.join(", ")).to_string(),
         ]);
     }
     println!("{table}");

@@ -6,20 +6,28 @@ use std::{fmt::Write as _, io::Write as _};
 use log::Level;
 use nix::sys::stat::fstat;
 
+use crate::model::quote::shown;
+
 /// Starts logging, at the level of STEER_LOG or else at `default_level`.
 pub fn init(default_level: &str) {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::new().filter_or("STEER_LOG", default_level));
     builder.format_target(false);
     if is_journal() {
         builder.format(|line, record| line.write_all(prefixed(record.level(), &record.args().to_string()).as_bytes()));
+    } else {
+        builder.format(|line, record| {
+            let (level, style) = (record.level(), line.default_level_style(record.level()));
+            let text = printable(&record.args().to_string());
+            writeln!(line, "[{} {style}{level:<5}{style:#}] {text}", line.timestamp())
+        });
     }
     builder.init();
 }
 
 /// Prints why the command failed.
 pub fn complain(reason: &str) {
-    let lines = format!("steer: {reason}\n");
-    eprint!("{}", if is_journal() { prefixed(Level::Error, &lines) } else { lines });
+    let text = format!("steer: {}", printable(reason));
+    eprint!("{}", if is_journal() { prefixed(Level::Error, &text) } else { text + "\n" });
 }
 
 /// Whether standard error is the stream to the journal that JOURNAL_STREAM names. A process may inherit the variable without
@@ -27,6 +35,11 @@ pub fn complain(reason: &str) {
 fn is_journal() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     fstat(std::io::stderr()).is_ok_and(|stderr| named == format!("{}:{}", stderr.st_dev, stderr.st_ino))
+}
+
+/// A text whose lines are [`shown`]. Names that can contain line breaks are shown where they become text.
+fn printable(text: &str) -> String {
+    text.lines().map(|line| shown(line).to_string()).collect::<Vec<_>>().join("\n")
 }
 
 /// Each line of a text is a separate entry in the journal.
@@ -39,7 +52,7 @@ fn prefixed(level: Level, text: &str) -> String {
     };
     text.lines().fold(String::new(), |mut lines, line| {
         // Writing to a string cannot fail.
-        let _ = writeln!(lines, "<{priority}>{line}");
+        let _ = writeln!(lines, "<{priority}>{}", shown(line));
         lines
     })
 }
@@ -51,6 +64,6 @@ mod tests {
     #[test]
     fn every_line_has_its_priority() {
         assert_eq!(prefixed(Level::Error, "one\ntwo"), "<3>one\n<3>two\n");
-        assert_eq!(prefixed(Level::Info, "ready"), "<6>ready\n");
+        assert_eq!(prefixed(Level::Info, "ready \x1b[2J"), "<6>ready \\u{1b}[2J\n");
     }
 }

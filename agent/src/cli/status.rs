@@ -7,6 +7,7 @@ use comfy_table::{Table, presets};
 use super::block_on;
 use crate::{
     host::{capability::require_privilege, cgroup::Hierarchy},
+    model::quote::shown,
     observe::status::{self, PolicyStatus, Status},
     run::{api::client::Client, instance::Instance},
 };
@@ -63,8 +64,8 @@ fn print(status: &Status) {
         ]);
         for policy in &status.policies {
             table.add_row([
-                policy.name.clone(),
-                policy.uplink(),
+                shown(&policy.name).to_string(),
+                shown(&policy.uplink()).to_string(),
                 format!("{:?}", policy.enforce).to_lowercase(),
                 policy.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
                 sum(policy, "bound").to_string(),

@@ -4,6 +4,8 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use thiserror::Error;
 
+use super::quote::shown;
+
 /// Not the path of a cgroup.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
@@ -115,9 +117,10 @@ impl FromStr for CgroupPath {
     }
 }
 
+/// For people: the name of a cgroup can contain anything but a slash. See [`CgroupPath::as_str`] for the text itself.
 impl fmt::Display for CgroupPath {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
+        shown(&self.0).fmt(formatter)
     }
 }
 

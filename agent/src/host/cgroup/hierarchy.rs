@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::Error;
-use crate::{host::mount::private_mount, model::cgroup_path::CgroupPath};
+use crate::{
+    host::mount::private_mount,
+    model::{cgroup_path::CgroupPath, quote::shown},
+};
 
 /// A mounted cgroup2 hierarchy.
 #[derive(Debug)]
@@ -139,7 +142,7 @@ impl Hierarchy {
             let Some(name) = name.to_str() else {
                 log::error!(
                     "ignored cgroup {} in {path}: its name is not UTF-8, so no policy can name it",
-                    name.display()
+                    shown(&name)
                 );
                 continue;
             };

@@ -11,7 +11,10 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-use crate::model::cgroup_path::{CgroupPath, InvalidPath};
+use crate::model::{
+    cgroup_path::{CgroupPath, InvalidPath},
+    quote::shown,
+};
 
 pub use hierarchy::{Cgroup, Found, Hierarchy};
 pub use watch::{Directory, Report, Reports, Watch, watch};
@@ -25,7 +28,7 @@ pub enum Error {
     )]
     NoHierarchy(#[source] io::Error),
     /// A cgroup that does not exist.
-    #[error("there is no cgroup {path} (looked for {file})")]
+    #[error("there is no cgroup {path} (looked for {file})", file = shown(file))]
     Missing {
         /// Its path.
         path: CgroupPath,
@@ -46,7 +49,7 @@ pub enum Error {
     #[error(transparent)]
     NotAPath(#[from] InvalidPath),
     /// A file operation.
-    #[error("{action} {file}: {source}")]
+    #[error("{action} {file}: {source}", file = shown(file))]
     File {
         /// What was attempted.
         action: &'static str,
@@ -57,7 +60,8 @@ pub enum Error {
     },
     /// A cgroup below a threaded one.
     #[error(
-        "enter {file}: the calling process is in a threaded cgroup (cgroup.type), which cannot have cgroups with processes below it; start the command from another cgroup"
+        "enter {file}: the calling process is in a threaded cgroup (cgroup.type), which cannot have cgroups with processes below it; start the command from another cgroup",
+        file = shown(file)
     )]
     Threaded {
         /// Its list of processes.

@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchMask, Watches};
 
 use super::{Error, Hierarchy};
-use crate::model::cgroup_path::CgroupPath;
+use crate::model::{cgroup_path::CgroupPath, quote::shown};
 
 /// A watched directory: the number of its watch, which is never reused for another directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,7 +97,7 @@ impl Reports {
                     self.is_logged = true;
                     log::error!(
                         "ignored cgroup {}: its name is not UTF-8, so no policy can name it; more such names are not logged",
-                        name.display()
+                        shown(&name)
                     );
                 }
                 Err(_name) => {}

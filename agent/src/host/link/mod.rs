@@ -12,6 +12,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::model::quote::shown;
+
 pub use reading::read;
 pub use table::{Change, Names, Table};
 pub use watch::Watch;
@@ -51,5 +53,5 @@ pub fn name_of(ifindex: i32) -> Option<String> {
 }
 
 fn found(known: &[String]) -> String {
-    if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) }
+    if known.is_empty() { String::new() } else { format!("; there are {}", shown(&known.join(", "))) }
 }

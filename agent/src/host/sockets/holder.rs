@@ -12,6 +12,8 @@ use std::{
 
 use nix::{errno::Errno, sys::stat::fstat};
 
+use crate::model::quote::shown;
+
 /// A process that has a socket open.
 #[derive(Debug)]
 pub(crate) struct Holder {
@@ -22,7 +24,7 @@ pub(crate) struct Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:?} (process {})", self.name, self.pid)
+        write!(formatter, "\"{}\" (process {})", shown(&self.name), self.pid)
     }
 }
 

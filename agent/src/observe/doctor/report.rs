@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Fix, Topic};
-use crate::model::cgroup_path::CgroupPath;
+use crate::model::{cgroup_path::CgroupPath, quote::shown};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -50,7 +50,7 @@ impl fmt::Display for Subject {
             Self::Policy(name) => write!(formatter, "policy {name}"),
             Self::Cgroup(path) => write!(formatter, "cgroup {path}"),
             Self::Uplink(name) => write!(formatter, "uplink {name}"),
-            Self::Process { pid, comm } => write!(formatter, "process {pid} ({comm})"),
+            Self::Process { pid, comm } => write!(formatter, "process {pid} ({})", shown(comm)),
         }
     }
 }

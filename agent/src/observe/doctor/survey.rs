@@ -223,7 +223,7 @@ impl Survey {
     pub(super) fn directory(&self, path: &CgroupPath) -> String {
         let directory = self.hierarchy.as_ref().map(|hierarchy| hierarchy.directory(path).display().to_string());
         let seen = directory.filter(|directory| !directory.starts_with("/proc/self/fd/"));
-        quoted(&seen.unwrap_or_else(|| format!("/sys/fs/cgroup{path}")))
+        quoted(&seen.unwrap_or_else(|| format!("/sys/fs/cgroup{}", path.as_str())))
     }
 
     /// Whether a policy's index is valid in this network namespace.

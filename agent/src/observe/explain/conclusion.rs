@@ -7,7 +7,7 @@ use super::{
     document::{LinkState, Outcome, Uplink},
     look::Facts,
 };
-use crate::model::cgroup_path::CgroupPath;
+use crate::model::{cgroup_path::CgroupPath, quote::shown};
 
 /// The outcome, and the sentence. `uplink` is that of the policy; the module `reasons` returns `reasons`.
 pub(super) fn conclude(
@@ -77,7 +77,7 @@ pub(super) fn conclude(
 
 fn subject(facts: &Facts) -> String {
     match &facts.process {
-        Some(process) => format!("new sockets of process {} ({})", process.pid, process.comm.escape_debug()),
+        Some(process) => format!("new sockets of process {} ({})", process.pid, shown(&process.comm)),
         None => format!("new sockets of processes in {}", facts.cgroup),
     }
 }

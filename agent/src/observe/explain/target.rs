@@ -10,7 +10,7 @@ use crate::{
         cgroup::{self, Hierarchy},
         netns,
     },
-    model::cgroup_path::CgroupPath,
+    model::{cgroup_path::CgroupPath, quote::shown},
 };
 
 /// Why a target cannot be explained.
@@ -26,7 +26,7 @@ pub enum Error {
     #[error("there is no process {0}; `pgrep -a NAME` finds a process by its name")]
     NoProcess(String),
     /// The process has ended, but its parent has not waited for it.
-    #[error("process {pid} ({comm}) has ended, so it makes no more sockets")]
+    #[error("process {pid} ({comm}) has ended, so it makes no more sockets", comm = shown(comm))]
     Ended {
         /// Its id.
         pid: u32,

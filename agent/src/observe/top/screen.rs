@@ -11,6 +11,7 @@ use ratatui::{
 };
 
 use super::{CgroupFrame, Frame, LinkFrame, PolicyFrame};
+use crate::model::quote::shown;
 
 const HEADER: [&str; 7] = ["POLICY / CGROUP", "UPLINK", "SOCKETS/s", "LINK", "PACKETS/s", "BYTES/s", "BLOCKED/s"];
 const COLUMNS: [Constraint; 7] = [
@@ -191,7 +192,8 @@ fn title(frame: &Frame) -> String {
 
 fn rows(frame: &Frame) -> Vec<(Kind, [String; 7])> {
     let seconds = frame.seconds;
-    frame.policies.iter().flat_map(|policy| policy_rows(policy, seconds)).collect()
+    let rows = frame.policies.iter().flat_map(|policy| policy_rows(policy, seconds));
+    rows.map(|(kind, cells)| (kind, cells.map(|cell| shown(&cell).to_string()))).collect()
 }
 
 fn policy_rows(policy: &PolicyFrame, seconds: f64) -> Vec<(Kind, [String; 7])> {
