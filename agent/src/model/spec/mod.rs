@@ -7,6 +7,7 @@
 //! parser, the schema of the API, options of commands, annotations and the manual page use [`KEYS`].
 
 pub mod annotations;
+mod glob;
 mod pattern;
 mod resolvers;
 mod serde;

@@ -1,11 +1,16 @@
 //! Cgroup patterns: a path, or a glob for paths.
 //!
 //! Each part between slashes is matched separately: `*` and `?` stay within a part, `[...]` and `{a,b}` work as in a
-//! shell, and `**` alone matches any number of parts. A backslash is a plain character, because systemd's unit names use it.
+//! shell, and `**` alone matches any number of parts. `?` is one character. A backslash is a plain character, because systemd's
+//! unit names use it.
+//!
+//! **Invariant:** a match takes at most the number of parts of the pattern times that of the path.
 
-use std::{fmt, path::Path};
+use std::fmt;
 
-use globset::{GlobBuilder, GlobMatcher};
+use regex::Regex;
+
+use super::glob;
 
 /// A pattern, ready to match.
 #[derive(Clone, Debug)]
@@ -17,7 +22,7 @@ pub struct Pattern {
 #[derive(Clone, Debug)]
 enum Part {
     Literal(String),
-    Glob(GlobMatcher),
+    Glob(Regex),
     Any,
 }
 
@@ -25,7 +30,7 @@ impl Part {
     fn matches(&self, part: &str) -> bool {
         match self {
             Self::Literal(literal) => literal == part,
-            Self::Glob(glob) => glob.is_match(Path::new(part)),
+            Self::Glob(glob) => glob.is_match(part),
             Self::Any => true,
         }
     }
@@ -43,13 +48,7 @@ impl Pattern {
                 "." | ".." => return Err(format!("{part} is not the name of a cgroup")),
                 "**" => Part::Any,
                 _ if part.contains("**") => return Err("** must stand alone between slashes".to_owned()),
-                _ if part.contains(['*', '?', '[', ']', '{', '}']) => Part::Glob(
-                    GlobBuilder::new(part)
-                        .backslash_escape(false)
-                        .build()
-                        .map_err(|error| error.kind().to_string())?
-                        .compile_matcher(),
-                ),
+                _ if part.contains(['*', '?', '[', ']', '{', '}']) => Part::Glob(glob::compile(part)?),
                 _ => Part::Literal(part.to_owned()),
             });
         }
@@ -77,14 +76,23 @@ impl Pattern {
     }
 }
 
-fn matches(pattern: &[Part], path: &[&str]) -> bool {
-    match (pattern.split_first(), path.split_first()) {
-        (None, path) => path.is_none(),
-        (Some((Part::Any, rest)), _) => {
-            matches(rest, path) || path.split_first().is_some_and(|(_, below)| matches(pattern, below))
-        }
-        (Some(_), None) => false,
-        (Some((first, rest)), Some((part, below))) => first.matches(part) && matches(rest, below),
+fn matches(mut pattern: &[Part], mut path: &[&str]) -> bool {
+    // What follows the last `**`, and the path from where that was tried. An earlier `**` need not match more parts.
+    let mut again: Option<(&[Part], &[&str])> = None;
+    loop {
+        (pattern, path) = match (pattern, path) {
+            ([], []) => return true,
+            ([Part::Any, rest @ ..], _) => {
+                again = Some((rest, path));
+                (rest, path)
+            }
+            ([first, rest @ ..], [part, below @ ..]) if first.matches(part) => (rest, below),
+            _ => {
+                let Some((rest, [_, below @ ..])) = again else { return false };
+                again = Some((rest, below));
+                (rest, below)
+            }
+        };
     }
 }
 
@@ -144,6 +152,10 @@ mod tests {
             case(r"/s/app-org\x2dfoo-*.scope", r"/s/app-org\x2dfoo-1.scope", true, false),
             case("/s/{a,b}.service", "/s/b.service", true, false),
             case("/s/[ab]", "/s/c", false, false),
+            case("/s/d?k", "/s/dök", true, false),
+            case("/**/b/**/c", "/b/a/b/c/c", true, true),
+            case("/**/b/**/c/d", "/b/c/c", false, true),
+            case("/**/**", "/a", true, true),
         ];
         for Case { pattern, path, matches, below } in cases {
             let parsed = Pattern::parse(pattern).expect("a pattern");
@@ -151,6 +163,14 @@ mod tests {
             assert_eq!(parsed.matches(&parts), matches, "{pattern} matches {path}");
             assert_eq!(parsed.may_match_below(&parts), below, "{pattern} may match below {path}");
         }
+    }
+
+    #[test]
+    fn many_wildcards_take_little_time() {
+        let pattern = Pattern::parse(&("/**/a".repeat(200) + "/b")).expect("a pattern");
+        assert!(!pattern.matches(&["a"; 400]));
+        let pattern = Pattern::parse(&format!("/{}b", "*a".repeat(100))).expect("a pattern");
+        assert!(!pattern.matches(&["a".repeat(255).as_str()]));
     }
 
     #[test]

@@ -28,6 +28,9 @@ impl Uplink {
         if text == "." || text == ".." || text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
             return Err("expected the name of a network interface, without space, / or :".to_owned());
         }
+        if let Some((name, peer)) = text.split_once('@').filter(|(name, peer)| !name.is_empty() && !peer.is_empty()) {
+            return Err(format!("`ip` prints NAME@PEER, and {peer:?} is the peer; expected {name:?}"));
+        }
         Ok(if text == NONE { Self::Exempt } else { Self::Interface(text.to_owned()) })
     }
 
@@ -47,5 +50,17 @@ impl fmt::Display for Uplink {
             Self::Exempt => NONE,
             Self::Closed => "closed",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Uplink;
+
+    #[test]
+    fn a_name_as_ip_prints_it() {
+        let error = Uplink::parse("a1@if3").expect_err("two names");
+        assert!(error.contains("`ip` prints NAME@PEER") && error.ends_with(r#"expected "a1""#), "{error}");
+        assert!(["a1", "@", "a@"].iter().all(|name| Uplink::parse(name).is_ok()));
     }
 }
