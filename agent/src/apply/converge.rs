@@ -15,6 +15,7 @@ use steer_common::{CLOSED_IFINDEX, Owner};
 use super::follow::{self, Namespaces};
 use crate::{
     apply::{
+        blind_spots::BlindSpots,
         permit,
         resolve::{self, Namespace},
         takeover::{self, TakenOver},
@@ -54,6 +55,7 @@ pub(crate) struct Steering {
     /// The same for manual attachments.
     manual: BTreeMap<CgroupPath, u64>,
     namespaces: Namespaces,
+    blind_spots: BlindSpots,
 }
 
 /// Policies and the slots they are in.
@@ -94,12 +96,18 @@ impl Steering {
             attached: BTreeMap::new(),
             manual: BTreeMap::new(),
             namespaces,
+            blind_spots: BlindSpots::default(),
         })
     }
 
     /// The policies that were read last.
     pub(crate) fn policies(&self) -> &Policies {
         &self.wanted
+    }
+
+    /// Where it does not see new cgroups.
+    pub(crate) fn blind_spots(&self) -> &BlindSpots {
+        &self.blind_spots
     }
 
     /// Whether there is a policy to apply.
@@ -205,7 +213,10 @@ impl Steering {
     /// Steers new cgroups at `path` and below it.
     fn steer_new(&mut self, path: &CgroupPath) -> Result<(), Error> {
         let manual = |path: &CgroupPath| is_manual_cgroup(&self.hierarchy, &self.datapath, path);
-        let mut found = named_in(&self.hierarchy, path, &self.in_force, manual, &mut self.watch)?;
+        let mut blind_spots = self.blind_spots.clone();
+        let mut found = named_in(&self.hierarchy, path, &self.in_force, manual, &mut self.watch, &mut blind_spots)?;
+        blind_spots.log_since(&self.blind_spots);
+        self.blind_spots = blind_spots;
         found.retain(|cgroup_id, desired| self.attached.get(&desired.path) != Some(cgroup_id));
         if found.is_empty() {
             return Ok(());
@@ -287,7 +298,11 @@ impl Steering {
         let manual = |path: &CgroupPath| {
             !manual.is_empty() && self.hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
         };
-        let desired = named_in(&self.hierarchy, &CgroupPath::root(), &next, manual, &mut self.watch)?;
+        let mut blind_spots = BlindSpots::default();
+        let root = CgroupPath::root();
+        let desired = named_in(&self.hierarchy, &root, &next, manual, &mut self.watch, &mut blind_spots)?;
+        blind_spots.log_since(&self.blind_spots);
+        self.blind_spots = blind_spots;
         let actual: BTreeMap<u64, Actual> = attached
             .into_iter()
             .map(|attachment| {
@@ -427,9 +442,14 @@ fn named_in(
     in_force: &InForce,
     manual: impl Fn(&CgroupPath) -> bool,
     watch: &mut cgroup::Watch,
+    blind_spots: &mut BlindSpots,
 ) -> Result<BTreeMap<u64, Desired>, Error> {
     let InForce { policies, slots } = in_force;
     let mut named = BTreeMap::new();
+    if let Some(parent) = path.parent().filter(|_| !hierarchy.is_reachable(path)) {
+        blind_spots.skipped(&parent, &cgroup::Skipped::Path);
+        return Ok(named);
+    }
     let mut waiting = match hierarchy.id(path) {
         Ok(id) => vec![Found { path: path.clone(), id }],
         Err(cgroup::Error::Missing { .. }) => return Ok(named),
@@ -442,9 +462,11 @@ fn named_in(
         if policies.may_name_below(&path) {
             // Watch before listing, so that no new cgroup is missed.
             if let Err(error) = watch.add(hierarchy, &path) {
-                log::error!("{path} cannot be watched, so new cgroups in it will NOT be steered: {error}");
+                blind_spots.unwatched(&path, &error);
             }
-            waiting.extend(hierarchy.children(&path)?);
+            let listing = hierarchy.list(&path)?;
+            listing.skipped.iter().for_each(|skipped| blind_spots.skipped(&path, skipped));
+            waiting.extend(listing.found);
         }
     }
     Ok(named)

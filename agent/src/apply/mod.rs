@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** every change needs the lock, and no step leaves a steered cgroup unsteered.
 
+pub mod blind_spots;
 pub mod converge;
 pub mod follow;
 pub mod manual;

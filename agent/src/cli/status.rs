@@ -1,11 +1,12 @@
 //! `steer status`: the state in force.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
 use super::block_on;
 use crate::{
+    apply::blind_spots::BlindSpot,
     host::{capability::require_privilege, cgroup::Hierarchy},
     model::quote::shown,
     observe::status::{self, PolicyStatus, Status},
@@ -38,10 +39,18 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
             anyhow::Ok(daemon.get("/v1/status").await?)
         })?;
     }
-    Ok(match instance.pins.to_look() {
+    let status = match instance.pins.to_look() {
         Some(pins) => status::read(&pins, &Hierarchy::find()?)?,
         None => Status::default(),
-    })
+    };
+    let blind_spots = if status.daemon { block_on(blind_spots(&instance.socket))? } else { Vec::new() };
+    Ok(Status { blind_spots, ..status })
+}
+
+/// The blind spots of the daemon; none if it does not answer.
+pub(super) async fn blind_spots(socket: &Path) -> Vec<BlindSpot> {
+    let Some(daemon) = Client::find(socket).await else { return Vec::new() };
+    daemon.get("/v1/status").await.map_or_else(|_unanswered| Vec::new(), |status: Status| status.blind_spots)
 }
 
 fn print(status: &Status) {
@@ -84,6 +93,9 @@ fn print(status: &Status) {
     }
     for what in &status.not_covered {
         println!("not covered: {what}");
+    }
+    for spot in &status.blind_spots {
+        println!("error: {spot}");
     }
     for warning in &status.warnings {
         println!("warning: {warning}");

@@ -32,6 +32,9 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
         gauge("steer_healthy", "0 while a failed operation is retried, or the configuration has errors.", &[])?;
     health.with_label_values::<&str>(&[]).set(healthy.into());
 
+    let blind = gauge("steer_blind_spots", "Cgroups in which the daemon does not see new cgroups, at most 32.", &[])?;
+    blind.with_label_values::<&str>(&[]).set(i64::try_from(status.blind_spots.len()).unwrap_or(i64::MAX));
+
     let policy = ["policy", "origin"];
     let present =
         gauge("steer_uplink_present", "Whether the policy's uplink exists.", &["policy", "origin", "interface"])?;

@@ -7,7 +7,7 @@ use steer_common::{COUNTERS, Owner};
 use utoipa::ToSchema;
 
 use crate::{
-    apply::resolve,
+    apply::{blind_spots::BlindSpot, resolve},
     host::{
         cgroup::Hierarchy,
         resolver::{self, Detour},
@@ -30,6 +30,9 @@ pub struct Status {
     pub other_versions: Vec<CgroupStatus>,
     /// Traffic that strict enforcement does not stop.
     pub not_covered: Vec<String>,
+    /// Where the daemon that runs does not see new cgroups, at most 32.
+    #[serde(default)]
+    pub blind_spots: Vec<BlindSpot>,
     /// Settings of this host that break name resolution of steered programs, or let it bypass the uplink.
     pub warnings: Vec<String>,
 }
@@ -110,7 +113,7 @@ impl PolicyStatus {
     }
 }
 
-/// Reads the status. It is empty if nothing is pinned.
+/// Reads the status. It is empty if nothing is pinned. Only the daemon knows its blind spots.
 pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error> {
     let other_versions = kernel::steered_by_other_versions(pins)?
         .into_iter()
@@ -142,7 +145,7 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
     let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
     let not_covered = if strict { not_covered(pins).into_iter().collect() } else { Vec::new() };
     let warnings = warnings(&policies, &resolver::detours());
-    Ok(Status { daemon, policies, other_versions, not_covered, warnings })
+    Ok(Status { daemon, policies, other_versions, not_covered, warnings, ..Status::default() })
 }
 
 /// Traffic that strict enforcement does not stop, and why.

@@ -4,16 +4,13 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::fs::{DirEntryExt as _, MetadataExt as _},
+        unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
 };
 
 use super::Error;
-use crate::{
-    host::mount::private_mount,
-    model::{cgroup_path::CgroupPath, quote::shown},
-};
+use crate::{host::mount::private_mount, model::cgroup_path::CgroupPath};
 
 /// A mounted cgroup2 hierarchy.
 #[derive(Debug)]
@@ -47,7 +44,7 @@ impl Cgroup {
 }
 
 /// A cgroup's directory has a link for each cgroup in it.
-fn is_leaf(directory: &fs::Metadata) -> bool {
+pub(super) fn is_leaf(directory: &fs::Metadata) -> bool {
     directory.nlink() <= 2
 }
 
@@ -119,60 +116,9 @@ impl Hierarchy {
         }
     }
 
-    /// The child cgroups of a cgroup; none if it is gone.
-    pub fn children(&self, path: &CgroupPath) -> Result<Vec<Found>, Error> {
-        let file = self.directory(path);
-        let failed = |source| Error::File { action: "list", file: file.clone(), source };
-        let entries = match fs::read_dir(&file) {
-            Ok(entries) => entries,
-            Err(error) if is_gone(&error) => return Ok(Vec::new()),
-            Err(source) => return Err(failed(source)),
-        };
-        let mut children = Vec::new();
-        for entry in entries {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(error) if is_gone(&error) => break,
-                Err(source) => return Err(failed(source)),
-            };
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else {
-                log::error!(
-                    "ignored cgroup {} in {path}: its name is not UTF-8, so no policy can name it",
-                    shown(&name)
-                );
-                continue;
-            };
-            children.push(Found { path: path.child(name), id: entry.ino() });
-        }
-        children.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(children)
-    }
-
-    /// All cgroups below a cgroup, parents before children.
-    pub fn descendants(&self, path: &CgroupPath) -> Result<Vec<Found>, Error> {
-        let mut found = Vec::new();
-        // A cgroup without children need not be listed.
-        if fs::metadata(self.directory(path)).is_ok_and(|metadata| !is_leaf(&metadata)) {
-            for child in self.children(path)? {
-                let inner = self.descendants(&child.path)?;
-                found.push(child);
-                found.extend(inner);
-            }
-        }
-        Ok(found)
-    }
-
-    /// The processes in a cgroup and below it; leaves out cgroups that cannot be read.
-    pub fn processes(&self, path: &CgroupPath) -> Vec<u32> {
-        let below = self.descendants(path).unwrap_or_default().into_iter().map(|found| found.path);
-        let listed = std::iter::once(path.clone())
-            .chain(below)
-            .filter_map(|path| fs::read_to_string(self.directory(&path).join("cgroup.procs")).ok());
-        listed.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+    /// The length of the path of the root.
+    pub(super) fn root_bytes(&self) -> usize {
+        self.root.as_os_str().len()
     }
 
     /// The path of the cgroup with this id; `None` if it is gone.
@@ -223,10 +169,6 @@ impl Hierarchy {
         let own = self.own()?;
         own.of_unit(unit).ok_or_else(|| Error::NotInUnit { own, unit: unit.to_owned() })
     }
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
 /// The mount point of the whole cgroup2 hierarchy in a mountinfo(5) text. The last mount hides earlier ones.

@@ -4,6 +4,7 @@
 //! the mount point.
 
 mod hierarchy;
+mod listing;
 pub mod scope;
 mod watch;
 
@@ -17,6 +18,7 @@ use crate::model::{
 };
 
 pub use hierarchy::{Cgroup, Found, Hierarchy};
+pub use listing::{Listing, Skipped};
 pub use watch::{Directory, Report, Reports, Watch, watch};
 
 /// What can go wrong with cgroups.

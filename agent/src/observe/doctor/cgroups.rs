@@ -2,6 +2,7 @@
 
 use super::{Finding, Fix, Report, Severity, Subject, Topic, foreign::Foreign, survey::Survey};
 use crate::{
+    apply::blind_spots::BlindSpot,
     host::cgroup::Found,
     model::{cgroup_path::CgroupPath, config::Policy, policy::Policies, spec::Pattern},
 };
@@ -56,6 +57,23 @@ fn elsewhere(survey: &Survey, pattern: &Pattern) -> Vec<CgroupPath> {
     let anywhere = Pattern::parse(&format!("/**/{last}"));
     anywhere
         .map_or_else(|_| Vec::new(), |anywhere| matching(survey, &anywhere).map(|found| found.path.clone()).collect())
+}
+
+/// Reports where a running daemon does not see new cgroups.
+pub(super) fn check_watched(blind_spots: &[BlindSpot], daemon: bool, report: &mut Report) {
+    if !daemon {
+        report.not_applicable(Topic::CgroupWatch, Subject::Host, "no daemon runs");
+        return;
+    }
+    let found = blind_spots.iter().map(|spot| Finding {
+        id: Topic::CgroupWatch,
+        severity: Severity::Error,
+        subject: Subject::Cgroup(spot.cgroup.clone()),
+        what: spot.why.clone(),
+        why: "until a new cgroup is steered, its traffic follows the routing table".to_owned(),
+        fix: Some(Fix::advice(spot.fix.clone())),
+    });
+    report.conclude(Topic::CgroupWatch, Subject::Host, found.collect(), "the daemon sees every new cgroup");
 }
 
 /// Finds cgroups that a running daemon has not attached, but should have.

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::{
+    apply::blind_spots::BlindSpot,
     host::policy_files::Store,
     kernel::{Pins, bpffs},
 };
@@ -40,6 +41,8 @@ pub struct Options {
     pub steer: String,
     /// The files of the policies.
     pub store: Store,
+    /// Where the daemon does not see new cgroups.
+    pub blind_spots: Vec<BlindSpot>,
     /// Whether the user named the configuration file, so that it must exist.
     pub config_is_named: bool,
 }
@@ -50,6 +53,7 @@ pub async fn examine(options: &Options) -> Report {
     let survey = survey::Survey::read(options, &mut report).await;
     kernel::check(&survey, &mut report);
     cgroups::check_patterns(&survey, &mut report);
+    cgroups::check_watched(&options.blind_spots, survey.daemon, &mut report);
     if let Err(error) = uplinks::check(&survey, &mut report).await {
         report.failed(Topic::Uplink, Subject::Host, &error);
     }

@@ -65,6 +65,8 @@ pub enum Topic {
     ForeignBinding,
     /// Whether the cgroups that the configuration names are steered.
     CgroupSteered,
+    /// Whether the daemon sees new cgroups.
+    CgroupWatch,
     /// Whether steered processes hold sockets that are not bound to their uplink.
     OlderSockets,
 }
@@ -116,6 +118,7 @@ impl Topic {
             Self::ForeignExclusive => "foreign-exclusive",
             Self::ForeignBinding => "foreign-binding",
             Self::CgroupSteered => "cgroup-steered",
+            Self::CgroupWatch => "cgroup-watch",
             Self::OlderSockets => "older-sockets",
         }
     }

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{PolicyDocument, PolicyRequest, Problem};
-use crate::{host::link::Table, kernel::Pins, model::config};
+use crate::{apply::blind_spots::BlindSpot, host::link::Table, kernel::Pins, model::config};
 
 /// Queued requests to the daemon's loop, which takes them immediately.
 const WAITING: usize = 16;
@@ -59,6 +59,8 @@ pub struct View {
     pub policies: Arc<[config::Policy]>,
     /// The current links.
     pub links: Arc<Table>,
+    /// Where the daemon does not see new cgroups.
+    pub blind_spots: Arc<[BlindSpot]>,
     /// Whether an operation failed and will be retried.
     pub behind: bool,
 }

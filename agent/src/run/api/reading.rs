@@ -64,7 +64,8 @@ async fn read(state: &State) -> Result<Status, Problem> {
         let hierarchy = Hierarchy::find().map_err(|error| error.to_string())?;
         status::read(&pins, &hierarchy).map_err(|error| error.to_string())
     };
-    on_a_reader(state, read).await?.map_err(|error| Problem::internal(&error))
+    let status = on_a_reader(state, read).await?.map_err(|error| Problem::internal(&error))?;
+    Ok(Status { blind_spots: state.control.view().blind_spots.to_vec(), ..status })
 }
 
 async fn read_health(state: &State) -> Result<Health, Problem> {

@@ -73,7 +73,7 @@ impl Worker {
 
     /// Takes turns until it is to end.
     fn work(&mut self) {
-        let mut retry = None;
+        let mut retry = self.look_again();
         while let Some(turn) = self.queue.next(retry) {
             let catches_up = matches!(turn.item, Some(Item::CatchUp));
             match self.take_turn(turn) {
@@ -85,9 +85,23 @@ impl Worker {
                     retry = Some(Instant::now() + RETRY_DELAY);
                 }
             }
+            retry = retry.or(self.look_again());
             let behind = retry.is_some();
             self.view.send_if_modified(|view| std::mem::replace(&mut view.behind, behind) != behind);
         }
+    }
+
+    /// Shows the blind spots. While a cgroup cannot be watched, all state is read again at intervals, which finds new cgroups.
+    fn look_again(&self) -> Option<Instant> {
+        let spots = self.steering.blind_spots();
+        self.view.send_if_modified(|view| {
+            let differs = view.blind_spots.iter().ne(spots.iter());
+            if differs {
+                view.blind_spots = spots.iter().cloned().collect();
+            }
+            differs
+        });
+        spots.is_unwatched().then(|| Instant::now() + RETRY_DELAY)
     }
 
     fn take_turn(&mut self, Turn { links, item }: Turn) -> Result<(), Error> {
