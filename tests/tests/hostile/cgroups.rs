@@ -75,13 +75,21 @@ fn metrics(bed: &Bed) -> anyhow::Result<String> {
     Ok(bed.ask(User::Root, "GET", "/metrics", None)?.text)
 }
 
+/// Deep in levels, and in bytes.
 pub(super) fn deep_cgroups_do_not_stop_the_daemon() -> Outcome {
+    for (levels, name) in [(20, "d".repeat(NAME_BYTES)), (200, "d".to_owned())] {
+        check_deep(levels, &name)?;
+    }
+    Ok(())
+}
+
+fn check_deep(levels: usize, name: &str) -> Outcome {
     let bed = Bed::new("hostile-deep")?;
     let (other, user) = (bed.cgroup.child("other")?, bed.cgroup.child("user")?);
     let shallow = user.child("x.scope")?;
     let mut nested = Nested::new(&user)?;
-    for _ in 0..20 {
-        nested.deepen(&"d".repeat(NAME_BYTES))?;
+    for _ in 0..levels {
+        nested.deepen(name)?;
     }
     nested.deepen("x.scope")?;
     let config = |uplink: &str| {

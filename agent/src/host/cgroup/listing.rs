@@ -9,6 +9,8 @@ use crate::model::{cgroup_path::CgroupPath, quote::shown};
 
 /// The longest path that a system call accepts, with the NUL (linux/limits.h).
 const PATH_MAX: usize = 4096;
+/// The deepest cgroup that is followed.
+const LEVELS: usize = 128;
 /// For the name of a file of a cgroup.
 const FILE_BYTES: usize = 64;
 
@@ -27,17 +29,18 @@ pub enum Skipped {
     /// A policy is text.
     #[error("the name of {} in it is not UTF-8, so no policy can name it", shown(.0))]
     Name(OsString),
-    /// A user who may create cgroups can nest them deeper than the kernel's own files can name.
+    /// A user who may create cgroups can nest them deeper than the kernel's own files can name. The work for a cgroup grows with
+    /// its depth.
     #[error(
-        "cgroups in it have paths of more than {PATH_MAX} bytes, which no system call accepts, so they get no policy of their own"
+        "cgroups in it are nested more than {LEVELS} levels deep, or have paths of {PATH_MAX} bytes, so they get no policy of their own"
     )]
     Path,
 }
 
 impl Hierarchy {
-    /// Whether system calls accept the path of a cgroup and of the files in it.
+    /// Whether a cgroup is followed: it is not too deep, and system calls accept the paths of its files.
     pub fn is_reachable(&self, path: &CgroupPath) -> bool {
-        self.root_bytes() + path.as_str().len() + FILE_BYTES < PATH_MAX
+        path.parts().count() <= LEVELS && self.root_bytes() + path.as_str().len() + FILE_BYTES < PATH_MAX
     }
 
     /// Lists the child cgroups of a cgroup; none if it is gone.
