@@ -52,6 +52,9 @@ pub enum Error {
 }
 
 /// Attaches a policy to a cgroup. `namespace` is that of the container, or of the caller.
+///
+/// Perhaps nobody has followed the links since the policies were written, and another link has the index of an uplink now. So all
+/// policies of the namespace get the current indexes first, except by [`Origin::Closing`], which needs no link.
 pub fn attach(
     datapath: &mut Datapath,
     lock: &Lock,
@@ -64,8 +67,6 @@ pub fn attach(
         Wanted::Policy(name) => {
             let entry = configured(datapath, name)?;
             permit::namespace(origin, &entry, namespace.cookie)?;
-            // No daemon may have followed the links since the policy was written.
-            resolve::follow(datapath, lock, namespace)?;
             Some(entry.slot)
         }
         // On the host's network, use the policy in force itself, so that the container follows the configuration.
@@ -74,6 +75,9 @@ pub fn attach(
     };
     let existing = datapath.attachment(cgroup.id)?;
     let permitted = permit::attachment(origin, &cgroup.path, existing.as_ref(), configured.unwrap_or_default())?;
+    if origin != Origin::Closing {
+        resolve::follow(datapath, lock, namespace)?;
+    }
     let slot = match (configured, wanted) {
         (Some(slot), _) => slot,
         (None, Wanted::Record(record)) => datapath.put_policies(lock, std::slice::from_ref(record))?[0],

@@ -69,6 +69,36 @@ fn index(interface: &str, links: &Table) -> i32 {
     links.resolve(interface).filter(|_| !interface.is_empty()).unwrap_or(CLOSED_IFINDEX)
 }
 
+/// Why the index in a policy is not that of its uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// The difference.
+    pub what: String,
+    /// Its effect.
+    pub why: &'static str,
+}
+
+/// Compares the index in a policy of this namespace, absent while it is closed, with its uplink. `None`: they agree, or nothing is open that should not be.
+pub fn stale(interface: &str, pinned: Option<i32>, links: &Table) -> Option<Stale> {
+    let (pinned, present) = (pinned.unwrap_or(CLOSED_IFINDEX), index(interface, links));
+    if pinned == present {
+        return None;
+    }
+    let has = if pinned > 0 { format!("has index {pinned}") } else { "records it as missing".to_owned() };
+    match (links.name(pinned), present) {
+        (Some(other), _) => Some(Stale {
+            what: format!("index {pinned} of the policy belongs to {other} now, not to {interface}"),
+            why: "the sockets of its cgroups are bound to another interface, because the policy was not updated",
+        }),
+        // A missing uplink is closed.
+        (None, CLOSED_IFINDEX) => None,
+        (None, _) => Some(Stale {
+            what: format!("{interface} has index {present}, but the policy {has}"),
+            why: "the sockets of its cgroups are closed, because the policy was not updated",
+        }),
+    }
+}
+
 /// Gives each policy of the namespace the current index of its interface. This writes one word for each policy. Returns the
 /// changed policies with their new state.
 pub fn follow(datapath: &mut Datapath, lock: &Lock, namespace: Namespace<'_>) -> Result<Vec<PolicyEntry>, Error> {
@@ -164,7 +194,7 @@ fn padded<const N: usize>(text: &str) -> [u8; N] {
 mod tests {
     use steer_common::{CLOSED_IFINDEX, Kind, Owner, policy_flags};
 
-    use super::{Namespace, padded, present, record};
+    use super::{Namespace, padded, present, record, stale};
     use crate::{
         host::link::{Change, Names, Table},
         model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Resolvers, Target, Uplink},
@@ -191,6 +221,23 @@ mod tests {
         assert!(present("vpn", &steer("wg1"), Owner::Config, here).is_err());
         assert_eq!((of(&Target::CLOSED).ifindex, of(&Target::CLOSED).interface), (CLOSED_IFINDEX, [0; 128]));
         assert_eq!(of(&Target::exempt()).kind, Kind::Exempt as u32);
+    }
+
+    #[test]
+    fn an_index_that_another_link_has() {
+        let mut links = links();
+        let what = |links: &Table| stale("wg0", Some(7), links).map(|stale| stale.what);
+        assert_eq!(what(&links), None);
+        assert!(stale("wg0", None, &links).is_some_and(|stale| stale.what.contains("records it as missing")));
+        links.apply(Change::Gone(7));
+        assert_eq!(what(&links), None, "closed");
+        let named = |name: &str| Names { name: name.to_owned(), alternative: Vec::new() };
+        links.apply(Change::Present(7, named("eth0")));
+        assert_eq!(what(&links).as_deref(), Some("index 7 of the policy belongs to eth0 now, not to wg0"));
+        links.apply(Change::Present(9, named("wg0")));
+        assert_eq!(what(&links).as_deref(), Some("index 7 of the policy belongs to eth0 now, not to wg0"));
+        links.apply(Change::Gone(7));
+        assert_eq!(what(&links).as_deref(), Some("wg0 has index 9, but the policy has index 7"));
     }
 
     #[test]

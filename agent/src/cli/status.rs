@@ -4,10 +4,11 @@ use std::{path::Path, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
-use super::block_on;
+use super::{block_on, target::links};
 use crate::{
-    apply::blind_spots::BlindSpot,
+    apply::{blind_spots::BlindSpot, resolve::Namespace},
     host::{capability::require_privilege, cgroup::Hierarchy},
+    kernel,
     model::quote::shown,
     observe::status::{self, PolicyStatus, Status},
     run::{api::client::Client, instance::Instance},
@@ -40,7 +41,10 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         })?;
     }
     let status = match instance.pins.to_look() {
-        Some(pins) => status::read(&pins, &Hierarchy::find()?)?,
+        Some(pins) => {
+            let status = status::read(&pins, &Hierarchy::find()?)?;
+            status.compared(Namespace { links: &links()?, cookie: kernel::netns_cookie()? })
+        }
         None => Status::default(),
     };
     let blind_spots = if status.daemon { block_on(blind_spots(&instance.socket))? } else { Vec::new() };
@@ -93,6 +97,11 @@ fn print(status: &Status) {
     }
     for what in &status.not_covered {
         println!("not covered: {what}");
+    }
+    for policy in &status.policies {
+        if let Some(stale) = &policy.stale {
+            println!("error: policy {}: {}", shown(&policy.name), shown(stale));
+        }
     }
     for spot in &status.blind_spots {
         println!("error: {spot}");

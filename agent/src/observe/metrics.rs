@@ -99,6 +99,7 @@ mod tests {
             origin: Origin::Config,
             interface: Some("wg0".to_owned()),
             ifindex: None,
+            stale: None,
             netns_cookie: Some(1),
             cgroups: Vec::new(),
             dns: Vec::new(),

@@ -7,7 +7,10 @@ use steer_common::{COUNTERS, Owner};
 use utoipa::ToSchema;
 
 use crate::{
-    apply::{blind_spots::BlindSpot, resolve},
+    apply::{
+        blind_spots::BlindSpot,
+        resolve::{self, Namespace},
+    },
     host::{
         cgroup::Hierarchy,
         resolver::{self, Detour},
@@ -53,6 +56,10 @@ pub struct PolicyStatus {
     pub interface: Option<String>,
     /// The uplink's index; absent while it is missing, and for an exemption.
     pub ifindex: Option<i32>,
+    /// Why the index is not that of the uplink: no daemon has followed it. Only a command in the policy's network namespace
+    /// compares them.
+    #[serde(default)]
+    pub stale: Option<String>,
     /// Cookie of the network namespace that the index belongs to.
     pub netns_cookie: Option<u64>,
     /// The cgroups that it is attached to, by path.
@@ -148,6 +155,19 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
     Ok(Status { daemon, policies, other_versions, not_covered, warnings, ..Status::default() })
 }
 
+impl Status {
+    /// Compares the policies of a network namespace with its links.
+    #[must_use]
+    pub fn compared(mut self, Namespace { links, cookie }: Namespace<'_>) -> Self {
+        for policy in self.policies.iter_mut().filter(|policy| policy.netns_cookie == Some(cookie)) {
+            let interface = policy.interface.as_deref().unwrap_or_default();
+            let stale = resolve::stale(interface, policy.ifindex, links);
+            policy.stale = stale.map(|stale| format!("{}: {}", stale.what, stale.why));
+        }
+        self
+    }
+}
+
 /// Traffic that strict enforcement does not stop, and why.
 pub(crate) fn not_covered(pins: &Pins) -> Option<String> {
     kernel::unguarded(pins).map(|why| format!("{NOT_COVERED}: {why}"))
@@ -180,6 +200,7 @@ fn policy_status(
         origin: Origin::of(entry),
         interface: steers.then(|| entry.interface()),
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
+        stale: None,
         netns_cookie: steers.then_some(entry.record.netns_cookie),
         cgroups,
         dns: entry.resolvers(),

@@ -105,6 +105,12 @@ impl Netns {
         self.change(link, &format!("rename {link} to {new} in {self}"), |message| message.name(new))
     }
 
+    /// Moves an interface to another namespace. It keeps its index if no other has it there.
+    pub fn move_link(&self, link: &str, to: &Netns) -> Result<()> {
+        let fd = to.fd().as_raw_fd();
+        self.change(link, &format!("move {link} from {self} to {to}"), |message| message.setns_by_fd(fd))
+    }
+
     /// Adds an alternative name to an interface.
     pub fn add_altname(&self, link: &str, altname: &str) -> Result<()> {
         let index = self.ifindex(link)?;

@@ -38,6 +38,8 @@ pub(super) struct Received {
     /// Whether links changed during the full reading, so that it may be inconsistent.
     pub(super) interrupted: bool,
     pub(super) message: Message,
+    /// `IFF_*` of the link; 0 if it is not about a link.
+    pub(super) link_flags: u32,
 }
 
 /// The messages of a datagram; `None`: it cannot be decoded.
@@ -51,6 +53,7 @@ pub(super) fn decode(mut datagram: &[u8]) -> Option<Vec<Received>> {
             sequence: u32_at(message, 8)?,
             interrupted: i32::from(flags) & libc::NLM_F_DUMP_INTR != 0,
             message: decode_one(kind, body)?,
+            link_flags: if kind == libc::RTM_NEWLINK { u32_at(body, 8)? } else { 0 },
         });
         datagram = datagram.get(aligned(length)..).unwrap_or_default();
     }
@@ -59,16 +62,28 @@ pub(super) fn decode(mut datagram: &[u8]) -> Option<Vec<Received>> {
 
 /// A request for all links.
 pub(super) fn full_reading(sequence: u32) -> Vec<u8> {
+    request(sequence, libc::NLM_F_REQUEST | libc::NLM_F_DUMP, 0)
+}
+
+/// A request for one link.
+pub(super) fn one_link(sequence: u32, index: u32) -> Vec<u8> {
+    request(sequence, libc::NLM_F_REQUEST, index)
+}
+
+fn request(sequence: u32, flags: i32, index: u32) -> Vec<u8> {
     let attribute =
         [&8_u16.to_ne_bytes()[..], &libc::IFLA_EXT_MASK.to_ne_bytes(), &SKIP_STATISTICS.to_ne_bytes()].concat();
     let length = u32::try_from(HEADER + LINK_HEADER + attribute.len()).unwrap_or_default();
-    let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_DUMP).unwrap_or_default();
+    let flags = u16::try_from(flags).unwrap_or_default();
     let mut request = Vec::new();
     request.extend(length.to_ne_bytes());
     request.extend(libc::RTM_GETLINK.to_ne_bytes());
     request.extend(flags.to_ne_bytes());
     request.extend(sequence.to_ne_bytes());
-    request.extend([0; size_of::<u32>() + LINK_HEADER]);
+    // The port, and family and type of the link.
+    request.extend([0; 2 * size_of::<u32>()]);
+    request.extend(index.to_ne_bytes());
+    request.extend([0; LINK_HEADER - 2 * size_of::<u32>()]);
     request.extend(attribute);
     request
 }
@@ -166,7 +181,7 @@ fn i32_at(bytes: &[u8], offset: usize) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Change, HEADER, Message, Names, decode, full_reading};
+    use super::{Change, HEADER, Message, Names, decode, full_reading, one_link};
 
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let length = u16::try_from(4 + value.len()).expect("short");
@@ -224,10 +239,12 @@ mod tests {
 
     #[test]
     fn a_request_has_its_length() {
-        let request = full_reading(3);
-        assert_eq!(
-            usize::try_from(u32::from_ne_bytes(request[..4].try_into().expect("four"))).ok(),
-            Some(request.len())
-        );
+        for request in [full_reading(3), one_link(3, 7)] {
+            assert_eq!(
+                usize::try_from(u32::from_ne_bytes(request[..4].try_into().expect("four"))).ok(),
+                Some(request.len())
+            );
+        }
+        assert_eq!(one_link(3, 7)[HEADER + 4..HEADER + 8], 7_u32.to_ne_bytes());
     }
 }

@@ -3,17 +3,25 @@
 //! **Invariant:** this module never computes a route. It asks the kernel which route it would use, so policy rules and
 //! tables apply as for a packet. It sends no packets.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkFlags},
+    link::LinkFlags,
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteVia},
 };
 use rtnetlink::RouteMessageBuilder;
+use tokio::time::timeout;
 
-use super::Error;
+use super::{Error, reading::Reader};
+
+/// How long the kernel may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An address of each family that needs a route to the whole Internet: a root name server. Used only to ask the kernel for
 /// the route; nothing is sent there.
@@ -57,21 +65,14 @@ impl Network {
     }
 
     /// Reads a link. `None`: it is gone.
-    pub(crate) async fn link(&self, index: u32) -> Result<Option<Link>, Error> {
-        let mut links = std::pin::pin!(self.handle.link().get().match_index(index).execute());
-        let found = match links.try_next().await {
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => None,
-            found => found.map_err(Error::Netlink)?,
-        };
-        Ok(found.map(|message| {
-            let flags = message.header.flags;
-            let name = message.attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name),
-                _ => None,
-            });
+    pub(crate) fn link(index: u32) -> Result<Option<Link>, Error> {
+        // The library would wait forever for a link whose name it cannot decode.
+        let found = Reader::new()?.one(index).map_err(Error::Read)?;
+        Ok(found.map(|(name, flags)| {
+            let flags = LinkFlags::from_bits_retain(flags);
             Link {
                 index,
-                name: name.unwrap_or_default(),
+                name,
                 is_up: flags.contains(LinkFlags::Up),
                 has_carrier: flags.contains(LinkFlags::Running),
                 needs_no_gateway: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
@@ -82,7 +83,11 @@ impl Network {
     /// The addresses of a link that can be the source of packets to far destinations.
     pub(crate) async fn addresses(&self, link: &Link) -> Result<Vec<IpAddr>, Error> {
         let addresses = self.handle.address().get().set_link_index_filter(link.index).execute();
-        addresses.try_filter_map(async |message| Ok(far_reaching(&message))).try_collect().await.map_err(Error::Netlink)
+        let addresses = addresses.try_filter_map(async |message| Ok(far_reaching(&message))).try_collect();
+        // The library drops an answer with a label that is not UTF-8, and waits for the next one.
+        let undecodable =
+            |_elapsed| Error::Read(io::Error::new(io::ErrorKind::InvalidData, "an address cannot be decoded"));
+        timeout(PATIENCE, addresses).await.map_err(undecodable)?.map_err(Error::Netlink)
     }
 
     /// The next hops of the route that the kernel would use for a packet. Empty: it has no route. `by` is the link that the

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Change, Error, Table,
-    message::{self, Message},
+    message::{self, Message, Received},
 };
 
 /// How long the kernel may take for each part of an answer, in seconds.
@@ -79,6 +79,36 @@ impl Reader {
         }
     }
 
+    /// The name of a link, and its `IFF_*`. `None`: it is gone.
+    pub(super) fn one(&self, index: u32) -> io::Result<Option<(String, u32)>> {
+        let sequence = sequence();
+        self.0.send(&message::one_link(sequence, index), 0)?;
+        let mut buffer = Vec::with_capacity(PART);
+        loop {
+            for received in self.receive(&mut buffer)?.into_iter().filter(|one| one.sequence == sequence) {
+                match received.message {
+                    Message::Link(Change::Present(_, names)) => return Ok(Some((names.name, received.link_flags))),
+                    Message::Failed(libc::ENODEV) => return Ok(None),
+                    Message::Failed(errno) => return Err(io::Error::from(Errno::from_raw(errno))),
+                    Message::Link(_) | Message::Done | Message::Other => {}
+                }
+            }
+        }
+    }
+
+    /// The messages of the next datagram.
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Vec<Received>> {
+        let length = loop {
+            buffer.clear();
+            match self.0.recv(buffer, libc::MSG_TRUNC) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => break received?,
+            }
+        };
+        let received = (length <= buffer.len()).then(|| message::decode(buffer)).flatten();
+        received.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer cannot be decoded"))
+    }
+
     fn read_once(&self, attempt: u32) -> io::Result<Links> {
         // Each attempt and each reading uses another number, so messages of an earlier one are not taken for an answer.
         let sequence = sequence().wrapping_add(attempt);
@@ -86,18 +116,14 @@ impl Reader {
         let (mut table, mut certain) = (Table::default(), true);
         let mut buffer = Vec::with_capacity(PART);
         loop {
-            buffer.clear();
-            let length = match self.0.recv(&mut buffer, libc::MSG_TRUNC) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            let received = match self.receive(&mut buffer) {
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     certain = false;
                     continue;
                 }
                 received => received?,
             };
-            let received = (length <= buffer.len()).then(|| message::decode(&buffer)).flatten();
-            let undecodable = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer cannot be decoded");
-            for received in received.ok_or_else(undecodable)?.into_iter().filter(|one| one.sequence == sequence) {
+            for received in received.into_iter().filter(|one| one.sequence == sequence) {
                 certain &= !received.interrupted;
                 match received.message {
                     Message::Link(change @ Change::Present(..)) => drop(table.apply(change)),

@@ -7,6 +7,7 @@ use super::{
     survey::{Attached, Survey},
 };
 use crate::{
+    apply::resolve::{self, Stale},
     kernel::{self, PolicyEntry, inspect},
     model::{cgroup_path::CgroupPath, config},
 };
@@ -108,24 +109,24 @@ fn check_retired_policies(survey: &Survey, report: &mut Report) {
 fn check_indexes(survey: &Survey, report: &mut Report) {
     let mut found = Vec::new();
     for entry in survey.in_force.iter().filter(|entry| !entry.exempts()) {
-        let (name, interface) = (entry.name(), entry.interface());
+        let name = entry.name();
         if !survey.is_here(entry) {
             let why = "it belongs to another network namespace: run this command there";
             report.not_applicable(Topic::UplinkIndex, Subject::Policy(name), why);
             continue;
         }
-        let pinned = entry.record.ifindex;
-        // The check of uplinks reports a missing interface.
-        let Some(index) = survey.table.resolve(&interface).filter(|index| *index != pinned) else { continue };
-        let has = if pinned > 0 { format!("has index {pinned}") } else { "records it as missing".to_owned() };
+        let Some(Stale { what, why }) = resolve::stale(&entry.interface(), Some(entry.record.ifindex), &survey.table)
+        else {
+            continue;
+        };
         let attach = |attached: &Attached| Fix::command(command::attach(&survey.steer, &attached.path, entry));
         let is_configured = entry.is_owned_by(Owner::Config);
         found.push(Finding {
             id: Topic::UplinkIndex,
             severity: Severity::Error,
             subject: Subject::Policy(name),
-            what: format!("{interface} has index {index}, but the policy {has}"),
-            why: "the sockets of its cgroups are closed, because the policy was not updated".to_owned(),
+            what,
+            why: why.to_owned(),
             fix: if is_configured { Some(survey.converge()) } else { user_of(survey, entry).map(attach) },
         });
     }

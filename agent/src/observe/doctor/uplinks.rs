@@ -70,7 +70,7 @@ pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), Er
         let uplink = Uplink { name, policies: policies.iter().map(String::as_str).collect::<Vec<_>>().join(", ") };
         let index = survey.table.resolve(name).and_then(|index| u32::try_from(index).ok());
         let link = match index {
-            Some(index) => network.link(index).await?,
+            Some(index) => Network::link(index)?,
             None => None,
         };
         if let Some(link) = check_link(&uplink, link, report) {

@@ -146,7 +146,7 @@ pub(super) async fn read_network(
     let verdict = policy.map(|policy| decide(Some(&policy.record), facts.netns.cookie));
     let network = Network::new()?;
     let link = match verdict {
-        Some(Verdict::Bind(ifindex)) => network.link(ifindex.unsigned_abs()).await?,
+        Some(Verdict::Bind(ifindex)) => Network::link(ifindex.unsigned_abs())?,
         _ => None,
     };
     let mut routes = Vec::new();

@@ -139,7 +139,9 @@ impl Action {
 pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Action) -> Result<CgroupPath, Error> {
     let hierarchy = Hierarchy::find()?;
     let process = Process::look_at(&hierarchy, container)?;
-    let record = record(config, &process, &action.grant())?;
+    let links = if *action == Action::Close { Table::default() } else { process.links()? };
+    let namespace = Namespace { links: &links, cookie: process.netns_cookie };
+    let record = record(config, namespace, &action.grant())?;
     let pins = &pins.clone().with_patience(config.containers.timeout);
     manual::change(pins, &hierarchy, |lock| {
         let mut datapath = Datapath::open_or_load(pins, lock)?;
@@ -150,7 +152,6 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
         }
         let origin = if *action == Action::Close { Origin::Closing } else { Origin::Container };
         let wanted = (origin, &Wanted::Record(Box::new(record)));
-        let namespace = Namespace { links: &Table::default(), cookie: process.netns_cookie };
         manual::attach(&mut datapath, lock, &hierarchy, &process.cgroup, wanted, namespace)?;
         if container.runs { take_over_sockets(pins, lock, &hierarchy, &process) } else { Ok(()) }
     })?;
@@ -180,10 +181,8 @@ pub fn forget(pins: &Pins, timeout: Duration) -> Result<(), Error> {
 }
 
 /// The record of the policy for the container's network namespace, with the uplink's index there.
-fn record(config: &Config, process: &Process, grant: &Grant) -> Result<PolicyRecord, Error> {
+fn record(config: &Config, namespace: Namespace<'_>, grant: &Grant) -> Result<PolicyRecord, Error> {
     let Grant { name, target } = grant;
-    let links = if target.uplink.interface().is_some() { process.links()? } else { Table::default() };
-    let namespace = Namespace { links: &links, cookie: process.netns_cookie };
     match config.containers.missing {
         Missing::Close => Ok(resolve::record(name, target, Owner::Manual, namespace)),
         Missing::Refuse => resolve::present(name, target, Owner::Manual, namespace)
