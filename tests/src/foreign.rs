@@ -47,18 +47,25 @@ pub(crate) fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
 /// Loads a sock_create program called `name` that allows everything, and attaches it with flags 0, as `ip vrf exec`
 /// does. It is removed with the cgroup.
 pub fn exclusive_program(cgroup: &Cgroup, name: &str) -> anyhow::Result<()> {
-    attach(cgroup, name, 0)
+    attach(cgroup, name, 0, true).map(drop)
+}
+
+/// The same, but it forbids all sockets, and gives way to any program on a cgroup below (`BPF_F_ALLOW_OVERRIDE`). This process holds it
+/// as long as the descriptor.
+pub fn overridable_filter(cgroup: &Cgroup, name: &str) -> anyhow::Result<OwnedFd> {
+    const BPF_F_ALLOW_OVERRIDE: u32 = 1;
+    attach(cgroup, name, BPF_F_ALLOW_OVERRIDE, false)
 }
 
 /// The same, attached after the existing programs and beside later ones (`BPF_F_ALLOW_MULTI`).
 pub fn program_beside(cgroup: &Cgroup, name: &str) -> anyhow::Result<()> {
     const BPF_F_ALLOW_MULTI: u32 = 2;
-    attach(cgroup, name, BPF_F_ALLOW_MULTI)
+    attach(cgroup, name, BPF_F_ALLOW_MULTI, true).map(drop)
 }
 
-fn attach(cgroup: &Cgroup, name: &str, attach_flags: u32) -> anyhow::Result<()> {
-    // r0 = 1; exit
-    let instructions: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+fn attach(cgroup: &Cgroup, name: &str, attach_flags: u32, allows: bool) -> anyhow::Result<OwnedFd> {
+    // r0 = allows; exit
+    let instructions: [u64; 2] = [u64::from(allows) << 32 | 0xb7, 0x95];
     let mut load = Load {
         prog_type: BPF_PROG_TYPE_CGROUP_SOCK,
         insn_cnt: 2,
@@ -79,5 +86,5 @@ fn attach(cgroup: &Cgroup, name: &str, attach_flags: u32) -> anyhow::Result<()> 
         attach_flags,
     };
     bpf(BPF_PROG_ATTACH, &attach)?;
-    Ok(())
+    Ok(program)
 }

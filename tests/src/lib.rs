@@ -34,7 +34,7 @@ pub use daemon::{Daemon, read_all};
 pub use doctor::{Examination, Finding};
 pub use escape::{Level, Scene, Seen, Try};
 pub use fault::{CHANGES, Fault, count, count_of_one_thread, strace, stride};
-pub use foreign::{exclusive_program, program_beside};
+pub use foreign::{exclusive_program, overridable_filter, program_beside};
 pub use held::{Held, Served};
 pub use machine::Machine;
 pub use means::{Confined, MEANS, Means};

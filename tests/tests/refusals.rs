@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt as _;
 
 use anyhow::ensure;
-use steer_tests::{Bed, NOBODY, Outcome, exclusive_program, output};
+use steer_tests::{Bed, Cgroup, NOBODY, Outcome, User, exclusive_program, output, overridable_filter, program_beside};
 
 use crate::Test;
 
@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_unit_that_is_not_its_own", a_unit_that_is_not_its_own),
     ("a_drop_in_of_somebody_else", a_drop_in_of_somebody_else),
     ("an_exclusive_program", an_exclusive_program),
+    ("a_filter_that_gives_way", a_filter_that_gives_way),
     ("the_root_of_a_user_namespace", the_root_of_a_user_namespace),
 ];
 
@@ -147,6 +148,45 @@ fn an_exclusive_program() -> Outcome {
     steer_lab::wait_until("the keeper to clean up", steer_tests::PATIENCE, || {
         inner.children().is_empty() && !bed.pins.exists()
     })?;
+    Ok(())
+}
+
+/// A program of another tool that the kernel runs only where no cgroup below has one of its own.
+fn a_filter_that_gives_way() -> Outcome {
+    let bed = Bed::new("refuse-override")?;
+    let middle = bed.cgroup.child("middle")?;
+    let inner = middle.child("inner")?;
+    let _held = overridable_filter(&bed.cgroup, "filter")?;
+    let is_on = |cgroup: &Cgroup| {
+        let outcomes = bed.probe(Some(cgroup), User::Nobody)?;
+        Ok::<_, anyhow::Error>(outcomes.iter().all(|outcome| outcome.bound_ifindex == -1))
+    };
+    ensure!(is_on(&inner)?, "it has no effect");
+    let me = format!("held by process {} ", std::process::id());
+    for cgroup in [&inner, &middle, &bed.cgroup] {
+        let refused = bed.run(&["attach", cgroup.path(), "-i", "a1"])?;
+        ensure!(refused.code == 1 && refused.stderr.contains("\"filter\""), "{refused:?}");
+        ensure!(is_on(cgroup)? && !bed.pins.exists(), "{refused:?}");
+        // On the same cgroup, the kernel refuses it.
+        if cgroup.path() != bed.cgroup.path() {
+            for expected in ["BPF_F_ALLOW_OVERRIDE", bed.cgroup.path(), &me, "user 0"] {
+                ensure!(refused.stderr.contains(expected), "{expected} in {refused:?}");
+            }
+        }
+    }
+    let mut command = bed.steer(&["exec", "-i", "a1", "--", "true"]);
+    let refused = output(inner.enter(&mut command))?;
+    ensure!(refused.code == 125 && refused.stderr.contains("\"filter\""), "{refused:?}");
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/middle/inner\"]\n")?;
+    daemon.wait_for_log("NOT steered")?;
+    ensure!(is_on(&inner)?);
+    ensure!(bed.only_finding("foreign-exclusive")?.text("what").contains("BPF_F_ALLOW_OVERRIDE"));
+    // It is off already where another program is between.
+    program_beside(&middle, "between")?;
+    ensure!(!is_on(&inner)?);
+    bed.succeed(&["reload"])?;
+    bed.check_steered(&inner, 1)?;
+    ensure!(is_on(&bed.cgroup)?);
     Ok(())
 }
 

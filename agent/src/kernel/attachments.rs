@@ -16,7 +16,7 @@ use steer_common::{AttachmentRecord, POLICY_SLOTS, attachment_flags, map};
 use super::{
     Datapath, Error, Lock, bpf, nesting, object,
     pins::{file_name, list},
-    refusal::{is_unsupported, refused},
+    refusal::{check_override, is_unsupported, refused},
 };
 use crate::host::cgroup::{Cgroup, Hierarchy};
 
@@ -225,22 +225,25 @@ impl Datapath {
         let directory = self.pins.attachment(cgroup.id);
         let mut created: Vec<(&str, OwnedFd)> = Vec::new();
         let mut superfluous = Vec::new();
+        let mut missing = Vec::new();
         for program in self.programs()? {
             let pin = directory.join(program.hook.name);
             if !program.hook.is_wanted(flags, record.around) {
                 if !is_new {
                     superfluous.push(pin);
                 }
-                continue;
+            } else if is_new || !refresh_link(&pin, program, cgroup.id)? {
+                missing.push(program);
             }
-            if is_new || !refresh_link(&pin, program, cgroup.id)? {
-                match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
-                    Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
-                        object::remove_program(&self.pins, program.hook)?;
-                    }
-                    Err(error) => return Err(refused(program.hook, hierarchy, cgroup, error)),
-                    Ok(link) => created.push((program.hook.name, link)),
+        }
+        check_override(missing.iter().map(|program| program.hook), hierarchy, cgroup)?;
+        for program in missing {
+            match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
+                Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
+                    object::remove_program(&self.pins, program.hook)?;
                 }
+                Err(error) => return Err(refused(program.hook, hierarchy, cgroup, error)),
+                Ok(link) => created.push((program.hook.name, link)),
             }
         }
         self.still_there()?;
@@ -300,6 +303,7 @@ impl Datapath {
             let _ = self.anchor.set(object::open(&self.pins, &object::ANCHOR)?);
         }
         let program = self.anchor.get().ok_or_else(|| Error::Foreign { path: self.pins.abi() })?;
+        check_override([program.hook], hierarchy, cgroup)?;
         bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
             .map_err(|source| refused(program.hook, hierarchy, cgroup, source))
     }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
+use aya_obj::generated::{BPF_F_QUERY_EFFECTIVE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
 
 fn zeroed_attr() -> bpf_attr {
     // SAFETY: `bpf_attr` is a union of plain integers; all zero means "not set" to the kernel.
@@ -175,6 +175,19 @@ pub(super) fn query(cgroup: BorrowedFd<'_>, hook: bpf_attach_type) -> io::Result
     let count = unsafe { answer.__bindgen_anon_2.prog_cnt };
     let flags = answer.attach_flags;
     Ok(Attached { flags, program_ids: program_ids.into_iter().take(count as usize).collect() })
+}
+
+/// The number of programs that run on a cgroup's hook, those of its ancestors included.
+pub(super) fn count_effective(cgroup: BorrowedFd<'_>, hook: bpf_attach_type) -> io::Result<u32> {
+    let mut attr = zeroed_attr();
+    attr.query.__bindgen_anon_1.target_fd = raw(cgroup);
+    attr.query.attach_type = hook as u32;
+    attr.query.query_flags = BPF_F_QUERY_EFFECTIVE;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: the query member is the one in use.
+    let answer = unsafe { attr.query };
+    // SAFETY: the kernel wrote the count into the field.
+    Ok(unsafe { answer.__bindgen_anon_2.prog_cnt })
 }
 
 /// Reads the element of `map` at `key`; `None` when there is none. `V` must have the map's value size.

@@ -30,6 +30,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use steer_common::{CounterRecord, PolicyRecord, map};
 use thiserror::Error;
 
+use crate::model::cgroup_path::CgroupPath;
+
 pub use attachments::Attachment;
 pub use events::{EventRing, Unreported};
 pub use lsm::{Unguarded, unguarded, unguarded_by_kernel};
@@ -128,6 +130,21 @@ pub enum Error {
     /// The network namespace has no readable identity.
     #[error(transparent)]
     Interface(#[from] crate::host::link::Error),
+    /// A link would end a program of another tool.
+    #[error(
+        "attach {program} to {cgroup}: that would switch off {owner}, which is attached to {holder} and gives way to any program below \
+         it (BPF_F_ALLOW_OVERRIDE); steer a cgroup that is not below {holder}, or let the other tool attach it with BPF_F_ALLOW_MULTI"
+    )]
+    Overrides {
+        /// The program of steer.
+        program: &'static str,
+        /// The cgroup to be steered.
+        cgroup: CgroupPath,
+        /// The other program, and its process.
+        owner: String,
+        /// Where it is attached.
+        holder: CgroupPath,
+    },
     /// Its identity could not be read by a program.
     #[error("read the network namespace's cookie by a program (Linux older than 5.14): {action}: {source}")]
     Netns {

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** only reads.
 
-use std::{collections::BTreeSet, fmt, os::fd::AsFd as _, path::Path};
+use std::{collections::BTreeSet, fmt, fs, os::fd::AsFd as _, path::Path};
 
 use aya::programs::loaded_links;
 use aya_obj::generated::{BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE};
@@ -10,7 +10,7 @@ use aya_obj::generated::{BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE};
 use steer_common::meter;
 
 use super::{Pins, bpf, object, pins::list};
-use crate::host::cgroup::Cgroup;
+use crate::{host::cgroup::Cgroup, model::quote::shown};
 
 /// The programs attached to one hook of one cgroup itself, in the order in which they run there.
 #[derive(Clone, Debug)]
@@ -89,6 +89,31 @@ pub fn programs_on(pins: Option<&Pins>, cgroup: &Cgroup) -> Vec<OnHook> {
 fn program(id: u32, own: &BTreeSet<u32>) -> Option<Program> {
     let info = bpf::program_by_id(id).and_then(|program| bpf::program_info(program.as_fd())).ok()?;
     Some(Program { id, name: info.name, uid: info.uid, ours: own.contains(&id) })
+}
+
+/// A program, and the process that holds it, if there is one.
+pub(super) fn described(id: u32) -> String {
+    let what = program(id, &BTreeSet::new()).map_or_else(|| format!("program {id}"), |program| program.to_string());
+    match holder(id) {
+        Some((pid, comm)) => format!("{what}, and held by process {pid} ({})", shown(&comm)),
+        None => what,
+    }
+}
+
+/// A process that has a program, or a link to it, open, and its name. Nobody need hold an attached program.
+fn holder(program_id: u32) -> Option<(u32, String)> {
+    let line = format!("prog_id:\t{program_id}");
+    let has_it = |pid: u32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+        descriptors
+            .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+            .any(|info| info.lines().any(|it| it == line))
+    };
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let pid = pids.find(|pid| *pid != std::process::id() && has_it(*pid))?;
+    let comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some((pid, String::from_utf8_lossy(comm.trim_ascii_end()).into_owned()))
 }
 
 /// Ids of the programs that the pinned links of a cgroup run, of all versions.

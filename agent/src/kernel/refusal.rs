@@ -1,10 +1,10 @@
 //! Explains why the kernel refused a link.
 
-use std::{io, os::fd::AsFd as _};
+use std::io;
 
-use aya_obj::generated::{BPF_F_ALLOW_MULTI, bpf_attach_type};
+use aya_obj::generated::{BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE, bpf_attach_type};
 
-use super::{Error, bpf, object};
+use super::{Error, bpf, object, others};
 use crate::host::cgroup::{Cgroup, Hierarchy};
 
 /// Whether this architecture's kernel cannot attach programs to kernel functions, which includes security hooks (arm64
@@ -27,6 +27,37 @@ pub(super) fn refused(hook: &'static object::Hook, hierarchy: &Hierarchy, cgroup
     Error::Attach { program: hook.name, cgroup: cgroup.path.to_string(), source, hint }
 }
 
+/// Refuses to attach programs that would switch off one of another tool. The kernel runs a program with `BPF_F_ALLOW_OVERRIDE` only
+/// for cgroups that have no program of their own on the hook, themselves or between.
+pub(super) fn check_override<'h>(
+    hooks: impl IntoIterator<Item = &'h object::Hook>,
+    hierarchy: &Hierarchy,
+    cgroup: &Cgroup,
+) -> Result<(), Error> {
+    let Some(parent) = cgroup.path.parent() else { return Ok(()) };
+    let parent = hierarchy.open(&parent)?;
+    for hook in hooks {
+        // An older kernel lacks some hooks. Programs on security hooks are always links, which override nothing.
+        let runs =
+            !hook.is_optional() && bpf::count_effective(parent.fd(), hook.attach_type).is_ok_and(|count| count > 0);
+        if !runs {
+            continue;
+        }
+        for path in parent.path.self_and_ancestors() {
+            let holder = hierarchy.open(&path)?;
+            let Ok(attached) = bpf::query(holder.fd(), hook.attach_type) else { break };
+            let Some(&id) = attached.program_ids.first() else { continue };
+            if attached.flags & (BPF_F_ALLOW_OVERRIDE | BPF_F_ALLOW_MULTI) == BPF_F_ALLOW_OVERRIDE {
+                let (program, cgroup) = (hook.name, cgroup.path.clone());
+                return Err(Error::Overrides { program, cgroup, owner: others::described(id), holder: path });
+            }
+            // The programs of the nearest cgroup decide.
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Finds the attachment without `BPF_F_ALLOW_MULTI`, on the cgroup or above it, that forbids all others.
 fn exclusive_owner(hook: bpf_attach_type, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Option<String> {
     let ancestors = cgroup.path.ancestors();
@@ -37,11 +68,7 @@ fn exclusive_owner(hook: bpf_attach_type, hierarchy: &Hierarchy, cgroup: &Cgroup
         if attached.flags & BPF_F_ALLOW_MULTI != 0 {
             return None;
         }
-        let program = bpf::program_by_id(id).and_then(|program| bpf::program_info(program.as_fd()));
-        let who = program.map_or_else(
-            |_| format!("program {id}"),
-            |program| format!("program {id} {:?}, loaded by user {}", program.name, program.uid),
-        );
+        let who = others::described(id);
         Some(format!(
             " ({who}, is attached to {path} in a way that forbids any other, as `ip vrf exec` does; detach it with `bpftool \
              cgroup detach`, or steer a cgroup that is not below {path})"

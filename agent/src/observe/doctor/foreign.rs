@@ -58,10 +58,12 @@ impl<'a> Foreign<'a> {
     fn forbidding(&self, path: &CgroupPath, flags: u32) -> BTreeMap<CgroupPath, Vec<&OnHook>> {
         let asked = inspect::hooks_asked(flags, None);
         let mut forbidding: BTreeMap<CgroupPath, Vec<&OnHook>> = BTreeMap::new();
+        let mut nearest = BTreeSet::new();
         for holder in path.self_and_ancestors() {
             for on in self.programs.get(&holder).into_iter().flatten() {
-                let forbids = on.admits == Admits::Nothing || (on.admits == Admits::Below && holder == *path);
-                if forbids && asked.contains(&on.hook) {
+                // Above, the programs of the nearest cgroup decide.
+                let decides = holder == *path || nearest.insert(on.hook);
+                if decides && on.admits != Admits::All && asked.contains(&on.hook) {
                     forbidding.entry(holder.clone()).or_default().push(on);
                 }
             }
@@ -110,7 +112,8 @@ impl<'a> Foreign<'a> {
             id: Topic::ForeignExclusive,
             severity,
             what: format!(
-                "{}, attached exclusively, as `ip vrf exec` does: no other program can be attached",
+                "{}, attached exclusively, as `ip vrf exec` does, or so that any program below would switch it off \
+                 (BPF_F_ALLOW_OVERRIDE): no other program can be attached",
                 names.join("; ")
             ),
             why,

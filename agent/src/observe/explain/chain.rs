@@ -116,8 +116,7 @@ impl Level {
     /// The exclusive program on this cgroup that prevents an attachment of steer to `path`.
     pub(super) fn keeps_out(&self, path: &CgroupPath) -> Option<String> {
         let on = self.sock_create.as_ref()?;
-        let forbids = on.admits == Admits::Nothing || on.admits == Admits::Below && *path == self.path;
-        let program = on.programs.first().filter(|_| forbids && path.is_in(&self.path))?;
+        let program = on.programs.first().filter(|_| on.admits != Admits::All && path.is_in(&self.path))?;
         Some(format!("{program}, attached to {}, excludes all others", self.path))
     }
 }

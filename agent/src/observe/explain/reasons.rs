@@ -121,7 +121,10 @@ fn passed_over(facts: &Facts, level: &Level) -> Option<String> {
     if facts.policies.attaching(path, manual).is_none() {
         return Some(format!("{named}, but that policy already applies through the cgroup around it"));
     }
-    let why = match facts.levels.iter().find_map(|level| level.keeps_out(path)) {
+    // The programs of the nearest cgroup decide.
+    let mut outwards = facts.levels.iter().rev().filter(|level| path.is_in(&level.path));
+    let nearest = outwards.find(|level| level.sock_create.is_some());
+    let why = match nearest.and_then(|level| level.keeps_out(path)) {
         Some(foreign) => foreign,
         None if facts.daemon => {
             "the running daemon has another configuration, or has not noticed the cgroup; `steer doctor` shows the repair"
