@@ -16,7 +16,7 @@ use steer_common::{AttachmentRecord, POLICY_SLOTS, attachment_flags, map};
 use super::{
     Datapath, Error, Lock, bpf, nesting, object,
     pins::{file_name, list},
-    refusal::{check_override, is_unsupported, refused},
+    refusal::{is_unsupported, refused},
 };
 use crate::host::cgroup::{Cgroup, Hierarchy};
 
@@ -236,7 +236,7 @@ impl Datapath {
                 missing.push(program);
             }
         }
-        check_override(missing.iter().map(|program| program.hook), hierarchy, cgroup)?;
+        self.cleared.check(missing.iter().map(|program| program.hook), hierarchy, cgroup)?;
         for program in missing {
             match bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type) {
                 Err(error) if program.hook.is_optional() && is_unsupported(&error) => {
@@ -303,7 +303,7 @@ impl Datapath {
             let _ = self.anchor.set(object::open(&self.pins, &object::ANCHOR)?);
         }
         let program = self.anchor.get().ok_or_else(|| Error::Foreign { path: self.pins.abi() })?;
-        check_override([program.hook], hierarchy, cgroup)?;
+        self.cleared.check([program.hook], hierarchy, cgroup)?;
         bpf::link_create(program.fd.as_fd(), cgroup.fd(), program.hook.attach_type)
             .map_err(|source| refused(program.hook, hierarchy, cgroup, source))
     }

@@ -206,6 +206,7 @@ pub struct Datapath {
     programs: OnceCell<Vec<object::Pinned>>,
     /// The program that creates a cgroup's record.
     anchor: OnceCell<object::Pinned>,
+    cleared: refusal::Cleared,
 }
 
 impl Datapath {
@@ -228,6 +229,7 @@ impl Datapath {
             deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
             programs: OnceCell::new(),
             anchor: OnceCell::new(),
+            cleared: refusal::Cleared::default(),
             pins: pins.clone(),
         }))
     }
@@ -250,6 +252,7 @@ impl Datapath {
 
     /// Takes the lock to change this datapath. Fails if `steer off` has removed the pins.
     pub fn lock(&self) -> Result<Lock, Error> {
+        self.cleared.forget();
         match self.pins.lock()? {
             Some(lock) if lock.inode == self.root_inode => Ok(lock),
             _ => Err(Error::SwitchedOff { path: self.pins.root().to_owned() }),

@@ -1,6 +1,6 @@
 //! Explains why the kernel refused a link.
 
-use std::io;
+use std::{cell::RefCell, collections::BTreeSet, io};
 
 use aya_obj::generated::{BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE, bpf_attach_type};
 
@@ -27,35 +27,58 @@ pub(super) fn refused(hook: &'static object::Hook, hierarchy: &Hierarchy, cgroup
     Error::Attach { program: hook.name, cgroup: cgroup.path.to_string(), source, hint }
 }
 
-/// Refuses to attach programs that would switch off one of another tool. The kernel runs a program with `BPF_F_ALLOW_OVERRIDE` only
-/// for cgroups that have no program of their own on the hook, themselves or between.
-pub(super) fn check_override<'h>(
-    hooks: impl IntoIterator<Item = &'h object::Hook>,
-    hierarchy: &Hierarchy,
-    cgroup: &Cgroup,
-) -> Result<(), Error> {
-    let Some(parent) = cgroup.path.parent() else { return Ok(()) };
-    let parent = hierarchy.open(&parent)?;
-    for hook in hooks {
-        // An older kernel lacks some hooks. Programs on security hooks are always links, which override nothing.
-        let runs =
-            !hook.is_optional() && bpf::count_effective(parent.fd(), hook.attach_type).is_ok_and(|count| count > 0);
-        if !runs {
-            continue;
-        }
-        for path in parent.path.self_and_ancestors() {
-            let holder = hierarchy.open(&path)?;
-            let Ok(attached) = bpf::query(holder.fd(), hook.attach_type) else { break };
-            let Some(&id) = attached.program_ids.first() else { continue };
-            if attached.flags & (BPF_F_ALLOW_OVERRIDE | BPF_F_ALLOW_MULTI) == BPF_F_ALLOW_OVERRIDE {
-                let (program, cgroup) = (hook.name, cgroup.path.clone());
-                return Err(Error::Overrides { program, cgroup, owner: others::described(id), holder: path });
-            }
-            // The programs of the nearest cgroup decide.
-            break;
-        }
+/// The cgroups, by id, and hooks below which a program switches off none of another tool. Valid while the lock is held.
+#[derive(Debug, Default)]
+pub(super) struct Cleared(RefCell<BTreeSet<(u64, &'static str)>>);
+
+impl Cleared {
+    /// Forgets all of it.
+    pub(super) fn forget(&self) {
+        self.0.borrow_mut().clear();
     }
-    Ok(())
+
+    /// Refuses to attach programs that would switch off one of another tool. The kernel runs a program with
+    /// `BPF_F_ALLOW_OVERRIDE` only for cgroups that have no program of their own on the hook, themselves or between.
+    pub(super) fn check<'h>(
+        &self,
+        hooks: impl IntoIterator<Item = &'h object::Hook>,
+        hierarchy: &Hierarchy,
+        cgroup: &Cgroup,
+    ) -> Result<(), Error> {
+        let Some(parent) = cgroup.path.parent() else { return Ok(()) };
+        let parent = hierarchy.open(&parent)?;
+        let mut cleared = self.0.borrow_mut();
+        // Programs on security hooks are always links, which override nothing.
+        let hooks = hooks.into_iter().filter(|hook| !hook.is_optional());
+        let unknown: Vec<_> = hooks.filter(|hook| !cleared.contains(&(parent.id, hook.name))).collect();
+        // An older kernel lacks some hooks.
+        let runs =
+            |hook: &object::Hook| bpf::count_effective(parent.fd(), hook.attach_type).is_ok_and(|count| count > 0);
+        let mut undecided = unknown.clone();
+        undecided.retain(|hook| runs(hook));
+        for path in parent.path.self_and_ancestors() {
+            if undecided.is_empty() {
+                break;
+            }
+            let holder = hierarchy.open(&path)?;
+            let mut still = Vec::new();
+            for hook in undecided {
+                let attached = bpf::query(holder.fd(), hook.attach_type).ok();
+                match attached.and_then(|attached| Some((*attached.program_ids.first()?, attached.flags))) {
+                    None => still.push(hook),
+                    // The programs of the nearest cgroup decide.
+                    Some((id, flags)) if flags & (BPF_F_ALLOW_OVERRIDE | BPF_F_ALLOW_MULTI) == BPF_F_ALLOW_OVERRIDE => {
+                        let (program, cgroup) = (hook.name, cgroup.path.clone());
+                        return Err(Error::Overrides { program, cgroup, owner: others::described(id), holder: path });
+                    }
+                    Some(_) => {}
+                }
+            }
+            undecided = still;
+        }
+        cleared.extend(unknown.iter().map(|hook| (parent.id, hook.name)));
+        Ok(())
+    }
 }
 
 /// Finds the attachment without `BPF_F_ALLOW_MULTI`, on the cgroup or above it, that forbids all others.
