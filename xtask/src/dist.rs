@@ -2,6 +2,7 @@
 //! completions, a configuration that steers nothing, and the demonstration.
 //!
 //! **Invariant**: the packed files are built in the same run. Only `package.metadata.deb` of the agent says where files are installed.
+//! No package replaces a file of the administrator: dpkg asks before it changes a file below `/etc`, and the tarball has none there.
 
 use std::{
     fs::{self, File},
@@ -65,6 +66,10 @@ fn tarball(package: &Path, directory: &Path) -> Result<PathBuf> {
     let name = format!("steer-{}-{}-linux", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
     let tree = directory.join(&name);
     cargo::check(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&tree))?;
+    // tar(1) would replace a changed configuration.
+    let (etc, share) = (tree.join("etc"), tree.join("usr/share/steer"));
+    fs::rename(etc.join("steer"), &share).with_context(|| format!("move {} to {}", etc.display(), share.display()))?;
+    fs::remove_dir(&etc).with_context(|| format!("{} has files that the tarball would replace", etc.display()))?;
     let tarball = directory.join(format!("{name}.tar.gz"));
     let mut tar = Command::new("tar");
     tar.args(["--create", "--gzip", "--sort=name", "--owner=root:0", "--group=root:0"]);
@@ -82,4 +87,39 @@ pub(crate) fn recreate(directory: &Path) -> Result<()> {
         _ => {}
     }
     fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use super::{recreate, tarball};
+
+    #[test]
+    fn the_tarball_replaces_no_configuration() {
+        let directory = std::env::temp_dir().join(format!("steer-test-{}-dist", std::process::id()));
+        let tree = directory.join("tree");
+        recreate(&tree).expect("a directory");
+        for (file, text) in [
+            ("DEBIAN/control", "Package: steer\nVersion: 1\nArchitecture: all\nMaintainer: x <x@y>\nDescription: x\n"),
+            ("etc/steer/steer.toml", "# nothing\n"),
+            ("usr/share/doc/steer/README.md", ""),
+        ] {
+            let file = tree.join(file);
+            fs::create_dir_all(file.parent().expect("its directory")).expect("a directory");
+            fs::write(file, text).expect("a file");
+        }
+        let package = directory.join("steer.deb");
+        let packed =
+            Command::new("dpkg-deb").args(["-Znone", "--root-owner-group", "--build"]).args([&tree, &package]).output();
+        if packed.is_err() {
+            eprintln!("skipped: dpkg-deb is not installed");
+        } else {
+            let tarball = tarball(&package, &directory).expect("a tarball");
+            let listed = Command::new("tar").arg("--list").arg("--file").arg(tarball).output().expect("a list");
+            let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+            assert!(listed.contains("/usr/share/steer/steer.toml\n") && !listed.contains("/etc/"), "{listed}");
+        }
+        fs::remove_dir_all(directory).expect("removed");
+    }
 }
