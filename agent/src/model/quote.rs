@@ -36,15 +36,12 @@ pub fn quoted(word: &str) -> String {
 
 /// A word that is not printable, in the form `$'...'` of POSIX.1-2024.
 fn escaped(word: &str) -> String {
-    let mut escaped = String::from("$'");
-    for byte in word.bytes() {
-        match byte {
-            b'\\' | b'\'' => escaped.extend(['\\', char::from(byte)]),
-            b' '..=b'~' => escaped.push(char::from(byte)),
-            _ => escaped.push_str(&format!("\\{byte:03o}")),
-        }
-    }
-    escaped + "'"
+    let escape = |byte: u8| match byte {
+        b'\\' | b'\'' => format!("\\{}", char::from(byte)),
+        b' '..=b'~' => char::from(byte).to_string(),
+        _ => format!("\\{byte:03o}"),
+    };
+    format!("$'{}'", word.bytes().map(escape).collect::<String>())
 }
 
 #[cfg(test)]
