@@ -20,6 +20,7 @@ mod guards;
 mod kernel;
 mod lifecycle;
 mod limits;
+mod lingering;
 mod model;
 mod nested;
 mod package;
@@ -48,7 +49,7 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 }
 
 fn main() {
-    let modules: [(&str, &[Test]); 28] = [
+    let modules: [(&str, &[Test]); 29] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -59,6 +60,7 @@ fn main() {
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
+        ("lingering", lingering::TESTS),
         ("guards", guards::TESTS),
         ("dns", dns::TESTS),
         ("api", api::TESTS),

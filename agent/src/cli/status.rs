@@ -96,7 +96,11 @@ fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {
 
 fn cgroups(policy: &PolicyStatus) -> String {
     let line = |cgroup: &status::CgroupStatus| {
-        let path = cgroup.path.as_ref().map_or_else(|| format!("{} (removed)", cgroup.id), ToString::to_string);
+        let removed = || {
+            let sockets = if cgroup.programs.is_empty() { "" } else { "; sockets of it are still open" };
+            format!("{} (removed{sockets})", cgroup.id)
+        };
+        let path = cgroup.path.as_ref().map_or_else(removed, ToString::to_string);
         let manual = if cgroup.manual { " (manual)" } else { "" };
         let broken = if cgroup.complete || cgroup.path.is_none() { "" } else { " (INCOMPLETE)" };
         format!("{path}{manual}{broken}")

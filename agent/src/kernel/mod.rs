@@ -36,7 +36,7 @@ pub use lsm::{Unguarded, unguarded, unguarded_by_kernel};
 pub use meter::Meter;
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
-pub use off::{Removed, detach_other_versions, off, steered_by_other_versions, tidy};
+pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
 pub use pins::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
 pub use policies::{PolicyEntry, text};
 

@@ -78,7 +78,7 @@ pub enum Origin {
 /// One steered cgroup.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct CgroupStatus {
-    /// Its path; absent once it has been removed.
+    /// Its path; absent once it has been removed. Its programs stay until its last socket is closed.
     pub path: Option<CgroupPath>,
     /// Its id.
     pub id: u64,

@@ -1,7 +1,7 @@
 //! Faults that were found and repaired: the shortest list of operations that showed each. All must be as the reference says.
 
 use super::{
-    operation::{Asks, Attach, By, Container, Empty, Exec, Keep, Make, Operation, Store, Write},
+    operation::{Asks, Attach, By, Container, Empty, Exec, Keep, Make, Operation, Remove, Store, Write},
     reference::{
         Space,
         policy::{Level, Policy, Spec},
@@ -67,6 +67,17 @@ pub(crate) const REPAIRED: &[Repaired] = &[
     Repaired {
         what: "MPTCP and sockets from before, of an inner policy or of another namespace, are stopped by the strict policy around",
         operations: || vec![Make("/a").into(), Keep("/a").into(), attach("/a", A1, Space::Here)],
+    },
+    Repaired {
+        what: "a socket that is kept open beyond its cgroup is held by no policy any more",
+        operations: || {
+            let remove = Remove { place: "/a", sockets_stay: true };
+            let first = attach("/a", Spec::by("a0"), Space::Here);
+            let mut operations =
+                vec![Make("/a").into(), first, Keep("/a").into(), attach("/a", A1, Space::Here), remove.into()];
+            operations.extend(["/e", "/e/f", "/e/f/g", "/a", "/a/b"].map(|place| Make(place).into()));
+            operations
+        },
     },
 ];
 

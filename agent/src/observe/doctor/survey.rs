@@ -44,7 +44,7 @@ pub(super) struct Survey {
     pub(super) in_force: Vec<PolicyEntry>,
     /// The attachments of existing cgroups, by path.
     pub(super) attached: Vec<Attached>,
-    /// The number of attachments of removed cgroups.
+    /// The number of attachments of removed cgroups that the kernel has released.
     pub(super) gone: usize,
     pub(super) config: Config,
     pub(super) table: Table,
@@ -282,7 +282,8 @@ fn read_pins(pins: &Pins, hierarchy: &Hierarchy) -> Result<Pinned, kernel::Error
                 let policy = policies.iter().find(|entry| entry.slot == attachment.record.policy).cloned();
                 attached.push(Attached { path, attachment, policy });
             }
-            None => gone += 1,
+            // Sockets of a removed cgroup that are still open keep its links attached.
+            None => gone += usize::from(!attachment.live),
         }
     }
     attached.sort_by(|a, b| a.path.cmp(&b.path));

@@ -10,7 +10,10 @@ pub mod oci;
 pub mod plugin;
 mod process;
 
-use std::{io, time::Duration};
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
 
 use steer_common::{Owner, PolicyRecord};
 use thiserror::Error;
@@ -34,6 +37,11 @@ use crate::{
     },
 };
 use process::Process;
+
+/// How long a hook waits for the kernel to release a container's cgroup.
+const RELEASE_PATIENCE: Duration = Duration::from_millis(500);
+/// How often it checks.
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// Why a container is not steered, and so does not start.
 #[derive(Debug, Error)]
@@ -143,7 +151,7 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
     let pins = &pins.clone().with_patience(config.containers.timeout);
     manual::change(pins, &hierarchy, |lock| {
         let mut datapath = Datapath::open_or_load(pins, lock)?;
-        datapath.forget_gone_cgroups(lock, &hierarchy)?;
+        datapath.forget_released(lock)?;
         let path = &process.cgroup.path;
         if *action == Action::Release && !permit::container_without_request(&datapath, &hierarchy, path)? {
             return Ok(());
@@ -171,12 +179,28 @@ fn take_over_sockets(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, process: &
     Ok(())
 }
 
-/// Forgets the containers that are gone. If nothing is pinned, that is no error.
+/// Forgets the containers that the kernel has released. If nothing is pinned, that is no error.
+///
+/// Without a daemon, it waits a moment for the kernel. A container whose sockets are open for longer is forgotten by the next command.
 pub fn forget(pins: &Pins, timeout: Duration) -> Result<(), Error> {
     let pins = pins.clone().with_patience(timeout);
-    let Some(lock) = pins.lock()? else { return Ok(()) };
-    pins.notify_daemon(&lock)?;
-    Ok(kernel::tidy(&pins, lock, &Hierarchy::find()?)?)
+    let hierarchy = Hierarchy::find()?;
+    let deadline = Instant::now() + RELEASE_PATIENCE;
+    loop {
+        let Some(lock) = pins.lock()? else { return Ok(()) };
+        if pins.daemon_runs()? {
+            return Ok(pins.notify_daemon(&lock)?);
+        }
+        let lingers = match Datapath::open(&pins)? {
+            Some(mut datapath) => !datapath.clean_up(&lock, &hierarchy)?.lingering.is_empty(),
+            None => false,
+        };
+        if !lingers || Instant::now() >= deadline {
+            return Ok(kernel::tidy(&pins, lock, &hierarchy)?);
+        }
+        drop(lock);
+        thread::sleep(GLANCE);
+    }
 }
 
 /// The record of the policy for the container's network namespace, with the uplink's index there.

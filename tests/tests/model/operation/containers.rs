@@ -64,6 +64,21 @@ impl Container {
             })
     }
 
+    /// Whether it asks for the policy that the configuration has in force for it.
+    fn is_as_configured(&self, now: &Reference) -> bool {
+        let Asks::Policy(name) = self.asks else { return false };
+        let in_force = now.policy(name).map(|in_force| in_force.policy.spec);
+        let written = now
+            .files
+            .policies()
+            .unwrap_or_default()
+            .into_iter()
+            .find(|policy| policy.name == name && !policy.spec.exempts());
+        let asked = written.map(|policy| policy.spec.at(self.level.unwrap_or(policy.spec.level)));
+        let is_named = now.configured.get(self.place) == Some(&name);
+        is_named && self.space == Space::Here && asked.is_some() && asked == in_force
+    }
+
     /// How it is to be steered, as the files say now. The error is that it does not start, nothing that it is left as it is.
     pub(crate) fn granted(&self, now: &Reference) -> Result<Option<(Option<&'static str>, Spec)>, ()> {
         let least = now.files.least;
@@ -72,7 +87,13 @@ impl Container {
             // It is let out of what holds it for being unknown, and of nothing else.
             Asks::Nothing => Ok(self.is_held_by_parent(now).then(|| (None, Spec::by("none")))),
             // What the configuration says is changed there.
-            _ if now.configured.contains_key(self.place) => Err(()),
+            _ if now.configured.contains_key(self.place) => {
+                if self.is_as_configured(now) {
+                    Ok(None)
+                } else {
+                    Err(())
+                }
+            }
             Asks::Interface("none") => Err(()),
             Asks::Interface(interface) => {
                 let level = self.level.unwrap_or(Level::Strict);
