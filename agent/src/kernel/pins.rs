@@ -183,13 +183,17 @@ impl Pins {
         Ok(path.exists() && try_flock(&path, FlockArg::LockSharedNonblock)?.is_none())
     }
 
-    /// Notifies the daemon, if there is one, of a manual change: it sees that the directory is created and removed.
+    /// Notifies the daemon, if there is one, of a manual change: it sees that the directory is removed. A killed command may have
+    /// left the directory.
     pub fn notify_daemon(&self, _lock: &Lock) -> Result<(), Error> {
         let path = self.daemon().join(CHANGED_MANUALLY);
         if !self.daemon_runs()? {
             return Ok(());
         }
-        let notified = fs::create_dir(&path).and_then(|()| fs::remove_dir(&path));
+        let notified = match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => fs::remove_dir(&path),
+        };
         notified.map_err(|source| Error::Pin { action: "notify the daemon by", path, source })
     }
 

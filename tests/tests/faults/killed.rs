@@ -38,7 +38,9 @@ fn everywhere(
         before()?;
         let calls = bed.count_calls(call, faulty)?;
         then()?;
-        for number in (1..=calls).step_by(stride(usual_stride)) {
+        // Each call that is rare.
+        let stride = if calls < 9 { 1 } else { stride(usual_stride) };
+        for number in (1..=calls).step_by(stride) {
             before()?;
             let ended = output(&mut bed.steer_with(Fault::Killed, call, number, faulty)?)?;
             // Calls are counted per thread.
@@ -101,12 +103,22 @@ pub(super) fn while_it_attaches_the_first_cgroup() -> Outcome {
 }
 
 pub(super) fn while_it_detaches() -> Outcome {
-    let bed = Bed::new("kill-detach")?;
+    detaches(&Bed::new("kill-detach")?)
+}
+
+/// The daemon is notified, and takes the attachment over.
+pub(super) fn while_it_detaches_beside_a_daemon() -> Outcome {
+    let bed = Bed::new("kill-handing-over")?;
+    let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/none\"]\n")?;
+    detaches(&bed)
+}
+
+fn detaches(bed: &Bed) -> Outcome {
     let target = bed.cgroup.child("target")?;
     let before = || bed.succeed(&attach(&target)).map(drop);
-    everywhere(&bed, 9, &["detach", target.path()], before, || {
+    everywhere(bed, 9, &["detach", target.path()], before, || {
         bed.succeed(&["detach", target.path()])?;
-        ensure!(!is_attached(&bed, &target)?);
+        ensure!(!is_attached(bed, &target)?);
         Ok(())
     })
 }

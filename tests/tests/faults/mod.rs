@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("killed_while_it_attaches", killed::while_it_attaches),
     ("killed_while_it_attaches_the_first_cgroup", killed::while_it_attaches_the_first_cgroup),
     ("killed_while_it_detaches", killed::while_it_detaches),
+    ("killed_while_it_detaches_beside_a_daemon", killed::while_it_detaches_beside_a_daemon),
     ("killed_as_a_hook", killed::as_a_hook),
     ("killed_while_it_starts_a_command", killed::while_it_starts_a_command),
     ("killed_as_a_daemon_that_starts", killed::as_a_daemon_that_starts),
