@@ -14,6 +14,7 @@ mod interfaces;
 mod keep;
 pub mod log_lines;
 mod off;
+mod output;
 mod policy;
 mod reload;
 mod status;
@@ -109,7 +110,7 @@ impl Cli {
             Command::Attach(args) => attach::run(&args, pins),
             Command::Detach(args) => detach::run(&args, pins),
             Command::Unit(args) => unit::run(&args, pins),
-            Command::Completions(args) => Ok(completions::run(&args)),
+            Command::Completions(args) => completions::run(&args),
             Command::Reload => reload::run(&instance),
             Command::Off(args) => off::run(&args, &instance),
             Command::Status(args) => status::run(&args, &instance),

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::output::{note, say};
 use crate::{
     host::{
         capability::require_privilege,
@@ -38,20 +39,20 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&removed)?);
+        say!("{}", serde_json::to_string_pretty(&removed)?)?;
     } else if removed == Removed::default() {
-        println!("steer is off: there was nothing to remove");
+        say!("steer is off: there was nothing to remove")?;
     } else {
         for id in &removed.cgroups {
-            println!("detached {}", name(*id));
+            say!("detached {}", name(*id))?;
         }
         for pin in &removed.pins {
-            println!("removed {pin}");
+            say!("removed {pin}")?;
         }
-        println!("steer is off: {} cgroups detached, {} pins removed", removed.cgroups.len(), removed.pins.len());
+        say!("steer is off: {} cgroups detached, {} pins removed", removed.cgroups.len(), removed.pins.len())?;
     }
     for error in &removed.errors {
-        eprintln!("steer: {error}");
+        note(error);
     }
     Ok(if removed.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

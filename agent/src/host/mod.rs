@@ -4,6 +4,7 @@
 
 pub mod capability;
 pub mod cgroup;
+pub(crate) mod file;
 pub mod link;
 pub(crate) mod mount;
 pub mod netns;

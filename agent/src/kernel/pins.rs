@@ -18,8 +18,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
-    thread,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -27,6 +26,7 @@ use nix::fcntl::{Flock, FlockArg};
 use steer_common::ABI_VERSION;
 
 use super::{Error, bpffs::Located};
+use crate::host::file::lock_until;
 
 /// Name of the directory whose lock a daemon holds.
 pub const DAEMON_DIRECTORY: &str = "daemon";
@@ -218,28 +218,6 @@ fn holder(locks: &str, file: &str) -> Option<u32> {
         let (pid, locked) = (words.next()?, words.next()?);
         (held && locked == file).then(|| pid.parse().ok())?
     })
-}
-
-/// Waits in the kernel's queue, which is first come, first served. `None`: not locked before `deadline`.
-fn lock_until(file: fs::File, deadline: Instant) -> Option<nix::Result<Flock<fs::File>>> {
-    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Err((file, nix::Error::EWOULDBLOCK)) => file,
-        Ok(flock) => return Some(Ok(flock)),
-        Err((_, errno)) => return Some(Err(errno)),
-    };
-    // Only a signal ends the wait early, so another thread waits. If it gets the lock too late, it releases it at once.
-    let (locked, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut waiting = file;
-        let flock = loop {
-            match Flock::lock(waiting, FlockArg::LockExclusive) {
-                Err((file, nix::Error::EINTR)) => waiting = file,
-                flock => break flock.map_err(|(_, errno)| errno),
-            }
-        };
-        drop(locked.send(flock));
-    });
-    receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
 }
 
 /// Locks a directory. `Ok(None)`: another process holds the lock.

@@ -260,3 +260,53 @@ pub(super) fn while_it_switches_off() -> Outcome {
     }
     bed.check_unsteered(Some(&target))
 }
+
+/// The policy moves between memory and the disk.
+pub(super) fn while_it_stores_a_policy() -> Outcome {
+    let bed = Bed::new("kill-policy")?;
+    bed.write_config("# no policy yet\n")?;
+    let config = bed.config_file().to_string_lossy().into_owned();
+    let set = ["policy", "set", "p", "-i", "a1", "--cgroup", "/p", "--config", &config];
+    let runtime = [&set[..], &["--runtime"]].concat();
+    let remove = ["policy", "remove", "p", "--config", &config];
+    for (faulty, other) in [(&set[..], &runtime[..]), (&runtime, &set), (&remove, &set)] {
+        for call in ["openat", "mkdir", "write", "fsync", "rename", "unlink"] {
+            for number in (1..).step_by(stride(2)) {
+                bed.succeed(other)?;
+                let ended = output(&mut bed.steer_with(Fault::Killed, call, number, faulty)?)?;
+                let listed = bed.run(&["policy", "list", "--json", "--config", &config])?;
+                ensure!(listed.code == 0, "{faulty:?}, {call} {number}: {listed:?}");
+                if !ended.was_killed() {
+                    ensure!(ended.code == 0, "{faulty:?}, {call} {number}: {ended:?}");
+                    break;
+                }
+            }
+        }
+    }
+    bed.succeed(&set)?;
+    bed.succeed(&remove)?;
+    bed.succeed(&["off"])?;
+    Ok(())
+}
+
+pub(super) fn while_it_writes_a_drop_in() -> Outcome {
+    let bed = Bed::new("kill-unit")?;
+    let directory = bed.directory.to_string_lossy().into_owned();
+    let unit = ["unit", "x", "--policy", "p", "--dir", &directory];
+    let drop_in = bed.directory.join("x.service.d/50-steer.conf");
+    for call in ["openat", "mkdir", "write", "fsync", "rename"] {
+        for number in 1.. {
+            let ended = output(&mut bed.steer_with(Fault::Killed, call, number, &unit)?)?;
+            if let Ok(text) = std::fs::read_to_string(&drop_in) {
+                ensure!(text.contains("ExecCondition="), "{call} {number}: incomplete: {text}");
+            }
+            bed.succeed(&unit)?;
+            bed.succeed(&["unit", "x", "--remove", "--dir", &directory])?;
+            ensure!(!drop_in.exists());
+            if !ended.was_killed() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}

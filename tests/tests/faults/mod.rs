@@ -15,6 +15,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("killed_while_it_starts_a_command", killed::while_it_starts_a_command),
     ("killed_as_a_daemon_that_starts", killed::as_a_daemon_that_starts),
     ("killed_while_it_switches_off", killed::while_it_switches_off),
+    ("killed_while_it_stores_a_policy", killed::while_it_stores_a_policy),
+    ("killed_while_it_writes_a_drop_in", killed::while_it_writes_a_drop_in),
     ("an_error_of_bpf_while_it_attaches", errors::of_bpf_while_it_attaches),
     ("an_error_of_bpf_in_a_hook", errors::of_bpf_in_a_hook),
     ("a_full_disk", errors::full_disk),
