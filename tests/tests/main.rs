@@ -17,6 +17,7 @@ mod existing;
 mod explain;
 mod faults;
 mod guards;
+mod instance;
 mod kernel;
 mod lifecycle;
 mod limits;
@@ -57,6 +58,7 @@ fn main() {
         ("uplinks", uplinks::TESTS),
         ("vrf", vrf::TESTS),
         ("wireguard", wireguard::TESTS),
+        ("instance", instance::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),

@@ -20,7 +20,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     require_privilege("detach")?;
     let hierarchy = Hierarchy::find()?;
     let cgroup = hierarchy.open(&hierarchy.parse(&args.cgroup)?)?;
-    let Some(pins) = pins.to_look() else { return Ok(ExitCode::SUCCESS) };
+    let Some(pins) = pins.to_look()? else { return Ok(ExitCode::SUCCESS) };
     for taken in manual::detach(&pins, &hierarchy, &cgroup)? {
         say!("{taken}")?;
     }

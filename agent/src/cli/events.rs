@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             return daemon.follow("/v1/events", |line| print_line(line, args.json)).await;
         }
         require_privilege("events")?;
-        let Some(pins) = instance.pins.to_look() else { bail!(NOTHING) };
+        let Some(pins) = instance.pins.to_look()? else { bail!(NOTHING) };
         show(args, &pins).await
     })??;
     Ok(ExitCode::SUCCESS)

@@ -27,7 +27,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         let path = hierarchy.as_ref().ok().and_then(|hierarchy| hierarchy.path_of(id));
         path.map_or_else(|| format!("cgroup {id} (removed)"), |path| path.to_string())
     };
-    let mut removed = match instance.pins.to_look() {
+    let mut removed = match instance.pins.to_look()? {
         Some(pins) => kernel::off(&pins)?,
         None => Removed::default(),
     };

@@ -40,7 +40,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
             anyhow::Ok(daemon.get("/v1/status").await?)
         })?;
     }
-    Ok(match instance.pins.to_look() {
+    Ok(match instance.pins.to_look()? {
         Some(pins) => status::read(&pins, &Hierarchy::find()?)?,
         None => Status::default(),
     })

@@ -57,7 +57,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     require_privilege("top")?;
-    let pins = instance.pins.to_look().filter(|pins| pins.root().exists());
+    let pins = instance.pins.to_look()?.filter(|pins| pins.root().exists());
     let Some(pins) = pins else { bail!("nothing is steered, so there is nothing to show") };
     let mut readings = Readings { watcher: Watcher::new(pins)?, before: None };
     readings.take()?;

@@ -10,7 +10,7 @@
 
 mod attachments;
 mod bpf;
-pub mod bpffs;
+mod bpffs;
 mod events;
 pub mod inspect;
 mod lsm;
@@ -62,6 +62,16 @@ pub enum Error {
         patience: std::time::Duration,
         /// The process that holds it, where the kernel shows it.
         holder: Option<u32>,
+    },
+    /// Other users may change or lock the pin directory.
+    #[error("{path} {what}, so another user could lock it or replace what is pinned there; repair it with `{command}`")]
+    Insecure {
+        /// The pin directory.
+        path: PathBuf,
+        /// Why.
+        what: String,
+        /// The shell command that repairs it.
+        command: String,
     },
     /// The pin directory was removed by `steer off`.
     #[error("steer was switched off: {path} is gone")]

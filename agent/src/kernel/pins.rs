@@ -15,18 +15,24 @@ use std::{
     fs, io,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    unistd::geteuid,
+};
 use steer_common::ABI_VERSION;
 
-use super::{Error, bpffs::Located};
-use crate::host::file::lock_until;
+use super::{
+    Error,
+    bpffs::{self, Located},
+};
+use crate::{host::file::lock_until, model::quote::quoted};
 
 /// Name of the directory whose lock a daemon holds.
 pub const DAEMON_DIRECTORY: &str = "daemon";
@@ -63,9 +69,22 @@ pub struct DaemonLock {
 }
 
 impl Pins {
-    /// Pins below a directory, which need not exist.
-    pub fn new(located: Located) -> Self {
-        Self { root: located.path, anchor: located.anchor.map(Arc::new), patience: LOCK_PATIENCE }
+    /// The pins below a directory, which need not exist. `None`: no bpffs is mounted there, so nothing can be pinned.
+    pub fn find(directory: &Path) -> Result<Option<Self>, Error> {
+        check_link(directory)?;
+        bpffs::locate(directory).map(Self::new).transpose()
+    }
+
+    /// As [`Self::find`], but mounts the bpffs if it is missing.
+    pub fn find_or_mount(directory: &Path) -> Result<Self, Error> {
+        check_link(directory)?;
+        Self::new(bpffs::locate_or_mount(directory)?)
+    }
+
+    fn new(located: Located) -> Result<Self, Error> {
+        // It may be missing. A user who may not even look at it gets another error, from what is attempted there.
+        fs::symlink_metadata(&located.path).map_or(Ok(()), |found| check_access(&located.path, &found))?;
+        Ok(Self { root: located.path, anchor: located.anchor.map(Arc::new), patience: LOCK_PATIENCE })
     }
 
     /// The same pins with another limit for how long a change waits for another one.
@@ -135,12 +154,16 @@ impl Pins {
     pub fn lock(&self) -> Result<Option<Lock>, Error> {
         let deadline = Instant::now() + self.patience;
         loop {
-            let file = match fs::File::open(&self.root) {
+            let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+            let file = match fs::File::options().read(true).custom_flags(flags).open(&self.root) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(source) => return Err(Error::Pin { action: "open", path: self.root.clone(), source }),
             };
-            let inode = file.metadata().map_err(|source| self.failed("read", source))?.ino();
+            let metadata = file.metadata().map_err(|source| self.failed("read", source))?;
+            // Another user may have created it since it was found missing.
+            check_access(&self.root, &metadata)?;
+            let inode = metadata.ino();
             let Some(locked) = lock_until(file, deadline) else {
                 let (path, patience) = (self.root.clone(), self.patience);
                 return Err(Error::Locked { path, patience, holder: self.lock_holder() });
@@ -156,7 +179,8 @@ impl Pins {
     /// As [`Self::lock`], but creates the directory if it is missing.
     pub fn create_and_lock(&self) -> Result<Lock, Error> {
         loop {
-            fs::create_dir_all(&self.root).map_err(|source| self.failed("create", source))?;
+            let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root);
+            created.map_err(|source| self.failed("create", source))?;
             if let Some(lock) = self.lock()? {
                 return Ok(lock);
             }
@@ -207,6 +231,31 @@ impl Pins {
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
         Error::Pin { action, path: self.root.clone(), source }
     }
+}
+
+/// Fails if the pin directory is a symbolic link, which may lead anywhere.
+fn check_link(directory: &Path) -> Result<(), Error> {
+    if fs::symlink_metadata(directory).is_ok_and(|found| found.is_symlink()) {
+        return Err(insecure(directory, "is a symbolic link".to_owned(), "rm"));
+    }
+    Ok(())
+}
+
+/// Fails unless only root, or this user, may enter the pin directory: any other user could lock it, or put other pins there.
+fn check_access(directory: &Path, found: &fs::Metadata) -> Result<(), Error> {
+    let (owner, mode) = (found.uid(), found.mode() & 0o777);
+    if owner != 0 && owner != geteuid().as_raw() {
+        return Err(insecure(directory, format!("belongs to user {owner}"), "rm -r"));
+    }
+    if mode & 0o077 != 0 {
+        return Err(insecure(directory, format!("has mode {mode:04o}"), "chmod 0700"));
+    }
+    Ok(())
+}
+
+fn insecure(directory: &Path, what: String, command: &str) -> Error {
+    let command = format!("{command} {}", quoted(&directory.display().to_string()));
+    Error::Insecure { path: directory.to_owned(), what, command }
 }
 
 /// The process that holds a flock(2) lock on this file, from the text of `/proc/locks`. Waiting processes have an arrow.

@@ -83,11 +83,11 @@ pub struct PinDirectory(pub PathBuf);
 impl PinDirectory {
     /// For changes: mounts the bpffs if it is missing.
     pub fn to_change(&self) -> Result<Pins, kernel::Error> {
-        Ok(Pins::new(kernel::bpffs::locate_or_mount(&self.0)?))
+        Pins::find_or_mount(&self.0)
     }
 
     /// For reading: `None` when there is no bpffs, so nothing can be pinned.
-    pub fn to_look(&self) -> Option<Pins> {
-        kernel::bpffs::locate(&self.0).map(Pins::new)
+    pub fn to_look(&self) -> Result<Option<Pins>, kernel::Error> {
+        Pins::find(&self.0)
     }
 }
