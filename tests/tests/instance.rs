@@ -2,16 +2,25 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt as _, chown, symlink},
+    os::unix::{
+        fs::{DirBuilderExt as _, chown, symlink},
+        net::UnixListener,
+    },
     path::Path,
+    process::Command,
 };
 
 use anyhow::{Context as _, ensure};
-use steer_tests::{Bed, NOBODY, Outcome};
+use nix::sys::signal::Signal;
+use steer_tests::{Bed, Daemon, NOBODY, Outcome, binary, output};
 
 use crate::Test;
 
-pub(crate) const TESTS: &[Test] = &[("a_pin_directory_that_others_may_enter", a_pin_directory_that_others_may_enter)];
+pub(crate) const TESTS: &[Test] = &[
+    ("a_pin_directory_that_others_may_enter", a_pin_directory_that_others_may_enter),
+    ("two_with_the_same_last_part", two_with_the_same_last_part),
+    ("off_leaves_the_socket_of_another", off_leaves_the_socket_of_another),
+];
 
 fn make(pins: &Path, mode: u32) -> std::io::Result<()> {
     fs::DirBuilder::new().mode(mode).create(pins)?;
@@ -57,5 +66,60 @@ fn a_pin_directory_that_others_may_enter() -> Outcome {
         bed.check_steered(&bed.cgroup, 1)?;
         bed.succeed(&["off"])?;
     }
+    Ok(())
+}
+
+/// The binary with the pin directory `same` in this directory, and with all that derives from it.
+fn in_directory(bed: &Bed, directory: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("STEER_BIN", "steer"));
+    command.arg("--bpffs").arg(bed.pins.join(directory).join("same")).args(arguments);
+    bed.net.client.enter(&mut command);
+    command
+}
+
+fn succeed(mut command: Command) -> anyhow::Result<String> {
+    let ended = output(&mut command)?;
+    ensure!(ended.code == 0, "{command:?}: {ended:?}");
+    Ok(ended.stdout)
+}
+
+fn two_with_the_same_last_part() -> Outcome {
+    let bed = Bed::new("instance-two")?;
+    bed.write_config("# no policy\n")?;
+    let config = bed.config_file().to_string_lossy().into_owned();
+    let cgroups = ["one", "other"].map(|name| bed.cgroup.child(name));
+    let mut daemons = Vec::new();
+    for (uplink, cgroup) in ["a0", "a1"].into_iter().zip(&cgroups) {
+        let path = cgroup.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?.path();
+        daemons.push(Daemon::spawn(&bed, in_directory(&bed, uplink, &["daemon", "--config", &config]))?);
+        let set = ["policy", "set", "p", "-i", uplink, "--cgroup", path, "--runtime", "--config", &config];
+        succeed(in_directory(&bed, uplink, &set))?;
+    }
+    let [one, other] = cgroups;
+    let (one, other) = (one?, other?);
+    bed.check_steered(&one, 0)?;
+    bed.check_steered(&other, 1)?;
+    succeed(in_directory(&bed, "a0", &["off"]))?;
+    bed.check_unsteered(Some(&one))?;
+    bed.check_steered(&other, 1)?;
+    let listed = succeed(in_directory(&bed, "a1", &["policy", "list", "--config", &config]))?;
+    ensure!(listed.contains("memory") && daemons.pop().is_some_and(|mut daemon| daemon.is_running()), "{listed}");
+    succeed(in_directory(&bed, "a1", &["off"]))?;
+    ["a0", "a1"].iter().try_for_each(|directory| fs::remove_dir(bed.pins.join(directory)))?;
+    Ok(())
+}
+
+fn off_leaves_the_socket_of_another() -> Outcome {
+    let bed = Bed::new("instance-socket")?;
+    let other = UnixListener::bind(bed.socket())?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    bed.succeed(&["off"])?;
+    ensure!(bed.socket().exists());
+    drop(other);
+    // A daemon replaces a socket at which nobody listens.
+    let daemon = bed.daemon("# no policy\n")?;
+    ensure!(bed.get("/v1/health")?["ok"] == true);
+    daemon.end(Signal::SIGTERM)?;
+    ensure!(!bed.socket().exists());
     Ok(())
 }

@@ -41,7 +41,7 @@ pub struct Cli {
     /// Directory for pins, on a bpffs (mounted if it is missing); each is a separate instance of steer
     #[arg(long, global = true, value_name = "DIR", env = "STEER_BPFFS", default_value = PIN_DIRECTORY)]
     bpffs: PathBuf,
-    /// Socket of the daemon's API [default: /run/steer/NAME.sock, where NAME is the last part of the pin directory]
+    /// Socket of the daemon's API [default: /run/steer/steer.sock; for another pin directory /run/steer/-PATH.sock, with - for each slash in its path]
     #[arg(long, global = true, value_name = "SOCKET", env = "STEER_SOCKET")]
     socket: Option<PathBuf>,
     #[command(subcommand)]

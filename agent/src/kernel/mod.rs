@@ -11,6 +11,7 @@
 mod attachments;
 mod bpf;
 mod bpffs;
+mod daemon_lock;
 mod events;
 pub mod inspect;
 mod lsm;
@@ -31,13 +32,14 @@ use steer_common::{CounterRecord, PolicyRecord, map};
 use thiserror::Error;
 
 pub use attachments::Attachment;
+pub use daemon_lock::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, RunningDaemon};
 pub use events::{EventRing, Unreported};
 pub use lsm::{Unguarded, unguarded, unguarded_by_kernel};
 pub use meter::Meter;
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
-pub use pins::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
+pub use pins::{Lock, Pins};
 pub use policies::{PolicyEntry, text};
 
 /// What can go wrong with the kernel objects.

@@ -34,12 +34,6 @@ use super::{
 };
 use crate::{host::file::lock_until, model::quote::quoted};
 
-/// Name of the directory whose lock a daemon holds.
-pub const DAEMON_DIRECTORY: &str = "daemon";
-/// Name of the directory in it that is created and removed after a manual change.
-pub const CHANGED_MANUALLY: &str = "changed";
-/// How long a process that checks for a daemon may hold its lock.
-const CHECK_PATIENCE: Duration = Duration::from_millis(500);
 const ABI_PREFIX: &str = "abi";
 /// How long a change waits for another one to finish, by default.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -60,12 +54,6 @@ pub struct Lock {
     _flock: Flock<fs::File>,
     /// Identity of the directory. The daemon compares it to notice that `steer off` removed its directory.
     pub(crate) inode: u64,
-}
-
-/// Held by a daemon for its life.
-#[derive(Debug)]
-pub struct DaemonLock {
-    _flock: Flock<fs::File>,
 }
 
 impl Pins {
@@ -124,7 +112,7 @@ impl Pins {
     }
 
     pub(super) fn daemon(&self) -> PathBuf {
-        self.root.join(DAEMON_DIRECTORY)
+        self.root.join(super::daemon_lock::DAEMON_DIRECTORY)
     }
 
     /// Directories of pinned state, of all ABI versions.
@@ -187,45 +175,9 @@ impl Pins {
         }
     }
 
-    /// Takes the lock of the one daemon of this pin directory. `Ok(None)`: another daemon holds it.
-    pub fn daemon_lock(&self, _lock: &Lock) -> Result<Option<DaemonLock>, Error> {
-        let path = self.daemon();
-        fs::create_dir_all(&path).map_err(|source| Error::Pin { action: "create", path: path.clone(), source })?;
-        let deadline = Instant::now() + CHECK_PATIENCE;
-        loop {
-            // A process that only checks for a daemon holds the lock briefly.
-            match try_flock(&path, FlockArg::LockExclusiveNonblock)? {
-                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
-                flock => return Ok(flock.map(|flock| DaemonLock { _flock: flock })),
-            }
-        }
-    }
-
-    /// Whether a daemon is running.
-    pub fn daemon_runs(&self) -> Result<bool, Error> {
-        let path = self.daemon();
-        Ok(path.exists() && try_flock(&path, FlockArg::LockSharedNonblock)?.is_none())
-    }
-
-    /// Notifies the daemon, if there is one, of a manual change: it sees that the directory is removed. A killed command may have
-    /// left the directory.
-    pub fn notify_daemon(&self, _lock: &Lock) -> Result<(), Error> {
-        let path = self.daemon().join(CHANGED_MANUALLY);
-        if !self.daemon_runs()? {
-            return Ok(());
-        }
-        let notified = match fs::create_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => fs::remove_dir(&path),
-        };
-        notified.map_err(|source| Error::Pin { action: "notify the daemon by", path, source })
-    }
-
     /// The process that holds the lock, where the kernel shows it (proc(5), `/proc/locks`).
     pub fn lock_holder(&self) -> Option<u32> {
-        let metadata = fs::metadata(&self.root).ok()?;
-        let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
-        holder(&fs::read_to_string("/proc/locks").ok()?, &format!("{major:02x}:{minor:02x}:{}", metadata.ino()))
+        lock_holder(&fs::File::open(&self.root).ok()?)
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
@@ -258,6 +210,13 @@ fn insecure(directory: &Path, what: String, command: &str) -> Error {
     Error::Insecure { path: directory.to_owned(), what, command }
 }
 
+/// The process that holds a flock(2) lock on this file, where the kernel shows it (proc(5), `/proc/locks`).
+pub(super) fn lock_holder(file: &fs::File) -> Option<u32> {
+    let metadata = file.metadata().ok()?;
+    let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+    holder(&fs::read_to_string("/proc/locks").ok()?, &format!("{major:02x}:{minor:02x}:{}", metadata.ino()))
+}
+
 /// The process that holds a flock(2) lock on this file, from the text of `/proc/locks`. Waiting processes have an arrow.
 fn holder(locks: &str, file: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
@@ -271,11 +230,16 @@ fn holder(locks: &str, file: &str) -> Option<u32> {
 
 /// Locks a directory. `Ok(None)`: another process holds the lock.
 pub(super) fn try_flock(path: &Path, how: FlockArg) -> Result<Option<Flock<fs::File>>, Error> {
-    let failed = |source| Error::Pin { action: "lock", path: path.to_owned(), source };
-    match Flock::lock(fs::File::open(path).map_err(failed)?, how) {
+    let locked = fs::File::open(path).and_then(|directory| try_lock(directory, how));
+    locked.map_err(|source| Error::Pin { action: "lock", path: path.to_owned(), source })
+}
+
+/// Locks a file or directory. `Ok(None)`: another process holds the lock.
+pub(super) fn try_lock(file: fs::File, how: FlockArg) -> io::Result<Option<Flock<fs::File>>> {
+    match Flock::lock(file, how) {
         Ok(flock) => Ok(Some(flock)),
         Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(failed(errno.into())),
+        Err((_, errno)) => Err(errno.into()),
     }
 }
 
