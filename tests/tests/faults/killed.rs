@@ -247,9 +247,14 @@ pub(super) fn while_it_switches_off() -> Outcome {
     let bed = Bed::new("kill-off")?;
     let target = bed.cgroup.child("target")?;
     for call in ["bpf", "unlink", "rmdir"] {
-        for number in (1..).step_by(stride(7)) {
+        for number in (1..).step_by(stride(17)) {
             bed.succeed(&attach(&target))?;
             let ended = output(&mut bed.steer_with(Fault::Killed, call, number, &["off"])?)?;
+            // Whatever is left is no obstacle.
+            bed.succeed(&["status"])?;
+            bed.succeed(&["detach", target.path()])?;
+            bed.succeed(&attach(&target))?;
+            ensure!(is_attached(&bed, &target)?, "{call} {number}");
             bed.succeed(&["off"])?;
             ensure!(!bed.pins.exists(), "{call} {number}: something is left");
             if !ended.was_killed() {
