@@ -36,6 +36,8 @@ pub(super) struct Survey {
     pub(super) pins: Option<Pins>,
     /// Whether the pins were read, even if there are none.
     pub(super) knows_pins: bool,
+    /// Whether the configuration was read.
+    pub(super) knows_config: bool,
     pub(super) hierarchy: Option<Hierarchy>,
     /// All cgroups, each after its parent.
     pub(super) cgroups: Vec<Found>,
@@ -210,7 +212,7 @@ impl Survey {
         match options.store.read() {
             Ok(config) => {
                 report.ok(Topic::Configuration, subject, format!("policies: {}", config.policies.len()));
-                self.config = config;
+                (self.config, self.knows_config) = (config, true);
             }
             Err(policy_files::Error::Invalid(problems)) => report.find(wrong(
                 problems.to_string(),
