@@ -65,5 +65,10 @@ fn print_line(line: &[u8], json: bool) -> anyhow::Result<()> {
 }
 
 fn print(event: &Event, json: bool) -> anyhow::Result<()> {
-    Ok(if json { say!("{}", serde_json::to_string(event)?)? } else { say!("{event}")? })
+    if json {
+        say!("{}", serde_json::to_string(event)?)?;
+    } else {
+        say!("{event}")?;
+    }
+    Ok(())
 }

@@ -99,9 +99,9 @@ async fn print(args: &Args, mut interval: Interval, readings: &mut Readings) -> 
         interval.tick().await;
         let Some(frame) = readings.take()? else { continue };
         if args.json {
-            say!("{}", serde_json::to_string(&frame)?)?
+            say!("{}", serde_json::to_string(&frame)?)?;
         } else {
-            say!("{}", text(frame, args.sort))?
+            say!("{}", text(frame, args.sort))?;
         }
         left -= 1;
     }

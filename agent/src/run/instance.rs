@@ -97,7 +97,8 @@ fn name(bpffs: &Path) -> String {
     }
     let whole = path::absolute(bpffs).unwrap_or_else(|_| bpffs.to_owned());
     let parts = whole.components().filter(|part| *part != Component::RootDir);
-    parts.map(|part| format!("-{}", percent_encode(part.as_os_str().as_bytes(), ENCODED))).collect()
+    let encoded = parts.map(|part| percent_encode(part.as_os_str().as_bytes(), ENCODED));
+    encoded.fold(String::new(), |name, part| name + "-" + &part.to_string())
 }
 
 /// The pin directory as the user named it.

@@ -113,7 +113,8 @@ fn lost_policies(survey: &Survey) -> impl Iterator<Item = Finding> {
     let has_policy = |file: &&String| policies.iter().any(|policy| policy.file == **file && !policy.is_closed());
     let emptied = survey.config.files.iter().find(|file| !has_policy(file));
     let is_lost = |entry: &&PolicyEntry| {
-        survey.knows_config
+        // The files were read.
+        !survey.config.files.is_empty()
             && entry.is_owned_by(Owner::Config)
             && !entry.is_retired()
             && !policies.iter().any(|policy| policy.name == entry.name())

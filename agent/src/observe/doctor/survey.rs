@@ -36,8 +36,6 @@ pub(super) struct Survey {
     pub(super) pins: Option<Pins>,
     /// Whether the pins were read, even if there are none.
     pub(super) knows_pins: bool,
-    /// Whether the configuration was read.
-    pub(super) knows_config: bool,
     pub(super) hierarchy: Option<Hierarchy>,
     /// All cgroups, each after its parent.
     pub(super) cgroups: Vec<Found>,
@@ -212,7 +210,7 @@ impl Survey {
         match options.store.read() {
             Ok(config) => {
                 report.ok(Topic::Configuration, subject, format!("policies: {}", config.policies.len()));
-                (self.config, self.knows_config) = (config, true);
+                self.config = config;
             }
             Err(policy_files::Error::Invalid(problems)) => report.find(wrong(
                 problems.to_string(),
