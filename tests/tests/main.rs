@@ -17,6 +17,7 @@ mod existing;
 mod explain;
 mod faults;
 mod guards;
+mod instance;
 mod kernel;
 mod lifecycle;
 mod limits;
@@ -49,7 +50,7 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 }
 
 fn main() {
-    let modules: [(&str, &[Test]); 29] = [
+    let modules: &[(&str, &[Test])] = &[
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -57,6 +58,7 @@ fn main() {
         ("uplinks", uplinks::TESTS),
         ("vrf", vrf::TESTS),
         ("wireguard", wireguard::TESTS),
+        ("instance", instance::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
@@ -87,7 +89,7 @@ fn main() {
     let arguments = Arguments::from_args();
     // The tests of the kernel are also in other modules.
     let kernel = is_asked(&arguments, "kernel").then_some(("kernel", kernel::TESTS));
-    let modules = modules.into_iter().chain(containers::MODULES).chain(kernel);
+    let modules = modules.iter().copied().chain(containers::MODULES).chain(kernel);
     let trials = modules.flat_map(|(module, tests)| {
         tests.iter().map(move |&(name, test)| {
             Trial::ignorable_test(format!("{module}::{name}"), move || report(test())).with_ignored_flag(!root)

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
 
-use super::block_on;
+use super::{
+    block_on,
+    output::{Unwritten, say},
+};
 use crate::{
     host::{capability::require_privilege, cgroup::Hierarchy},
     observe::status::{self, PolicyStatus, Status},
@@ -22,9 +25,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let status = read(instance)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        say!("{}", serde_json::to_string_pretty(&status)?)?;
     } else {
-        print(&status);
+        print(&status)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -37,15 +40,15 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
             anyhow::Ok(daemon.get("/v1/status").await?)
         })?;
     }
-    Ok(match instance.pins.to_look() {
+    Ok(match instance.pins.to_look()? {
         Some(pins) => status::read(&pins, &Hierarchy::find()?)?,
         None => Status::default(),
     })
 }
 
-fn print(status: &Status) {
+fn print(status: &Status) -> Result<(), Unwritten> {
     if status.policies.is_empty() && status.other_versions.is_empty() {
-        println!("nothing is steered");
+        say!("nothing is steered")?;
     } else {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -75,19 +78,19 @@ fn print(status: &Status) {
                 cgroups(policy),
             ]);
         }
-        println!("{table}");
+        say!("{table}")?;
     }
     for cgroup in &status.other_versions {
         let path = cgroup.path.as_ref().map_or_else(|| cgroup.id.to_string(), ToString::to_string);
-        println!("{path} is steered by another version of steer");
+        say!("{path} is steered by another version of steer")?;
     }
     for what in &status.not_covered {
-        println!("not covered: {what}");
+        say!("not covered: {what}")?;
     }
     for warning in &status.warnings {
-        println!("warning: {warning}");
+        say!("warning: {warning}")?;
     }
-    println!("daemon: {}", if status.daemon { "running" } else { "not running" });
+    say!("daemon: {}", if status.daemon { "running" } else { "not running" })
 }
 
 fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {

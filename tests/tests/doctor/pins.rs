@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_incomplete_attachment", an_incomplete_attachment),
     ("an_outdated_index", an_outdated_index),
     ("a_removed_policy", a_removed_policy),
+    ("an_emptied_file", an_emptied_file),
     ("another_version", another_version),
     ("leftovers", leftovers),
 ];
@@ -102,6 +103,20 @@ fn a_removed_policy() -> Outcome {
     ensure!(bed.repair(&finding)?);
     wait_until("the daemon to forget the policy", PATIENCE, || bed.is_healthy().is_ok())?;
     bed.check_steered(&hand, 1)
+}
+
+/// A daemon that runs keeps what the file had.
+fn an_emptied_file() -> Outcome {
+    let bed = Bed::new("doctor-emptied")?;
+    let daemon = bed.daemon(CONFIG)?;
+    bed.is_healthy()?;
+    bed.write_config("")?;
+    daemon.wait_for_log("was not reloaded")?;
+    let finding = bed.only_finding("policy")?;
+    ensure!(finding.json["subject"]["policy"] == "p" && finding.text("severity") == "warning", "{finding:?}");
+    ensure!(finding.text("why").contains(&*bed.config_file().to_string_lossy()), "{finding:?}");
+    bed.write_config(CONFIG)?;
+    bed.is_healthy()
 }
 
 fn another_version() -> Outcome {

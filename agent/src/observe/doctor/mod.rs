@@ -23,10 +23,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::{
-    host::policy_files::Store,
-    kernel::{Pins, bpffs},
-};
+use crate::{host::policy_files::Store, kernel::Pins};
 pub use fix::{Fix, How};
 pub use report::{Check, Finding, Report, Severity, Status, Subject};
 pub use topic::Topic;
@@ -90,7 +87,8 @@ pub struct Applied {
 
 /// Applies the safe fixes of a report. Continues after an error.
 pub fn repair(options: &Options, report: &Report) -> Vec<Applied> {
-    let pins = bpffs::locate(&options.pin_directory).map(Pins::new);
+    // The report has the error.
+    let pins = Pins::find(&options.pin_directory).ok().flatten();
     let safe = report.findings.iter().filter_map(|finding| {
         let fix = finding.fix.as_ref().filter(|fix| fix.is_safe())?;
         let error = fix.apply(pins.as_ref()).err().map(|error| format!("{error:#}"));

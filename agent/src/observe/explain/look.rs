@@ -21,7 +21,7 @@ use crate::{
         sockets::{self, holder},
     },
     kernel::{
-        self, Datapath, Pins, PolicyEntry, bpffs, inspect,
+        self, Datapath, Pins, PolicyEntry, inspect,
         others::{self, OnHook},
     },
     model::{cgroup_path::CgroupPath, policy::Policies},
@@ -64,7 +64,7 @@ pub(super) struct Routes {
 }
 
 pub(super) async fn read(options: &Options, hierarchy: &Hierarchy, target: &Target) -> anyhow::Result<Facts> {
-    let pins = bpffs::locate(&options.pin_directory).map(Pins::new);
+    let pins = Pins::find(&options.pin_directory)?;
     let (configuration, policies) = configuration(options);
     if let Some(pins) = &pins
         && inspect::leftovers(pins)?.partial

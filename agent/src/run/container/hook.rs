@@ -54,6 +54,6 @@ pub fn steer(
 
 /// Forgets the containers that are gone.
 pub fn forget(instance: &Instance) -> Result<(), container::Error> {
-    let Some(pins) = instance.pins.to_look() else { return Ok(()) };
+    let Some(pins) = instance.pins.to_look()? else { return Ok(()) };
     container::forget(&pins, Containers::default().timeout)
 }
