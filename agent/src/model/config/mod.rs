@@ -12,7 +12,7 @@ use crate::model::{
     spec::{Pattern, Target, Uplink},
 };
 
-pub use containers::{Containers, Interfaces, Missing};
+pub use containers::{Allowed, Containers, Missing};
 pub use parse::{Source, parse, parse_all};
 pub use problem::{Problem, Problems};
 

@@ -30,7 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_parent_closes_unclassified_containers", a_parent_closes_unclassified_containers),
 ];
 
-const CONFIG: &str = "[containers]\ninterfaces = [\"a1\", \"eth0\", \"a9\"]\n\
+const CONFIG: &str = "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a1\", \"eth0\", \"a9\"]\n\
                       [[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = []\n";
 const SECOND: (&str, &str) = ("steer.policy", "second");
 

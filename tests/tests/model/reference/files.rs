@@ -45,8 +45,10 @@ impl Files {
             return String::new();
         }
         let parent = self.parent.map(|parent| format!("parent = \"@{parent}\"\n")).unwrap_or_default();
-        let containers =
-            format!("[containers]\ninterfaces = [\"a0\", \"a1\"]\nenforce = \"{}\"\n{parent}", self.least.name());
+        let containers = format!(
+            "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a0\", \"a1\"]\nenforce = \"{}\"\n{parent}",
+            self.least.name()
+        );
         std::iter::once(containers).chain(self.main.iter().map(Policy::text)).collect()
     }
 }
