@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod link;
 pub(crate) mod mount;
 pub mod netns;
+pub mod pidfd;
 pub mod policy_files;
 pub mod resolver;
 pub mod sockets;

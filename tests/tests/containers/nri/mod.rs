@@ -1,6 +1,7 @@
 //! containerd, which calls steer as an NRI plugin before a container starts.
 
 pub(crate) mod deployed;
+mod reused;
 
 use std::{fs, thread};
 
@@ -28,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("containerd_is_restarted", containerd_is_restarted),
     ("a_hung_plugin_is_skipped_and_catches_up", a_hung_plugin_is_skipped_and_catches_up),
     ("a_parent_closes_unclassified_containers", a_parent_closes_unclassified_containers),
+    reused::TEST,
 ];
 
 const CONFIG: &str = "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a1\", \"eth0\", \"a9\"]\n\
