@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use nix::{
@@ -18,10 +18,13 @@ impl Pidfd {
     /// The process that has this id now. ESRCH: none has it.
     pub fn open(pid: u32) -> nix::Result<Self> {
         // SAFETY: no pointers.
-        let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        let fd = RawFd::try_from(Errno::result(result)?).map_err(|_too_large| Errno::EBADF)?;
-        // SAFETY: nothing else owns a descriptor that the kernel has just created.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        new_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map(Self)
+    }
+
+    /// A copy of one of its descriptors (Linux 5.6). Needs CAP_SYS_PTRACE.
+    pub fn copy(&self, fd: RawFd) -> nix::Result<OwnedFd> {
+        // SAFETY: no pointers.
+        new_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), fd, 0) })
     }
 
     /// Whether it has ended. As long as it has not, everything that was read by its id is about this process.
@@ -34,10 +37,13 @@ impl Pidfd {
             }
         }
     }
+}
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
+/// Takes the result of a system call that returns a new descriptor.
+fn new_descriptor(result: libc::c_long) -> nix::Result<OwnedFd> {
+    let fd = RawFd::try_from(Errno::result(result)?).map_err(|_too_large| Errno::EBADF)?;
+    // SAFETY: nothing else owns a descriptor that the kernel has just created.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

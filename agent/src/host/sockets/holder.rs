@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     path::Path,
 };
 
@@ -31,7 +30,7 @@ impl fmt::Display for Holder {
 impl Holder {
     /// The socket with this inode; `None` if the process has closed it, or has ended. Needs CAP_SYS_PTRACE (Linux 5.6).
     pub(crate) fn socket(&self, inode: u32) -> io::Result<Option<socket2::Socket>> {
-        let fd = match Pidfd::open(self.pid.cast_unsigned()).and_then(|process| pidfd_getfd(process.fd(), self.fd)) {
+        let fd = match Pidfd::open(self.pid.cast_unsigned()).and_then(|process| process.copy(self.fd)) {
             Ok(fd) => fd,
             Err(Errno::ESRCH | Errno::EBADF) => return Ok(None),
             Err(errno) => return Err(errno.into()),
@@ -39,15 +38,6 @@ impl Holder {
         let is_it = fstat(&fd)?.st_ino == u64::from(inode);
         Ok(is_it.then(|| socket2::Socket::from(fd)))
     }
-}
-
-/// A copy of a descriptor of another process (Linux 5.6).
-fn pidfd_getfd(process: BorrowedFd<'_>, fd: i32) -> nix::Result<OwnedFd> {
-    // SAFETY: no pointers.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
-    let fd = i32::try_from(Errno::result(result)?).map_err(|_too_large| Errno::EBADF)?;
-    // SAFETY: nothing else owns a descriptor that the kernel has just created.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The processes that have sockets open.

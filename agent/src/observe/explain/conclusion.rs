@@ -7,7 +7,7 @@ use super::{
     document::{LinkState, Outcome, Uplink},
     look::Facts,
 };
-use crate::model::cgroup_path::CgroupPath;
+use crate::{model::cgroup_path::CgroupPath, observe::elsewhere::Elsewhere};
 
 /// The outcome, and the sentence. `uplink` is that of the policy; the module `reasons` returns `reasons`.
 pub(super) fn conclude(
@@ -72,7 +72,16 @@ pub(super) fn conclude(
             }
         },
     };
-    (outcome, sentence + last_word(facts, deciding, outcome))
+    (outcome, sentence + last_word(facts, deciding, outcome) + &elsewhere(facts))
+}
+
+/// The processes to which the sentence does not apply, or the way of the process that is not steered.
+fn elsewhere(facts: &Facts) -> String {
+    let note = |elsewhere: &Elsewhere| match facts.process {
+        Some(_) => format!("; {}", elsewhere.way),
+        None => format!("; but {elsewhere}"),
+    };
+    facts.elsewhere.iter().map(note).collect()
 }
 
 fn subject(facts: &Facts) -> String {
