@@ -11,7 +11,7 @@ use toml::{
 use super::reader::Reader;
 use crate::model::{
     cgroup_path::CgroupPath,
-    spec::{Enforce, Pattern, Word},
+    spec::{self, Enforce, Word},
 };
 
 pub use crate::model::spec::Missing;
@@ -158,16 +158,13 @@ impl Reader<'_> {
     }
 
     fn parent(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<CgroupPath> {
-        let expected = "expected the path of one cgroup, as \"/kubepods.slice\"";
-        match value.get_ref().as_str().map(Pattern::parse) {
-            Some(Ok(pattern)) if pattern.matches(&[]) => {
-                self.wrong(key, value, "it is the root cgroup, that is, the whole machine; expected a part of it");
+        match spec::parent(value.get_ref().as_str().unwrap_or_default()) {
+            Ok(path) => Some(path),
+            Err(problem) => {
+                self.wrong(key, value, problem);
+                None
             }
-            Some(Ok(pattern)) if pattern.is_literal() => return pattern.as_str().parse().ok(),
-            Some(Err(reason)) => self.wrong(key, value, format!("{reason}; {expected}")),
-            _ => self.wrong(key, value, expected),
         }
-        None
     }
 }
 

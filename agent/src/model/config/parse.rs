@@ -12,7 +12,10 @@ use toml::{
 };
 
 use super::{Config, Policy, Problems, UNCLASSIFIED, reader::Reader};
-use crate::model::spec::{self, KEYS, PolicySpec};
+use crate::model::{
+    cgroup_path::CgroupPath,
+    spec::{self, KEYS, Pattern, PolicySpec},
+};
 
 /// Leaves slots for manual attachments, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
@@ -101,17 +104,38 @@ impl Reader<'_> {
         }
         config.containers = self.containers(value);
         if let Some(parent) = &config.containers.parent {
-            let place = Place { file: file.clone(), index: 0, name: Some(UNCLASSIFIED.to_owned()) };
-            config.policies.extend(Policy::closed(UNCLASSIFIED, parent, file));
-            let named = claims.names.insert(UNCLASSIFIED.to_owned(), place.clone());
-            let held = claims.cgroups.insert(parent.as_str().to_owned(), place);
-            if let Some(first) = named.or(held) {
-                let first = first.seen_from(&self.source.file);
-                let message = format!(
-                    "{first} already has these cgroups or the name {UNCLASSIFIED:?}; `parent` makes a policy of that name"
-                );
-                self.wrong("containers.parent", value, message);
-            }
+            self.hold("containers.parent", value, parent, claims, &mut config.policies);
+        }
+    }
+
+    /// Adds a cgroup to the policy that holds each `parent` closed.
+    fn hold(
+        &mut self,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+        parent: &CgroupPath,
+        claims: &mut Claims,
+        policies: &mut Vec<Policy>,
+    ) {
+        let file = &self.source.file;
+        let place = Place { file: file.clone(), index: 0, name: Some(UNCLASSIFIED.to_owned()) };
+        let is_other = |first: &Place| first.name.as_deref() != Some(UNCLASSIFIED);
+        let held = claims.cgroups.insert(parent.as_str().to_owned(), place.clone());
+        let is_new = held.is_none();
+        let position = policies.iter().position(Policy::is_closed);
+        let named = claims.names.insert(UNCLASSIFIED.to_owned(), place).filter(|_| position.is_none());
+        if let Some(first) = held.filter(is_other).or(named) {
+            let first = first.seen_from(&self.source.file);
+            let message = format!(
+                "{first} already has these cgroups or the name {UNCLASSIFIED:?}; `parent` makes a policy of that name"
+            );
+            self.wrong(key, value, message);
+        } else if is_new && let Ok(pattern) = Pattern::parse(parent.as_str()) {
+            let position = position.unwrap_or_else(|| {
+                policies.push(Policy::unclassified(file));
+                policies.len() - 1
+            });
+            policies[position].cgroups.push(pattern);
         }
     }
 
@@ -148,10 +172,19 @@ impl Reader<'_> {
                     self.wrong(&format!("{at}.cgroups"), span_of, message);
                 }
             }
+            let parent = policy.spec.parent.clone();
+            if let (Some(parent), Some(value)) = (&parent, policy.parent) {
+                let key = format!("{at}.parent");
+                let parts: Vec<_> = parent.parts().collect();
+                if !cgroups.is_empty() && !cgroups.iter().any(|pattern| pattern.may_match_below(&parts)) {
+                    self.wrong(&key, value, "none of `cgroups` is in it; expected a cgroup around them");
+                }
+                self.hold(&key, value, parent, claims, policies);
+            }
             let Some(uplink) = policy.spec.interface.clone() else { continue };
             match (policy.spec.target(uplink), policy.name) {
                 (Ok(target), Some((name, _))) => {
-                    policies.push(Policy { name, target, cgroups, file: self.source.file.clone() });
+                    policies.push(Policy { name, target, cgroups, parent, file: self.source.file.clone() });
                 }
                 (Ok(_), None) => {}
                 (Err(conflicts), _) => {
@@ -176,8 +209,10 @@ impl Reader<'_> {
                 }
                 (_, Some(key)) => {
                     let accepted = self.key_of_policy(&path, key, value, &mut policy.spec);
-                    if key.name == "cgroups" {
-                        policy.cgroups = accepted;
+                    match key.name {
+                        "cgroups" => policy.cgroups = accepted,
+                        "parent" => policy.parent = accepted.first().copied(),
+                        _ => {}
                     }
                 }
                 (_, None) => {
@@ -207,6 +242,8 @@ struct PolicyFields<'v, 'i> {
     spec: PolicySpec,
     /// Where each item of `cgroups` is written.
     cgroups: Vec<&'v Spanned<DeValue<'i>>>,
+    /// Where `parent` is written.
+    parent: Option<&'v Spanned<DeValue<'i>>>,
 }
 
 #[cfg(test)]
@@ -274,6 +311,40 @@ other_netns = true
             assert!(lines.lines().any(|line| line.starts_with(expected)), "{expected}\nin\n{lines}");
         }
         assert_eq!(problems.problems.len(), want.len(), "{lines}");
+    }
+
+    #[test]
+    fn parents_are_one_closed_policy() {
+        let policy = |name: &str, cgroup: &str, parent: &str| {
+            format!(
+                "[[policy]]\nname = \"{name}\"\ninterface = \"a\"\ncgroups = [\"{cgroup}\"]\nparent = \"{parent}\"\n"
+            )
+        };
+        let containers = "[containers]\nparent = \"/k\"\n".to_owned();
+        let text =
+            [containers, policy("b", "/s/b", "/s"), policy("c", "/s/c", "/s/"), policy("d", "/t/*", "/t")].concat();
+        let config = parse("f.toml", &text).expect("valid");
+        let [held] = &config.policies.iter().filter(|policy| policy.is_closed()).collect::<Vec<_>>()[..] else {
+            panic!("{config:?}")
+        };
+        let patterns: Vec<_> = held.cgroups.iter().map(|pattern| pattern.as_str().trim_end_matches('/')).collect();
+        assert_eq!(patterns, ["/k", "/s", "/t"]);
+        for (text, want) in [
+            (policy("a", "/s", "/s"), "f.toml:5:10: policy[0].parent = \"/s\": none of `cgroups` is in it"),
+            (policy("a", "/s/a", "/"), "f.toml:5:10: policy[0].parent = \"/\": it is the root cgroup"),
+            (policy("a", "/s/a", "/*"), "f.toml:5:10: policy[0].parent = \"/*\": expected the path of one cgroup"),
+            (
+                policy("a", "/s/a", "/s") + &policy("b", "/s", "/"),
+                "f.toml:9:12: policy[1].cgroups = \"/s\": policy \"unclassified\"",
+            ),
+            (
+                policy("unclassified", "/s/a", "/s"),
+                "f.toml:5:10: policy[0].parent = \"/s\": policy \"unclassified\" already has",
+            ),
+        ] {
+            let problems = parse("f.toml", &text).expect_err("mistakes").to_string();
+            assert!(problems.starts_with(want), "{want}\nin\n{problems}");
+        }
     }
 
     #[test]

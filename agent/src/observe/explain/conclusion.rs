@@ -7,7 +7,10 @@ use super::{
     document::{LinkState, Outcome, Uplink},
     look::Facts,
 };
-use crate::{model::cgroup_path::CgroupPath, observe::elsewhere::Elsewhere};
+use crate::{
+    model::{cgroup_path::CgroupPath, config::UNCLASSIFIED},
+    observe::elsewhere::Elsewhere,
+};
 
 /// The outcome, and the sentence. `uplink` is that of the policy; the module `reasons` returns `reasons`.
 pub(super) fn conclude(
@@ -50,6 +53,13 @@ pub(super) fn conclude(
                  other_netns = \"refuse\""
             );
             (Outcome::Refused, sentence)
+        }
+        Verdict::Close(Counter::ClosedMissing) if attached.policy_name() == UNCLASSIFIED => {
+            let sentence = format!(
+                "{subject} are closed, by {by}, because `parent` holds {} closed, and no policy names a cgroup in it that they are in",
+                level.path
+            );
+            (Outcome::Closed, sentence)
         }
         Verdict::Close(Counter::ClosedMissing) => {
             let why = uplink.map_or_else(|| "it has no uplink".to_owned(), closed);
