@@ -2,15 +2,21 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
-    path::Path,
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::fs::MetadataExt as _,
+    },
 };
 
-use nix::{errno::Errno, sys::stat::fstat};
+use nix::{
+    errno::Errno,
+    sys::stat::{fstat, makedev},
+};
 
 use super::pidfd::Pidfd;
 
-const DEVICE: &str = "/dev/net/tun";
+/// Numbers of the device `/dev/net/tun`. Its path can be another one in the mount namespace of the process.
+const DEVICE: (u64, u64) = (10, 200);
 /// `_IO('T', 227)` of linux/if_tun.h: the network namespace of the device (Linux 5.6).
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 
@@ -23,7 +29,7 @@ pub(crate) fn holders(netns_inode: u64) -> Vec<u32> {
 
 fn holds(pid: u32, netns_inode: u64) -> io::Result<bool> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
-        if !fs::read_link(entry.path()).is_ok_and(|target| target == Path::new(DEVICE)) {
+        if !fs::metadata(entry.path()).is_ok_and(|file| file.rdev() == makedev(DEVICE.0, DEVICE.1)) {
             continue;
         }
         let Some(fd) = entry.file_name().to_str().and_then(|fd| fd.parse::<RawFd>().ok()) else { continue };

@@ -113,12 +113,21 @@ pub(crate) struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    pub(crate) fn new(datapath: &Datapath, hierarchy: &'a Hierarchy) -> Result<Self, kernel::Error> {
+    /// With all attachments in force.
+    pub(crate) fn read(datapath: &Datapath, hierarchy: &'a Hierarchy) -> Result<Self, kernel::Error> {
         let policies: BTreeMap<_, _> = datapath.policies()?.into_iter().map(|entry| (entry.slot, entry)).collect();
         let attached = datapath.attachments()?.into_iter().filter_map(|attachment| {
             let policy = policies.get(&attachment.record.policy)?.clone();
             Some((hierarchy.path_of(attachment.cgroup_id)?, policy))
         });
+        Self::new(hierarchy, attached)
+    }
+
+    /// With these attachments, each with its policy.
+    pub(crate) fn new(
+        hierarchy: &'a Hierarchy,
+        attached: impl Iterator<Item = (CgroupPath, PolicyEntry)>,
+    ) -> Result<Self, kernel::Error> {
         let inode = fs::metadata("/proc/thread-self/ns/net").map_or(0, |netns| netns.ino());
         Ok(Self { hierarchy, attached: attached.collect(), own_netns: (inode, kernel::netns_cookie()?) })
     }

@@ -175,7 +175,11 @@ pub fn add_unsteered(
 ) -> Result<(), kernel::Error> {
     let datapath = pins.map_or(Ok(None), Datapath::open)?;
     if let Some(datapath) = &datapath {
-        let finder = elsewhere::Finder::new(datapath, hierarchy)?;
+        let entries: BTreeMap<_, _> = datapath.policies()?.into_iter().map(|entry| (entry.slot, entry)).collect();
+        let attached =
+            status.policies.iter().flat_map(|policy| policy.cgroups.iter().map(|cgroup| (policy.slot, cgroup)));
+        let attached = attached.filter_map(|(slot, cgroup)| Some((cgroup.path.clone()?, entries.get(&slot)?.clone())));
+        let finder = elsewhere::Finder::new(hierarchy, attached)?;
         for cgroup in status.policies.iter_mut().flat_map(|policy| &mut policy.cgroups) {
             cgroup.elsewhere = cgroup.path.as_ref().map(|path| finder.in_cgroup(path)).unwrap_or_default();
         }

@@ -3,18 +3,16 @@
 use steer_common::policy_flags;
 
 use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
-use crate::{
-    kernel::{self, Datapath},
-    observe::elsewhere::Finder,
-};
+use crate::{kernel, observe::elsewhere::Finder};
 
 pub(super) fn check(survey: &Survey, report: &mut Report) -> Result<(), kernel::Error> {
-    let datapath = survey.pins.as_ref().map_or(Ok(None), Datapath::open)?;
-    let (Some(datapath), Some(hierarchy)) = (&datapath, &survey.hierarchy) else {
+    let Some(hierarchy) = survey.hierarchy.as_ref().filter(|_| !survey.attached.is_empty()) else {
         report.not_applicable(Topic::OtherNetns, Subject::Host, "nothing is steered");
         return Ok(());
     };
-    let finder = Finder::new(datapath, hierarchy)?;
+    let attached =
+        survey.attached.iter().filter_map(|attached| Some((attached.path.clone(), attached.policy.clone()?)));
+    let finder = Finder::new(hierarchy, attached)?;
     for attached in &survey.attached {
         let Some(policy) = attached.policy.as_ref().filter(|policy| !policy.exempts()) else { continue };
         let (leaving, held): (Vec<_>, Vec<_>) =

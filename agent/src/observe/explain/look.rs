@@ -98,7 +98,7 @@ pub(super) async fn read(options: &Options, hierarchy: &Hierarchy, target: &Targ
 
 fn elsewhere(pins: Option<&Pins>, hierarchy: &Hierarchy, target: &Target) -> Result<Vec<Elsewhere>, kernel::Error> {
     let Some(datapath) = pins.map_or(Ok(None), Datapath::open)? else { return Ok(Vec::new()) };
-    let finder = Finder::new(&datapath, hierarchy)?;
+    let finder = Finder::read(&datapath, hierarchy)?;
     Ok(match &target.process {
         Some(process) => finder.process(process.pid).into_iter().collect(),
         None => finder.in_cgroup(&target.cgroup),

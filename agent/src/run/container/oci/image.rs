@@ -106,7 +106,7 @@ fn stored(id: &str, places: Places<'_>) -> Result<Option<Image>, Error> {
         let Some(directory) = directories.into_iter().find(|directory| directory.is_dir()) else {
             return Err(Image::unreadable(&container.image, &file));
         };
-        return image(container.image, &directory).map(Some);
+        return image(&container.image, &directory).map(Some);
     }
     Ok(None)
 }
@@ -124,10 +124,10 @@ fn stores(places: Places<'_>) -> BTreeSet<(PathBuf, String)> {
 }
 
 /// Reads all manifests and configurations. The other files, such as signatures, are no such documents.
-fn image(id: String, directory: &Path) -> Result<Image, Error> {
-    let failed = |_error| Image::unreadable(&id, directory);
+fn image(id: &str, directory: &Path) -> Result<Image, Error> {
+    let failed = |_error| Image::unreadable(id, directory);
     let mut found = false;
-    let mut image = Image { id: id.clone(), ..Image::default() };
+    let mut image = Image { id: id.to_owned(), ..Image::default() };
     for entry in fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         match read::<Document>(&path) {
@@ -139,7 +139,7 @@ fn image(id: String, directory: &Path) -> Result<Image, Error> {
             Err(error) => return Err(error),
         }
     }
-    if found { Ok(image) } else { Err(Image::unreadable(&id, directory)) }
+    if found { Ok(image) } else { Err(Image::unreadable(id, directory)) }
 }
 
 /// From Docker: `ROOT/containers/ID/config.v2.json` and `ROOT/image/DRIVER/imagedb/content/sha256/IMAGE`. Docker passes no
