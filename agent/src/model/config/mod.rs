@@ -3,6 +3,7 @@
 //! **Invariant:** no I/O, and no state of this host. The caller reads the files.
 
 mod containers;
+mod parent;
 mod parse;
 mod problem;
 mod reader;

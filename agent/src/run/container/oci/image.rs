@@ -7,20 +7,28 @@
 //! **Invariant:** an image that is known and cannot be read is an error, not an image that says nothing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
+    collections::BTreeSet,
+    fmt,
+    fs::{self, File},
     io::ErrorKind,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor},
+};
 
-use super::{Error, parse};
+use super::{Error, contents, parse};
 
 /// The files in which containers/storage lists the containers. The second has those of `--rm`.
 const LISTS: [&str; 2] = ["containers.json", "volatile-containers.json"];
 
-/// What an image says.
+/// How the names of files with manifests and configurations begin: `manifest`, and in base64 `manifest` and `sha256`.
+const DOCUMENTS: [&str; 3] = ["manifest", "=bWFuaWZlc3Q", "=c2hhMjU2"];
+
+/// What an image says. More is in the sets than annotations and variables; none of these is missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Image {
     /// Its id.
@@ -57,21 +65,6 @@ struct Listed {
     image: String,
 }
 
-/// A manifest or a configuration of an image.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Document {
-    annotations: Option<BTreeMap<String, String>>,
-    config: Option<Settings>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Settings {
-    #[serde(rename = "Env")]
-    environment: Option<Vec<String>>,
-}
-
 #[derive(Deserialize)]
 struct OfDocker {
     #[serde(rename = "Image", default)]
@@ -79,14 +72,79 @@ struct OfDocker {
 }
 
 impl Image {
-    fn add(&mut self, document: Document) {
-        let annotations = document.annotations.unwrap_or_default();
-        self.annotations.extend(annotations.iter().map(|(name, value)| format!("{name}={value}")));
-        self.environment.extend(document.config.unwrap_or_default().environment.unwrap_or_default());
+    /// Adds all words of a document. False if there is no such file.
+    fn add(&mut self, file: &Path) -> Result<bool, Error> {
+        let Some(text) = open(file)? else { return Ok(false) };
+        let bytes = contents(&file.display().to_string(), text)?;
+        let failed = |source| Error::Parse { what: file.display().to_string(), source };
+        let mut document = serde_json::Deserializer::from_slice(&bytes);
+        Words(self).deserialize(&mut document).map_err(failed)?;
+        document.end().map_err(failed)?;
+        Ok(true)
     }
 
     fn unreadable(id: &str, directory: &Path) -> Error {
         Error::Image { id: id.to_owned(), directory: directory.to_owned() }
+    }
+}
+
+/// Reads every pair and every item of a list that are text, at any depth: engines written in Go accept keys in any case, and
+/// keys that are repeated. Returns the value, if it is text.
+struct Words<'a>(&'a mut Image);
+
+impl<'de> DeserializeSeed<'de> for Words<'_> {
+    type Value = Option<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<String>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Words<'_> {
+    type Value = Option<String>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a value of JSON")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Option<String>, E> {
+        Ok(Some(text.to_owned()))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Option<String>, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Option<String>, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Option<String>, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Option<String>, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Option<String>, E> {
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<String>, A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            if let Some(value) = map.next_value_seed(Words(self.0))? {
+                self.0.annotations.insert(format!("{name}={value}"));
+            }
+        }
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Option<String>, A::Error> {
+        while let Some(item) = list.next_element_seed(Words(self.0))? {
+            self.0.environment.extend(item);
+        }
+        Ok(None)
     }
 }
 
@@ -123,19 +181,18 @@ fn stores(places: Places<'_>) -> BTreeSet<(PathBuf, String)> {
     of_bundle.chain(of_root).collect()
 }
 
-/// Reads all manifests and configurations. The other files, such as signatures, are no such documents.
+/// Reads all manifests and configurations. The other files, such as signatures, may be something else.
 fn image(id: &str, directory: &Path) -> Result<Image, Error> {
     let failed = |_error| Image::unreadable(id, directory);
     let mut found = false;
     let mut image = Image { id: id.to_owned(), ..Image::default() };
     for entry in fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        match read::<Document>(&path) {
-            Ok(Some(document)) => {
-                found = true;
-                image.add(document);
-            }
-            Ok(None) | Err(Error::Parse { .. }) => {}
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let is_document = DOCUMENTS.iter().any(|start| name.as_bytes().starts_with(start.as_bytes()));
+        match image.add(&entry.path()) {
+            Ok(is_there) => found |= is_there && is_document,
+            Err(Error::Parse { .. }) if !is_document => {}
             Err(error) => return Err(error),
         }
     }
@@ -153,10 +210,8 @@ fn docker(id: &str, places: Places<'_>) -> Result<Option<Image>, Error> {
         let digest = image.strip_prefix("sha256:").unwrap_or(&image);
         let drivers = fs::read_dir(root.join("image")).into_iter().flatten().flatten();
         for driver in drivers {
-            let file = driver.path().join("imagedb/content/sha256").join(digest);
-            if let Some(document) = read(&file)? {
-                let mut found = Image { id: image, ..Image::default() };
-                found.add(document);
+            let mut found = Image { id: image.clone(), ..Image::default() };
+            if found.add(&driver.path().join("imagedb/content/sha256").join(digest))? {
                 return Ok(Some(found));
             }
         }
@@ -167,9 +222,33 @@ fn docker(id: &str, places: Places<'_>) -> Result<Option<Image>, Error> {
 
 /// Reads a document; `None` if there is no such file.
 fn read<T: DeserializeOwned>(file: &Path) -> Result<Option<T>, Error> {
-    match fs::File::open(file) {
-        Ok(input) => parse(&file.display().to_string(), input).map(Some),
+    open(file)?.map(|input| parse(&file.display().to_string(), input)).transpose()
+}
+
+fn open(file: &Path) -> Result<Option<File>, Error> {
+    match File::open(file) {
+        Ok(input) => Ok(Some(input)),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(source) => Err(Error::Read { what: file.display().to_string(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeSeed as _;
+
+    use super::{Image, Words};
+
+    #[test]
+    fn words_are_found_however_they_are_written() {
+        let text = r#"{"schemaVersion": 2, "ANNOTATIONS": {"steer.\u0070olicy": "a"}, "annotations": {"steer.policy": "b"},
+            "annotations": null, "config": {"env": ["STEER_DNS=c", 1.5], "Env": []}, "x": true}"#;
+        let mut image = Image::default();
+        Words(&mut image).deserialize(&mut serde_json::Deserializer::from_str(text)).expect("read");
+        assert!(
+            image.annotations.contains("steer.policy=a") && image.annotations.contains("steer.policy=b"),
+            "{image:?}"
+        );
+        assert!(image.environment.contains("STEER_DNS=c"), "{image:?}");
     }
 }
