@@ -49,7 +49,7 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 }
 
 fn main() {
-    let modules: [(&str, &[Test]); 29] = [
+    let modules: [(&str, &[Test]); 30] = [
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
