@@ -78,6 +78,7 @@ fn main() {
         ("package", package::TESTS),
         ("doctor", doctor::TESTS),
         ("doctor::cgroups", doctor::cgroups::TESTS),
+        ("doctor::namespaces", doctor::namespaces::TESTS),
         ("doctor::pins", doctor::pins::TESTS),
         ("doctor::sockets", doctor::sockets::TESTS),
         ("doctor::uplinks", doctor::uplinks::TESTS),

@@ -12,3 +12,4 @@ pub mod pidfd;
 pub mod policy_files;
 pub mod resolver;
 pub mod sockets;
+pub(crate) mod tun;

@@ -24,8 +24,11 @@ fn no_daemon() -> Outcome {
     let bed = Bed::new("doctor-daemon")?;
     let start = format!("{} daemon --config {}", bed.steer_words(), bed.config_file().display());
     bed.write_config(CONFIG)?;
-    let finding = bed.only_finding("daemon")?;
-    ensure!(finding.text("why").contains("none of them is in force") && finding.command()? == start, "{finding:?}");
+    let said = bed.doctor(&[])?;
+    let [unsteered, finding] = &said.findings[..] else { anyhow::bail!("{:#?}", said.findings) };
+    ensure!(finding.id == "daemon" && finding.text("why").contains("none of them is in force"), "{finding:?}");
+    ensure!(unsteered.json["subject"]["cgroup"] == bed.cgroup.path(), "{unsteered:?}");
+    ensure!(finding.command()? == start && unsteered.command()? == start, "{finding:?} {unsteered:?}");
     let daemon = Daemon::start(&bed)?;
     bed.is_healthy()?;
     daemon.end(Signal::SIGKILL)?;

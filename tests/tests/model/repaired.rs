@@ -93,7 +93,7 @@ fn attach(place: &'static str, spec: Spec, space: Space) -> Operation {
 }
 
 fn write(policies: Vec<Policy>) -> Write {
-    Write { policies, parent: None, least: Level::Strict, watched: false }
+    Write { policies, parent: None, held: None, least: Level::Strict, watched: false }
 }
 
 fn container(place: &'static str, asks: Asks, level: Option<Level>) -> Operation {

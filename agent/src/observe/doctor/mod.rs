@@ -11,6 +11,7 @@ mod fix;
 mod foreign;
 mod kernel;
 mod names;
+mod namespaces;
 mod pins;
 mod report;
 mod reverse_path;
@@ -67,6 +68,9 @@ fn check_pinned_state(survey: &survey::Survey, report: &mut Report) {
     let foreign = foreign::Foreign::read(survey);
     foreign.check(report);
     cgroups::check_steered(survey, &foreign, report);
+    if let Err(error) = namespaces::check(survey, report) {
+        report.failed(Topic::OtherNetns, Subject::Host, &error);
+    }
     if let Err(error) = sockets::check(survey, report) {
         report.failed(Topic::OlderSockets, Subject::Host, &error);
     }
