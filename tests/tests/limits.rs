@@ -8,13 +8,12 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, Stage, client_v4, leaks, wait_until};
-use steer_tests::{Bed, Held, Outcome, PATIENCE, User, check_outcomes, output};
+use steer_tests::{Bed, Outcome, PATIENCE, User, check_outcomes, output};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("sockets_of_others_keep_what_they_had", sockets_of_others_keep_what_they_had),
-    ("an_old_connection_outlives_its_cgroup", an_old_connection_outlives_its_cgroup),
     ("this_host_is_unreachable", this_host_is_unreachable),
     ("listening_on_loopback_needs_a_privilege", listening_on_loopback_needs_a_privilege),
     ("the_uplink_needs_a_route", the_uplink_needs_a_route),
@@ -37,30 +36,6 @@ fn sockets_of_others_keep_what_they_had() -> Outcome {
     let mut default = Capture::start(&bed.net.client, "a0")?;
     socket.send_to(b"made elsewhere", (SERVER_V4, bed.server.port()))?;
     ensure!(leaks(&default.take()?).iter().any(|packet| packet.kind == Kind::Udp));
-    Ok(())
-}
-
-/// Its end is stopped while the cgroup exists; the kernel keeps trying to send it.
-fn an_old_connection_outlives_its_cgroup() -> Outcome {
-    let bed = Bed::new("limit-outlives")?;
-    let cgroup = bed.cgroup.child("old")?;
-    let mut command = bed.client(Some(&cgroup), User::Nobody)?;
-    let port = bed.server.port().to_string();
-    let mut client = Held::start(command.args(["--json", "--proto", "tcp", "--family", "v4", "--port", &port]))?;
-    check_outcomes(&client.round()?, User::Nobody, 0)?;
-    bed.succeed(&["attach", cgroup.path(), "-i", "a1"])?;
-    let mut default = Capture::start(&bed.net.client, "a0")?;
-    drop(client);
-    wait_until("its end to be stopped", PATIENCE, || bed.sockets("a1", "stopped_egress").is_ok_and(|held| held > 1))?;
-    let mut has_left = || {
-        let packets = default.take().unwrap_or_default();
-        leaks(&packets).iter().any(|packet| packet.kind == Kind::Tcp)
-    };
-    ensure!(!has_left(), "its end was not stopped");
-    cgroup.remove()?;
-    // Removes its leftovers.
-    bed.succeed(&["attach", bed.cgroup.child("other")?.path(), "-i", "a1"])?;
-    wait_until("its end by the default route", PATIENCE, has_left)?;
     Ok(())
 }
 

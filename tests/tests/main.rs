@@ -18,9 +18,11 @@ mod explain;
 mod faults;
 mod guards;
 mod hostile;
+mod instance;
 mod kernel;
 mod lifecycle;
 mod limits;
+mod lingering;
 mod model;
 mod nested;
 mod package;
@@ -49,7 +51,7 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 }
 
 fn main() {
-    let modules: [(&str, &[Test]); 29] = [
+    let modules: &[(&str, &[Test])] = &[
         ("exec", exec::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
@@ -57,9 +59,11 @@ fn main() {
         ("uplinks", uplinks::TESTS),
         ("vrf", vrf::TESTS),
         ("wireguard", wireguard::TESTS),
+        ("instance", instance::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
+        ("lingering", lingering::TESTS),
         ("guards", guards::TESTS),
         ("hostile", hostile::TESTS),
         ("dns", dns::TESTS),
@@ -76,6 +80,7 @@ fn main() {
         ("package", package::TESTS),
         ("doctor", doctor::TESTS),
         ("doctor::cgroups", doctor::cgroups::TESTS),
+        ("doctor::namespaces", doctor::namespaces::TESTS),
         ("doctor::pins", doctor::pins::TESTS),
         ("doctor::sockets", doctor::sockets::TESTS),
         ("doctor::uplinks", doctor::uplinks::TESTS),
@@ -87,7 +92,7 @@ fn main() {
     let arguments = Arguments::from_args();
     // The tests of the kernel are also in other modules.
     let kernel = is_asked(&arguments, "kernel").then_some(("kernel", kernel::TESTS));
-    let modules = modules.into_iter().chain(containers::MODULES).chain(kernel);
+    let modules = modules.iter().copied().chain(containers::MODULES).chain(kernel);
     let trials = modules.flat_map(|(module, tests)| {
         tests.iter().map(move |&(name, test)| {
             Trial::ignorable_test(format!("{module}::{name}"), move || report(test())).with_ignored_flag(!root)

@@ -1,12 +1,10 @@
 //! `steer events`: what is stopped, as it happens.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
+use super::output::{self, note, say};
 use crate::{
     host::capability::require_privilege,
     kernel::Pins,
@@ -38,7 +36,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             return daemon.follow("/v1/events", |line| print_line(line, args.json)).await;
         }
         require_privilege("events")?;
-        let Some(pins) = instance.pins.to_look() else { bail!(NOTHING) };
+        let Some(pins) = instance.pins.to_look()? else { bail!(NOTHING) };
         show(args, &pins).await
     })??;
     Ok(ExitCode::SUCCESS)
@@ -54,7 +52,7 @@ async fn show(args: &Args, pins: &Pins) -> anyhow::Result<()> {
     while let Some(event) = events.next().await? {
         print(&event, args.json)?;
     }
-    eprintln!("steer: no more events: steer was switched off, or another version of steer has taken over");
+    note("no more events: steer was switched off, or another version of steer has taken over");
     Ok(())
 }
 
@@ -62,12 +60,15 @@ async fn show(args: &Args, pins: &Pins) -> anyhow::Result<()> {
 fn print_line(line: &[u8], json: bool) -> anyhow::Result<()> {
     match serde_json::from_slice(line) {
         Ok(event) => print(&event, json),
-        Err(_not_an_event) => io::stdout().lock().write_all(line).context("print an event"),
+        Err(_not_an_event) => Ok(output::write(line)?),
     }
 }
 
 fn print(event: &Event, json: bool) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    if json { writeln!(out, "{}", serde_json::to_string(event)?) } else { writeln!(out, "{event}") }
-        .context("print an event")
+    if json {
+        say!("{}", serde_json::to_string(event)?)?;
+    } else {
+        say!("{event}")?;
+    }
+    Ok(())
 }

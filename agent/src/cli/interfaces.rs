@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
-use super::block_on;
+use super::{block_on, output::say};
 use crate::{
     host::link,
     model::quote::shown,
@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         Ok(InterfaceDocument::all(&link::read().await?, &config.policies))
     })??;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&links)?);
+        say!("{}", serde_json::to_string_pretty(&links)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new();
@@ -49,6 +49,6 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             shown(&link.policies.join(", ")).to_string(),
         ]);
     }
-    println!("{table}");
+    say!("{table}")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -27,7 +27,9 @@ pub fn init(default_level: &str) {
 /// Prints why the command failed.
 pub fn complain(reason: &str) {
     let text = format!("steer: {}", printable(reason));
-    eprint!("{}", if is_journal() { prefixed(Level::Error, &text) } else { text + "\n" });
+    let lines = if is_journal() { prefixed(Level::Error, &text) } else { text + "\n" };
+    // There is nowhere to report that standard error takes no more.
+    let _ = std::io::stderr().lock().write_all(lines.as_bytes());
 }
 
 /// Whether standard error is the stream to the journal that JOURNAL_STREAM names. A process may inherit the variable without

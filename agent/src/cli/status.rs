@@ -1,54 +1,72 @@
 //! `steer status`: the state in force.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use comfy_table::{Table, presets};
 
-use super::{block_on, target::links};
+use super::{
+    block_on,
+    output::{Unwritten, say},
+    target::links,
+};
 use crate::{
     apply::{blind_spots::BlindSpot, resolve::Namespace},
     host::{capability::require_privilege, cgroup::Hierarchy},
     kernel,
     model::quote::shown,
     observe::status::{self, PolicyStatus, Status},
-    run::{api::client::Client, instance::Instance},
+    run::{
+        api::client::Client,
+        instance::{CONFIG, Instance},
+    },
 };
 
 /// Arguments of `steer status`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// The configuration file, to find cgroups that it names and nothing steers [default: /etc/steer/steer.toml, if it exists]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
-    let status = read(instance)?;
+    let status = read(args, instance)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        say!("{}", serde_json::to_string_pretty(&status)?)?;
     } else {
-        print(&status);
+        print(&status)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the pinned maps. Without the privilege for that, asks the daemon.
-fn read(instance: &Instance) -> anyhow::Result<Status> {
+/// Reads the pinned maps, the processes and the files. Without the privilege for that, asks the daemon.
+fn read(args: &Args, instance: &Instance) -> anyhow::Result<Status> {
     if let Err(unprivileged) = require_privilege("status") {
         return block_on(async {
             let daemon = Client::find(&instance.socket).await.ok_or(unprivileged)?;
             anyhow::Ok(daemon.get("/v1/status").await?)
         })?;
     }
-    let status = match instance.pins.to_look() {
+    let (pins, hierarchy) = (instance.pins.to_look()?, Hierarchy::find()?);
+    let mut status = match &pins {
         Some(pins) => {
-            let status = status::read(&pins, &Hierarchy::find()?)?;
+            let status = status::read(pins, &hierarchy)?;
             status.compared(Namespace { links: &links()?, cookie: kernel::netns_cookie()? })
         }
         None => Status::default(),
     };
-    let blind_spots = if status.daemon { block_on(blind_spots(&instance.socket))? } else { Vec::new() };
-    Ok(Status { blind_spots, ..status })
+    if status.daemon {
+        status.blind_spots = block_on(blind_spots(&instance.socket))?;
+    }
+    let store = instance.store(args.config.as_deref().unwrap_or(CONFIG.as_ref()));
+    status::add_unsteered(&mut status, pins.as_ref(), &hierarchy, &store)?;
+    Ok(status)
 }
 
 /// The blind spots of the daemon; none if it does not answer.
@@ -57,9 +75,9 @@ pub(super) async fn blind_spots(socket: &Path) -> Vec<BlindSpot> {
     daemon.get("/v1/status").await.map_or_else(|_unanswered| Vec::new(), |status: Status| status.blind_spots)
 }
 
-fn print(status: &Status) {
+fn print(status: &Status) -> Result<(), Unwritten> {
     if status.policies.is_empty() && status.other_versions.is_empty() {
-        println!("nothing is steered");
+        say!("nothing is steered")?;
     } else {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -89,27 +107,38 @@ fn print(status: &Status) {
                 cgroups(policy),
             ]);
         }
-        println!("{table}");
+        say!("{table}")?;
     }
     for cgroup in &status.other_versions {
         let path = cgroup.path.as_ref().map_or_else(|| cgroup.id.to_string(), ToString::to_string);
-        println!("{path} is steered by another version of steer");
+        say!("{path} is steered by another version of steer")?;
+    }
+    for (policy, cgroup) in status.policies.iter().flat_map(|policy| policy.cgroups.iter().map(move |it| (policy, it)))
+    {
+        for elsewhere in &cgroup.elsewhere {
+            let path = cgroup.path.as_ref().map(ToString::to_string).unwrap_or_default();
+            let severity = if elsewhere.leaves { "error: " } else { "" };
+            say!("{severity}{path}, policy {}: {elsewhere}", policy.name)?;
+        }
+    }
+    for unsteered in &status.unsteered {
+        say!("error: {} is not steered, although policy {} names it", unsteered.path, unsteered.policy)?;
     }
     for what in &status.not_covered {
-        println!("not covered: {what}");
+        say!("not covered: {what}")?;
     }
     for policy in &status.policies {
         if let Some(stale) = &policy.stale {
-            println!("error: policy {}: {}", shown(&policy.name), shown(stale));
+            say!("error: policy {}: {}", shown(&policy.name), shown(stale))?;
         }
     }
     for spot in &status.blind_spots {
-        println!("error: {spot}");
+        say!("error: {spot}")?;
     }
     for warning in &status.warnings {
-        println!("warning: {warning}");
+        say!("warning: {warning}")?;
     }
-    println!("daemon: {}", if status.daemon { "running" } else { "not running" });
+    say!("daemon: {}", if status.daemon { "running" } else { "not running" })
 }
 
 fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {
@@ -118,7 +147,11 @@ fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {
 
 fn cgroups(policy: &PolicyStatus) -> String {
     let line = |cgroup: &status::CgroupStatus| {
-        let path = cgroup.path.as_ref().map_or_else(|| format!("{} (removed)", cgroup.id), ToString::to_string);
+        let removed = || {
+            let sockets = if cgroup.programs.is_empty() { "" } else { "; sockets of it are still open" };
+            format!("{} (removed{sockets})", cgroup.id)
+        };
+        let path = cgroup.path.as_ref().map_or_else(removed, ToString::to_string);
         let manual = if cgroup.manual { " (manual)" } else { "" };
         let broken = if cgroup.complete || cgroup.path.is_none() { "" } else { " (INCOMPLETE)" };
         format!("{path}{manual}{broken}")

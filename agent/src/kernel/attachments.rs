@@ -33,7 +33,7 @@ pub struct Attachment {
     pub program_ids: Vec<u32>,
     /// Whether these are exactly the programs that its policy and those around it need, and the record is filled.
     pub complete: bool,
-    /// Whether any hook is attached; false after the cgroup has been removed.
+    /// Whether any hook is attached; false after the kernel has released the cgroup.
     pub live: bool,
 }
 
@@ -73,7 +73,7 @@ impl Datapath {
         Ok(records.filter(|(_, record)| record.as_ref().is_some_and(&wanted)).map(|(id, _)| id).collect())
     }
 
-    /// The ids of all attached cgroups, with their records; no record if the cgroup is gone.
+    /// The ids of all attached cgroups, with their records; no record if the kernel has released the cgroup.
     pub(super) fn records(&self) -> Result<Vec<(u64, Option<AttachmentRecord>)>, Error> {
         let ids = list(&self.pins.links())?;
         let ids = ids.iter().filter_map(|path| file_name(path).parse().ok());
@@ -116,7 +116,7 @@ impl Datapath {
         })
     }
 
-    /// `None`: the cgroup was never attached, or is gone.
+    /// `None`: the cgroup was never attached, or the kernel has released it.
     pub(super) fn record(&self, cgroup_id: u64) -> Result<Option<AttachmentRecord>, Error> {
         bpf::map_get(self.attachments.fd().as_fd(), &cgroup_id).map_err(|source| Error::Map {
             action: "read an attachment",
@@ -139,6 +139,14 @@ impl Datapath {
         if let Some(record) = self.record(cgroup_id)? {
             let flags = record.flags & !attachment_flags::MANUAL;
             self.set_record(cgroup_id, AttachmentRecord { flags, ..record })?;
+        }
+        Ok(())
+    }
+
+    /// Points a removed cgroup, of which sockets are still open, to another policy. Programs cannot be attached to it any more.
+    pub fn repoint(&mut self, _lock: &Lock, cgroup_id: u64, slot: u32) -> Result<(), Error> {
+        if let Some(record) = self.record(cgroup_id)? {
+            self.set_record(cgroup_id, AttachmentRecord { policy: slot, ..record })?;
         }
         Ok(())
     }
@@ -279,7 +287,7 @@ impl Datapath {
         }
     }
 
-    /// As [`Self::detach`], for a removed cgroup, which has no cgroups in it.
+    /// As [`Self::detach`], for a released cgroup, which has no cgroups in it.
     pub fn forget(&mut self, _lock: &Lock, cgroup_id: u64) -> Result<(), Error> {
         // First, so that an outer policy takes over before this one ends.
         self.remove_decider(cgroup_id)?;

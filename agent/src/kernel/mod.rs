@@ -10,7 +10,8 @@
 
 mod attachments;
 mod bpf;
-pub mod bpffs;
+mod bpffs;
+mod daemon_lock;
 mod events;
 pub mod inspect;
 mod lsm;
@@ -33,13 +34,14 @@ use thiserror::Error;
 use crate::model::cgroup_path::CgroupPath;
 
 pub use attachments::Attachment;
+pub use daemon_lock::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, RunningDaemon};
 pub use events::{EventRing, Unreported};
 pub use lsm::{Unguarded, unguarded, unguarded_by_kernel};
 pub use meter::Meter;
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
-pub use off::{Removed, detach_other_versions, off, steered_by_other_versions, tidy};
-pub use pins::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
+pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
+pub use pins::{Lock, Pins};
 pub use policies::{PolicyEntry, text};
 
 /// What can go wrong with the kernel objects.
@@ -64,6 +66,16 @@ pub enum Error {
         patience: std::time::Duration,
         /// The process that holds it, where the kernel shows it.
         holder: Option<u32>,
+    },
+    /// Other users may change or lock the pin directory.
+    #[error("{path} {what}, so another user could lock it or replace what is pinned there; repair it with `{command}`")]
+    Insecure {
+        /// The pin directory.
+        path: PathBuf,
+        /// Why.
+        what: String,
+        /// The shell command that repairs it.
+        command: String,
     },
     /// The pin directory was removed by `steer off`.
     #[error("steer was switched off: {path} is gone")]

@@ -20,6 +20,15 @@ use super::{
 };
 use crate::host::cgroup::{Hierarchy, scope};
 
+/// The attachments that a clean-up has left.
+#[derive(Clone, Debug, Default)]
+pub struct Remaining {
+    /// Those of existing cgroups.
+    pub attached: Vec<Attachment>,
+    /// Those of removed cgroups of which sockets are still open. They must stay: a packet of such a socket would leave by any link.
+    pub lingering: Vec<Attachment>,
+}
+
 /// What `off` removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Removed {
@@ -51,7 +60,7 @@ pub fn off(pins: &Pins) -> Result<Removed, Error> {
             }
             removed.cgroups.extend(file_name(&attachment).parse::<u64>().ok());
         }
-        for kind in KINDS {
+        for kind in ["programs", "maps"] {
             for pin in listed(&version.join(kind), &mut removed.errors) {
                 removed.pins.push(pin.display().to_string());
             }
@@ -71,17 +80,10 @@ fn listed(directory: &Path, errors: &mut Vec<String>) -> Vec<PathBuf> {
     })
 }
 
-/// Kinds of pins, in the order they are removed. A program without its maps is visibly unusable. Maps without their programs
-/// look complete.
-const KINDS: [&str; 2] = ["programs", "maps"];
-
 /// Removes the pin directory with all that steer has made in it, and its mount, if steer has made that. The lock on the
 /// directory is still held, so the mount ends with the lock.
 fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
     for version in pins.versions().unwrap_or_default() {
-        for kind in KINDS {
-            remove_tree(&version.join(kind), errors);
-        }
         remove_tree(&version, errors);
     }
     remove_tree(&pins.daemon(), errors);
@@ -116,10 +118,9 @@ fn remove_tree(directory: &Path, errors: &mut Vec<String>) {
 }
 
 impl Datapath {
-    /// Removes attachments whose cgroup is gone, leftovers of killed `steer exec` commands, and unused manual slots. Keeps an
-    /// attachment that has lost only some of its links, because its cgroup would no longer be steered. Returns the remaining
-    /// attachments.
-    pub fn clean_up(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Vec<Attachment>, Error> {
+    /// Removes attachments whose cgroup the kernel has released, leftovers of killed `steer exec` commands, and unused manual
+    /// slots. Keeps an attachment that has lost only some of its links, because its cgroup would no longer be steered.
+    pub fn clean_up(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<Remaining, Error> {
         let attachments = self.attachments()?;
         self.clean_up_attachments(lock, hierarchy, attachments)
     }
@@ -130,36 +131,45 @@ impl Datapath {
         lock: &Lock,
         hierarchy: &Hierarchy,
         attachments: Vec<Attachment>,
-    ) -> Result<Vec<Attachment>, Error> {
-        let mut left = Vec::new();
+    ) -> Result<Remaining, Error> {
+        let mut remaining = Remaining::default();
         for attachment in attachments {
-            let gone = !attachment.live
-                || hierarchy.is_gone(attachment.cgroup_id)
-                || (attachment.is_manual() && remove_if_abandoned(hierarchy, attachment.cgroup_id));
-            if gone {
-                self.forget(lock, attachment.cgroup_id)?;
+            let cgroup_id = attachment.cgroup_id;
+            if !attachment.live {
+                self.forget(lock, cgroup_id)?;
+            } else if hierarchy.is_gone(cgroup_id)
+                || (attachment.is_manual() && remove_if_abandoned(hierarchy, cgroup_id))
+            {
+                remaining.lingering.push(attachment);
             } else {
-                left.push(attachment);
+                remaining.attached.push(attachment);
             }
         }
         self.remove_stale_deciders()?;
-        self.free_unused(&left.iter().map(|attachment| attachment.record.policy).collect())?;
-        Ok(left)
+        let all = remaining.attached.iter().chain(&remaining.lingering);
+        self.free_unused(&all.map(|attachment| attachment.record.policy).collect())?;
+        Ok(remaining)
     }
 
-    /// As [`Self::clean_up`], but faster: only checks whether the cgroup of each attachment exists.
-    pub fn forget_gone_cgroups(&mut self, lock: &Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
+    /// As [`Self::clean_up`], but faster: only removes the attachments of released cgroups.
+    pub fn forget_released(&mut self, lock: &Lock) -> Result<(), Error> {
         let mut used = BTreeSet::new();
         let mut removed = false;
         for (cgroup_id, record) in self.records()? {
-            if hierarchy.is_gone(cgroup_id) {
+            if let Some(record) = record {
+                used.insert(record.policy);
+            } else {
                 self.forget(lock, cgroup_id)?;
                 removed = true;
-            } else {
-                used.extend(record.map(|record| record.policy));
             }
         }
         if removed { self.free_unused(&used) } else { Ok(()) }
+    }
+
+    /// Whether the kernel has released a cgroup: it was removed, and none of its sockets is left. Until then the kernel keeps
+    /// its links and its record, and its programs run.
+    pub fn is_released(&self, cgroup_id: u64) -> Result<bool, Error> {
+        Ok(self.record(cgroup_id)?.is_none())
     }
 
     /// Frees the slots of manual policies that no attachment names.

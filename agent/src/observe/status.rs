@@ -1,6 +1,6 @@
 //! Reads what is in force from the pinned maps. The result is the same with and without a daemon.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, io, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use steer_common::{COUNTERS, Owner};
@@ -13,12 +13,18 @@ use crate::{
     },
     host::{
         cgroup::Hierarchy,
+        policy_files::{self, Store},
         resolver::{self, Detour},
     },
     kernel::{self, Datapath, Pins, PolicyEntry},
     model::{
         cgroup_path::CgroupPath,
+        policy::Policies,
         spec::{Enforce, Existing},
+    },
+    observe::{
+        elsewhere::{self, Elsewhere},
+        unsteered::{self, Unsteered},
     },
 };
 
@@ -33,6 +39,9 @@ pub struct Status {
     pub other_versions: Vec<CgroupStatus>,
     /// Traffic that strict enforcement does not stop.
     pub not_covered: Vec<String>,
+    /// Cgroups that the configuration names and nothing steers.
+    #[serde(default)]
+    pub unsteered: Vec<Unsteered>,
     /// Where the daemon that runs does not see new cgroups, at most 32.
     #[serde(default)]
     pub blind_spots: Vec<BlindSpot>,
@@ -88,7 +97,7 @@ pub enum Origin {
 /// One steered cgroup.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct CgroupStatus {
-    /// Its path; absent once it has been removed.
+    /// Its path; absent once it has been removed. Its programs stay until its last socket is closed.
     pub path: Option<CgroupPath>,
     /// Its id.
     pub id: u64,
@@ -98,6 +107,9 @@ pub struct CgroupStatus {
     pub programs: Vec<String>,
     /// Whether it was attached by `exec` or `attach`.
     pub manual: bool,
+    /// Its processes that are in other network namespaces, and so are not steered.
+    #[serde(default)]
+    pub elsewhere: Vec<Elsewhere>,
 }
 
 impl Origin {
@@ -124,7 +136,14 @@ impl PolicyStatus {
 pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error> {
     let other_versions = kernel::steered_by_other_versions(pins)?
         .into_iter()
-        .map(|id| CgroupStatus { path: hierarchy.path_of(id), id, complete: true, manual: false, programs: Vec::new() })
+        .map(|id| CgroupStatus {
+            path: hierarchy.path_of(id),
+            id,
+            complete: true,
+            manual: false,
+            programs: Vec::new(),
+            elsewhere: Vec::new(),
+        })
         .collect();
     let daemon = pins.daemon_runs()?;
     let Some(datapath) = Datapath::open(pins)? else {
@@ -138,6 +157,7 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
             complete: attachment.complete,
             manual: attachment.is_manual(),
             programs: attachment.hooks.into_iter().map(str::to_owned).collect(),
+            elsewhere: Vec::new(),
         });
     }
     let mut policies = datapath
@@ -166,6 +186,46 @@ impl Status {
         }
         self
     }
+}
+
+/// Adds what is not steered: processes in other network namespaces, and cgroups that the configuration names. For that, it reads
+/// the host's processes and cgroups, and the files. Files that cannot be read are a warning.
+pub fn add_unsteered(
+    status: &mut Status,
+    pins: Option<&Pins>,
+    hierarchy: &Hierarchy,
+    store: &Store,
+) -> Result<(), kernel::Error> {
+    let datapath = pins.map_or(Ok(None), Datapath::open)?;
+    if let Some(datapath) = &datapath {
+        let entries: BTreeMap<_, _> = datapath.policies()?.into_iter().map(|entry| (entry.slot, entry)).collect();
+        let attached =
+            status.policies.iter().flat_map(|policy| policy.cgroups.iter().map(|cgroup| (policy.slot, cgroup)));
+        let attached = attached.filter_map(|(slot, cgroup)| Some((cgroup.path.clone()?, entries.get(&slot)?.clone())));
+        let finder = elsewhere::Finder::new(hierarchy, attached)?;
+        for cgroup in status.policies.iter_mut().flat_map(|policy| &mut policy.cgroups) {
+            cgroup.elsewhere = cgroup.path.as_ref().map(|path| finder.in_cgroup(path)).unwrap_or_default();
+        }
+    }
+    let config = match store.read() {
+        Err(policy_files::Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            status.warnings.push(format!("cgroups that the configuration names may be unsteered: {error}"));
+            return Ok(());
+        }
+        Ok(config) => config,
+    };
+    let attached: BTreeMap<_, _> = status
+        .policies
+        .iter()
+        .flat_map(|policy| &policy.cgroups)
+        .chain(&status.other_versions)
+        .filter_map(|cgroup| Some((cgroup.path.as_ref()?, cgroup.manual)))
+        .collect();
+    let policies = Policies::new(config);
+    let candidates = unsteered::candidates(&policies, hierarchy);
+    status.unsteered = unsteered::among(&policies, candidates.iter(), |path| attached.get(path).copied());
+    Ok(())
 }
 
 /// Traffic that strict enforcement does not stop, and why.

@@ -1,4 +1,5 @@
-//! The keeper of one `steer exec`: follows the uplink while the command runs, and then removes the cgroup and its pins.
+//! The keeper of one `steer exec`: follows the uplink while the command runs, and then removes the cgroup. It removes the pins when the kernel
+//! has released the cgroup: while sockets of it are open, they stay on the uplink.
 //!
 //! **Invariant:** clean-up is the same whether the command ended, was never started, or its wrapper was killed before it
 //! started the command. Repeating it is no error.
@@ -7,6 +8,7 @@ use std::{
     fs,
     io::{self, Read as _},
     os::fd::{FromRawFd as _, OwnedFd},
+    pin::pin,
     time::Duration,
 };
 
@@ -26,6 +28,11 @@ use crate::{
     model::cgroup_path::CgroupPath,
 };
 
+/// The delay before the second check whether the kernel has released the cgroup. It doubles with each check.
+const FIRST_DELAY: Duration = Duration::from_millis(20);
+/// The longest delay between two checks.
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+
 /// Waits for the wrapper to become its command, then for the cgroup to be empty, then cleans up.
 pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins) -> anyhow::Result<()> {
     // SAFETY: `steer exec` made this descriptor for its keeper alone.
@@ -36,16 +43,29 @@ pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins)
     let cgroup_id = hierarchy.open(path)?.id;
     // The wrapper writes nothing. The end of the pipe is the signal.
     fs::File::from(wrapper).read_to_end(&mut Vec::new()).context("wait for the wrapper")?;
+    let mut uplinks = Uplinks::new();
     loop {
-        wait_until_empty(&hierarchy, path, pins).await?;
-        if clean_up(&hierarchy, pins, path, cgroup_id)? {
-            return Ok(());
+        wait_until_empty(&mut uplinks, &hierarchy, path, pins).await?;
+        // No process can enter a removed cgroup.
+        if scope::remove(&hierarchy, path)? {
+            break;
         }
     }
+    let mut delay = FIRST_DELAY;
+    while !clean_up(&hierarchy, pins, cgroup_id)? {
+        follow_until(&mut uplinks, &hierarchy, pins, tokio::time::sleep(delay)).await;
+        delay = LONGEST_DELAY.min(delay * 2);
+    }
+    Ok(())
 }
 
-/// Follows the uplink while any process is in the cgroup. After a failure it reads the links again and retries.
-async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins) -> anyhow::Result<()> {
+/// Follows the uplink while any process is in the cgroup.
+async fn wait_until_empty(
+    uplinks: &mut anyhow::Result<Uplinks>,
+    hierarchy: &Hierarchy,
+    path: &CgroupPath,
+    pins: &Pins,
+) -> anyhow::Result<()> {
     let events = match fs::File::open(hierarchy.directory(path).join("cgroup.events")) {
         Ok(events) => events,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -54,19 +74,32 @@ async fn wait_until_empty(hierarchy: &Hierarchy, path: &CgroupPath, pins: &Pins)
     // cgroup.events signals a change by POLLPRI.
     // SAFETY: the file stays open and the same while the `AsyncFd` owns it.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) }?;
-    let mut uplinks = Uplinks::new();
     while scope::is_populated(hierarchy, path)? {
+        let changed = async { events.ready(Interest::PRIORITY).await.map(|mut ready| ready.clear_ready()) };
+        follow_until(uplinks, hierarchy, pins, changed).await?;
+    }
+    Ok(())
+}
+
+/// Follows the uplink until `end`. After a failure it reads the links again and retries.
+async fn follow_until<T>(
+    uplinks: &mut anyhow::Result<Uplinks>,
+    hierarchy: &Hierarchy,
+    pins: &Pins,
+    end: impl Future<Output = T>,
+) -> T {
+    let mut end = pin!(end);
+    loop {
         tokio::select! {
-            ready = events.ready(Interest::PRIORITY) => ready?.clear_ready(),
-            followed = follow(&mut uplinks, hierarchy, pins) => {
+            ended = &mut end => return ended,
+            followed = follow(uplinks, hierarchy, pins) => {
                 if let Err(error) = followed {
                     log::error!("{error:#}");
-                    uplinks = Uplinks::new();
+                    *uplinks = Uplinks::new();
                 }
             }
         }
     }
-    Ok(())
 }
 
 /// The state that is needed to follow the uplinks of this network namespace.
@@ -116,14 +149,13 @@ fn follow_uplinks(
     takeover::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)
 }
 
-/// Removes a cgroup that `steer exec` made, then everything that belongs to it: no process can enter a removed cgroup.
-/// Returns false if a process entered it before.
-fn clean_up(hierarchy: &Hierarchy, pins: &Pins, path: &CgroupPath, cgroup_id: u64) -> anyhow::Result<bool> {
-    if !scope::remove(hierarchy, path)? {
-        return Ok(false);
-    }
+/// Removes everything that belongs to a removed cgroup. Returns false while the kernel has not released it.
+fn clean_up(hierarchy: &Hierarchy, pins: &Pins, cgroup_id: u64) -> anyhow::Result<bool> {
     if let Some(lock) = pins.lock()? {
         if let Some(mut datapath) = Datapath::open(pins)? {
+            if !datapath.is_released(cgroup_id)? {
+                return Ok(false);
+            }
             datapath.forget(&lock, cgroup_id)?;
         }
         kernel::tidy(pins, lock, hierarchy)?;

@@ -28,6 +28,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
     ("net/ipv4/conf/lo/rp_filter", "0"),
+    // What an ended process leaves of a connection goes soon.
+    ("net/ipv4/tcp_orphan_retries", "1"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
     ("net/ipv6/conf/all/disable_ipv6", "0"),
     ("net/ipv6/conf/default/disable_ipv6", "0"),

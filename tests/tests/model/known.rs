@@ -6,7 +6,7 @@
 use steer_lab::prober::Way;
 
 use super::{
-    operation::{Accept, Attach, By, Keep, Make, Operation, Remove},
+    operation::{Accept, Attach, By, Container, Make, Operation},
     reference::{
         Asked, Reference, Space,
         policy::{Level, Spec},
@@ -41,30 +41,30 @@ const A1: Spec = Spec::by("a1");
 /// All of them.
 pub(crate) const KNOWN: &[Known] = &[
     Known {
-        row: "A1",
-        what: "a socket that is kept open beyond its cgroup is held by no policy any more",
-        avoids: |now, operation| {
-            let Operation::Remove(Remove { place, sockets_stay: true }) = operation else { return false };
-            now.within(place).iter().any(|place| now.loses_hold(place))
-        },
-        opens: nothing,
-        waives: nobody,
-        shows: || {
-            let remove = Remove { place: "/a", sockets_stay: true };
-            let first = attach("/a", Spec::by("a0"), Space::Here);
-            let mut operations =
-                vec![Make("/a").into(), first, Keep("/a").into(), attach("/a", A1, Space::Here), remove.into()];
-            // The kernel lets go in its own time.
-            operations.extend(["/e", "/e/f", "/e/f/g", "/a", "/a/b"].map(|place| Make(place).into()));
-            operations
-        },
-    },
-    Known {
         row: "A23",
         what: "after `off`, containers and what commands attached stay unsteered, also under a new daemon",
-        avoids: |now, operation| matches!(operation, Operation::Off(_)) && !now.manual.is_empty(),
+        avoids: |now, operation| {
+            matches!(operation, Operation::Off(_)) && now.manual.keys().any(|place| now.places.contains_key(place))
+        },
         opens: nothing,
         waives: nobody,
+        shows: Vec::new,
+    },
+    Known {
+        row: "attach inside a glob",
+        what: "what is attached to a cgroup holds those in it that a glob of the configuration names, until the daemon attaches them",
+        avoids: nothing,
+        opens: |now, operation| {
+            let place = match operation {
+                Operation::Attach(Attach { place, .. }) => place,
+                Operation::Container(Container { place, .. }) => place,
+                _ => return false,
+            };
+            let below = format!("{place}/");
+            now.daemon_runs && now.configured.keys().any(|named| named.starts_with(&below))
+        },
+        waives: nobody,
+        // For a moment only.
         shows: Vec::new,
     },
     Known {
@@ -88,21 +88,6 @@ impl Reference {
     /// The entries that count: not the one that is being shown.
     fn known(&self) -> impl Iterator<Item = &'static Known> {
         KNOWN.iter().enumerate().filter(|(index, _)| self.shown != Some(*index)).map(|(_, known)| known)
-    }
-
-    /// Whether a strict policy holds a cgroup's kept sockets back from what they are bound to.
-    fn loses_hold(&self, place: &str) -> bool {
-        let strict = |space| {
-            let held = self.holder(place).filter(|held| held.space == space && !held.spec.exempts());
-            held.filter(|held| held.spec.level == Level::Strict)
-        };
-        let keeps_other = |space: Space| {
-            let key = (place.to_owned(), space);
-            let accepted = self.accepted.get(&key).map(|it| &it.bindings);
-            let mut bindings = self.kept.get(&key).into_iter().chain(accepted).flatten();
-            strict(space).is_some_and(|held| bindings.any(|line| *line != held.line))
-        };
-        keeps_other(Space::Here) || keeps_other(Space::There)
     }
 
     /// Whether a strict policy of another namespace decides about this cgroup, and leaves this namespace alone.

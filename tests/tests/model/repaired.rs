@@ -1,7 +1,7 @@
 //! Faults that were found and repaired: the shortest list of operations that showed each. All must be as the reference says.
 
 use super::{
-    operation::{Asks, Attach, By, Container, Empty, Exec, Keep, Make, Operation, Store, Write},
+    operation::{Asks, Attach, By, Close, Container, Empty, Exec, Keep, Make, Operation, Remove, Store, Write},
     reference::{
         Space,
         policy::{Level, Policy, Spec},
@@ -43,6 +43,13 @@ pub(crate) const REPAIRED: &[Repaired] = &[
         },
     },
     Repaired {
+        what: "a hook does not close a container whose cgroup the configuration names",
+        operations: || {
+            let close = Close { place: "/a", space: Space::Here };
+            vec![Make("/a").into(), write(vec![Policy::new("p0", A1, &["/a"])]).into(), close.into()]
+        },
+    },
+    Repaired {
         what: "`steer exec --policy` in another network namespace than the policy's runs unsteered",
         operations: || {
             let exec = Exec { place: "/a", by: By::Policy("last"), space: Space::There };
@@ -68,6 +75,17 @@ pub(crate) const REPAIRED: &[Repaired] = &[
         what: "MPTCP and sockets from before, of an inner policy or of another namespace, are stopped by the strict policy around",
         operations: || vec![Make("/a").into(), Keep("/a").into(), attach("/a", A1, Space::Here)],
     },
+    Repaired {
+        what: "a socket that is kept open beyond its cgroup is held by no policy any more",
+        operations: || {
+            let remove = Remove { place: "/a", sockets_stay: true };
+            let first = attach("/a", Spec::by("a0"), Space::Here);
+            let mut operations =
+                vec![Make("/a").into(), first, Keep("/a").into(), attach("/a", A1, Space::Here), remove.into()];
+            operations.extend(["/e", "/e/f", "/e/f/g", "/a", "/a/b"].map(|place| Make(place).into()));
+            operations
+        },
+    },
 ];
 
 fn attach(place: &'static str, spec: Spec, space: Space) -> Operation {
@@ -75,7 +93,7 @@ fn attach(place: &'static str, spec: Spec, space: Space) -> Operation {
 }
 
 fn write(policies: Vec<Policy>) -> Write {
-    Write { policies, parent: None, least: Level::Strict, watched: false }
+    Write { policies, parent: None, held: None, least: Level::Strict, watched: false }
 }
 
 fn container(place: &'static str, asks: Asks, level: Option<Level>) -> Operation {

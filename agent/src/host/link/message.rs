@@ -31,6 +31,15 @@ pub(super) enum Message {
     Other,
 }
 
+/// What a link is, apart from its names.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Device {
+    /// `IFF_*`.
+    pub(super) flags: u32,
+    /// Its kind, such as `veth`; empty for hardware and loopback.
+    pub(super) kind: Vec<u8>,
+}
+
 /// A message, with values of its header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Received {
@@ -38,8 +47,7 @@ pub(super) struct Received {
     /// Whether links changed during the full reading, so that it may be inconsistent.
     pub(super) interrupted: bool,
     pub(super) message: Message,
-    /// `IFF_*` of the link; 0 if it is not about a link.
-    pub(super) link_flags: u32,
+    pub(super) device: Device,
 }
 
 /// The messages of a datagram; `None`: it cannot be decoded.
@@ -53,7 +61,7 @@ pub(super) fn decode(mut datagram: &[u8]) -> Option<Vec<Received>> {
             sequence: u32_at(message, 8)?,
             interrupted: i32::from(flags) & libc::NLM_F_DUMP_INTR != 0,
             message: decode_one(kind, body)?,
-            link_flags: if kind == libc::RTM_NEWLINK { u32_at(body, 8)? } else { 0 },
+            device: if kind == libc::RTM_NEWLINK { device(body)? } else { Device::default() },
         });
         datagram = datagram.get(aligned(length)..).unwrap_or_default();
     }
@@ -109,6 +117,19 @@ fn decode_one(kind: u16, body: &[u8]) -> Option<Message> {
     } else {
         Change::Present(index, names(attributes)?)
     }))
+}
+
+fn device(body: &[u8]) -> Option<Device> {
+    let mut device = Device { flags: u32_at(body, 8)?, kind: Vec::new() };
+    for attribute in Attributes(body.get(LINK_HEADER..)?) {
+        let (libc::IFLA_LINKINFO, info) = attribute? else { continue };
+        for attribute in Attributes(info) {
+            if let (libc::IFLA_INFO_KIND, kind) = attribute? {
+                device.kind = kind.split(|&byte| byte == 0).next().unwrap_or_default().to_owned();
+            }
+        }
+    }
+    Some(device)
 }
 
 /// The names of a link; `None` if there is no name, which is invalid.

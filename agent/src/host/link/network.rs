@@ -18,7 +18,7 @@ use netlink_packet_route::{
 use rtnetlink::RouteMessageBuilder;
 use tokio::time::timeout;
 
-use super::{Error, reading::Reader};
+use super::{Error, message::Device, reading::Reader};
 
 /// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -45,6 +45,19 @@ pub(crate) struct Link {
     pub(crate) has_carrier: bool,
     /// Whether destinations need no gateway address, as in a tunnel.
     pub(crate) needs_no_gateway: bool,
+    pub(crate) kind: Kind,
+}
+
+/// What is at the other end of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nothing: loopback, and dummy devices.
+    Nothing,
+    /// A process: TUN and TAP devices.
+    Process,
+    /// Another link, in any network namespace (veth).
+    Pair,
+    Other,
 }
 
 /// A next hop of a route.
@@ -66,18 +79,12 @@ impl Network {
 
     /// Reads a link. `None`: it is gone.
     pub(crate) fn link(index: u32) -> Result<Option<Link>, Error> {
-        // The library would wait forever for a link whose name it cannot decode.
-        let found = Reader::new()?.one(index).map_err(Error::Read)?;
-        Ok(found.map(|(name, flags)| {
-            let flags = LinkFlags::from_bits_retain(flags);
-            Link {
-                index,
-                name,
-                is_up: flags.contains(LinkFlags::Up),
-                has_carrier: flags.contains(LinkFlags::Running),
-                needs_no_gateway: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
-            }
-        }))
+        Ok(read(Some(index))?.pop())
+    }
+
+    /// All links.
+    pub(crate) fn links() -> Result<Vec<Link>, Error> {
+        read(None)
     }
 
     /// The addresses of a link that can be the source of packets to far destinations.
@@ -110,6 +117,30 @@ impl Network {
             Err(rtnetlink::Error::NetlinkError(error)) if is_no_route(error.raw_code()) => Ok(Vec::new()),
             Err(error) => Err(Error::Netlink(error)),
         }
+    }
+}
+
+/// Reads one link, or all. rtnetlink would wait forever for a link whose name it cannot decode.
+fn read(index: Option<u32>) -> Result<Vec<Link>, Error> {
+    Ok(Reader::new()?.devices(index).map_err(Error::Read)?.into_iter().map(link).collect())
+}
+
+fn link((index, name, device): (u32, String, Device)) -> Link {
+    let flags = LinkFlags::from_bits_retain(device.flags);
+    let kind = match &*device.kind {
+        _ if flags.contains(LinkFlags::Loopback) => Kind::Nothing,
+        b"dummy" => Kind::Nothing,
+        b"tun" => Kind::Process,
+        b"veth" => Kind::Pair,
+        _ => Kind::Other,
+    };
+    Link {
+        index,
+        name,
+        is_up: flags.contains(LinkFlags::Up),
+        has_carrier: flags.contains(LinkFlags::Running),
+        needs_no_gateway: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
+        kind,
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Change, Error, Table,
-    message::{self, Message, Received},
+    message::{self, Device, Message, Received},
 };
 
 /// How long the kernel may take for each part of an answer, in seconds.
@@ -79,19 +79,23 @@ impl Reader {
         }
     }
 
-    /// The name of a link, and its `IFF_*`. `None`: it is gone.
-    pub(super) fn one(&self, index: u32) -> io::Result<Option<(String, u32)>> {
+    /// The index and name of each link, and what it is; with `index`, of one link, if it exists.
+    pub(super) fn devices(&self, index: Option<u32>) -> io::Result<Vec<(u32, String, Device)>> {
         let sequence = sequence();
-        self.0.send(&message::one_link(sequence, index), 0)?;
-        let mut buffer = Vec::with_capacity(PART);
+        let request = index.map_or_else(|| message::full_reading(sequence), |index| message::one_link(sequence, index));
+        self.0.send(&request, 0)?;
+        let (mut devices, mut buffer) = (Vec::new(), Vec::with_capacity(PART));
         loop {
             for received in self.receive(&mut buffer)?.into_iter().filter(|one| one.sequence == sequence) {
                 match received.message {
-                    Message::Link(Change::Present(_, names)) => return Ok(Some((names.name, received.link_flags))),
-                    Message::Failed(libc::ENODEV) => return Ok(None),
+                    Message::Link(Change::Present(index, names)) => devices.push((index, names.name, received.device)),
+                    Message::Done | Message::Failed(libc::ENODEV) => return Ok(devices),
                     Message::Failed(errno) => return Err(io::Error::from(Errno::from_raw(errno))),
-                    Message::Link(_) | Message::Done | Message::Other => {}
+                    Message::Link(_) | Message::Other => {}
                 }
+            }
+            if index.is_some() && !devices.is_empty() {
+                return Ok(devices);
             }
         }
     }

@@ -69,10 +69,12 @@ pub enum Topic {
     CgroupWatch,
     /// Whether steered processes hold sockets that are not bound to their uplink.
     OlderSockets,
+    /// Whether processes of steered cgroups are in other network namespaces.
+    OtherNetns,
 }
 
 /// The checks that need the pins.
-pub(super) const NEED_PINS: [Topic; 10] = [
+pub(super) const NEED_PINS: [Topic; 11] = [
     Topic::Daemon,
     Topic::Attachment,
     Topic::Policy,
@@ -83,6 +85,7 @@ pub(super) const NEED_PINS: [Topic; 10] = [
     Topic::ForeignBinding,
     Topic::CgroupSteered,
     Topic::OlderSockets,
+    Topic::OtherNetns,
 ];
 
 impl Topic {
@@ -120,6 +123,7 @@ impl Topic {
             Self::CgroupSteered => "cgroup-steered",
             Self::CgroupWatch => "cgroup-watch",
             Self::OlderSockets => "older-sockets",
+            Self::OtherNetns => "other-netns",
         }
     }
 }

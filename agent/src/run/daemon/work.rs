@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     hash::Hash,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -25,7 +25,7 @@ const NAMES: usize = 256;
 /// How many requests can be queued.
 const REQUESTS: usize = 16;
 /// The number of classes of items.
-const CLASSES: usize = 4;
+const CLASSES: usize = 5;
 
 /// The next turn of the worker.
 #[derive(Debug, Default)]
@@ -51,6 +51,8 @@ pub(super) enum Item {
     Files { always: bool },
     /// All state is read and applied again.
     CatchUp,
+    /// Removed cgroups may have been released.
+    Released,
     /// A request of the API.
     Request(Request),
 }
@@ -63,6 +65,7 @@ pub(super) struct Work {
     cgroups: Turns<Directory, Names>,
     files: Option<bool>,
     catch_up: bool,
+    released: bool,
     requests: VecDeque<Request>,
     /// The class that is checked first for the next item.
     class: usize,
@@ -145,6 +148,7 @@ impl Work {
                 Some(always) => Some(Item::Files { always }),
                 None => std::mem::take(&mut self.catch_up).then_some(Item::CatchUp),
             },
+            3 => std::mem::take(&mut self.released).then_some(Item::Released),
             _ => self.requests.pop_front().map(Item::Request),
         }
     }
@@ -218,6 +222,27 @@ impl<K: Copy + Eq + Hash, V> Turns<K, V> {
     }
 }
 
+/// When the worker adds work itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Timers {
+    /// All state is read and applied again.
+    pub(super) retry: Option<Instant>,
+    /// Removed cgroups are checked.
+    pub(super) release: Option<Instant>,
+}
+
+impl Timers {
+    /// Adds the work that is due. Returns the time until the next is.
+    fn add_due(&mut self, work: &mut Work) -> Option<Duration> {
+        let now = Instant::now();
+        let is_due = |timer: &mut Option<Instant>| timer.take_if(|at| *at <= now).is_some();
+        work.catch_up |= is_due(&mut self.retry);
+        work.released |= is_due(&mut self.release);
+        let next = self.retry.into_iter().chain(self.release).min();
+        next.map(|next| next.saturating_duration_since(now))
+    }
+}
+
 /// The queue, shared by the loop, which adds work, and the worker, which takes it.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -238,18 +263,14 @@ impl Queue {
         self.add(|work| work.stopped = true);
     }
 
-    /// Waits for the next turn. `None` if the worker is to end. At `retry`, all state is read and applied again.
-    pub(super) fn next(&self, mut retry: Option<Instant>) -> Option<Turn> {
+    /// Waits for the next turn. `None` if the worker is to end.
+    pub(super) fn next(&self, mut timers: Timers) -> Option<Turn> {
         let mut work = self.work();
         loop {
             if work.stopped {
                 return None;
             }
-            let left = retry.map(|retry| retry.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                work.catch_up();
-                retry = None;
-            }
+            let left = timers.add_due(&mut work);
             if let Some(turn) = work.take() {
                 return Some(turn);
             }
@@ -285,6 +306,7 @@ mod tests {
             Some(Item::Close(directory)) => format!("{} closed", directory.0),
             Some(Item::Files { always }) => format!("files {always}"),
             Some(Item::CatchUp) => "catch up".to_owned(),
+            Some(Item::Released) => "released".to_owned(),
             Some(Item::Request(_)) => "request".to_owned(),
             Some(Item::Namespace(change)) => change.netns_cookie.to_string(),
         };

@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     answering::Answering,
-    work::{Item, Queue, Turn},
+    work::{Item, Queue, Timers, Turn},
 };
 use crate::{
     apply::converge::Steering,
@@ -74,7 +74,7 @@ impl Worker {
     /// Takes turns until it is to end.
     fn work(&mut self) {
         let mut retry = self.look_again();
-        while let Some(turn) = self.queue.next(retry) {
+        while let Some(turn) = self.queue.next(Timers { retry, release: self.steering.next_check() }) {
             let catches_up = matches!(turn.item, Some(Item::CatchUp));
             match self.take_turn(turn) {
                 Ok(()) if catches_up => retry = None,
@@ -125,6 +125,7 @@ impl Worker {
             }
             Item::Files { always } => self.reload(always),
             Item::CatchUp => self.steering.catch_up(),
+            Item::Released => self.steering.forget_released(),
             Item::Request(request) => {
                 Answering { store: &self.store, steering: &mut self.steering, view: &self.view }.answer(request)
             }

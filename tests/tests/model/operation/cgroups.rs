@@ -7,7 +7,7 @@ use proptest::{
 
 use super::{Act, Done, Operation, node, space};
 use crate::model::{
-    reference::{Accepted, REMOVED, Reference, SCOPE, SPACES, Space, outer},
+    reference::{Accepted, REMOVED, Reference, SCOPE, SPACES, Space},
     world::World,
 };
 
@@ -78,16 +78,19 @@ impl Act for Make {
 }
 
 impl Remove {
-    /// What the sockets of a cgroup are known by afterwards, if they stay.
-    fn number(&self, now: &Reference, place: &str) -> Option<usize> {
+    /// What a cgroup is known by afterwards.
+    fn number(&self, now: &Reference, place: &str) -> usize {
+        let position = now.within(self.place).iter().position(|known| known == place).unwrap_or_default();
+        now.removals * 10 + position
+    }
+
+    /// Whether sockets of a cgroup stay open.
+    fn keeps(&self, now: &Reference, place: &str) -> bool {
         let keeps = SPACES.into_iter().any(|space| {
             let key = (place.to_owned(), space);
             now.kept.contains_key(&key) || now.accepted.contains_key(&key)
         });
-        let removed =
-            now.kept.keys().chain(now.accepted.keys()).filter(|(place, _)| place.starts_with(REMOVED)).count();
-        let position = now.within(self.place).iter().position(|known| known == place).unwrap_or_default();
-        (self.sockets_stay && keeps && !place.ends_with(SCOPE)).then_some(removed * 10 + position)
+        self.sockets_stay && keeps && !place.ends_with(SCOPE)
     }
 }
 
@@ -98,7 +101,7 @@ impl Act for Remove {
 
     fn carry_out(&self, now: &Reference, world: &mut World) -> anyhow::Result<Done> {
         for place in now.within(self.place) {
-            world.remove(&place, self.number(now, &place))?;
+            world.remove(&place, self.keeps(now, &place).then(|| self.number(now, &place)))?;
         }
         Ok(Ok(()))
     }
@@ -106,28 +109,15 @@ impl Act for Remove {
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
         let before = reference.clone();
         for place in before.within(self.place) {
-            let number = self.number(&before, &place);
-            if let Some(number) = number {
-                reference.around_removed.insert(format!("{REMOVED}{number}"), outer(&place).to_owned());
-            }
-            for space in SPACES {
-                if let Some(bindings) = reference.kept.remove(&(place.clone(), space))
-                    && let Some(number) = number
-                {
-                    let held = before.hold(&place, space, bindings);
-                    reference.kept.insert((format!("{REMOVED}{number}"), space), held);
+            if !self.keeps(&before, &place) {
+                for space in SPACES {
+                    reference.kept.remove(&(place.clone(), space));
+                    reference.accepted.remove(&(place.clone(), space));
                 }
             }
-            for space in SPACES {
-                if let Some(accepted) = reference.accepted.remove(&(place.clone(), space))
-                    && let Some(number) = number
-                {
-                    let bindings = before.hold(&place, space, accepted.bindings);
-                    reference.accepted.insert((format!("{REMOVED}{number}"), space), Accepted { bindings, by: None });
-                }
-            }
-            reference.remove_place(&place);
+            reference.remove_place(&place, &format!("{REMOVED}{}", self.number(&before, &place)));
         }
+        reference.removals += 1;
         reference.settle();
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Containers: the hook is called as a runtime calls it, for a process of a cgroup in one of the network namespaces.
 
+use anyhow::Context as _;
 use proptest::{
     option::weighted,
     prelude::{BoxedStrategy, Just, Strategy, prop_oneof},
@@ -33,7 +34,19 @@ pub(crate) struct Container {
     pub(crate) level: Option<Level>,
 }
 
+/// A container that runs already asks for what nobody grants, and a plugin catches up with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Close {
+    pub(crate) place: &'static str,
+    pub(crate) space: Space,
+}
+
 pub(super) fn any() -> BoxedStrategy<Operation> {
+    let close = (node(), space()).prop_map(|(place, space)| Close { place, space }.into());
+    prop_oneof![7 => container(), 1 => close].boxed()
+}
+
+fn container() -> BoxedStrategy<Operation> {
     let names: Vec<_> = WRITTEN.into_iter().chain(STORED).collect();
     let asks = prop_oneof![
         4 => select(names).prop_map(Asks::Policy),
@@ -64,6 +77,21 @@ impl Container {
             })
     }
 
+    /// Whether it asks for the policy that the configuration has in force for it.
+    fn is_as_configured(&self, now: &Reference) -> bool {
+        let Asks::Policy(name) = self.asks else { return false };
+        let in_force = now.policy(name).map(|in_force| in_force.policy.spec);
+        let written = now
+            .files
+            .policies()
+            .unwrap_or_default()
+            .into_iter()
+            .find(|policy| policy.name == name && !policy.spec.exempts());
+        let asked = written.map(|policy| policy.spec.at(self.level.unwrap_or(policy.spec.level)));
+        let is_named = now.configured.get(self.place) == Some(&name);
+        is_named && self.space == Space::Here && asked.is_some() && asked == in_force
+    }
+
     /// How it is to be steered, as the files say now. The error is that it does not start, nothing that it is left as it is.
     pub(crate) fn granted(&self, now: &Reference) -> Result<Option<(Option<&'static str>, Spec)>, ()> {
         let least = now.files.least;
@@ -72,7 +100,13 @@ impl Container {
             // It is let out of what holds it for being unknown, and of nothing else.
             Asks::Nothing => Ok(self.is_held_by_parent(now).then(|| (None, Spec::by("none")))),
             // What the configuration says is changed there.
-            _ if now.configured.contains_key(self.place) => Err(()),
+            _ if now.configured.contains_key(self.place) => {
+                if self.is_as_configured(now) {
+                    Ok(None)
+                } else {
+                    Err(())
+                }
+            }
             Asks::Interface("none") => Err(()),
             Asks::Interface(interface) => {
                 let level = self.level.unwrap_or(Level::Strict);
@@ -137,6 +171,30 @@ impl Act for Container {
             reference.manual.insert(self.place.to_owned(), holder);
             reference.settle();
         }
+        Ok(())
+    }
+
+    fn at_once(&self) -> Option<String> {
+        Some(self.place.to_owned())
+    }
+}
+
+impl Act for Close {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        let is_there = now.places.get(self.place).is_some_and(|spaces| spaces.contains(&self.space));
+        is_there && now.files.policies().is_some()
+    }
+
+    fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        world.catch_up(world.pid(self.place, self.space).context("no process")?)?;
+        Ok(Ok(()))
+    }
+
+    fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
+        let holder = Holder::Own { spec: Spec::CLOSED, space: self.space, line: None };
+        reference.configured.remove(self.place);
+        reference.manual.insert(self.place.to_owned(), holder);
+        reference.settle();
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use proptest::prelude::{BoxedStrategy, Strategy, prop_oneof};
 
 use super::{Act, By, Done, Operation, manual::by, node, right, space};
 use crate::model::{
-    reference::{Holder, Reference, SCOPE, Space},
+    reference::{Holder, REMOVED, Reference, SCOPE, Space},
     world::World,
 };
 
@@ -73,7 +73,8 @@ impl Act for EndExec {
     }
 
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
-        reference.remove_place(&scope(self.0));
+        reference.remove_place(&scope(self.0), &format!("{REMOVED}{}", reference.removals * 10));
+        reference.removals += 1;
         reference.settle();
         Ok(())
     }

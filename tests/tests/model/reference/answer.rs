@@ -80,19 +80,24 @@ impl Reference {
 
     /// What steers a cgroup: whatever is on it, or on the nearest one around it.
     pub(crate) fn holder(&self, place: &str) -> Option<Held> {
-        let mut at = self.around_removed.get(place).map_or(place, String::as_str);
+        let mut at = place;
         while !at.is_empty() {
             if let Some(held) = self.held_at(at) {
                 return Some(held);
             }
-            at = outer(at);
+            at = self.outer(at);
         }
         None
     }
 
+    /// The cgroup around one that exists or is gone; empty for the outermost.
+    fn outer<'a>(&'a self, place: &'a str) -> &'a str {
+        self.around_removed.get(place).map_or_else(|| outer(place), String::as_str)
+    }
+
     /// What holds around the one that decides.
     pub(crate) fn around(&self, held: &Held) -> Option<Held> {
-        self.holder(outer(&held.place))
+        self.holder(self.outer(&held.place))
     }
 
     /// Everything that can be asked, with what is right.
@@ -164,7 +169,13 @@ impl Reference {
         Answer { must: answer.must.filter(|must| accepted.by == Some(*must)), ..answer }
     }
 
+    /// A socket that is left of a removed cgroup sends as before, or not.
     fn answer_from_before(&self, place: &str, space: Space, bindings: &Bindings) -> Answer {
+        let answer = self.answer_of_bindings(place, space, bindings);
+        if place.starts_with(REMOVED) { Answer { must: None, ..answer } } else { answer }
+    }
+
+    fn answer_of_bindings(&self, place: &str, space: Space, bindings: &Bindings) -> Answer {
         let by = |binding: &Option<Line>| match binding {
             None => self.default_line(space),
             Some(line) => Some(*line).filter(|line| self.exists(*line)),
@@ -174,10 +185,8 @@ impl Reference {
             Some(first) if by.len() == 1 => Answer::by(*first),
             _ => Answer::within(by.into_iter().flatten()),
         };
-        if place.starts_with(REMOVED) {
-            // What holds the cgroup around may bind it, and hold it, or not.
-            return Answer::within(own.may.into_iter().chain(self.binds_kept(place, space)));
-        }
+        // Nobody follows the links of a namespace without a process of the policy.
+        let is_stale = place.starts_with(REMOVED) && space == Space::There;
         let Some(held) = self.holder(place).filter(|held| !held.spec.exempts()) else { return own };
         if held.space != space {
             return if held.spec.refuses { Answer { must: None, ..own } } else { own };
@@ -186,7 +195,7 @@ impl Reference {
             (true, _) => Answer::within(
                 own.may
                     .into_iter()
-                    .filter(|line| held.spec.level == Level::Steer || held.line == Some(*line))
+                    .filter(|line| is_stale || held.spec.level == Level::Steer || held.line == Some(*line))
                     .chain(held.line),
             ),
             (false, Level::Steer) => own,
@@ -194,7 +203,12 @@ impl Reference {
                 let must = own.must.filter(|must| held.line == Some(*must));
                 Answer {
                     must,
-                    may: own.may.into_iter().chain(held.line).filter(|line| held.line == Some(*line)).collect(),
+                    may: own
+                        .may
+                        .into_iter()
+                        .chain(held.line)
+                        .filter(|line| is_stale || held.line == Some(*line))
+                        .collect(),
                     resolver: false,
                 }
             }
@@ -214,15 +228,6 @@ impl Reference {
             }
             Some(held) => Ok(Some(held.line.unwrap_or(CLOSED))),
             None => Ok(None),
-        }
-    }
-
-    /// What kept sockets may go on with when their cgroup goes: strict held them to its uplink.
-    pub(crate) fn hold(&self, place: &str, space: Space, bindings: Bindings) -> Bindings {
-        let held = self.holder(place).filter(|held| !held.spec.exempts() && held.space == space);
-        match held.filter(|held| held.spec.level == Level::Strict) {
-            Some(held) => [Some(held.line.unwrap_or(CLOSED))].into(),
-            None => bindings,
         }
     }
 

@@ -76,8 +76,10 @@ pub(crate) struct Reference {
     pub(crate) kept: BTreeMap<(String, Space), Bindings>,
     /// Connections that processes accepted, likewise.
     pub(crate) accepted: BTreeMap<(String, Space), Accepted>,
-    /// The cgroup that is left around one that is gone, which its sockets still belong to.
+    /// The cgroup around one that is gone.
     pub(crate) around_removed: BTreeMap<String, String>,
+    /// How many removals there were.
+    pub(crate) removals: usize,
     /// The links by their numbers, with their names.
     pub(crate) lines: BTreeMap<(Space, u8), (Line, String)>,
     generation: u32,
@@ -86,7 +88,7 @@ pub(crate) struct Reference {
     pub(crate) shown: Option<usize>,
 }
 
-/// Sockets of a cgroup that is gone are kept under this name and a number.
+/// A cgroup that is gone is known by this name and a number.
 pub(crate) const REMOVED: &str = "removed";
 /// The last part of the path of a cgroup that `steer exec` made.
 pub(crate) const SCOPE: &str = "steer-exec";
@@ -103,6 +105,7 @@ impl Reference {
             kept: BTreeMap::new(),
             accepted: BTreeMap::new(),
             around_removed: BTreeMap::new(),
+            removals: 0,
             lines: BTreeMap::new(),
             generation: 0,
             daemon_runs: true,
@@ -168,7 +171,10 @@ impl Reference {
             let policies: Vec<_> = self.in_force.iter().map(|in_force| in_force.policy.clone()).collect();
             let free = self.places.keys().filter(|place| !self.manual.contains_key(*place));
             let named = free.filter_map(|place| Some((place.clone(), policy::naming(&policies, place)?.name)));
-            self.configured = named.collect();
+            let exists = |name: &str| policies.iter().any(|policy| policy.name == name);
+            let removed = self.configured.iter().filter(|(place, name)| place.starts_with(REMOVED) && exists(name));
+            let removed: Vec<_> = removed.map(|(place, name)| (place.clone(), *name)).collect();
+            self.configured = named.chain(removed).collect();
         }
         for space in SPACES {
             if self.is_followed(space) {
@@ -180,9 +186,11 @@ impl Reference {
 
     /// By the daemon: its own namespace, and one that a policy belongs to; or by whoever looks after a running `steer exec`.
     fn is_followed(&self, space: Space) -> bool {
-        let in_it = |holder: &Holder| matches!(holder, Holder::Own { space: of, .. } if *of == space);
+        let in_it = |(place, holder): (&String, &Holder)| {
+            !place.starts_with(REMOVED) && matches!(holder, Holder::Own { space: of, .. } if *of == space)
+        };
         let by_scope = self.places.iter().any(|(place, spaces)| place.ends_with(SCOPE) && spaces.contains(&space));
-        by_scope || self.daemon_runs && (space == Space::Here || self.manual.values().any(in_it))
+        by_scope || self.daemon_runs && (space == Space::Here || self.manual.iter().any(in_it))
     }
 
     fn follow(&mut self, space: Space) {
@@ -228,14 +236,27 @@ impl Reference {
         self.places.insert(place.to_owned(), spaces.iter().copied().collect());
     }
 
-    /// A cgroup is gone, and what was made for it.
-    pub(crate) fn remove_place(&mut self, place: &str) {
+    /// A cgroup is gone. What steers it holds its sockets, as long as there are any.
+    pub(crate) fn remove_place(&mut self, place: &str, removed: &str) {
         for around in self.around_removed.values_mut().filter(|around| *around == place) {
-            outer(place).clone_into(around);
+            removed.clone_into(around);
         }
+        self.around_removed.insert(removed.to_owned(), outer(place).to_owned());
         self.places.remove(place);
-        self.manual.remove(place);
-        self.configured.remove(place);
+        if let Some(holder) = self.manual.remove(place) {
+            self.manual.insert(removed.to_owned(), holder);
+        }
+        if let Some(policy) = self.configured.remove(place) {
+            self.configured.insert(removed.to_owned(), policy);
+        }
+        for space in SPACES {
+            if let Some(bindings) = self.kept.remove(&(place.to_owned(), space)) {
+                self.kept.insert((removed.to_owned(), space), bindings);
+            }
+            if let Some(accepted) = self.accepted.remove(&(place.to_owned(), space)) {
+                self.accepted.insert((removed.to_owned(), space), accepted);
+            }
+        }
     }
 
     /// The cgroups at a path and below it, the innermost first.

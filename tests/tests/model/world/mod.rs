@@ -83,6 +83,10 @@ impl World {
                 world.know_line(reference, space, number)?;
             }
         }
+        for space in SPACES {
+            // An ended process leaves no connection for long. Kernels before 6.4 do not have it.
+            let _ = world.netns(space).write_sysctl("net/mptcp/close_timeout", "1");
+        }
         world.write_files(&reference.files)?;
         world.start_daemon()?;
         Ok(world)

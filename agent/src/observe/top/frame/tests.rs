@@ -29,6 +29,7 @@ fn policy(counters: &[(&str, u64)]) -> PolicyStatus {
         stale: None,
         netns_cookie: Some(1),
         cgroups: vec![CgroupStatus {
+            elsewhere: Vec::new(),
             path: Some("/a".parse().expect("a path")),
             id: STEERED,
             complete: true,

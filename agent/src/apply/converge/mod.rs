@@ -4,15 +4,17 @@
 //!
 //! **Invariant:** if one cgroup cannot be steered, the others still are.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    os::fd::AsFd as _,
-};
+mod cgroups;
+mod lingering;
+mod links;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use steer_common::{CLOSED_IFINDEX, Owner};
 
-use super::follow::{self, Namespaces};
+use self::{cgroups::named_in, lingering::Lingering};
+use super::follow::Namespaces;
 use crate::{
     apply::{
         blind_spots::BlindSpots,
@@ -21,20 +23,16 @@ use crate::{
         takeover::{self, TakenOver},
     },
     host::{
-        cgroup::{self, Directory, Found, Hierarchy},
-        link::{self, Table},
-        netns,
+        cgroup::{self, Hierarchy},
+        link::Table,
     },
-    kernel::{self, Attachment, Datapath, Error, Lock, PolicyEntry},
+    kernel::{self, Attachment, Datapath, Error, Lock, PolicyEntry, Remaining},
     model::{
         cgroup_path::CgroupPath,
         plan::{self, Actual, Desired, Step},
         policy::Policies,
     },
 };
-
-/// How many names of a directory one listing returns.
-const LISTED: usize = 256;
 
 /// The daemon's view of the host, and the operations that change it.
 pub(crate) struct Steering {
@@ -54,6 +52,8 @@ pub(crate) struct Steering {
     attached: BTreeMap<CgroupPath, u64>,
     /// The same for manual attachments.
     manual: BTreeMap<CgroupPath, u64>,
+    /// The removed cgroups whose attachments stay until the kernel has released them.
+    lingering: Lingering,
     namespaces: Namespaces,
     blind_spots: BlindSpots,
 }
@@ -95,6 +95,7 @@ impl Steering {
             refreshed: false,
             attached: BTreeMap::new(),
             manual: BTreeMap::new(),
+            lingering: Lingering::default(),
             namespaces,
             blind_spots: BlindSpots::default(),
         })
@@ -120,49 +121,9 @@ impl Steering {
         self.wanted = policies;
     }
 
-    /// Handles added, removed and renamed links.
-    pub(crate) fn links_changed(&mut self, links: Table) -> Result<(), Error> {
-        self.table = links;
-        let lock = self.datapath.lock()?;
-        self.follow_uplinks(&lock)
-    }
-
     /// The daemon's own network namespace.
     fn namespace(&self) -> Namespace<'_> {
         Namespace { links: &self.table, cookie: self.netns_cookie }
-    }
-
-    fn follow_uplinks(&mut self, lock: &Lock) -> Result<(), Error> {
-        let namespace = Namespace { links: &self.table, cookie: self.netns_cookie };
-        let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
-        log_uplinks(&changed);
-        report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
-        Ok(())
-    }
-
-    /// Handles added, removed and renamed links in the network namespace of a container.
-    pub(crate) fn namespace_changed(&mut self, change: &follow::Change) -> Result<(), Error> {
-        if !self.namespaces.take_in(change) {
-            return Ok(());
-        }
-        let lock = self.datapath.lock()?;
-        self.follow_namespace(&lock, change)
-    }
-
-    fn follow_namespace(&mut self, lock: &Lock, change: &follow::Change) -> Result<(), Error> {
-        let cookie = change.netns_cookie;
-        let changed = resolve::follow(&mut self.datapath, lock, Namespace { links: &change.links, cookie })?;
-        if changed.is_empty() {
-            return Ok(());
-        }
-        log_uplinks(&changed);
-        let (pins, hierarchy) = (self.datapath.pins(), &self.hierarchy);
-        let followed = netns::inside(change.netns.as_fd(), || match Datapath::open(pins)? {
-            Some(datapath) => takeover::follow_uplinks(lock, &datapath, hierarchy, cookie, &changed),
-            None => Ok(Vec::new()),
-        });
-        report(&followed.map_err(link::Error::Socket)??);
-        Ok(())
     }
 
     /// Applies `existing` to the sockets of cgroups that have a new policy.
@@ -179,91 +140,6 @@ impl Steering {
         }
         drop(lock);
         self.converge()
-    }
-
-    /// Handles a cgroup that was created or removed; its path shows which. If it was created and removed, there is nothing to do.
-    pub(crate) fn cgroup_changed(&mut self, directory: Directory, name: &str) -> Result<(), Error> {
-        let Some(parent) = self.watch.path(directory) else { return Ok(()) };
-        let path = parent.child(name);
-        self.forget_gone(&path)?;
-        self.steer_new(&path)
-    }
-
-    /// Removes the attachment of `path` if that cgroup is gone. A new cgroup may have the same path now.
-    fn forget_gone(&mut self, path: &CgroupPath) -> Result<(), Error> {
-        if let Some(&cgroup_id) = self.attached.get(path)
-            && self.hierarchy.is_gone(cgroup_id)
-        {
-            let lock = self.datapath.lock()?;
-            self.datapath.forget(&lock, cgroup_id)?;
-            self.attached.remove(path);
-            log::info!("{path} is gone");
-        }
-        if let Some(&cgroup_id) = self.manual.get(path)
-            && self.hierarchy.is_gone(cgroup_id)
-        {
-            let lock = self.datapath.lock()?;
-            self.datapath.forget_gone_cgroups(&lock, &self.hierarchy)?;
-            self.manual.remove(path);
-            self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
-        }
-        Ok(())
-    }
-
-    /// Steers new cgroups at `path` and below it.
-    fn steer_new(&mut self, path: &CgroupPath) -> Result<(), Error> {
-        let manual = |path: &CgroupPath| is_manual_cgroup(&self.hierarchy, &self.datapath, path);
-        let mut blind_spots = self.blind_spots.clone();
-        let mut found = named_in(&self.hierarchy, path, &self.in_force, manual, &mut self.watch, &mut blind_spots)?;
-        blind_spots.log_since(&self.blind_spots);
-        self.blind_spots = blind_spots;
-        found.retain(|cgroup_id, desired| self.attached.get(&desired.path) != Some(cgroup_id));
-        if found.is_empty() {
-            return Ok(());
-        }
-        let lock = self.datapath.lock()?;
-        let mut changed = BTreeSet::new();
-        for (cgroup_id, desired) in found {
-            let existing = self.datapath.attachment(cgroup_id)?;
-            if existing.as_ref().is_none_or(permit::configuration_may_change) {
-                changed.extend(self.attach(&lock, cgroup_id, &desired)?);
-            }
-        }
-        self.take_over_sockets(&lock, &changed);
-        Ok(())
-    }
-
-    /// Lists a directory after events were lost: the sorted names, after `after`, of cgroups to check. Their number is bounded. The
-    /// second value is the name to continue after; `None`: the list is complete.
-    pub(crate) fn list(
-        &self,
-        directory: Directory,
-        after: Option<&str>,
-    ) -> Result<(Vec<String>, Option<String>), Error> {
-        let Some(parent) = self.watch.path(directory) else { return Ok((Vec::new(), None)) };
-        let mut names = BTreeSet::new();
-        let mut present = BTreeSet::new();
-        for child in self.hierarchy.children(parent)? {
-            let is_steered = self.attached.get(&child.path) == Some(&child.id);
-            present.insert(child.id);
-            if !is_steered || self.in_force.policies.may_name_below(&child.path) {
-                names.insert(child.path.name().to_owned());
-            }
-        }
-        for attached in [&self.attached, &self.manual] {
-            let below = attached.range(parent.child("")..).take_while(|(path, _)| path.is_in(parent));
-            let gone = below.filter(|(path, id)| !present.contains(id) && path.parent().as_ref() == Some(parent));
-            names.extend(gone.map(|(path, _)| path.name().to_owned()));
-        }
-        let mut names = names.into_iter().filter(|name| after.is_none_or(|after| name.as_str() > after));
-        let listed: Vec<String> = names.by_ref().take(LISTED).collect();
-        let next = names.next().and(listed.last().cloned());
-        Ok((listed, next))
-    }
-
-    /// Stops watching a directory that is gone.
-    pub(crate) fn close(&mut self, directory: Directory) {
-        self.watch.close(directory);
     }
 
     /// Applies the configuration to all cgroups.
@@ -289,7 +165,11 @@ impl Steering {
         let slots = self.datapath.put_policies(&lock, &records)?;
         let next = InForce { policies: self.wanted.clone(), slots };
         let attachments = self.read_attachments(&lock)?;
-        let attached = self.datapath.clean_up_attachments(&lock, &self.hierarchy, attachments)?;
+        let Remaining { attached, lingering } =
+            self.datapath.clean_up_attachments(&lock, &self.hierarchy, attachments)?;
+        for attachment in &lingering {
+            self.lingering.add(attachment.cgroup_id, attachment.is_manual());
+        }
         let manual: BTreeSet<u64> = attached
             .iter()
             .filter(|attached| !permit::configuration_may_change(attached))
@@ -324,10 +204,8 @@ impl Steering {
             }
         }
         // A cgroup that was removed before its parent was watched is not reported.
-        if self.manual.values().any(|&id| self.hierarchy.is_gone(id)) {
-            self.datapath.forget_gone_cgroups(&lock, &self.hierarchy)?;
-            let hierarchy = &self.hierarchy;
-            self.manual.retain(|_, id| !hierarchy.is_gone(*id));
+        for (_, cgroup_id) in self.manual.extract_if(.., |_, id| self.hierarchy.is_gone(*id)) {
+            self.lingering.add(cgroup_id, true);
         }
         let mut changed = BTreeSet::new();
         let steps = plan::steps(&desired, &actual);
@@ -345,11 +223,19 @@ impl Steering {
                 }
             }
         }
+        // A removed cgroup has no path that a policy could name. It keeps its policy as long as that exists.
+        let heirs = self.datapath.heirs(&next.slots)?;
+        for attachment in lingering.iter().filter(|attachment| permit::configuration_may_change(attachment)) {
+            let keeps = next.slots.contains(&attachment.record.policy);
+            if !keeps && !heirs.iter().any(|(id, ..)| *id == attachment.cgroup_id) {
+                self.datapath.forget(&lock, attachment.cgroup_id)?;
+            }
+        }
         // An attachment that was handed over by `steer detach` may have been the last one of a manual policy.
         if has_steps {
             self.datapath.free_unused_policies(&lock)?;
         }
-        let moved = self.move_to_heirs(&lock, &next.slots, &mut changed);
+        let moved = self.move_to_heirs(&lock, heirs, &mut changed);
         self.datapath.retire_policies(&lock, &next.slots)?;
         self.in_force = next;
         self.take_over_sockets(&lock, &changed);
@@ -359,10 +245,18 @@ impl Steering {
 
     /// Attaches what was attached to a policy by its name to the changed policy of that name, with the programs that it asks for now. What
     /// cannot be is closed with its policy. The error is that of the last such attachment.
-    fn move_to_heirs(&mut self, lock: &Lock, slots: &[u32], changed: &mut BTreeSet<u64>) -> Result<(), Error> {
+    fn move_to_heirs(
+        &mut self,
+        lock: &Lock,
+        heirs: Vec<(u64, bool, u32)>,
+        changed: &mut BTreeSet<u64>,
+    ) -> Result<(), Error> {
         let mut moved = Ok(());
-        for (cgroup_id, is_manual, heir) in self.datapath.heirs(slots)? {
-            let Some(path) = self.hierarchy.path_of(cgroup_id) else { continue };
+        for (cgroup_id, is_manual, heir) in heirs {
+            let Some(path) = self.hierarchy.path_of(cgroup_id) else {
+                self.datapath.repoint(lock, cgroup_id, heir)?;
+                continue;
+            };
             let attached = self
                 .hierarchy
                 .open(&path)
@@ -432,61 +326,6 @@ impl Steering {
             );
         }
         Ok(())
-    }
-}
-
-/// The cgroups at `path` and below it that get a policy, by id. Watches those in which more may be created.
-fn named_in(
-    hierarchy: &Hierarchy,
-    path: &CgroupPath,
-    in_force: &InForce,
-    manual: impl Fn(&CgroupPath) -> bool,
-    watch: &mut cgroup::Watch,
-    blind_spots: &mut BlindSpots,
-) -> Result<BTreeMap<u64, Desired>, Error> {
-    let InForce { policies, slots } = in_force;
-    let mut named = BTreeMap::new();
-    if let Some(parent) = path.parent().filter(|_| !hierarchy.is_reachable(path)) {
-        blind_spots.skipped(&parent, &cgroup::Skipped::Path);
-        return Ok(named);
-    }
-    let mut waiting = match hierarchy.id(path) {
-        Ok(id) => vec![Found { path: path.clone(), id }],
-        Err(cgroup::Error::Missing { .. }) => return Ok(named),
-        Err(error) => return Err(error.into()),
-    };
-    while let Some(Found { path, id }) = waiting.pop() {
-        if let Some(&slot) = policies.attaching(&path, &manual).and_then(|policy| slots.get(policy)) {
-            named.insert(id, Desired { path: path.clone(), slot });
-        }
-        if policies.may_name_below(&path) {
-            // Watch before listing, so that no new cgroup is missed.
-            if let Err(error) = watch.add(hierarchy, &path) {
-                blind_spots.unwatched(&path, &error);
-            }
-            let listing = hierarchy.list(&path)?;
-            listing.skipped.iter().for_each(|skipped| blind_spots.skipped(&path, skipped));
-            waiting.extend(listing.found);
-        }
-    }
-    Ok(named)
-}
-
-/// Whether a cgroup has a manual attachment. One that cannot be read counts as the configuration's.
-fn is_manual_cgroup(hierarchy: &Hierarchy, datapath: &Datapath, path: &CgroupPath) -> bool {
-    let attachment = hierarchy.open(path).map_err(Error::from).and_then(|cgroup| datapath.is_manual_cgroup(cgroup.id));
-    attachment.unwrap_or_default()
-}
-
-/// Logs the new indexes of uplinks.
-fn log_uplinks(changed: &[PolicyEntry]) {
-    for entry in changed {
-        let (name, interface) = (entry.name(), entry.interface());
-        if entry.record.ifindex > 0 {
-            log::info!("policy {name}: uplink {interface} has index {}", entry.record.ifindex);
-        } else {
-            log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it exists");
-        }
     }
 }
 

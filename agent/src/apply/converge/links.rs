@@ -1,0 +1,71 @@
+//! Follows the links of the daemon's own network namespace, and of those of containers.
+
+use std::os::fd::AsFd as _;
+
+use super::{Steering, report};
+use crate::{
+    apply::{
+        follow,
+        resolve::{self, Namespace},
+        takeover,
+    },
+    host::{
+        link::{self, Table},
+        netns,
+    },
+    kernel::{Datapath, Error, Lock, PolicyEntry},
+};
+
+impl Steering {
+    /// Handles added, removed and renamed links.
+    pub(crate) fn links_changed(&mut self, links: Table) -> Result<(), Error> {
+        self.table = links;
+        let lock = self.datapath.lock()?;
+        self.follow_uplinks(&lock)
+    }
+
+    pub(super) fn follow_uplinks(&mut self, lock: &Lock) -> Result<(), Error> {
+        let namespace = Namespace { links: &self.table, cookie: self.netns_cookie };
+        let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
+        log_uplinks(&changed);
+        report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
+        Ok(())
+    }
+
+    /// Handles added, removed and renamed links in the network namespace of a container.
+    pub(crate) fn namespace_changed(&mut self, change: &follow::Change) -> Result<(), Error> {
+        if !self.namespaces.take_in(change) {
+            return Ok(());
+        }
+        let lock = self.datapath.lock()?;
+        self.follow_namespace(&lock, change)
+    }
+
+    pub(super) fn follow_namespace(&mut self, lock: &Lock, change: &follow::Change) -> Result<(), Error> {
+        let cookie = change.netns_cookie;
+        let changed = resolve::follow(&mut self.datapath, lock, Namespace { links: &change.links, cookie })?;
+        if changed.is_empty() {
+            return Ok(());
+        }
+        log_uplinks(&changed);
+        let (pins, hierarchy) = (self.datapath.pins(), &self.hierarchy);
+        let followed = netns::inside(change.netns.as_fd(), || match Datapath::open(pins)? {
+            Some(datapath) => takeover::follow_uplinks(lock, &datapath, hierarchy, cookie, &changed),
+            None => Ok(Vec::new()),
+        });
+        report(&followed.map_err(link::Error::Socket)??);
+        Ok(())
+    }
+}
+
+/// Logs the new indexes of uplinks.
+fn log_uplinks(changed: &[PolicyEntry]) {
+    for entry in changed {
+        let (name, interface) = (entry.name(), entry.interface());
+        if entry.record.ifindex > 0 {
+            log::info!("policy {name}: uplink {interface} has index {}", entry.record.ifindex);
+        } else {
+            log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it exists");
+        }
+    }
+}
