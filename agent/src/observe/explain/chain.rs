@@ -113,11 +113,12 @@ impl Level {
         foreign.collect()
     }
 
-    /// The exclusive program on this cgroup that prevents an attachment of steer to `path`.
+    /// The program on this cgroup that prevents an attachment of steer to `path`: an exclusive one, or one that it would switch off.
     pub(super) fn keeps_out(&self, path: &CgroupPath) -> Option<String> {
         let on = self.sock_create.as_ref()?;
         let program = on.programs.first().filter(|_| on.admits != Admits::All && path.is_in(&self.path))?;
-        Some(format!("{program}, attached to {}, excludes all others", self.path))
+        let effect = if on.admits == Admits::Below { "would be switched off" } else { "excludes all others" };
+        Some(format!("{program}, attached to {}, {effect}", self.path))
     }
 }
 

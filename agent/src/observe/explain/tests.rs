@@ -226,8 +226,10 @@ fn nothing_is_attached() {
     check(&scene, "no daemon runs; `steer daemon` attaches it");
     let program = Program { id: 4, name: "vrf".to_owned(), uid: 0, ours: false };
     scene.facts.levels[0].sock_create =
-        Some(OnHook { hook: program::SOCK_CREATE, admits: Admits::Below, programs: vec![program] });
+        Some(OnHook { hook: program::SOCK_CREATE, admits: Admits::All, programs: vec![program] });
     check(&scene, "no daemon runs; `steer daemon` attaches it");
+    scene.facts.levels[0].sock_create.as_mut().expect("set above").admits = Admits::Below;
+    check(&scene, "program 4 \"vrf\", loaded by user 0, attached to /, would be switched off");
     scene.facts.levels[0].sock_create.as_mut().expect("set above").admits = Admits::Nothing;
     check(&scene, "program 4 \"vrf\", loaded by user 0, attached to /, excludes all others");
 
