@@ -125,7 +125,7 @@ fn device(body: &[u8]) -> Option<Device> {
         let (libc::IFLA_LINKINFO, info) = attribute? else { continue };
         for attribute in Attributes(info) {
             if let (libc::IFLA_INFO_KIND, kind) = attribute? {
-                device.kind = kind.split(|&byte| byte == 0).next().unwrap_or_default().to_owned();
+                kind.split(|&byte| byte == 0).next().unwrap_or_default().clone_into(&mut device.kind);
             }
         }
     }
