@@ -141,7 +141,7 @@ impl Bed {
 impl Drop for Bed {
     fn drop(&mut self) {
         // A test that succeeded has nothing left here. A failed test must not leave pins to other tests.
-        let off = output(&mut self.steer_here(&["off"]));
+        let off = output(&mut self.steer_here(&["off", "--forget"]));
         if !off.is_ok_and(|output| output.code == 0) {
             eprintln!("steer off failed on {}", self.pins.display());
         }

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use nix::sys::signal::Signal;
-use steer_tests::{Bed, Daemon, Outcome, output};
+use steer_tests::{Bed, Cgroup, Daemon, Outcome, output};
 
 use crate::Test;
 
@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("other_network_namespaces", other_network_namespaces),
     ("off_removes_everything", off_removes_everything),
     ("off_ends_the_daemon", off_ends_the_daemon),
+    ("a_daemon_steers_again_what_off_has_released", a_daemon_steers_again_what_off_has_released),
     ("a_pin_directory_of_its_own_mount", a_pin_directory_of_its_own_mount),
 ];
 
@@ -105,9 +106,40 @@ fn off_removes_everything() -> Outcome {
     ensure!(said.contains("2 cgroups detached"), "{said}");
     ensure!(!bed.pins.exists(), "something is left");
     bed.check_unsteered(Some(&bed.cgroup))?;
-    ensure!(bed.succeed(&["off"])?.contains("nothing to remove"));
+    ensure!(bed.succeed(&["off", "--forget"])?.contains("nothing to remove"));
     ensure!(bed.succeed(&["status"])?.contains("nothing is steered"));
     Ok(())
+}
+
+fn a_daemon_steers_again_what_off_has_released() -> Outcome {
+    let bed = Bed::new("off-released")?;
+    let other = bed.cgroup.child("other")?;
+    for (cgroup, link) in [(&bed.cgroup, "a1"), (&other, "a0")] {
+        bed.succeed(&["attach", cgroup.path(), "--interface", link])?;
+    }
+    let said = bed.succeed(&["off"])?;
+    let released = format!("released {} from policy a1; the next daemon steers it again", bed.cgroup.path());
+    ensure!(said.contains(&released), "{said}");
+    // It can be repeated, and keeps what it has released before.
+    bed.succeed(&["off"])?;
+    let says_so = |cgroup: &Cgroup| -> anyhow::Result<bool> {
+        let line = format!("error: {} is not steered: `steer off` has released it", cgroup.path());
+        Ok(bed.succeed(&["status"])?.contains(&line))
+    };
+    ensure!(says_so(&bed.cgroup)? && says_so(&other)?);
+    let finding = bed.only_finding("cgroup-steered")?;
+    ensure!(finding.text("what").contains("has released it from policy"), "{finding:?}");
+    bed.succeed(&["detach", other.path()])?;
+    ensure!(says_so(&bed.cgroup)? && !says_so(&other)?);
+    let daemon = bed.daemon("")?;
+    bed.check_steered(&bed.cgroup, 1)?;
+    bed.check_steered(&other, 1)?;
+    bed.is_healthy()?;
+    bed.succeed(&["off", "--forget"])?;
+    ensure!(daemon.wait()? == Some(0));
+    ensure!(!says_so(&bed.cgroup)?);
+    let _daemon = Daemon::start(&bed)?;
+    bed.check_unsteered(Some(&bed.cgroup))
 }
 
 fn off_ends_the_daemon() -> Outcome {

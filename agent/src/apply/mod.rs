@@ -7,5 +7,6 @@ pub mod converge;
 pub mod follow;
 pub mod manual;
 pub mod permit;
+pub mod released;
 pub mod resolve;
 pub mod takeover;

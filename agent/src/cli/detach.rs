@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+
 use super::output::say;
 use crate::{
-    apply::manual,
+    apply::{manual, released},
     host::{capability::require_privilege, cgroup::Hierarchy},
-    run::instance::PinDirectory,
+    run::instance::Instance,
 };
 
 /// Arguments of `steer detach`.
@@ -16,13 +18,16 @@ pub(super) struct Args {
     cgroup: String,
 }
 
-pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     require_privilege("detach")?;
     let hierarchy = Hierarchy::find()?;
     let cgroup = hierarchy.open(&hierarchy.parse(&args.cgroup)?)?;
-    let Some(pins) = pins.to_look()? else { return Ok(ExitCode::SUCCESS) };
-    for taken in manual::detach(&pins, &hierarchy, &cgroup)? {
-        say!("{taken}")?;
+    if let Some(pins) = instance.pins.to_look()? {
+        for taken in manual::detach(&pins, &hierarchy, &cgroup)? {
+            say!("{taken}")?;
+        }
     }
+    released::forget(&instance.released, cgroup.id)
+        .with_context(|| format!("change {}", instance.released.display()))?;
     Ok(ExitCode::SUCCESS)
 }

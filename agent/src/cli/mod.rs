@@ -108,7 +108,7 @@ impl Cli {
             Command::Daemon(args) => daemon::run(args, &instance),
             Command::Check(args) => check::run(&args, &instance),
             Command::Attach(args) => attach::run(&args, pins),
-            Command::Detach(args) => detach::run(&args, pins),
+            Command::Detach(args) => detach::run(&args, &instance),
             Command::Unit(args) => unit::run(&args, pins),
             Command::Completions(args) => completions::run(&args),
             Command::Reload => reload::run(&instance),

@@ -1,6 +1,8 @@
 //! `steer off`: end all steering.
 
 use std::{
+    io,
+    path::Path,
     process::{Command, ExitCode, Stdio},
     time::Duration,
 };
@@ -9,6 +11,7 @@ use super::output::{note, say};
 use serde::Serialize;
 
 use crate::{
+    apply::released::{self, Released},
     host::{
         capability::require_privilege,
         cgroup::{Hierarchy, scope},
@@ -23,6 +26,9 @@ pub(super) struct Args {
     /// Print what was removed as JSON
     #[arg(long)]
     json: bool,
+    /// Forget what `attach`, `exec` and containers have asked for; otherwise the next daemon steers it again
+    #[arg(long)]
+    forget: bool,
 }
 
 /// The output of `--json`. The field names are stable.
@@ -30,6 +36,8 @@ pub(super) struct Args {
 struct Output<'a> {
     #[serde(flatten)]
     removed: &'a Removed,
+    /// What the next daemon steers again.
+    released: &'a [Released],
     /// Units of systemd that steer again when they start, such as at the next boot.
     enabled_units: &'a [&'static str],
 }
@@ -46,10 +54,21 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         let path = hierarchy.as_ref().ok().and_then(|hierarchy| hierarchy.path_of(id));
         path.map_or_else(|| format!("cgroup {id} (removed)"), |path| path.to_string())
     };
-    let mut removed = match instance.pins.to_look()? {
-        Some(pins) => remove_pins(&pins)?,
-        None => Removed::default(),
+    let pins = instance.pins.to_look()?;
+    let released = match (&pins, &hierarchy) {
+        (Some(pins), Ok(hierarchy)) if !args.forget => released::in_force(pins, hierarchy),
+        _ => Ok(Vec::new()),
     };
+    let mut removed = pins.as_ref().map_or_else(|| Ok(Removed::default()), remove_pins)?;
+    let released = released.map_err(|error| error.to_string()).and_then(|new| {
+        let kept = if args.forget { Ok(new) } else { keep(&instance.released, new, hierarchy.as_ref().ok()) };
+        kept.and_then(|kept| released::write(&instance.released, &kept).map(|()| kept))
+            .map_err(|error| format!("{}: {error}", instance.released.display()))
+    });
+    let released = released.unwrap_or_else(|error| {
+        removed.errors.push(format!("what is released now will not be restored: {error}"));
+        Vec::new()
+    });
     let units = if instance.is_default() { enabled_units() } else { Vec::new() };
     instance.remove_files(&mut removed.errors);
     if let Ok(hierarchy) = &hierarchy {
@@ -59,12 +78,23 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         }
     }
     if args.json {
-        say!("{}", serde_json::to_string_pretty(&Output { removed: &removed, enabled_units: &units })?)?;
+        say!(
+            "{}",
+            serde_json::to_string_pretty(&Output { removed: &removed, released: &released, enabled_units: &units })?
+        )?;
     } else if removed == Removed::default() {
         say!("steer is off: there was nothing to remove")?;
     } else {
         for id in &removed.cgroups {
             say!("detached {}", name(*id))?;
+        }
+        for released in &released {
+            say!(
+                "released {} from policy {}; the next daemon steers it again, unless you run `{} off --forget`",
+                name(released.cgroup),
+                released.policy,
+                instance.command()
+            )?;
         }
         for pin in &removed.pins {
             say!("removed {pin}")?;
@@ -80,6 +110,16 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         note(error);
     }
     Ok(if removed.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What was released before and now, of cgroups that exist.
+fn keep(file: &Path, new: Vec<Released>, hierarchy: Option<&Hierarchy>) -> io::Result<Vec<Released>> {
+    let is_new = |old: &Released| new.iter().any(|new| new.cgroup == old.cgroup);
+    let exists = |old: &Released| hierarchy.is_none_or(|hierarchy| !hierarchy.is_gone(old.cgroup));
+    let mut kept = released::read(file)?;
+    kept.retain(|old| exists(old) && !is_new(old));
+    kept.extend(new);
+    Ok(kept)
 }
 
 /// Removes the pins, and waits until the daemon has ended: a service manager would not start another one before.

@@ -122,7 +122,15 @@ fn print(status: &Status) -> Result<(), Unwritten> {
         }
     }
     for unsteered in &status.unsteered {
-        say!("error: {} is not steered, although policy {} names it", unsteered.path, unsteered.policy)?;
+        if unsteered.released {
+            say!(
+                "error: {} is not steered: `steer off` has released it from policy {}",
+                unsteered.path,
+                unsteered.policy
+            )?;
+        } else {
+            say!("error: {} is not steered, although policy {} names it", unsteered.path, unsteered.policy)?;
+        }
     }
     for what in &status.not_covered {
         say!("not covered: {what}")?;

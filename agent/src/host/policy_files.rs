@@ -82,6 +82,7 @@ pub struct Store {
     file: PathBuf,
     stored: PathBuf,
     runtime: PathBuf,
+    released: PathBuf,
 }
 
 const SUFFIX: &str = "toml";
@@ -91,15 +92,20 @@ const LOCK: &str = ".lock";
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Store {
-    /// Uses this configuration file and this runtime directory. Neither needs to exist.
-    pub fn new(file: &Path, runtime: &Path) -> Self {
+    /// Uses this configuration file, this runtime directory, and this file of what `steer off` has released. None needs to exist.
+    pub fn new(file: &Path, runtime: &Path, released: &Path) -> Self {
         let stored = file.parent().unwrap_or(Path::new("/")).join("policies.d");
-        Self { file: file.to_owned(), stored, runtime: runtime.to_owned() }
+        Self { file: file.to_owned(), stored, runtime: runtime.to_owned(), released: released.to_owned() }
     }
 
     /// The configuration file.
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The file of what `steer off` has released.
+    pub fn released(&self) -> &Path {
+        &self.released
     }
 
     /// The directories with one file for each policy.
@@ -270,7 +276,7 @@ mod tests {
     fn stores_and_removes() {
         let directory = std::env::temp_dir().join(format!("steer-store-{}", std::process::id()));
         fs::create_dir_all(&directory).expect("a directory");
-        let store = Store::new(&directory.join("steer.toml"), &directory.join("run"));
+        let store = Store::new(&directory.join("steer.toml"), &directory.join("run"), &directory.join("released"));
         fs::write(store.file(), text("written", "/w")).expect("the configuration file");
 
         assert!(store.put("a", &text("a", "/a"), Kept::Stored).expect("new"));

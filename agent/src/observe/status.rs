@@ -207,6 +207,20 @@ pub fn add_unsteered(
             cgroup.elsewhere = cgroup.path.as_ref().map(|path| finder.in_cgroup(path)).unwrap_or_default();
         }
     }
+    let attached: BTreeMap<CgroupPath, bool> = status
+        .policies
+        .iter()
+        .flat_map(|policy| &policy.cgroups)
+        .chain(&status.other_versions)
+        .filter_map(|cgroup| Some((cgroup.path.clone()?, cgroup.manual)))
+        .collect();
+    match unsteered::released(store, hierarchy, |path| attached.contains_key(path)) {
+        Ok(released) => status.unsteered = released,
+        Err(error) => status.warnings.push(format!(
+            "what `steer off` has released may be unsteered: read {}: {error}",
+            store.released().display()
+        )),
+    }
     let config = match store.read() {
         Err(policy_files::Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
@@ -215,16 +229,9 @@ pub fn add_unsteered(
         }
         Ok(config) => config,
     };
-    let attached: BTreeMap<_, _> = status
-        .policies
-        .iter()
-        .flat_map(|policy| &policy.cgroups)
-        .chain(&status.other_versions)
-        .filter_map(|cgroup| Some((cgroup.path.as_ref()?, cgroup.manual)))
-        .collect();
     let policies = Policies::new(config);
     let candidates = unsteered::candidates(&policies, hierarchy);
-    status.unsteered = unsteered::among(&policies, candidates.iter(), |path| attached.get(path).copied());
+    status.unsteered.extend(unsteered::among(&policies, candidates.iter(), |path| attached.get(path).copied()));
     Ok(())
 }
 

@@ -1,20 +1,27 @@
-//! Cgroups that the configuration names and nothing steers, as after the restart of a service while no daemon runs.
+//! Cgroups that should be steered, and nothing steers them: the configuration names them, as after the restart of a service while no
+//! daemon runs; or `steer off` has released them.
+
+use std::io;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    host::cgroup::Hierarchy,
+    apply::released,
+    host::{cgroup::Hierarchy, policy_files::Store},
     model::{cgroup_path::CgroupPath, policy::Policies},
 };
 
-/// A cgroup that has no attachment, although a policy names it.
+/// A cgroup that has no attachment, although a policy names it, or named it until `steer off`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Unsteered {
     /// The cgroup.
     pub path: CgroupPath,
     /// The name of the policy.
     pub policy: String,
+    /// Whether a manual attachment was released by `steer off`. The next daemon steers it again.
+    #[serde(default)]
+    pub released: bool,
 }
 
 /// Finds them among these cgroups. `attached` returns whether the attachment of a cgroup is manual; `None` without an attachment.
@@ -27,9 +34,22 @@ pub(crate) fn among<'a>(
     let unattached = cgroups.filter(|path| attached(path).is_none());
     let unsteered = unattached.filter_map(|path| {
         let policy = &policies.configured()[policies.attaching(path, is_manual)?];
-        Some(Unsteered { path: path.clone(), policy: policy.name.clone() })
+        Some(Unsteered { path: path.clone(), policy: policy.name.clone(), released: false })
     });
     unsteered.collect()
+}
+
+/// Finds what `steer off` has released, of cgroups that exist and have no attachment.
+pub(crate) fn released(
+    store: &Store,
+    hierarchy: &Hierarchy,
+    attached: impl Fn(&CgroupPath) -> bool,
+) -> io::Result<Vec<Unsteered>> {
+    let found = released::read(store.released())?.into_iter().filter_map(|released| {
+        let path = hierarchy.path_of(released.cgroup).filter(|path| !attached(path))?;
+        Some(Unsteered { path, policy: released.policy, released: true })
+    });
+    Ok(found.collect())
 }
 
 /// The cgroups that the policies could name.

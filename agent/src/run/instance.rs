@@ -32,6 +32,8 @@ pub struct Instance {
     pub socket: PathBuf,
     /// Policies that last until the next boot.
     runtime: PathBuf,
+    /// What `off` has released.
+    pub released: PathBuf,
 }
 
 impl Instance {
@@ -43,6 +45,7 @@ impl Instance {
             pins: PinDirectory(bpffs),
             socket: socket.unwrap_or_else(|| run.join(format!("{name}.sock"))),
             runtime: run.join(format!("{name}.policies.d")),
+            released: run.join(format!("{name}.released")),
         }
     }
 
@@ -84,7 +87,7 @@ impl Instance {
 
     /// The policy files that belong to a configuration file.
     pub fn store(&self, config: &Path) -> Store {
-        Store::new(config, &self.runtime)
+        Store::new(config, &self.runtime, &self.released)
     }
 }
 

@@ -41,16 +41,6 @@ const A1: Spec = Spec::by("a1");
 /// All of them.
 pub(crate) const KNOWN: &[Known] = &[
     Known {
-        row: "A23",
-        what: "after `off`, containers and what commands attached stay unsteered, also under a new daemon",
-        avoids: |now, operation| {
-            matches!(operation, Operation::Off(_)) && now.manual.keys().any(|place| now.places.contains_key(place))
-        },
-        opens: nothing,
-        waives: nobody,
-        shows: Vec::new,
-    },
-    Known {
         row: "attach inside a glob",
         what: "what is attached to a cgroup holds those in it that a glob of the configuration names, until the daemon attaches them",
         avoids: nothing,

@@ -8,7 +8,10 @@ mod cgroups;
 mod lingering;
 mod links;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use anyhow::bail;
 use steer_common::{CLOSED_IFINDEX, Owner};
@@ -18,7 +21,7 @@ use super::follow::Namespaces;
 use crate::{
     apply::{
         blind_spots::BlindSpots,
-        permit,
+        permit, released,
         resolve::{self, Namespace},
         takeover::{self, TakenOver},
     },
@@ -56,6 +59,8 @@ pub(crate) struct Steering {
     lingering: Lingering,
     namespaces: Namespaces,
     blind_spots: BlindSpots,
+    /// The file of what `steer off` has released. `None` once it was restored.
+    released: Option<PathBuf>,
 }
 
 /// Policies and the slots they are in.
@@ -72,6 +77,7 @@ impl Steering {
         watch: cgroup::Watch,
         wanted: Policies,
         namespaces: Namespaces,
+        released: &Path,
     ) -> anyhow::Result<Self> {
         let netns_cookie = kernel::netns_cookie()?;
         let foreign = |entry: &PolicyEntry| {
@@ -98,6 +104,7 @@ impl Steering {
             lingering: Lingering::default(),
             namespaces,
             blind_spots: BlindSpots::default(),
+            released: Some(released.to_owned()),
         })
     }
 
@@ -164,6 +171,7 @@ impl Steering {
             .collect::<Vec<_>>();
         let slots = self.datapath.put_policies(&lock, &records)?;
         let next = InForce { policies: self.wanted.clone(), slots };
+        let mut changed = self.restore(&lock, &next);
         let attachments = self.read_attachments(&lock)?;
         let Remaining { attached, lingering } =
             self.datapath.clean_up_attachments(&lock, &self.hierarchy, attachments)?;
@@ -207,7 +215,6 @@ impl Steering {
         for (_, cgroup_id) in self.manual.extract_if(.., |_, id| self.hierarchy.is_gone(*id)) {
             self.lingering.add(cgroup_id, true);
         }
-        let mut changed = BTreeSet::new();
         let steps = plan::steps(&desired, &actual);
         let has_steps = !steps.is_empty();
         for step in steps {
@@ -241,6 +248,29 @@ impl Steering {
         self.take_over_sockets(&lock, &changed);
         self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
         moved
+    }
+
+    /// Attaches what `steer off` has released. Returns the cgroups.
+    fn restore(&mut self, lock: &Lock, next: &InForce) -> BTreeSet<u64> {
+        let Some(file) = self.released.take() else { return BTreeSet::new() };
+        let released = released::read(&file).unwrap_or_else(|error| {
+            log::error!("what `steer off` has released is not restored: read {}: {error}", file.display());
+            Vec::new()
+        });
+        if released.is_empty() {
+            return BTreeSet::new();
+        }
+        let slot_of = |name: &str| {
+            let index = next.policies.targets().position(|(known, _)| known == name)?;
+            next.slots.get(index).copied()
+        };
+        let namespace = Namespace { links: &self.table, cookie: self.netns_cookie };
+        let (restored, left) =
+            released::restore(&mut self.datapath, lock, &self.hierarchy, namespace, released, slot_of);
+        if let Err(error) = released::write(&file, &left) {
+            log::warn!("write {}: {error}", file.display());
+        }
+        restored
     }
 
     /// Attaches what was attached to a policy by its name to the changed policy of that name, with the programs that it asks for now. What

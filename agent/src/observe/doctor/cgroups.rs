@@ -3,9 +3,12 @@
 use super::{Finding, Fix, Report, Severity, Subject, Topic, foreign::Foreign, survey::Survey};
 use crate::{
     apply::blind_spots::BlindSpot,
-    host::cgroup::Found,
+    host::{
+        cgroup::{Found, Hierarchy},
+        policy_files::Store,
+    },
     model::{cgroup_path::CgroupPath, config::Policy, policy::Policies, spec::Pattern},
-    observe::unsteered,
+    observe::unsteered::{self, Unsteered},
 };
 
 pub(super) fn check_patterns(survey: &Survey, report: &mut Report) {
@@ -79,13 +82,16 @@ pub(super) fn check_watched(blind_spots: &[BlindSpot], daemon: bool, report: &mu
 
 /// Finds cgroups that the configuration names and nothing steers.
 pub(super) fn check_steered(survey: &Survey, foreign: &Foreign<'_>, report: &mut Report) {
-    if survey.config.policies.is_empty() {
+    let mut found = match (&survey.hierarchy, &survey.store) {
+        (Some(hierarchy), Some(store)) => released(survey, hierarchy, store, report),
+        _ => Vec::new(),
+    };
+    if survey.config.policies.is_empty() && found.is_empty() {
         report.not_applicable(Topic::CgroupSteered, Subject::Host, "no configuration steers anything");
         return;
     }
     let attached = |path: &CgroupPath| survey.attached(path).map(|attached| attached.attachment.is_manual());
     let policies = Policies::new(survey.config.clone());
-    let mut found = Vec::new();
     for unsteered in unsteered::among(&policies, survey.cgroups.iter().map(|found| &found.path), attached) {
         let flags = match survey.configured(&unsteered.policy) {
             Some(entry) => entry.record.flags,
@@ -111,4 +117,25 @@ pub(super) fn check_steered(survey: &Survey, foreign: &Foreign<'_>, report: &mut
         found,
         "every cgroup that the configuration names is attached",
     );
+}
+
+/// What `steer off` has released.
+fn released(survey: &Survey, hierarchy: &Hierarchy, store: &Store, report: &mut Report) -> Vec<Finding> {
+    let released = unsteered::released(store, hierarchy, |path| survey.attached(path).is_some());
+    let released = released.unwrap_or_else(|error| {
+        report.failed(Topic::CgroupSteered, Subject::File(store.released().display().to_string()), &error);
+        Vec::new()
+    });
+    let finding = |unsteered: Unsteered| Finding {
+        id: Topic::CgroupSteered,
+        severity: Severity::Error,
+        subject: Subject::Cgroup(unsteered.path),
+        what: format!("`steer off` has released it from policy {}", unsteered.policy),
+        why: format!(
+            "its traffic follows the routing table until a daemon starts, which steers it again; `{} off --forget` accepts that",
+            survey.steer
+        ),
+        fix: Some(Fix::command(survey.start.clone())),
+    };
+    released.into_iter().map(finding).collect()
 }

@@ -16,7 +16,8 @@ use crate::{
         capability,
         cgroup::{Found, Hierarchy},
         link::{self, Table},
-        netns, policy_files,
+        netns,
+        policy_files::{self, Store},
     },
     kernel::{self, Attachment, Datapath, Pins, PolicyEntry},
     model::{cgroup_path::CgroupPath, config::Config, quote::quoted},
@@ -46,6 +47,8 @@ pub(super) struct Survey {
     pub(super) attached: Vec<Attached>,
     /// The number of attachments of removed cgroups that the kernel has released.
     pub(super) gone: usize,
+    /// The files of this instance.
+    pub(super) store: Option<Store>,
     pub(super) config: Config,
     pub(super) table: Table,
     /// `None`: this kernel does not report it.
@@ -75,6 +78,7 @@ impl Survey {
         let mut survey = Self {
             steer: options.steer.clone(),
             start: options.start(),
+            store: Some(options.store.clone()),
             is_privileged,
             pin_directory: options.pin_directory.display().to_string(),
             ..Self::default()

@@ -101,7 +101,8 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let (namespaces, namespace_links) = Namespaces::new();
     let (watch, cgroups) = cgroup::watch()?;
     let mut sources = Sources::new(&options.store, &pins, cgroups, namespace_links, requests)?;
-    let steering = Steering::new(datapath, hierarchy, watch, Policies::new(config), namespaces)?;
+    let steering =
+        Steering::new(datapath, hierarchy, watch, Policies::new(config), namespaces, options.store.released())?;
     let queue = Arc::new(Queue::default());
     let worker =
         Worker { steering, store: options.store.clone(), queue: Arc::clone(&queue), view, _daemon_lock: daemon_lock };

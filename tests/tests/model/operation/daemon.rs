@@ -9,7 +9,7 @@ use crate::model::{reference::Reference, world::World};
 #[derive(Clone, Debug)]
 pub(crate) struct Kill;
 
-/// A daemon starts.
+/// A daemon starts. It steers again what was released.
 #[derive(Clone, Debug)]
 pub(crate) struct Start;
 
@@ -53,6 +53,9 @@ impl Act for Start {
 
     fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
         reference.daemon_runs = true;
+        for (place, holder) in std::mem::take(&mut reference.released) {
+            reference.manual.entry(place).or_insert(holder);
+        }
         right(done, reference.read_files(true))
     }
 }
@@ -71,7 +74,9 @@ impl Act for Off {
         reference.daemon_runs = false;
         reference.in_force.clear();
         reference.configured.clear();
-        reference.manual.clear();
+        let manual = std::mem::take(&mut reference.manual);
+        let places = &reference.places;
+        reference.released.extend(manual.into_iter().filter(|(place, _)| places.contains_key(place)));
         Ok(())
     }
 }

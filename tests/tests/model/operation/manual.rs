@@ -113,6 +113,7 @@ impl Act for Detach {
         // What the configuration names would be attached again.
         right(done, reference.manual.contains_key(self.0))?;
         reference.manual.remove(self.0);
+        reference.released.remove(self.0);
         reference.settle();
         Ok(())
     }

@@ -70,6 +70,8 @@ pub(crate) struct Reference {
     pub(crate) configured: BTreeMap<String, &'static str>,
     /// The cgroups that something else steers.
     pub(crate) manual: BTreeMap<String, Holder>,
+    /// What `off` has released.
+    pub(crate) released: BTreeMap<String, Holder>,
     /// The cgroups, and the network namespaces in which processes of them live.
     pub(crate) places: BTreeMap<String, BTreeSet<Space>>,
     /// Sockets that processes kept, by the cgroup they were made in.
@@ -101,6 +103,7 @@ impl Reference {
             in_force: Vec::new(),
             configured: BTreeMap::new(),
             manual: BTreeMap::new(),
+            released: BTreeMap::new(),
             places: BTreeMap::new(),
             kept: BTreeMap::new(),
             accepted: BTreeMap::new(),
@@ -243,6 +246,7 @@ impl Reference {
         }
         self.around_removed.insert(removed.to_owned(), outer(place).to_owned());
         self.places.remove(place);
+        self.released.remove(place);
         if let Some(holder) = self.manual.remove(place) {
             self.manual.insert(removed.to_owned(), holder);
         }

@@ -1,0 +1,183 @@
+//! The manual attachments that `steer off` has released. The next daemon restores them.
+//!
+//! They are in a file under /run, by the ids of their cgroups, so the file is meaningless and gone after a boot.
+//!
+//! **Invariant:** an entry stays until its cgroup is steered or gone.
+
+use std::{collections::BTreeSet, fs, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+use steer_common::Owner;
+
+use super::resolve::{self, Namespace};
+use crate::{
+    host::{cgroup::Hierarchy, file, link::Table},
+    kernel::{self, Datapath, Lock, Pins},
+    model::{
+        cgroup_path::CgroupPath,
+        spec::{PolicySpec, Target, Uplink},
+    },
+};
+
+/// A released attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// Id of the cgroup.
+    pub cgroup: u64,
+    /// The name of its policy.
+    pub policy: String,
+    /// Whether that is a policy of the configuration. It is found by its name.
+    configured: bool,
+    /// The network namespace of the uplink.
+    netns_cookie: u64,
+    /// The policy. `None`: closed.
+    spec: Option<PolicySpec>,
+}
+
+impl Released {
+    fn target(&self) -> Target {
+        let spec = self.spec.as_ref();
+        let target = spec.and_then(|spec| spec.target(spec.interface.clone().unwrap_or(Uplink::Closed)).ok());
+        target.unwrap_or(Target::CLOSED)
+    }
+}
+
+/// Reads the file. It is no error if there is none.
+pub fn read(path: &Path) -> io::Result<Vec<Released>> {
+    match fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text).map_err(io::Error::from),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes the file. Removes it if nothing is released.
+pub fn write(path: &Path, released: &[Released]) -> io::Result<()> {
+    if released.is_empty() { file::remove(path) } else { file::replace(path, &serde_json::to_string_pretty(released)?) }
+}
+
+/// Removes a cgroup from the file.
+pub fn forget(path: &Path, cgroup_id: u64) -> io::Result<()> {
+    let mut released = read(path)?;
+    let before = released.len();
+    released.retain(|entry| entry.cgroup != cgroup_id);
+    if released.len() == before { Ok(()) } else { write(path, &released) }
+}
+
+/// The manual attachments in force, before they are released.
+pub fn in_force(pins: &Pins, hierarchy: &Hierarchy) -> Result<Vec<Released>, kernel::Error> {
+    let Some(datapath) = Datapath::open(pins)? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for attachment in datapath.attachments()? {
+        if !attachment.is_manual() || hierarchy.is_gone(attachment.cgroup_id) {
+            continue;
+        }
+        let Some(record) = datapath.policy_of(attachment.cgroup_id)?.filter(|record| record.kind != 0) else {
+            continue;
+        };
+        let target = resolve::target(&record);
+        found.push(Released {
+            cgroup: attachment.cgroup_id,
+            policy: kernel::text(&record.name),
+            configured: record.owner == Owner::Config as u32,
+            netns_cookie: record.netns_cookie,
+            spec: (target.uplink != Uplink::Closed).then(|| target.spec()),
+        });
+    }
+    Ok(found)
+}
+
+/// Attaches what was released, unless something steers the cgroup manually now. A policy of another namespace than `namespace` is closed
+/// until the links there are known. `slot_of` finds a policy of the configuration. Returns the cgroups, and what could not be restored.
+pub(super) fn restore(
+    datapath: &mut Datapath,
+    lock: &Lock,
+    hierarchy: &Hierarchy,
+    namespace: Namespace<'_>,
+    released: Vec<Released>,
+    slot_of: impl Fn(&str) -> Option<u32>,
+) -> (BTreeSet<u64>, Vec<Released>) {
+    let (mut restored, mut left) = (BTreeSet::new(), Vec::new());
+    let none = Table::default();
+    for entry in released {
+        let Some(path) = hierarchy.path_of(entry.cgroup) else { continue };
+        let elsewhere = Namespace { links: &none, cookie: entry.netns_cookie };
+        let namespace = if entry.netns_cookie == namespace.cookie { namespace } else { elsewhere };
+        match entry.restore(datapath, lock, hierarchy, &path, namespace, &slot_of) {
+            Ok(()) => {
+                restored.insert(entry.cgroup);
+                log::info!("steering {path} again, as before `steer off`");
+            }
+            Err(error) => {
+                log::error!("{path} is NOT steered, as it was before `steer off`: {error}");
+                left.push(entry);
+            }
+        }
+    }
+    (restored, left)
+}
+
+impl Released {
+    fn restore(
+        &self,
+        datapath: &mut Datapath,
+        lock: &Lock,
+        hierarchy: &Hierarchy,
+        path: &CgroupPath,
+        namespace: Namespace<'_>,
+        slot_of: &impl Fn(&str) -> Option<u32>,
+    ) -> Result<(), kernel::Error> {
+        if datapath.is_manual_cgroup(self.cgroup)? {
+            return Ok(());
+        }
+        let cgroup = hierarchy.open(path)?;
+        let slot = match slot_of(&self.policy).filter(|_| self.configured) {
+            Some(slot) => slot,
+            None => {
+                let (target, owner) = if self.configured {
+                    log::error!(
+                        "{path} is closed: policy {:?}, by which it was steered, is not in the configuration",
+                        self.policy
+                    );
+                    (Target { uplink: Uplink::Closed, ..self.target() }, Owner::Config)
+                } else {
+                    (self.target(), Owner::Manual)
+                };
+                let record = resolve::record(&self.policy, &target, owner, namespace);
+                datapath.put_policies(lock, &[record])?[0]
+            }
+        };
+        if cgroup.id == self.cgroup { datapath.attach(lock, hierarchy, &cgroup, slot, true) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Released, read, write};
+    use crate::model::spec::{Target, Uplink};
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let directory = std::env::temp_dir().join(format!("steer-released-{}", std::process::id()));
+        let file = directory.join("steer.released");
+        assert_eq!(read(&file).expect("no file"), []);
+        let target = Target { uplink: Uplink::Interface("wg0".to_owned()), ..Target::exempt() };
+        let entry = |target: &Target| Released {
+            cgroup: 7,
+            policy: "p".to_owned(),
+            configured: false,
+            netns_cookie: 9,
+            spec: (target.uplink != Uplink::Closed).then(|| target.spec()),
+        };
+        for target in [target, Target::exempt(), Target::CLOSED] {
+            write(&file, &[entry(&target)]).expect("written");
+            assert_eq!(read(&file).expect("read"), [entry(&target)]);
+            assert_eq!(entry(&target).target(), target);
+        }
+        super::forget(&file, 8).expect("nothing to do");
+        assert!(file.exists());
+        super::forget(&file, 7).expect("removed");
+        assert!(!file.exists());
+        std::fs::remove_dir_all(directory).expect("removed");
+    }
+}
