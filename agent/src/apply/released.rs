@@ -131,21 +131,20 @@ impl Released {
             return Ok(());
         }
         let cgroup = hierarchy.open(path)?;
-        let slot = match slot_of(&self.policy).filter(|_| self.configured) {
-            Some(slot) => slot,
-            None => {
-                let (target, owner) = if self.configured {
-                    log::error!(
-                        "{path} is closed: policy {:?}, by which it was steered, is not in the configuration",
-                        self.policy
-                    );
-                    (Target { uplink: Uplink::Closed, ..self.target() }, Owner::Config)
-                } else {
-                    (self.target(), Owner::Manual)
-                };
-                let record = resolve::record(&self.policy, &target, owner, namespace);
-                datapath.put_policies(lock, &[record])?[0]
-            }
+        let slot = if let Some(slot) = slot_of(&self.policy).filter(|_| self.configured) {
+            slot
+        } else {
+            let (target, owner) = if self.configured {
+                let policy = &self.policy;
+                log::error!(
+                    "{path} is closed: policy {policy:?}, by which it was steered, is not in the configuration"
+                );
+                (Target { uplink: Uplink::Closed, ..self.target() }, Owner::Config)
+            } else {
+                (self.target(), Owner::Manual)
+            };
+            let record = resolve::record(&self.policy, &target, owner, namespace);
+            datapath.put_policies(lock, &[record])?[0]
         };
         if cgroup.id == self.cgroup { datapath.attach(lock, hierarchy, &cgroup, slot, true) } else { Ok(()) }
     }

@@ -74,7 +74,11 @@ fn a_service_that_restarts_without_a_daemon() -> Outcome {
     service.remove()?;
     let service = bed.cgroup.child("x.service")?;
     bed.check_unsteered(Some(&service))?;
-    ensure!(unsteered()? == serde_json::json!([{"path": service.path(), "policy": "p"}]), "{}", unsteered()?);
+    ensure!(
+        unsteered()? == serde_json::json!([{"path": service.path(), "policy": "p", "released": false}]),
+        "{}",
+        unsteered()?
+    );
     let text = bed.succeed(&["status", "--config", &file])?;
     ensure!(text.contains(&format!("error: {} is not steered, although policy p names it", service.path())), "{text}");
     let said = bed.doctor(&[])?;

@@ -151,7 +151,9 @@ fn leftovers() -> Outcome {
     let gone = bed.cgroup.child("gone")?;
     bed.succeed(&["attach", gone.path(), "-i", "a1"])?;
     gone.remove()?;
-    ensure!(bed.only_finding("leftovers")?.text("what").contains("gone: 1"));
+    wait_until("the kernel to release the cgroup", PATIENCE, || {
+        bed.only_finding("leftovers").is_ok_and(|finding| finding.text("what").contains("gone: 1"))
+    })?;
     ensure!(bed.doctor(&["--fix"])?.findings.is_empty());
     bed.is_healthy()?;
 

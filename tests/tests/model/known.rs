@@ -46,8 +46,7 @@ pub(crate) const KNOWN: &[Known] = &[
         avoids: nothing,
         opens: |now, operation| {
             let place = match operation {
-                Operation::Attach(Attach { place, .. }) => place,
-                Operation::Container(Container { place, .. }) => place,
+                Operation::Attach(Attach { place, .. }) | Operation::Container(Container { place, .. }) => place,
                 _ => return false,
             };
             let below = format!("{place}/");
