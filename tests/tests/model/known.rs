@@ -45,9 +45,9 @@ pub(crate) const KNOWN: &[Known] = &[
         what: "what is attached to a cgroup holds those in it that a glob of the configuration names, until the daemon attaches them",
         avoids: nothing,
         opens: |now, operation| {
-            let place = match operation {
-                Operation::Attach(Attach { place, .. }) | Operation::Container(Container { place, .. }) => place,
-                _ => return false,
+            let (Operation::Attach(Attach { place, .. }) | Operation::Container(Container { place, .. })) = operation
+            else {
+                return false;
             };
             let below = format!("{place}/");
             now.daemon_runs && now.configured.keys().any(|named| named.starts_with(&below))
