@@ -23,6 +23,7 @@ mod attempt;
 mod link_layer;
 mod message;
 mod multicast;
+mod multicast_routing;
 pub mod option;
 mod place;
 mod plain;
@@ -203,6 +204,11 @@ impl EscapeArgs {
             Vector::JoinSourceByAddress => self.join_source_by_address(),
             Vector::JoinMapped => self.join_mapped(),
             Vector::JoinTcp => self.join(Type::STREAM),
+            Vector::FilterByIndex => self.filter_by_index(),
+            Vector::FilterByAddress => self.filter_by_address(),
+            Vector::BlockByIndex => self.block_by_index(),
+            Vector::BlockByAddress => self.block_by_address(),
+            Vector::MulticastRouting => self.multicast_routing(),
             Vector::PacketRaw => self.packet(Type::RAW, false),
             Vector::PacketDgram => self.packet(Type::DGRAM, false),
             Vector::PacketBypass => self.packet(Type::RAW, true),

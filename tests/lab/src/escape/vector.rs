@@ -91,6 +91,12 @@ pub enum Vector {
     JoinSourceByAddress,
     JoinMapped,
     JoinTcp,
+    // Changes of a membership, which the kernel also reports, with sources that the program chooses.
+    FilterByIndex,
+    FilterByAddress,
+    BlockByIndex,
+    BlockByAddress,
+    MulticastRouting,
     // Below the IP stack, or beside it.
     PacketRaw,
     PacketDgram,
@@ -137,7 +143,7 @@ impl Vector {
             | Self::PacketLegacy
             | Self::PacketUring
             | Self::Xdp => Some("CAP_NET_RAW"),
-            Self::Mark | Self::MarkAfUnspec | Self::Transparent => Some("CAP_NET_ADMIN"),
+            Self::Mark | Self::MarkAfUnspec | Self::Transparent | Self::MulticastRouting => Some("CAP_NET_ADMIN"),
             Self::SubCgroup | Self::SubCgroupAfUnspec | Self::LeaveCgroup => Some("write access to the cgroup"),
             _ => None,
         }
