@@ -1,21 +1,15 @@
 //! Tests of the limits in the README. When a test fails, steer has become better and the README is wrong.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    process::Stdio,
-};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
-use anyhow::{Context as _, ensure};
-use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, Stage, client_v4, leaks, wait_until};
-use steer_tests::{Bed, Outcome, PATIENCE, User, check_outcomes, output};
+use anyhow::ensure;
+use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, client_v4, leaks, wait_until};
+use steer_tests::{Bed, Outcome, PATIENCE, User, check_outcomes};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("sockets_of_others_keep_what_they_had", sockets_of_others_keep_what_they_had),
-    ("this_host_is_unreachable", this_host_is_unreachable),
-    ("listening_on_loopback_needs_a_privilege", listening_on_loopback_needs_a_privilege),
     ("the_uplink_needs_a_route", the_uplink_needs_a_route),
     ("a_strict_reverse_path_filter_drops_replies", a_strict_reverse_path_filter_drops_replies),
     ("the_kernels_own_answers_follow_the_routes", the_kernels_own_answers_follow_the_routes),
@@ -36,60 +30,6 @@ fn sockets_of_others_keep_what_they_had() -> Outcome {
     let mut default = Capture::start(&bed.net.client, "a0")?;
     socket.send_to(b"made elsewhere", (SERVER_V4, bed.server.port()))?;
     ensure!(leaks(&default.take()?).iter().any(|packet| packet.kind == Kind::Udp));
-    Ok(())
-}
-
-/// The step that a TCP connection to `address` reaches in the steered cgroup.
-fn connect_locally(bed: &Bed, address: Ipv4Addr, port: u16, user: User) -> anyhow::Result<steer_lab::Outcome> {
-    let arguments = ["--json", "--proto", "tcp", "--timeout-ms", "300"].map(str::to_owned);
-    let rest = ["--target".to_owned(), address.to_string(), "--port".to_owned(), port.to_string()];
-    let mut command = bed.client(Some(&bed.cgroup), user)?;
-    let ran = output(command.args(arguments).args(rest))?;
-    steer_lab::parse_outcomes(&ran.stdout)?.pop().context("no outcome")
-}
-
-fn this_host_is_unreachable() -> Outcome {
-    let bed = steered_bed("limit-local")?;
-    let listener = bed.net.client.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-    let port = listener.local_addr()?.port();
-    let cases = [
-        (Ipv4Addr::LOCALHOST, User::Root, true),
-        (Ipv4Addr::LOCALHOST, User::Nobody, false),
-        (client_v4(0), User::Root, false),
-        (client_v4(0), User::Nobody, false),
-    ];
-    for (address, user, reached) in cases {
-        let outcome = connect_locally(&bed, address, port, user)?;
-        ensure!((outcome.stage != Stage::Connect) == reached, "{address} as {user:?}: {outcome:?}");
-        // The address itself is reachable.
-        let address = SocketAddr::new(address.into(), port);
-        bed.net.client.run(|| TcpStream::connect_timeout(&address, PATIENCE))??;
-    }
-    Ok(())
-}
-
-/// A socket bound to the uplink receives nothing on 127.0.0.1. A process with the privilege can unbind it.
-fn listening_on_loopback_needs_a_privilege() -> Outcome {
-    let bed = steered_bed("limit-listen")?;
-    for (user, reached) in [(User::Root, true), (User::Nobody, false)] {
-        let mut command = bed.client(Some(&bed.cgroup), user)?;
-        let mut listener = command.args(["--listen", "127.0.0.1"]).stdout(Stdio::piped()).spawn()?;
-        let mut heard = BufReader::new(listener.stdout.take().context("no pipe")?).lines();
-        let port = heard.next().context("no port")??.parse::<u16>()?;
-        let answer = bed.net.client.run(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-            socket.connect((Ipv4Addr::LOCALHOST, port))?;
-            socket.send(b"hello")?;
-            // A refusal arrives before `send` returns.
-            socket.take_error()
-        })??;
-        ensure!(answer.is_none() == reached, "{user:?}: {answer:?}");
-        if reached {
-            ensure!(heard.next().context("nothing heard")?? == "heard 5");
-        }
-        listener.kill()?;
-        listener.wait()?;
-    }
     Ok(())
 }
 

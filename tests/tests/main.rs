@@ -23,6 +23,7 @@ mod kernel;
 mod lifecycle;
 mod limits;
 mod lingering;
+mod local;
 mod model;
 mod nested;
 mod package;
@@ -64,6 +65,7 @@ fn main() {
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
         ("lingering", lingering::TESTS),
+        ("local", local::TESTS),
         ("guards", guards::TESTS),
         ("hostile", hostile::TESTS),
         ("dns", dns::TESTS),

@@ -16,8 +16,10 @@ const HOPS: u32 = 8;
 
 impl EscapeArgs {
     pub(super) fn multicast_routing(&self) -> Tried {
-        let router =
-            self.socket(Type::RAW, Some(if self.is_v4() { Protocol::from(libc::IPPROTO_IGMP) } else { Protocol::ICMPV6 }))?;
+        let router = self.socket(
+            Type::RAW,
+            Some(if self.is_v4() { Protocol::from(libc::IPPROTO_IGMP) } else { Protocol::ICMPV6 }),
+        )?;
         let set = |name, value: &[u8]| set_socket_option(&router, self.level(), name, value).at(Step::Option);
         let sender = self.socket(Type::DGRAM, None)?;
         let uplink: i32 = sys::socket_option(&sender, libc::SOL_SOCKET, sys::SO_BINDTOIFINDEX).at(Step::Option)?;

@@ -49,6 +49,7 @@ pub enum Vector {
     PingPktinfo,
     RawPktinfo,
     RawHeader,
+    RawUdp,
     Ipv6Pktinfo,
     Ipv6PktinfoSticky,
     LinkLocalScope,
@@ -136,6 +137,7 @@ impl Vector {
             | Self::RawAfUnspec
             | Self::RawPktinfo
             | Self::RawHeader
+            | Self::RawUdp
             | Self::LinkLocalRaw
             | Self::PacketRaw
             | Self::PacketDgram
