@@ -129,6 +129,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row::plain("udp-gso", Vector::UdpGso),
     Row::plain("ping", Vector::Ping),
     Row::plain("raw", Vector::Raw),
+    Row::plain("raw-udp", Vector::RawUdp),
     Row::plain("zerocopy", Vector::Zerocopy),
     Row::plain("sendfile", Vector::Sendfile),
     Row::plain("splice", Vector::Splice),
