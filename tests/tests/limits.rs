@@ -1,9 +1,13 @@
 //! Tests of the limits in the README. When a test fails, steer has become better and the README is wrong.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::{
+    io::{BufRead as _, BufReader, Lines},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    process::{Child, ChildStdout, Stdio},
+};
 
-use anyhow::ensure;
-use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, client_v4, leaks, wait_until};
+use anyhow::{Context as _, ensure};
+use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, client_v4, forge, leaks, wait_until};
 use steer_tests::{Bed, Outcome, PATIENCE, User, check_outcomes};
 
 use crate::Test;
@@ -12,6 +16,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("sockets_of_others_keep_what_they_had", sockets_of_others_keep_what_they_had),
     ("the_uplink_needs_a_route", the_uplink_needs_a_route),
     ("a_strict_reverse_path_filter_drops_replies", a_strict_reverse_path_filter_drops_replies),
+    ("fragments_come_in_by_another_link", fragments_come_in_by_another_link),
+    ("quoted_data_comes_in_by_another_link", quoted_data_comes_in_by_another_link),
     ("the_kernels_own_answers_follow_the_routes", the_kernels_own_answers_follow_the_routes),
 ];
 
@@ -78,5 +84,60 @@ fn the_kernels_own_answers_follow_the_routes() -> Outcome {
             leaks(&packets).iter().any(|packet| packet.kind == Kind::Icmp4 && packet.is_kernel_answer())
         })
     })?;
+    Ok(())
+}
+
+/// Starts a UDP listener in the bed's cgroup. Returns it, its lines, and its address on the uplink.
+fn listener(bed: &Bed) -> anyhow::Result<(Child, Lines<BufReader<ChildStdout>>, SocketAddrV4)> {
+    let mut child = bed.client(Some(&bed.cgroup), User::Nobody)?.arg("--listen").stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
+    let port = lines.next().context("no port")??.parse()?;
+    Ok((child, lines, SocketAddrV4::new(client_v4(1), port)))
+}
+
+fn ingress_by_the_uplink(bed: &Bed) -> Outcome {
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--ingress", "uplink"]).map(drop)
+}
+
+/// A datagram counts as received by the link of its first fragment, and passes the guard by the link of the one that came
+/// last.
+fn fragments_come_in_by_another_link() -> Outcome {
+    let bed = Bed::new("limit-fragments")?;
+    ingress_by_the_uplink(&bed)?;
+    let (mut child, mut lines, to) = listener(&bed)?;
+    let mut other = Capture::start(&bed.net.client, "a0")?;
+    let [first, last] = forge::fragments(SocketAddrV4::new(SERVER_V4, 7), to, b"the first eight, and more");
+    forge::send(&bed.net.server, &bed.net.server_link(0), &last, *to.ip())?;
+    wait_until("the last fragment, by the other link", PATIENCE, || {
+        other.take().is_ok_and(|packets| {
+            packets.iter().any(|packet| packet.dst == Some((*to.ip()).into()) && packet.kind == Kind::Udp)
+        })
+    })?;
+    forge::send(&bed.net.server, &bed.net.server_link(1), &first, *to.ip())?;
+    ensure!(lines.next().context("nothing heard")?? == "heard 25");
+    child.kill()?;
+    child.wait()?;
+    Ok(())
+}
+
+/// No program sees what is put into a socket's error queue. A socket that is bound to the uplink gets no errors of other links.
+fn quoted_data_comes_in_by_another_link() -> Outcome {
+    for older in [true, false] {
+        let bed = Bed::new("limit-quoted")?;
+        let listening = if older { Some(listener(&bed)?) } else { None };
+        ingress_by_the_uplink(&bed)?;
+        let (mut child, mut lines, from) = listening.map_or_else(|| listener(&bed), Ok)?;
+        let mut other = Capture::start(&bed.net.client, "a0")?;
+        let error = forge::port_unreachable(from, SocketAddrV4::new(SERVER_V4, 7), b"by another link");
+        forge::send_icmp(&bed.net.server, &bed.net.server_link(0), &error, *from.ip())?;
+        wait_until("the error, by the other link", PATIENCE, || {
+            other.take().is_ok_and(|packets| packets.iter().any(|packet| packet.kind == Kind::Icmp4))
+        })?;
+        bed.net.server.run(|| UdpSocket::bind((SERVER_V4, 0))?.send_to(b"by the uplink", from))??;
+        let heard = lines.next().context("nothing heard")??;
+        ensure!(heard == if older { "quoted 15" } else { "heard 13" }, "{heard}, older: {older}");
+        child.kill()?;
+        child.wait()?;
+    }
     Ok(())
 }
