@@ -87,6 +87,8 @@ pub mod program {
     pub const REBINDS: &str = "REBINDS";
     /// `cgroup/setsockopt`: refuses to undo a binding.
     pub const SETSOCKOPT: &str = "setsockopt";
+    /// `sockops`: binds a listener without a binding. Pinned only where the kernel accepts it (Linux 5.15).
+    pub const SOCK_OPS: &str = "sock_ops";
     /// `cgroup_skb/egress`: stops packets on other links and to other name servers, whatever the programs above have done.
     pub const EGRESS: &str = "egress";
     /// `cgroup_skb/ingress`.

@@ -8,9 +8,7 @@
 //! unless the socket can reach it: by the uplink, its payload would leave.
 
 use aya_ebpf::{
-    EbpfContext as _, Global,
-    helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt},
-    macros::cgroup_sock_addr,
+    EbpfContext as _, Global, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use steer_common::{
@@ -21,14 +19,11 @@ use crate::{
     answer::{ALLOW, REFUSE},
     attachment,
     destination::{self, Hook},
-    dns, events, nesting, notes, peer, policy, socket,
+    dns, events, nesting, notes, peer, policy,
+    rebind::rebind,
+    socket,
 };
 
-const SOL_SOCKET: i32 = 1;
-const SO_BINDTODEVICE: i32 = 25;
-const SO_BINDTOIFINDEX: i32 = 62;
-const INDEX_BYTES: i32 = 4;
-const NAME_BYTES: i32 = 16;
 /// The first interface of every network namespace is its loopback.
 const LOOPBACK_IFINDEX: i32 = 1;
 /// Policy flags that need the programs of connect and bind, and those of sendmsg.
@@ -68,20 +63,6 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     sendmsg(&ctx, Hook::V6)
-}
-
-/// Binds to an interface, by index (Linux 6.1) or else by name; 0 unbinds. Any process can bind an unbound socket. To
-/// rebind a bound socket, the process needs CAP_NET_RAW.
-#[inline(always)]
-fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> bool {
-    let index = (&raw mut ifindex).cast();
-    // SAFETY: the option's value is four bytes on the stack.
-    if unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTOIFINDEX, index, INDEX_BYTES) } == 0 {
-        return true;
-    }
-    let name = (&raw const policy.interface).cast_mut().cast();
-    // SAFETY: the option's value is the start of the name in the policy, which is longer.
-    ifindex > 0 && unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, name, NAME_BYTES) } == 0
 }
 
 /// The attachment and the policy that act on this call. `None` if another attachment acts, or if the policy has none of

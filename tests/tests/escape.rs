@@ -143,7 +143,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row::repaired("mptcp-accept", Vector::MptcpAccept).scene(Scene::CalledOn(1)),
     Row::repaired("mptcp-accept-dual", Vector::MptcpAcceptDual).scene(Scene::CalledOn(1)),
     Row { bind: Always, ..Row::futile("mptcp-accept-other", Vector::MptcpAccept).scene(Scene::CalledOn(0)) },
-    Row::leaks("mptcp-accept-unbound", Vector::MptcpAcceptUnbound, Always).scene(Scene::CalledOn(1)),
+    Row::redirected("mptcp-accept-unbound", Vector::MptcpAcceptUnbound).scene(Scene::CalledOn(1)),
     Row::leaks("udp-af-unspec", Vector::UdpAfUnspec, Always),
     Row::repaired("udp-af-unspec-connect", Vector::UdpAfUnspecConnect),
     Row::leaks("udp-af-unspec-cork", Vector::UdpAfUnspecCork, Always),

@@ -23,6 +23,7 @@ mod kernel;
 mod lifecycle;
 mod limits;
 mod lingering;
+mod listeners;
 mod local;
 mod model;
 mod nested;
@@ -65,6 +66,7 @@ fn main() {
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
         ("lingering", lingering::TESTS),
+        ("listeners", listeners::TESTS),
         ("local", local::TESTS),
         ("guards", guards::TESTS),
         ("hostile", hostile::TESTS),
