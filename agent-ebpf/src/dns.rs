@@ -49,7 +49,10 @@ pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord) -> bool {
         return false;
     }
     let peer = peer::of_packet(ctx, false);
-    peer.port == u32::from(PORT) && resolver(policy, &peer.address).is_some_and(|resolver| peer.address != *resolver)
+    // A packet with more extension headers than are read may be a query.
+    let asks =
+        peer.port == u32::from(PORT) || !destination::is_mapped(&peer.address) && peer::is_extension(peer.protocol);
+    asks && resolver(policy, &peer.address).is_some_and(|resolver| peer.address != *resolver)
 }
 
 /// Redirects a connection to a name server to the policy's resolver, and notes the original server.

@@ -10,11 +10,8 @@ const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 const IPPROTO_UDPLITE: u32 = 136;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
-/// IPv6 extension headers: hop-by-hop options, routing, fragment, destination options.
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION: u8 = 60;
+/// The IPv6 extension header of a fragment.
+const FRAGMENT: u32 = 44;
 const FRAGMENT_OFFSET_V6: u16 = 0xfff8;
 /// How many of them are read. The protocol of a packet with more is that of the next one.
 const EXTENSIONS: usize = 4;
@@ -86,11 +83,11 @@ pub(crate) fn of_packet(ctx: &SkBuffContext, incoming: bool) -> Peer {
 fn transport(ctx: &SkBuffContext, mut protocol: u8) -> (u8, Option<usize>) {
     let mut at = size_of::<Ipv6Header>();
     for _ in 0..EXTENSIONS {
-        if !is_extension(protocol) {
+        if !is_extension(protocol.into()) {
             break;
         }
         let Ok([next, units, high, low]) = ctx.load::<[u8; 4]>(at) else { return (protocol, None) };
-        if protocol == FRAGMENT {
+        if u32::from(protocol) == FRAGMENT {
             if u16::from_be_bytes([high, low]) & FRAGMENT_OFFSET_V6 != 0 {
                 return (next, None);
             }
@@ -105,6 +102,9 @@ fn transport(ctx: &SkBuffContext, mut protocol: u8) -> (u8, Option<usize>) {
 
 /// Whether this is an IPv6 extension header, behind which there is another header.
 #[inline(always)]
-fn is_extension(protocol: u8) -> bool {
+pub(crate) fn is_extension(protocol: u32) -> bool {
+    const HOP_BY_HOP: u32 = 0;
+    const ROUTING: u32 = 43;
+    const DESTINATION: u32 = 60;
     matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
 }

@@ -4,11 +4,12 @@ use std::{
     io::{BufRead as _, BufReader, Lines},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     process::{Child, ChildStdout, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, client_v4, forge, leaks, wait_until};
-use steer_tests::{Bed, Outcome, PATIENCE, User, check_outcomes};
+use steer_lab::{Capture, Family, Kind, SERVER_V4, SERVER_V6, Step, Vector, client_v4, forge, leaks, wait_until};
+use steer_tests::{Bed, Outcome, PATIENCE, Scene, Try, User, check_outcomes};
 
 use crate::Test;
 
@@ -16,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("sockets_of_others_keep_what_they_had", sockets_of_others_keep_what_they_had),
     ("the_uplink_needs_a_route", the_uplink_needs_a_route),
     ("a_strict_reverse_path_filter_drops_replies", a_strict_reverse_path_filter_drops_replies),
+    ("an_older_membership_is_reported_until_it_ends", an_older_membership_is_reported_until_it_ends),
     ("fragments_come_in_by_another_link", fragments_come_in_by_another_link),
     ("quoted_data_comes_in_by_another_link", quoted_data_comes_in_by_another_link),
     ("the_kernels_own_answers_follow_the_routes", the_kernels_own_answers_follow_the_routes),
@@ -84,6 +86,24 @@ fn the_kernels_own_answers_follow_the_routes() -> Outcome {
             leaks(&packets).iter().any(|packet| packet.kind == Kind::Icmp4 && packet.is_kernel_answer())
         })
     })?;
+    Ok(())
+}
+
+/// The change is refused, but the kernel reports the end of the membership, with what was chosen before.
+fn an_older_membership_is_reported_until_it_ends() -> Outcome {
+    let bed = Bed::new("limit-membership")?;
+    let (vector, scene) = (Vector::FilterByIndex, Scene::SteeredAfter(Step::Option));
+    let this = Try { vector, user: User::Nobody, family: Family::V4, scene, timeout: Duration::from_millis(400) };
+    let program = bed.escape_program(this, &bed.cgroup)?;
+    let mut other = None;
+    let seen = bed.watch_attempt(this, program, &["a1"], || {
+        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--existing", "destroy"])?;
+        other = Some(Capture::start(&bed.net.client, "a0")?);
+        Ok(())
+    })?;
+    ensure!(seen.attempt.outcome == "EPERM" && seen.leaked.is_empty(), "{seen:?}");
+    let packets = other.context("not steered")?.take()?;
+    ensure!(leaks(&packets).iter().any(|packet| packet.kind == Kind::Igmp && packet.sources == 0), "{packets:?}");
     Ok(())
 }
 

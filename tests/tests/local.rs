@@ -114,7 +114,8 @@ fn the_resolver_of_this_host_has_a_hint() -> Outcome {
     Ok(())
 }
 
-/// A limit: the programs do not know the addresses of links. What is sent there leaves by the uplink only.
+/// A limit: the programs do not know the addresses of links, and see no call of a raw socket. What is sent there leaves by
+/// the uplink only.
 fn addresses_of_other_links_leave_by_the_uplink() -> Outcome {
     let bed = steered_bed("local-own")?;
     let server = Server::start(&bed.net.client)?;
@@ -131,6 +132,10 @@ fn addresses_of_other_links_leave_by_the_uplink() -> Outcome {
                 ensure!(attempt.is_ok() == reached, "{target} as {user:?}: {attempt:?}");
             }
         }
+    }
+    for target in [STUB, Ipv6Addr::LOCALHOST.into()] {
+        let attempt = attempt(&bed, Vector::Raw, User::Root, target, 0)?;
+        ensure!(attempt.step == Some(Step::Receive), "{attempt:?}");
     }
     spy.saw_nothing()
 }
