@@ -56,24 +56,20 @@ impl EscapeArgs {
 
 /// An mfcctl or an mf6cctl: origin, group, the interface where it comes in (the first), those where it goes out (the second).
 fn route(origin: IpAddr, group: IpAddr) -> Vec<u8> {
-    match (origin, group) {
-        (IpAddr::V4(origin), IpAddr::V4(group)) => {
-            let mut ttls = [0; 32];
-            ttls[1] = 1;
-            [&origin.octets()[..], &group.octets(), &[0; 2], &ttls, &[0; 2], &[0; 16]].concat()
-        }
-        _ => {
-            let address = |ip: IpAddr| {
-                let family = u16::try_from(libc::AF_INET6).unwrap_or_default().to_ne_bytes();
-                let octets = match ip {
-                    IpAddr::V6(ip) => ip.octets(),
-                    IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-                };
-                [&family[..], &[0; 6], &octets, &[0; 4]].concat()
-            };
-            let mut out = [0; 32];
-            out[..4].copy_from_slice(&(1_u32 << 1).to_ne_bytes());
-            [&address(origin)[..], &address(group), &[0; 4], &out].concat()
-        }
+    if let (IpAddr::V4(origin), IpAddr::V4(group)) = (origin, group) {
+        let mut ttls = [0; 32];
+        ttls[1] = 1;
+        return [&origin.octets()[..], &group.octets(), &[0; 2], &ttls, &[0; 2], &[0; 16]].concat();
     }
+    let address = |ip: IpAddr| {
+        let family = u16::try_from(libc::AF_INET6).unwrap_or_default().to_ne_bytes();
+        let octets = match ip {
+            IpAddr::V6(ip) => ip.octets(),
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        };
+        [&family[..], &[0; 6], &octets, &[0; 4]].concat()
+    };
+    let mut out = [0; 32];
+    out[..4].copy_from_slice(&(1_u32 << 1).to_ne_bytes());
+    [&address(origin)[..], &address(group), &[0; 4], &out].concat()
 }
