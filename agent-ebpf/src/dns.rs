@@ -45,7 +45,7 @@ pub(crate) fn is_asked(ctx: &SockAddrContext, policy: Option<&PolicyRecord>) -> 
 /// from a socket that was connected before the policy had a resolver.
 #[inline(always)]
 pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord) -> bool {
-    if policy.flags & (policy_flags::DNS4 | policy_flags::DNS6) == 0 {
+    if policy.flags & (policy_flags::DNS4 | policy_flags::DNS6) == 0 || peer::has_other_port(ctx, PORT) {
         return false;
     }
     let peer = peer::of_packet(ctx, false);

@@ -78,6 +78,36 @@ pub(crate) fn of_packet(ctx: &SkBuffContext, incoming: bool) -> Peer {
     Peer { address, port: u32::from(port), protocol }
 }
 
+/// Whether the packet certainly goes to another port. It reads only usual headers, without a helper call, which would take
+/// ten times as long (Linux 5.0).
+#[inline(always)]
+pub(crate) fn has_other_port(ctx: &SkBuffContext, port: u16) -> bool {
+    const V4_WITHOUT_OPTIONS: u8 = 0x45;
+    const V4_PORT_AT: usize = size_of::<Ipv4Header>() + size_of::<u16>();
+    const V6_PORT_AT: usize = size_of::<Ipv6Header>() + size_of::<u16>();
+    const V6_PROTOCOL_AT: usize = 6;
+    // SAFETY: four byte loads of the context.
+    let (start, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
+    if start + V4_PORT_AT + size_of::<u16>() > end {
+        return false;
+    }
+    // SAFETY: within the bounds that were just compared, as the verifier requires.
+    let (first, v4_port) =
+        unsafe { ((start as *const u8).read(), ((start + V4_PORT_AT) as *const u16).read_unaligned()) };
+    if first == V4_WITHOUT_OPTIONS {
+        // In a packet without ports or a later fragment this is something else, and a query is not in it.
+        return v4_port != port.to_be();
+    }
+    if first >> 4 != 6 || start + V6_PORT_AT + size_of::<u16>() > end {
+        return false;
+    }
+    // SAFETY: within the bounds that were just compared, as the verifier requires.
+    let (protocol, v6_port) = unsafe {
+        (((start + V6_PROTOCOL_AT) as *const u8).read(), ((start + V6_PORT_AT) as *const u16).read_unaligned())
+    };
+    matches!(protocol.into(), IPPROTO_TCP | IPPROTO_UDP) && v6_port != port.to_be()
+}
+
 /// The transport protocol of an IPv6 packet, and where its header begins, unless it is in an earlier fragment.
 #[inline(always)]
 fn transport(ctx: &SkBuffContext, mut protocol: u8) -> (u8, Option<usize>) {
