@@ -34,10 +34,14 @@ pub enum Counter {
     StoppedBind = 13,
     /// `socket` was refused: no program sees what the socket would send.
     StoppedFamily = 14,
+    /// `connect` or a datagram was refused: the destination is this host, which a bound socket does not reach.
+    StoppedLocal = 15,
+    /// A packet to a name server other than the policy's resolver was stopped.
+    StoppedDns = 16,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 15] = [
+pub const COUNTERS: [Counter; 17] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -53,6 +57,8 @@ pub const COUNTERS: [Counter; 15] = [
     Counter::StoppedIngress,
     Counter::StoppedBind,
     Counter::StoppedFamily,
+    Counter::StoppedLocal,
+    Counter::StoppedDns,
 ];
 
 impl Counter {
@@ -79,6 +85,8 @@ impl Counter {
             Self::StoppedIngress => "stopped_ingress",
             Self::StoppedBind => "stopped_bind",
             Self::StoppedFamily => "stopped_family",
+            Self::StoppedLocal => "stopped_local",
+            Self::StoppedDns => "stopped_dns",
         }
     }
 }
@@ -91,7 +99,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 120);
+const _: () = assert!(size_of::<CounterRecord>() == 136);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

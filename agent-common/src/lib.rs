@@ -26,7 +26,7 @@ pub use record::{
 pub const NESTED_ATTACHMENTS: u32 = 65_536;
 
 /// The version of this crate's interface. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never used: an empty [`AttachmentRecord`] names it.
 pub const POLICY_SLOTS: u32 = 4096;
@@ -87,7 +87,9 @@ pub mod program {
     pub const REBINDS: &str = "REBINDS";
     /// `cgroup/setsockopt`: refuses to undo a binding.
     pub const SETSOCKOPT: &str = "setsockopt";
-    /// `cgroup_skb/egress`: stops packets on other links, whatever the programs above have done.
+    /// `sockops`: binds a listener without a binding. Pinned only where the kernel accepts it (Linux 5.15).
+    pub const SOCK_OPS: &str = "sock_ops";
+    /// `cgroup_skb/egress`: stops packets on other links and to other name servers, whatever the programs above have done.
     pub const EGRESS: &str = "egress";
     /// `cgroup_skb/ingress`.
     pub const INGRESS: &str = "ingress";

@@ -18,8 +18,27 @@ pub const SO_BINDTOIFINDEX: i32 = 62;
 pub const TCP_ULP: i32 = 31;
 /// Leaves a group.
 pub const IP_DROP_MEMBERSHIP: i32 = 36;
-/// The last of the options that join and leave groups of either family.
-pub const MCAST_LEAVE_SOURCE_GROUP: i32 = 47;
+/// Sets which sources of a group of either family are received, on an interface given by index. The last of the options
+/// that change memberships so.
+pub const MCAST_MSFILTER: i32 = 48;
+/// Refuses one source of a group, on an interface given by index.
+pub const MCAST_BLOCK_SOURCE: i32 = 43;
+/// The first of the options that change the sources of a group, on an interface given by address.
+pub const IP_UNBLOCK_SOURCE: i32 = 37;
+/// Refuses one source of a group.
+pub const IP_BLOCK_SOURCE: i32 = 38;
+/// Leaves a group's source.
+pub const IP_DROP_SOURCE_MEMBERSHIP: i32 = 40;
+/// Sets which sources of a group are received. The last of these options.
+pub const IP_MSFILTER: i32 = 41;
+/// Makes the process the multicast router of its network namespace, for either family (`linux/mroute.h`, `mroute6.h`).
+pub const MRT_INIT: i32 = 200;
+/// Adds an interface to the multicast router.
+pub const MRT_ADD_VIF: i32 = 202;
+/// Adds a multicast route.
+pub const MRT_ADD_MFC: i32 = 204;
+/// The last number that can be an option of multicast routing. Linux 6.18 uses those up to 212, and none after them.
+pub const MRT_LAST: i32 = 255;
 /// Leaves an IPv6 group.
 pub const IPV6_DROP_MEMBERSHIP: i32 = 21;
 /// Leaves an IPv6 anycast group.
@@ -49,6 +68,18 @@ pub const fn name(level: i32, option: i32) -> Option<&'static str> {
         (SOL_IP, IP_ADD_SOURCE_MEMBERSHIP) => "IP_ADD_SOURCE_MEMBERSHIP",
         (SOL_IP | SOL_IPV6, MCAST_JOIN_GROUP) => "MCAST_JOIN_GROUP",
         (SOL_IP | SOL_IPV6, MCAST_JOIN_SOURCE_GROUP) => "MCAST_JOIN_SOURCE_GROUP",
+        (SOL_IP | SOL_IPV6, MCAST_BLOCK_SOURCE) => "MCAST_BLOCK_SOURCE",
+        (SOL_IP | SOL_IPV6, MCAST_MSFILTER) => "MCAST_MSFILTER",
+        (SOL_IP, IP_UNBLOCK_SOURCE) => "IP_UNBLOCK_SOURCE",
+        (SOL_IP, IP_BLOCK_SOURCE) => "IP_BLOCK_SOURCE",
+        (SOL_IP, IP_DROP_SOURCE_MEMBERSHIP) => "IP_DROP_SOURCE_MEMBERSHIP",
+        (SOL_IP, IP_MSFILTER) => "IP_MSFILTER",
+        (SOL_IP, MRT_INIT) => "MRT_INIT",
+        (SOL_IP, MRT_ADD_VIF) => "MRT_ADD_VIF",
+        (SOL_IP, MRT_ADD_MFC) => "MRT_ADD_MFC",
+        (SOL_IPV6, MRT_INIT) => "MRT6_INIT",
+        (SOL_IPV6, MRT_ADD_VIF) => "MRT6_ADD_MIF",
+        (SOL_IPV6, MRT_ADD_MFC) => "MRT6_ADD_MFC",
         (SOL_IPV6, IPV6_ADD_MEMBERSHIP) => "IPV6_ADD_MEMBERSHIP",
         (SOL_IPV6, IPV6_DROP_MEMBERSHIP) => "IPV6_DROP_MEMBERSHIP",
         (SOL_IPV6, IPV6_LEAVE_ANYCAST) => "IPV6_LEAVE_ANYCAST",

@@ -4,12 +4,11 @@
 //! MPTCP subflows (also those of a listener) and the TCP sockets of AF_SMC never had a binding. A UDP socket loses it by
 //! `connect(AF_UNSPEC)`.
 //!
-//! **Invariant:** a call that would use a link other than the policy's is refused, unless its destination is this host.
+//! **Invariant:** a call that would use a link other than the policy's is refused. So is one whose destination is this host,
+//! unless the socket can reach it: by the uplink, its payload would leave.
 
 use aya_ebpf::{
-    EbpfContext as _, Global,
-    helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt},
-    macros::cgroup_sock_addr,
+    EbpfContext as _, Global, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use steer_common::{
@@ -20,14 +19,13 @@ use crate::{
     answer::{ALLOW, REFUSE},
     attachment,
     destination::{self, Hook},
-    dns, events, nesting, notes, peer, policy, socket,
+    dns, events, nesting, notes, peer, policy,
+    rebind::rebind,
+    socket,
 };
 
-const SOL_SOCKET: i32 = 1;
-const SO_BINDTODEVICE: i32 = 25;
-const SO_BINDTOIFINDEX: i32 = 62;
-const INDEX_BYTES: i32 = 4;
-const NAME_BYTES: i32 = 16;
+/// The first interface of every network namespace is its loopback.
+const LOOPBACK_IFINDEX: i32 = 1;
 /// Policy flags that need the programs of connect and bind, and those of sendmsg.
 const RESTORE: u32 = policy_flags::RESTORE | policy_flags::DNS4 | policy_flags::DNS6;
 const GUARD: u32 = policy_flags::GUARD | policy_flags::DNS4 | policy_flags::DNS6;
@@ -67,20 +65,6 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     sendmsg(&ctx, Hook::V6)
 }
 
-/// Binds to an interface, by index (Linux 6.1) or else by name; 0 unbinds. Any process can bind an unbound socket. To
-/// rebind a bound socket, the process needs CAP_NET_RAW.
-#[inline(always)]
-fn rebind(ctx: &SockAddrContext, mut ifindex: i32, policy: &PolicyRecord) -> bool {
-    let index = (&raw mut ifindex).cast();
-    // SAFETY: the option's value is four bytes on the stack.
-    if unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTOIFINDEX, index, INDEX_BYTES) } == 0 {
-        return true;
-    }
-    let name = (&raw const policy.interface).cast_mut().cast();
-    // SAFETY: the option's value is the start of the name in the policy, which is longer.
-    ifindex > 0 && unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, name, NAME_BYTES) } == 0
-}
-
 /// The attachment and the policy that act on this call. `None` if another attachment acts, or if the policy has none of
 /// these flags: the program is then attached only to write the note.
 #[inline(always)]
@@ -107,13 +91,15 @@ fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
-/// The call that gives a socket an address.
+/// A call with an address.
 #[derive(Clone, Copy)]
 enum Call {
     /// The socket's own address.
     Bind,
     /// The peer's address.
     Connect,
+    /// A datagram's destination.
+    Send,
 }
 
 impl Call {
@@ -121,6 +107,44 @@ impl Call {
         match self {
             Self::Bind => Counter::StoppedBind,
             Self::Connect => Counter::StoppedConnect,
+            Self::Send => Counter::StoppedSendmsg,
+        }
+    }
+}
+
+/// Whether the address of a call is this host. The host's own addresses on links are not known here.
+#[inline(always)]
+fn is_this_host(ctx: &SockAddrContext, hook: Hook, call: Call) -> bool {
+    let address = destination::address(ctx, hook);
+    destination::is_loopback(&address)
+        || destination::is_unspecified(&address)
+            && match call {
+                Call::Bind => false,
+                Call::Connect => true,
+                // A datagram of a connected socket may have no address here, and then no port.
+                Call::Send => destination::port(ctx) != 0,
+            }
+}
+
+/// Whether a socket may use an address of this host. A bound socket does not reach it. A process with CAP_NET_RAW can unbind
+/// its socket. A socket that has no binding is bound first, so it reaches this host under the same condition.
+#[inline(always)]
+fn reaches_this_host(ctx: &SockAddrContext, call: Call, bound: i32, wanted: i32, policy: &PolicyRecord) -> bool {
+    let unbinds = |ctx| (bound != 0 || rebind(ctx, wanted, policy)) && rebind(ctx, 0, policy);
+    match call {
+        // If the process may not unbind it, nobody reaches the socket, and the kernel sends nothing from this address.
+        Call::Bind => {
+            if bound != 0 {
+                rebind(ctx, 0, policy);
+            }
+            true
+        }
+        Call::Connect => bound == LOOPBACK_IFINDEX || unbinds(ctx),
+        // The route has been chosen by the binding. A connected socket was checked when it was connected.
+        Call::Send => {
+            let socket = socket::of(ctx);
+            bound == LOOPBACK_IFINDEX
+                || bound == 0 && (socket::is_connected(socket) || REBINDS.load() != 0 && unbinds(ctx))
         }
     }
 }
@@ -150,12 +174,12 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     if let Call::Connect = call {
         dns::redirect_connection(ctx, hook, policy);
     }
-    if destination::is_loopback(&destination::address(ctx, hook)) {
-        // A bound socket cannot reach loopback. If the process may not unbind it, it stays bound.
-        if bound != 0 {
-            rebind(ctx, 0, policy);
-        }
-        return ALLOW;
+    if is_this_host(ctx, hook, call) {
+        return if reaches_this_host(ctx, call, bound, wanted, policy) {
+            ALLOW
+        } else {
+            refuse(ctx, &attachment, Counter::StoppedLocal, bound, hook)
+        };
     }
     // A socket with the closed index needs no refusal: the kernel returns ENODEV, or EINVAL from `bind`.
     if bound == wanted || bound == CLOSED_IFINDEX && !rebind(ctx, wanted, policy) {
@@ -173,14 +197,14 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
 fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some((attachment, policy)) = acting(ctx, GUARD) else { return ALLOW };
     let bound = socket::bound(socket::of(ctx));
-    if is_settled(policy, bound) && !dns::is_asked(ctx, policy) {
+    if is_settled(policy, bound) && !is_this_host(ctx, hook, Call::Send) && !dns::is_asked(ctx, policy) {
         return ALLOW;
     }
     let netns_cookie = netns_cookie(ctx);
     let verdict = decide(policy, netns_cookie);
     let wanted = match verdict {
         Verdict::Leave(why) => return leave(ctx, why, netns_cookie),
-        Verdict::Refuse(_) => return refuse(ctx, &attachment, Counter::StoppedSendmsg, bound, hook),
+        Verdict::Refuse(_) => return refuse(ctx, &attachment, Call::Send.stopped(), bound, hook),
         Verdict::Bind(ifindex) => ifindex,
         Verdict::Close(_) => CLOSED_IFINDEX,
     };
@@ -190,8 +214,15 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
             return ALLOW;
         }
     }
-    let loopback = destination::is_loopback(&destination::address(ctx, hook));
-    if loopback || bound == wanted || bound == CLOSED_IFINDEX {
+    if is_this_host(ctx, hook, Call::Send) {
+        let reaches = |policy| reaches_this_host(ctx, Call::Send, bound, wanted, policy);
+        return if policy.is_some_and(reaches) {
+            ALLOW
+        } else {
+            refuse(ctx, &attachment, Counter::StoppedLocal, bound, hook)
+        };
+    }
+    if bound == wanted || bound == CLOSED_IFINDEX {
         return ALLOW;
     }
     if let Some(policy) = policy
@@ -200,7 +231,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     {
         rebind(ctx, wanted, policy);
     }
-    refuse(ctx, &attachment, Counter::StoppedSendmsg, bound, hook)
+    refuse(ctx, &attachment, Call::Send.stopped(), bound, hook)
 }
 
 #[inline(always)]

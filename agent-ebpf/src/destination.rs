@@ -28,6 +28,12 @@ pub(crate) fn is_loopback(address: &AddressWords) -> bool {
     }
 }
 
+/// 0.0.0.0 and ::, which as a destination mean this host.
+#[inline(always)]
+pub(crate) fn is_unspecified(address: &AddressWords) -> bool {
+    address[3] == 0 && (is_mapped(address) || address[0] | address[1] | address[2] == 0)
+}
+
 #[inline(always)]
 pub(crate) fn address(ctx: &SockAddrContext, hook: Hook) -> AddressWords {
     match hook {

@@ -4,16 +4,19 @@
 //! resolver would send the names by the machine's own routes.
 //!
 //! **Invariant:** only the address is changed, and only for port 53. Whether the query may leave is decided afterwards, by
-//! its new address.
+//! its new address. A query that was not redirected is stopped as a packet, under a strict policy.
 
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    macros::cgroup_sock_addr,
+    programs::{SkBuffContext, SockAddrContext},
+};
 use steer_common::{AddressWords, Kind, PolicyRecord, policy_flags};
 
 use crate::{
     answer::ALLOW,
     attachment,
     destination::{self, Hook},
-    nesting, notes, policy, socket,
+    nesting, notes, peer, policy, socket,
 };
 
 const PORT: u16 = 53;
@@ -36,6 +39,20 @@ fn resolver<'p>(policy: &'p PolicyRecord, asked: &AddressWords) -> Option<&'p Ad
 pub(crate) fn is_asked(ctx: &SockAddrContext, policy: Option<&PolicyRecord>) -> bool {
     let has_resolver = |policy: &PolicyRecord| policy.flags & (policy_flags::DNS4 | policy_flags::DNS6) != 0;
     policy.is_some_and(has_resolver) && destination::port(ctx) == PORT
+}
+
+/// Whether a packet to port 53 goes to another server than the policy's resolver: from a raw socket, by a source route, or
+/// from a socket that was connected before the policy had a resolver.
+#[inline(always)]
+pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord) -> bool {
+    if policy.flags & (policy_flags::DNS4 | policy_flags::DNS6) == 0 || peer::has_other_port(ctx, PORT) {
+        return false;
+    }
+    let peer = peer::of_packet(ctx, false);
+    // A packet with more extension headers than are read may be a query.
+    let asks =
+        peer.port == u32::from(PORT) || !destination::is_mapped(&peer.address) && peer::is_extension(peer.protocol);
+    asks && resolver(policy, &peer.address).is_some_and(|resolver| peer.address != *resolver)
 }
 
 /// Redirects a connection to a name server to the policy's resolver, and notes the original server.

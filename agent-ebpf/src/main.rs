@@ -18,12 +18,14 @@ mod destination;
 mod dns;
 mod events;
 mod family;
+mod listen;
 mod nesting;
 mod notes;
 mod option;
 mod packet;
 mod peer;
 mod policy;
+mod rebind;
 mod runtime;
 mod socket;
 

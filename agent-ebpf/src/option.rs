@@ -1,5 +1,6 @@
 //! setsockopt: refuses with EPERM every option that would undo the binding or send by another link. A program that joins
-//! a multicast group without naming a link, or by a link's address, joins it on the uplink.
+//! a multicast group without naming a link, or by a link's address, joins it on the uplink. A membership on another link,
+//! from before the policy, cannot be changed, because the kernel reports each change there.
 //!
 //! **Invariant:** the uplink's own index and name pass. Every option that is not named here passes.
 
@@ -9,9 +10,9 @@ use steer_common::{
     event::KERNEL_NAME_BYTES,
     is_asked,
     option::{
-        IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_MEMBERSHIP, IPV6_ADD_MEMBERSHIP, IPV6_DROP_MEMBERSHIP,
-        IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST, MCAST_JOIN_GROUP, MCAST_LEAVE_SOURCE_GROUP, SO_BINDTODEVICE,
-        SO_BINDTOIFINDEX, SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
+        IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP, IP_MSFILTER, IP_UNBLOCK_SOURCE, IPV6_ADD_MEMBERSHIP,
+        IPV6_DROP_MEMBERSHIP, IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST, MCAST_JOIN_GROUP, MCAST_MSFILTER, MRT_INIT,
+        MRT_LAST, SO_BINDTODEVICE, SO_BINDTOIFINDEX, SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
     },
     policy_flags,
 };
@@ -49,7 +50,7 @@ enum Value {
 
 /// Where the index is in the value of a group option.
 enum Index {
-    /// group_req, group_source_req.
+    /// group_req, group_source_req, group_filter.
     AtStart,
     /// ip_mreqn. The shorter ip_mreq is its beginning.
     BehindAddresses,
@@ -64,13 +65,17 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     let value = match (level, option) {
         (SOL_SOCKET, SO_BINDTODEVICE) => Value::Name,
         (SOL_SOCKET, SO_BINDTOIFINDEX) => Value::Index,
-        (SOL_IP | SOL_IPV6, MCAST_JOIN_GROUP..=MCAST_LEAVE_SOURCE_GROUP) => Value::Group(Index::AtStart),
+        (SOL_IP | SOL_IPV6, MCAST_JOIN_GROUP..=MCAST_MSFILTER) => Value::Group(Index::AtStart),
         (SOL_IP, IP_ADD_MEMBERSHIP | IP_DROP_MEMBERSHIP) => Value::Group(Index::BehindAddresses),
         (SOL_IPV6, IPV6_ADD_MEMBERSHIP | IPV6_DROP_MEMBERSHIP | IPV6_JOIN_ANYCAST | IPV6_LEAVE_ANYCAST) => {
             Value::Group(Index::BehindGroup)
         }
         (SOL_TCP, TCP_ULP) => Value::UpperLayer,
-        (SOL_SOCKET, SO_MARK) | (SOL_IP, IP_ADD_SOURCE_MEMBERSHIP) => Value::Other,
+        // The options of one source name a link by its address only. A multicast router forwards to other links what the
+        // uplink sends.
+        (SOL_SOCKET, SO_MARK)
+        | (SOL_IP, IP_UNBLOCK_SOURCE..=IP_MSFILTER)
+        | (SOL_IP | SOL_IPV6, MRT_INIT..=MRT_LAST) => Value::Other,
         _ => {
             if !is_whole(&ctx) {
                 // Pass the value unchanged. Before Linux 6.5 the kernel rejects a length that exceeds what it has shown.

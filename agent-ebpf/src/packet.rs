@@ -2,7 +2,7 @@
 //! whenever the socket was made.
 //!
 //! **Invariant:** packets pass on the uplink, on loopback, and where a policy leaves the socket alone. Every other packet
-//! is stopped and counted.
+//! is stopped and counted. On the uplink, queries to another server than the policy's resolver are stopped, too.
 
 use aya_ebpf::{
     Global,
@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use steer_common::{AttachmentRecord, Counter, EventRecord, Kind};
 
-use crate::{attachment, events, nesting, notes, peer, policy};
+use crate::{attachment, dns, events, nesting, notes, peer, policy};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
@@ -53,15 +53,17 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
         Some((_, Ok(Kind::Exempt))) => true,
         Some((_, Err(_))) | None => false,
     };
+    let is_stray =
+        passes && matches!(reason, Counter::StoppedEgress) && policy.is_some_and(|policy| dns::is_stray(ctx, policy));
     // The checks that need a helper call come last; they can only let more packets pass. Interface names of another network
     // namespace have no meaning here.
-    if passes
+    if passes && !is_stray
         || !nesting::decides_for_packet(&attachment, ctx)
         || socket(ctx).is_some_and(|socket| notes::is_left(socket.cast(), policy))
     {
         return PASS;
     }
-    stop(ctx, &attachment, reason, ifindex)
+    stop(ctx, &attachment, if is_stray { Counter::StoppedDns } else { reason }, ifindex)
 }
 
 #[inline(always)]

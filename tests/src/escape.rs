@@ -161,6 +161,14 @@ impl Bed {
         if let Some(error) = failed {
             return Err(error.into());
         }
+        // The kernel repeats the report of a membership from before, and reports its end. These name only the group.
+        let older = |packet: &Packet| {
+            this.scene == Scene::SteeredAfter(Step::Option)
+                && matches!(packet.kind, Kind::Igmp | Kind::Mld)
+                && packet.sources == 0
+        };
+        left.retain(|packet| !older(packet));
+        arrived.retain(|packet| !older(packet));
         let left = leaked(&left, Direction::Out, &[marker]);
         let arrived = leaked(&arrived, Direction::In, &[marker]);
         let leaked = if arrived.len() > left.len() { arrived } else { left };

@@ -6,16 +6,18 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use steer_lab::{
-    NameServer, SERVER_V4, SERVER_V6, client_v4, client_v6,
+    Capture, Direction, Family, NameServer, SERVER_V4, SERVER_V6, Step, Vector, client_v4, client_v6, gateway_v4,
+    gateway_v6,
     name_server::{ADDRESS_V4, LONG, Question},
     parse_outcomes, wait_until,
 };
-use steer_tests::{Bed, Cgroup, Outcome, PATIENCE, Spy, USERS, User, output, replace_file};
+use steer_tests::{Bed, Cgroup, Outcome, PATIENCE, Scene, Spy, Try, USERS, User, output, replace_file};
 
 use crate::Test;
 
@@ -23,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("every_way_of_asking", every_way_of_asking),
     ("the_c_library", the_c_library),
     ("the_other_family_is_not_redirected", the_other_family_is_not_redirected),
+    ("queries_that_are_not_redirected_are_stopped", queries_that_are_not_redirected_are_stopped),
     ("without_an_uplink_no_server_is_asked", without_an_uplink_no_server_is_asked),
     ("resolvers_change_by_reload", resolvers_change_by_reload),
     ("the_inner_policys_resolver_is_asked", the_inner_policys_resolver_is_asked),
@@ -158,6 +161,61 @@ fn the_other_family_is_not_redirected() -> Outcome {
     let servers: std::collections::BTreeSet<_> = asked.iter().map(|question| question.server).collect();
     ensure!(servers == [RESOLVER_V4.into(), SERVER_V6.into()].into(), "{servers:?}");
     Ok(())
+}
+
+/// By a raw socket, by source routes, and by sockets that were connected before there was a resolver.
+fn queries_that_are_not_redirected_are_stopped() -> Outcome {
+    let names = Names::new("dns-around")?;
+    let bed = &names.bed;
+    let cases = [
+        (Vector::RawUdp, User::Root, Scene::Steered),
+        (Vector::SourceRoute, User::Root, Scene::Steered),
+        (Vector::Udp, User::Nobody, Scene::SteeredAfter(Step::Connect)),
+        (Vector::Tcp, User::Nobody, Scene::SteeredAfter(Step::Connect)),
+    ];
+    for (vector, user, scene) in cases {
+        for family in [Family::V4, Family::V6] {
+            let cgroup = bed.cgroup.child(&format!("{vector:?}-{family:?}"))?;
+            let attach = || names.attach(&cgroup, "a1", &["--dns", &resolvers()]);
+            if scene == Scene::Steered {
+                attach()?;
+            } else {
+                names.attach(&cgroup, "a1", &[])?;
+            }
+            let this = Try { vector, user, family, scene, timeout: Duration::from_millis(400) };
+            let mut program = bed.escape_program(this, &cgroup)?;
+            let gateway: IpAddr = if family == Family::V4 { gateway_v4(1).into() } else { gateway_v6(1).into() };
+            program.args(["--port", "53", "--gateway", &gateway.to_string()]);
+            let mut uplink = None;
+            let seen = bed.watch_attempt(this, program, &["a1"], || {
+                attach()?;
+                uplink = Some(Capture::start(&bed.net.client, "a1")?);
+                Ok(())
+            });
+            let what = format!("{vector:?} {family:?}: {seen:?}");
+            let policy = bed.status()?;
+            let stopped = counted(&policy, &cgroup, "stopped_dns");
+            ensure!(seen.is_ok() && stopped.is_some_and(|stopped| stopped > 0), "{what} {policy}");
+            if let Some(mut uplink) = uplink {
+                let packets = uplink.take()?;
+                let astray =
+                    packets.iter().find(|packet| packet.direction == Direction::Out && packet.dst_port == Some(53));
+                ensure!(astray.is_none(), "{what}: {astray:?}");
+            }
+            bed.succeed(&["detach", cgroup.path()])?;
+        }
+    }
+    let asked = names.far.take();
+    ensure!(asked.iter().all(|question| question.server == RESOLVER_V4 || question.server == RESOLVER_V6), "{asked:?}");
+    Ok(())
+}
+
+/// A counter of the policy that is attached to a cgroup.
+fn counted(status: &serde_json::Value, cgroup: &Cgroup, counter: &str) -> Option<u64> {
+    let attached = |policy: &&serde_json::Value| {
+        policy["cgroups"].as_array().is_some_and(|cgroups| cgroups.iter().any(|found| found["path"] == cgroup.path()))
+    };
+    status["policies"].as_array()?.iter().find(attached)?["counters"][counter].as_u64()
 }
 
 fn without_an_uplink_no_server_is_asked() -> Outcome {

@@ -31,11 +31,12 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// The fields of every line.
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 16] = [
     "cgroup",
     "cgroup_id",
     "comm",
     "count",
+    "hint",
     "ifindex",
     "interface",
     "option",

@@ -35,15 +35,17 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const STEER: [&str; 5] = ["connect4", "connect6", "bind4", "bind6", "sock_create"];
-const STRICT: [&str; 4] = ["egress", "setsockopt", "sendmsg4", "sendmsg6"];
+const STRICT: [&str; 5] = ["egress", "setsockopt", "sock_ops", "sendmsg4", "sendmsg6"];
 
-/// The programs of a level. `family` is one of them where steer reports it.
+/// The programs of a level. `family` is one of them where steer reports it, and `sock_ops` where the kernel accepts it.
 fn programs_of(bed: &Bed, level: &str) -> anyhow::Result<Vec<&'static str>> {
-    Ok(match level {
+    let mut programs = match level {
         "steer" => STEER.to_vec(),
         _ if bed.not_covered()?.is_some() => [&STRICT[..], &STEER].concat(),
         _ => [&["family"][..], &STRICT, &STEER].concat(),
-    })
+    };
+    programs.retain(|program| *program != "sock_ops" || bed.abi().join("programs/sock_ops").exists());
+    Ok(programs)
 }
 
 fn is_local_to(report: &LoadReport, uplink: u8) -> bool {

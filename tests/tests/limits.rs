@@ -1,23 +1,25 @@
 //! Tests of the limits in the README. When a test fails, steer has become better and the README is wrong.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    process::Stdio,
+    io::{BufRead as _, BufReader, Lines},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    process::{Child, ChildStdout, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use steer_lab::{Capture, Kind, SERVER_V4, SERVER_V6, Stage, client_v4, leaks, wait_until};
-use steer_tests::{Bed, Outcome, PATIENCE, User, check_outcomes, output};
+use steer_lab::{Capture, Family, Kind, SERVER_V4, SERVER_V6, Step, Vector, client_v4, forge, leaks, wait_until};
+use steer_tests::{Bed, Outcome, PATIENCE, Scene, Try, User, check_outcomes};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("sockets_of_others_keep_what_they_had", sockets_of_others_keep_what_they_had),
-    ("this_host_is_unreachable", this_host_is_unreachable),
-    ("listening_on_loopback_needs_a_privilege", listening_on_loopback_needs_a_privilege),
     ("the_uplink_needs_a_route", the_uplink_needs_a_route),
     ("a_strict_reverse_path_filter_drops_replies", a_strict_reverse_path_filter_drops_replies),
+    ("an_older_membership_is_reported_until_it_ends", an_older_membership_is_reported_until_it_ends),
+    ("fragments_come_in_by_another_link", fragments_come_in_by_another_link),
+    ("quoted_data_comes_in_by_another_link", quoted_data_comes_in_by_another_link),
     ("the_kernels_own_answers_follow_the_routes", the_kernels_own_answers_follow_the_routes),
 ];
 
@@ -36,60 +38,6 @@ fn sockets_of_others_keep_what_they_had() -> Outcome {
     let mut default = Capture::start(&bed.net.client, "a0")?;
     socket.send_to(b"made elsewhere", (SERVER_V4, bed.server.port()))?;
     ensure!(leaks(&default.take()?).iter().any(|packet| packet.kind == Kind::Udp));
-    Ok(())
-}
-
-/// The step that a TCP connection to `address` reaches in the steered cgroup.
-fn connect_locally(bed: &Bed, address: Ipv4Addr, port: u16, user: User) -> anyhow::Result<steer_lab::Outcome> {
-    let arguments = ["--json", "--proto", "tcp", "--timeout-ms", "300"].map(str::to_owned);
-    let rest = ["--target".to_owned(), address.to_string(), "--port".to_owned(), port.to_string()];
-    let mut command = bed.client(Some(&bed.cgroup), user)?;
-    let ran = output(command.args(arguments).args(rest))?;
-    steer_lab::parse_outcomes(&ran.stdout)?.pop().context("no outcome")
-}
-
-fn this_host_is_unreachable() -> Outcome {
-    let bed = steered_bed("limit-local")?;
-    let listener = bed.net.client.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-    let port = listener.local_addr()?.port();
-    let cases = [
-        (Ipv4Addr::LOCALHOST, User::Root, true),
-        (Ipv4Addr::LOCALHOST, User::Nobody, false),
-        (client_v4(0), User::Root, false),
-        (client_v4(0), User::Nobody, false),
-    ];
-    for (address, user, reached) in cases {
-        let outcome = connect_locally(&bed, address, port, user)?;
-        ensure!((outcome.stage != Stage::Connect) == reached, "{address} as {user:?}: {outcome:?}");
-        // The address itself is reachable.
-        let address = SocketAddr::new(address.into(), port);
-        bed.net.client.run(|| TcpStream::connect_timeout(&address, PATIENCE))??;
-    }
-    Ok(())
-}
-
-/// A socket bound to the uplink receives nothing on 127.0.0.1. A process with the privilege can unbind it.
-fn listening_on_loopback_needs_a_privilege() -> Outcome {
-    let bed = steered_bed("limit-listen")?;
-    for (user, reached) in [(User::Root, true), (User::Nobody, false)] {
-        let mut command = bed.client(Some(&bed.cgroup), user)?;
-        let mut listener = command.args(["--listen", "127.0.0.1"]).stdout(Stdio::piped()).spawn()?;
-        let mut heard = BufReader::new(listener.stdout.take().context("no pipe")?).lines();
-        let port = heard.next().context("no port")??.parse::<u16>()?;
-        let answer = bed.net.client.run(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-            socket.connect((Ipv4Addr::LOCALHOST, port))?;
-            socket.send(b"hello")?;
-            // A refusal arrives before `send` returns.
-            socket.take_error()
-        })??;
-        ensure!(answer.is_none() == reached, "{user:?}: {answer:?}");
-        if reached {
-            ensure!(heard.next().context("nothing heard")?? == "heard 5");
-        }
-        listener.kill()?;
-        listener.wait()?;
-    }
     Ok(())
 }
 
@@ -138,5 +86,78 @@ fn the_kernels_own_answers_follow_the_routes() -> Outcome {
             leaks(&packets).iter().any(|packet| packet.kind == Kind::Icmp4 && packet.is_kernel_answer())
         })
     })?;
+    Ok(())
+}
+
+/// The change is refused, but the kernel reports the end of the membership, with what was chosen before.
+fn an_older_membership_is_reported_until_it_ends() -> Outcome {
+    let bed = Bed::new("limit-membership")?;
+    let (vector, scene) = (Vector::FilterByIndex, Scene::SteeredAfter(Step::Option));
+    let this = Try { vector, user: User::Nobody, family: Family::V4, scene, timeout: Duration::from_millis(400) };
+    let program = bed.escape_program(this, &bed.cgroup)?;
+    let mut other = None;
+    let seen = bed.watch_attempt(this, program, &["a1"], || {
+        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--existing", "destroy"])?;
+        other = Some(Capture::start(&bed.net.client, "a0")?);
+        Ok(())
+    })?;
+    ensure!(seen.attempt.outcome == "EPERM" && seen.leaked.is_empty(), "{seen:?}");
+    let packets = other.context("not steered")?.take()?;
+    ensure!(leaks(&packets).iter().any(|packet| packet.kind == Kind::Igmp && packet.sources == 0), "{packets:?}");
+    Ok(())
+}
+
+/// Starts a UDP listener in the bed's cgroup. Returns it, its lines, and its address on the uplink.
+fn listener(bed: &Bed) -> anyhow::Result<(Child, Lines<BufReader<ChildStdout>>, SocketAddrV4)> {
+    let mut child = bed.client(Some(&bed.cgroup), User::Nobody)?.arg("--listen").stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
+    let port = lines.next().context("no port")??.parse()?;
+    Ok((child, lines, SocketAddrV4::new(client_v4(1), port)))
+}
+
+fn ingress_by_the_uplink(bed: &Bed) -> Outcome {
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--ingress", "uplink"]).map(drop)
+}
+
+/// A datagram counts as received by the link of its first fragment, and passes the guard by the link of the one that came
+/// last.
+fn fragments_come_in_by_another_link() -> Outcome {
+    let bed = Bed::new("limit-fragments")?;
+    ingress_by_the_uplink(&bed)?;
+    let (mut child, mut lines, to) = listener(&bed)?;
+    let mut other = Capture::start(&bed.net.client, "a0")?;
+    let [first, last] = forge::fragments(SocketAddrV4::new(SERVER_V4, 7), to, b"the first eight, and more");
+    forge::send(&bed.net.server, &bed.net.server_link(0), &last, *to.ip())?;
+    wait_until("the last fragment, by the other link", PATIENCE, || {
+        other.take().is_ok_and(|packets| {
+            packets.iter().any(|packet| packet.dst == Some((*to.ip()).into()) && packet.kind == Kind::Udp)
+        })
+    })?;
+    forge::send(&bed.net.server, &bed.net.server_link(1), &first, *to.ip())?;
+    ensure!(lines.next().context("nothing heard")?? == "heard 25");
+    child.kill()?;
+    child.wait()?;
+    Ok(())
+}
+
+/// No program sees what is put into a socket's error queue. A socket that is bound to the uplink gets no errors of other links.
+fn quoted_data_comes_in_by_another_link() -> Outcome {
+    for older in [true, false] {
+        let bed = Bed::new("limit-quoted")?;
+        let listening = if older { Some(listener(&bed)?) } else { None };
+        ingress_by_the_uplink(&bed)?;
+        let (mut child, mut lines, from) = listening.map_or_else(|| listener(&bed), Ok)?;
+        let mut other = Capture::start(&bed.net.client, "a0")?;
+        let error = forge::port_unreachable(from, SocketAddrV4::new(SERVER_V4, 7), b"by another link");
+        forge::send_icmp(&bed.net.server, &bed.net.server_link(0), &error, *from.ip())?;
+        wait_until("the error, by the other link", PATIENCE, || {
+            other.take().is_ok_and(|packets| packets.iter().any(|packet| packet.kind == Kind::Icmp4))
+        })?;
+        bed.net.server.run(|| UdpSocket::bind((SERVER_V4, 0))?.send_to(b"by the uplink", from))??;
+        let heard = lines.next().context("nothing heard")??;
+        ensure!(heard == if older { "quoted 15" } else { "heard 13" }, "{heard}, older: {older}");
+        child.kill()?;
+        child.wait()?;
+    }
     Ok(())
 }

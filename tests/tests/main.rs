@@ -23,6 +23,8 @@ mod kernel;
 mod lifecycle;
 mod limits;
 mod lingering;
+mod listeners;
+mod local;
 mod model;
 mod nested;
 mod package;
@@ -64,6 +66,8 @@ fn main() {
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
         ("lingering", lingering::TESTS),
+        ("listeners", listeners::TESTS),
+        ("local", local::TESTS),
         ("guards", guards::TESTS),
         ("hostile", hostile::TESTS),
         ("dns", dns::TESTS),

@@ -159,6 +159,9 @@ fn route(route: &Route) -> String {
     let unsteered = ways(unsteered).unwrap_or_else(|| "no route".to_owned());
     let Some(steered) = steered else { return format!("to {destination}: {unsteered}") };
     let none = match destination {
+        this_host if this_host.is_loopback() || this_host.is_unspecified() => {
+            "refused (EPERM), for a steered socket does not reach this host; a resolver is set by `dns`"
+        }
         IpAddr::V4(_) => "no route: treated as a neighbour on the link",
         IpAddr::V6(_) => "no route (ENETUNREACH)",
     };

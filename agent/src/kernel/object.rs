@@ -35,11 +35,12 @@ const DNS: u32 = policy_flags::DNS4 | policy_flags::DNS6;
 
 /// Every hook, in the order they are attached. The hooks that a policy needs form one attachment. The IPv6 hooks also see
 /// mapped IPv4 addresses, except sendmsg.
-pub(super) static HOOKS: [Hook; 15] = [
+pub(super) static HOOKS: [Hook; 16] = [
     hook(program::FAMILY, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
     hook(program::EGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS, policy_flags::GUARD),
     hook(program::INGRESS, bpf_attach_type::BPF_CGROUP_INET_INGRESS, policy_flags::GUARD_INGRESS),
     hook(program::SETSOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT, policy_flags::GUARD),
+    hook(program::SOCK_OPS, bpf_attach_type::BPF_CGROUP_SOCK_OPS, policy_flags::GUARD),
     hook(program::RECVMSG4, bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG, policy_flags::DNS4),
     hook(program::RECVMSG6, bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG, DNS),
     hook(program::GETPEERNAME4, bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME, policy_flags::DNS4),
@@ -87,7 +88,7 @@ impl Hook {
     fn notes(&self) -> bool {
         use bpf_attach_type::{
             BPF_CGROUP_INET4_BIND, BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET6_BIND, BPF_CGROUP_INET6_CONNECT,
-            BPF_CGROUP_SETSOCKOPT, BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_SENDMSG,
+            BPF_CGROUP_SETSOCKOPT, BPF_CGROUP_SOCK_OPS, BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_SENDMSG,
         };
         matches!(
             self.attach_type,
@@ -98,12 +99,18 @@ impl Hook {
                 | BPF_CGROUP_UDP4_SENDMSG
                 | BPF_CGROUP_UDP6_SENDMSG
                 | BPF_CGROUP_SETSOCKOPT
+                | BPF_CGROUP_SOCK_OPS
         )
     }
 
-    /// Whether it attaches to a security hook. Not every kernel has or runs it.
-    pub(super) fn is_optional(&self) -> bool {
+    /// Whether it attaches to a security hook.
+    fn is_security_hook(&self) -> bool {
         self.attach_type == bpf_attach_type::BPF_LSM_CGROUP
+    }
+
+    /// Whether not every kernel has or runs it.
+    pub(super) fn is_optional(&self) -> bool {
+        self.is_security_hook() || self.attach_type == bpf_attach_type::BPF_CGROUP_SOCK_OPS
     }
 
     /// Whether it can be attached for a policy. An optional hook needs a program that could be loaded.
@@ -222,12 +229,17 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
         log::warn!("read the list of active security modules: {error}; no program is attached to a security hook");
         false
     });
-    for hook in all_programs().filter(|hook| security_hooks || !hook.is_optional()) {
+    for hook in all_programs().filter(|hook| security_hooks || !hook.is_security_hook()) {
         match pin_program(pins, &mut object, hook, log_level) {
-            // The hook does not exist before Linux 6.0. A kernel may also be configured to accept no program for it.
-            Err(Error::Program { source, .. }) if hook.is_optional() => {
+            // The security hook does not exist before Linux 6.0. A kernel may also be configured to accept no program for it.
+            Err(Error::Program { source, .. }) if hook.is_security_hook() => {
                 log::info!(
                     "sockets past the IP stack are not refused, for the kernel takes no program for that: {source}"
+                );
+            }
+            Err(Error::Program { source, .. }) if hook.is_optional() => {
+                log::info!(
+                    "listeners without a binding are not bound, for the kernel takes no program for that: {source}"
                 );
             }
             pinned => pinned?,
@@ -245,6 +257,7 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         Program::LsmCgroup(program) => {
             Btf::from_sys_fs().map_err(ProgramError::from).and_then(|btf| program.load(SOCKET_CREATE, &btf))
         }

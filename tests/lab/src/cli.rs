@@ -11,12 +11,15 @@ use crate::{
     resolve::Resolve,
     server::serve_here,
     stray::Stray,
+    sys,
     uplinks::{SERVER_V4, SERVER_V6},
 };
 use clap::Args;
+use nix::sys::socket::{MsgFlags, recv};
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -60,8 +63,8 @@ pub struct ProbeArgs {
     /// Query IPv4 servers with IPv6 sockets.
     #[arg(long, requires = "resolve")]
     pub mapped: bool,
-    /// Print the port of a UDP socket on this address instead, and a line for each datagram that it receives, until
-    /// killed.
+    /// Print the port of a UDP socket on this address instead, and a line for each datagram or quoted datagram that it
+    /// receives, until killed.
     #[arg(long, value_name = "IP", num_args = 0..=1, default_missing_value = "0.0.0.0")]
     #[arg(conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes"])]
     pub listen: Option<Ipv4Addr>,
@@ -151,11 +154,19 @@ fn describe(outcome: &Outcome) -> String {
 
 fn listen(ip: Ipv4Addr, out: &mut impl Write) -> io::Result<bool> {
     let socket = UdpSocket::bind((ip, 0))?;
+    sys::set_socket_option(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, &1_i32.to_ne_bytes())?;
     writeln!(out, "{}", socket.local_addr()?.port())?;
     loop {
         out.flush()?;
-        let (length, _) = socket.recv_from(&mut [0; 64])?;
-        writeln!(out, "heard {length}")?;
+        match socket.recv_from(&mut [0; 64]) {
+            Ok((length, _)) => writeln!(out, "heard {length}")?,
+            // An ICMP error. The kernel keeps what it quotes.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                let length = recv(socket.as_raw_fd(), &mut [0; 64], MsgFlags::MSG_ERRQUEUE)?;
+                writeln!(out, "quoted {length}")?;
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 

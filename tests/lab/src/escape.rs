@@ -23,6 +23,7 @@ mod attempt;
 mod link_layer;
 mod message;
 mod multicast;
+mod multicast_routing;
 pub mod option;
 mod place;
 mod plain;
@@ -42,17 +43,20 @@ pub struct EscapeArgs {
     /// The address family.
     #[arg(long, value_enum)]
     pub family: Family,
-    /// The port of the lab's server.
+    /// The server; without it, the lab's.
     #[arg(long)]
+    pub server: Option<IpAddr>,
+    /// The server's port.
+    #[arg(long, overrides_with = "port")]
     pub port: u16,
     /// The link to escape by.
     #[arg(long, default_value = "a0")]
     pub other: String,
     /// The neighbour on that link.
-    #[arg(long)]
+    #[arg(long, overrides_with = "gateway")]
     pub gateway: IpAddr,
     /// This host's address on that link.
-    #[arg(long)]
+    #[arg(long, overrides_with = "source")]
     pub source: IpAddr,
     /// The timeout of each connect, send and receive.
     #[arg(long, default_value_t = 500)]
@@ -165,6 +169,7 @@ impl EscapeArgs {
             Vector::PingPktinfo => self.echo_pktinfo(Type::DGRAM),
             Vector::RawPktinfo => self.echo_pktinfo(Type::RAW),
             Vector::RawHeader => self.raw_header(),
+            Vector::RawUdp => self.raw_udp(),
             Vector::Ipv6PktinfoSticky => self.pktinfo_sticky(),
             Vector::LinkLocalScope => self.link_local(),
             Vector::LinkLocalPing => self.link_local_echo(Type::DGRAM),
@@ -203,6 +208,11 @@ impl EscapeArgs {
             Vector::JoinSourceByAddress => self.join_source_by_address(),
             Vector::JoinMapped => self.join_mapped(),
             Vector::JoinTcp => self.join(Type::STREAM),
+            Vector::FilterByIndex => self.filter_by_index(),
+            Vector::FilterByAddress => self.filter_by_address(),
+            Vector::BlockByIndex => self.block_by_index(),
+            Vector::BlockByAddress => self.block_by_address(),
+            Vector::MulticastRouting => self.multicast_routing(),
             Vector::PacketRaw => self.packet(Type::RAW, false),
             Vector::PacketDgram => self.packet(Type::DGRAM, false),
             Vector::PacketBypass => self.packet(Type::RAW, true),
@@ -232,8 +242,8 @@ impl EscapeArgs {
     }
 
     fn server(&self) -> SocketAddr {
-        let ip = if self.is_v4() { IpAddr::V4(SERVER_V4) } else { IpAddr::V6(SERVER_V6) };
-        SocketAddr::new(ip, self.port)
+        let lab = if self.is_v4() { IpAddr::V4(SERVER_V4) } else { IpAddr::V6(SERVER_V6) };
+        SocketAddr::new(self.server.unwrap_or(lab), self.port)
     }
 
     fn other_index(&self) -> Tried<u32> {

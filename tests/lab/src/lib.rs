@@ -11,6 +11,7 @@ pub mod cli;
 mod echo;
 pub mod error;
 pub mod escape;
+pub mod forge;
 pub mod hold;
 pub mod link;
 pub mod load;

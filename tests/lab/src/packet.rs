@@ -69,6 +69,8 @@ pub struct Packet {
     /// The number of bytes after the transport header, or after the network header if there is no readable transport
     /// header.
     pub payload_len: usize,
+    /// The number of sources that an `IGMPv3` or `MLDv2` report names, in all of its records that can be read.
+    pub sources: usize,
     noise: bool,
     answer: bool,
 }
@@ -100,6 +102,7 @@ impl Packet {
             dst_port: None,
             tcp_flags: None,
             payload_len: bytes.len(),
+            sources: 0,
             noise: false,
             answer: false,
         };
@@ -194,6 +197,7 @@ impl Packet {
             // Echo reply, destination unreachable, time exceeded, parameter problem.
             Kind::Icmp4 => self.answer = matches!(*bytes.first()?, 0 | 3 | 11 | 12),
             Kind::Icmp6 => self.icmp6(bytes)?,
+            Kind::Igmp if *bytes.first()? == IGMP3_REPORT => self.sources = named_sources(bytes, 4),
             _ => {}
         }
         Some(())
@@ -209,7 +213,10 @@ impl Packet {
             134 | 136 | 137 => self.kind = Kind::Ndp,
             // MLDv1 report and done.
             131 | 132 => (self.kind, self.noise) = (Kind::Mld, is_solicited_node(bytes, 8)),
-            143 => (self.kind, self.noise) = (Kind::Mld, mld2_names_addresses_only(bytes)?),
+            143 => {
+                (self.kind, self.sources) = (Kind::Mld, named_sources(bytes, 16));
+                self.noise = mld2_names_addresses_only(bytes)?;
+            }
             130 => self.kind = Kind::Mld,
             _ => {}
         }
@@ -219,6 +226,19 @@ impl Packet {
 
 const ARP_REPLY: u16 = 2;
 const TCP_RST: u8 = 4;
+const IGMP3_REPORT: u8 = 0x22;
+
+/// The number of sources in a report. Both families have the same layout, with addresses of other lengths.
+fn named_sources(report: &[u8], address_len: usize) -> usize {
+    let mut at = 8;
+    let mut named = 0;
+    for _ in 0..u16_at(report, 6).unwrap_or_default() {
+        let (Some(aux_words), Some(sources)) = (report.get(at + 1), u16_at(report, at + 2)) else { break };
+        named += usize::from(sources);
+        at += 4 + address_len * (1 + usize::from(sources)) + usize::from(*aux_words) * 4;
+    }
+    named
+}
 
 /// Whether every record of an `MLDv2` report is about a group that exists because of an address.
 fn mld2_names_addresses_only(report: &[u8]) -> Option<bool> {

@@ -44,6 +44,8 @@ fn routes() -> Outcome {
         near["routes"] == json!([{ "destination": "10.0.1.9", "steered": direct, "unsteered": direct }]),
         "{near:#}"
     );
+    let here = text(&bed, &[bed.cgroup.path(), "--to", "127.0.0.53"])?;
+    ensure!(here.contains("refused (EPERM)") && here.contains("`dns`"), "{here}");
     // There is no route by the uplink; the result depends on the family.
     for family in ["-4", "-6"] {
         let mut command = Command::new("ip");

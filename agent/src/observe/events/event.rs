@@ -54,6 +54,9 @@ pub struct Event {
     pub protocol: Option<String>,
     /// The socket option that was refused.
     pub option: Option<String>,
+    /// Why it cannot work, and what to do.
+    #[schema(value_type = Option<String>)]
+    pub hint: Option<Cow<'static, str>>,
 }
 
 impl Event {
@@ -70,6 +73,7 @@ impl Event {
             protocol: (protocol != 0).then(|| protocol_name(protocol)),
             option: (record.option_level != 0 || record.option != 0)
                 .then(|| option_name(record.option_level, record.option)),
+            hint: hint(record).map(Cow::Borrowed),
             summary: false,
             ..Self::summary(&LimitKey::of(record), 1, named(&record.policy_name), time)
         }
@@ -93,7 +97,26 @@ impl Event {
             port: None,
             protocol: None,
             option: None,
+            hint: None,
         }
+    }
+}
+
+/// Port of DNS.
+const DNS: u32 = 53;
+
+fn hint(record: &EventRecord) -> Option<&'static str> {
+    match Counter::of_index(record.reason)? {
+        Counter::StoppedLocal if record.peer.port == DNS => {
+            Some("a steered socket does not reach this host's resolver; give the policy a resolver by `dns` (or --dns)")
+        }
+        Counter::StoppedLocal => {
+            Some("a steered socket does not reach this host; exempt the program, or use another host")
+        }
+        Counter::StoppedDns => {
+            Some("not the policy's resolver; a new socket without a source route is redirected to it")
+        }
+        _ => None,
     }
 }
 
@@ -129,6 +152,9 @@ impl fmt::Display for Event {
         }
         if let Some(protocol) = &self.protocol {
             write!(formatter, " protocol={protocol}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(formatter, " hint={hint:?}")?;
         }
         if self.summary {
             write!(formatter, " and {} more like it", self.count)?;
@@ -211,6 +237,21 @@ mod tests {
         let event = Event::of(&option, TIME);
         assert_eq!((event.option.as_deref(), event.interface.as_deref()), (Some("SO_BINDTODEVICE"), Some("eth0")));
         assert_eq!((event.policy, event.pid, event.peer, event.port), (None, None, None, None));
+    }
+
+    #[test]
+    fn this_host_has_a_hint() {
+        let local = |port| EventRecord {
+            reason: Counter::StoppedLocal as u32,
+            peer: Peer { address: steer_common::mapped(u32::from_ne_bytes([127, 0, 0, 53])), port, protocol: 17 },
+            ..EventRecord::EMPTY
+        };
+        let line = Event::of(&local(53), TIME).to_string();
+        assert!(
+            line.contains(" stopped_local ") && line.contains("peer=127.0.0.53:53") && line.contains("`dns`"),
+            "{line}"
+        );
+        assert!(!Event::of(&local(5432), TIME).to_string().contains("dns"));
     }
 
     #[test]

@@ -167,6 +167,8 @@ pub(super) async fn read_network(
     let mut routes = Vec::new();
     for destination in options.to.map_or_else(|| vec![FAR_IPV4, FAR_IPV6], |to| vec![to]) {
         let steered = match &link {
+            // The call is refused, so no route is looked up.
+            Some(_) if destination.is_loopback() || destination.is_unspecified() => Some(Vec::new()),
             Some(link) => Some(network.route(destination, Some(link.index), None).await?),
             None => None,
         };

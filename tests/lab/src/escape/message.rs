@@ -102,6 +102,13 @@ impl EscapeArgs {
         Ok("sent".to_owned())
     }
 
+    /// A self-made header with the ports of UDP.
+    pub(super) fn raw_udp(&self) -> Tried {
+        let socket = self.socket(Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+        socket.send_to(&self.packet_to_server(), &SocketAddr::new(self.server().ip(), 0).into()).at(Step::Send)?;
+        Ok("sent".to_owned())
+    }
+
     /// The interface as a socket option instead of a part of the message.
     pub(super) fn pktinfo_sticky(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;

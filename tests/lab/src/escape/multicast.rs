@@ -16,12 +16,16 @@ const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0x77, 0x77);
 const GROUP_V4_SOURCE_SPECIFIC: Ipv4Addr = Ipv4Addr::new(232, 77, 7, 7);
 const GROUP_V6_SOURCE_SPECIFIC: Ipv6Addr = Ipv6Addr::new(0xff35, 0, 0, 0, 0, 0, 0x77, 0x77);
 
+/// Linux 2.6; not in libc.
+const IP_MSFILTER: i32 = 41;
+const MCAST_MSFILTER: i32 = 48;
+
 impl EscapeArgs {
-    fn group(&self) -> IpAddr {
+    pub(super) fn group(&self) -> IpAddr {
         if self.is_v4() { GROUP_V4.into() } else { GROUP_V6.into() }
     }
 
-    fn level(&self) -> i32 {
+    pub(super) fn level(&self) -> i32 {
         if self.is_v4() { libc::IPPROTO_IP } else { libc::IPPROTO_IPV6 }
     }
 
@@ -118,6 +122,55 @@ impl EscapeArgs {
         let index = self.other_index()?;
         self.join_by_index(&socket, index)?;
         socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into()).at(Step::Bind)?;
+        self.stay(&socket)
+    }
+
+    /// Sets the sources of a group that was joined on the other link. The kernel reports them there.
+    pub(super) fn filter_by_index(&self) -> Tried {
+        // A group_filter: interface, group, mode (1: only these), number of sources, sources.
+        let request = [
+            index_and_padding(self.other_index()?),
+            storage(self.group()),
+            1_u32.to_ne_bytes().to_vec(),
+            1_u32.to_ne_bytes().to_vec(),
+            storage(self.server().ip()),
+        ];
+        self.change_membership(self.level(), MCAST_MSFILTER, &request.concat())
+    }
+
+    /// The same, with the interface named by one of its addresses, which only IPv4 supports.
+    pub(super) fn filter_by_address(&self) -> Tried {
+        let (IpAddr::V4(source), IpAddr::V4(server)) = (self.source, self.server().ip()) else {
+            return Err(Halt::Inapplicable("IPv6 names interfaces by index".to_owned()));
+        };
+        // An ip_msfilter: group, interface, mode, number of sources, sources.
+        let (mode, sources) = (1_u32.to_ne_bytes(), 1_u32.to_ne_bytes());
+        let request = [GROUP_V4.octets(), source.octets(), mode, sources, server.octets()].concat();
+        self.change_membership(libc::IPPROTO_IP, IP_MSFILTER, &request)
+    }
+
+    /// Refuses one source of such a group.
+    pub(super) fn block_by_index(&self) -> Tried {
+        let index = index_and_padding(self.other_index()?);
+        let request = [index, storage(self.group()), storage(self.server().ip())].concat();
+        self.change_membership(self.level(), libc::MCAST_BLOCK_SOURCE, &request)
+    }
+
+    /// The same, with the interface named by one of its addresses.
+    pub(super) fn block_by_address(&self) -> Tried {
+        let (IpAddr::V4(source), IpAddr::V4(server)) = (self.source, self.server().ip()) else {
+            return Err(Halt::Inapplicable("IPv6 names interfaces by index".to_owned()));
+        };
+        let request = [GROUP_V4, source, server].map(|ip| ip.octets()).concat();
+        self.change_membership(libc::IPPROTO_IP, libc::IP_BLOCK_SOURCE, &request)
+    }
+
+    /// Joins the group on the other link, and then changes that. The attempt may pause between them.
+    fn change_membership(&self, level: i32, name: i32, request: &[u8]) -> Tried {
+        let socket = self.socket(Type::DGRAM, None)?;
+        self.join_by_index(&socket, self.other_index()?)?;
+        self.pause(Step::Option)?;
+        set_socket_option(&socket, level, name, request).at(Step::Option)?;
         self.stay(&socket)
     }
 

@@ -49,6 +49,7 @@ pub enum Vector {
     PingPktinfo,
     RawPktinfo,
     RawHeader,
+    RawUdp,
     Ipv6Pktinfo,
     Ipv6PktinfoSticky,
     LinkLocalScope,
@@ -91,6 +92,12 @@ pub enum Vector {
     JoinSourceByAddress,
     JoinMapped,
     JoinTcp,
+    // Changes of a membership, which the kernel also reports, with sources that the program chooses.
+    FilterByIndex,
+    FilterByAddress,
+    BlockByIndex,
+    BlockByAddress,
+    MulticastRouting,
     // Below the IP stack, or beside it.
     PacketRaw,
     PacketDgram,
@@ -130,6 +137,7 @@ impl Vector {
             | Self::RawAfUnspec
             | Self::RawPktinfo
             | Self::RawHeader
+            | Self::RawUdp
             | Self::LinkLocalRaw
             | Self::PacketRaw
             | Self::PacketDgram
@@ -137,7 +145,7 @@ impl Vector {
             | Self::PacketLegacy
             | Self::PacketUring
             | Self::Xdp => Some("CAP_NET_RAW"),
-            Self::Mark | Self::MarkAfUnspec | Self::Transparent => Some("CAP_NET_ADMIN"),
+            Self::Mark | Self::MarkAfUnspec | Self::Transparent | Self::MulticastRouting => Some("CAP_NET_ADMIN"),
             Self::SubCgroup | Self::SubCgroupAfUnspec | Self::LeaveCgroup => Some("write access to the cgroup"),
             _ => None,
         }

@@ -1,0 +1,184 @@
+//! This host: a steered socket does not reach it. By the uplink its payload would leave, so calls fail at once.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use steer_lab::{Attempt, Family, Server, Step, Vector, client_v4, client_v6};
+use steer_tests::{Bed, Outcome, Scene, Spy, Try, USERS, User, output};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("refused_at_once", refused_at_once),
+    ("refused_to_an_older_socket", refused_to_an_older_socket),
+    ("the_resolver_of_this_host_has_a_hint", the_resolver_of_this_host_has_a_hint),
+    ("addresses_of_other_links_leave_by_the_uplink", addresses_of_other_links_leave_by_the_uplink),
+    ("listening_needs_a_privilege", listening_needs_a_privilege),
+    ("nothing_is_sent_from_loopback_addresses", nothing_is_sent_from_loopback_addresses),
+];
+
+const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
+
+fn steered_bed(name: &str) -> anyhow::Result<Bed> {
+    let bed = Bed::new(name)?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    Ok(bed)
+}
+
+/// Runs a vector against another server than the lab's.
+fn attempt(bed: &Bed, vector: Vector, user: User, server: IpAddr, port: u16) -> anyhow::Result<Attempt> {
+    let this =
+        Try { vector, user, family: Family::of(server), scene: Scene::Steered, timeout: Duration::from_millis(400) };
+    let mut command = bed.escape_program(this, &bed.cgroup)?;
+    let ran = output(command.args(["--server", &server.to_string(), "--port", &port.to_string()]))?;
+    let line = ran.stdout.lines().last().with_context(|| format!("{ran:?}"))?;
+    Ok(Attempt::parse(line)?)
+}
+
+/// Calls with addresses of this host, and whether a process with CAP_NET_RAW gets through.
+const CALLS: [(Vector, IpAddr, bool); 17] = [
+    (Vector::Tcp, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
+    (Vector::Tcp, IpAddr::V4(Ipv4Addr::UNSPECIFIED), true),
+    (Vector::Udp, STUB, true),
+    (Vector::UdpUnconnected, IpAddr::V4(Ipv4Addr::LOCALHOST), false),
+    (Vector::UdpUnconnected, IpAddr::V4(Ipv4Addr::UNSPECIFIED), false),
+    (Vector::Sendmmsg, STUB, false),
+    (Vector::TcpFastOpen, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
+    (Vector::Mptcp, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
+    (Vector::Uring, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
+    (Vector::MappedTcp, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
+    (Vector::MappedUdp, IpAddr::V4(Ipv4Addr::LOCALHOST), false),
+    (Vector::Tcp, IpAddr::V6(Ipv6Addr::LOCALHOST), true),
+    (Vector::Tcp, IpAddr::V6(Ipv6Addr::UNSPECIFIED), true),
+    (Vector::Udp, IpAddr::V6(Ipv6Addr::LOCALHOST), true),
+    (Vector::UdpUnconnected, IpAddr::V6(Ipv6Addr::LOCALHOST), false),
+    (Vector::UdpUnconnected, IpAddr::V6(Ipv6Addr::UNSPECIFIED), false),
+    (Vector::Mptcp, IpAddr::V6(Ipv6Addr::LOCALHOST), true),
+];
+
+fn refused_at_once() -> Outcome {
+    let bed = steered_bed("local-refused")?;
+    let server = Server::start(&bed.net.client)?;
+    let mut spy = Spy::on(&bed, &[])?;
+    let mut refused = 0;
+    for user in USERS {
+        for (vector, target, with_privilege) in CALLS {
+            let attempt = attempt(&bed, vector, user, target, server.port())?;
+            if !attempt.is_applicable() {
+                continue;
+            }
+            let expected = if user == User::Root && with_privilege {
+                attempt.is_ok()
+            } else {
+                refused += 1;
+                attempt.outcome == "EPERM" && matches!(attempt.step, Some(Step::Connect | Step::Send))
+            };
+            ensure!(expected, "{target} as {user:?}: {attempt:?}");
+        }
+    }
+    spy.saw_nothing()?;
+    ensure!(bed.sockets("a1", "stopped_local")? == refused);
+    bed.check_steered(&bed.cgroup, 1)?;
+    ensure!(bed.sockets("a1", "stopped_local")? == refused, "other traffic was refused");
+    Ok(())
+}
+
+/// A socket without a binding would reach this host, and through a resolver here any network.
+fn refused_to_an_older_socket() -> Outcome {
+    for target in [STUB, Ipv6Addr::LOCALHOST.into()] {
+        let bed = Bed::new("local-older")?;
+        let scene = Scene::SteeredAfter(Step::Socket);
+        let (vector, user, timeout) = (Vector::UdpUnconnected, User::Nobody, Duration::from_millis(400));
+        let this = Try { vector, user, family: Family::of(target), scene, timeout };
+        let mut program = bed.escape_program(this, &bed.cgroup)?;
+        program.args(["--server", &target.to_string()]);
+        let attach = || bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"]).map(drop);
+        let seen = bed.watch_attempt(this, program, &[], attach)?;
+        ensure!(seen.attempt.outcome == "EPERM" && seen.leaked.is_empty(), "{seen:?}");
+        ensure!(bed.sockets("a1", "stopped_local")? == 1);
+    }
+    Ok(())
+}
+
+fn the_resolver_of_this_host_has_a_hint() -> Outcome {
+    let bed = steered_bed("local-resolver")?;
+    attempt(&bed, Vector::Udp, User::Nobody, STUB, 53)?;
+    let events = bed.succeed(&["events", "--once"])?;
+    ensure!(events.contains("stopped_local") && events.contains("peer=127.0.0.53:53"), "{events}");
+    ensure!(events.contains("hint=") && events.contains("`dns`"), "{events}");
+    Ok(())
+}
+
+/// A limit: the programs do not know the addresses of links, and see no call of a raw socket. What is sent there leaves by
+/// the uplink only.
+fn addresses_of_other_links_leave_by_the_uplink() -> Outcome {
+    let bed = steered_bed("local-own")?;
+    let server = Server::start(&bed.net.client)?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    for user in USERS {
+        for (target, reached) in [
+            (client_v4(0).into(), false),
+            (client_v6(0).into(), false),
+            (client_v4(1).into(), true),
+            (client_v6(1).into(), true),
+        ] {
+            for vector in [Vector::Tcp, Vector::UdpUnconnected] {
+                let attempt = attempt(&bed, vector, user, target, server.port())?;
+                ensure!(attempt.is_ok() == reached, "{target} as {user:?}: {attempt:?}");
+            }
+        }
+    }
+    for target in [STUB, Ipv6Addr::LOCALHOST.into()] {
+        let attempt = attempt(&bed, Vector::Raw, User::Root, target, 0)?;
+        ensure!(attempt.step == Some(Step::Receive), "{attempt:?}");
+    }
+    spy.saw_nothing()
+}
+
+/// A socket bound to the uplink receives nothing on 127.0.0.1. A process with the privilege can unbind it.
+fn listening_needs_a_privilege() -> Outcome {
+    let bed = steered_bed("local-listen")?;
+    for (user, reached) in [(User::Root, true), (User::Nobody, false)] {
+        let mut command = bed.client(Some(&bed.cgroup), user)?;
+        let mut listener = command.args(["--listen", "127.0.0.1"]).stdout(Stdio::piped()).spawn()?;
+        let mut heard = BufReader::new(listener.stdout.take().context("no pipe")?).lines();
+        let port = heard.next().context("no port")??.parse::<u16>()?;
+        let answer = bed.net.client.run(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            socket.connect((Ipv4Addr::LOCALHOST, port))?;
+            socket.send(b"hello")?;
+            // A refusal arrives before `send` returns.
+            socket.take_error()
+        })??;
+        ensure!(answer.is_none() == reached, "{user:?}: {answer:?}");
+        if reached {
+            ensure!(heard.next().context("nothing heard")?? == "heard 5");
+        }
+        listener.kill()?;
+        listener.wait()?;
+    }
+    Ok(())
+}
+
+/// So `bind` to one of them is not refused. For IPv4 the kernel makes the socket, and sends nothing from it.
+fn nothing_is_sent_from_loopback_addresses() -> Outcome {
+    let bed = steered_bed("local-source")?;
+    let mut spy = Spy::on(&bed, &[])?;
+    for vector in [Vector::BindOther, Vector::BindOtherUdp] {
+        for (source, error) in
+            [(IpAddr::V4(Ipv4Addr::LOCALHOST), "EINVAL"), (Ipv6Addr::LOCALHOST.into(), "EADDRNOTAVAIL")]
+        {
+            let (scene, timeout) = (Scene::Steered, Duration::from_millis(400));
+            let this = Try { vector, user: User::Nobody, family: Family::of(source), scene, timeout };
+            let mut command = bed.escape_program(this, &bed.cgroup)?;
+            let ran = output(command.args(["--source", &source.to_string()]))?;
+            ensure!(Attempt::parse(ran.stdout.trim())?.outcome == error, "{ran:?}");
+        }
+    }
+    spy.saw_nothing()
+}
