@@ -34,10 +34,12 @@ pub enum Counter {
     StoppedBind = 13,
     /// `socket` was refused: no program sees what the socket would send.
     StoppedFamily = 14,
+    /// A process was moved out of the policy's cgroups, to one that no policy steers. Its sockets from before stay held.
+    MovedOut = 15,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 15] = [
+pub const COUNTERS: [Counter; 16] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -53,6 +55,7 @@ pub const COUNTERS: [Counter; 15] = [
     Counter::StoppedIngress,
     Counter::StoppedBind,
     Counter::StoppedFamily,
+    Counter::MovedOut,
 ];
 
 impl Counter {
@@ -79,6 +82,7 @@ impl Counter {
             Self::StoppedIngress => "stopped_ingress",
             Self::StoppedBind => "stopped_bind",
             Self::StoppedFamily => "stopped_family",
+            Self::MovedOut => "moved_out",
         }
     }
 }
@@ -91,7 +95,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 120);
+const _: () = assert!(size_of::<CounterRecord>() == 128);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

@@ -18,6 +18,7 @@ mod destination;
 mod dns;
 mod events;
 mod family;
+mod moved;
 mod nesting;
 mod notes;
 mod option;

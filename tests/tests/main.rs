@@ -22,6 +22,7 @@ mod lifecycle;
 mod limits;
 mod lingering;
 mod model;
+mod moved;
 mod nested;
 mod package;
 mod peers;
@@ -51,6 +52,7 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 fn main() {
     let modules: [(&str, &[Test]); 29] = [
         ("exec", exec::TESTS),
+        ("moved", moved::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
         ("nested", nested::TESTS),

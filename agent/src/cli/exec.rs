@@ -92,11 +92,11 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     let wanted = args.by.wanted(namespace)?;
     args.by.warn();
     let pins = pins.to_change()?;
-    let own = hierarchy.own()?;
-    if let Err(error) = scope::clean_up(&hierarchy, &own) {
+    let place = scope::place(&hierarchy, &hierarchy.own()?)?;
+    if let Err(error) = scope::clean_up(&hierarchy, &place) {
         log::warn!("clean up after a killed `steer exec`: {error}");
     }
-    let scope = Scope::create(&hierarchy, &own)?;
+    let scope = Scope::create(&hierarchy, &place)?;
     // From here on, the keeper cleans up, even if this process is killed.
     let wrapper = start_keeper(&scope, &pins)?;
     attach(&hierarchy, &pins, &scope, &wanted, namespace)?;

@@ -11,10 +11,12 @@
 mod attachments;
 mod bpf;
 pub mod bpffs;
+mod btf;
 mod events;
 pub mod inspect;
 mod lsm;
 mod meter;
+mod moved;
 mod nesting;
 mod netns;
 mod object;
@@ -34,6 +36,7 @@ pub use attachments::Attachment;
 pub use events::{EventRing, Unreported};
 pub use lsm::{Unguarded, unguarded, unguarded_by_kernel};
 pub use meter::Meter;
+pub use moved::is_watched;
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
@@ -185,6 +188,7 @@ pub struct Datapath {
     counters: PerCpuArray<MapData, CounterRecord>,
     attachments: MapData,
     deciders: HashMap<MapData, u64, u32>,
+    steered: MapData,
     /// The pinned programs, opened when they are first needed.
     programs: OnceCell<Vec<object::Pinned>>,
     /// The program that creates a cgroup's record.
@@ -209,6 +213,7 @@ impl Datapath {
             counters: open_map(pins, map::COUNTERS, Map::PerCpuArray)?,
             attachments: map_data(pins, map::ATTACHMENTS)?,
             deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
+            steered: map_data(pins, map::STEERED)?,
             programs: OnceCell::new(),
             anchor: OnceCell::new(),
             pins: pins.clone(),

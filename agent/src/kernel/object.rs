@@ -16,7 +16,7 @@ use aya_obj::generated::bpf_attach_type;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, rlim_t, setrlimit};
 use steer_common::{map, policy_flags, program};
 
-use super::{Error, Lock, Pins, bpf, events, lsm, pins::file_name};
+use super::{Error, Lock, Pins, bpf, btf, events, lsm, moved, pins::file_name};
 
 /// The security hook of [`program::FAMILY`].
 const SOCKET_CREATE: &str = "socket_create";
@@ -217,6 +217,10 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
     for (name, value) in constants {
         loader.override_global(name, value, true);
     }
+    let offsets = btf::offsets();
+    if let Ok(offsets) = &offsets {
+        loader.override_global(program::MOVED_OFFSETS, offsets, true);
+    }
     let mut object = loader.load(OBJECT)?;
     let security_hooks = lsm::bpf_is_active().unwrap_or_else(|error| {
         log::warn!("read the list of active security modules: {error}; no program is attached to a security hook");
@@ -232,6 +236,11 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
             }
             pinned => pinned?,
         }
+    }
+    let watched = offsets.map_err(|error| error.to_string());
+    let watched = watched.and_then(|_| moved::watch(pins, &mut object).map_err(|error| error.to_string()));
+    if let Err(error) = watched {
+        log::info!("processes that leave steered cgroups are not reported: {error}");
     }
     Ok(object)
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use steer_common::{COUNTERS, Owner};
+use steer_common::{COUNTERS, Counter, Owner};
 use utoipa::ToSchema;
 
 use crate::{
@@ -140,14 +140,31 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
         .collect::<Result<Vec<_>, _>>()?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
     let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
-    let not_covered = if strict { not_covered(pins).into_iter().collect() } else { Vec::new() };
-    let warnings = warnings(&policies, &resolver::detours());
+    let not_covered = if strict { not_covered(pins).into_iter().chain(not_reported(pins)).collect() } else { Vec::new() };
+    let mut warnings = warnings(&policies, &resolver::detours());
+    warnings.extend(policies.iter().filter_map(moved_out));
     Ok(Status { daemon, policies, other_versions, not_covered, warnings })
 }
 
 /// Traffic that strict enforcement does not stop, and why.
 pub(crate) fn not_covered(pins: &Pins) -> Option<String> {
     kernel::unguarded(pins).map(|why| format!("{NOT_COVERED}: {why}"))
+}
+
+/// What happens without a report.
+fn not_reported(pins: &Pins) -> Option<String> {
+    (!kernel::is_watched(pins)).then(|| {
+        "processes that are moved out of a policy's cgroups are not reported: the kernel accepts no tracing program".to_owned()
+    })
+}
+
+/// The processes that have left the policy's cgroups.
+fn moved_out(policy: &PolicyStatus) -> Option<String> {
+    let name = &policy.name;
+    let count = policy.counters.get(Counter::MovedOut.name()).filter(|count| **count > 0)?;
+    Some(format!(
+        "{name}: processes that were moved out of its cgroups, and are not steered since: {count} (only sockets that they had before are held)"
+    ))
 }
 
 /// Each detour of name resolution, with the policies that it concerns.
