@@ -10,6 +10,7 @@ pub mod address;
 pub mod counter;
 pub mod decision;
 pub mod event;
+pub mod family;
 pub mod meter;
 pub mod offsets;
 pub mod option;

@@ -16,6 +16,7 @@ mod exec;
 mod existing;
 mod explain;
 mod faults;
+mod filter;
 mod guards;
 mod kernel;
 mod lifecycle;
@@ -50,9 +51,10 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 }
 
 fn main() {
-    let modules: [(&str, &[Test]); 29] = [
+    let modules: [(&str, &[Test]); 30] = [
         ("exec", exec::TESTS),
         ("moved", moved::TESTS),
+        ("filter", filter::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
         ("nested", nested::TESTS),

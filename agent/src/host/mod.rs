@@ -9,4 +9,5 @@ pub(crate) mod mount;
 pub mod netns;
 pub mod policy_files;
 pub mod resolver;
+pub mod seccomp;
 pub mod sockets;

@@ -34,7 +34,7 @@ use thiserror::Error;
 
 pub use attachments::Attachment;
 pub use events::{EventRing, Unreported};
-pub use lsm::{Unguarded, unguarded, unguarded_by_kernel};
+pub use lsm::{Unguarded, release, unguarded, unguarded_by_kernel, version};
 pub use meter::Meter;
 pub use moved::is_watched;
 pub use netns::netns_cookie;

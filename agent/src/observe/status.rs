@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::{
     apply::resolve,
     host::{
-        cgroup::Hierarchy,
+        cgroup::{Hierarchy, scope},
         resolver::{self, Detour},
     },
     kernel::{self, Datapath, Pins, PolicyEntry},
@@ -34,8 +34,9 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
-/// Sockets that only an LSM program can refuse.
-const NOT_COVERED: &str = "sockets past the IP stack, such as packet and XDP sockets (AF_PACKET, AF_XDP)";
+/// What only an LSM program can refuse, or a filter of the command.
+const NOT_COVERED: &str =
+    "sockets past the IP stack (AF_PACKET, AF_XDP and others), and socket options set by 32 bit system calls, except in `steer exec`";
 
 /// One policy.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -98,6 +99,12 @@ impl Origin {
 }
 
 impl PolicyStatus {
+    /// Whether it holds only commands of `steer exec`, which have a filter of their own where they need one.
+    fn is_of_exec_only(&self) -> bool {
+        let mut paths = self.cgroups.iter().map(|cgroup| cgroup.path.as_ref());
+        !self.cgroups.is_empty() && paths.all(|path| path.is_none_or(scope::is_scope))
+    }
+
     /// The uplink as text for people.
     pub fn uplink(&self) -> String {
         match (&self.interface, self.ifindex) {
@@ -139,11 +146,17 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
         })
         .collect::<Result<Vec<_>, _>>()?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
-    let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
-    let not_covered = if strict { not_covered(pins).into_iter().chain(not_reported(pins)).collect() } else { Vec::new() };
+    let strict = || policies.iter().filter(|policy| policy.enforce == Enforce::Strict);
+    let mut uncovered = Vec::new();
+    if strict().any(|policy| !policy.is_of_exec_only()) {
+        uncovered.extend(not_covered(pins));
+    }
+    if strict().next().is_some() {
+        uncovered.extend(not_reported(pins));
+    }
     let mut warnings = warnings(&policies, &resolver::detours());
     warnings.extend(policies.iter().filter_map(moved_out));
-    Ok(Status { daemon, policies, other_versions, not_covered, warnings })
+    Ok(Status { daemon, policies, other_versions, not_covered: uncovered, warnings })
 }
 
 /// Traffic that strict enforcement does not stop, and why.

@@ -102,6 +102,12 @@ pub enum Vector {
     Smc,
     SmcInet,
     SmcUpperLayer,
+    // By 32 bit system calls.
+    CompatBindtodevice,
+    CompatJoin,
+    CompatJoinSocketcall,
+    CompatJoinUring,
+    CompatPacket,
     // From another place.
     UserNamespace,
     NetworkNamespace,
@@ -136,6 +142,7 @@ impl Vector {
             | Self::PacketBypass
             | Self::PacketLegacy
             | Self::PacketUring
+            | Self::CompatPacket
             | Self::Xdp => Some("CAP_NET_RAW"),
             Self::Mark | Self::MarkAfUnspec | Self::Transparent => Some("CAP_NET_ADMIN"),
             Self::SubCgroup | Self::SubCgroupAfUnspec | Self::LeaveCgroup => Some("write access to the cgroup"),
