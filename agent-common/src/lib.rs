@@ -20,7 +20,7 @@ pub use address::{AddressWords, MAPPED_WORD, mapped};
 pub use counter::{COUNTERS, Counter, CounterRecord};
 pub use decision::{Verdict, decide, is_asked, is_settled};
 pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
-pub use offsets::Offsets;
+pub use offsets::{CompatOffsets, Offsets};
 pub use record::{
     AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags, policy_flags,
 };
@@ -100,6 +100,12 @@ pub mod program {
     pub const INGRESS: &str = "ingress";
     /// `lsm_cgroup/socket_create`: refuses sockets that bypass the IP stack. Pinned only where the kernel runs it.
     pub const FAMILY: &str = "family";
+    /// `lsm_cgroup/socket_setsockopt`: refuses socket options that a 32 bit call sets. Like [`FAMILY`].
+    pub const COMPAT_OPTION: &str = "compat_option";
+    /// `lsm_cgroup/uring_cmd`: the same in a ring that a 32 bit call has set up.
+    pub const COMPAT_RING: &str = "compat_ring";
+    /// Constant of these two: [`CompatOffsets`](crate::CompatOffsets).
+    pub const COMPAT_OFFSETS: &str = "COMPAT_OFFSETS";
     /// `fentry/cgroup_attach_task`: reports processes that leave the steered cgroups. Its link is pinned, and attached while
     /// anything is pinned. Only where the kernel accepts it.
     pub const MOVED: &str = "moved";

@@ -14,6 +14,7 @@
 mod address;
 mod answer;
 mod attachment;
+mod compat;
 mod destination;
 mod dns;
 mod events;

@@ -4,13 +4,14 @@ use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Family, Vector};
-use steer_tests::{Bed, Outcome, Scene, Try, USERS, User, output};
+use steer_tests::{Bed, Level, NotHere, Outcome, Scene, Try, USERS, User, output};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("exec_refuses_what_no_program_sees", exec_refuses_what_no_program_sees),
     ("it_takes_no_privilege_away", it_takes_no_privilege_away),
+    ("compat_calls_are_refused_and_reported", compat_calls_are_refused_and_reported),
     ("status_names_what_has_no_filter", status_names_what_has_no_filter),
 ];
 
@@ -55,6 +56,34 @@ fn exec_refuses_what_no_program_sees() -> Outcome {
             }
         }
     }
+    Ok(())
+}
+
+/// In any steered cgroup, by security programs.
+fn compat_calls_are_refused_and_reported() -> Outcome {
+    const VECTORS: [Vector; 4] =
+        [Vector::CompatBindtodevice, Vector::CompatJoin, Vector::CompatJoinSocketcall, Vector::CompatJoinUring];
+    let bed = Bed::new("filter-compat")?;
+    bed.furnish_for_escapes()?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    if let Some(why) = bed.not_covered()? {
+        return Err(NotHere(why).into());
+    }
+    for user in USERS {
+        for family in [Family::V4, Family::V6] {
+            let timeout = Duration::from_millis(400);
+            let this = |vector| Try { vector, user, family, scene: Scene::Steered, timeout };
+            for vector in VECTORS {
+                let seen = bed.attempt(this(vector), Level::Strict)?;
+                let is_refused = seen.attempt.outcome == "EPERM" || !seen.attempt.is_applicable();
+                ensure!(seen.leaked.is_empty() && is_refused, "{vector:?} {user:?} {family:?}: {seen:?}");
+            }
+            let seen = bed.attempt(this(Vector::JoinByRoute), Level::Strict)?;
+            ensure!(seen.leaked.is_empty() && seen.attempt.is_ok(), "64 bit, {user:?} {family:?}: {seen:?}");
+        }
+    }
+    let events = bed.succeed(&["events", "--once"])?;
+    ensure!(events.contains(" stopped_setsockopt policy=\"a1\"") && events.contains("option=SO_BINDTODEVICE"), "{events}");
     Ok(())
 }
 

@@ -37,12 +37,14 @@ pub(crate) const TESTS: &[Test] = &[
 const STEER: [&str; 5] = ["connect4", "connect6", "bind4", "bind6", "sock_create"];
 const STRICT: [&str; 4] = ["egress", "setsockopt", "sendmsg4", "sendmsg6"];
 
-/// The programs of a level. `family` is one of them where steer reports it.
+const SECURITY: [&str; 3] = ["family", "compat_option", "compat_ring"];
+
+/// The programs of a level. Those on security hooks are among them where steer reports it.
 fn programs_of(bed: &Bed, level: &str) -> anyhow::Result<Vec<&'static str>> {
     Ok(match level {
         "steer" => STEER.to_vec(),
         _ if bed.not_covered()?.is_some() => [&STRICT[..], &STEER].concat(),
-        _ => [&["family"][..], &STRICT, &STEER].concat(),
+        _ => [&SECURITY[..], &STRICT, &STEER].concat(),
     })
 }
 

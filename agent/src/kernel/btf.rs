@@ -5,39 +5,57 @@
 
 use std::{fs, io};
 
-use steer_common::Offsets;
+use steer_common::{CompatOffsets, Offsets};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 /// Bytes of a type and of a member of a structure.
 const TYPE_BYTES: usize = 12;
 
-/// The offsets that the program `moved` needs, in the running kernel.
-pub(super) fn offsets() -> io::Result<Offsets> {
-    find(&fs::read(VMLINUX)?).ok_or_else(|| io::Error::other(format!("{VMLINUX} does not have the structures of cgroups")))
+/// The offsets of the running kernel. `None`: a field is missing.
+pub(super) fn offsets() -> io::Result<(Option<Offsets>, Option<CompatOffsets>)> {
+    let file = fs::read(VMLINUX)?;
+    let btf = Btf::parse(&file).ok_or_else(|| io::Error::other(format!("{VMLINUX} is not BTF")))?;
+    Ok((moved(&btf), compat(&btf)))
 }
 
-fn find(btf: &[u8]) -> Option<Offsets> {
-    let btf = Btf::parse(btf)?;
-    let [task_cgroups, task_tgid, task_comm] = btf.offsets("task_struct", [&["cgroups"], &["tgid"], &["comm"]])?;
-    let [css_set_cgroup] = btf.offsets("css_set", [&["dfl_cgrp"]])?;
-    let [cgroup_root, cgroup_node] = btf.offsets("cgroup", [&["root"], &["kn"]])?;
-    let [node_id, node_parent] = btf.offsets("kernfs_node", [&["id"], &["__parent", "parent"]])?;
+fn moved(btf: &Btf<'_>) -> Option<Offsets> {
+    let offset = |structure, field| Some(btf.bit(structure, field)? / 8);
     Some(Offsets {
-        task_cgroups,
-        task_tgid,
-        task_comm,
-        css_set_cgroup,
-        cgroup_root,
-        cgroup_node,
-        node_id,
-        node_parent,
+        task_cgroups: offset("task_struct", "cgroups")?,
+        task_tgid: offset("task_struct", "tgid")?,
+        task_comm: offset("task_struct", "comm")?,
+        css_set_cgroup: offset("css_set", "dfl_cgrp")?,
+        cgroup_root: offset("cgroup", "root")?,
+        cgroup_node: offset("cgroup", "kn")?,
+        node_id: offset("kernfs_node", "id")?,
+        node_parent: offset("kernfs_node", "__parent").or_else(|| offset("kernfs_node", "parent"))?,
+    })
+}
+
+fn compat(btf: &Btf<'_>) -> Option<CompatOffsets> {
+    // Of `struct thread_info`, and the bit in it: TS_COMPAT, TIF_32BIT.
+    let (field, task_mask) = if cfg!(target_arch = "x86_64") {
+        ("status", 1 << 1)
+    } else if cfg!(target_arch = "aarch64") {
+        ("flags", 1 << 22)
+    } else {
+        return None;
+    };
+    let ring = btf.bit("io_ring_ctx", "compat")?;
+    Some(CompatOffsets {
+        task: (btf.bit("task_struct", "thread_info")? + btf.bit("thread_info", field)?) / 8,
+        task_mask,
+        request_ring: btf.bit("io_kiocb", "ctx")? / 8,
+        ring: ring / 8,
+        ring_mask: 1 << (ring % 8),
     })
 }
 
 /// The sections of a BTF file (Documentation/bpf/btf.rst).
 struct Btf<'a> {
-    types: &'a [u8],
+    /// Each type with what follows it. The id of a type is its position and one.
+    types: Vec<&'a [u8]>,
     strings: &'a [u8],
 }
 
@@ -47,32 +65,39 @@ impl<'a> Btf<'a> {
         let body = file.get(word(file, 4)?..)?;
         let section = |at: usize| body.get(word(file, at)?..)?.get(..word(file, at + 4)?);
         (magic == MAGIC).then_some(())?;
-        Some(Self { types: section(8)?, strings: section(16)? })
+        let (mut rest, mut types) = (section(8)?, Vec::new());
+        while !rest.is_empty() {
+            let (kind, length) = shape(rest)?;
+            let (this, behind) = rest.split_at_checked(TYPE_BYTES + details_bytes(kind, length))?;
+            types.push(this);
+            rest = behind;
+        }
+        Some(Self { types, strings: section(16)? })
     }
 
-    /// The offsets of fields of the structure `name` that has all of them. Each field has one of several names.
-    fn offsets<const N: usize>(&self, name: &str, fields: [&[&str]; N]) -> Option<[u32; N]> {
-        const STRUCT: usize = 4;
-        let mut rest = self.types;
-        while let (Some(name_at), Some(info)) = (word(rest, 0), word(rest, 4)) {
-            let (kind, length) = (info >> 24 & 0x1f, info & 0xffff);
-            let details = rest.get(TYPE_BYTES..TYPE_BYTES + details_bytes(kind, length))?;
-            if kind == STRUCT && self.is(name_at, name) {
-                let offset = |names: &&[&str]| {
-                    let members = details.chunks_exact(TYPE_BYTES);
-                    let mut named = members.filter(|member| {
-                        names.iter().any(|name| word(member, 0).is_some_and(|at| self.is(at, name)))
-                    });
-                    // In bits; the upper byte is the size of a bit field.
-                    u32::try_from((word(named.next()?, 8)? & 0xff_ffff) / 8).ok()
-                };
-                if let Some(found) = fields.iter().map(offset).collect::<Option<Vec<_>>>() {
-                    return found.try_into().ok();
-                }
+    /// Where a field of a structure begins, in bits.
+    fn bit(&self, structure: &str, field: &str) -> Option<u32> {
+        let named = self.types.iter().filter(|this| {
+            shape(this).is_some_and(|(kind, _)| kind == STRUCT) && word(this, 0).is_some_and(|at| self.is(at, structure))
+        });
+        named.into_iter().find_map(|this| self.bit_in(this, field, 0))
+    }
+
+    /// The same, also of structures without a name in this one.
+    fn bit_in(&self, this: &[u8], field: &str, depth: u32) -> Option<u32> {
+        const DEEPEST: u32 = 8;
+        let (kind, _) = shape(this).filter(|_| depth < DEEPEST)?;
+        let members = this.get(TYPE_BYTES..).filter(|_| kind == STRUCT || kind == UNION)?;
+        members.chunks_exact(TYPE_BYTES).find_map(|member| {
+            // The upper byte is the size of a bit field.
+            let begins = u32::try_from(word(member, 8)? & 0xff_ffff).ok()?;
+            let name = word(member, 0)?;
+            if self.is(name, field) {
+                return Some(begins);
             }
-            rest = rest.get(TYPE_BYTES + details.len()..)?;
-        }
-        None
+            let inner = self.types.get(word(member, 4)?.checked_sub(1)?).filter(|_| self.is(name, ""))?;
+            Some(begins + self.bit_in(inner, field, depth + 1)?)
+        })
     }
 
     fn is(&self, at: usize, name: &str) -> bool {
@@ -81,15 +106,24 @@ impl<'a> Btf<'a> {
     }
 }
 
-/// Bytes that follow a type, by its kind (`BTF_KIND_*`) and its number of elements.
+const STRUCT: usize = 4;
+const UNION: usize = 5;
+
+/// The kind of a type (`BTF_KIND_*`), and its number of elements.
+fn shape(this: &[u8]) -> Option<(usize, usize)> {
+    let info = word(this, 4)?;
+    Some((info >> 24 & 0x1f, info & 0xffff))
+}
+
+/// Bytes that follow a type.
 fn details_bytes(kind: usize, length: usize) -> usize {
     match kind {
         // Integer, variable, declaration tag.
         1 | 14 | 17 => 4,
         // Array.
         3 => 12,
-        // Structure, union, data section, 64 bit enum.
-        4 | 5 | 15 | 19 => 12 * length,
+        // Data section, 64 bit enum.
+        STRUCT | UNION | 15 | 19 => 12 * length,
         // Enum, prototype.
         6 | 13 => 8 * length,
         _ => 0,
@@ -105,15 +139,17 @@ fn word(bytes: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use std::fs;
 
-    use super::{Offsets, VMLINUX, find};
+    use super::{Btf, VMLINUX, compat, moved};
 
     #[test]
     fn this_kernel_has_all_of_them() {
-        let Ok(btf) = fs::read(VMLINUX) else { return eprintln!("skipped: {VMLINUX} cannot be read") };
-        let offsets = find(&btf).expect("the structures of cgroups");
-        assert!(offsets.task_comm > offsets.task_tgid && offsets != Offsets::default(), "{offsets:?}");
-        for length in [0, 1, 24, 1000, btf.len() / 2] {
-            assert_eq!(find(&btf[..length]), None);
+        let Ok(file) = fs::read(VMLINUX) else { return eprintln!("skipped: {VMLINUX} cannot be read") };
+        let btf = Btf::parse(&file).expect("BTF");
+        let offsets = moved(&btf).expect("the structures of cgroups");
+        assert!(offsets.task_comm > offsets.task_tgid, "{offsets:?}");
+        assert!(compat(&btf).is_some_and(|offsets| offsets.request_ring > 0 && offsets.ring_mask.is_power_of_two()));
+        for length in [0, 1, 24, 1000, file.len() / 2] {
+            assert!(Btf::parse(&file[..length]).is_none());
         }
     }
 }

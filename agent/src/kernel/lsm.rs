@@ -36,12 +36,21 @@ pub enum Unguarded {
     NotLoaded,
 }
 
+/// The security hook of a program.
+pub(super) fn hook_of(name: &str) -> &'static str {
+    match name {
+        program::COMPAT_OPTION => "socket_setsockopt",
+        program::COMPAT_RING => "uring_cmd",
+        _ => "socket_create",
+    }
+}
+
 /// The first version with the hooks.
 const FIRST: (u32, u32) = (6, 0);
 
 /// Why strict policies do not refuse sockets past the IP stack; `None`: they do.
 pub fn unguarded(pins: &Pins) -> Option<Unguarded> {
-    let is_loaded = pins.program(program::FAMILY).exists();
+    let is_loaded = [program::FAMILY, program::COMPAT_OPTION].iter().all(|name| pins.program(name).exists());
     unguarded_by_kernel().or_else(|| (!is_loaded).then_some(Unguarded::NotLoaded))
 }
 

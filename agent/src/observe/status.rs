@@ -102,7 +102,7 @@ impl PolicyStatus {
     /// Whether it holds only commands of `steer exec`, which have a filter of their own where they need one.
     fn is_of_exec_only(&self) -> bool {
         let mut paths = self.cgroups.iter().map(|cgroup| cgroup.path.as_ref());
-        !self.cgroups.is_empty() && paths.all(|path| path.is_none_or(scope::is_scope))
+        !self.cgroups.is_empty() && paths.all(|path| path.is_some_and(scope::is_scope))
     }
 
     /// The uplink as text for people.
