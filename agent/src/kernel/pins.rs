@@ -3,7 +3,8 @@
 //! ```text
 //! DIR                      flock(2) on it orders all changes
 //! DIR/daemon               flock(2) on it is held by the one daemon
-//! DIR/abiVERSION/maps/NAME      flock(2) on the directory is held by the one reader of the events
+//! DIR/events               flock(2) on it is held by the one reader of the events
+//! DIR/abiVERSION/maps/NAME
 //! DIR/abiVERSION/programs/NAME
 //! DIR/abiVERSION/links/CGROUP_ID/NAME
 //! ```
@@ -32,6 +33,8 @@ use super::{Error, bpffs::Located};
 pub const DAEMON_DIRECTORY: &str = "daemon";
 /// Name of the directory in it that is created and removed after a manual change.
 pub const CHANGED_MANUALLY: &str = "changed";
+/// Name of the directory whose lock the reader of the events holds.
+const READER_DIRECTORY: &str = "events";
 /// How long a process that checks for a daemon may hold its lock.
 const CHECK_PATIENCE: Duration = Duration::from_millis(500);
 const ABI_PREFIX: &str = "abi";
@@ -59,6 +62,12 @@ pub struct Lock {
 /// Held by a daemon for its life.
 #[derive(Debug)]
 pub struct DaemonLock {
+    _flock: Flock<fs::File>,
+}
+
+/// Held by the reader of the events. While it is held, nothing but `steer off` removes the maps, so no event is lost with them.
+#[derive(Debug)]
+pub(super) struct ReaderLock {
     _flock: Flock<fs::File>,
 }
 
@@ -106,6 +115,10 @@ impl Pins {
 
     pub(super) fn daemon(&self) -> PathBuf {
         self.root.join(DAEMON_DIRECTORY)
+    }
+
+    pub(super) fn reader(&self) -> PathBuf {
+        self.root.join(READER_DIRECTORY)
     }
 
     /// Directories of pinned state, of all ABI versions.
@@ -165,22 +178,23 @@ impl Pins {
 
     /// Takes the lock of the one daemon of this pin directory. `Ok(None)`: another daemon holds it.
     pub fn daemon_lock(&self, _lock: &Lock) -> Result<Option<DaemonLock>, Error> {
-        let path = self.daemon();
-        fs::create_dir_all(&path).map_err(|source| Error::Pin { action: "create", path: path.clone(), source })?;
-        let deadline = Instant::now() + CHECK_PATIENCE;
-        loop {
-            // A process that only checks for a daemon holds the lock briefly.
-            match try_flock(&path, FlockArg::LockExclusiveNonblock)? {
-                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
-                flock => return Ok(flock.map(|flock| DaemonLock { _flock: flock })),
-            }
-        }
+        Ok(claim(&self.daemon())?.map(|flock| DaemonLock { _flock: flock }))
     }
 
     /// Whether a daemon is running.
     pub fn daemon_runs(&self) -> Result<bool, Error> {
-        let path = self.daemon();
-        Ok(path.exists() && try_flock(&path, FlockArg::LockSharedNonblock)?.is_none())
+        is_claimed(&self.daemon())
+    }
+
+    /// Takes the lock of the one reader of the events.
+    pub(super) fn reader_lock(&self) -> Result<ReaderLock, Error> {
+        let flock = claim(&self.reader())?.ok_or_else(|| Error::Read { path: self.root.clone() })?;
+        Ok(ReaderLock { _flock: flock })
+    }
+
+    /// Whether a process reads the events.
+    pub(super) fn is_read(&self) -> Result<bool, Error> {
+        is_claimed(&self.reader())
     }
 
     /// Notifies the daemon, if there is one, of a manual change: it sees that the directory is created and removed.
@@ -238,8 +252,25 @@ fn lock_until(file: fs::File, deadline: Instant) -> Option<nix::Result<Flock<fs:
     receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
 }
 
+/// Creates and locks a directory for the life of a process. `Ok(None)`: another process holds the lock.
+fn claim(path: &Path) -> Result<Option<Flock<fs::File>>, Error> {
+    fs::create_dir_all(path).map_err(|source| Error::Pin { action: "create", path: path.to_owned(), source })?;
+    let deadline = Instant::now() + CHECK_PATIENCE;
+    loop {
+        // A process that only checks holds the lock briefly.
+        match try_flock(path, FlockArg::LockExclusiveNonblock)? {
+            None if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            flock => return Ok(flock),
+        }
+    }
+}
+
+fn is_claimed(path: &Path) -> Result<bool, Error> {
+    Ok(path.exists() && try_flock(path, FlockArg::LockSharedNonblock)?.is_none())
+}
+
 /// Locks a directory. `Ok(None)`: another process holds the lock.
-pub(super) fn try_flock(path: &Path, how: FlockArg) -> Result<Option<Flock<fs::File>>, Error> {
+fn try_flock(path: &Path, how: FlockArg) -> Result<Option<Flock<fs::File>>, Error> {
     let failed = |source| Error::Pin { action: "lock", path: path.to_owned(), source };
     match Flock::lock(fs::File::open(path).map_err(failed)?, how) {
         Ok(flock) => Ok(Some(flock)),
