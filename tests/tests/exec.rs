@@ -190,7 +190,7 @@ fn the_keeper_logs_its_errors() -> Outcome {
     let socket = UnixDatagram::bind(bed.directory.join("log"))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     // A directory where a pin should be cannot be removed as one.
-    let script = "mkdir \"$1\"/links/*/stray; exit 0";
+    let script = "for attachment in \"$1\"/links/*; do mkdir \"$attachment/stray\"; done";
     let mut own = exec(&bed, &["-i", "a1", "--", "sh", "-c", script, "x"]);
     own.arg(bed.abi());
     // A /dev of its own, with this log.
@@ -208,6 +208,9 @@ fn the_keeper_logs_its_errors() -> Outcome {
     let length = socket.recv(&mut message)?;
     let message = String::from_utf8_lossy(&message[..length]);
     ensure!(message.contains("steer-keeper[") && message.contains("stray"), "{message}");
+    for attachment in fs::read_dir(bed.abi().join("links"))? {
+        fs::remove_dir(attachment?.path().join("stray"))?;
+    }
     Ok(())
 }
 

@@ -83,7 +83,10 @@ fn compat_calls_are_refused_and_reported() -> Outcome {
         }
     }
     let events = bed.succeed(&["events", "--once"])?;
-    ensure!(events.contains(" stopped_setsockopt policy=\"a1\"") && events.contains("option=SO_BINDTODEVICE"), "{events}");
+    ensure!(
+        events.contains(" stopped_setsockopt policy=\"a1\"") && events.contains("option=SO_BINDTODEVICE"),
+        "{events}"
+    );
     Ok(())
 }
 
@@ -102,14 +105,18 @@ fn it_takes_no_privilege_away() -> Outcome {
     let strict = fields(&bed, &[])?;
     ensure!(strict[0] == "0", "{strict:?}");
     // A raw socket is one of the IP stack.
-    let outcomes = output(exec(&bed, User::Root, &[]).arg(bed.copy_of("STEER_PROBE", "steer-probe")?).args(bed.everything()))?;
+    let outcomes =
+        output(exec(&bed, User::Root, &[]).arg(bed.copy_of("STEER_PROBE", "steer-probe")?).args(bed.everything()))?;
     steer_tests::check_outcomes(&steer_lab::parse_outcomes(&outcomes.stdout)?, User::Root, 1)
 }
 
 fn status_names_what_has_no_filter() -> Outcome {
     let bed = Bed::new("filter-status")?;
-    let mut child = exec(&bed, User::Root, &[]).args(["sh", "-c", "echo ready; read line"]).stdin(Stdio::piped())
-        .stdout(Stdio::piped()).spawn()?;
+    let mut child = exec(&bed, User::Root, &[])
+        .args(["sh", "-c", "echo ready; read line"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let stdin = child.stdin.take().context("no pipe")?;
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().context("no pipe")?), &mut line)?;

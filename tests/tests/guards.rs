@@ -13,7 +13,9 @@ use steer_lab::{
     Capture, Direction, Kind as LinkPacket, LoadReport, Probe, Proto, SERVER_V4, SERVER_V6, Server, Step, Vector,
     client_v4, client_v6, wait_until,
 };
-use steer_tests::{Bed, Cgroup, Held, NotHere, Outcome, PATIENCE, PinnedMap, Served, Spy, USERS, User, exclusive_program};
+use steer_tests::{
+    Bed, Cgroup, Held, NotHere, Outcome, PATIENCE, PinnedMap, Served, Spy, USERS, User, exclusive_program,
+};
 
 use crate::Test;
 

@@ -48,7 +48,8 @@ fn exec_is_out_of_reach_of_the_owner_of_its_cgroup() -> Outcome {
         let ran = output(&mut command)?;
         let expected = format!("{place}/steer-exec-");
         let mut lines = ran.stdout.lines();
-        let is_there = lines.next().and_then(|line| line.strip_prefix(&expected)).is_some_and(|name| !name.contains('/'));
+        let is_there =
+            lines.next().and_then(|line| line.strip_prefix(&expected)).is_some_and(|name| !name.contains('/'));
         ensure!(ran.code == 0 && is_there && lines.next() == Some("in"), "from {}: {ran:?}", from.path());
     }
     Ok(wait_until("the pins to be removed", PATIENCE, || !bed.pins.exists())?)
@@ -132,6 +133,9 @@ fn a_move_is_reported() -> Outcome {
     ensure!(events[0]["comm"] == "sleep", "{events:?}");
     ensure!(moved_out()? == (2, 1), "{:?}", moved_out()?);
     let status = bed.succeed(&["status"])?;
-    ensure!(status.contains("a1: processes that were moved out of its cgroups, and are not steered since: 2"), "{status}");
+    ensure!(
+        status.contains("a1: processes that were moved out of its cgroups, and are not steered since: 2"),
+        "{status}"
+    );
     Ok(())
 }

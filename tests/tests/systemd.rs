@@ -276,7 +276,9 @@ fn a_unit_makes_no_packet_sockets() -> Outcome {
         )
     };
     let script = ["packet-raw", "packet-uring", "compat-join", "raw"].map(escape).join("; ");
-    for (user, is_restricted) in [("", !is_guarded), ("User=nobody", false), ("User=nobody\nNoNewPrivileges=yes", !is_guarded)] {
+    for (user, is_restricted) in
+        [("", !is_guarded), ("User=nobody", false), ("User=nobody\nNoNewPrivileges=yes", !is_guarded)]
+    {
         fs::write(&seen, "")?;
         std::os::unix::fs::chown(&seen, Some(NOBODY.0), Some(NOBODY.1))?;
         machine.write(

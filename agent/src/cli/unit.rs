@@ -52,7 +52,10 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let is_restricted = matches!(restriction, Restriction::Set);
     let text = drop_in::text(&args.service, &attach_command(args, pins)?, args.by.is_policy(), is_restricted);
     if let Restriction::Impossible(why) = restriction {
-        eprintln!("steer: warning: {} can make sockets past the IP stack (AF_PACKET, AF_XDP): {why}", args.service.name());
+        eprintln!(
+            "steer: warning: {} can make sockets past the IP stack (AF_PACKET, AF_XDP): {why}",
+            args.service.name()
+        );
     }
     if args.stdout {
         print!("{text}");

@@ -138,10 +138,12 @@ impl Datapath {
     /// Writes or removes what is looked up when a process is moved. If the map is full, moves out of this cgroup are not reported.
     fn set_steered(&self, cgroup_id: u64, slot: u32) {
         let map = self.steered.fd().as_fd();
-        let written =
-            if slot == 0 { bpf::map_remove(map, &cgroup_id) } else { bpf::map_set(map, &cgroup_id, &slot) };
+        let written = if slot == 0 { bpf::map_remove(map, &cgroup_id) } else { bpf::map_set(map, &cgroup_id, &slot) };
         if let Err(error) = written {
-            log::warn!("processes that leave cgroup {cgroup_id} are not reported: write to map {}: {error}", map::STEERED);
+            log::warn!(
+                "processes that leave cgroup {cgroup_id} are not reported: write to map {}: {error}",
+                map::STEERED
+            );
         }
     }
 

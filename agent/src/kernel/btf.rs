@@ -78,7 +78,8 @@ impl<'a> Btf<'a> {
     /// Where a field of a structure begins, in bits.
     fn bit(&self, structure: &str, field: &str) -> Option<u32> {
         let named = self.types.iter().filter(|this| {
-            shape(this).is_some_and(|(kind, _)| kind == STRUCT) && word(this, 0).is_some_and(|at| self.is(at, structure))
+            shape(this).is_some_and(|(kind, _)| kind == STRUCT)
+                && word(this, 0).is_some_and(|at| self.is(at, structure))
         });
         named.into_iter().find_map(|this| self.bit_in(this, field, 0))
     }

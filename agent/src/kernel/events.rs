@@ -74,7 +74,11 @@ impl EventRing {
         let reader = pins.reader_lock()?;
         drop(lock);
         while !object::maps_are_pinned(pins) {
-            if !changed(pins).await.map_err(|source| Error::Pin { action: "watch", path: pins.root().to_owned(), source })? {
+            if !changed(pins).await.map_err(|source| Error::Pin {
+                action: "watch",
+                path: pins.root().to_owned(),
+                source,
+            })? {
                 return Ok(None);
             }
         }
@@ -164,7 +168,8 @@ fn watch(pins: &Pins) -> io::Result<EventStream<[u8; 1024]>> {
 /// Waits until something in the directories on the way to the maps changes. False if the pin directory is gone.
 async fn changed(pins: &Pins) -> io::Result<bool> {
     let inotify = Inotify::init()?;
-    let mask = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::DELETE_SELF | WatchMask::ONLYDIR;
+    let mask =
+        WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::DELETE_SELF | WatchMask::ONLYDIR;
     let mut watched = 0;
     for directory in [pins.root().to_owned(), pins.abi(), pins.map("")] {
         match inotify.watches().add(&directory, mask) {

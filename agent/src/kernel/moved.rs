@@ -30,9 +30,9 @@ pub(super) fn watch(pins: &Pins, object: &mut aya::Ebpf) -> Result<(), Error> {
         return Err(Error::Foreign { path });
     };
     let loaded = Btf::from_sys_fs().map_err(Into::into).and_then(|btf| program.load(FUNCTION, &btf));
-    let link = loaded.and_then(|()| Ok(bpf::tracing_link_create(program.fd()?.as_fd()))).map_err(|source| {
-        Error::Program { name: program::MOVED, source }
-    })?;
+    let link = loaded
+        .and_then(|()| Ok(bpf::tracing_link_create(program.fd()?.as_fd())))
+        .map_err(|source| Error::Program { name: program::MOVED, source })?;
     let link = link.map_err(failed("attach"))?;
     let next = path.with_file_name(format!("{}-next", program::MOVED));
     match fs::remove_file(&next) {

@@ -231,7 +231,8 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
         log::warn!("read the list of active security modules: {error}; no program is attached to a security hook");
         false
     });
-    let is_loaded = |hook: &&Hook| !hook.is_optional() || security_hooks && (hook.name == program::FAMILY || compat.is_some());
+    let is_loaded =
+        |hook: &&Hook| !hook.is_optional() || security_hooks && (hook.name == program::FAMILY || compat.is_some());
     for hook in all_programs().filter(is_loaded) {
         match pin_program(pins, &mut object, hook, log_level) {
             // The hook does not exist before Linux 6.0. A kernel may also be configured to accept no program for it.

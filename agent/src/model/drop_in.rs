@@ -104,9 +104,8 @@ pub const PROPERTIES: &str = "LoadState,User,DynamicUser,NoNewPrivileges";
 /// Whether a service can have [`text`]'s restrictions. With `User=`, systemd sets NoNewPrivileges= for them, which breaks sudo and
 /// file capabilities. `properties` is the output of `systemctl show`. An error is the reason.
 pub fn may_restrict(properties: &str) -> Result<(), String> {
-    let value = |name: &str| {
-        properties.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default()
-    };
+    let value =
+        |name: &str| properties.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default();
     match (value("LoadState"), value("User"), value("DynamicUser"), value("NoNewPrivileges")) {
         (_, _, _, "yes") | ("loaded", "" | "root" | "0", "no", _) => Ok(()),
         ("loaded", user, _, _) => Err(format!(

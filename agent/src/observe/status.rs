@@ -35,8 +35,7 @@ pub struct Status {
 }
 
 /// What only an LSM program can refuse, or a filter of the command.
-const NOT_COVERED: &str =
-    "sockets past the IP stack (AF_PACKET, AF_XDP and others), and socket options set by 32 bit system calls, except in `steer exec`";
+const NOT_COVERED: &str = "sockets past the IP stack (AF_PACKET, AF_XDP and others), and socket options set by 32 bit system calls, except in `steer exec`";
 
 /// One policy.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -167,7 +166,8 @@ pub(crate) fn not_covered(pins: &Pins) -> Option<String> {
 /// What happens without a report.
 fn not_reported(pins: &Pins) -> Option<String> {
     (!kernel::is_watched(pins)).then(|| {
-        "processes that are moved out of a policy's cgroups are not reported: the kernel accepts no tracing program".to_owned()
+        "processes that are moved out of a policy's cgroups are not reported: the kernel accepts no tracing program"
+            .to_owned()
     })
 }
 

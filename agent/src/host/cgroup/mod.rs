@@ -64,7 +64,9 @@ pub enum Error {
         file: PathBuf,
     },
     /// No cgroup for a scope.
-    #[error("no cgroup above {own} can be changed by root alone; a user could move the command out of a cgroup made there")]
+    #[error(
+        "no cgroup above {own} can be changed by root alone; a user could move the command out of a cgroup made there"
+    )]
     NotRoots {
         /// Where the process is.
         own: CgroupPath,

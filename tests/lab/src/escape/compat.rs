@@ -67,7 +67,8 @@ fn set_socket_option(socket: &Socket, level: i32, name: i32, value: &[u8], by_so
 /// Copies bytes to memory below 4 GiB that is never freed. Returns its address.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn low_copy(bytes: &[u8]) -> io::Result<u32> {
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT);
+    let (protection, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT);
     // SAFETY: a new mapping, at an address that the kernel chooses.
     let memory = unsafe { libc::mmap(std::ptr::null_mut(), bytes.len().max(1), protection, flags, -1, 0) };
     if memory == libc::MAP_FAILED {
