@@ -51,7 +51,7 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 }
 
 fn main() {
-    let modules: [(&str, &[Test]); 30] = [
+    let modules: [(&str, &[Test]); 31] = [
         ("exec", exec::TESTS),
         ("moved", moved::TESTS),
         ("filter", filter::TESTS),
