@@ -11,6 +11,8 @@
 //! - [`host`]: this machine, without BPF.
 //! - [`model`]: configuration and policy, pure.
 
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic where the output is full; see cli::output")]
+
 pub mod apply;
 pub mod cli;
 pub mod host;

@@ -38,7 +38,7 @@ impl Daemon {
     }
 
     /// Starts a daemon with this command and waits for `READY=1`.
-    pub(crate) fn spawn(bed: &Bed, mut command: Command) -> anyhow::Result<Self> {
+    pub fn spawn(bed: &Bed, mut command: Command) -> anyhow::Result<Self> {
         let address = bed.directory.join("notify");
         let _ = fs::remove_file(&address);
         let notify = UnixDatagram::bind(&address)?;

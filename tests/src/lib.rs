@@ -18,6 +18,7 @@ mod foreign;
 mod held;
 mod machine;
 mod means;
+mod nri;
 mod pinned_map;
 mod private_file;
 mod prober;

@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    net::TcpStream,
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     process::{Command, Stdio},
 };
@@ -19,10 +20,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_policy_is_added_changed_and_removed", a_policy_is_added_changed_and_removed),
     ("policies_outlive_the_daemon", policies_outlive_the_daemon),
     ("by_the_command_with_and_without_a_daemon", by_the_command_with_and_without_a_daemon),
+    ("several_commands_at_once_without_a_daemon", several_commands_at_once_without_a_daemon),
     ("a_policy_of_the_file_is_changed_there", a_policy_of_the_file_is_changed_there),
     ("errors_name_the_field", errors_name_the_field),
     ("only_root_changes", only_root_changes),
     ("slow_clients_delay_nothing", slow_clients_delay_nothing),
+    ("slow_clients_do_not_silence_the_metrics", slow_clients_do_not_silence_the_metrics),
     ("matches_the_openapi_document", matches_the_openapi_document),
     ("health", health),
     ("metrics", metrics),
@@ -30,6 +33,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_file_that_appears_is_a_policy", a_file_that_appears_is_a_policy),
 ];
 
+/// The port is in a bed's own network namespace.
+const METRICS: &str = "127.0.0.1:9464";
 const EMPTY: &str = "# no policy yet\n";
 
 fn policy(bed: &Bed, interface: &str) -> String {
@@ -124,6 +129,29 @@ fn by_the_command_with_and_without_a_daemon() -> Outcome {
         Ok(links.into_iter().map(|link| json!([link["ifindex"], link["name"]])).collect())
     };
     ensure!(names(&links)? == names(&again)?, "{links} {again}");
+    Ok(())
+}
+
+/// All ask for the same cgroup: one gets it.
+fn several_commands_at_once_without_a_daemon() -> Outcome {
+    let bed = Bed::new("api-at-once")?;
+    bed.write_config(EMPTY)?;
+    let config = bed.config_file().to_string_lossy().into_owned();
+    for round in 0..5 {
+        let name = |number: usize| format!("p{round}-{number}");
+        let cgroup = format!("/round-{round}");
+        let start = |number| {
+            let mut set =
+                bed.steer(&["policy", "set", &name(number), "-i", "a1", "--cgroup", &cgroup, "--config", &config]);
+            set.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
+        };
+        let started = (0..8).map(start).collect::<Result<Vec<_>, _>>()?;
+        let ended = started.into_iter().map(std::process::Child::wait_with_output).collect::<Result<Vec<_>, _>>()?;
+        let successes = ended.iter().filter(|ended| ended.status.success()).count();
+        ensure!(successes == 1, "round {round}: {successes} of 8 succeeded");
+    }
+    let listed: Value = serde_json::from_str(&bed.succeed(&["policy", "list", "--json", "--config", &config])?)?;
+    ensure!(listed.as_array().is_some_and(|policies| policies.len() == 5), "{listed}");
     Ok(())
 }
 
@@ -235,6 +263,31 @@ fn slow_clients_delay_nothing() -> Outcome {
     Ok(())
 }
 
+/// Clients that say nothing lose their places before the connection of a slow request ends.
+fn slow_clients_do_not_silence_the_metrics() -> Outcome {
+    let bed = Bed::new("api-silent")?;
+    bed.write_config("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    let _daemon = Daemon::start_with(&bed, &["--metrics", METRICS])?;
+    let mut request = UnixStream::connect(bed.socket())?;
+    request.write_all(b"PUT /v1/policies/p HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n{\"inter")?;
+    let connect = || bed.net.client.run(|| TcpStream::connect(METRICS));
+    let silent = (0..32).map(|_| Ok(connect()??)).collect::<anyhow::Result<Vec<_>>>()?;
+    wait_until("the metrics", PATIENCE, || {
+        metrics_by_tcp(&bed, "/metrics").is_ok_and(|answer| answer.stdout.contains("steer_sockets_total"))
+    })?;
+    request.set_nonblocking(true)?;
+    let read = request.read(&mut [0]);
+    ensure!(read.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "the request ended: {read:?}");
+    drop(silent);
+    Ok(())
+}
+
+fn metrics_by_tcp(bed: &Bed, path: &str) -> anyhow::Result<steer_tests::Output> {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", &format!("http://{METRICS}{path}")]);
+    output(bed.net.client.enter(&mut curl))
+}
+
 /// The response of every readable resource matches the OpenAPI document.
 fn matches_the_openapi_document() -> Outcome {
     let bed = Bed::new("api-document")?;
@@ -307,8 +360,7 @@ fn a_file_that_appears_is_a_policy() -> Outcome {
 fn metrics() -> Outcome {
     let bed = Bed::new("api-metrics")?;
     bed.write_config("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
-    // The port is in the bed's own network namespace.
-    let _daemon = Daemon::start_with(&bed, &["--metrics", "127.0.0.1:9464"])?;
+    let _daemon = Daemon::start_with(&bed, &["--metrics", METRICS])?;
     bed.check_steered(&bed.cgroup, 1)?;
     let answer = bed.ask(User::Root, "GET", "/metrics", None)?;
     let bound = bed.sockets("p", "bound")?;
@@ -320,13 +372,8 @@ fn metrics() -> Outcome {
     ] {
         ensure!(answer.text.lines().any(|found| found == line), "no {line} in\n{}", answer.text);
     }
-    let over_tcp = |path: &str| {
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", &format!("http://127.0.0.1:9464{path}")]);
-        output(bed.net.client.enter(&mut curl))
-    };
-    ensure!(over_tcp("/metrics")?.stdout.contains("steer_sockets_total"));
-    ensure!(over_tcp("/v1/status")?.stdout.is_empty(), "more than metrics by TCP");
+    ensure!(metrics_by_tcp(&bed, "/metrics")?.stdout.contains("steer_sockets_total"));
+    ensure!(metrics_by_tcp(&bed, "/v1/status")?.stdout.is_empty(), "more than metrics by TCP");
     match check_with_promtool(&answer.text)? {
         Some(checked) => ensure!(checked.code == 0 && checked.stdout.is_empty(), "{checked:?}"),
         None => eprintln!("api::metrics: promtool is not installed, so the format is not checked"),

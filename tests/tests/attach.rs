@@ -1,7 +1,8 @@
 //! `steer attach`, `detach`, `status` and `off`.
 
 use anyhow::ensure;
-use steer_tests::{Bed, Outcome, output};
+use nix::sys::signal::Signal;
+use steer_tests::{Bed, Daemon, Outcome, output};
 
 use crate::Test;
 
@@ -111,12 +112,24 @@ fn off_removes_everything() -> Outcome {
 
 fn off_ends_the_daemon() -> Outcome {
     let bed = Bed::new("off-daemon")?;
-    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
-    bed.check_steered(&bed.cgroup, 1)?;
-    bed.succeed(&["off"])?;
+    let mut daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    // It waits until the daemon has ended, so that another one can start at once.
+    for _ in 0..5 {
+        bed.check_steered(&bed.cgroup, 1)?;
+        bed.succeed(&["off"])?;
+        ensure!(!daemon.is_running());
+        ensure!(!bed.pins.exists(), "the daemon made its pins again");
+        ensure!(daemon.wait()? == Some(0));
+        bed.check_unsteered(Some(&bed.cgroup))?;
+        daemon = Daemon::start(&bed)?;
+    }
+    daemon.signal(Signal::SIGSTOP)?;
+    let hangs = bed.run(&["off"])?;
+    let said = format!("the daemon (PID {}) was switched off, but did not end within", daemon.pid());
+    ensure!(hangs.code == 1 && hangs.stderr.contains(&said), "{hangs:?}");
     bed.check_unsteered(Some(&bed.cgroup))?;
+    daemon.signal(Signal::SIGCONT)?;
     ensure!(daemon.wait()? == Some(0));
-    ensure!(!bed.pins.exists(), "the daemon made its pins again");
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::symlink};
 use anyhow::ensure;
 use nix::sys::signal::Signal;
 use steer_lab::wait_until;
-use steer_tests::{Bed, Daemon, Outcome, PATIENCE};
+use steer_tests::{Bed, Cgroup, Daemon, Outcome, PATIENCE};
 
 use crate::Test;
 
@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_second_daemon_is_refused", a_second_daemon_is_refused),
     ("status_with_and_without_it", status_with_and_without_it),
     ("the_kernel_log", the_kernel_log),
+    ("a_parent_is_closed_where_nobody_has_attached", a_parent_is_closed_where_nobody_has_attached),
 ];
 
 const ONE: &str = "[[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = [\"@/one\"]\n";
@@ -44,6 +45,34 @@ fn a_cgroup_that_appears_later() -> Outcome {
     let y = x.child("y")?;
     wait_until_steered(&bed, "p", 2)?;
     bed.check_steered(&y, 1)?;
+    bed.check_unsteered(Some(&other))
+}
+
+fn a_parent_is_closed_where_nobody_has_attached() -> Outcome {
+    let bed = Bed::new("daemon-parent")?;
+    let slice = bed.cgroup.child("slice")?;
+    let (service, free, other) = (slice.child("x.service")?, slice.child("free")?, slice.child("other")?);
+    let config = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/slice/x.service\"]\nparent = \"@/slice\"\n\
+                  [[policy]]\nname = \"free\"\ninterface = \"none\"\ncgroups = [\"@/slice/free\"]\n";
+    let daemon = bed.daemon(config)?;
+    let check = |service: &Cgroup| {
+        bed.check_steered(service, 1)?;
+        bed.check_unsteered(Some(&free))?;
+        bed.check_closed(&other)
+    };
+    check(&service)?;
+    daemon.end(Signal::SIGKILL)?;
+    service.remove()?;
+    let service = slice.child("x.service")?;
+    bed.check_closed(&service)?;
+    let file = bed.config_file().display().to_string();
+    let said = bed.succeed(&["explain", service.path(), "--config", &file])?;
+    ensure!(said.contains("because `parent` holds"), "{said}");
+    let daemon = Daemon::start(&bed)?;
+    check(&service)?;
+    bed.write_config(&config.replace("parent = \"@/slice\"\n", ""))?;
+    daemon.wait_for_log("reloaded")?;
+    bed.check_steered(&service, 1)?;
     bed.check_unsteered(Some(&other))
 }
 

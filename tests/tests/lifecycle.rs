@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("mends_what_was_attached_by_hand", mends_what_was_attached_by_hand),
     ("adds_a_program_that_is_new", adds_a_program_that_is_new),
     ("pins_of_a_version_without_a_program", pins_of_a_version_without_a_program),
+    ("starts_without_a_policy_that_was_removed", starts_without_a_policy_that_was_removed),
     ("reloads_under_load", reloads_under_load),
     ("never_unsteered_by_a_reload", never_unsteered_by_a_reload),
     ("a_reload_that_fails_is_made_up_for", a_reload_that_fails_is_made_up_for),
@@ -180,6 +181,35 @@ fn pins_of_a_version_without_a_program() -> Outcome {
     bed.check_steered(&new, 1)?;
     bed.succeed(&["off"])?;
     ensure!(!bed.pins.exists(), "the old program is left");
+    Ok(())
+}
+
+/// Whether what was attached to it is still there or not.
+fn starts_without_a_policy_that_was_removed() -> Outcome {
+    let bed = Bed::new("life-removed")?;
+    let set = ["policy", "set", "p", "-i", "a1", "--cgroup", "/none"];
+    for is_gone in [false, true] {
+        let cgroup = bed.cgroup.child("manual")?;
+        let daemon = bed.daemon("# no policy\n")?;
+        bed.succeed(&set)?;
+        bed.succeed(&["attach", cgroup.path(), "--policy", "p"])?;
+        bed.check_steered(&cgroup, 1)?;
+        bed.succeed(&["policy", "remove", "p"])?;
+        bed.check_closed(&cgroup)?;
+        daemon.end(Signal::SIGKILL)?;
+        if is_gone {
+            cgroup.remove()?;
+            Daemon::start(&bed)?.end(Signal::SIGTERM)?;
+            continue;
+        }
+        let daemon = Daemon::start(&bed)?;
+        bed.check_closed(&cgroup)?;
+        bed.succeed(&set)?;
+        bed.check_steered(&cgroup, 1)?;
+        bed.succeed(&["policy", "remove", "p"])?;
+        bed.succeed(&["detach", cgroup.path()])?;
+        daemon.end(Signal::SIGTERM)?;
+    }
     Ok(())
 }
 

@@ -18,6 +18,7 @@ mod explain;
 mod faults;
 mod filter;
 mod guards;
+mod instance;
 mod kernel;
 mod lifecycle;
 mod limits;
@@ -51,7 +52,7 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 }
 
 fn main() {
-    let modules: [(&str, &[Test]); 31] = [
+    let modules: &[(&str, &[Test])] = &[
         ("exec", exec::TESTS),
         ("moved", moved::TESTS),
         ("filter", filter::TESTS),
@@ -61,6 +62,7 @@ fn main() {
         ("uplinks", uplinks::TESTS),
         ("vrf", vrf::TESTS),
         ("wireguard", wireguard::TESTS),
+        ("instance", instance::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),
         ("limits", limits::TESTS),
@@ -80,6 +82,7 @@ fn main() {
         ("package", package::TESTS),
         ("doctor", doctor::TESTS),
         ("doctor::cgroups", doctor::cgroups::TESTS),
+        ("doctor::namespaces", doctor::namespaces::TESTS),
         ("doctor::pins", doctor::pins::TESTS),
         ("doctor::sockets", doctor::sockets::TESTS),
         ("doctor::uplinks", doctor::uplinks::TESTS),
@@ -91,7 +94,7 @@ fn main() {
     let arguments = Arguments::from_args();
     // The tests of the kernel are also in other modules.
     let kernel = is_asked(&arguments, "kernel").then_some(("kernel", kernel::TESTS));
-    let modules = modules.into_iter().chain(containers::MODULES).chain(kernel);
+    let modules = modules.iter().copied().chain(containers::MODULES).chain(kernel);
     let trials = modules.flat_map(|(module, tests)| {
         tests.iter().map(move |&(name, test)| {
             Trial::ignorable_test(format!("{module}::{name}"), move || report(test())).with_ignored_flag(!root)

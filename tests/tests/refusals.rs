@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("without_privilege", without_privilege),
     ("check_needs_no_privilege", check_needs_no_privilege),
     ("a_wrong_configuration", a_wrong_configuration),
+    ("output_that_takes_no_more", output_that_takes_no_more),
     ("the_root_cgroup", the_root_cgroup),
     ("no_such_cgroup", no_such_cgroup),
     ("no_such_interface", no_such_interface),
@@ -91,6 +92,44 @@ fn a_wrong_configuration() -> Outcome {
     ensure!(said["problems"].as_array().is_some_and(|problems| problems.len() == 4), "{said:#}");
     let missing = bed.run(&["check", "--config", "/nonexistent.toml"])?;
     ensure!(missing.code == 1 && missing.stderr.contains("/nonexistent.toml"), "{missing:?}");
+    Ok(())
+}
+
+/// An error, and no panic. A reader that has gone ends the command quietly.
+fn output_that_takes_no_more() -> Outcome {
+    let bed = Bed::new("refuse-full")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    bed.write_config("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/p\"]\n")?;
+    let config = bed.config_file().to_string_lossy().into_owned();
+    let cgroup = bed.cgroup.path();
+    let cases: [&[&str]; 13] = [
+        &["status"],
+        &["status", "--json"],
+        &["check", "--config", &config],
+        &["policy", "list", "--config", &config],
+        &["interfaces", "--config", &config],
+        &["completions", "bash"],
+        &["explain", cgroup],
+        &["doctor"],
+        &["top", "--count", "1", "--interval", "0.1"],
+        &["unit", "x", "--policy", "p", "--stdout"],
+        &["policy", "set", "q", "-i", "a1", "--cgroup", "/q", "--config", &config],
+        &["policy", "remove", "none", "--config", &config],
+        &["off"],
+    ];
+    for arguments in cases {
+        let full = || std::fs::File::options().write(true).open("/dev/full");
+        let says_nothing = arguments.contains(&"remove");
+        let said = output(bed.steer(arguments).stdout(full()?).stderr(std::process::Stdio::piped()))?;
+        ensure!(said.code == 1 && !said.stderr.contains("panicked"), "{arguments:?}: {said:?}");
+        ensure!(says_nothing || said.stderr.contains("No space left on device"), "{arguments:?}: {said:?}");
+        let silent = bed.steer(arguments).stdout(full()?).stderr(full()?).status()?;
+        ensure!(silent.code() == Some(1), "{arguments:?}: {silent:?}");
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let ended = output(bed.steer(arguments).stdout(writer).stderr(std::process::Stdio::piped()))?;
+        ensure!(says_nothing || ended.stderr.is_empty(), "{arguments:?}: {ended:?}");
+    }
     Ok(())
 }
 

@@ -107,10 +107,11 @@ pub fn detach(pins: &Pins, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec
     let mut lock = lock;
     if let Some(mut datapath) = Datapath::open(pins)? {
         let existing = datapath.attachment(cgroup.id)?;
-        permit::detachment(&cgroup.path, existing.as_ref(), daemon_runs)?;
+        permit::detachment(&cgroup.path, existing.as_ref(), owner(&datapath, cgroup.id)?, daemon_runs)?;
         if daemon_runs && existing.is_some() {
-            datapath.hand_over(&lock, cgroup.id)?;
+            // First: if this process is killed in between, the daemon finds what was handed over. It waits for the lock.
             pins.notify_daemon(&lock)?;
+            datapath.hand_over(&lock, cgroup.id)?;
             drop(lock);
             if is_taken_over(&datapath, cgroup.id)? {
                 kernel::detach_other_versions(pins, &datapath.lock()?, cgroup.id)?;
@@ -130,15 +131,17 @@ pub fn detach(pins: &Pins, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec
     Ok(taken_over)
 }
 
+/// The owner of the policy that a cgroup is attached to.
+fn owner(datapath: &Datapath, cgroup_id: u64) -> Result<Option<u32>, kernel::Error> {
+    Ok(datapath.policy_of(cgroup_id)?.map(|policy| policy.owner))
+}
+
 /// Waits until the daemon has detached a cgroup, or attached it as the configuration says. False when it does not do so in time.
 fn is_taken_over(datapath: &Datapath, cgroup_id: u64) -> Result<bool, Error> {
     let deadline = Instant::now() + DAEMON_PATIENCE;
     loop {
-        let attachment = datapath.attachment(cgroup_id)?;
-        let is_done = match attachment.map(|attachment| datapath.policy(attachment.record.policy)).transpose()? {
-            None => true,
-            Some(policy) => policy.owner == Owner::Config as u32,
-        };
+        let is_done =
+            datapath.attachment(cgroup_id)?.is_none() || owner(datapath, cgroup_id)? == Some(Owner::Config as u32);
         if is_done || Instant::now() >= deadline {
             return Ok(is_done);
         }

@@ -125,7 +125,7 @@ pub fn target(record: &PolicyRecord) -> Target {
     let enforcement = Enforcement {
         enforce: enforce(record.flags),
         ingress: if has(policy_flags::GUARD_INGRESS) { Ingress::Uplink } else { Ingress::Any },
-        other_netns: if has(policy_flags::REFUSE_OTHER_NETNS) { OtherNetns::Refuse } else { OtherNetns::Leave },
+        other_netns: other_netns(record.flags),
         existing: existing(record.flags),
         dns,
     };
@@ -141,6 +141,11 @@ fn resolvers(record: &PolicyRecord) -> impl Iterator<Item = IpAddr> {
 /// The enforcement level of a policy with these flags.
 pub fn enforce(flags: u32) -> Enforce {
     if flags & policy_flags::GUARD == 0 { Enforce::Steer } else { Enforce::Strict }
+}
+
+/// What a policy with these flags does with sockets of other network namespaces.
+pub fn other_netns(flags: u32) -> OtherNetns {
+    if flags & policy_flags::REFUSE_OTHER_NETNS == 0 { OtherNetns::Leave } else { OtherNetns::Refuse }
 }
 
 /// What a policy with these flags does with older sockets.

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use super::target::{By, links};
+use super::{
+    output::say,
+    target::{By, links},
+};
 use crate::{
     apply::{manual, permit::Origin, resolve::Namespace, takeover},
     host::{capability::require_privilege, cgroup::Hierarchy},
@@ -54,7 +57,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         Ok::<_, manual::Error>(takeover::take_over(lock, &datapath, &hierarchy, cookie, &[cgroup.id].into()))
     })?;
     for taken in taken_over {
-        println!("{taken}");
+        say!("{taken}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

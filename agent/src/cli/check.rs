@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
+use super::output::say;
 use crate::{
     host::policy_files,
     model::config::Problem,
@@ -43,13 +44,13 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             Err(error) => return Err(error.into()),
         };
         let code = if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) };
-        println!("{}", serde_json::to_string_pretty(&Output { files: store.files()?, policies, problems })?);
+        say!("{}", serde_json::to_string_pretty(&Output { files: store.files()?, policies, problems })?)?;
         return Ok(code);
     }
     let count = read?.policies.len();
     for file in store.files()? {
-        println!("{}: no mistakes", file.display());
+        say!("{}: no mistakes", file.display())?;
     }
-    println!("{count} {}", if count == 1 { "policy" } else { "policies" });
+    say!("{count} {}", if count == 1 { "policy" } else { "policies" })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 
-use super::Cli;
+use super::{Cli, output::write};
 
 /// Arguments of `steer completions`.
 #[derive(Debug, clap::Args)]
@@ -14,9 +14,12 @@ pub(super) struct Args {
     shell: Shell,
 }
 
-pub(super) fn run(args: &Args) -> ExitCode {
-    clap_complete::generate(args.shell, &mut shown(), "steer", &mut std::io::stdout());
-    ExitCode::SUCCESS
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // It panics if its writer fails.
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut shown(), "steer", &mut text);
+    write(&text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The command line without hidden commands.

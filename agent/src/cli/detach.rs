@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::output::say;
 use crate::{
     apply::manual,
     host::{capability::require_privilege, cgroup::Hierarchy},
@@ -19,9 +20,9 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     require_privilege("detach")?;
     let hierarchy = Hierarchy::find()?;
     let cgroup = hierarchy.open(&hierarchy.parse(&args.cgroup)?)?;
-    let Some(pins) = pins.to_look() else { return Ok(ExitCode::SUCCESS) };
+    let Some(pins) = pins.to_look()? else { return Ok(ExitCode::SUCCESS) };
     for taken in manual::detach(&pins, &hierarchy, &cgroup)? {
-        println!("{taken}");
+        say!("{taken}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
+use super::output::{Unwritten, say};
 use crate::{
     observe::doctor::{self, Applied, Finding, How, Options, Report, Severity},
     run::instance::{CONFIG, Instance},
@@ -49,44 +50,45 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         report = super::block_on(doctor::examine(&options))?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&Output { applied: &applied, report: &report })?);
+        say!("{}", serde_json::to_string_pretty(&Output { applied: &applied, report: &report })?)?;
     } else {
-        print(&applied, &report);
+        print(&applied, &report)?;
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(applied: &[Applied], report: &Report) {
+fn print(applied: &[Applied], report: &Report) -> Result<(), Unwritten> {
     for Applied { id, subject, fix, error } in applied {
         let (How::Command(done) | How::Advice(done)) = &fix.how;
         match error {
-            None => println!("repaired {id}: {subject}: {done}"),
-            Some(error) => println!("could not repair {id}: {subject}: {error}"),
+            None => say!("repaired {id}: {subject}: {done}")?,
+            Some(error) => say!("could not repair {id}: {subject}: {error}")?,
         }
         if let Some(persistent) = &fix.persistent {
-            println!("    until the next boot; permanently: {persistent}");
+            say!("    until the next boot; permanently: {persistent}")?;
         }
     }
-    report.findings.iter().for_each(print_finding);
+    report.findings.iter().try_for_each(print_finding)?;
     let count = |number: usize, one: &str| format!("{number} {one}{}", if number == 1 { "" } else { "s" });
-    println!("{}, {}", count(report.checks.len(), "check"), count(report.findings.len(), "finding"));
+    say!("{}, {}", count(report.checks.len(), "check"), count(report.findings.len(), "finding"))
 }
 
-fn print_finding(finding: &Finding) {
+fn print_finding(finding: &Finding) -> Result<(), Unwritten> {
     let severity = match finding.severity {
         Severity::Error => "error",
         Severity::Warning => "warning",
         Severity::Info => "info",
     };
-    println!("{severity}: {}: {}: {}", finding.id, finding.subject, finding.what);
-    println!("    why: {}", finding.why);
-    let Some(fix) = &finding.fix else { return };
+    say!("{severity}: {}: {}: {}", finding.id, finding.subject, finding.what)?;
+    say!("    why: {}", finding.why)?;
+    let Some(fix) = &finding.fix else { return Ok(()) };
     match &fix.how {
-        How::Command(command) if fix.is_safe() => println!("    fix: {command}    (--fix does it)"),
-        How::Command(command) => println!("    fix: {command}"),
-        How::Advice(advice) => println!("    advice: {advice}"),
+        How::Command(command) if fix.is_safe() => say!("    fix: {command}    (--fix does it)")?,
+        How::Command(command) => say!("    fix: {command}")?,
+        How::Advice(advice) => say!("    advice: {advice}")?,
     }
     if let Some(persistent) = &fix.persistent {
-        println!("    permanently: {persistent}");
+        say!("    permanently: {persistent}")?;
     }
+    Ok(())
 }

@@ -1,14 +1,12 @@
 //! `steer events`: what is stopped, as it happens.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use nix::sys::signal::{SigHandler, Signal, raise};
 use tokio::signal::{self, unix::SignalKind};
 
+use super::output::{self, note, say};
 use crate::{
     host::{capability::require_privilege, cgroup::Hierarchy},
     kernel::{self, Pins},
@@ -47,7 +45,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
 }
 
 fn show_unread(json: bool, instance: &Instance) -> anyhow::Result<()> {
-    let events = instance.pins.to_look().map(|pins| Events::open(&pins)).transpose()?.flatten();
+    let events = instance.pins.to_look()?.map(|pins| Events::open(&pins)).transpose()?.flatten();
     let Some(events) = events else { bail!("nothing is steered, so there are no unread events") };
     events.backlog()?.iter().try_for_each(|event| print(event, json))
 }
@@ -78,7 +76,7 @@ async fn show(json: bool, pins: &Pins) -> anyhow::Result<()> {
             print(&event, json)?;
         }
     }
-    eprintln!("steer: no more events: steer was switched off, or another version of steer has taken over");
+    note("no more events: steer was switched off, or another version of steer has taken over");
     Ok(())
 }
 
@@ -86,12 +84,15 @@ async fn show(json: bool, pins: &Pins) -> anyhow::Result<()> {
 fn print_line(line: &[u8], json: bool) -> anyhow::Result<()> {
     match serde_json::from_slice(line) {
         Ok(event) => print(&event, json),
-        Err(_not_an_event) => io::stdout().lock().write_all(line).context("print an event"),
+        Err(_not_an_event) => Ok(output::write(line)?),
     }
 }
 
 fn print(event: &Event, json: bool) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    if json { writeln!(out, "{}", serde_json::to_string(event)?) } else { writeln!(out, "{event}") }
-        .context("print an event")
+    if json {
+        say!("{}", serde_json::to_string(event)?)?;
+    } else {
+        say!("{event}")?;
+    }
+    Ok(())
 }

@@ -4,7 +4,10 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
-use super::block_on;
+use super::{
+    block_on,
+    output::{Unwritten, say},
+};
 use crate::{
     host::{capability::require_privilege, cgroup::Hierarchy},
     observe::explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Options, Route, Target},
@@ -40,19 +43,19 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     };
     let explanation = target.inside(|| block_on(explain::explain(&options, &hierarchy, &target)))???;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&explanation)?);
+        say!("{}", serde_json::to_string_pretty(&explanation)?)?;
     } else {
-        print(&explanation);
+        print(&explanation)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(explanation: &Explanation) {
+fn print(explanation: &Explanation) -> Result<(), Unwritten> {
     let Explanation { target, decision, sockets, .. } = explanation;
-    println!("{}\n", chain(&explanation.chain).trim_fmt());
+    say!("{}\n", chain(&explanation.chain).trim_fmt())?;
     let row = |what: &str, lines: Vec<String>| {
         let names = [what].into_iter().chain(std::iter::repeat(""));
-        names.zip(lines).for_each(|(name, line)| println!(" {name:<11}  {line}"));
+        names.zip(lines).try_for_each(|(name, line)| say!(" {name:<11}  {line}"))
     };
     if let Some(process) = &target.process {
         let own = if target.netns.own { "this one" } else { "not this one" };
@@ -65,16 +68,16 @@ fn print(explanation: &Explanation) {
                 process.uid,
                 target.netns.inode
             )],
-        );
+        )?;
     }
-    row("cgroup", vec![target.cgroup.to_string()]);
-    row("because", explanation.reasons.clone());
+    row("cgroup", vec![target.cgroup.to_string()])?;
+    row("because", explanation.reasons.clone())?;
     if let Some(decision) = decision {
-        row("programs", vec![decision.attached.programs.join(", ")]);
-        row("not covered", decision.not_covered.clone());
+        row("programs", vec![decision.attached.programs.join(", ")])?;
+        row("not covered", decision.not_covered.clone())?;
     }
-    row("uplink", explanation.uplink.iter().map(uplink).collect());
-    row("route", explanation.routes.iter().map(route).collect());
+    row("uplink", explanation.uplink.iter().map(uplink).collect())?;
+    row("route", explanation.routes.iter().map(route).collect())?;
     if let Some(resolver) = &explanation.resolver {
         let dns = resolver
             .dns
@@ -84,16 +87,16 @@ fn print(explanation: &Explanation) {
         row(
             "resolver",
             if dns.is_empty() { vec!["the server that the program asks, by the uplink".to_owned()] } else { dns },
-        );
-        row("warning", resolver.warnings.clone());
+        )?;
+        row("warning", resolver.warnings.clone())?;
     }
     if let Some(sockets) = sockets {
         let bound = format!("{} open, {} not bound to the uplink", sockets.open, sockets.elsewhere.len());
         let problem = sockets.problem.as_ref().map(|problem| format!("could not be read: {problem}"));
         let first = problem.unwrap_or(bound);
-        row("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect());
+        row("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect())?;
     }
-    println!("\n{}", explanation.conclusion);
+    say!("\n{}", explanation.conclusion)
 }
 
 fn chain(cgroups: &[Cgroup]) -> Table {

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
-use super::block_on;
+use super::{block_on, output::say};
 use crate::{
     host::link,
     run::{
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         Ok(InterfaceDocument::all(&link::read().await?, &config.policies))
     })??;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&links)?);
+        say!("{}", serde_json::to_string_pretty(&links)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new();
@@ -48,6 +48,6 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             link.policies.join(", "),
         ]);
     }
-    println!("{table}");
+    say!("{table}")?;
     Ok(ExitCode::SUCCESS)
 }

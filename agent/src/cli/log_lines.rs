@@ -47,7 +47,9 @@ impl log::Log for SystemLog {
 /// Prints why the command failed.
 pub fn complain(reason: &str) {
     let lines = format!("steer: {reason}\n");
-    eprint!("{}", if is_journal() { prefixed(Level::Error, &lines) } else { lines });
+    let lines = if is_journal() { prefixed(Level::Error, &lines) } else { lines };
+    // There is nowhere to report that standard error takes no more.
+    let _ = std::io::stderr().lock().write_all(lines.as_bytes());
 }
 
 /// Whether standard error is the stream to the journal that JOURNAL_STREAM names. A process may inherit the variable without

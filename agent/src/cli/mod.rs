@@ -14,6 +14,7 @@ mod interfaces;
 mod keep;
 pub mod log_lines;
 mod off;
+mod output;
 mod policy;
 mod reload;
 mod status;
@@ -40,7 +41,7 @@ pub struct Cli {
     /// Directory for pins, on a bpffs (mounted if it is missing); each is a separate instance of steer
     #[arg(long, global = true, value_name = "DIR", env = "STEER_BPFFS", default_value = PIN_DIRECTORY)]
     bpffs: PathBuf,
-    /// Socket of the daemon's API [default: /run/steer/NAME.sock, where NAME is the last part of the pin directory]
+    /// Socket of the daemon's API [default: /run/steer/steer.sock; for another pin directory /run/steer/-PATH.sock, with - for each slash in its path]
     #[arg(long, global = true, value_name = "SOCKET", env = "STEER_SOCKET")]
     socket: Option<PathBuf>,
     #[command(subcommand)]
@@ -112,7 +113,7 @@ impl Cli {
             Command::Attach(args) => attach::run(&args, pins),
             Command::Detach(args) => detach::run(&args, pins),
             Command::Unit(args) => unit::run(&args, pins),
-            Command::Completions(args) => Ok(completions::run(&args)),
+            Command::Completions(args) => completions::run(&args),
             Command::Reload => reload::run(&instance),
             Command::Off(args) => off::run(&args, &instance),
             Command::Status(args) => status::run(&args, &instance),

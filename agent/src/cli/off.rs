@@ -1,13 +1,19 @@
 //! `steer off`: end all steering.
 
-use std::process::ExitCode;
+use std::{
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use super::output::{note, say};
+use serde::Serialize;
 
 use crate::{
     host::{
         capability::require_privilege,
         cgroup::{Hierarchy, scope},
     },
-    kernel::{self, Removed},
+    kernel::{self, Pins, Removed},
     run::instance::Instance,
 };
 
@@ -19,6 +25,20 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// The output of `--json`. The field names are stable.
+#[derive(Serialize)]
+struct Output<'a> {
+    #[serde(flatten)]
+    removed: &'a Removed,
+    /// Units of systemd that steer again when they start, such as at the next boot.
+    enabled_units: &'a [&'static str],
+}
+
+/// The packaged units.
+const UNITS: [&str; 2] = ["steer.service", "steer-nri.service"];
+/// How long the daemon may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     require_privilege("off")?;
     let hierarchy = Hierarchy::find();
@@ -26,10 +46,11 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         let path = hierarchy.as_ref().ok().and_then(|hierarchy| hierarchy.path_of(id));
         path.map_or_else(|| format!("cgroup {id} (removed)"), |path| path.to_string())
     };
-    let mut removed = match instance.pins.to_look() {
-        Some(pins) => kernel::off(&pins)?,
+    let mut removed = match instance.pins.to_look()? {
+        Some(pins) => remove_pins(&pins)?,
         None => Removed::default(),
     };
+    let units = if instance.is_default() { enabled_units() } else { Vec::new() };
     instance.remove_files(&mut removed.errors);
     if let Ok(hierarchy) = &hierarchy {
         for id in &removed.cgroups {
@@ -38,20 +59,50 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&removed)?);
+        say!("{}", serde_json::to_string_pretty(&Output { removed: &removed, enabled_units: &units })?)?;
     } else if removed == Removed::default() {
-        println!("steer is off: there was nothing to remove");
+        say!("steer is off: there was nothing to remove")?;
     } else {
         for id in &removed.cgroups {
-            println!("detached {}", name(*id));
+            say!("detached {}", name(*id))?;
         }
         for pin in &removed.pins {
-            println!("removed {pin}");
+            say!("removed {pin}")?;
         }
-        println!("steer is off: {} cgroups detached, {} pins removed", removed.cgroups.len(), removed.pins.len());
+        say!("steer is off: {} cgroups detached, {} pins removed", removed.cgroups.len(), removed.pins.len())?;
+    }
+    if !args.json {
+        for unit in &units {
+            say!("{unit} is enabled, so it steers again when it starts; `systemctl disable {unit}` prevents that")?;
+        }
     }
     for error in &removed.errors {
-        eprintln!("steer: {error}");
+        note(error);
     }
     Ok(if removed.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Removes the pins, and waits until the daemon has ended: a service manager would not start another one before.
+fn remove_pins(pins: &Pins) -> Result<Removed, kernel::Error> {
+    let daemon = pins.running_daemon()?;
+    let mut removed = kernel::off(pins)?;
+    if let Some(daemon) = daemon
+        && !daemon.ends_within(PATIENCE)?
+    {
+        let pid = daemon.pid().map(|pid| format!(" (PID {pid})")).unwrap_or_default();
+        let seconds = PATIENCE.as_secs();
+        removed
+            .errors
+            .push(format!("the daemon{pid} was switched off, but did not end within {seconds} s: end it first"));
+    }
+    Ok(removed)
+}
+
+/// The packaged units that are enabled, where there is systemd.
+fn enabled_units() -> Vec<&'static str> {
+    let is_enabled = |unit: &&str| {
+        let asked = Command::new("systemctl").args(["--quiet", "is-enabled", unit]).stdin(Stdio::null()).output();
+        asked.is_ok_and(|asked| asked.status.success())
+    };
+    UNITS.into_iter().filter(is_enabled).collect()
 }

@@ -7,6 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     block_on,
+    output::{note, say},
     target::{option, spec},
 };
 use crate::{
@@ -162,7 +163,7 @@ impl Keeper<'_> {
 
     fn warn_without_daemon(&self) {
         if matches!(self, Self::Files(_)) {
-            eprintln!("steer: no daemon answers, so the kernel is not changed yet: start `steer daemon`");
+            note("no daemon answers, so the kernel is not changed yet: start `steer daemon`");
         }
     }
 }
@@ -182,7 +183,7 @@ fn resource(name: &str) -> String {
 
 fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()> {
     if output.json {
-        println!("{}", serde_json::to_string_pretty(policies)?);
+        say!("{}", serde_json::to_string_pretty(policies)?)?;
         return Ok(());
     }
     let mut table = Table::new();
@@ -205,6 +206,6 @@ fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()>
             value("cgroups"),
         ]);
     }
-    println!("{table}");
+    say!("{table}")?;
     Ok(())
 }

@@ -1,51 +1,64 @@
 //! `steer status`: the state in force.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
 
-use super::block_on;
+use super::{
+    block_on,
+    output::{Unwritten, say},
+};
 use crate::{
     host::{capability::require_privilege, cgroup::Hierarchy},
     observe::status::{self, PolicyStatus, Status},
-    run::{api::client::Client, instance::Instance},
+    run::{
+        api::client::Client,
+        instance::{CONFIG, Instance},
+    },
 };
 
 /// Arguments of `steer status`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// The configuration file, to find cgroups that it names and nothing steers [default: /etc/steer/steer.toml, if it exists]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
-    let status = read(instance)?;
+    let status = read(args, instance)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        say!("{}", serde_json::to_string_pretty(&status)?)?;
     } else {
-        print(&status);
+        print(&status)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the pinned maps. Without the privilege for that, asks the daemon.
-fn read(instance: &Instance) -> anyhow::Result<Status> {
+/// Reads the pinned maps, the processes and the files. Without the privilege for that, asks the daemon.
+fn read(args: &Args, instance: &Instance) -> anyhow::Result<Status> {
     if let Err(unprivileged) = require_privilege("status") {
         return block_on(async {
             let daemon = Client::find(&instance.socket).await.ok_or(unprivileged)?;
             anyhow::Ok(daemon.get("/v1/status").await?)
         })?;
     }
-    Ok(match instance.pins.to_look() {
-        Some(pins) => status::read(&pins, &Hierarchy::find()?)?,
+    let (pins, hierarchy) = (instance.pins.to_look()?, Hierarchy::find()?);
+    let mut status = match &pins {
+        Some(pins) => status::read(pins, &hierarchy)?,
         None => Status::default(),
-    })
+    };
+    let store = instance.store(args.config.as_deref().unwrap_or(CONFIG.as_ref()));
+    status::add_unsteered(&mut status, pins.as_ref(), &hierarchy, &store)?;
+    Ok(status)
 }
 
-fn print(status: &Status) {
+fn print(status: &Status) -> Result<(), Unwritten> {
     if status.policies.is_empty() && status.other_versions.is_empty() {
-        println!("nothing is steered");
+        say!("nothing is steered")?;
     } else {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -75,19 +88,30 @@ fn print(status: &Status) {
                 cgroups(policy),
             ]);
         }
-        println!("{table}");
+        say!("{table}")?;
     }
     for cgroup in &status.other_versions {
         let path = cgroup.path.as_ref().map_or_else(|| cgroup.id.to_string(), ToString::to_string);
-        println!("{path} is steered by another version of steer");
+        say!("{path} is steered by another version of steer")?;
+    }
+    for (policy, cgroup) in status.policies.iter().flat_map(|policy| policy.cgroups.iter().map(move |it| (policy, it)))
+    {
+        for elsewhere in &cgroup.elsewhere {
+            let path = cgroup.path.as_ref().map(ToString::to_string).unwrap_or_default();
+            let severity = if elsewhere.leaves { "error: " } else { "" };
+            say!("{severity}{path}, policy {}: {elsewhere}", policy.name)?;
+        }
+    }
+    for unsteered in &status.unsteered {
+        say!("error: {} is not steered, although policy {} names it", unsteered.path, unsteered.policy)?;
     }
     for what in &status.not_covered {
-        println!("not covered: {what}");
+        say!("not covered: {what}")?;
     }
     for warning in &status.warnings {
-        println!("warning: {warning}");
+        say!("warning: {warning}")?;
     }
-    println!("daemon: {}", if status.daemon { "running" } else { "not running" });
+    say!("daemon: {}", if status.daemon { "running" } else { "not running" })
 }
 
 fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {

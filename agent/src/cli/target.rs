@@ -35,7 +35,7 @@ const GROUP: &str = "By";
 
 /// The keys that are options of commands which steer at once.
 fn keys() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().filter(|key| key.name != "cgroups")
+    KEYS.iter().filter(|key| !["cgroups", "parent"].contains(&key.name))
 }
 
 /// A key as an option of a command.

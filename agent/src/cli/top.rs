@@ -1,7 +1,7 @@
 //! `steer top`: what steered cgroups create and send, live.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     process::ExitCode,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
+use super::output::say;
 use crate::{
     host::capability::require_privilege,
     observe::top::{Frame, Sample, Screen, Sort, Watcher, text},
@@ -56,7 +57,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     require_privilege("top")?;
-    let pins = instance.pins.to_look().filter(|pins| pins.root().exists());
+    let pins = instance.pins.to_look()?.filter(|pins| pins.root().exists());
     let Some(pins) = pins else { bail!("nothing is steered, so there is nothing to show") };
     let mut readings = Readings { watcher: Watcher::new(pins)?, before: None };
     readings.take()?;
@@ -97,13 +98,11 @@ async fn print(args: &Args, mut interval: Interval, readings: &mut Readings) -> 
     while left > 0 {
         interval.tick().await;
         let Some(frame) = readings.take()? else { continue };
-        let mut out = io::stdout().lock();
         if args.json {
-            writeln!(out, "{}", serde_json::to_string(&frame)?)?;
+            say!("{}", serde_json::to_string(&frame)?)?;
         } else {
-            writeln!(out, "{}", text(frame, args.sort))?;
+            say!("{}", text(frame, args.sort))?;
         }
-        out.flush()?;
         left -= 1;
     }
     Ok(())

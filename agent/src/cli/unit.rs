@@ -8,8 +8,12 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::target::By;
+use super::{
+    output::{self, say},
+    target::By,
+};
 use crate::{
+    host::file::replace,
     kernel,
     model::drop_in::{self, Service},
     run::instance::{PIN_DIRECTORY, PinDirectory},
@@ -52,17 +56,15 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let is_restricted = matches!(restriction, Restriction::Set);
     let text = drop_in::text(&args.service, &attach_command(args, pins)?, args.by.is_policy(), is_restricted);
     if let Restriction::Impossible(why) = restriction {
-        eprintln!(
-            "steer: warning: {} can make sockets past the IP stack (AF_PACKET, AF_XDP): {why}",
-            args.service.name()
-        );
+        let name = args.service.name();
+        output::note(&format!("warning: {name} can make sockets past the IP stack (AF_PACKET, AF_XDP): {why}"));
     }
     if args.stdout {
-        print!("{text}");
+        output::write(text.as_bytes())?;
     } else {
         write(&file, &text)?;
-        println!("wrote {}", file.display());
-        println!("{} is steered from its next start on; run `systemctl daemon-reload` first", args.service.name());
+        say!("wrote {}", file.display())?;
+        say!("{} is steered from its next start on; run `systemctl daemon-reload` first", args.service.name())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -76,7 +78,7 @@ enum Restriction {
 }
 
 fn restriction(args: &Args, pins: &PinDirectory) -> anyhow::Result<Restriction> {
-    let pins = pins.to_look();
+    let pins = pins.to_look()?;
     let unguarded = pins.as_ref().map_or_else(kernel::unguarded_by_kernel, kernel::unguarded);
     if unguarded.is_none() || !args.by.is_strict(pins.as_ref())? {
         return Ok(Restriction::Needless);
@@ -106,8 +108,7 @@ fn attach_command(args: &Args, pins: &PinDirectory) -> anyhow::Result<Vec<String
 
 fn write(file: &Path, text: &str) -> anyhow::Result<()> {
     ensure_ours(file)?;
-    let written = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(file, text));
-    written.with_context(|| format!("write {}", file.display()))
+    replace(file, text).with_context(|| format!("write {}", file.display()))
 }
 
 /// Removes the drop-in, and its directory if that is empty. A missing drop-in is no error.
@@ -116,7 +117,7 @@ fn remove(file: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
-    println!("removed {}; run `systemctl daemon-reload` now", file.display());
+    say!("removed {}; run `systemctl daemon-reload` now", file.display())?;
     match file.parent().map_or(Ok(()), fs::remove_dir) {
         Err(error) if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {
             Err(error).with_context(|| format!("remove the directory of {}", file.display()))

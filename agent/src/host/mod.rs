@@ -4,10 +4,13 @@
 
 pub mod capability;
 pub mod cgroup;
+pub(crate) mod file;
 pub mod link;
 pub(crate) mod mount;
 pub mod netns;
+pub mod pidfd;
 pub mod policy_files;
 pub mod resolver;
 pub mod seccomp;
 pub mod sockets;
+pub(crate) mod tun;

@@ -1,20 +1,29 @@
 //! Stores policies: the configuration file, the directory `policies.d` beside it, and a runtime directory that is empty
 //! after a boot. Commands and the API write to the two directories, one file for each policy.
 //!
-//! **Invariant:** a file is written only if all files together are a valid configuration. A file is either the old or the
-//! new one, even if its writer is killed.
+//! A file of the runtime directory hides one of the same name in `policies.d`, so a policy that moves between them is never there
+//! twice.
+//!
+//! **Invariant:** a file is written only if all files together are a valid configuration, under a lock. A file is either the old
+//! or the new one, even if its writer is killed.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs, io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
+
+use nix::fcntl::Flock;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use utoipa::ToSchema;
 
+use super::file;
 use crate::model::config::{self, Config, Problems, Source};
 
 /// Where a policy is kept.
@@ -59,6 +68,12 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// Another process is changing the policies.
+    #[error("{path} is locked by another steer process, which did not finish within {} s", PATIENCE.as_secs())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+    },
 }
 
 /// The three places.
@@ -70,6 +85,10 @@ pub struct Store {
 }
 
 const SUFFIX: &str = "toml";
+/// The file in `policies.d` that is locked for a change. Only its owner may open it, and so lock it.
+const LOCK: &str = ".lock";
+/// How long a change waits for another one to finish. It is shorter than a client of the API waits for its answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Store {
     /// Uses this configuration file and this runtime directory. Neither needs to exist.
@@ -88,13 +107,12 @@ impl Store {
         [&self.stored, &self.runtime]
     }
 
-    /// All existing files, in the order in which they apply.
+    /// All existing files that are read, in the order in which they apply.
     pub fn files(&self) -> Result<Vec<PathBuf>, Error> {
-        let mut files = vec![self.file.clone()];
-        for directory in self.directories() {
-            files.extend(list(directory)?);
-        }
-        Ok(files)
+        let (stored, runtime) = (list(&self.stored)?, list(&self.runtime)?);
+        let hiding: BTreeSet<_> = runtime.iter().filter_map(|path| path.file_name()).collect();
+        let stored = stored.into_iter().filter(|path| path.file_name().is_none_or(|name| !hiding.contains(name)));
+        Ok([self.file.clone()].into_iter().chain(stored).chain(runtime.iter().cloned()).collect())
     }
 
     /// Reads and parses all files.
@@ -127,6 +145,7 @@ impl Store {
     /// Stores a policy, given as the text of a file with only this policy. Replaces a policy of the same name. Returns whether
     /// it is new.
     pub fn put(&self, name: &str, text: &str, kept: Kept) -> Result<bool, Error> {
+        let _lock = self.lock()?;
         let before = self.find(name)?;
         if before == Some(Kept::File) || kept == Kept::File {
             return Err(self.in_file(name));
@@ -138,20 +157,34 @@ impl Store {
         // Last, so that a conflict with the others is reported as a mistake in this file.
         sources.push(Source { file: path.display().to_string(), text: text.to_owned() });
         config::parse_all(&sources)?;
-        write(&path, text)?;
-        match before {
-            Some(before) if before != kept => remove(&self.path(name, before))?,
-            _ => {}
-        }
+        let failed = |source| Error::File { action: "write", path: path.clone(), source };
+        file::replace(&path, text).map_err(failed)?;
+        let other = if kept == Kept::Stored { Kept::Runtime } else { Kept::Stored };
+        remove(&self.path(name, other))?;
         Ok(before.is_none())
     }
 
     /// Removes a policy.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
+        let _lock = self.lock()?;
         match self.find(name)? {
             None => Err(Error::Missing { name: name.to_owned() }),
             Some(Kept::File) => Err(self.in_file(name)),
-            Some(kept) => remove(&self.path(name, kept)),
+            // The hidden one first.
+            Some(_) => [Kept::Stored, Kept::Runtime].iter().try_for_each(|kept| remove(&self.path(name, *kept))),
+        }
+    }
+
+    /// Waits for the lock of all changes. Where `policies.d` is read-only, only the runtime directory can change.
+    fn lock(&self) -> Result<Flock<fs::File>, Error> {
+        let (path, file) = match open_lock(&self.stored) {
+            (_, Err(error)) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => open_lock(&self.runtime),
+            opened => opened,
+        };
+        let failed = |source| Error::File { action: "lock", path: path.clone(), source };
+        match file::lock_until(file.map_err(failed)?, Instant::now() + PATIENCE) {
+            Some(locked) => locked.map_err(|errno| failed(errno.into())),
+            None => Err(Error::Locked { path }),
         }
     }
 
@@ -212,29 +245,15 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
-/// Writes a new file next to the old one, and renames it over the old one after it is on the disk.
-fn write(path: &Path, text: &str) -> Result<(), Error> {
-    let failed = |action| move |source| Error::File { action, path: path.to_owned(), source };
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
-    }
-    let new = path.with_extension("new");
-    let write = || {
-        let mut file = fs::File::create(&new)?;
-        io::Write::write_all(&mut file, text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    write().map_err(failed("write"))
+fn open_lock(directory: &Path) -> (PathBuf, io::Result<fs::File>) {
+    let path = directory.join(LOCK);
+    let open = || fs::File::options().create(true).write(true).truncate(false).mode(0o600).open(&path);
+    let file = fs::create_dir_all(directory).and_then(|()| open());
+    (path, file)
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error::File { action: "remove", path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
+    file::remove(path).map_err(|source| Error::File { action: "remove", path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -256,7 +275,10 @@ mod tests {
 
         assert!(store.put("a", &text("a", "/a"), Kept::Stored).expect("new"));
         assert!(!store.put("a", &text("a", "/b"), Kept::Stored).expect("changed"));
+        // A writer that moved it the other way was killed before it removed the first file.
+        fs::copy(directory.join("policies.d/a.toml"), directory.join("a.toml")).expect("a copy");
         assert!(!store.put("a", &text("a", "/b"), Kept::Runtime).expect("moved"));
+        fs::rename(directory.join("a.toml"), directory.join("policies.d/a.toml")).expect("a leftover");
         let config = store.read().expect("valid");
         let origins: Vec<_> = config.policies.iter().map(|policy| (policy.name.as_str(), store.kept(policy))).collect();
         assert_eq!(origins, [("written", Kept::File), ("a", Kept::Runtime)]);
@@ -266,6 +288,8 @@ mod tests {
         assert!(matches!(store.put("written", &text("written", "/w"), Kept::Stored), Err(Error::InFile { .. })));
         assert!(matches!(store.remove("written"), Err(Error::InFile { .. })));
         assert!(matches!(store.remove("b"), Err(Error::Missing { .. })));
+        assert!(!store.put("a", &text("a", "/c"), Kept::Runtime).expect("changed"));
+        assert!(!directory.join("policies.d/a.toml").exists());
         store.remove("a").expect("there");
         assert_eq!(store.read().expect("valid").policies.len(), 1);
         fs::remove_dir_all(directory).expect("removable");

@@ -31,15 +31,15 @@ const MOUNT_POINT: &str = "/sys/fs/bpf";
 
 /// A directory on a bpffs, and how this process reaches it.
 #[derive(Debug)]
-pub struct Located {
+pub(super) struct Located {
     /// Where it is for this process.
-    pub path: PathBuf,
+    pub(super) path: PathBuf,
     /// Keeps the path usable if the directory is not visible in this mount namespace.
-    pub anchor: Option<OwnedFd>,
+    pub(super) anchor: Option<OwnedFd>,
 }
 
 /// Finds the pin directory `directory`, if its bpffs is mounted.
-pub fn locate(directory: &Path) -> Option<Located> {
+pub(super) fn locate(directory: &Path) -> Option<Located> {
     if is_on_bpffs(directory) {
         return Some(Located { path: directory.to_owned(), anchor: None });
     }
@@ -57,7 +57,7 @@ pub fn locate(directory: &Path) -> Option<Located> {
 
 /// As [`locate`], but mounts the bpffs if it is missing: at `/sys/fs/bpf`, or at `directory` itself if it is elsewhere and
 /// empty.
-pub fn locate_or_mount(directory: &Path) -> Result<Located, Error> {
+pub(super) fn locate_or_mount(directory: &Path) -> Result<Located, Error> {
     if let Some(found) = locate(directory) {
         return Ok(found);
     }

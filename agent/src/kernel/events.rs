@@ -15,10 +15,7 @@ use inotify::{EventStream, Inotify, WatchMask};
 use steer_common::{EventRecord, LimitKey, LimitRecord, map, program};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{
-    Error, Pins, map_error, object, open_map,
-    pins::{ReaderLock, file_name},
-};
+use super::{Error, Pins, map_error, object, open_map, pins::file_name, reader_lock::ReaderLock};
 
 /// The constants that state what the programs may read about the running process.
 pub(super) fn constants() -> [(&'static str, u8); 3] {

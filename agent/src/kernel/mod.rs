@@ -10,8 +10,9 @@
 
 mod attachments;
 mod bpf;
-pub mod bpffs;
+mod bpffs;
 mod btf;
+mod daemon_lock;
 mod events;
 pub mod inspect;
 mod lsm;
@@ -24,6 +25,7 @@ mod off;
 pub mod others;
 mod pins;
 mod policies;
+mod reader_lock;
 mod refusal;
 
 use std::{cell::OnceCell, io, path::PathBuf};
@@ -33,6 +35,7 @@ use steer_common::{CounterRecord, PolicyRecord, map};
 use thiserror::Error;
 
 pub use attachments::Attachment;
+pub use daemon_lock::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, RunningDaemon};
 pub use events::{EventRing, Unreported};
 pub use lsm::{Unguarded, release, unguarded, unguarded_by_kernel, version};
 pub use meter::Meter;
@@ -40,7 +43,7 @@ pub use moved::is_watched;
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
-pub use pins::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, Lock, Pins};
+pub use pins::{Lock, Pins};
 pub use policies::{PolicyEntry, text};
 
 /// What can go wrong with the kernel objects.
@@ -65,6 +68,16 @@ pub enum Error {
         patience: std::time::Duration,
         /// The process that holds it, where the kernel shows it.
         holder: Option<u32>,
+    },
+    /// Other users may change or lock the pin directory.
+    #[error("{path} {what}, so another user could lock it or replace what is pinned there; repair it with `{command}`")]
+    Insecure {
+        /// The pin directory.
+        path: PathBuf,
+        /// Why.
+        what: String,
+        /// The shell command that repairs it.
+        command: String,
     },
     /// The pin directory was removed by `steer off`.
     #[error("steer was switched off: {path} is gone")]

@@ -60,7 +60,7 @@ pub fn off(pins: &Pins) -> Result<Removed, Error> {
             }
             removed.cgroups.extend(file_name(&attachment).parse::<u64>().ok());
         }
-        for kind in KINDS {
+        for kind in ["programs", "maps"] {
             for pin in listed(&version.join(kind), &mut removed.errors) {
                 removed.pins.push(pin.display().to_string());
             }
@@ -80,17 +80,10 @@ fn listed(directory: &Path, errors: &mut Vec<String>) -> Vec<PathBuf> {
     })
 }
 
-/// Kinds of pins, in the order they are removed. A program without its maps is visibly unusable. Maps without their programs
-/// look complete.
-const KINDS: [&str; 2] = ["programs", "maps"];
-
 /// Removes the pin directory with all that steer has made in it, and its mount, if steer has made that. The lock on the
 /// directory is still held, so the mount ends with the lock.
 fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
     for version in pins.versions().unwrap_or_default() {
-        for kind in KINDS {
-            remove_tree(&version.join(kind), errors);
-        }
         remove_tree(&version, errors);
     }
     remove_tree(&pins.daemon(), errors);

@@ -16,27 +16,25 @@ use std::{
     fs, io,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
-    thread,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    unistd::geteuid,
+};
 use steer_common::ABI_VERSION;
 
-use super::{Error, bpffs::Located};
+use super::{
+    Error,
+    bpffs::{self, Located},
+};
+use crate::{host::file::lock_until, model::quote::quoted};
 
-/// Name of the directory whose lock a daemon holds.
-pub const DAEMON_DIRECTORY: &str = "daemon";
-/// Name of the directory in it that is created and removed after a manual change.
-pub const CHANGED_MANUALLY: &str = "changed";
-/// Name of the directory whose lock the reader of the events holds.
-const READER_DIRECTORY: &str = "events";
-/// How long a process that checks for a daemon may hold its lock.
-const CHECK_PATIENCE: Duration = Duration::from_millis(500);
 const ABI_PREFIX: &str = "abi";
 /// How long a change waits for another one to finish, by default.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -59,22 +57,23 @@ pub struct Lock {
     pub(crate) inode: u64,
 }
 
-/// Held by a daemon for its life.
-#[derive(Debug)]
-pub struct DaemonLock {
-    _flock: Flock<fs::File>,
-}
-
-/// Held by the reader of the events. While it is held, nothing but `steer off` removes the maps, so no event is lost with them.
-#[derive(Debug)]
-pub(super) struct ReaderLock {
-    _flock: Flock<fs::File>,
-}
-
 impl Pins {
-    /// Pins below a directory, which need not exist.
-    pub fn new(located: Located) -> Self {
-        Self { root: located.path, anchor: located.anchor.map(Arc::new), patience: LOCK_PATIENCE }
+    /// The pins below a directory, which need not exist. `None`: no bpffs is mounted there, so nothing can be pinned.
+    pub fn find(directory: &Path) -> Result<Option<Self>, Error> {
+        check_link(directory)?;
+        bpffs::locate(directory).map(Self::new).transpose()
+    }
+
+    /// As [`Self::find`], but mounts the bpffs if it is missing.
+    pub fn find_or_mount(directory: &Path) -> Result<Self, Error> {
+        check_link(directory)?;
+        Self::new(bpffs::locate_or_mount(directory)?)
+    }
+
+    fn new(located: Located) -> Result<Self, Error> {
+        // It may be missing. A user who may not even look at it gets another error, from what is attempted there.
+        fs::symlink_metadata(&located.path).map_or(Ok(()), |found| check_access(&located.path, &found))?;
+        Ok(Self { root: located.path, anchor: located.anchor.map(Arc::new), patience: LOCK_PATIENCE })
     }
 
     /// The same pins with another limit for how long a change waits for another one.
@@ -114,11 +113,7 @@ impl Pins {
     }
 
     pub(super) fn daemon(&self) -> PathBuf {
-        self.root.join(DAEMON_DIRECTORY)
-    }
-
-    pub(super) fn reader(&self) -> PathBuf {
-        self.root.join(READER_DIRECTORY)
+        self.root.join(super::daemon_lock::DAEMON_DIRECTORY)
     }
 
     /// Directories of pinned state, of all ABI versions.
@@ -148,12 +143,16 @@ impl Pins {
     pub fn lock(&self) -> Result<Option<Lock>, Error> {
         let deadline = Instant::now() + self.patience;
         loop {
-            let file = match fs::File::open(&self.root) {
+            let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+            let file = match fs::File::options().read(true).custom_flags(flags).open(&self.root) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(source) => return Err(Error::Pin { action: "open", path: self.root.clone(), source }),
             };
-            let inode = file.metadata().map_err(|source| self.failed("read", source))?.ino();
+            let metadata = file.metadata().map_err(|source| self.failed("read", source))?;
+            // Another user may have created it since it was found missing.
+            check_access(&self.root, &metadata)?;
+            let inode = metadata.ino();
             let Some(locked) = lock_until(file, deadline) else {
                 let (path, patience) = (self.root.clone(), self.patience);
                 return Err(Error::Locked { path, patience, holder: self.lock_holder() });
@@ -169,54 +168,54 @@ impl Pins {
     /// As [`Self::lock`], but creates the directory if it is missing.
     pub fn create_and_lock(&self) -> Result<Lock, Error> {
         loop {
-            fs::create_dir_all(&self.root).map_err(|source| self.failed("create", source))?;
+            let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root);
+            created.map_err(|source| self.failed("create", source))?;
             if let Some(lock) = self.lock()? {
                 return Ok(lock);
             }
         }
     }
 
-    /// Takes the lock of the one daemon of this pin directory. `Ok(None)`: another daemon holds it.
-    pub fn daemon_lock(&self, _lock: &Lock) -> Result<Option<DaemonLock>, Error> {
-        Ok(claim(&self.daemon())?.map(|flock| DaemonLock { _flock: flock }))
-    }
-
-    /// Whether a daemon is running.
-    pub fn daemon_runs(&self) -> Result<bool, Error> {
-        is_claimed(&self.daemon())
-    }
-
-    /// Takes the lock of the one reader of the events.
-    pub(super) fn reader_lock(&self) -> Result<ReaderLock, Error> {
-        let flock = claim(&self.reader())?.ok_or_else(|| Error::Read { path: self.root.clone() })?;
-        Ok(ReaderLock { _flock: flock })
-    }
-
-    /// Whether a process reads the events.
-    pub(super) fn is_read(&self) -> Result<bool, Error> {
-        is_claimed(&self.reader())
-    }
-
-    /// Notifies the daemon, if there is one, of a manual change: it sees that the directory is created and removed.
-    pub fn notify_daemon(&self, _lock: &Lock) -> Result<(), Error> {
-        let path = self.daemon().join(CHANGED_MANUALLY);
-        if !self.daemon_runs()? {
-            return Ok(());
-        }
-        let notified = fs::create_dir(&path).and_then(|()| fs::remove_dir(&path));
-        notified.map_err(|source| Error::Pin { action: "notify the daemon by", path, source })
-    }
-
     /// The process that holds the lock, where the kernel shows it (proc(5), `/proc/locks`).
     pub fn lock_holder(&self) -> Option<u32> {
-        let metadata = fs::metadata(&self.root).ok()?;
-        let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
-        holder(&fs::read_to_string("/proc/locks").ok()?, &format!("{major:02x}:{minor:02x}:{}", metadata.ino()))
+        lock_holder(&fs::File::open(&self.root).ok()?)
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
         Error::Pin { action, path: self.root.clone(), source }
     }
+}
+
+/// Fails if the pin directory is a symbolic link, which may lead anywhere.
+fn check_link(directory: &Path) -> Result<(), Error> {
+    if fs::symlink_metadata(directory).is_ok_and(|found| found.is_symlink()) {
+        return Err(insecure(directory, "is a symbolic link".to_owned(), "rm"));
+    }
+    Ok(())
+}
+
+/// Fails unless only root, or this user, may enter the pin directory: any other user could lock it, or put other pins there.
+fn check_access(directory: &Path, found: &fs::Metadata) -> Result<(), Error> {
+    let (owner, mode) = (found.uid(), found.mode() & 0o777);
+    if owner != 0 && owner != geteuid().as_raw() {
+        return Err(insecure(directory, format!("belongs to user {owner}"), "rm -r"));
+    }
+    if mode & 0o077 != 0 {
+        return Err(insecure(directory, format!("has mode {mode:04o}"), "chmod 0700"));
+    }
+    Ok(())
+}
+
+fn insecure(directory: &Path, what: String, command: &str) -> Error {
+    let command = format!("{command} {}", quoted(&directory.display().to_string()));
+    Error::Insecure { path: directory.to_owned(), what, command }
+}
+
+/// The process that holds a flock(2) lock on this file, where the kernel shows it (proc(5), `/proc/locks`).
+pub(super) fn lock_holder(file: &fs::File) -> Option<u32> {
+    let metadata = file.metadata().ok()?;
+    let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+    holder(&fs::read_to_string("/proc/locks").ok()?, &format!("{major:02x}:{minor:02x}:{}", metadata.ino()))
 }
 
 /// The process that holds a flock(2) lock on this file, from the text of `/proc/locks`. Waiting processes have an arrow.
@@ -230,52 +229,18 @@ fn holder(locks: &str, file: &str) -> Option<u32> {
     })
 }
 
-/// Waits in the kernel's queue, which is first come, first served. `None`: not locked before `deadline`.
-fn lock_until(file: fs::File, deadline: Instant) -> Option<nix::Result<Flock<fs::File>>> {
-    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Err((file, nix::Error::EWOULDBLOCK)) => file,
-        Ok(flock) => return Some(Ok(flock)),
-        Err((_, errno)) => return Some(Err(errno)),
-    };
-    // Only a signal ends the wait early, so another thread waits. If it gets the lock too late, it releases it at once.
-    let (locked, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut waiting = file;
-        let flock = loop {
-            match Flock::lock(waiting, FlockArg::LockExclusive) {
-                Err((file, nix::Error::EINTR)) => waiting = file,
-                flock => break flock.map_err(|(_, errno)| errno),
-            }
-        };
-        drop(locked.send(flock));
-    });
-    receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
-}
-
-/// Creates and locks a directory for the life of a process. `Ok(None)`: another process holds the lock.
-fn claim(path: &Path) -> Result<Option<Flock<fs::File>>, Error> {
-    fs::create_dir_all(path).map_err(|source| Error::Pin { action: "create", path: path.to_owned(), source })?;
-    let deadline = Instant::now() + CHECK_PATIENCE;
-    loop {
-        // A process that only checks holds the lock briefly.
-        match try_flock(path, FlockArg::LockExclusiveNonblock)? {
-            None if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-            flock => return Ok(flock),
-        }
-    }
-}
-
-fn is_claimed(path: &Path) -> Result<bool, Error> {
-    Ok(path.exists() && try_flock(path, FlockArg::LockSharedNonblock)?.is_none())
-}
-
 /// Locks a directory. `Ok(None)`: another process holds the lock.
-fn try_flock(path: &Path, how: FlockArg) -> Result<Option<Flock<fs::File>>, Error> {
-    let failed = |source| Error::Pin { action: "lock", path: path.to_owned(), source };
-    match Flock::lock(fs::File::open(path).map_err(failed)?, how) {
+pub(super) fn try_flock(path: &Path, how: FlockArg) -> Result<Option<Flock<fs::File>>, Error> {
+    let locked = fs::File::open(path).and_then(|directory| try_lock(directory, how));
+    locked.map_err(|source| Error::Pin { action: "lock", path: path.to_owned(), source })
+}
+
+/// Locks a file or directory. `Ok(None)`: another process holds the lock.
+pub(super) fn try_lock(file: fs::File, how: FlockArg) -> io::Result<Option<Flock<fs::File>>> {
+    match Flock::lock(file, how) {
         Ok(flock) => Ok(Some(flock)),
         Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(failed(errno.into())),
+        Err((_, errno)) => Err(errno.into()),
     }
 }
 

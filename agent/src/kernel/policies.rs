@@ -15,6 +15,7 @@ use steer_common::{
 };
 
 use super::{Datapath, Error, Lock, bpf, map_error};
+use crate::model::config::UNCLASSIFIED;
 
 /// A filled slot.
 #[derive(Clone, Debug)]
@@ -52,6 +53,12 @@ impl PolicyEntry {
     /// Whether it belongs to `owner`.
     pub fn is_owned_by(&self, owner: Owner) -> bool {
         self.record.owner == owner as u32
+    }
+
+    /// Whether it is closed and waits only for its last attachment to end; see [`Datapath::retire_policies`].
+    pub fn is_retired(&self) -> bool {
+        let is_closed = self.record.kind == Kind::Steer as u32 && self.interface().is_empty();
+        self.is_owned_by(Owner::Config) && is_closed && self.name() != UNCLASSIFIED
     }
 
     /// Whether it exempts.

@@ -52,6 +52,16 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
         "Processes that were moved out of the policy's cgroups, to one that no policy steers.",
         &policy,
     )?;
+    let elsewhere = gauge(
+        "steer_unsteered_processes",
+        "Processes of the policy's cgroups in other network namespaces, whose traffic leaves unsteered.",
+        &policy,
+    )?;
+    let unsteered =
+        gauge("steer_unsteered_cgroups", "Cgroups that the policy names and nothing steers.", &["policy", "cgroup"])?;
+    for found in &status.unsteered {
+        unsteered.with_label_values(&[found.policy.as_str(), found.path.as_str()]).set(1);
+    }
     for shown in &status.policies {
         let origin = match shown.origin {
             Origin::Config => "config",
@@ -67,6 +77,8 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
         incomplete
             .with_label_values(&labels)
             .add(count(shown.cgroups.iter().filter(|cgroup| !cgroup.complete).count()));
+        let leaving = shown.cgroups.iter().flat_map(|cgroup| &cgroup.elsewhere).filter(|elsewhere| elsewhere.leaves);
+        elsewhere.with_label_values(&labels).add(count(leaving.map(|elsewhere| elsewhere.processes).sum()));
         for (name, &count) in &shown.counters {
             if SOCKETS.contains(&name.as_str()) {
                 sockets.with_label_values(&[labels[0], origin, name]).inc_by(count);

@@ -3,6 +3,7 @@
 //! **Invariant:** this layer only reads, except for the fixes of `steer doctor --fix`.
 
 pub mod doctor;
+pub mod elsewhere;
 pub mod events;
 pub mod explain;
 pub(crate) mod loose;
@@ -10,3 +11,4 @@ pub mod metrics;
 mod schema;
 pub mod status;
 pub mod top;
+pub mod unsteered;

@@ -1,6 +1,6 @@
 //! Reads what is in force from the pinned maps. The result is the same with and without a daemon.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, io, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use steer_common::{COUNTERS, Counter, Owner};
@@ -10,12 +10,18 @@ use crate::{
     apply::resolve,
     host::{
         cgroup::{Hierarchy, scope},
+        policy_files::{self, Store},
         resolver::{self, Detour},
     },
     kernel::{self, Datapath, Pins, PolicyEntry},
     model::{
         cgroup_path::CgroupPath,
+        policy::Policies,
         spec::{Enforce, Existing},
+    },
+    observe::{
+        elsewhere::{self, Elsewhere},
+        unsteered::{self, Unsteered},
     },
 };
 
@@ -30,6 +36,9 @@ pub struct Status {
     pub other_versions: Vec<CgroupStatus>,
     /// Traffic that strict enforcement does not stop.
     pub not_covered: Vec<String>,
+    /// Cgroups that the configuration names and nothing steers.
+    #[serde(default)]
+    pub unsteered: Vec<Unsteered>,
     /// Settings of this host that break name resolution of steered programs, or let it bypass the uplink.
     pub warnings: Vec<String>,
 }
@@ -88,6 +97,9 @@ pub struct CgroupStatus {
     pub programs: Vec<String>,
     /// Whether it was attached by `exec` or `attach`.
     pub manual: bool,
+    /// Its processes that are in other network namespaces, and so are not steered.
+    #[serde(default)]
+    pub elsewhere: Vec<Elsewhere>,
 }
 
 impl Origin {
@@ -120,7 +132,14 @@ impl PolicyStatus {
 pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error> {
     let other_versions = kernel::steered_by_other_versions(pins)?
         .into_iter()
-        .map(|id| CgroupStatus { path: hierarchy.path_of(id), id, complete: true, manual: false, programs: Vec::new() })
+        .map(|id| CgroupStatus {
+            path: hierarchy.path_of(id),
+            id,
+            complete: true,
+            manual: false,
+            programs: Vec::new(),
+            elsewhere: Vec::new(),
+        })
         .collect();
     let daemon = pins.daemon_runs()?;
     let Some(datapath) = Datapath::open(pins)? else {
@@ -134,6 +153,7 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
             complete: attachment.complete,
             manual: attachment.is_manual(),
             programs: attachment.hooks.into_iter().map(str::to_owned).collect(),
+            elsewhere: Vec::new(),
         });
     }
     let mut policies = datapath
@@ -155,7 +175,47 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
     }
     let mut warnings = warnings(&policies, &resolver::detours());
     warnings.extend(policies.iter().filter_map(moved_out));
-    Ok(Status { daemon, policies, other_versions, not_covered: uncovered, warnings })
+    Ok(Status { daemon, policies, other_versions, not_covered: uncovered, warnings, unsteered: Vec::new() })
+}
+
+/// Adds what is not steered: processes in other network namespaces, and cgroups that the configuration names. For that, it reads
+/// the host's processes and cgroups, and the files. Files that cannot be read are a warning.
+pub fn add_unsteered(
+    status: &mut Status,
+    pins: Option<&Pins>,
+    hierarchy: &Hierarchy,
+    store: &Store,
+) -> Result<(), kernel::Error> {
+    let datapath = pins.map_or(Ok(None), Datapath::open)?;
+    if let Some(datapath) = &datapath {
+        let entries: BTreeMap<_, _> = datapath.policies()?.into_iter().map(|entry| (entry.slot, entry)).collect();
+        let attached =
+            status.policies.iter().flat_map(|policy| policy.cgroups.iter().map(|cgroup| (policy.slot, cgroup)));
+        let attached = attached.filter_map(|(slot, cgroup)| Some((cgroup.path.clone()?, entries.get(&slot)?.clone())));
+        let finder = elsewhere::Finder::new(hierarchy, attached)?;
+        for cgroup in status.policies.iter_mut().flat_map(|policy| &mut policy.cgroups) {
+            cgroup.elsewhere = cgroup.path.as_ref().map(|path| finder.in_cgroup(path)).unwrap_or_default();
+        }
+    }
+    let config = match store.read() {
+        Err(policy_files::Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            status.warnings.push(format!("cgroups that the configuration names may be unsteered: {error}"));
+            return Ok(());
+        }
+        Ok(config) => config,
+    };
+    let attached: BTreeMap<_, _> = status
+        .policies
+        .iter()
+        .flat_map(|policy| &policy.cgroups)
+        .chain(&status.other_versions)
+        .filter_map(|cgroup| Some((cgroup.path.as_ref()?, cgroup.manual)))
+        .collect();
+    let policies = Policies::new(config);
+    let candidates = unsteered::candidates(&policies, hierarchy);
+    status.unsteered = unsteered::among(&policies, candidates.iter(), |path| attached.get(path).copied());
+    Ok(())
 }
 
 /// Traffic that strict enforcement does not stop, and why.

@@ -24,8 +24,8 @@ pub struct Docker<'h, 'b> {
 }
 
 impl<'h, 'b> Docker<'h, 'b> {
-    /// Starts its daemon with a runtime `steered`, which is `steer hook wrap`, and a runtime `vpn`, which requests the
-    /// policy of that name. [`NotHere`](crate::NotHere) where a required program is not installed.
+    /// Starts its daemon with a runtime `steered`, which is `steer hook wrap --variables`, a runtime `annotated`, which is
+    /// the same without that option, and a runtime `vpn`, which requests the policy of that name. [`NotHere`](crate::NotHere) where a required program is not installed.
     pub fn start(host: &'h Host<'b>) -> anyhow::Result<Self> {
         let path = installed("docker", "docker.io")?;
         let program = installed("dockerd", "docker.io")?;
@@ -48,7 +48,11 @@ impl<'h, 'b> Docker<'h, 'b> {
             "ip6tables": false,
             "bridge": "none",
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
-            "runtimes": {"steered": runtime(&[]), "vpn": runtime(&["--policy", "vpn"])},
+            "runtimes": {
+                "steered": runtime(&["--variables"]),
+                "annotated": runtime(&[]),
+                "vpn": runtime(&["--policy", "vpn"]),
+            },
         });
         let file = host.directory().join("docker.json");
         fs::write(&file, config.to_string())?;
@@ -66,8 +70,7 @@ impl<'h, 'b> Docker<'h, 'b> {
         let archive = self.host.directory().join("image.tar").to_string_lossy().into_owned();
         let rootfs = self.host.rootfs().to_string_lossy().into_owned();
         self.host.succeed(self.host.command("tar").args(["-cf", &archive, "-C", &rootfs, "."]))?;
-        self.host.succeed(&mut self.command(&["import", &archive, IMAGE]))?;
-        Ok(())
+        self.image(IMAGE, &[])
     }
 
     /// The log of its daemon.
@@ -82,11 +85,25 @@ impl<'h, 'b> Docker<'h, 'b> {
         command
     }
 
+    /// Makes an image of this name with these variables.
+    pub fn image(&self, name: &str, variables: &[&str]) -> anyhow::Result<()> {
+        let archive = self.host.directory().join("image.tar").to_string_lossy().into_owned();
+        let changes = variables.iter().flat_map(|variable| ["--change".to_owned(), format!("ENV {variable}")]);
+        let mut import = self.command(&["import"]);
+        self.host.succeed(import.args(changes).args([&archive, name]))?;
+        Ok(())
+    }
+
     /// `docker run` with these options; the caller adds the container's command.
     pub fn run(&self, options: &[&str]) -> Command {
+        self.run_image(options, IMAGE)
+    }
+
+    /// The same for a container of another image.
+    pub fn run_image(&self, options: &[&str], image: &str) -> Command {
         let bed = format!("{}:/bed:ro", self.host.bed.directory.display());
         let mut command = self.command(&["run"]);
-        command.args(options).args(["--volume", "/usr:/usr:ro", "--volume", &bed, IMAGE]);
+        command.args(options).args(["--volume", "/usr:/usr:ro", "--volume", &bed, image]);
         command
     }
 }

@@ -49,16 +49,31 @@ impl<'h, 'b> Podman<'h, 'b> {
     /// The package's hook, with the binary under test, the bed's pins and its configuration.
     fn hook(&self) -> anyhow::Result<Value> {
         let mut hook: Value = serde_json::from_str(HOOK)?;
-        let given = &hook["hook"];
-        ensure!(given["path"] == "/usr/bin/steer" && given["args"][0] == "steer", "{HOOK}");
-        let arguments = given["args"].as_array().context("no arguments")?.iter().skip(1).cloned();
-        let mut line: Vec<Value> = self.host.steer_line().into_iter().map(Value::from).collect();
-        let path = line[0].clone();
-        line.extend(arguments);
-        line.extend([json!("--config"), json!(self.host.bed.config_file())]);
-        hook["hook"]["args"] = line.into();
-        hook["hook"]["path"] = path;
+        let packaged = hook["hook"]["args"][2].as_str().context("no command for a shell")?;
+        ensure!(packaged == "exec /usr/bin/steer hook oci", "{HOOK}");
+        hook["hook"]["args"][2] = json!(format!("exec {}", self.host.hook_line("oci").join(" ")));
         Ok(hook)
+    }
+
+    /// Replaces the hook by the package's, whose binary is not on this host.
+    pub fn hook_without_binary(&self) -> anyhow::Result<()> {
+        let hook = HOOK.replace("/usr/bin/steer", "/usr/bin/no-such-steer");
+        Ok(fs::write(self.host.directory().join("hooks.d/steer.json"), hook)?)
+    }
+
+    /// Makes an image of this name from the root directory, with this annotation and this variable.
+    pub fn image(&self, name: &str, annotation: &str, variable: &str) -> anyhow::Result<()> {
+        let archive = self.host.directory().join("image.tar").to_string_lossy().into_owned();
+        let rootfs = self.host.rootfs().to_string_lossy().into_owned();
+        self.host.succeed(self.host.command("tar").args(["-cf", &archive, "-C", &rootfs, "."]))?;
+        self.host.succeed(&mut self.command(&["import", &archive, "base"]))?;
+        let file = self.host.directory().join("Containerfile");
+        fs::write(&file, format!("FROM localhost/base\nENV {variable}\n"))?;
+        let file = file.to_string_lossy().into_owned();
+        let directory = self.host.rootfs().to_string_lossy().into_owned();
+        let build = ["build", "--pull=never", "--annotation", annotation, "--tag", name, "--file", &file, &directory];
+        self.host.succeed(&mut self.command(&build))?;
+        Ok(())
     }
 
     /// A `podman` command.
@@ -77,6 +92,14 @@ impl<'h, 'b> Podman<'h, 'b> {
         let mut command = self.command(&["run"]);
         command.args(options).args(["--cap-add", "NET_RAW", "--volume", "/usr:/usr:ro", "--volume", &bed]);
         command.args(["--rootfs", &rootfs]);
+        command
+    }
+
+    /// The same for a container of an image.
+    pub fn run_image(&self, options: &[&str], image: &str) -> Command {
+        let bed = format!("{}:/bed:ro", self.host.bed.directory.display());
+        let mut command = self.command(&["run"]);
+        command.args(options).args(["--cap-add", "NET_RAW", "--volume", "/usr:/usr:ro", "--volume", &bed, image]);
         command
     }
 

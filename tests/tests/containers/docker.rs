@@ -11,6 +11,7 @@ use super::bed;
 
 pub(crate) const TESTS: &[crate::Test] = &[
     ("docker::by_variable", by_variable),
+    ("docker::what_the_image_asks_for_does_not_count", what_the_image_asks_for_does_not_count),
     ("docker::restarted_and_executed", restarted_and_executed),
     ("docker::a_request_that_is_not_allowed_is_refused", a_request_that_is_not_allowed_is_refused),
 ];
@@ -29,6 +30,34 @@ fn by_variable() -> Outcome {
     let options = ["--rm", "--network", "host", "--runtime", "vpn"];
     host.check_steered(bed.ways(), 1, || output(docker.run(&options).args(&everything)))?;
     host.check_unsteered(bed.ways(), || output(docker.run(&steered).args(&everything)))?;
+    host.wait_until_nothing_left(|| host.clean_up())
+}
+
+fn what_the_image_asks_for_does_not_count() -> Outcome {
+    let bed = bed("docker-image")?;
+    let host = Host::new(&bed)?;
+    let docker = Docker::start(&host)?;
+    let everything = everything(bed.ways());
+    docker.image("asks", &["STEER_POLICY=lan", "STEER_DNS=10.0.0.1"])?;
+    let run = |image: &str, runtime: &str, variables: &[&str]| {
+        let options = ["--rm", "--network", "host", "--runtime", runtime].into_iter();
+        let options: Vec<_> = options.chain(variables.iter().flat_map(|variable| ["--env", *variable])).collect();
+        output(docker.run_image(&options, image).args(&everything))
+    };
+    for (image, runtime, variables, message) in [
+        ("asks", "steered", &[][..], "is also in the image"),
+        ("asks", "steered", &["STEER_POLICY=vpn"], "variable STEER_DNS=10.0.0.1 is also in the image"),
+        ("asks", "annotated", &[], "STEER_POLICY=lan is a variable of the container"),
+        ("lab", "annotated", &["STEER_POLICY=vpn"], "STEER_POLICY=vpn is a variable of the container"),
+    ] {
+        let refused = host.check_silent(bed.ways(), || run(image, runtime, variables))?;
+        ensure!(refused.code != 0 && refused.stdout.is_empty(), "{image} {runtime} {variables:?}: {refused:?}");
+        ensure!(refused.stderr.contains(message), "{image} {runtime} {variables:?}: {refused:?}");
+    }
+    // The host chooses.
+    host.check_steered(bed.ways(), 1, || run("asks", "vpn", &[]))?;
+    docker.image("other", &["STEER_POLICY=lan"])?;
+    host.check_steered(bed.ways(), 1, || run("other", "steered", &["STEER_POLICY=vpn"]))?;
     host.wait_until_nothing_left(|| host.clean_up())
 }
 

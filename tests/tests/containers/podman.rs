@@ -14,6 +14,8 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("podman::on_the_hosts_network", on_the_hosts_network),
     ("podman::restarted_and_executed", restarted_and_executed),
     ("podman::a_request_that_is_not_allowed_is_refused", a_request_that_is_not_allowed_is_refused),
+    ("podman::what_the_image_asks_for_does_not_count", what_the_image_asks_for_does_not_count),
+    ("podman::without_the_binary_of_the_hook", without_the_binary_of_the_hook),
     ("podman::without_a_network", without_a_network),
     ("podman::on_two_bridges", on_two_bridges),
 ];
@@ -78,6 +80,48 @@ fn a_request_that_is_not_allowed_is_refused() -> Outcome {
         host.check_nothing_left()?;
     }
     Ok(())
+}
+
+/// Podman makes the annotations of an image the container's.
+fn what_the_image_asks_for_does_not_count() -> Outcome {
+    let bed = bed("podman-image")?;
+    let host = Host::new(&bed)?;
+    let podman = Podman::new(&host)?;
+    let everything = everything(bed.ways());
+    let run = |annotations: &[&str]| {
+        let options = ["--rm", "--network", "host"].into_iter();
+        let annotations = annotations.iter().flat_map(|annotation| ["--annotation", *annotation]);
+        let options: Vec<_> = options.chain(annotations).collect();
+        output(podman.run_image(&options, "image").args(&everything))
+    };
+    podman.image("image", "steer.interface=a0", "STEER_POLICY=lan")?;
+    bed.write_config(&CONFIG.replace("\"eth0\"", "\"a0\""))?;
+    for annotations in [&[][..], &["steer.interface=a0"]] {
+        let refused = host.check_silent(bed.ways(), || run(annotations))?;
+        ensure!(refused.code == 126 && refused.stdout.is_empty(), "{annotations:?}: {refused:?}");
+        ensure!(refused.stderr.contains("what an image says does not count"), "{annotations:?}: {refused:?}");
+    }
+    host.check_steered(bed.ways(), 1, || run(&["steer.interface=a1"]))?;
+    podman.image("image", "steer.dns=10.0.0.1", "STEER_POLICY=lan")?;
+    bed.write_config(&CONFIG.replace("[containers]", "[containers]\ndns = [\"*\"]"))?;
+    let refused = host.check_silent(bed.ways(), || run(&["steer.policy=vpn"]))?;
+    ensure!(refused.stderr.contains("annotation steer.dns=10.0.0.1 is also in the image"), "{refused:?}");
+    podman.image("image", "steer.example.com/policy=lan", "STEER_POLICY=lan")?;
+    host.check_steered(bed.ways(), 1, || run(&["steer.policy=vpn"]))?;
+    host.check_unsteered(bed.ways(), || run(&[]))?;
+    host.wait_until_nothing_left(|| host.clean_up())
+}
+
+/// Podman skips a hook whose program is missing.
+fn without_the_binary_of_the_hook() -> Outcome {
+    let bed = bed("podman-no-binary")?;
+    let host = Host::new(&bed)?;
+    let podman = Podman::new(&host)?;
+    podman.hook_without_binary()?;
+    let options = ["--rm", "--network", "host", "--annotation", "steer.policy=vpn"];
+    let refused = host.check_silent(bed.ways(), || podman_run(&podman, &options, &everything(bed.ways())))?;
+    ensure!(refused.code != 0 && refused.stdout.is_empty(), "{refused:?}");
+    host.check_unsteered(bed.ways(), || podman_run(&podman, &["--rm", "--network", "host"], &everything(bed.ways())))
 }
 
 fn without_a_network() -> Outcome {

@@ -43,22 +43,23 @@ fn wrapped_by_annotation(runtime: &'static str) -> Outcome {
     host.check_nothing_left()
 }
 
-/// The variable is set as `docker run --env` sets it.
+/// The image of a bundle is not known, so its variables may be those of the image.
 fn wrapped_by_variable(runtime: &'static str) -> Outcome {
     let runtime = Runtime::find(runtime)?;
     let bed = bed("containers-wrap-variable")?;
     let host = Host::new(&bed)?;
-    let runtime = runtime.wrapped(wrapper(&host, &[]));
-    for (name, value) in [("STEER_POLICY", "vpn"), ("STEER_INTERFACE", "a1")] {
-        let container = runtime.start(&host, &Bundle::new("one").variable(name, value))?;
-        host.check_steered(bed.ways(), 1, || container.exec(&everything(bed.ways())))?;
-        container.delete()?;
+    for (options, message) in [(&[][..], "add --variables"), (&["--variables"], "cannot find its image")] {
+        let runtime = runtime.clone().wrapped(wrapper(&host, options));
+        let refused = host.check_silent(bed.ways(), || {
+            let created = runtime.create(&host, &Bundle::new("one").variable("STEER_POLICY", "vpn"))?;
+            created.map_err(|refused| anyhow::anyhow!("{refused:?}"))?.start()
+        })?;
+        ensure!(refused.code != 0 && refused.stderr.contains(message), "{options:?}: {refused:?}");
     }
-    let refused = host.check_silent(bed.ways(), || {
-        let created = runtime.create(&host, &Bundle::new("one").variable("STEER_POLICY", "kept"))?;
-        created.map_err(|refused| anyhow::anyhow!("{refused:?}"))?.start()
-    })?;
-    ensure!(refused.code != 0 && refused.stderr.contains("it is not in `policies`"), "{refused:?}");
+    let runtime = runtime.wrapped(wrapper(&host, &["--policy", "vpn"]));
+    let container = runtime.start(&host, &Bundle::new("one").variable("STEER_POLICY", "lan"))?;
+    host.check_steered(bed.ways(), 1, || container.exec(&everything(bed.ways())))?;
+    container.delete()?;
     host.wait_until_nothing_left(|| host.clean_up())
 }
 

@@ -1,14 +1,15 @@
 //! Cgroups of the configuration, and other owners' programs on them.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use steer_tests::{Bed, Outcome, exclusive_program, program_beside};
+use steer_tests::{Bed, Daemon, Outcome, User, exclusive_program, program_beside};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("patterns_that_match_nothing", patterns_that_match_nothing),
     ("a_daemon_that_has_not_seen_a_cgroup", a_daemon_that_has_not_seen_a_cgroup),
+    ("a_service_that_restarts_without_a_daemon", a_service_that_restarts_without_a_daemon),
     ("an_exclusive_program", an_exclusive_program),
     ("a_program_that_runs_after", a_program_that_runs_after),
 ];
@@ -54,6 +55,38 @@ fn a_daemon_that_has_not_seen_a_cgroup() -> Outcome {
     bed.is_healthy()?;
     bed.check_steered(&unseen, 0)?;
     bed.check_steered(&seen, 0)
+}
+
+fn a_service_that_restarts_without_a_daemon() -> Outcome {
+    let bed = Bed::new("doctor-restart")?;
+    let config = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/x.service\"]\n";
+    let service = bed.cgroup.child("x.service")?;
+    let daemon = bed.daemon(config)?;
+    let file = bed.config_file().display().to_string();
+    let unsteered = || {
+        let status: serde_json::Value = serde_json::from_str(&bed.succeed(&["status", "--json", "--config", &file])?)?;
+        anyhow::Ok(status["unsteered"].clone())
+    };
+    ensure!(unsteered()? == serde_json::json!([]));
+    ensure!(!bed.ask(User::Root, "GET", "/metrics", None)?.text.contains("steer_unsteered_cgroups{"));
+    daemon.signal(Signal::SIGKILL)?;
+    daemon.wait()?;
+    service.remove()?;
+    let service = bed.cgroup.child("x.service")?;
+    bed.check_unsteered(Some(&service))?;
+    ensure!(unsteered()? == serde_json::json!([{"path": service.path(), "policy": "p"}]), "{}", unsteered()?);
+    let text = bed.succeed(&["status", "--config", &file])?;
+    ensure!(text.contains(&format!("error: {} is not steered, although policy p names it", service.path())), "{text}");
+    let said = bed.doctor(&[])?;
+    let finding = said.findings.iter().find(|finding| finding.id == "cgroup-steered").context("no finding")?;
+    ensure!(finding.text("severity") == "error" && finding.json["subject"]["cgroup"] == service.path(), "{finding:?}");
+    // A daemon that is there and cannot attach it.
+    exclusive_program(&service, "vrf_like")?;
+    let _daemon = Daemon::start(&bed)?;
+    let metrics = bed.ask(User::Root, "GET", "/metrics", None)?.text;
+    let line = format!("steer_unsteered_cgroups{{cgroup=\"{}\",policy=\"p\"}} 1", service.path());
+    ensure!(metrics.contains(&line), "{metrics}");
+    Ok(())
 }
 
 fn an_exclusive_program() -> Outcome {

@@ -2,6 +2,7 @@
 //! repairs it.
 
 pub(crate) mod cgroups;
+pub(crate) mod namespaces;
 pub(crate) mod pins;
 pub(crate) mod sockets;
 pub(crate) mod uplinks;

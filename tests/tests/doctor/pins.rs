@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_incomplete_attachment", an_incomplete_attachment),
     ("an_outdated_index", an_outdated_index),
     ("a_removed_policy", a_removed_policy),
+    ("an_emptied_file", an_emptied_file),
     ("another_version", another_version),
     ("leftovers", leftovers),
 ];
@@ -23,8 +24,11 @@ fn no_daemon() -> Outcome {
     let bed = Bed::new("doctor-daemon")?;
     let start = format!("{} daemon --config {}", bed.steer_words(), bed.config_file().display());
     bed.write_config(CONFIG)?;
-    let finding = bed.only_finding("daemon")?;
-    ensure!(finding.text("why").contains("none of them is in force") && finding.command()? == start, "{finding:?}");
+    let said = bed.doctor(&[])?;
+    let [unsteered, finding] = &said.findings[..] else { anyhow::bail!("{:#?}", said.findings) };
+    ensure!(finding.id == "daemon" && finding.text("why").contains("none of them is in force"), "{finding:?}");
+    ensure!(unsteered.json["subject"]["cgroup"] == bed.cgroup.path(), "{unsteered:?}");
+    ensure!(finding.command()? == start && unsteered.command()? == start, "{finding:?} {unsteered:?}");
     let daemon = Daemon::start(&bed)?;
     bed.is_healthy()?;
     daemon.end(Signal::SIGKILL)?;
@@ -102,6 +106,20 @@ fn a_removed_policy() -> Outcome {
     ensure!(bed.repair(&finding)?);
     wait_until("the daemon to forget the policy", PATIENCE, || bed.is_healthy().is_ok())?;
     bed.check_steered(&hand, 1)
+}
+
+/// A daemon that runs keeps what the file had.
+fn an_emptied_file() -> Outcome {
+    let bed = Bed::new("doctor-emptied")?;
+    let daemon = bed.daemon(CONFIG)?;
+    bed.is_healthy()?;
+    bed.write_config("")?;
+    daemon.wait_for_log("was not reloaded")?;
+    let finding = bed.only_finding("policy")?;
+    ensure!(finding.json["subject"]["policy"] == "p" && finding.text("severity") == "warning", "{finding:?}");
+    ensure!(finding.text("why").contains(&*bed.config_file().to_string_lossy()), "{finding:?}");
+    bed.write_config(CONFIG)?;
+    bed.is_healthy()
 }
 
 fn another_version() -> Outcome {

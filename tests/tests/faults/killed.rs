@@ -38,7 +38,9 @@ fn everywhere(
         before()?;
         let calls = bed.count_calls(call, faulty)?;
         then()?;
-        for number in (1..=calls).step_by(stride(usual_stride)) {
+        // Each call that is rare.
+        let stride = if calls < 9 { 1 } else { stride(usual_stride) };
+        for number in (1..=calls).step_by(stride) {
             before()?;
             let ended = output(&mut bed.steer_with(Fault::Killed, call, number, faulty)?)?;
             // Calls are counted per thread.
@@ -101,12 +103,22 @@ pub(super) fn while_it_attaches_the_first_cgroup() -> Outcome {
 }
 
 pub(super) fn while_it_detaches() -> Outcome {
-    let bed = Bed::new("kill-detach")?;
+    detaches(&Bed::new("kill-detach")?)
+}
+
+/// The daemon is notified, and takes the attachment over.
+pub(super) fn while_it_detaches_beside_a_daemon() -> Outcome {
+    let bed = Bed::new("kill-handing-over")?;
+    let _daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/none\"]\n")?;
+    detaches(&bed)
+}
+
+fn detaches(bed: &Bed) -> Outcome {
     let target = bed.cgroup.child("target")?;
     let before = || bed.succeed(&attach(&target)).map(drop);
-    everywhere(&bed, 9, &["detach", target.path()], before, || {
+    everywhere(bed, 9, &["detach", target.path()], before, || {
         bed.succeed(&["detach", target.path()])?;
-        ensure!(!is_attached(&bed, &target)?);
+        ensure!(!is_attached(bed, &target)?);
         Ok(())
     })
 }
@@ -235,9 +247,14 @@ pub(super) fn while_it_switches_off() -> Outcome {
     let bed = Bed::new("kill-off")?;
     let target = bed.cgroup.child("target")?;
     for call in ["bpf", "unlink", "rmdir"] {
-        for number in (1..).step_by(stride(7)) {
+        for number in (1..).step_by(stride(17)) {
             bed.succeed(&attach(&target))?;
             let ended = output(&mut bed.steer_with(Fault::Killed, call, number, &["off"])?)?;
+            // Whatever is left is no obstacle.
+            bed.succeed(&["status"])?;
+            bed.succeed(&["detach", target.path()])?;
+            bed.succeed(&attach(&target))?;
+            ensure!(is_attached(&bed, &target)?, "{call} {number}");
             bed.succeed(&["off"])?;
             ensure!(!bed.pins.exists(), "{call} {number}: something is left");
             if !ended.was_killed() {
@@ -247,4 +264,54 @@ pub(super) fn while_it_switches_off() -> Outcome {
         }
     }
     bed.check_unsteered(Some(&target))
+}
+
+/// The policy moves between memory and the disk.
+pub(super) fn while_it_stores_a_policy() -> Outcome {
+    let bed = Bed::new("kill-policy")?;
+    bed.write_config("# no policy yet\n")?;
+    let config = bed.config_file().to_string_lossy().into_owned();
+    let set = ["policy", "set", "p", "-i", "a1", "--cgroup", "/p", "--config", &config];
+    let runtime = [&set[..], &["--runtime"]].concat();
+    let remove = ["policy", "remove", "p", "--config", &config];
+    for (faulty, other) in [(&set[..], &runtime[..]), (&runtime, &set), (&remove, &set)] {
+        for call in ["openat", "mkdir", "write", "fsync", "rename", "unlink"] {
+            for number in (1..).step_by(stride(2)) {
+                bed.succeed(other)?;
+                let ended = output(&mut bed.steer_with(Fault::Killed, call, number, faulty)?)?;
+                let listed = bed.run(&["policy", "list", "--json", "--config", &config])?;
+                ensure!(listed.code == 0, "{faulty:?}, {call} {number}: {listed:?}");
+                if !ended.was_killed() {
+                    ensure!(ended.code == 0, "{faulty:?}, {call} {number}: {ended:?}");
+                    break;
+                }
+            }
+        }
+    }
+    bed.succeed(&set)?;
+    bed.succeed(&remove)?;
+    bed.succeed(&["off"])?;
+    Ok(())
+}
+
+pub(super) fn while_it_writes_a_drop_in() -> Outcome {
+    let bed = Bed::new("kill-unit")?;
+    let directory = bed.directory.to_string_lossy().into_owned();
+    let unit = ["unit", "x", "--policy", "p", "--dir", &directory];
+    let drop_in = bed.directory.join("x.service.d/50-steer.conf");
+    for call in ["openat", "mkdir", "write", "fsync", "rename"] {
+        for number in 1.. {
+            let ended = output(&mut bed.steer_with(Fault::Killed, call, number, &unit)?)?;
+            if let Ok(text) = std::fs::read_to_string(&drop_in) {
+                ensure!(text.contains("ExecCondition="), "{call} {number}: incomplete: {text}");
+            }
+            bed.succeed(&unit)?;
+            bed.succeed(&["unit", "x", "--remove", "--dir", &directory])?;
+            ensure!(!drop_in.exists());
+            if !ended.was_killed() {
+                break;
+            }
+        }
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@
 use steer_lab::prober::Way;
 
 use super::{
-    operation::{Accept, Attach, By, Make, Operation},
+    operation::{Accept, Attach, By, Container, Make, Operation},
     reference::{
         Asked, Reference, Space,
         policy::{Level, Spec},
@@ -48,6 +48,23 @@ pub(crate) const KNOWN: &[Known] = &[
         },
         opens: nothing,
         waives: nobody,
+        shows: Vec::new,
+    },
+    Known {
+        row: "attach inside a glob",
+        what: "what is attached to a cgroup holds those in it that a glob of the configuration names, until the daemon attaches them",
+        avoids: nothing,
+        opens: |now, operation| {
+            let place = match operation {
+                Operation::Attach(Attach { place, .. }) => place,
+                Operation::Container(Container { place, .. }) => place,
+                _ => return false,
+            };
+            let below = format!("{place}/");
+            now.daemon_runs && now.configured.keys().any(|named| named.starts_with(&below))
+        },
+        waives: nobody,
+        // For a moment only.
         shows: Vec::new,
     },
     Known {

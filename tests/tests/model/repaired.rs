@@ -1,7 +1,7 @@
 //! Faults that were found and repaired: the shortest list of operations that showed each. All must be as the reference says.
 
 use super::{
-    operation::{Asks, Attach, By, Container, Empty, Exec, Keep, Make, Operation, Remove, Store, Write},
+    operation::{Asks, Attach, By, Close, Container, Empty, Exec, Keep, Make, Operation, Remove, Store, Write},
     reference::{
         Space,
         policy::{Level, Policy, Spec},
@@ -40,6 +40,13 @@ pub(crate) const REPAIRED: &[Repaired] = &[
             let policy = |level| write(vec![Policy::new("p0", A1.at(level), &[])]).into();
             let attach = Attach { place: "/a", by: By::Policy("p0"), space: Space::Here };
             vec![Make("/a").into(), policy(Level::Steer), attach.into(), policy(Level::Strict)]
+        },
+    },
+    Repaired {
+        what: "a hook does not close a container whose cgroup the configuration names",
+        operations: || {
+            let close = Close { place: "/a", space: Space::Here };
+            vec![Make("/a").into(), write(vec![Policy::new("p0", A1, &["/a"])]).into(), close.into()]
         },
     },
     Repaired {
@@ -86,7 +93,7 @@ fn attach(place: &'static str, spec: Spec, space: Space) -> Operation {
 }
 
 fn write(policies: Vec<Policy>) -> Write {
-    Write { policies, parent: None, least: Level::Strict, watched: false }
+    Write { policies, parent: None, held: None, least: Level::Strict, watched: false }
 }
 
 fn container(place: &'static str, asks: Asks, level: Option<Level>) -> Operation {

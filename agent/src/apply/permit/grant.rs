@@ -54,18 +54,20 @@ fn by_policy(config: &Config, request: &Request, name: &str, by: Asker) -> Resul
         return Err(refused(request, &format!("the configuration has no policy {name:?}; {known}")));
     };
     if by == Asker::Container {
-        match &config.containers.policies {
-            Some(allowed) if !allowed.iter().any(|allowed| allowed == name) => {
-                return Err(refused(request, "it is not in `policies` of [containers] in the host's configuration"));
-            }
-            None if policy.target.uplink == Uplink::Exempt => {
-                let why = "it exempts, which only policies named in `policies` of [containers] may do";
-                return Err(refused(request, why));
-            }
-            _ => {}
+        let allowed = &config.containers.policies;
+        if !allowed.allow(name) {
+            return Err(refused(request, "it is not in `policies` of [containers] in the host's configuration"));
+        }
+        if policy.target.uplink == Uplink::Exempt && !allowed.name(name) {
+            let why = "it exempts, which only policies named in `policies` of [containers] may do";
+            return Err(refused(request, why));
         }
     }
-    Ok(Grant { name: name.to_owned(), target: with_options(request, policy, by)? })
+    let target = with_options(request, policy, by)?;
+    if by == Asker::Container && request.spec.dns != Some(policy.target.enforcement.dns) {
+        refuse_resolvers(config, request)?;
+    }
+    Ok(Grant { name: name.to_owned(), target })
 }
 
 /// The policy's target, with the options of the request.
@@ -102,7 +104,22 @@ fn by_interface(config: &Config, request: &Request, uplink: &Uplink, by: Asker) 
         return Err(refused(request, "less than `enforce` of [containers] allows"));
     }
     refuse_options_of_an_exemption(request, uplink)?;
+    if by == Asker::Container {
+        refuse_resolvers(config, request)?;
+    }
     Ok(Grant { name, target: target(request, &request.spec, uplink.clone())? })
+}
+
+/// A resolver sees and answers all DNS requests, so the host grants each.
+fn refuse_resolvers(config: &Config, request: &Request) -> Result<(), Refused> {
+    let asked = request.spec.dns.unwrap_or_default();
+    match asked.iter().find(|resolver| !config.containers.dns.allow(&resolver.to_string())) {
+        None => Ok(()),
+        Some(resolver) => {
+            let why = format!("{resolver} is not in `dns` of [containers] in the host's configuration");
+            Err(refused(request, &why))
+        }
+    }
 }
 
 fn refuse_options_of_an_exemption(request: &Request, uplink: &Uplink) -> Result<(), Refused> {
@@ -162,18 +179,25 @@ mod tests {
     fn grants_what_the_host_allows() {
         let some = "[containers]\npolicies = [\"vpn\", \"direct\"]\ninterfaces = [\"eth0\"]\n";
         let any = "[containers]\ninterfaces = [\"*\"]\nenforce = \"steer\"\n";
+        let all = "[containers]\npolicies = [\"*\"]\n";
+        let resolver = "[containers]\npolicies = [\"*\"]\ndns = [\"10.0.0.1\"]\n";
         let none = "";
         // The configuration, the annotations, and the uplink or a part of the refusal.
         let cases: &[Case] = &[
-            (none, &[("steer.policy", "vpn")], Ok(Some("wg0"))),
-            (none, &[("steer.policy", "vpm")], Err("no policy \"vpm\"; there are vpn, loose, direct")),
-            (none, &[("steer.policy", "direct")], Err("it exempts")),
+            (none, &[("steer.policy", "vpn")], Err("not in `policies`")),
+            (all, &[("steer.policy", "vpn")], Ok(Some("wg0"))),
+            (all, &[("steer.policy", "vpn"), ("steer.dns", "10.0.0.1")], Err("10.0.0.1 is not in `dns`")),
+            (any, &[("steer.interface", "eth7"), ("steer.dns", "10.0.0.1")], Err("10.0.0.1 is not in `dns`")),
+            (resolver, &[("steer.policy", "vpn"), ("steer.dns", "10.0.0.1")], Ok(Some("wg0"))),
+            (resolver, &[("steer.policy", "vpn"), ("steer.dns", "10.0.0.2")], Err("10.0.0.2 is not in `dns`")),
+            (all, &[("steer.policy", "vpm")], Err("no policy \"vpm\"; there are vpn, loose, direct")),
+            (all, &[("steer.policy", "direct")], Err("it exempts")),
             (none, &[("steer.interface", "eth0")], Err("not in `interfaces`")),
             (none, &[("steer.policy", "vpn"), ("steer.interface", "eth0")], Err("both")),
             (none, &[("steer.enforce", "strict")], Err("neither a policy")),
-            (none, &[("steer.policy", "vpn"), ("steer.enforce", "steer")], Err("less than the policy does")),
-            (none, &[("steer.policy", "loose"), ("steer.enforce", "steer")], Ok(Some("eth1"))),
-            (none, &[("steer.policy", "loose"), ("steer.enforce", "strict")], Ok(Some("eth1"))),
+            (all, &[("steer.policy", "vpn"), ("steer.enforce", "steer")], Err("less than the policy does")),
+            (all, &[("steer.policy", "loose"), ("steer.enforce", "steer")], Ok(Some("eth1"))),
+            (all, &[("steer.policy", "loose"), ("steer.enforce", "strict")], Ok(Some("eth1"))),
             (some, &[("steer.policy", "direct")], Ok(None)),
             (some, &[("steer.policy", "loose")], Err("not in `policies`")),
             (some, &[("steer.interface", "eth0")], Ok(Some("eth0"))),

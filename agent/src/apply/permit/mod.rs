@@ -112,15 +112,16 @@ pub fn configuration_may_change(existing: &Attachment) -> bool {
     !existing.is_manual()
 }
 
-/// Whether the cgroup at `path` may be detached from `existing`. A running daemon would attach it again if the configuration
-/// names it.
-pub fn detachment(path: &CgroupPath, existing: Option<&Attachment>, daemon_runs: bool) -> Result<(), Denied> {
-    match existing {
-        Some(existing) if daemon_runs && configuration_may_change(existing) => {
-            Err(Denied::WouldReturn { path: path.clone() })
-        }
-        _ => Ok(()),
-    }
+/// Whether the cgroup at `path` may be detached from `existing`, whose policy has this owner. A running daemon would attach it
+/// again if the configuration names it. A `detach` that was killed may have handed a manual attachment over to the daemon.
+pub fn detachment(
+    path: &CgroupPath,
+    existing: Option<&Attachment>,
+    owner: Option<u32>,
+    daemon_runs: bool,
+) -> Result<(), Denied> {
+    let is_configured = existing.is_some_and(configuration_may_change) && owner == Some(Owner::Config as u32);
+    if daemon_runs && is_configured { Err(Denied::WouldReturn { path: path.clone() }) } else { Ok(()) }
 }
 
 /// Whether a program of the network namespace `cookie` may use a configured policy. The index of the uplink is not valid in

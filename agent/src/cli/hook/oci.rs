@@ -28,7 +28,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     match oci::stage(stdin().lock())? {
         Stage::Created(created) => {
-            let asked = oci::asked(&created.annotations)?;
+            let asked = oci::asked_by(&created)?;
             steer(&args.files.files(), instance, &created, asked.as_ref().map(|asked| (asked, Asker::Container)))?;
         }
         Stage::Stopped => forget(instance)?,

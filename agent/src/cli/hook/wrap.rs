@@ -26,14 +26,18 @@ use crate::{
 /// Arguments of `steer hook wrap`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --policy and --interface, a container is steered by its annotations or, without any, by \
-                        the variables STEER_POLICY or STEER_INTERFACE, STEER_ENFORCE and STEER_DNS of its environment."
+    after_help = "Without --policy and --interface, a container is steered by its annotations. With --variables, and \
+                  without annotations, it is steered by the variables STEER_POLICY or STEER_INTERFACE, STEER_ENFORCE and STEER_DNS of \
+                  its environment, unless they are the image's."
 )]
 pub(super) struct Args {
     #[command(flatten)]
     files: FilesArgs,
     #[command(flatten)]
     host: HostRequest,
+    /// Let containers ask by variables of their environment, for Docker before 24, which has no annotations
+    #[arg(long)]
+    variables: bool,
     /// The real runtime and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "RUNTIME")]
     command: Vec<OsString>,
@@ -78,8 +82,17 @@ impl clap::FromArgMatches for HostRequest {
 
 impl Args {
     /// The request for a container, and its source.
-    fn asked_for(&self, bundle: &Bundle) -> anyhow::Result<Option<(Request, Asker)>> {
-        match (self.host.0.clone(), bundle.asked()?) {
+    fn asked_for(&self, id: &str, bundle: &Bundle) -> anyhow::Result<Option<(Request, Asker)>> {
+        let mut asked = bundle.asked(id)?;
+        if asked.is_none() && self.variables {
+            asked = bundle.asked_by_variables(id)?;
+        } else if let (None, None, Some(variable)) = (&asked, &self.host.0, bundle.variable()) {
+            bail!(
+                "{variable} is a variable of the container, which an image can set: ask by an annotation (`--annotation`), or add \
+                 --variables to `runtimeArgs`"
+            );
+        }
+        match (self.host.0.clone(), asked) {
             (Some(host), None) => Ok(Some((host, Asker::Host))),
             (None, Some(container)) => Ok(Some((container, Asker::Container))),
             (Some(host), Some(container)) if host == container => Ok(Some((host, Asker::Host))),
@@ -105,7 +118,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             start(args, instance, &mut state).with_context(|| format!("container {}", id.display()))?;
         }
         Action::Run { bundle } => ensure!(
-            args.asked_for(&Bundle::read(bundle)?)?.is_none(),
+            args.host.0.is_none() && !Bundle::read(bundle)?.asks(),
             "a container to be steered must be created and started: `run` and `restore` leave steer no time in between"
         ),
         Action::Delete => {
@@ -131,6 +144,6 @@ fn start(args: &Args, instance: &Instance, state: &mut Command) -> anyhow::Resul
         complaint.trim()
     );
     let created = oci::created(&printed.stdout)?;
-    let asked = args.asked_for(&Bundle::read(&created.bundle)?)?;
+    let asked = args.asked_for(&created.id, &Bundle::read(&created.bundle)?)?;
     steer(&args.files.files(), instance, &created, asked.as_ref().map(|(asked, by)| (asked, *by)))
 }

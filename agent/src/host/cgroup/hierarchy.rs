@@ -163,13 +163,16 @@ impl Hierarchy {
         Ok(found)
     }
 
+    /// The processes in a cgroup, without those below it; none if it cannot be read, as a threaded cgroup.
+    pub fn members(&self, path: &CgroupPath) -> Vec<u32> {
+        let text = fs::read_to_string(self.directory(path).join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
     /// The processes in a cgroup and below it; leaves out cgroups that cannot be read.
     pub fn processes(&self, path: &CgroupPath) -> Vec<u32> {
         let below = self.descendants(path).unwrap_or_default().into_iter().map(|found| found.path);
-        let listed = std::iter::once(path.clone())
-            .chain(below)
-            .filter_map(|path| fs::read_to_string(self.directory(&path).join("cgroup.procs")).ok());
-        listed.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+        std::iter::once(path.clone()).chain(below).flat_map(|path| self.members(&path)).collect()
     }
 
     /// The path of the cgroup with this id; `None` if it is gone.

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkFlags},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteVia},
 };
 use rtnetlink::RouteMessageBuilder;
@@ -37,6 +37,19 @@ pub(crate) struct Link {
     pub(crate) has_carrier: bool,
     /// Whether destinations need no gateway address, as in a tunnel.
     pub(crate) needs_no_gateway: bool,
+    pub(crate) kind: Kind,
+}
+
+/// What is at the other end of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nothing: loopback, and dummy devices.
+    Nothing,
+    /// A process: TUN and TAP devices.
+    Process,
+    /// Another link, in any network namespace (veth).
+    Pair,
+    Other,
 }
 
 /// A next hop of a route.
@@ -63,20 +76,13 @@ impl Network {
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => None,
             found => found.map_err(Error::Netlink)?,
         };
-        Ok(found.map(|message| {
-            let flags = message.header.flags;
-            let name = message.attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name),
-                _ => None,
-            });
-            Link {
-                index,
-                name: name.unwrap_or_default(),
-                is_up: flags.contains(LinkFlags::Up),
-                has_carrier: flags.contains(LinkFlags::Running),
-                needs_no_gateway: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
-            }
-        }))
+        Ok(found.map(link))
+    }
+
+    /// All links.
+    pub(crate) async fn links(&self) -> Result<Vec<Link>, Error> {
+        let links = self.handle.link().get().execute();
+        links.map_ok(link).try_collect().await.map_err(Error::Netlink)
     }
 
     /// The addresses of a link that can be the source of packets to far destinations.
@@ -105,6 +111,37 @@ impl Network {
             Err(rtnetlink::Error::NetlinkError(error)) if is_no_route(error.raw_code()) => Ok(Vec::new()),
             Err(error) => Err(Error::Netlink(error)),
         }
+    }
+}
+
+fn link(message: LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let (mut name, mut kind) = (String::new(), Kind::Other);
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(found) => name = found,
+            LinkAttribute::LinkInfo(infos) => {
+                kind = infos.iter().find_map(of_kind).unwrap_or(kind);
+            }
+            _ => {}
+        }
+    }
+    Link {
+        index: message.header.index,
+        name,
+        is_up: flags.contains(LinkFlags::Up),
+        has_carrier: flags.contains(LinkFlags::Running),
+        needs_no_gateway: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
+        kind: if flags.contains(LinkFlags::Loopback) { Kind::Nothing } else { kind },
+    }
+}
+
+fn of_kind(info: &LinkInfo) -> Option<Kind> {
+    match info {
+        LinkInfo::Kind(InfoKind::Dummy) => Some(Kind::Nothing),
+        LinkInfo::Kind(InfoKind::Tun) => Some(Kind::Process),
+        LinkInfo::Kind(InfoKind::Veth) => Some(Kind::Pair),
+        _ => None,
     }
 }
 

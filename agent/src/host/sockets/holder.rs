@@ -6,11 +6,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     path::Path,
 };
 
 use nix::{errno::Errno, sys::stat::fstat};
+
+use crate::host::pidfd::Pidfd;
 
 /// A process that has a socket open.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ impl fmt::Display for Holder {
 impl Holder {
     /// The socket with this inode; `None` if the process has closed it, or has ended. Needs CAP_SYS_PTRACE (Linux 5.6).
     pub(crate) fn socket(&self, inode: u32) -> io::Result<Option<socket2::Socket>> {
-        let fd = match pidfd_open(self.pid).and_then(|process| pidfd_getfd(process.as_fd(), self.fd)) {
+        let fd = match Pidfd::open(self.pid.cast_unsigned()).and_then(|process| process.copy(self.fd)) {
             Ok(fd) => fd,
             Err(Errno::ESRCH | Errno::EBADF) => return Ok(None),
             Err(errno) => return Err(errno.into()),
@@ -37,25 +38,6 @@ impl Holder {
         let is_it = fstat(&fd)?.st_ino == u64::from(inode);
         Ok(is_it.then(|| socket2::Socket::from(fd)))
     }
-}
-
-/// A descriptor of a process (Linux 5.3).
-fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
-    // SAFETY: no pointers.
-    new_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
-}
-
-/// A copy of a descriptor of another process (Linux 5.6).
-fn pidfd_getfd(process: BorrowedFd<'_>, fd: i32) -> nix::Result<OwnedFd> {
-    // SAFETY: no pointers.
-    new_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })
-}
-
-/// Takes the result of a system call that returns a new descriptor.
-fn new_descriptor(result: libc::c_long) -> nix::Result<OwnedFd> {
-    let fd = i32::try_from(Errno::result(result)?).map_err(|_too_large| Errno::EBADF)?;
-    // SAFETY: nothing else owns a descriptor that the kernel has just created.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The processes that have sockets open.

@@ -1,6 +1,6 @@
 //! `[containers]`: what a container may request by its annotations.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use steer_common::record::{INTERFACE_BYTES, NAME_BYTES};
 use toml::{
@@ -11,7 +11,7 @@ use toml::{
 use super::reader::Reader;
 use crate::model::{
     cgroup_path::CgroupPath,
-    spec::{Enforce, Pattern, Word},
+    spec::{self, Enforce, Word},
 };
 
 pub use crate::model::spec::Missing;
@@ -19,10 +19,12 @@ pub use crate::model::spec::Missing;
 /// What the host allows containers to request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Containers {
-    /// `policies`: names of policies that they may request; `None`: every policy that does not exempt.
-    pub policies: Option<Vec<String>>,
+    /// `policies`: names of policies that they may request. `*` does not include policies that exempt.
+    pub policies: Allowed,
     /// `interfaces`: the interfaces that they may request.
-    pub interfaces: Interfaces,
+    pub interfaces: Allowed,
+    /// `dns`: the resolvers that they may request, in the spelling of [`IpAddr`].
+    pub dns: Allowed,
     /// `enforce`: the weakest enforcement that they may request.
     pub enforce: Enforce,
     /// `missing`: what happens if their uplink is missing at the start.
@@ -38,8 +40,9 @@ pub struct Containers {
 impl Default for Containers {
     fn default() -> Self {
         Self {
-            policies: None,
-            interfaces: Interfaces::default(),
+            policies: Allowed::default(),
+            interfaces: Allowed::default(),
+            dns: Allowed::default(),
             enforce: Enforce::default(),
             missing: Missing::default(),
             timeout: Duration::from_millis(DEFAULT_TIMEOUT_MS),
@@ -49,36 +52,38 @@ impl Default for Containers {
     }
 }
 
-/// `interfaces`.
+/// What containers may request of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Interfaces {
+pub enum Allowed {
     /// `["*"]`.
     Any,
     /// These; none by default.
     Named(Vec<String>),
 }
 
-impl Default for Interfaces {
+impl Default for Allowed {
     fn default() -> Self {
         Self::Named(Vec::new())
     }
 }
 
-impl Interfaces {
-    /// Whether a container may request this interface.
-    pub fn allow(&self, interface: &str) -> bool {
-        matches!(self, Self::Any) || self.name(interface)
+impl Allowed {
+    /// Whether a container may request this one.
+    pub fn allow(&self, wanted: &str) -> bool {
+        matches!(self, Self::Any) || self.name(wanted)
     }
 
-    /// Whether this interface is named.
-    pub fn name(&self, interface: &str) -> bool {
-        matches!(self, Self::Named(names) if names.iter().any(|name| name == interface))
+    /// Whether this one is named.
+    pub fn name(&self, wanted: &str) -> bool {
+        matches!(self, Self::Named(names) if names.iter().any(|name| name == wanted))
     }
 }
 
 /// Below 2 s, the time after which container runtimes stop waiting for an NRI plugin.
 const DEFAULT_TIMEOUT_MS: u64 = 1500;
 const MOST_TIMEOUT_MS: i64 = 60_000;
+/// More than the longest text of an IP address.
+const ADDRESS_BYTES: usize = 64;
 
 impl Reader<'_> {
     /// Reads the table. Invalid values keep their defaults.
@@ -96,15 +101,9 @@ impl Reader<'_> {
         for (key, value) in fields {
             let path = format!("containers.{}", key.get_ref());
             match key.get_ref().as_ref() {
-                "policies" => containers.policies = Some(self.names(&path, value, NAME_BYTES)),
-                "interfaces" => {
-                    let names = self.names(&path, value, INTERFACE_BYTES);
-                    let any = names.iter().any(|name| name == "*");
-                    if any && names.len() > 1 {
-                        self.wrong(&path, value, "\"*\" stands for all interfaces; expected it alone");
-                    }
-                    containers.interfaces = if any { Interfaces::Any } else { Interfaces::Named(names) };
-                }
+                "policies" => containers.policies = self.allowed(&path, value, NAME_BYTES),
+                "interfaces" => containers.interfaces = self.allowed(&path, value, INTERFACE_BYTES),
+                "dns" => containers.dns = self.allowed_resolvers(&path, value),
                 "enforce" => self.word(&path, value, &mut containers.enforce),
                 "missing" => self.word(&path, value, &mut containers.missing),
                 "timeout_ms" => match value.get_ref().as_integer().map(|number| number.as_str().parse::<i64>()) {
@@ -114,8 +113,8 @@ impl Reader<'_> {
                 "exempt_namespaces" => containers.exempt_namespaces = self.names(&path, value, NAME_BYTES),
                 "parent" => containers.parent = self.parent(&path, value),
                 _ => {
-                    let expected = "unknown key; expected policies, interfaces, enforce, missing, timeout_ms, \
-                                    exempt_namespaces or parent";
+                    let expected = "unknown key; expected policies, interfaces, dns, enforce, missing, \
+                                    timeout_ms, exempt_namespaces or parent";
                     self.problem(key.span(), &path, "", expected);
                 }
             }
@@ -137,17 +136,35 @@ impl Reader<'_> {
         list.iter().filter_map(|item| self.short_text(key, item, bytes)).collect()
     }
 
-    fn parent(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<CgroupPath> {
-        let expected = "expected the path of one cgroup, as \"/kubepods.slice\"";
-        match value.get_ref().as_str().map(Pattern::parse) {
-            Some(Ok(pattern)) if pattern.matches(&[]) => {
-                self.wrong(key, value, "it is the root cgroup, that is, the whole machine; expected a part of it");
-            }
-            Some(Ok(pattern)) if pattern.is_literal() => return pattern.as_str().parse().ok(),
-            Some(Err(reason)) => self.wrong(key, value, format!("{reason}; {expected}")),
-            _ => self.wrong(key, value, expected),
+    fn allowed(&mut self, key: &str, value: &Spanned<DeValue<'_>>, bytes: usize) -> Allowed {
+        let names = self.names(key, value, bytes);
+        let any = names.iter().any(|name| name == "*");
+        if any && names.len() > 1 {
+            self.wrong(key, value, "\"*\" stands for all; expected it alone");
         }
-        None
+        if any { Allowed::Any } else { Allowed::Named(names) }
+    }
+
+    fn allowed_resolvers(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Allowed {
+        let Allowed::Named(names) = self.allowed(key, value, ADDRESS_BYTES) else { return Allowed::Any };
+        let mut addresses = Vec::new();
+        for name in names {
+            match name.parse::<IpAddr>() {
+                Ok(address) => addresses.push(address.to_canonical().to_string()),
+                Err(_not_one) => self.wrong(key, value, format!("{name:?} is not an IP address")),
+            }
+        }
+        Allowed::Named(addresses)
+    }
+
+    fn parent(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<CgroupPath> {
+        match spec::parent(value.get_ref().as_str().unwrap_or_default()) {
+            Ok(path) => Some(path),
+            Err(problem) => {
+                self.wrong(key, value, problem);
+                None
+            }
+        }
     }
 }
 
@@ -155,17 +172,18 @@ impl Reader<'_> {
 mod tests {
     use std::time::Duration;
 
-    use super::{Containers, Interfaces, Missing};
+    use super::{Allowed, Containers, Missing};
     use crate::model::{
         config::parse,
         spec::{Enforce, OtherNetns},
     };
 
     #[test]
-    fn the_default_allows_only_named_policies() {
+    fn the_default_allows_nothing() {
         let config = parse("f.toml", "").expect("valid");
         assert_eq!(config.containers, Containers::default());
         assert!(!config.containers.interfaces.allow("eth0"));
+        assert!(!config.containers.policies.allow("vpn"));
     }
 
     #[test]
@@ -174,6 +192,7 @@ mod tests {
             [containers]
             policies = ["vpn"]
             interfaces = ["eth1"]
+            dns = ["10.0.0.1", "2001:DB8::1"]
             enforce = "steer"
             missing = "close"
             timeout_ms = 250
@@ -182,8 +201,9 @@ mod tests {
         "#;
         let config = parse("f.toml", text).expect("valid");
         let containers = &config.containers;
-        assert_eq!(containers.policies.as_deref(), Some(&["vpn".to_owned()][..]));
-        assert_eq!(containers.interfaces, Interfaces::Named(vec!["eth1".to_owned()]));
+        let named = |names: &[&str]| Allowed::Named(names.iter().map(|&name| name.to_owned()).collect());
+        assert_eq!((&containers.policies, &containers.interfaces), (&named(&["vpn"]), &named(&["eth1"])));
+        assert_eq!(containers.dns, named(&["10.0.0.1", "2001:db8::1"]));
         assert_eq!((containers.enforce, containers.missing), (Enforce::Steer, Missing::Close));
         assert_eq!(containers.timeout, Duration::from_millis(250));
         assert_eq!(containers.exempt_namespaces, ["kube-system"]);
@@ -201,6 +221,7 @@ mod tests {
                 "interfaces = [\"*\", \"eth0\"]",
                 "f.toml:2:14: containers.interfaces = [\"*\", \"eth0\"]: \"*\" stands for all",
             ),
+            ("dns = [\"vpn\"]", "f.toml:2:7: containers.dns = [\"vpn\"]: \"vpn\" is not an IP address"),
             ("enforce = \"bind\"", "f.toml:2:11: containers.enforce = \"bind\": expected \"steer\""),
             ("missing = 1", "f.toml:2:11: containers.missing = 1: expected \"refuse\""),
             ("timeout_ms = 0", "f.toml:2:14: containers.timeout_ms = 0: expected milliseconds"),

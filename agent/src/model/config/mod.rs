@@ -3,6 +3,7 @@
 //! **Invariant:** no I/O, and no state of this host. The caller reads the files.
 
 mod containers;
+mod parent;
 mod parse;
 mod problem;
 mod reader;
@@ -12,7 +13,7 @@ use crate::model::{
     spec::{Pattern, Target, Uplink},
 };
 
-pub use containers::{Containers, Interfaces, Missing};
+pub use containers::{Allowed, Containers, Missing};
 pub use parse::{Source, parse, parse_all};
 pub use problem::{Problem, Problems};
 
@@ -27,7 +28,7 @@ pub struct Config {
     pub files: Vec<String>,
 }
 
-/// Name of the policy that keeps `parent` of `[containers]` closed.
+/// Name of the policy that keeps each `parent` closed, of policies and of `[containers]`.
 pub const UNCLASSIFIED: &str = "unclassified";
 
 /// One `[[policy]]`.
@@ -39,15 +40,17 @@ pub struct Policy {
     pub target: Target,
     /// `cgroups`: where it applies.
     pub cgroups: Vec<Pattern>,
+    /// `parent`: a cgroup around them that is held closed.
+    pub parent: Option<CgroupPath>,
     /// The file it is in.
     pub file: String,
 }
 
 impl Policy {
-    /// A policy that keeps a cgroup closed, for sockets of every network namespace.
-    fn closed(name: &str, cgroup: &CgroupPath, file: &str) -> Option<Self> {
-        let cgroups = vec![Pattern::parse(cgroup.as_str()).ok()?];
-        Some(Self { name: name.to_owned(), target: Target::CLOSED, cgroups, file: file.to_owned() })
+    /// The policy that keeps cgroups closed, for sockets of every network namespace.
+    fn unclassified(file: &str) -> Self {
+        let (name, cgroups) = (UNCLASSIFIED.to_owned(), Vec::new());
+        Self { name, target: Target::CLOSED, cgroups, parent: None, file: file.to_owned() }
     }
 
     /// Whether it is closed permanently.

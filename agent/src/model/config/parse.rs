@@ -11,7 +11,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Config, Policy, Problems, UNCLASSIFIED, reader::Reader};
+use super::{Config, Policy, Problems, reader::Reader};
 use crate::model::spec::{self, KEYS, PolicySpec};
 
 /// Leaves slots for manual attachments, and for policies that change.
@@ -54,26 +54,26 @@ pub fn parse_all(sources: &[Source]) -> Result<Config, Problems> {
 
 /// Names and cgroups that policies use, over all files.
 #[derive(Default)]
-struct Claims {
+pub(super) struct Claims {
     /// The policy of each name.
-    names: BTreeMap<String, Place>,
+    pub(super) names: BTreeMap<String, Place>,
     /// The policy of each pattern.
-    cgroups: BTreeMap<String, Place>,
+    pub(super) cgroups: BTreeMap<String, Place>,
     /// The file with `[containers]`.
     containers: Option<String>,
 }
 
 /// A policy, for messages.
 #[derive(Clone)]
-struct Place {
-    file: String,
-    index: usize,
-    name: Option<String>,
+pub(super) struct Place {
+    pub(super) file: String,
+    pub(super) index: usize,
+    pub(super) name: Option<String>,
 }
 
 impl Place {
     /// The policy's name in a message about a file.
-    fn seen_from(&self, file: &str) -> String {
+    pub(super) fn seen_from(&self, file: &str) -> String {
         let policy =
             self.name.as_ref().map_or_else(|| format!("policy[{}]", self.index), |name| format!("policy {name:?}"));
         if self.file == file { policy } else { format!("{policy} of {}", self.file) }
@@ -101,17 +101,7 @@ impl Reader<'_> {
         }
         config.containers = self.containers(value);
         if let Some(parent) = &config.containers.parent {
-            let place = Place { file: file.clone(), index: 0, name: Some(UNCLASSIFIED.to_owned()) };
-            config.policies.extend(Policy::closed(UNCLASSIFIED, parent, file));
-            let named = claims.names.insert(UNCLASSIFIED.to_owned(), place.clone());
-            let held = claims.cgroups.insert(parent.as_str().to_owned(), place);
-            if let Some(first) = named.or(held) {
-                let first = first.seen_from(&self.source.file);
-                let message = format!(
-                    "{first} already has these cgroups or the name {UNCLASSIFIED:?}; `parent` makes a policy of that name"
-                );
-                self.wrong("containers.parent", value, message);
-            }
+            self.hold("containers.parent", value, parent, claims, &mut config.policies);
         }
     }
 
@@ -148,10 +138,19 @@ impl Reader<'_> {
                     self.wrong(&format!("{at}.cgroups"), span_of, message);
                 }
             }
+            let parent = policy.spec.parent.clone();
+            if let (Some(parent), Some(value)) = (&parent, policy.parent) {
+                let key = format!("{at}.parent");
+                let parts: Vec<_> = parent.parts().collect();
+                if !cgroups.is_empty() && !cgroups.iter().any(|pattern| pattern.may_match_below(&parts)) {
+                    self.wrong(&key, value, "none of `cgroups` is in it; expected a cgroup around them");
+                }
+                self.hold(&key, value, parent, claims, policies);
+            }
             let Some(uplink) = policy.spec.interface.clone() else { continue };
             match (policy.spec.target(uplink), policy.name) {
                 (Ok(target), Some((name, _))) => {
-                    policies.push(Policy { name, target, cgroups, file: self.source.file.clone() });
+                    policies.push(Policy { name, target, cgroups, parent, file: self.source.file.clone() });
                 }
                 (Ok(_), None) => {}
                 (Err(conflicts), _) => {
@@ -176,8 +175,10 @@ impl Reader<'_> {
                 }
                 (_, Some(key)) => {
                     let accepted = self.key_of_policy(&path, key, value, &mut policy.spec);
-                    if key.name == "cgroups" {
-                        policy.cgroups = accepted;
+                    match key.name {
+                        "cgroups" => policy.cgroups = accepted,
+                        "parent" => policy.parent = accepted.first().copied(),
+                        _ => {}
                     }
                 }
                 (_, None) => {
@@ -207,6 +208,8 @@ struct PolicyFields<'v, 'i> {
     spec: PolicySpec,
     /// Where each item of `cgroups` is written.
     cgroups: Vec<&'v Spanned<DeValue<'i>>>,
+    /// Where `parent` is written.
+    parent: Option<&'v Spanned<DeValue<'i>>>,
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::{Key, PolicySpec, Rejected, key};
 
 /// The prefix of all annotations of steer.
-pub const PREFIX: &str = "steer.";
+const PREFIX: &str = "steer.";
 /// The annotation that names a policy.
 const POLICY: &str = "policy";
 /// The keys of a policy that an annotation may have.
@@ -50,13 +50,24 @@ pub fn of_variable(variable: &str) -> Option<String> {
     names().find(of)
 }
 
+/// The part of an annotation's name after the prefix, if it is one of steer's. With a slash, as `steer.example.com/key`, the part
+/// before it is a DNS name, whose owner defines the annotation (Kubernetes, *Labels and annotations*).
+fn of_steer(name: &str) -> Option<&str> {
+    name.strip_prefix(PREFIX).filter(|key| !key.contains('/'))
+}
+
+/// Whether an annotation is a request, valid or not.
+pub fn is_ours(name: &str) -> bool {
+    of_steer(name).is_some()
+}
+
 impl Request {
     /// Reads annotations. `None`: nothing is requested. An unknown annotation with steer's prefix is an error, because it is
-    /// probably misspelt.
+    /// probably misspelt, and the container would start unsteered.
     pub fn of<'a>(annotations: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Option<Self>, Invalid> {
         let mut asked = Self::default();
         for (name, value) in annotations {
-            let Some(key) = name.strip_prefix(PREFIX) else { continue };
+            let Some(key) = of_steer(name) else { continue };
             let wrong = |problem: String| Invalid { name: name.to_owned(), value: value.to_owned(), problem };
             asked.add(key, value.trim()).map_err(wrong)?;
         }
@@ -108,7 +119,8 @@ mod tests {
         assert_eq!((asked.policy.as_deref(), asked.spec.enforce), (Some("vpn"), Some(Enforce::Steer)));
         assert_eq!(asked.spec.dns.map(|dns| dns.iter().count()), Some(2));
         assert_eq!(asked.to_string(), "policy \"vpn\", enforce \"steer\", dns \"10.0.0.1, 2001:db8::1\"");
-        assert_eq!(Request::of([("steering", "wheel")]).expect("another's"), None);
+        let others = [("steering", "wheel"), ("steer.example.com/policy", "x"), ("steer.dev/policy", "vpn")];
+        assert_eq!(Request::of(others).expect("another's"), None);
     }
 
     #[test]
@@ -122,6 +134,7 @@ mod tests {
     fn mistakes_are_refused() {
         for (name, value, want) in [
             ("steer.polcy", "vpn", "knows no such annotation"),
+            ("steer.example.com", "vpn", "knows no such annotation"),
             ("steer.policy", " ", "it is empty"),
             ("steer.enforce", "bind", "expected \"steer\""),
             ("steer.dns", "10.0.0.1,dns", "not an IP address"),

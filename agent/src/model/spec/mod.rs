@@ -22,6 +22,8 @@ pub use uplink::Uplink;
 use value::Value;
 pub use words::{Enforce, Existing, Ingress, Missing, OtherNetns, Word};
 
+use crate::model::cgroup_path::CgroupPath;
+
 /// A key of a policy.
 #[derive(Clone, Copy)]
 pub struct Key {
@@ -127,6 +129,9 @@ policy_spec! {
     /// `[...]` and `{a,b}` match as in a shell; `**` matches any number of components. The cgroups need not exist. Use an empty
     /// list for a policy that only containers or `steer attach --policy` use.
     cgroups: Vec<Pattern> = ("cgroup", "PATTERN");
+    /// A cgroup around them that the daemon holds closed. In it, only cgroups that a policy names can send, so a service that
+    /// restarts is closed until the daemon has attached its new cgroup. Policies may have the same parent.
+    parent: CgroupPath = ("parent", "CGROUP");
     /// How steer enforces the uplink against programs that try to use another interface.
     enforce: Enforce = ("enforce", "LEVEL");
     /// By which links packets may come in; "uplink" needs strict. Packets that come in by another link are dropped.
@@ -139,6 +144,13 @@ policy_spec! {
     /// a program asks. Its answers have the address of the server that the program asked. Queries of a family without a resolver
     /// go to the server that the program asks, by the uplink.
     dns: Resolvers = ("dns", "ADDRESS");
+}
+
+/// Reads `parent`, here and in `[containers]`.
+pub fn parent(text: &str) -> Result<CgroupPath, String> {
+    let mut parent = None;
+    Value::add(&mut parent, text)?;
+    parent.ok_or_else(<CgroupPath as Value>::expected)
 }
 
 /// The key of this name.
@@ -256,6 +268,7 @@ impl Target {
         PolicySpec {
             interface: Some(self.uplink.clone()),
             cgroups: None,
+            parent: None,
             enforce: Some(enforce),
             ingress: Some(ingress),
             other_netns: Some(other_netns),

@@ -3,6 +3,7 @@
 use steer_common::record::INTERFACE_BYTES;
 
 use super::{Pattern, Resolvers, Uplink, Word};
+use crate::model::cgroup_path::CgroupPath;
 
 /// The value of a key. All values are text, or lists of text.
 pub(super) trait Value: Sized {
@@ -96,6 +97,26 @@ impl Value for Vec<Pattern> {
 
     fn expected() -> String {
         "expected a list of cgroup2 paths or globs, as [\"/system.slice/x.service\"]".to_owned()
+    }
+}
+
+impl Value for CgroupPath {
+    fn add(value: &mut Option<Self>, text: &str) -> Result<(), String> {
+        let pattern = Pattern::parse(text).map_err(|reason| format!("{reason}; {}", Self::expected()))?;
+        if pattern.matches(&[]) {
+            return Err("it is the root cgroup, that is, the whole machine; expected a part of it".to_owned());
+        }
+        let path = pattern.as_str().parse().ok().filter(|_| pattern.is_literal());
+        *value = Some(path.ok_or_else(Self::expected)?);
+        Ok(())
+    }
+
+    fn texts(&self) -> Vec<String> {
+        vec![self.to_string()]
+    }
+
+    fn expected() -> String {
+        "expected the path of one cgroup, as \"/kubepods.slice\"".to_owned()
     }
 }
 

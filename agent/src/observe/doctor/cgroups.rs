@@ -4,6 +4,7 @@ use super::{Finding, Fix, Report, Severity, Subject, Topic, foreign::Foreign, su
 use crate::{
     host::cgroup::Found,
     model::{cgroup_path::CgroupPath, config::Policy, policy::Policies, spec::Pattern},
+    observe::unsteered,
 };
 
 pub(super) fn check_patterns(survey: &Survey, report: &mut Report) {
@@ -58,29 +59,30 @@ fn elsewhere(survey: &Survey, pattern: &Pattern) -> Vec<CgroupPath> {
         .map_or_else(|_| Vec::new(), |anywhere| matching(survey, &anywhere).map(|found| found.path.clone()).collect())
 }
 
-/// Finds cgroups that a running daemon has not attached, but should have.
+/// Finds cgroups that the configuration names and nothing steers.
 pub(super) fn check_steered(survey: &Survey, foreign: &Foreign<'_>, report: &mut Report) {
-    if !survey.daemon || survey.config.policies.is_empty() {
-        report.not_applicable(Topic::CgroupSteered, Subject::Host, "no daemon runs with this configuration");
+    if survey.config.policies.is_empty() {
+        report.not_applicable(Topic::CgroupSteered, Subject::Host, "no configuration steers anything");
         return;
     }
-    let manual = |path: &CgroupPath| survey.attached(path).is_some_and(|attached| attached.attachment.is_manual());
+    let attached = |path: &CgroupPath| survey.attached(path).map(|attached| attached.attachment.is_manual());
     let policies = Policies::new(survey.config.clone());
     let mut found = Vec::new();
-    for cgroup in &survey.cgroups {
-        let Some(policy) = policies.attaching(&cgroup.path, manual).map(|index| &survey.config.policies[index]) else {
-            continue;
+    for unsteered in unsteered::among(&policies, survey.cgroups.iter().map(|found| &found.path), attached) {
+        let flags = match survey.configured(&unsteered.policy) {
+            Some(entry) => entry.record.flags,
+            // The daemon has another configuration, or has not read this policy yet.
+            None if survey.daemon => continue,
+            None => 0,
         };
-        // The daemon has another configuration, or has not read this policy yet.
-        let Some(entry) = survey.configured(&policy.name) else { continue };
-        if survey.attached(&cgroup.path).is_some() || foreign.forbids(&cgroup.path, entry.record.flags) {
+        if foreign.forbids(&unsteered.path, flags) {
             continue;
         }
         found.push(Finding {
             id: Topic::CgroupSteered,
             severity: Severity::Error,
-            subject: Subject::Cgroup(cgroup.path.clone()),
-            what: format!("policy {} names it, but it is not steered", policy.name),
+            subject: Subject::Cgroup(unsteered.path),
+            what: format!("policy {} names it, but it is not steered", unsteered.policy),
             why: "its traffic follows the routing table, not the policy".to_owned(),
             fix: Some(survey.converge()),
         });

@@ -11,6 +11,7 @@ mod fix;
 mod foreign;
 mod kernel;
 mod names;
+mod namespaces;
 mod pins;
 mod report;
 mod reverse_path;
@@ -23,10 +24,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::{
-    host::policy_files::Store,
-    kernel::{Pins, bpffs},
-};
+use crate::{host::policy_files::Store, kernel::Pins};
 pub use fix::{Fix, How};
 pub use report::{Check, Finding, Report, Severity, Status, Subject};
 pub use topic::Topic;
@@ -70,6 +68,9 @@ fn check_pinned_state(survey: &survey::Survey, report: &mut Report) {
     let foreign = foreign::Foreign::read(survey);
     foreign.check(report);
     cgroups::check_steered(survey, &foreign, report);
+    if let Err(error) = namespaces::check(survey, report) {
+        report.failed(Topic::OtherNetns, Subject::Host, &error);
+    }
     if let Err(error) = sockets::check(survey, report) {
         report.failed(Topic::OlderSockets, Subject::Host, &error);
     }
@@ -90,7 +91,8 @@ pub struct Applied {
 
 /// Applies the safe fixes of a report. Continues after an error.
 pub fn repair(options: &Options, report: &Report) -> Vec<Applied> {
-    let pins = bpffs::locate(&options.pin_directory).map(Pins::new);
+    // The report has the error.
+    let pins = Pins::find(&options.pin_directory).ok().flatten();
     let safe = report.findings.iter().filter_map(|finding| {
         let fix = finding.fix.as_ref().filter(|fix| fix.is_safe())?;
         let error = fix.apply(pins.as_ref()).err().map(|error| format!("{error:#}"));

@@ -85,7 +85,7 @@ fn repair(survey: &Survey, attached: &Attached) -> Fix {
     }
 }
 
-/// Finds policies that are no longer configured, and exist only for a manual attachment.
+/// Finds policies that are in force and no longer configured.
 fn check_retired_policies(survey: &Survey, report: &mut Report) {
     let is_intended = |entry: &PolicyEntry| {
         let named = survey.config.policies.iter().find(|policy| policy.name == entry.name());
@@ -93,15 +93,47 @@ fn check_retired_policies(survey: &Survey, report: &mut Report) {
     };
     let closed = survey.in_force.iter().filter(|entry| !entry.exempts() && entry.interface().is_empty());
     let retired = closed.filter(|entry| !is_intended(entry));
-    let found = retired.map(|entry| Finding {
-        id: Topic::Policy,
-        severity: Severity::Error,
-        subject: Subject::Policy(entry.name()),
-        what: "it is no longer in the configuration, but a manual attachment uses it".to_owned(),
-        why: "the sockets of its cgroups are closed".to_owned(),
-        fix: user_of(survey, entry).map(|attached| Fix::command(command::detach(&survey.steer, &attached.path))),
-    });
-    report.conclude(Topic::Policy, Subject::Host, found.collect(), "no policy exists only for a manual attachment");
+    let mut found: Vec<_> = retired
+        .map(|entry| Finding {
+            id: Topic::Policy,
+            severity: Severity::Error,
+            subject: Subject::Policy(entry.name()),
+            what: "it is no longer in the configuration, but a manual attachment uses it".to_owned(),
+            why: "the sockets of its cgroups are closed".to_owned(),
+            fix: user_of(survey, entry).map(|attached| Fix::command(command::detach(&survey.steer, &attached.path))),
+        })
+        .collect();
+    found.extend(lost_policies(survey));
+    report.conclude(Topic::Policy, Subject::Host, found, "every policy in force is configured");
+}
+
+/// Policies in force that no file has. A daemon does not carry out a file that has lost all its policies.
+fn lost_policies(survey: &Survey) -> impl Iterator<Item = Finding> {
+    let policies = &survey.config.policies;
+    let has_policy = |file: &&String| policies.iter().any(|policy| policy.file == **file && !policy.is_closed());
+    let emptied = survey.config.files.iter().find(|file| !has_policy(file));
+    let is_lost = |entry: &&PolicyEntry| {
+        // The files were read.
+        !survey.config.files.is_empty()
+            && entry.is_owned_by(Owner::Config)
+            && !entry.is_retired()
+            && !policies.iter().any(|policy| policy.name == entry.name())
+    };
+    survey.in_force.iter().filter(is_lost).map(move |entry| {
+        let (why, fix) = match emptied {
+            Some(file) => (
+                format!("{file} has no policy; a daemon keeps the previous policies then, and does not start with them"),
+                Fix::advice(format!(
+                    "add the policies to {file} again, or end steering with `{} off`; a file in policies.d can be removed",
+                    survey.steer
+                )),
+            ),
+            None => ("the files were changed, and no daemon has carried them out".to_owned(), survey.converge()),
+        };
+        let (id, severity, subject) = (Topic::Policy, Severity::Warning, Subject::Policy(entry.name()));
+        let what = "it is in force, but no file has it".to_owned();
+        Finding { id, severity, subject, what, why, fix: Some(fix) }
+    })
 }
 
 /// Checks that the indexes of uplinks are current.

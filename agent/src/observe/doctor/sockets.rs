@@ -14,10 +14,7 @@ use super::{
 };
 use crate::{
     apply::resolve,
-    host::{
-        cgroup::Hierarchy,
-        sockets::{self, diag::Socket, holder},
-    },
+    host::sockets::{self, diag::Socket, holder},
     kernel::PolicyEntry,
     model::{cgroup_path::CgroupPath, quote::quoted, spec::Existing},
     observe::loose::Uplink,
@@ -43,7 +40,7 @@ pub(super) fn check(survey: &Survey, report: &mut Report) -> io::Result<()> {
         let held = Held { survey, attached, policy, sockets: &sockets, uplink };
         let (mut processes, mut hidden, mut found) = (0, 0, Vec::new());
         for cgroup in cgroups.remove(&attached.path).unwrap_or_default() {
-            for pid in pids(hierarchy, cgroup) {
+            for pid in hierarchy.members(cgroup) {
                 processes += 1;
                 match holder::sockets_of(pid.cast_signed()) {
                     Ok(held_by) => {
@@ -77,12 +74,6 @@ fn cgroups(survey: &Survey) -> BTreeMap<&CgroupPath, Vec<&CgroupPath>> {
         }
     }
     cgroups
-}
-
-fn pids(hierarchy: &Hierarchy, cgroup: &CgroupPath) -> Vec<u32> {
-    // A removed or threaded cgroup has none.
-    let procs = fs::read_to_string(hierarchy.directory(cgroup).join("cgroup.procs")).unwrap_or_default();
-    procs.lines().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// The sockets held in one attachment's cgroups.

@@ -92,8 +92,10 @@ impl Survey {
             });
         }
         survey.read_cgroups(report);
-        survey.find_bpffs(options, report);
-        if is_privileged {
+        let is_safe = survey.find_bpffs(options, report);
+        if !is_safe {
+            report.not_applicable(Topic::Pins, options.pin_subject(), "needs a pin directory of root alone");
+        } else if is_privileged {
             survey.read_pins(options, report);
         } else {
             report.not_applicable(Topic::Pins, options.pin_subject(), format!("needs {}", missing.join(", ")));
@@ -132,8 +134,28 @@ impl Survey {
         }
     }
 
-    fn find_bpffs(&mut self, options: &Options, report: &mut Report) {
-        self.pins = kernel::bpffs::locate(&options.pin_directory).map(Pins::new);
+    /// False if the pins must not be read.
+    fn find_bpffs(&mut self, options: &Options, report: &mut Report) -> bool {
+        let found = match Pins::find(&options.pin_directory) {
+            Err(kernel::Error::Insecure { what, command, .. }) => {
+                report.find(Finding {
+                    id: Topic::Bpffs,
+                    severity: Severity::Error,
+                    subject: options.pin_subject(),
+                    what: format!("it {what}"),
+                    why: "another user could lock it or replace what is pinned there, so every command refuses it"
+                        .to_owned(),
+                    fix: Some(Fix::command(command)),
+                });
+                return false;
+            }
+            Err(error) => {
+                report.failed(Topic::Bpffs, options.pin_subject(), &error);
+                return false;
+            }
+            Ok(found) => found,
+        };
+        self.pins = found;
         match &self.pins {
             Some(pins) => {
                 report.ok(Topic::Bpffs, options.pin_subject(), format!("reached through {}", pins.root().display()));
@@ -144,6 +166,7 @@ impl Survey {
                 "no bpffs is mounted there; steer mounts one when it needs it",
             ),
         }
+        true
     }
 
     fn read_pins(&mut self, options: &Options, report: &mut Report) {

@@ -67,10 +67,12 @@ pub enum Topic {
     CgroupSteered,
     /// Whether steered processes hold sockets that are not bound to their uplink.
     OlderSockets,
+    /// Whether processes of steered cgroups are in other network namespaces.
+    OtherNetns,
 }
 
 /// The checks that need the pins.
-pub(super) const NEED_PINS: [Topic; 10] = [
+pub(super) const NEED_PINS: [Topic; 11] = [
     Topic::Daemon,
     Topic::Attachment,
     Topic::Policy,
@@ -81,6 +83,7 @@ pub(super) const NEED_PINS: [Topic; 10] = [
     Topic::ForeignBinding,
     Topic::CgroupSteered,
     Topic::OlderSockets,
+    Topic::OtherNetns,
 ];
 
 impl Topic {
@@ -117,6 +120,7 @@ impl Topic {
             Self::ForeignBinding => "foreign-binding",
             Self::CgroupSteered => "cgroup-steered",
             Self::OlderSockets => "older-sockets",
+            Self::OtherNetns => "other-netns",
         }
     }
 }

@@ -39,6 +39,7 @@ pub(super) fn assemble(facts: &Facts, deciding: Deciding<'_>, network: &Surround
         routes: network.routes.iter().map(|routes| route(routes, &facts.table)).collect(),
         resolver: attached.filter(|_| is_steered).map(|attached| resolver(facts, attached)),
         sockets: network.sockets.clone(),
+        elsewhere: facts.elsewhere.clone(),
         outcome,
         conclusion,
     }

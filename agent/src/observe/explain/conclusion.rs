@@ -7,7 +7,10 @@ use super::{
     document::{LinkState, Outcome, Uplink},
     look::Facts,
 };
-use crate::model::cgroup_path::CgroupPath;
+use crate::{
+    model::{cgroup_path::CgroupPath, config::UNCLASSIFIED},
+    observe::elsewhere::Elsewhere,
+};
 
 /// The outcome, and the sentence. `uplink` is that of the policy; the module `reasons` returns `reasons`.
 pub(super) fn conclude(
@@ -51,6 +54,13 @@ pub(super) fn conclude(
             );
             (Outcome::Refused, sentence)
         }
+        Verdict::Close(Counter::ClosedMissing) if attached.policy_name() == UNCLASSIFIED => {
+            let sentence = format!(
+                "{subject} are closed, by {by}, because `parent` holds {} closed, and no policy names a cgroup in it that they are in",
+                level.path
+            );
+            (Outcome::Closed, sentence)
+        }
         Verdict::Close(Counter::ClosedMissing) => {
             let why = uplink.map_or_else(|| "it has no uplink".to_owned(), closed);
             (Outcome::Closed, format!("{subject} are closed, by {by}, because {why}"))
@@ -72,7 +82,16 @@ pub(super) fn conclude(
             }
         },
     };
-    (outcome, sentence + last_word(facts, deciding, outcome))
+    (outcome, sentence + last_word(facts, deciding, outcome) + &elsewhere(facts))
+}
+
+/// The processes to which the sentence does not apply, or the way of the process that is not steered.
+fn elsewhere(facts: &Facts) -> String {
+    let note = |elsewhere: &Elsewhere| match facts.process {
+        Some(_) => format!("; {}", elsewhere.way),
+        None => format!("; but {elsewhere}"),
+    };
+    facts.elsewhere.iter().map(note).collect()
 }
 
 fn subject(facts: &Facts) -> String {

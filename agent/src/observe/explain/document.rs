@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     model::{cgroup_path::CgroupPath, spec::Enforce},
-    observe::status::Origin,
+    observe::{elsewhere::Elsewhere, status::Origin},
 };
 
 /// The whole explanation.
@@ -32,6 +32,8 @@ pub struct Explanation {
     pub resolver: Option<Resolver>,
     /// Existing sockets of the process. Absent for a cgroup, and if it is not steered.
     pub sockets: Option<Sockets>,
+    /// Processes of the target in other network namespaces than that of the policy, which it does not steer.
+    pub elsewhere: Vec<Elsewhere>,
     /// What happens to new sockets.
     pub outcome: Outcome,
     /// The same in a sentence.

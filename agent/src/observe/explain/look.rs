@@ -21,11 +21,14 @@ use crate::{
         sockets::{self, holder},
     },
     kernel::{
-        self, Datapath, Pins, PolicyEntry, bpffs, inspect,
+        self, Datapath, Pins, PolicyEntry, inspect,
         others::{self, OnHook},
     },
     model::{cgroup_path::CgroupPath, policy::Policies},
-    observe::{loose, status},
+    observe::{
+        elsewhere::{Elsewhere, Finder},
+        loose, status,
+    },
 };
 
 /// The state that does not depend on the attachment that decides.
@@ -44,6 +47,8 @@ pub(super) struct Facts {
     /// Traffic that strict policies do not stop on this kernel.
     pub(super) unguarded: Option<String>,
     pub(super) detours: Vec<Detour>,
+    /// The processes that the policy leaves alone.
+    pub(super) elsewhere: Vec<Elsewhere>,
 }
 
 /// The state that depends on it.
@@ -64,7 +69,7 @@ pub(super) struct Routes {
 }
 
 pub(super) async fn read(options: &Options, hierarchy: &Hierarchy, target: &Target) -> anyhow::Result<Facts> {
-    let pins = bpffs::locate(&options.pin_directory).map(Pins::new);
+    let pins = Pins::find(&options.pin_directory)?;
     let (configuration, policies) = configuration(options);
     if let Some(pins) = &pins
         && inspect::leftovers(pins)?.partial
@@ -87,6 +92,16 @@ pub(super) async fn read(options: &Options, hierarchy: &Hierarchy, target: &Targ
         table: link::read().await?,
         unguarded: pins.as_ref().and_then(status::not_covered),
         detours: resolver::detours(),
+        elsewhere: elsewhere(pins.as_ref(), hierarchy, target)?,
+    })
+}
+
+fn elsewhere(pins: Option<&Pins>, hierarchy: &Hierarchy, target: &Target) -> Result<Vec<Elsewhere>, kernel::Error> {
+    let Some(datapath) = pins.map_or(Ok(None), Datapath::open)? else { return Ok(Vec::new()) };
+    let finder = Finder::read(&datapath, hierarchy)?;
+    Ok(match &target.process {
+        Some(process) => finder.process(process.pid).into_iter().collect(),
+        None => finder.in_cgroup(&target.cgroup),
     })
 }
 

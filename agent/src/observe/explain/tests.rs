@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     apply::resolve::{self, Namespace},
-    host::link::{Change, Names, Table, network::Link},
+    host::link::{
+        Change, Names, Table,
+        network::{self, Link},
+    },
     kernel::{
         Attachment, PolicyEntry,
         inspect::Difference,
@@ -95,12 +98,20 @@ impl Scene {
             table,
             unguarded: None,
             detours: Vec::new(),
+            elsewhere: Vec::new(),
         };
         Self { config, facts }
     }
 
     fn explain(&self) -> Explanation {
-        let link = Link { index: 9, name: "wg0".to_owned(), is_up: true, has_carrier: true, needs_no_gateway: true };
+        let link = Link {
+            index: 9,
+            name: "wg0".to_owned(),
+            is_up: true,
+            has_carrier: true,
+            needs_no_gateway: true,
+            kind: network::Kind::Other,
+        };
         let deciding = chain::deciding(&self.facts.levels);
         let is_present = match deciding {
             chain::Deciding::Attachment(_, attached) => {

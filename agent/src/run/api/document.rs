@@ -27,7 +27,11 @@ impl PolicyDocument {
     pub fn new(policy: &config::Policy, kept: Kept) -> Self {
         Self {
             name: policy.name.clone(),
-            policy: PolicySpec { cgroups: Some(policy.cgroups.clone()), ..policy.target.spec() },
+            policy: PolicySpec {
+                cgroups: Some(policy.cgroups.clone()),
+                parent: policy.parent.clone(),
+                ..policy.target.spec()
+            },
             kept,
             file: policy.file.clone(),
         }

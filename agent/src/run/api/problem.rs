@@ -78,6 +78,7 @@ impl From<policy_files::Error> for Problem {
             policy_files::Error::Invalid(problems) => problems.into(),
             policy_files::Error::InFile { .. } => Self::new(StatusCode::CONFLICT, error.to_string()),
             policy_files::Error::Missing { .. } => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            policy_files::Error::Locked { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
             policy_files::Error::File { .. } => Self::internal(&error),
         }
     }

@@ -59,10 +59,12 @@ async fn on_a_reader<T: Send + 'static>(
 }
 
 async fn read(state: &State) -> Result<Status, Problem> {
-    let pins = state.pins.clone();
+    let (pins, store) = (state.pins.clone(), state.store.clone());
     let read = move || {
         let hierarchy = Hierarchy::find().map_err(|error| error.to_string())?;
-        status::read(&pins, &hierarchy).map_err(|error| error.to_string())
+        let mut status = status::read(&pins, &hierarchy).map_err(|error| error.to_string())?;
+        status::add_unsteered(&mut status, Some(&pins), &hierarchy, &store).map_err(|error| error.to_string())?;
+        Ok::<_, String>(status)
     };
     on_a_reader(state, read).await?.map_err(|error| Problem::internal(&error))
 }

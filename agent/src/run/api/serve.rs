@@ -1,7 +1,7 @@
 //! The unix socket, a TCP port for the metrics, and the limits of their clients.
 //!
-//! **Invariant:** a connection is one request and lasts [`LIFETIME`] at most, unless it follows the events. The number of
-//! connections is limited, for root and for others separately. A body has [`BODY`] bytes at most.
+//! **Invariant:** a connection is one request, whose header arrives within [`HEADER`]. It lasts [`LIFETIME`] at most, unless it
+//! follows the events. The number of connections is limited, for root and for others separately. A body has [`BODY`] bytes at most.
 
 use std::{
     fs, io,
@@ -33,6 +33,8 @@ use crate::{host::policy_files::Store, kernel::Pins};
 
 /// Maximum size of a request's body, in bytes.
 const BODY: usize = 64 * 1024;
+/// Maximum time until the header of a request is complete.
+const HEADER: Duration = Duration::from_secs(1);
 /// Maximum lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(10);
 /// Maximum number of connections: of root, of all other users together, and by TCP.
@@ -206,6 +208,7 @@ impl Places {
         tokio::spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
+                .header_read_timeout(HEADER)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
             let mut connection = std::pin::pin!(connection);

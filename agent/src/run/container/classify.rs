@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     model::{
         config::Config,
-        spec::annotations::{Invalid, PREFIX, Request},
+        spec::annotations::{self, Invalid, Request},
     },
     run::container::nri::{Container, PodSandbox},
 };
@@ -40,7 +40,7 @@ pub(super) fn asks(pod: &PodSandbox, container: &Container) -> bool {
 
 fn of_steer(annotations: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)> {
     let all = annotations.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    all.filter(|(name, _)| name.starts_with(PREFIX))
+    all.filter(|(name, _)| annotations::is_ours(name))
 }
 
 #[cfg(test)]
@@ -90,5 +90,7 @@ mod tests {
         let (pod, container) = of("default", &[], &[("steer.nonsense", "")]);
         assert!(asked(&config, &pod, &container).is_err() && asks(&pod, &container));
         assert!(!asks(&pod, &Container::default()));
+        let (pod, container) = of("default", &[("steer.example.com/team", "x")], &[]);
+        assert!(!asks(&pod, &container));
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::{Action, Container, oci::Created};
+use super::{Action, Container, Phase, oci::Created};
 use crate::{
     apply::permit::Asker,
     host::capability::require_privilege,
@@ -44,7 +44,7 @@ pub fn steer(
         }
         config => config?,
     };
-    let container = Container { pid: created.pid, id: &created.id, runs: false };
+    let container = Container { pid: created.pid, id: &created.id, phase: Phase::Starts };
     if let Some(action) = Action::of(&config, container, asked)? {
         require_privilege("hook")?;
         container::steer(&instance.pins.to_change()?, &config, container, &action)?;
@@ -54,6 +54,6 @@ pub fn steer(
 
 /// Forgets the containers that are gone.
 pub fn forget(instance: &Instance) -> Result<(), container::Error> {
-    let Some(pins) = instance.pins.to_look() else { return Ok(()) };
+    let Some(pins) = instance.pins.to_look()? else { return Ok(()) };
     container::forget(&pins, Containers::default().timeout)
 }

@@ -75,6 +75,37 @@ pub enum Error {
         /// The cgroup of this process.
         own: CgroupPath,
     },
+    /// The process that the runtime reported is no more.
+    #[error("process {pid} of the container: {source}; it has ended")]
+    Ended {
+        /// Its id, which another process may have now.
+        pid: u32,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The process may be another one than the runtime reported.
+    #[error(
+        "process {pid} is in {path}, whose name does not contain the container's id {id}: it may be another process, which got the \
+         id of one that has ended; it is left alone"
+    )]
+    Stranger {
+        /// Its id.
+        pid: u32,
+        /// Its cgroup.
+        path: CgroupPath,
+        /// The container's id.
+        id: String,
+    },
+    /// The process has left the container's cgroup.
+    #[error("process {pid} of the container has moved from {path} to {now} meanwhile")]
+    Moved {
+        /// Its id.
+        pid: u32,
+        /// The cgroup that was steered.
+        path: CgroupPath,
+        /// Its cgroup now.
+        now: CgroupPath,
+    },
     /// The container's network namespace cannot be entered.
     #[error("enter {file}: {source} (needs CAP_SYS_ADMIN)")]
     Netns {
@@ -102,8 +133,19 @@ pub struct Container<'a> {
     /// Its id. If the name of a cgroup contains an id that a runtime generated, that cgroup is the whole container. The container's
     /// processes may be in cgroups below it, as with systemd in a container, or with crun where systemd makes the cgroups.
     pub id: &'a str,
-    /// Whether its program may have made sockets already.
-    pub runs: bool,
+    /// How far its start is.
+    pub phase: Phase,
+}
+
+/// How far the start of a container is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The runtime waits for the hook, so its process exists.
+    Starts,
+    /// It was created before steer could act. Its process may have ended since it was reported.
+    Created,
+    /// The same, and its program may have made sockets.
+    Runs,
 }
 
 /// What is done with a container.
@@ -159,8 +201,16 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
         let origin = if *action == Action::Close { Origin::Closing } else { Origin::Container };
         let wanted = (origin, &Wanted::Record(Box::new(record)));
         let namespace = Namespace { links: &Table::default(), cookie: process.netns_cookie };
+        let is_new = datapath.attachment(process.cgroup.id)?.is_none();
         manual::attach(&mut datapath, lock, &hierarchy, &process.cgroup, wanted, namespace)?;
-        if container.runs { take_over_sockets(pins, lock, &hierarchy, &process) } else { Ok(()) }
+        if let Err(error) = process.check_place(&hierarchy) {
+            // The container is elsewhere, so this attachment is not its.
+            if is_new {
+                datapath.detach(lock, &hierarchy, process.cgroup.id)?;
+            }
+            return Err(error);
+        }
+        if container.phase == Phase::Runs { take_over_sockets(pins, lock, &hierarchy, &process) } else { Ok(()) }
     })?;
     Ok(process.cgroup.path)
 }

@@ -3,7 +3,7 @@
 //! **Invariant:** no state is kept between containers: the configuration is read for each, and the state in force is in the
 //! pins. A running container that cannot be steered is closed.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
@@ -22,7 +22,7 @@ use crate::{
     },
     run::{
         container::{
-            self, Action, Error,
+            self, Action, Error, Phase,
             nri::{self, Container, Plugin, PodSandbox, State},
         },
         instance::Instance,
@@ -103,7 +103,7 @@ impl Tools {
             }
         };
         let started = action(&config, pod, container).and_then(|action| match action {
-            Some(action) => self.steer(&config, container, &action, false).map(drop),
+            Some(action) => self.steer(&config, container, &action, Phase::Starts).map(drop),
             None => Ok(()),
         });
         match started {
@@ -128,29 +128,38 @@ impl Tools {
                 Err(_) => Ok(()),
             };
             let Err(error) = caught_up else { continue };
-            if !Path::new(&format!("/proc/{}", container.pid)).exists() {
-                continue;
-            }
             let what = name(pod, container);
-            log::error!("{what} runs already and is closed now: {}", describe(&error));
+            match error.downcast_ref() {
+                Some(Error::Ended { .. }) => continue,
+                Some(Error::Stranger { .. }) => {
+                    log::error!("{what} is not changed: {}", describe(&error));
+                    continue;
+                }
+                _ => {}
+            }
             let defaults = Config::default();
             let config = config.as_ref().unwrap_or(&defaults);
-            if let Err(error) = self.steer(config, container, &Action::Close, true) {
-                log::error!("{what} still runs and is NOT closed: {}", describe(&error));
+            match self.steer(config, container, &Action::Close, Phase::Runs) {
+                Ok(_) => log::error!("{what} runs already and is closed now: {}", describe(&error)),
+                Err(failed) => log::error!(
+                    "{what} may not have what it asks for ({}), and is NOT closed: {}",
+                    describe(&error),
+                    describe(&failed)
+                ),
             }
         }
     }
 
     fn take_on(&self, config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::Result<()> {
         let Some(action) = action(config, pod, container)? else { return Ok(()) };
-        let runs = container.state != State::Created as i32;
+        let phase = if container.state == State::Created as i32 { Phase::Created } else { Phase::Runs };
         let what = name(pod, container);
-        match self.steer(config, container, &action, runs) {
+        match self.steer(config, container, &action, phase) {
             Err(error) if matches!(error.downcast_ref(), Some(Error::Missing { .. })) => {
                 log::error!("{what} runs already, and is closed until its uplink is there: {}", describe(&error));
                 let mut waiting = config.clone();
                 waiting.containers.missing = Missing::Close;
-                self.steer(&waiting, container, &action, runs).map(drop)
+                self.steer(&waiting, container, &action, phase).map(drop)
             }
             Ok(cgroup) => {
                 log::info!("{what} runs already; {cgroup} is {}", described(&action));
@@ -160,9 +169,15 @@ impl Tools {
         }
     }
 
-    fn steer(&self, config: &Config, container: &Container, action: &Action, runs: bool) -> anyhow::Result<CgroupPath> {
+    fn steer(
+        &self,
+        config: &Config,
+        container: &Container,
+        action: &Action,
+        phase: Phase,
+    ) -> anyhow::Result<CgroupPath> {
         let pins = self.instance.pins.to_change()?;
-        Ok(container::steer(&pins, config, to_be_steered(container, runs), action)?)
+        Ok(container::steer(&pins, config, to_be_steered(container, phase), action)?)
     }
 }
 
@@ -182,11 +197,11 @@ fn action(config: &Config, pod: &PodSandbox, container: &Container) -> anyhow::R
         }
     }
     let asked = asked.as_ref().map(|asked| (asked, Asker::Container));
-    Ok(Action::of(config, to_be_steered(container, false), asked)?)
+    Ok(Action::of(config, to_be_steered(container, Phase::Starts), asked)?)
 }
 
-fn to_be_steered(container: &Container, runs: bool) -> container::Container<'_> {
-    container::Container { pid: container.pid, id: &container.id, runs }
+fn to_be_steered(container: &Container, phase: Phase) -> container::Container<'_> {
+    container::Container { pid: container.pid, id: &container.id, phase }
 }
 
 fn is_alive(container: &Container) -> bool {

@@ -1,13 +1,14 @@
 //! A container, by one of its processes: its cgroup and its network namespace.
 
-use std::{fs::File, os::fd::AsFd as _};
+use std::{fs::File, io, os::fd::AsFd as _};
 
-use super::{Container, Error};
+use super::{Container, Error, Phase};
 use crate::{
     host::{
         cgroup::{Cgroup, Hierarchy},
         link::{self, Table},
         netns,
+        pidfd::Pidfd,
     },
     kernel,
 };
@@ -15,6 +16,8 @@ use crate::{
 /// The location of a container.
 #[derive(Debug)]
 pub(super) struct Process {
+    pid: u32,
+    pidfd: Pidfd,
     pub(super) cgroup: Cgroup,
     netns: File,
     /// Identity of its network namespace.
@@ -29,12 +32,19 @@ fn is_named_by(name: &str, id: &str) -> bool {
 
 impl Process {
     /// Finds a container. Refuses the root cgroup, and the cgroup of this process and its ancestors.
-    pub(super) fn look_at(hierarchy: &Hierarchy, Container { pid, id, .. }: Container<'_>) -> Result<Self, Error> {
+    ///
+    /// The id of a process that the runtime has reported a while ago may be another process's now. So the name of its cgroup must
+    /// contain the container's id.
+    pub(super) fn look_at(hierarchy: &Hierarchy, Container { pid, id, phase }: Container<'_>) -> Result<Self, Error> {
+        let pidfd = Pidfd::open(pid).map_err(|source| Error::Ended { pid, source: source.into() })?;
         let of_process = hierarchy.of_process(pid)?;
         if of_process.is_root() {
             return Err(Error::RootCgroup { pid });
         }
         let named = of_process.self_and_ancestors().into_iter().find(|path| is_named_by(path.name(), id));
+        if phase != Phase::Starts && named.is_none() {
+            return Err(Error::Stranger { pid, path: of_process, id: id.to_owned() });
+        }
         let path = named.unwrap_or(of_process);
         let own = hierarchy.own()?;
         if own.is_in(&path) {
@@ -44,7 +54,24 @@ impl Process {
         let netns = File::open(&file).map_err(|source| Error::Netns { file: file.clone(), source })?;
         let netns_cookie =
             netns::inside(netns.as_fd(), kernel::netns_cookie).map_err(|source| Error::Netns { file, source })??;
-        Ok(Self { cgroup: hierarchy.open(&path)?, netns, netns_cookie })
+        let process = Self { pid, pidfd, cgroup: hierarchy.open(&path)?, netns, netns_cookie };
+        process.check_place(hierarchy)?;
+        Ok(process)
+    }
+
+    /// Checks that it has not ended, and is still in the container's cgroup.
+    pub(super) fn check_place(&self, hierarchy: &Hierarchy) -> Result<(), Error> {
+        let pid = self.pid;
+        let now = hierarchy.of_process(pid);
+        // A process that has ended may have passed its id on.
+        if self.pidfd.has_ended().map_err(|source| Error::Ended { pid, source })? {
+            return Err(Error::Ended { pid, source: io::Error::from_raw_os_error(libc::ESRCH) });
+        }
+        let (now, path) = (now?, &self.cgroup.path);
+        if now.is_in(path) && hierarchy.id(path)? == self.cgroup.id {
+            return Ok(());
+        }
+        Err(Error::Moved { pid, path: path.clone(), now })
     }
 
     /// Its current links.

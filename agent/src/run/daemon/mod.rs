@@ -39,7 +39,7 @@ use crate::{
         cgroup::{self, Hierarchy, Report},
         policy_files::Store,
     },
-    kernel::{self, Datapath, LogLevel, Pins},
+    kernel::{self, Datapath, LogLevel, Pins, PolicyEntry},
     model::{config::Config, policy::Policies},
     run::api::{self, Control, Serving, Socket},
 };
@@ -85,7 +85,8 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let mut object = kernel::load(&pins, &lock, options.kernel_log)?;
     let pins = pins.with_patience(LOCK_TIMEOUT);
     let mut datapath = Datapath::open(&pins)?.context("the pins just made are gone")?;
-    if config.policies.is_empty() && datapath.policies()?.iter().any(|entry| entry.is_owned_by(Owner::Config)) {
+    let is_configured = |entry: &PolicyEntry| entry.is_owned_by(Owner::Config) && !entry.is_retired();
+    if config.policies.is_empty() && datapath.policies()?.iter().any(is_configured) {
         // Attached links run the pinned programs, which are current, in any case.
         datapath.refresh(&lock, &hierarchy)?;
         return Err(Emptied(options.store.file().to_owned()).into());

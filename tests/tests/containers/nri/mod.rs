@@ -1,6 +1,7 @@
 //! containerd, which calls steer as an NRI plugin before a container starts.
 
 pub(crate) mod deployed;
+mod reused;
 
 use std::{fs, thread};
 
@@ -28,9 +29,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("containerd_is_restarted", containerd_is_restarted),
     ("a_hung_plugin_is_skipped_and_catches_up", a_hung_plugin_is_skipped_and_catches_up),
     ("a_parent_closes_unclassified_containers", a_parent_closes_unclassified_containers),
+    reused::TEST,
 ];
 
-const CONFIG: &str = "[containers]\ninterfaces = [\"a1\", \"eth0\", \"a9\"]\n\
+const CONFIG: &str = "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a1\", \"eth0\", \"a9\"]\n\
                       [[policy]]\nname = \"second\"\ninterface = \"a1\"\ncgroups = []\n";
 const SECOND: (&str, &str) = ("steer.policy", "second");
 

@@ -1,5 +1,6 @@
 //! Containers: the hook is called as a runtime calls it, for a process of a cgroup in one of the network namespaces.
 
+use anyhow::Context as _;
 use proptest::{
     option::weighted,
     prelude::{BoxedStrategy, Just, Strategy, prop_oneof},
@@ -33,7 +34,19 @@ pub(crate) struct Container {
     pub(crate) level: Option<Level>,
 }
 
+/// A container that runs already asks for what nobody grants, and a plugin catches up with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Close {
+    pub(crate) place: &'static str,
+    pub(crate) space: Space,
+}
+
 pub(super) fn any() -> BoxedStrategy<Operation> {
+    let close = (node(), space()).prop_map(|(place, space)| Close { place, space }.into());
+    prop_oneof![7 => container(), 1 => close].boxed()
+}
+
+fn container() -> BoxedStrategy<Operation> {
     let names: Vec<_> = WRITTEN.into_iter().chain(STORED).collect();
     let asks = prop_oneof![
         4 => select(names).prop_map(Asks::Policy),
@@ -158,6 +171,30 @@ impl Act for Container {
             reference.manual.insert(self.place.to_owned(), holder);
             reference.settle();
         }
+        Ok(())
+    }
+
+    fn at_once(&self) -> Option<String> {
+        Some(self.place.to_owned())
+    }
+}
+
+impl Act for Close {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        let is_there = now.places.get(self.place).is_some_and(|spaces| spaces.contains(&self.space));
+        is_there && now.files.policies().is_some()
+    }
+
+    fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        world.catch_up(world.pid(self.place, self.space).context("no process")?)?;
+        Ok(Ok(()))
+    }
+
+    fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
+        let holder = Holder::Own { spec: Spec::CLOSED, space: self.space, line: None };
+        reference.configured.remove(self.place);
+        reference.manual.insert(self.place.to_owned(), holder);
+        reference.settle();
         Ok(())
     }
 

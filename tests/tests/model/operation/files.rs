@@ -20,6 +20,7 @@ use crate::model::{
 pub(crate) struct Write {
     pub(crate) policies: Vec<Policy>,
     pub(crate) parent: Option<&'static str>,
+    pub(crate) held: Option<&'static str>,
     pub(crate) least: Level,
     pub(crate) watched: bool,
 }
@@ -43,10 +44,12 @@ pub(crate) struct Unstore {
 }
 
 pub(super) fn any() -> BoxedStrategy<Operation> {
-    let write = (policies(), weighted(0.3, Just("/e")), level(), anything::<bool>());
+    let write = (policies(), weighted(0.3, Just("/e")), weighted(0.2, Just("/a")), level(), anything::<bool>());
     let stored = || select(&STORED[..]);
     prop_oneof![
-        6 => write.prop_map(|(policies, parent, least, watched)| Write { policies, parent, least, watched }.into()),
+        6 => write.prop_map(|(policies, parent, held, least, watched)| {
+            Write { policies, parent, held, least, watched }.into()
+        }),
         1 => Just(Empty.into()),
         3 => (stored().prop_flat_map(policy), anything::<bool>()).prop_map(|(policy, watched)| Store { policy, watched }.into()),
         2 => (stored(), anything::<bool>()).prop_map(|(name, watched)| Unstore { name, watched }.into()),
@@ -90,8 +93,14 @@ fn changed(reference: &mut Reference, next: Files, done: &Done) -> Result<(), St
 
 impl Write {
     fn next(&self, now: &Reference) -> Files {
-        let Self { policies, parent, least, .. } = self;
-        Files { parent: *parent, least: *least, stored: now.files.stored.clone(), ..Files::new(policies.clone()) }
+        let Self { policies, parent, held, least, .. } = self;
+        Files {
+            parent: *parent,
+            held: *held,
+            least: *least,
+            stored: now.files.stored.clone(),
+            ..Files::new(policies.clone())
+        }
     }
 }
 
@@ -117,7 +126,7 @@ impl Act for Write {
 
 impl Empty {
     fn next(now: &Reference) -> Files {
-        Files { main: Vec::new(), parent: None, ..now.files.clone() }
+        Files { main: Vec::new(), parent: None, held: None, ..now.files.clone() }
     }
 }
 

@@ -21,7 +21,7 @@ use proptest::{
 
 pub(crate) use api::{Set, Unset};
 pub(crate) use cgroups::{Accept, Keep, Make, Remove};
-pub(crate) use containers::{Asks, Container};
+pub(crate) use containers::{Asks, Close, Container};
 pub(crate) use daemon::{Kill, Off, Start};
 pub(crate) use exec::{EndExec, Exec};
 pub(crate) use files::{Empty, Store, Unstore, Write};
@@ -125,8 +125,8 @@ macro_rules! operations {
 }
 
 operations![
-    Make, Remove, Keep, Accept, Write, Empty, Store, Unstore, Set, Unset, Attach, Detach, Exec, EndExec, Container, Go,
-    Come, Rename, Swap, Kill, Start, Off,
+    Make, Remove, Keep, Accept, Write, Empty, Store, Unstore, Set, Unset, Attach, Detach, Exec, EndExec, Container,
+    Close, Go, Come, Rename, Swap, Kill, Start, Off,
 ];
 
 /// A list of them, which begins with some cgroups.

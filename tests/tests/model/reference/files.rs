@@ -10,6 +10,8 @@ pub(crate) struct Files {
     pub(crate) main: Vec<Policy>,
     /// `parent` of `[containers]`.
     pub(crate) parent: Option<&'static str>,
+    /// `parent` of a policy.
+    pub(crate) held: Option<&'static str>,
     /// `enforce` of `[containers]`.
     pub(crate) least: Level,
     /// By name.
@@ -24,13 +26,14 @@ fn last() -> Policy {
 impl Files {
     pub(crate) fn new(main: Vec<Policy>) -> Self {
         let main = std::iter::once(last()).chain(main).collect();
-        Self { main, parent: None, least: Level::Strict, stored: BTreeMap::new() }
+        Self { main, parent: None, held: None, least: Level::Strict, stored: BTreeMap::new() }
     }
 
     /// All policies in the order in which they count; none if they cannot be together.
     pub(crate) fn policies(&self) -> Option<Vec<Policy>> {
         let mut policies = self.main.clone();
-        policies.extend(self.parent.map(|parent| Policy::new("unclassified", Spec::CLOSED, &[parent])));
+        let held: Vec<_> = self.parent.into_iter().chain(self.held).collect();
+        policies.extend((!held.is_empty()).then(|| Policy::new("unclassified", Spec::CLOSED, &held)));
         policies.extend(self.stored.values().cloned());
         let (mut names, mut patterns) = (BTreeSet::new(), BTreeSet::new());
         let unique = |policy: &Policy| {
@@ -45,8 +48,15 @@ impl Files {
             return String::new();
         }
         let parent = self.parent.map(|parent| format!("parent = \"@{parent}\"\n")).unwrap_or_default();
-        let containers =
-            format!("[containers]\ninterfaces = [\"a0\", \"a1\"]\nenforce = \"{}\"\n{parent}", self.least.name());
-        std::iter::once(containers).chain(self.main.iter().map(Policy::text)).collect()
+        let containers = format!(
+            "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a0\", \"a1\"]\nenforce = \"{}\"\n{parent}",
+            self.least.name()
+        );
+        let held = self.held.map(|held| format!("parent = \"@{held}\"\n"));
+        let policies = self.main.iter().map(|policy| match &held {
+            Some(held) if policy.name == last().name => policy.text() + held,
+            _ => policy.text(),
+        });
+        std::iter::once(containers).chain(policies).collect()
     }
 }

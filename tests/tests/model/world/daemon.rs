@@ -75,6 +75,11 @@ impl World {
         Ok(said(&steer_tests::output(command.stdin(fs::File::open(&file)?))?))
     }
 
+    /// A plugin catches up with a container of this process, which asks for a policy that there is not.
+    pub(crate) fn catch_up(&self, pid: u32) -> Outcome {
+        self.bed.catch_up(pid, ("steer.policy", "nobody-wrote-it"))
+    }
+
     pub(crate) fn daemon_log(&self) -> String {
         fs::read_to_string(self.bed.directory.join("daemon.log")).unwrap_or_default()
     }

@@ -28,6 +28,7 @@ fn policy(counters: &[(&str, u64)]) -> PolicyStatus {
         ifindex: Some(7),
         netns_cookie: Some(1),
         cgroups: vec![CgroupStatus {
+            elsewhere: Vec::new(),
             path: Some("/a".parse().expect("a path")),
             id: STEERED,
             complete: true,

@@ -2,20 +2,22 @@
 //!
 //! **Invariant:** this module only reads. Data that cannot be parsed is an error, never a container without a request.
 
+mod bundle;
 mod call;
+mod image;
 
 use std::{
     collections::HashMap,
-    fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-use oci_spec::runtime::{ContainerState, Spec, State};
+use oci_spec::runtime::{ContainerState, State};
 use thiserror::Error;
 
-use crate::model::spec::annotations::{self, Invalid, Request};
+use crate::model::spec::annotations::{Invalid, Request};
 
+pub use bundle::{Bundle, asked_by};
 pub use call::{Action, Call, UnknownCall};
 
 /// The maximum size of a state or configuration, in bytes.
@@ -33,7 +35,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The data does not conform to the OCI runtime specification.
-    #[error("{what} does not conform to the OCI runtime specification: {source}")]
+    #[error("{what} does not conform to the OCI specifications: {source}")]
     Parse {
         /// What was read.
         what: String,
@@ -50,6 +52,40 @@ pub enum Error {
         status: ContainerState,
         /// The reported process, 0 for none.
         pid: i32,
+    },
+    /// The request is invalid.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The files of an image are not where they are expected.
+    #[error(
+        "the container asks for an uplink, and its image {id} cannot be read ({directory}), so steer cannot tell whether the \
+         user asks or the image"
+    )]
+    Image {
+        /// The image.
+        id: String,
+        /// The directory or file that names it, or should have it.
+        directory: PathBuf,
+    },
+    /// The request may be that of the image.
+    #[error(
+        "{what} is also in the image {image}, and what an image says does not count: use an image without it, or ask for \
+         something else"
+    )]
+    OfImage {
+        /// The annotation or variable, with its value.
+        what: String,
+        /// The image.
+        image: String,
+    },
+    /// A variable of a container that has no known image.
+    #[error(
+        "{variable} is a variable of the container, and steer cannot find its image to tell whether the variable is the \
+         image's; ask by an annotation"
+    )]
+    UnknownImage {
+        /// Its name.
+        variable: String,
     },
 }
 
@@ -107,48 +143,7 @@ pub fn created(printed: &[u8]) -> Result<Created, Error> {
     Created::read(&state("what the runtime's `state` printed", printed)?, &[ContainerState::Created])
 }
 
-/// A bundle's configuration, reduced to the fields that steer reads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bundle {
-    annotations: Annotations,
-    /// Environment of its program, `NAME=value` each.
-    environment: Vec<String>,
-}
-
-impl Bundle {
-    /// Reads `config.json` of a bundle.
-    pub fn read(directory: &Path) -> Result<Self, Error> {
-        let file = directory.join("config.json");
-        let what = file.display().to_string();
-        let input = File::open(&file).map_err(|source| Error::Read { what: what.clone(), source })?;
-        let spec: Spec = parse(&what, input)?;
-        let environment = spec.process().as_ref().and_then(|process| process.env().clone());
-        Ok(Self {
-            annotations: spec.annotations().clone().unwrap_or_default(),
-            environment: environment.unwrap_or_default(),
-        })
-    }
-
-    /// The request in its annotations or, without one there, in the variables of its environment: STEER_POLICY, STEER_INTERFACE,
-    /// STEER_ENFORCE, STEER_DNS.
-    pub fn asked(&self) -> Result<Option<Request>, Invalid> {
-        let annotated = asked(&self.annotations)?;
-        if annotated.is_some() {
-            return Ok(annotated);
-        }
-        let variables: Vec<(String, &str)> = self
-            .environment
-            .iter()
-            .filter_map(|variable| {
-                let (name, value) = variable.split_once('=')?;
-                Some((annotations::of_variable(name)?, value))
-            })
-            .collect();
-        Request::of(variables.iter().map(|(name, value)| (name.as_str(), *value)))
-    }
-}
-
-/// The request in annotations.
+/// The request in annotations, whoever wrote them.
 pub fn asked(annotations: &Annotations) -> Result<Option<Request>, Invalid> {
     Request::of(annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())))
 }
@@ -166,14 +161,19 @@ fn state(what: &str, input: impl Read) -> Result<State, Error> {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(what: &str, input: impl Read) -> Result<T, Error> {
+    let bytes = contents(what, input)?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Parse { what: what.to_owned(), source })
+}
+
+fn contents(what: &str, input: impl Read) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     input.take(MOST_BYTES).read_to_end(&mut bytes).map_err(|source| Error::Read { what: what.to_owned(), source })?;
-    serde_json::from_slice(&bytes).map_err(|source| Error::Parse { what: what.to_owned(), source })
+    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Bundle, Created, Error, Stage, created, stage};
+    use super::{Created, Error, Stage, created, stage};
 
     #[test]
     fn the_state_of_runc_and_crun() {
@@ -209,18 +209,5 @@ mod tests {
         ] {
             assert!(matches!(stage(broken.as_bytes()), Err(Error::Parse { .. })), "{broken}");
         }
-    }
-
-    #[test]
-    fn annotations_come_before_the_environment() {
-        let bundle = |annotations: &[(&str, &str)], environment: &[&str]| Bundle {
-            annotations: annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-            environment: environment.iter().map(|variable| (*variable).to_owned()).collect(),
-        };
-        let policy = |bundle: Bundle| bundle.asked().expect("right").and_then(|asked| asked.policy);
-        assert_eq!(policy(bundle(&[], &["PATH=/bin", "STEER_POLICY=vpn", "STEER_LOG=x"])).as_deref(), Some("vpn"));
-        assert_eq!(policy(bundle(&[("steer.policy", "a")], &["STEER_POLICY=vpn"])).as_deref(), Some("a"));
-        assert_eq!(policy(bundle(&[], &["STEER_LOG=x", "STEER"])), None);
-        assert!(bundle(&[], &["STEER_POLICY="]).asked().is_err(), "an empty variable is an error");
     }
 }
