@@ -1,10 +1,10 @@
 //! Processes that leave a steered cgroup, and the place of the cgroup of `steer exec`, which a user cannot change.
 
-use std::{fs, os::unix::fs::chown, process::Command};
+use std::{fs, os::unix::fs::chown};
 
 use anyhow::{Context as _, ensure};
 use steer_lab::wait_until;
-use steer_tests::{Bed, Cgroup, Held, NOBODY, NotHere, Outcome, PATIENCE, Spy, USERS, check_outcomes, output};
+use steer_tests::{Bed, Cgroup, Held, NOBODY, NotHere, Outcome, PATIENCE, Spy, USERS, User, check_outcomes, output};
 
 use crate::Test;
 
@@ -96,8 +96,8 @@ fn a_move_is_reported() -> Outcome {
         return Err(NotHere(why).into());
     }
     let moved_out = || Ok::<_, anyhow::Error>((bed.sockets("a1", "moved_out")?, bed.sockets("a0", "moved_out")?));
-    let mut sleeper = Command::new("sleep").arg("1000").spawn()?;
-    let pid = sleeper.id();
+    let process = Held::start(bed.client(None, User::Nobody)?.args(bed.everything()))?;
+    let pid = process.pid();
     // None of these leaves what is steered.
     for cgroup in [&outside, &inside, &below, &inside, &other, &inside] {
         move_to(cgroup, pid)?;
@@ -112,29 +112,19 @@ fn a_move_is_reported() -> Outcome {
     move_to(&outside, pid)?;
     move_to(&other, pid)?;
     move_to(&exempt, pid)?;
-    // A process that moves itself, as a user.
-    move_to(&inside, pid)?;
-    let leave = "echo 0 >\"$1\"; exit 0";
-    let mut leaving = Command::new("sh");
-    leaving.args(["-c", leave, "x"]).arg(outside.directory().join("cgroup.procs"));
-    inside.enter(&mut leaving);
-    let mut leaving = leaving.spawn()?;
-    leaving.wait()?;
     let events = bed.succeed(&["events", "--once", "--json"])?;
-    sleeper.kill()?;
-    sleeper.wait()?;
     let events: Vec<serde_json::Value> = events.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let seen: Vec<_> = events.iter().map(|event| (&event["cgroup"], &event["policy"], &event["pid"])).collect();
-    let (inside, below, other) = (inside.path().into(), below.path().into(), other.path().into());
-    let (a0, a1, pid, leaving) = ("a0".into(), "a1".into(), pid.into(), leaving.id().into());
-    let expected = [(&below, &a1, &pid), (&other, &a0, &pid), (&inside, &a1, &leaving)];
+    let (below, other) = (below.path().into(), other.path().into());
+    let (a0, a1, pid) = ("a0".into(), "a1".into(), pid.into());
+    let expected = [(&below, &a1, &pid), (&other, &a0, &pid)];
     ensure!(seen == expected, "{seen:?}");
     ensure!(events.iter().all(|event| event["reason"] == "moved_out"), "{events:?}");
-    ensure!(events[0]["comm"] == "sleep", "{events:?}");
-    ensure!(moved_out()? == (2, 1), "{:?}", moved_out()?);
+    ensure!(events[0]["comm"] == "steer-probe", "{events:?}");
+    ensure!(moved_out()? == (1, 1), "{:?}", moved_out()?);
     let status = bed.succeed(&["status"])?;
     ensure!(
-        status.contains("a1: processes that were moved out of its cgroups, and are not steered since: 2"),
+        status.contains("a1: processes that were moved out of its cgroups, and are not steered since: 1"),
         "{status}"
     );
     Ok(())
