@@ -38,10 +38,12 @@ pub enum Counter {
     StoppedLocal = 15,
     /// A packet to a name server other than the policy's resolver was stopped.
     StoppedDns = 16,
+    /// A process was moved out of the policy's cgroups, to one that no policy steers. Its sockets from before stay held.
+    MovedOut = 17,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 17] = [
+pub const COUNTERS: [Counter; 18] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -59,6 +61,7 @@ pub const COUNTERS: [Counter; 17] = [
     Counter::StoppedFamily,
     Counter::StoppedLocal,
     Counter::StoppedDns,
+    Counter::MovedOut,
 ];
 
 impl Counter {
@@ -87,6 +90,7 @@ impl Counter {
             Self::StoppedFamily => "stopped_family",
             Self::StoppedLocal => "stopped_local",
             Self::StoppedDns => "stopped_dns",
+            Self::MovedOut => "moved_out",
         }
     }
 }
@@ -99,7 +103,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 136);
+const _: () = assert!(size_of::<CounterRecord>() == 144);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

@@ -10,7 +10,9 @@ pub mod address;
 pub mod counter;
 pub mod decision;
 pub mod event;
+pub mod family;
 pub mod meter;
+pub mod offsets;
 pub mod option;
 pub mod record;
 
@@ -18,12 +20,15 @@ pub use address::{AddressWords, MAPPED_WORD, mapped};
 pub use counter::{COUNTERS, Counter, CounterRecord};
 pub use decision::{Verdict, decide, is_asked, is_settled};
 pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
+pub use offsets::{CompatOffsets, Offsets};
 pub use record::{
     AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags, policy_flags,
 };
 
 /// Entries of [`map::DECIDERS`].
 pub const NESTED_ATTACHMENTS: u32 = 65_536;
+/// Entries of [`map::STEERED`].
+pub const STEERED_CGROUPS: u32 = 65_536;
 
 /// The version of this crate's interface. Pinned state of another version is never read, only replaced.
 pub const ABI_VERSION: u32 = 5;
@@ -43,6 +48,8 @@ pub mod map {
     /// Hash of the ids of cgroups that have a complete attachment inside another one. The value is its
     /// [`level`](crate::AttachmentRecord::level).
     pub const DECIDERS: &str = "DECIDERS";
+    /// Hash of the policy slot of every attached cgroup, by cgroup id (`u64`), for the program that runs for no cgroup.
+    pub const STEERED: &str = "STEERED";
     /// Socket storage of [`SocketRecord`](crate::SocketRecord).
     pub const SOCKETS: &str = "SOCKETS";
     /// Ring buffer of [`EventRecord`](crate::EventRecord).
@@ -50,7 +57,7 @@ pub mod map {
     /// Per-CPU hash of [`LimitRecord`](crate::LimitRecord), by [`LimitKey`](crate::LimitKey).
     pub const EVENT_LIMITS: &str = "EVENT_LIMITS";
     /// All of them, in the order they are pinned.
-    pub const ALL: [&str; 7] = [POLICIES, ATTACHMENTS, COUNTERS, DECIDERS, SOCKETS, EVENTS, EVENT_LIMITS];
+    pub const ALL: [&str; 8] = [POLICIES, ATTACHMENTS, COUNTERS, DECIDERS, STEERED, SOCKETS, EVENTS, EVENT_LIMITS];
 }
 
 /// Names of the programs, as in the object file and below the pin directory.
@@ -95,6 +102,17 @@ pub mod program {
     pub const INGRESS: &str = "ingress";
     /// `lsm_cgroup/socket_create`: refuses sockets that bypass the IP stack. Pinned only where the kernel runs it.
     pub const FAMILY: &str = "family";
+    /// `lsm_cgroup/socket_setsockopt`: refuses socket options that a 32 bit call sets. Like [`FAMILY`].
+    pub const COMPAT_OPTION: &str = "compat_option";
+    /// `lsm_cgroup/uring_cmd`: the same in a ring that a 32 bit call has set up.
+    pub const COMPAT_RING: &str = "compat_ring";
+    /// Constant of these two: [`CompatOffsets`](crate::CompatOffsets).
+    pub const COMPAT_OFFSETS: &str = "COMPAT_OFFSETS";
+    /// `fentry/cgroup_attach_task`: reports processes that leave the steered cgroups. Its link is pinned, and attached while
+    /// anything is pinned. Only where the kernel accepts it.
+    pub const MOVED: &str = "moved";
+    /// Constant of that program: [`Offsets`](crate::Offsets).
+    pub const MOVED_OFFSETS: &str = "MOVED_OFFSETS";
     /// `cgroup/sock_create`: does nothing. It is attached briefly so that the kernel allocates the cgroup's record. The agent
     /// fills the record before any other program runs.
     pub const ANCHOR: &str = "create_anchor";

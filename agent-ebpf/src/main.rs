@@ -14,11 +14,13 @@
 mod address;
 mod answer;
 mod attachment;
+mod compat;
 mod destination;
 mod dns;
 mod events;
 mod family;
 mod listen;
+mod moved;
 mod nesting;
 mod notes;
 mod option;

@@ -35,7 +35,7 @@ const SMC: i32 = i32::from_ne_bytes(*b"smc\0");
 static SETSOCKOPT_KNOWS_TASK: Global<u8> = Global::new(0);
 
 /// What the option's value holds.
-enum Value {
+pub(crate) enum Value {
     /// The index of the interface to bind to.
     Index,
     /// Its name.
@@ -49,7 +49,7 @@ enum Value {
 }
 
 /// Where the index is in the value of a group option.
-enum Index {
+pub(crate) enum Index {
     /// group_req, group_source_req, group_filter.
     AtStart,
     /// ip_mreqn. The shorter ip_mreq is its beginning.
@@ -62,27 +62,12 @@ enum Index {
 pub fn setsockopt(ctx: SockoptContext) -> i32 {
     // SAFETY: four byte loads of the context.
     let (level, option) = unsafe { ((*ctx.sockopt).level, (*ctx.sockopt).optname) };
-    let value = match (level, option) {
-        (SOL_SOCKET, SO_BINDTODEVICE) => Value::Name,
-        (SOL_SOCKET, SO_BINDTOIFINDEX) => Value::Index,
-        (SOL_IP | SOL_IPV6, MCAST_JOIN_GROUP..=MCAST_MSFILTER) => Value::Group(Index::AtStart),
-        (SOL_IP, IP_ADD_MEMBERSHIP | IP_DROP_MEMBERSHIP) => Value::Group(Index::BehindAddresses),
-        (SOL_IPV6, IPV6_ADD_MEMBERSHIP | IPV6_DROP_MEMBERSHIP | IPV6_JOIN_ANYCAST | IPV6_LEAVE_ANYCAST) => {
-            Value::Group(Index::BehindGroup)
+    let Some(value) = value_of(level, option) else {
+        if !is_whole(&ctx) {
+            // Pass the value unchanged. Before Linux 6.5 the kernel rejects a length that exceeds what it has shown.
+            set_len(&ctx, 0);
         }
-        (SOL_TCP, TCP_ULP) => Value::UpperLayer,
-        // The options of one source name a link by its address only. A multicast router forwards to other links what the
-        // uplink sends.
-        (SOL_SOCKET, SO_MARK)
-        | (SOL_IP, IP_UNBLOCK_SOURCE..=IP_MSFILTER)
-        | (SOL_IP | SOL_IPV6, MRT_INIT..=MRT_LAST) => Value::Other,
-        _ => {
-            if !is_whole(&ctx) {
-                // Pass the value unchanged. Before Linux 6.5 the kernel rejects a length that exceeds what it has shown.
-                set_len(&ctx, 0);
-            }
-            return ALLOW;
-        }
+        return ALLOW;
     };
     // SAFETY: the hook always has a socket.
     let socket: *mut bpf_sock = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
@@ -109,6 +94,27 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     policy::count(attachment.policy, Counter::StoppedSetsockopt);
     report(&ctx, &attachment, (level, option), &value);
     REFUSE
+}
+
+/// What the value of an option holds; `None`: the option passes.
+#[inline(always)]
+pub(crate) fn value_of(level: i32, option: i32) -> Option<Value> {
+    Some(match (level, option) {
+        (SOL_SOCKET, SO_BINDTODEVICE) => Value::Name,
+        (SOL_SOCKET, SO_BINDTOIFINDEX) => Value::Index,
+        (SOL_IP | SOL_IPV6, MCAST_JOIN_GROUP..=MCAST_MSFILTER) => Value::Group(Index::AtStart),
+        (SOL_IP, IP_ADD_MEMBERSHIP | IP_DROP_MEMBERSHIP) => Value::Group(Index::BehindAddresses),
+        (SOL_IPV6, IPV6_ADD_MEMBERSHIP | IPV6_DROP_MEMBERSHIP | IPV6_JOIN_ANYCAST | IPV6_LEAVE_ANYCAST) => {
+            Value::Group(Index::BehindGroup)
+        }
+        (SOL_TCP, TCP_ULP) => Value::UpperLayer,
+        // The options of one source name a link by its address only. A multicast router forwards to other links what the
+        // uplink sends.
+        (SOL_SOCKET, SO_MARK)
+        | (SOL_IP, IP_UNBLOCK_SOURCE..=IP_MSFILTER)
+        | (SOL_IP | SOL_IPV6, MRT_INIT..=MRT_LAST) => Value::Other,
+        _ => return None,
+    })
 }
 
 #[inline(always)]

@@ -104,11 +104,17 @@ impl Bed {
         policy.cloned().with_context(|| format!("no policy {name} in {status}"))
     }
 
-    /// What strict policies do not cover on this machine, as `steer status` reports it; `None` if nothing.
+    /// Why sockets past the IP stack are not refused on this machine, as `steer status` reports it; `None` if they are.
     pub fn not_covered(&self) -> anyhow::Result<Option<String>> {
+        self.not_covered_of("sockets past the IP stack")
+    }
+
+    /// What `steer status` reports as not covered, if it begins with these words.
+    pub fn not_covered_of(&self, beginning: &str) -> anyhow::Result<Option<String>> {
         let status = self.status()?;
         let not_covered = status["not_covered"].as_array().context("no list of what is not covered")?;
-        Ok(not_covered.first().and_then(|what| what.as_str()).map(str::to_owned))
+        let mut texts = not_covered.iter().filter_map(|what| what.as_str());
+        Ok(texts.find(|what| what.starts_with(beginning)).map(str::to_owned))
     }
 
     /// The value of a policy's counter of sockets, calls or packets.

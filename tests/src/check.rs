@@ -127,7 +127,7 @@ impl Bed {
     }
 
     /// A copy of a program of the lab that user nobody may execute, wherever the workspace is.
-    pub(crate) fn copy_of(&self, variable: &str, name: &str) -> anyhow::Result<PathBuf> {
+    pub fn copy_of(&self, variable: &str, name: &str) -> anyhow::Result<PathBuf> {
         let program = self.directory.join(name);
         if !program.exists() {
             copy_program(&binary(variable, name), &program)?;

@@ -190,7 +190,7 @@ impl Bed {
     }
 
     /// The arguments for this attempt.
-    pub(crate) fn add_attempt(&self, this: Try, command: &mut Command) {
+    pub fn add_attempt(&self, this: Try, command: &mut Command) {
         let (gateway, source): (IpAddr, IpAddr) = match this.family {
             Family::V4 => (gateway_v4(0).into(), client_v4(0).into()),
             Family::V6 => (gateway_v6(0).into(), client_v6(0).into()),

@@ -215,6 +215,11 @@ pub(crate) const ROWS: &[Row] = &[
     Row::repaired("smc", Vector::Smc).past_ip(),
     Row::plain("smc-inet", Vector::SmcInet).past_ip(),
     Row { bind: Always, ..Row::futile("smc-upper-layer", Vector::SmcUpperLayer) },
+    Row::leaks("compat-bindtodevice", Vector::CompatBindtodevice, AsRoot),
+    Row::leaks("compat-join", Vector::CompatJoin, Always).past_ip(),
+    Row::leaks("compat-join-socketcall", Vector::CompatJoinSocketcall, Always).past_ip(),
+    Row::leaks("compat-join-uring", Vector::CompatJoinUring, Always).past_ip(),
+    Row::leaks("compat-packet", Vector::CompatPacket, AsRoot).past_ip(),
     Row::futile("user-namespace", Vector::UserNamespace),
     Row::futile("network-namespace", Vector::NetworkNamespace),
     Row::plain("sub-cgroup", Vector::SubCgroup),
@@ -275,8 +280,8 @@ impl Row {
                         let text = if attempt.is_ok() { "-" } else { "x" };
                         let complaint = if expected {
                             Some("should leak, or the captures are blind")
-                        } else if refused && attempt.step != Some(Step::Socket) {
-                            Some("should have been refused a socket")
+                        } else if refused && !matches!(attempt.step, Some(Step::Socket | Step::Option)) {
+                            Some("should have been refused a socket or an option")
                         } else if must_work && !attempt.is_ok() {
                             Some("should work")
                         } else {

@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("nothing_of_others", nothing_of_others),
     ("followed_until_a_signal", followed_until_a_signal),
     ("followed_until_off", followed_until_off),
+    ("waits_for_commands_and_shows_all_their_events", waits_for_commands_and_shows_all_their_events),
     ("one_reader", one_reader),
     ("a_name_that_would_break_the_line", a_name_that_would_break_the_line),
 ];
@@ -220,8 +221,6 @@ fn a_flood_is_reported_in_part_and_counted() -> Outcome {
 
 fn nothing_of_others() -> Outcome {
     let bed = Bed::new("events-others")?;
-    let nothing = bed.run(&["events"])?;
-    ensure!(nothing.code == 1 && nothing.stderr.contains("nothing is steered"), "{nothing:?}");
     let (steered, exempt, other) =
         (bed.cgroup.child("steered")?, bed.cgroup.child("steered/exempt")?, bed.cgroup.child("o")?);
     bed.succeed(&["attach", steered.path(), "-i", "a1"])?;
@@ -336,6 +335,41 @@ fn followed_until_off() -> Outcome {
     ensure!(status.success() && rest.is_empty(), "{status} {rest:?} {complaint}");
     ensure!(complaint.contains("switched off"), "{complaint}");
     ensure!(!bed.pins.exists(), "something is left");
+    Ok(())
+}
+
+/// It is started before anything is steered, and commands end at once.
+fn waits_for_commands_and_shows_all_their_events() -> Outcome {
+    let bed = Bed::new("events-wait")?;
+    let nothing = bed.run(&["events", "--once"])?;
+    ensure!(nothing.code == 1 && nothing.stderr.contains("nothing is steered"), "{nothing:?}");
+    let mut child = bed.steer(&["events", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
+    let mut follower = Follower { child, lines };
+    wait_until("the reader", PATIENCE, || bed.pins.join("events").exists())?;
+    for _ in 0..2 {
+        let this = Try {
+            vector: Vector::Bindtodevice,
+            user: User::Root,
+            family: Family::V4,
+            scene: Scene::Steered,
+            timeout: Duration::from_millis(200),
+        };
+        let mut command = bed.steer(&["exec", "-i", "a1", "--"]);
+        command.arg(bed.copy_of("STEER_ESCAPE", "steer-escape")?);
+        bed.add_attempt(this, &mut command);
+        bed.cgroup.enter(&mut command);
+        let mut command = command.stdout(Stdio::null()).spawn()?;
+        command.wait()?;
+        wait_until("the cgroup to be removed", PATIENCE, || bed.cgroup.children().is_empty())?;
+        let line = follower.next()?;
+        ensure!(parse(&line)?[0]["pid"] == command.id(), "{line}");
+    }
+    follower.signal(Signal::SIGTERM)?;
+    let (status, rest, complaint) = follower.end()?;
+    ensure!(status.signal() == Some(libc::SIGTERM) && rest.is_empty(), "{status} {rest:?} {complaint}");
+    // By the reader, or by the keeper of a cgroup that the kernel has not released yet.
+    wait_until("the pins to be removed", PATIENCE, || !bed.pins.exists())?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `steer exec`.
 
-use std::{fs, io::Write as _, process::Stdio};
+use std::{fs, io::Write as _, os::unix::net::UnixDatagram, process::Stdio};
 
 use anyhow::{Context as _, ensure};
 use nix::{
@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("nothing_is_left_of_a_killed_command", nothing_is_left_of_a_killed_command),
     ("steered_while_a_descendant_lives", steered_while_a_descendant_lives),
     ("leftovers_of_a_killed_keeper_are_removed_by_the_next", leftovers_of_a_killed_keeper_are_removed_by_the_next),
+    ("the_keeper_logs_its_errors", the_keeper_logs_its_errors),
     ("killed_at_any_moment_leaves_nothing", killed_at_any_moment_leaves_nothing),
     ("follows_the_uplink_without_a_daemon", follows_the_uplink_without_a_daemon),
     ("many_at_once", many_at_once),
@@ -181,6 +182,36 @@ fn leftovers_of_a_killed_keeper_are_removed_by_the_next() -> Outcome {
     ensure!(bed.cgroup.children().len() == 1, "the killed keeper cleaned up");
     ensure!(output(&mut exec(&bed, &["-i", "a1", "--", "true"]))?.code == 0);
     wait_until_clean(&bed)
+}
+
+/// To the system log, for it has no terminal.
+fn the_keeper_logs_its_errors() -> Outcome {
+    let bed = Bed::new("exec-log")?;
+    let socket = UnixDatagram::bind(bed.directory.join("log"))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    // A directory where a pin should be cannot be removed as one.
+    let script = "for attachment in \"$1\"/links/*; do mkdir \"$attachment/stray\"; done";
+    let mut own = exec(&bed, &["-i", "a1", "--", "sh", "-c", script, "x"]);
+    own.arg(bed.abi());
+    // A /dev of its own, with this log.
+    let dev = "mount -t tmpfs none \"$1/dev\" && cp -a /dev/null /dev/zero /dev/urandom \"$1/dev\" && touch \"$1/dev/log\" && \
+               mount --bind \"$1/log\" \"$1/dev/log\" && mount --rbind \"$1/dev\" /dev && shift && exec \"$@\"";
+    fs::create_dir(bed.directory.join("dev"))?;
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "--propagation", "slave", "sh", "-c", dev, "x"]).arg(&bed.directory);
+    command.arg(own.get_program()).args(own.get_args());
+    bed.cgroup.enter(&mut command);
+    bed.net.client.enter(&mut command);
+    let ran = output(&mut command)?;
+    ensure!(ran.code == 0, "{ran:?}");
+    let mut message = [0; 4096];
+    let length = socket.recv(&mut message)?;
+    let message = String::from_utf8_lossy(&message[..length]);
+    ensure!(message.contains("steer-keeper[") && message.contains("stray"), "{message}");
+    for attachment in fs::read_dir(bed.abi().join("links"))? {
+        fs::remove_dir(attachment?.path().join("stray"))?;
+    }
+    Ok(())
 }
 
 fn killed_at_any_moment_leaves_nothing() -> Outcome {

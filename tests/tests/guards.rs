@@ -13,7 +13,9 @@ use steer_lab::{
     Capture, Direction, Kind as LinkPacket, LoadReport, Probe, Proto, SERVER_V4, SERVER_V6, Server, Step, Vector,
     client_v4, client_v6, wait_until,
 };
-use steer_tests::{Bed, Cgroup, Held, NotHere, Outcome, PATIENCE, Served, Spy, USERS, User, exclusive_program};
+use steer_tests::{
+    Bed, Cgroup, Held, NotHere, Outcome, PATIENCE, PinnedMap, Served, Spy, USERS, User, exclusive_program,
+};
 
 use crate::Test;
 
@@ -28,6 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_inner_policy_is_not_stopped_by_the_outer_guard", an_inner_policy_is_not_stopped_by_the_outer_guard),
     ("the_outer_guard_after_the_inner_is_removed", the_outer_guard_after_the_inner_is_removed),
     ("a_failed_inner_attachment_decides_nothing", a_failed_inner_attachment_decides_nothing),
+    ("a_failed_outer_attachment_leaves_no_trace", a_failed_outer_attachment_leaves_no_trace),
     ("ingress_by_the_uplink_only", ingress_by_the_uplink_only),
     ("other_network_namespaces_are_left_alone", other_network_namespaces_are_left_alone),
     ("sockets_made_from_others_are_left_alone_there", sockets_made_from_others_are_left_alone_there),
@@ -37,12 +40,14 @@ pub(crate) const TESTS: &[Test] = &[
 const STEER: [&str; 5] = ["connect4", "connect6", "bind4", "bind6", "sock_create"];
 const STRICT: [&str; 5] = ["egress", "setsockopt", "sock_ops", "sendmsg4", "sendmsg6"];
 
-/// The programs of a level. `family` is one of them where steer reports it, and `sock_ops` where the kernel accepts it.
+const SECURITY: [&str; 3] = ["family", "compat_option", "compat_ring"];
+
+/// The programs of a level. Those on security hooks are among them where steer reports it, and `sock_ops` where the kernel accepts it.
 fn programs_of(bed: &Bed, level: &str) -> anyhow::Result<Vec<&'static str>> {
     let mut programs = match level {
         "steer" => STEER.to_vec(),
         _ if bed.not_covered()?.is_some() => [&STRICT[..], &STEER].concat(),
-        _ => [&["family"][..], &STRICT, &STEER].concat(),
+        _ => [&SECURITY[..], &STRICT, &STEER].concat(),
     };
     programs.retain(|program| *program != "sock_ops" || bed.abi().join("programs/sock_ops").exists());
     Ok(programs)
@@ -296,6 +301,25 @@ fn a_failed_inner_attachment_decides_nothing() -> Outcome {
         ensure!(refused.code == 1, "{refused:?}");
         Ok(())
     })
+}
+
+/// An outer attachment that fails leaves inner ones as they were.
+fn a_failed_outer_attachment_leaves_no_trace() -> Outcome {
+    let bed = Bed::new("guard-failed-outer")?;
+    let outer = bed.cgroup.child("outer")?;
+    let inner = outer.child("inner")?;
+    bed.succeed(&["attach", inner.path(), "-i", "a1", "--enforce", "steer"])?;
+    let state = || {
+        let record = PinnedMap::<24>::open(&bed, "ATTACHMENTS")?.get(&inner.id()?.to_ne_bytes())?;
+        let decider = PinnedMap::<4>::open(&bed, "DECIDERS")?.get(&inner.id()?.to_ne_bytes()).ok();
+        Ok::<_, anyhow::Error>((record, decider, programs(&bed, "a1")?))
+    };
+    let before = state()?;
+    exclusive_program(&outer, "foreign")?;
+    let refused = bed.run(&["attach", outer.path(), "-i", "a0"])?;
+    ensure!(refused.code == 1, "{refused:?}");
+    ensure!(state()? == before, "{:?} and not {before:?}", state()?);
+    Ok(())
 }
 
 /// A client in the server's namespace, for a server in the client's.

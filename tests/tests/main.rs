@@ -16,6 +16,7 @@ mod exec;
 mod existing;
 mod explain;
 mod faults;
+mod filter;
 mod guards;
 mod hostile;
 mod instance;
@@ -26,6 +27,7 @@ mod lingering;
 mod listeners;
 mod local;
 mod model;
+mod moved;
 mod nested;
 mod package;
 mod peers;
@@ -55,6 +57,8 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 fn main() {
     let modules: &[(&str, &[Test])] = &[
         ("exec", exec::TESTS),
+        ("moved", moved::TESTS),
+        ("filter", filter::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
         ("nested", nested::TESTS),

@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("logs_with_priorities", logs_with_priorities),
     ("without_its_policies_it_does_not_start", without_its_policies_it_does_not_start),
     ("a_unit_is_steered_from_its_first_command", a_unit_is_steered_from_its_first_command),
+    ("a_unit_makes_no_packet_sockets", a_unit_makes_no_packet_sockets),
     ("a_unit_needs_no_daemon", a_unit_needs_no_daemon),
     ("a_unit_without_its_uplink_does_not_start", a_unit_without_its_uplink_does_not_start),
     ("a_unit_that_the_configuration_names_too", a_unit_that_the_configuration_names_too),
@@ -254,6 +255,61 @@ fn a_unit_is_steered_from_its_first_command() -> Outcome {
     machine.succeed(&["systemctl", "start", "client"])?;
     let outcomes = parse_outcomes(&fs::read_to_string(&client.main)?)?;
     ensure!(outcomes.iter().all(|outcome| outcome.bound_ifindex <= 0), "{outcomes:?}");
+    Ok(())
+}
+
+/// By a security program, or else by settings of systemd, but not where these would take privileges from the unit.
+fn a_unit_makes_no_packet_sockets() -> Outcome {
+    let bed = Bed::new("systemd-packet")?;
+    let machine = Machine::boot(&bed)?;
+    machine.install(CONFIG)?;
+    let guest = machine.cgroup("guest")?;
+    let status = machine.status()?;
+    let is_guarded = !status["not_covered"].to_string().contains("sockets past the IP stack");
+    drop(guest);
+    let program = bed.copy_of("STEER_ESCAPE", "steer-escape")?;
+    let seen = bed.directory.join("seen");
+    let escape = |vector: &str| {
+        format!(
+            "{} --json --vector {vector} --other a0 --family v4 --port 1 --timeout-ms 100 --gateway 192.0.2.1 --source 192.0.2.2",
+            program.display()
+        )
+    };
+    let script = ["packet-raw", "packet-uring", "compat-join", "raw"].map(escape).join("; ");
+    for (user, is_restricted) in
+        [("", !is_guarded), ("User=nobody", false), ("User=nobody\nNoNewPrivileges=yes", !is_guarded)]
+    {
+        fs::write(&seen, "")?;
+        std::os::unix::fs::chown(&seen, Some(NOBODY.0), Some(NOBODY.1))?;
+        machine.write(
+            "/etc/systemd/system/client.service",
+            &format!(
+                "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\n{user}\n\
+                 ExecStart=/bin/sh -c '(grep NoNewPrivs /proc/self/status; {script}) >{}; true'\n",
+                seen.display()
+            ),
+        )?;
+        machine.succeed(&["systemctl", "daemon-reload"])?;
+        let written = machine.run(&["steer", "unit", "client", "--policy", "second"])?;
+        machine.succeed(&["systemctl", "daemon-reload"])?;
+        machine.succeed(&["systemctl", "start", "client"])?;
+        let text = fs::read_to_string(machine.path("/etc/systemd/system/client.service.d/50-steer.conf"))?;
+        ensure!(text.contains("RestrictAddressFamilies=") == is_restricted, "{user:?}: {text}");
+        let is_warned = written.stderr.contains("would force NoNewPrivileges=");
+        ensure!(is_warned == (!is_guarded && user == "User=nobody"), "{user:?}: {written:?}");
+        let seen = fs::read_to_string(&seen)?;
+        let lines: Vec<_> = seen.lines().collect();
+        // The 32 bit call kills the program where systemd refuses such calls.
+        ensure!(lines.len() == if is_restricted { 4 } else { 5 }, "{user:?}: {seen}");
+        ensure!(lines[0].ends_with('1') == user.contains("NoNew"), "{user:?}: {seen}");
+        if user.is_empty() {
+            ensure!(lines[1..3].iter().all(|line| !line.contains("\"outcome\":\"ok\"")), "{seen}");
+            ensure!(!lines[lines.len() - 1].contains("\"step\":\"socket\""), "raw ICMP: {seen}");
+        }
+        if is_restricted {
+            ensure!(lines[1].contains("EAFNOSUPPORT") || lines[1].contains("CAP_NET_RAW"), "{user:?}: {seen}");
+        }
+    }
     Ok(())
 }
 

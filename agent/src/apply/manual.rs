@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use steer_common::{Owner, PolicyRecord};
+use steer_common::{Owner, PolicyRecord, policy_flags};
 use thiserror::Error;
 
 use super::{
@@ -86,6 +86,14 @@ pub fn attach(
     datapath.attach(lock, hierarchy, cgroup, slot, permitted == Attach::Manually)?;
     // The previous policy of the cgroup may be unused now.
     if existing.is_some() { Ok(datapath.free_unused_policies(lock)?) } else { Ok(()) }
+}
+
+/// Whether a command in an attached cgroup needs a seccomp filter: its policy is strict, and the kernel runs no security program
+/// that refuses what the other programs do not see.
+pub fn needs_filter(datapath: &Datapath, cgroup: &Cgroup) -> Result<bool, Error> {
+    let Some(attachment) = datapath.attachment(cgroup.id)? else { return Ok(false) };
+    let policy = datapath.policy(attachment.record.policy)?;
+    Ok(policy.flags & policy_flags::GUARD != 0 && kernel::unguarded(datapath.pins()).is_some())
 }
 
 fn configured(datapath: &Datapath, name: &str) -> Result<PolicyEntry, Error> {

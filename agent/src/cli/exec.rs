@@ -28,6 +28,7 @@ use crate::{
             Hierarchy,
             scope::{self, Scope},
         },
+        seccomp,
     },
     kernel::{self, Datapath, Pins},
     model::error_text::describe,
@@ -92,32 +93,38 @@ fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
     let wanted = args.by.wanted(namespace)?;
     args.by.warn();
     let pins = pins.to_change()?;
-    let own = hierarchy.own()?;
-    if let Err(error) = scope::clean_up(&hierarchy, &own) {
+    let place = scope::place(&hierarchy, &hierarchy.own()?)?;
+    if let Err(error) = scope::clean_up(&hierarchy, &place) {
         log::warn!("clean up after a killed `steer exec`: {error}");
     }
-    let scope = Scope::create(&hierarchy, &own)?;
+    let scope = Scope::create(&hierarchy, &place)?;
     // From here on, the keeper cleans up, even if this process is killed.
     let wrapper = start_keeper(&scope, &pins)?;
-    attach(&hierarchy, &pins, &scope, &wanted, namespace)?;
+    let needs_filter = attach(&hierarchy, &pins, &scope, &wanted, namespace)?;
     scope.enter(&hierarchy)?;
+    if needs_filter {
+        seccomp::refuse_unseen_calls().context(
+            "refuse sockets past the IP stack by a seccomp filter (needs CAP_SYS_ADMIN; `--enforce steer` does without)",
+        )?;
+    }
     // Closed on exec, which is the signal for the keeper to begin.
     std::mem::forget(wrapper);
     Ok(())
 }
 
+/// Attaches the policy. Returns whether the command needs a seccomp filter.
 fn attach(
     hierarchy: &Hierarchy,
     pins: &Pins,
     scope: &Scope,
     wanted: &Wanted,
     namespace: Namespace<'_>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     let lock = pins.create_and_lock()?;
     let mut datapath = Datapath::open_or_load(pins, &lock)?;
     datapath.clean_up(&lock, hierarchy)?;
     manual::attach(&mut datapath, &lock, hierarchy, &scope.cgroup, (Origin::Exec, wanted), namespace)?;
-    Ok(())
+    Ok(manual::needs_filter(&datapath, &scope.cgroup)?)
 }
 
 /// Starts the keeper in the caller's cgroup and in its own session. Returns the descriptor whose end the keeper waits for.

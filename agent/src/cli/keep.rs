@@ -18,7 +18,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
-    let pins = pins.to_change()?;
-    super::block_on(keeper::keep(&args.cgroup, args.wrapper_fd, args.lock_fd, &pins))??;
-    Ok(ExitCode::SUCCESS)
+    let keep = || {
+        let pins = pins.to_change()?;
+        super::block_on(keeper::keep(&args.cgroup, args.wrapper_fd, args.lock_fd, &pins))?
+    };
+    // It has no standard error.
+    let kept = keep();
+    if let Err(error) = &kept {
+        log::error!("{}: {error:#}", args.cgroup);
+    }
+    kept.map(|()| ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
-//! Lines on standard error, in one of two formats: with time and level for a terminal or file, or for the journal with the
+//! Lines on standard error, or in the system log. On standard error in one of two formats: with time and level for a terminal or file, or for the journal with the
 //! priority that sd-daemon(3) describes, `<N>` in front of each line, and without a time, because the journal adds it.
 
-use std::{fmt::Write as _, io::Write as _};
+use std::{ffi::CString, fmt::Write as _, io::Write as _};
 
 use log::Level;
 use nix::sys::stat::fstat;
@@ -24,6 +24,34 @@ pub fn init(default_level: &str) {
     builder.init();
 }
 
+/// Starts logging of warnings and errors to the system log, which is the journal where systemd runs: for a process without
+/// standard error.
+pub(super) fn init_system_log() {
+    static LOGGER: SystemLog = SystemLog;
+    // SAFETY: the name lives as long as the program.
+    unsafe { libc::openlog(c"steer-keeper".as_ptr(), libc::LOG_PID, libc::LOG_DAEMON) };
+    if log::set_logger(&LOGGER).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+}
+
+struct SystemLog;
+
+impl log::Log for SystemLog {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        // No control character is left, and so no NUL.
+        let text = CString::new(printable(&record.args().to_string())).unwrap_or_default();
+        // SAFETY: the format takes one string.
+        unsafe { libc::syslog(priority(record.level()), c"%s".as_ptr(), text.as_ptr()) };
+    }
+
+    fn flush(&self) {}
+}
+
 /// Prints why the command failed.
 pub fn complain(reason: &str) {
     let text = format!("steer: {}", printable(reason));
@@ -44,14 +72,18 @@ fn printable(text: &str) -> String {
     text.lines().map(|line| shown(line).to_string()).collect::<Vec<_>>().join("\n")
 }
 
+fn priority(level: Level) -> i32 {
+    match level {
+        Level::Error => libc::LOG_ERR,
+        Level::Warn => libc::LOG_WARNING,
+        Level::Info => libc::LOG_INFO,
+        Level::Debug | Level::Trace => libc::LOG_DEBUG,
+    }
+}
+
 /// Each line of a text is a separate entry in the journal.
 fn prefixed(level: Level, text: &str) -> String {
-    let priority = match level {
-        Level::Error => 3,
-        Level::Warn => 4,
-        Level::Info => 6,
-        Level::Debug | Level::Trace => 7,
-    };
+    let priority = priority(level);
     text.lines().fold(String::new(), |mut lines, line| {
         // Writing to a string cannot fail.
         let _ = writeln!(lines, "<{priority}>{}", shown(line));

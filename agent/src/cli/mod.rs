@@ -97,7 +97,10 @@ impl Cli {
             Command::Hook(args) => args.log_level(),
             _ => "warn",
         };
-        log_lines::init(default_level);
+        match &self.command {
+            Command::Keep(_) => log_lines::init_system_log(),
+            _ => log_lines::init(default_level),
+        }
         if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_) | Command::Hook(_)) {
             end_with_the_reader();
         }

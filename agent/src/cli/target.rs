@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches};
-use steer_common::Owner;
+use steer_common::{Owner, policy_flags};
 
 use super::block_on;
 use crate::{
@@ -14,7 +14,8 @@ use crate::{
         link::{self, Table},
         resolver,
     },
-    model::spec::{KEYS, Key, PolicySpec, Rejected, Uplink},
+    kernel::{Datapath, Pins},
+    model::spec::{Enforce, KEYS, Key, PolicySpec, Rejected, Uplink},
 };
 
 /// The target of a command.
@@ -122,6 +123,20 @@ impl By {
             Self::Policy(policy) => vec![format!("--{POLICY}={policy}")],
             Self::Interface(spec) => spec.options().map(|(option, value)| format!("--{option}={value}")).collect(),
             Self::Nothing => Vec::new(),
+        }
+    }
+
+    /// Whether the policy is strict, as far as it is known: a policy of the configuration has to be in force.
+    pub(super) fn is_strict(&self, pins: Option<&Pins>) -> anyhow::Result<bool> {
+        match self {
+            Self::Interface(spec) => Ok(spec.enforce.unwrap_or_default() == Enforce::Strict),
+            Self::Policy(name) => {
+                let datapath = pins.map(Datapath::open).transpose()?.flatten();
+                let policies = datapath.map(|datapath| datapath.policies()).transpose()?.unwrap_or_default();
+                let found = policies.iter().find(|entry| entry.is_owned_by(Owner::Config) && entry.name() == *name);
+                Ok(found.is_some_and(|entry| entry.record.flags & policy_flags::GUARD != 0))
+            }
+            Self::Nothing => Ok(false),
         }
     }
 

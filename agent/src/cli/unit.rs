@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     host::file::replace,
+    kernel,
     model::drop_in::{self, Service},
     run::instance::{PIN_DIRECTORY, PinDirectory},
 };
@@ -51,7 +52,13 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         remove(&file)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let text = drop_in::text(&args.service, &attach_command(args, pins)?, args.by.is_policy());
+    let restriction = restriction(args, pins)?;
+    let is_restricted = matches!(restriction, Restriction::Set);
+    let text = drop_in::text(&args.service, &attach_command(args, pins)?, args.by.is_policy(), is_restricted);
+    if let Restriction::Impossible(why) = restriction {
+        let name = args.service.name();
+        output::note(&format!("warning: {name} can make sockets past the IP stack (AF_PACKET, AF_XDP): {why}"));
+    }
     if args.stdout {
         output::write(text.as_bytes())?;
     } else {
@@ -60,6 +67,30 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         say!("{} is steered from its next start on; run `systemctl daemon-reload` first", args.service.name())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the drop-in refuses sockets past the IP stack by settings of systemd.
+enum Restriction {
+    /// Its policy is not strict, or a security program refuses them.
+    Needless,
+    Set,
+    Impossible(String),
+}
+
+fn restriction(args: &Args, pins: &PinDirectory) -> anyhow::Result<Restriction> {
+    let pins = pins.to_look()?;
+    let unguarded = pins.as_ref().map_or_else(kernel::unguarded_by_kernel, kernel::unguarded);
+    if unguarded.is_none() || !args.by.is_strict(pins.as_ref())? {
+        return Ok(Restriction::Needless);
+    }
+    // A template has no properties; each of its instances has.
+    let unit = args.service.name().replace("@.", "@steer.");
+    let shown = Command::new("systemctl").args(["show", "--property", drop_in::PROPERTIES, &unit]).output();
+    let may = match shown {
+        Ok(shown) => drop_in::may_restrict(&String::from_utf8_lossy(&shown.stdout)),
+        Err(error) => Err(format!("run systemctl: {error}")),
+    };
+    Ok(may.map_or_else(Restriction::Impossible, |()| Restriction::Set))
 }
 
 /// The command that steers by these arguments, without the unit's name.

@@ -11,5 +11,6 @@ pub mod netns;
 pub mod pidfd;
 pub mod policy_files;
 pub mod resolver;
+pub mod seccomp;
 pub mod sockets;
 pub(crate) mod tun;

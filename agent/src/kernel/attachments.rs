@@ -127,10 +127,23 @@ impl Datapath {
 
     /// Writes the record of a cgroup that has one; false when it has none.
     pub(super) fn set_record(&self, cgroup_id: u64, record: AttachmentRecord) -> Result<bool, Error> {
+        self.set_steered(cgroup_id, record.policy);
         match bpf::map_set(self.attachments.fd().as_fd(), &cgroup_id, &record) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(Error::Map { action: "write an attachment", name: map::ATTACHMENTS, source }),
+        }
+    }
+
+    /// Writes or removes what is looked up when a process is moved. If the map is full, moves out of this cgroup are not reported.
+    fn set_steered(&self, cgroup_id: u64, slot: u32) {
+        let map = self.steered.fd().as_fd();
+        let written = if slot == 0 { bpf::map_remove(map, &cgroup_id) } else { bpf::map_set(map, &cgroup_id, &slot) };
+        if let Err(error) = written {
+            log::warn!(
+                "processes that leave cgroup {cgroup_id} are not reported: write to map {}: {error}",
+                map::STEERED
+            );
         }
     }
 

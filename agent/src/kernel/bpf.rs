@@ -57,6 +57,13 @@ pub(super) fn link_create(
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
+/// Attaches a tracing program to the function that it was loaded for (Linux 5.5).
+pub(super) fn tracing_link_create(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = zeroed_attr();
+    attr.raw_tracepoint.prog_fd = raw(program);
+    bpf_fd(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)
+}
+
 /// Replaces the program of a link without a gap (Linux 5.7).
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed_attr();
@@ -229,11 +236,22 @@ pub(super) fn array_get_all<V: Pod>(map: BorrowedFd<'_>, length: u32) -> io::Res
     Ok(values)
 }
 
-/// Writes the element of `map` at `key`, which must exist (as the elements of a cgroup storage do while attached).
+/// Writes the element of `map` at `key`. In a cgroup storage it must exist, as it does while attached.
 pub(super) fn map_set<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attr = zeroed_attr();
     attr.__bindgen_anon_2.map_fd = raw(map);
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Removes the element of `map` at `key`. A missing element is no error.
+pub(super) fn map_remove<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attr = zeroed_attr();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    match bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -43,16 +43,7 @@ pub struct RunningDaemon {
 impl Pins {
     /// Takes the lock of the one daemon of this pin directory. `Ok(None)`: another daemon holds it.
     pub fn daemon_lock(&self, _lock: &Lock) -> Result<Option<DaemonLock>, Error> {
-        let path = self.daemon();
-        fs::create_dir_all(&path).map_err(|source| Error::Pin { action: "create", path: path.clone(), source })?;
-        let deadline = Instant::now() + CHECK_PATIENCE;
-        loop {
-            // A process that only checks for a daemon holds the lock briefly.
-            match try_flock(&path, FlockArg::LockExclusiveNonblock)? {
-                None if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-                flock => return Ok(flock.map(|flock| DaemonLock { _flock: flock })),
-            }
-        }
+        Ok(claim(&self.daemon())?.map(|flock| DaemonLock { _flock: flock }))
     }
 
     /// Whether a daemon is running.
@@ -118,6 +109,19 @@ impl RunningDaemon {
 
     fn failed(&self, source: io::Error) -> Error {
         Error::Pin { action: "wait for the daemon of", path: self.path.clone(), source }
+    }
+}
+
+/// Creates and locks a directory for the life of a process. `Ok(None)`: another process holds the lock.
+pub(super) fn claim(path: &Path) -> Result<Option<Flock<fs::File>>, Error> {
+    fs::create_dir_all(path).map_err(|source| Error::Pin { action: "create", path: path.to_owned(), source })?;
+    let deadline = Instant::now() + CHECK_PATIENCE;
+    loop {
+        // A process that only checks holds the lock briefly.
+        match try_flock(path, FlockArg::LockExclusiveNonblock)? {
+            None if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            flock => return Ok(flock),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** the ring has one reader, which holds a lock while it reads. Two readers would each get only a part, and
 //! overwrite each other's position.
 
-use std::{fs, io, ptr};
+use std::{io, ptr};
 
 use aya::{
     maps::{Map, MapData, MapError, PerCpuHashMap, RingBuf},
@@ -12,14 +12,10 @@ use aya::{
 };
 use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchMask};
-use nix::fcntl::{Flock, FlockArg};
 use steer_common::{EventRecord, LimitKey, LimitRecord, map, program};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{
-    Error, Pins, map_error, object, open_map,
-    pins::{file_name, try_flock},
-};
+use super::{Error, Pins, map_error, object, open_map, pins::file_name, reader_lock::ReaderLock};
 
 /// The constants that state what the programs may read about the running process.
 pub(super) fn constants() -> [(&'static str, u8); 3] {
@@ -46,7 +42,7 @@ pub struct EventRing {
     removals: EventStream<[u8; 1024]>,
     version: String,
     gone: bool,
-    _reader: Flock<fs::File>,
+    _reader: ReaderLock,
 }
 
 /// Events of one kind that were too many to be reported.
@@ -64,13 +60,32 @@ impl EventRing {
         if !object::maps_are_pinned(pins) {
             return Ok(None);
         }
+        // Without the lock of changes, for which a daemon must not wait here. A daemon keeps the pins anyway.
+        Self::open_as(pins, pins.reader_lock()?)
+    }
+
+    /// Waits until there is a ring buffer, and opens it. The lock is taken before, so the ring buffer stays from its first event
+    /// on. `Ok(None)`: the pin directory was removed.
+    pub async fn wait(pins: &Pins) -> Result<Option<Self>, Error> {
+        let lock = pins.create_and_lock()?;
+        let reader = pins.reader_lock()?;
+        drop(lock);
+        while !object::maps_are_pinned(pins) {
+            if !changed(pins).await.map_err(|source| Error::Pin {
+                action: "watch",
+                path: pins.root().to_owned(),
+                source,
+            })? {
+                return Ok(None);
+            }
+        }
+        Self::open_as(pins, reader)
+    }
+
+    fn open_as(pins: &Pins, reader: ReaderLock) -> Result<Option<Self>, Error> {
         // Watch before the pins are opened, so that a removal at the same time is not missed.
         let removals =
             watch(pins).map_err(|source| Error::Pin { action: "watch", path: pins.root().to_owned(), source })?;
-        let directory = pins.map("");
-        let Some(reader) = try_flock(&directory, FlockArg::LockExclusiveNonblock)? else {
-            return Err(Error::Read { path: pins.root().to_owned() });
-        };
         let ring: RingBuf<MapData> = open_map(pins, map::EVENTS, Map::RingBuf)?;
         // SAFETY: the map's descriptor stays open and unchanged while the `AsyncFd` owns it.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
@@ -145,6 +160,29 @@ fn watch(pins: &Pins) -> io::Result<EventStream<[u8; 1024]>> {
     let inotify = Inotify::init()?;
     inotify.watches().add(pins.root(), WatchMask::DELETE | WatchMask::MOVED_FROM | WatchMask::ONLYDIR)?;
     inotify.into_event_stream([0; 1024])
+}
+
+/// Waits until something in the directories on the way to the maps changes. False if the pin directory is gone.
+async fn changed(pins: &Pins) -> io::Result<bool> {
+    let inotify = Inotify::init()?;
+    let mask =
+        WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::DELETE_SELF | WatchMask::ONLYDIR;
+    let mut watched = 0;
+    for directory in [pins.root().to_owned(), pins.abi(), pins.map("")] {
+        match inotify.watches().add(&directory, mask) {
+            Ok(_) => watched += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // The reader's own directory is removed with the pin directory.
+    if watched == 0 || !pins.reader().exists() {
+        return Ok(false);
+    }
+    if !object::maps_are_pinned(pins) {
+        inotify.into_event_stream([0; 1024])?.next().await.transpose()?;
+    }
+    Ok(true)
 }
 
 fn take(ring: &mut RingBuf<MapData>) -> Option<EventRecord> {

@@ -18,9 +18,13 @@ const SECURITYFS: &str = "/sys/kernel/security";
 /// File with the names of the active modules, separated by commas.
 const LIST: &str = "lsm";
 
-/// Why sockets past the IP stack are not refused.
+/// Why no security program refuses what the other programs do not see: sockets past the IP stack, and socket options that 32 bit
+/// system calls set.
 #[derive(Debug, Error)]
 pub enum Unguarded {
+    /// The kernel has no such hook.
+    #[error("Linux {0} is older than 6.0")]
+    Old(String),
     /// The kernel does not run the program.
     #[error("`bpf` is not among the active security modules (see the kernel's `lsm=` parameter)")]
     Inactive,
@@ -28,26 +32,50 @@ pub enum Unguarded {
     #[error("whether `bpf` is among the active security modules cannot be read: {0}")]
     Unknown(io::Error),
     /// The program is not pinned.
-    #[error(
-        "the program that refuses them is not loaded, because Linux is older than 6.0, the kernel does not accept the program, or \
-         no daemon was started since an upgrade"
-    )]
+    #[error("the kernel does not accept the program that refuses them, or it is new and no daemon was started since")]
     NotLoaded,
 }
 
+/// The security hook of a program.
+pub(super) fn hook_of(name: &str) -> &'static str {
+    match name {
+        program::COMPAT_OPTION => "socket_setsockopt",
+        program::COMPAT_RING => "uring_cmd",
+        _ => "socket_create",
+    }
+}
+
+/// The first version with the hooks.
+const FIRST: (u32, u32) = (6, 0);
+
 /// Why strict policies do not refuse sockets past the IP stack; `None`: they do.
 pub fn unguarded(pins: &Pins) -> Option<Unguarded> {
-    let is_loaded = pins.program(program::FAMILY).exists();
+    let is_loaded = [program::FAMILY, program::COMPAT_OPTION].iter().all(|name| pins.program(name).exists());
     unguarded_by_kernel().or_else(|| (!is_loaded).then_some(Unguarded::NotLoaded))
 }
 
 /// As [`unguarded`], but checks only the kernel.
 pub fn unguarded_by_kernel() -> Option<Unguarded> {
+    let release = release();
+    if version(&release).is_some_and(|version| version < FIRST) {
+        return Some(Unguarded::Old(release));
+    }
     match bpf_is_active() {
         Ok(true) => None,
         Ok(false) => Some(Unguarded::Inactive),
         Err(error) => Some(Unguarded::Unknown(error)),
     }
+}
+
+/// The release of the running kernel; empty if it cannot be read.
+pub fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Major and minor number of a release, as in `6.1.0-18-amd64`.
+pub fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// Whether `bpf` is among the active security modules.
@@ -86,7 +114,14 @@ fn names_bpf(list: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::names_bpf;
+    use super::{names_bpf, version};
+
+    #[test]
+    fn versions() {
+        for (release, want) in [("6.1.0-18-amd64", Some((6, 1))), ("5.10.223", Some((5, 10))), ("unknown", None)] {
+            assert_eq!(version(release), want, "{release}");
+        }
+    }
 
     #[test]
     fn finds_bpf_in_the_list() {

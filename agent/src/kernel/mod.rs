@@ -11,11 +11,13 @@
 mod attachments;
 mod bpf;
 mod bpffs;
+mod btf;
 mod daemon_lock;
 mod events;
 pub mod inspect;
 mod lsm;
 mod meter;
+mod moved;
 mod nesting;
 mod netns;
 mod object;
@@ -23,6 +25,7 @@ mod off;
 pub mod others;
 mod pins;
 mod policies;
+mod reader_lock;
 mod refusal;
 
 use std::{cell::OnceCell, io, path::PathBuf};
@@ -36,8 +39,9 @@ use crate::model::cgroup_path::CgroupPath;
 pub use attachments::Attachment;
 pub use daemon_lock::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, RunningDaemon};
 pub use events::{EventRing, Unreported};
-pub use lsm::{Unguarded, unguarded, unguarded_by_kernel};
+pub use lsm::{Unguarded, release, unguarded, unguarded_by_kernel, version};
 pub use meter::Meter;
+pub use moved::is_watched;
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
@@ -214,6 +218,7 @@ pub struct Datapath {
     counters: PerCpuArray<MapData, CounterRecord>,
     attachments: MapData,
     deciders: HashMap<MapData, u64, u32>,
+    steered: MapData,
     /// The pinned programs, opened when they are first needed.
     programs: OnceCell<Vec<object::Pinned>>,
     /// The program that creates a cgroup's record.
@@ -239,6 +244,7 @@ impl Datapath {
             counters: open_map(pins, map::COUNTERS, Map::PerCpuArray)?,
             attachments: map_data(pins, map::ATTACHMENTS)?,
             deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
+            steered: map_data(pins, map::STEERED)?,
             programs: OnceCell::new(),
             anchor: OnceCell::new(),
             cleared: refusal::Cleared::default(),

@@ -146,6 +146,9 @@ impl Datapath {
                 log::warn!("{} lacks programs that it needs inside other policies: {error}", found.path);
             }
         }
+        if new.flags & attachment_flags::NESTED == 0 {
+            self.remove_decider(found.id)?;
+        }
         let may_decide = new.flags & attachment_flags::NESTED != 0
             && self.deciders.get(&found.id, 0).map_or(true, |level| level != new.level);
         if may_decide && self.attachment(found.id)?.is_some_and(|attachment| attachment.complete) {

@@ -16,10 +16,7 @@ use aya_obj::generated::bpf_attach_type;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, rlim_t, setrlimit};
 use steer_common::{map, policy_flags, program};
 
-use super::{Error, Lock, Pins, bpf, events, lsm, pins::file_name};
-
-/// The security hook of [`program::FAMILY`].
-const SOCKET_CREATE: &str = "socket_create";
+use super::{Error, Lock, Pins, bpf, btf, events, lsm, moved, pins::file_name};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer"));
 
@@ -35,8 +32,10 @@ const DNS: u32 = policy_flags::DNS4 | policy_flags::DNS6;
 
 /// Every hook, in the order they are attached. The hooks that a policy needs form one attachment. The IPv6 hooks also see
 /// mapped IPv4 addresses, except sendmsg.
-pub(super) static HOOKS: [Hook; 16] = [
+pub(super) static HOOKS: [Hook; 18] = [
     hook(program::FAMILY, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
+    hook(program::COMPAT_OPTION, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
+    hook(program::COMPAT_RING, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
     hook(program::EGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS, policy_flags::GUARD),
     hook(program::INGRESS, bpf_attach_type::BPF_CGROUP_INET_INGRESS, policy_flags::GUARD_INGRESS),
     hook(program::SETSOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT, policy_flags::GUARD),
@@ -224,26 +223,36 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
     for (name, value) in constants {
         loader.override_global(name, value, true);
     }
+    let (moved, compat) = btf::offsets().unwrap_or_else(|error| {
+        log::warn!("read the structures of the kernel: {error}");
+        (None, None)
+    });
+    if let Some(offsets) = &moved {
+        loader.override_global(program::MOVED_OFFSETS, offsets, true);
+    }
+    if let Some(offsets) = &compat {
+        loader.override_global(program::COMPAT_OFFSETS, offsets, true);
+    }
     let mut object = loader.load(OBJECT)?;
     let security_hooks = lsm::bpf_is_active().unwrap_or_else(|error| {
         log::warn!("read the list of active security modules: {error}; no program is attached to a security hook");
         false
     });
-    for hook in all_programs().filter(|hook| security_hooks || !hook.is_security_hook()) {
+    let is_loaded =
+        |hook: &&Hook| !hook.is_security_hook() || security_hooks && (hook.name == program::FAMILY || compat.is_some());
+    for hook in all_programs().filter(is_loaded) {
         match pin_program(pins, &mut object, hook, log_level) {
-            // The security hook does not exist before Linux 6.0. A kernel may also be configured to accept no program for it.
-            Err(Error::Program { source, .. }) if hook.is_security_hook() => {
-                log::info!(
-                    "sockets past the IP stack are not refused, for the kernel takes no program for that: {source}"
-                );
-            }
+            // Security hooks do not exist before Linux 6.0, and a helper of `sock_ops` not before 5.15. A kernel may also be configured to
+            // accept no program for a security hook.
             Err(Error::Program { source, .. }) if hook.is_optional() => {
-                log::info!(
-                    "listeners without a binding are not bound, for the kernel takes no program for that: {source}"
-                );
+                log::info!("the kernel does not take the program {}: {source}", hook.name);
             }
             pinned => pinned?,
         }
+    }
+    let watched = moved.map_or(Ok(()), |_| moved::watch(pins, &mut object));
+    if let Err(error) = watched {
+        log::info!("processes that leave steered cgroups are not reported: {error}");
     }
     Ok(object)
 }
@@ -259,7 +268,7 @@ fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogL
         Program::CgroupSkb(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::LsmCgroup(program) => {
-            Btf::from_sys_fs().map_err(ProgramError::from).and_then(|btf| program.load(SOCKET_CREATE, &btf))
+            Btf::from_sys_fs().map_err(ProgramError::from).and_then(|btf| program.load(lsm::hook_of(hook.name), &btf))
         }
         _ => return Err(Error::Foreign { path }),
     }

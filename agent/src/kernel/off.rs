@@ -87,6 +87,7 @@ fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
         remove_tree(&version, errors);
     }
     remove_tree(&pins.daemon(), errors);
+    remove_tree(&pins.reader(), errors);
     if bpffs::is_mount_point(pins.root())
         && let Err(error) = nix::mount::umount2(pins.root(), nix::mount::MntFlags::MNT_DETACH)
     {
@@ -198,7 +199,8 @@ fn remove_if_abandoned(hierarchy: &Hierarchy, cgroup_id: u64) -> bool {
     })
 }
 
-/// Cleans up. Removes everything if nothing is steered, no configured policy waits for a cgroup, and no daemon runs. Also
+/// Cleans up. Removes everything if nothing is steered, no configured policy waits for a cgroup, no daemon runs, and no process
+/// reads the events. Also
 /// removes what a failed start has left.
 pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
     let mut waiting = false;
@@ -207,7 +209,8 @@ pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error>
         waiting = !datapath.policies()?.is_empty();
     }
     remove_dead_versions(pins)?;
-    let unused = !waiting && list(&pins.links())?.is_empty() && pins.other_abis()?.is_empty() && !pins.daemon_runs()?;
+    let kept = waiting || pins.daemon_runs()? || pins.is_read()?;
+    let unused = !kept && list(&pins.links())?.is_empty() && pins.other_abis()?.is_empty();
     if unused {
         let mut errors = Vec::new();
         remove_pins(pins, &mut errors);

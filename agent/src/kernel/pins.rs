@@ -3,7 +3,8 @@
 //! ```text
 //! DIR                      flock(2) on it orders all changes
 //! DIR/daemon               flock(2) on it is held by the one daemon
-//! DIR/abiVERSION/maps/NAME      flock(2) on the directory is held by the one reader of the events
+//! DIR/events               flock(2) on it is held by the one reader of the events
+//! DIR/abiVERSION/maps/NAME
 //! DIR/abiVERSION/programs/NAME
 //! DIR/abiVERSION/links/CGROUP_ID/NAME
 //! ```

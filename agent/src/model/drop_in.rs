@@ -67,8 +67,8 @@ impl FromStr for Service {
 }
 
 /// The text of the drop-in that runs `attach`, a program and its arguments, with the unit's name added. `needs_daemon`: the
-/// policy belongs to the daemon.
-pub fn text(service: &Service, attach: &[String], needs_daemon: bool) -> String {
+/// policy belongs to the daemon. `is_restricted`: with settings that refuse sockets past the IP stack.
+pub fn text(service: &Service, attach: &[String], needs_daemon: bool, is_restricted: bool) -> String {
     let wants = if needs_daemon { "Wants=steer.service\n" } else { "" };
     let attach = attach.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
     // A status below 255 would skip the unit without failing it.
@@ -80,9 +80,40 @@ pub fn text(service: &Service, attach: &[String], needs_daemon: bool) -> String 
          \n\
          [Service]\n\
          # Runs before the first command of the unit, in its cgroup. If it fails, the unit fails.\n\
-         ExecCondition=+/bin/sh -c '\"$$@\" || exit 255' sh {attach} --unit %n\n",
-        name = service.name()
+         ExecCondition=+/bin/sh -c '\"$$@\" || exit 255' sh {attach} --unit %n\n{restrictions}",
+        name = service.name(),
+        restrictions = if is_restricted { RESTRICTIONS } else { "" },
     )
+}
+
+/// Settings that refuse what no program of steer sees where the kernel runs no security programs: sockets past the IP stack,
+/// io_uring, which makes them without a system call, and 32 bit calls, whose socket options no program sees. They only add to
+/// what the unit refuses. systemd skips names that it does not know.
+const RESTRICTIONS: &str = "\
+# The kernel runs no program that refuses sockets past the IP stack.
+RestrictAddressFamilies=~AF_PACKET AF_XDP AF_SMC AF_VSOCK AF_BLUETOOTH AF_CAN AF_TIPC AF_RDS AF_QIPCRTR AF_PHONET AF_CAIF AF_NFC \
+AF_IEEE802154 AF_MCTP AF_PPPOX AF_LLC AF_X25 AF_AX25 AF_NETROM AF_ROSE AF_ATMPVC AF_ATMSVC AF_APPLETALK AF_IPX AF_RXRPC AF_IB AF_MPLS \
+AF_ISDN AF_IUCV
+SystemCallFilter=~io_uring_setup:EPERM
+SystemCallArchitectures=native
+";
+
+/// The properties of a unit that [`may_restrict`] reads.
+pub const PROPERTIES: &str = "LoadState,User,DynamicUser,NoNewPrivileges";
+
+/// Whether a service can have [`text`]'s restrictions. With `User=`, systemd sets NoNewPrivileges= for them, which breaks sudo and
+/// file capabilities. `properties` is the output of `systemctl show`. An error is the reason.
+pub fn may_restrict(properties: &str) -> Result<(), String> {
+    let value =
+        |name: &str| properties.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default();
+    match (value("LoadState"), value("User"), value("DynamicUser"), value("NoNewPrivileges")) {
+        (_, _, _, "yes") | ("loaded", "" | "root" | "0", "no", _) => Ok(()),
+        ("loaded", user, _, _) => Err(format!(
+            "the settings for that would force NoNewPrivileges= on a service with User={user}; if it does not need sudo or file \
+             capabilities, set NoNewPrivileges=yes and repeat this command"
+        )),
+        _ => Err("systemd has not loaded the service".to_owned()),
+    }
 }
 
 /// Whether a file holds a drop-in made here.
@@ -160,8 +191,27 @@ After=steer.service
 # Runs before the first command of the unit, in its cgroup. If it fails, the unit fails.
 ExecCondition=+/bin/sh -c '\"$$@\" || exit 255' sh /usr/bin/steer attach \"--policy=my vpn\" --unit %n
 ";
-        assert_eq!(text(&service, &attach, true), want);
+        assert_eq!(text(&service, &attach, true, false), want);
+        assert_eq!(text(&service, &attach, true, true), format!("{want}{RESTRICTIONS}"));
         assert!(is_ours(want) && !is_ours("[Service]\n"));
-        assert!(!text(&service, &attach, false).contains("Wants="));
+        assert!(!text(&service, &attach, false, false).contains("Wants="));
+    }
+
+    #[test]
+    fn restrictions_take_no_privilege_away() {
+        let properties = |user: &str, dynamic: &str, no_new: &str| {
+            format!("LoadState=loaded\nUser={user}\nDynamicUser={dynamic}\nNoNewPrivileges={no_new}\n")
+        };
+        for (user, dynamic, no_new, may) in [
+            ("", "no", "no", true),
+            ("root", "no", "no", true),
+            ("nobody", "no", "no", false),
+            ("", "yes", "no", false),
+            ("nobody", "no", "yes", true),
+        ] {
+            assert_eq!(may_restrict(&properties(user, dynamic, no_new)).is_ok(), may, "{user:?} {dynamic} {no_new}");
+        }
+        assert!(may_restrict("LoadState=not-found\nUser=\nDynamicUser=no\nNoNewPrivileges=no\n").is_err());
+        assert!(may_restrict("").is_err());
     }
 }

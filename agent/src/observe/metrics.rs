@@ -50,6 +50,11 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
         "Calls and packets that were stopped, by the hook that stopped them.",
         &["policy", "origin", "hook"],
     )?;
+    let moved = counter(
+        "steer_moved_out_total",
+        "Processes that were moved out of the policy's cgroups, to one that no policy steers.",
+        &policy,
+    )?;
     let elsewhere = gauge(
         "steer_unsteered_processes",
         "Processes of the policy's cgroups in other network namespaces, whose traffic leaves unsteered.",
@@ -84,6 +89,8 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
                 stopped.with_label_values(&[labels[0], origin, hook]).inc_by(count);
             } else if name == "restored" {
                 restored.with_label_values(&labels).inc_by(count);
+            } else if name == "moved_out" {
+                moved.with_label_values(&labels).inc_by(count);
             }
         }
     }

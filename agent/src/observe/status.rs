@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use steer_common::{COUNTERS, Owner};
+use steer_common::{COUNTERS, Counter, Owner};
 use utoipa::ToSchema;
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         resolve::{self, Namespace},
     },
     host::{
-        cgroup::Hierarchy,
+        cgroup::{Hierarchy, scope},
         policy_files::{self, Store},
         resolver::{self, Detour},
     },
@@ -49,8 +49,8 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
-/// Sockets that only an LSM program can refuse.
-const NOT_COVERED: &str = "sockets past the IP stack, such as packet and XDP sockets (AF_PACKET, AF_XDP)";
+/// What only an LSM program can refuse, or a filter of the command.
+const NOT_COVERED: &str = "sockets past the IP stack (AF_PACKET, AF_XDP and others), and socket options set by 32 bit system calls, except in `steer exec`";
 
 /// One policy.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -120,6 +120,12 @@ impl Origin {
 }
 
 impl PolicyStatus {
+    /// Whether it holds only commands of `steer exec`, which have a filter of their own where they need one.
+    fn is_of_exec_only(&self) -> bool {
+        let mut paths = self.cgroups.iter().map(|cgroup| cgroup.path.as_ref());
+        !self.cgroups.is_empty() && paths.all(|path| path.is_some_and(scope::is_scope))
+    }
+
     /// The uplink as text for people.
     pub fn uplink(&self) -> String {
         match (&self.interface, self.ifindex) {
@@ -169,10 +175,17 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
         })
         .collect::<Result<Vec<_>, _>>()?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
-    let strict = policies.iter().any(|policy| policy.enforce == Enforce::Strict);
-    let not_covered = if strict { not_covered(pins).into_iter().collect() } else { Vec::new() };
-    let warnings = warnings(&policies, &resolver::detours());
-    Ok(Status { daemon, policies, other_versions, not_covered, warnings, ..Status::default() })
+    let strict = || policies.iter().filter(|policy| policy.enforce == Enforce::Strict);
+    let mut uncovered = Vec::new();
+    if strict().any(|policy| !policy.is_of_exec_only()) {
+        uncovered.extend(not_covered(pins));
+    }
+    if strict().next().is_some() {
+        uncovered.extend(not_reported(pins));
+    }
+    let mut warnings = warnings(&policies, &resolver::detours());
+    warnings.extend(policies.iter().filter_map(moved_out));
+    Ok(Status { daemon, policies, other_versions, not_covered: uncovered, warnings, ..Status::default() })
 }
 
 impl Status {
@@ -238,6 +251,23 @@ pub fn add_unsteered(
 /// Traffic that strict enforcement does not stop, and why.
 pub(crate) fn not_covered(pins: &Pins) -> Option<String> {
     kernel::unguarded(pins).map(|why| format!("{NOT_COVERED}: {why}"))
+}
+
+/// What happens without a report.
+fn not_reported(pins: &Pins) -> Option<String> {
+    (!kernel::is_watched(pins)).then(|| {
+        "processes that are moved out of a policy's cgroups are not reported: the kernel accepts no tracing program"
+            .to_owned()
+    })
+}
+
+/// The processes that have left the policy's cgroups.
+fn moved_out(policy: &PolicyStatus) -> Option<String> {
+    let name = &policy.name;
+    let count = policy.counters.get(Counter::MovedOut.name()).filter(|count| **count > 0)?;
+    Some(format!(
+        "{name}: processes that were moved out of its cgroups, and are not steered since: {count} (only sockets that they had before are held)"
+    ))
 }
 
 /// Each detour of name resolution, with the policies that it concerns.

@@ -20,6 +20,7 @@ use std::{
 };
 
 mod attempt;
+mod compat;
 mod link_layer;
 mod message;
 mod multicast;
@@ -223,6 +224,11 @@ impl EscapeArgs {
             Vector::Smc => self.smc(),
             Vector::SmcInet => self.smc_inet(),
             Vector::SmcUpperLayer => self.smc_upper_layer(),
+            Vector::CompatBindtodevice => self.compat_bind_to_device(),
+            Vector::CompatJoin => self.compat_join(false),
+            Vector::CompatJoinSocketcall => self.compat_join(true),
+            Vector::CompatJoinUring => self.compat_uring_join(),
+            Vector::CompatPacket => self.compat_packet(),
             Vector::UserNamespace => self.user_namespace(),
             Vector::NetworkNamespace => self.network_namespace(),
             Vector::SubCgroup => self.sub_cgroup(false),

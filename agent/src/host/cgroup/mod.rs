@@ -69,6 +69,20 @@ pub enum Error {
         /// Its list of processes.
         file: PathBuf,
     },
+    /// No cgroup for a scope.
+    #[error(
+        "no cgroup above {own} can be changed by root alone; a user could move the command out of a cgroup made there"
+    )]
+    NotRoots {
+        /// Where the process is.
+        own: CgroupPath,
+    },
+    /// The calling process is not where it has just moved to.
+    #[error("another process moved this one to {own} at once")]
+    MovedAway {
+        /// Where it is.
+        own: CgroupPath,
+    },
     /// The inotify instance failed.
     #[error("watch cgroups: {0}{hint}", hint = watch_hint(.0))]
     Watch(#[source] io::Error),

@@ -6,9 +6,13 @@
 use std::{
     fs, io,
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    path::Path,
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg, OFlag, openat},
+    sys::stat::Mode,
+};
 
 use super::{Cgroup, Error, Hierarchy};
 use crate::model::cgroup_path::CgroupPath;
@@ -75,15 +79,45 @@ impl Scope {
         self.lock.as_raw_fd()
     }
 
-    /// Moves the calling process into it.
+    /// Moves the calling process into it, by its descriptor: a cgroup that another process put in its place is not entered.
+    /// Fails if the process is elsewhere afterwards.
     pub fn enter(&self, hierarchy: &Hierarchy) -> Result<(), Error> {
         let file = hierarchy.directory(&self.cgroup.path).join("cgroup.procs");
-        match fs::write(&file, "0") {
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(Error::Threaded { file }),
-            Err(source) => Err(Error::File { action: "enter", file, source }),
-            Ok(()) => Ok(()),
+        let opened = openat(self.cgroup.fd(), "cgroup.procs", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+        match opened.and_then(|procs| nix::unistd::write(procs, b"0")) {
+            Err(nix::Error::EOPNOTSUPP) => return Err(Error::Threaded { file }),
+            Err(errno) => return Err(Error::File { action: "enter", file, source: errno.into() }),
+            Ok(_) => {}
+        }
+        let own = hierarchy.own()?;
+        if hierarchy.id(&own)? == self.cgroup.id { Ok(()) } else { Err(Error::MovedAway { own }) }
+    }
+}
+
+/// Where a scope for a process in `own` is made: in the nearest cgroup above it, or itself, that only root may change, as all
+/// above that. Where a user may write to `cgroup.procs`, that user can move processes out. A user manager of systemd does the same.
+pub fn place(hierarchy: &Hierarchy, own: &CgroupPath) -> Result<CgroupPath, Error> {
+    let mut place = None;
+    for path in own.self_and_ancestors().into_iter().rev() {
+        let manager = path.name().starts_with("user@") && path.name().ends_with(".service");
+        if manager || !is_roots(&hierarchy.directory(&path))? {
+            break;
+        }
+        place = Some(path);
+    }
+    place.ok_or_else(|| Error::NotRoots { own: own.clone() })
+}
+
+/// Whether only root may change a cgroup, as far as owners and modes tell.
+fn is_roots(directory: &Path) -> Result<bool, Error> {
+    const OTHERS_WRITE: u32 = 0o022;
+    for file in [directory.to_owned(), directory.join("cgroup.procs")] {
+        let metadata = fs::metadata(&file).map_err(|source| Error::File { action: "read", file, source })?;
+        if metadata.uid() != 0 || metadata.mode() & OTHERS_WRITE != 0 {
+            return Ok(false);
         }
     }
+    Ok(true)
 }
 
 /// Whether any process is in a cgroup or below it; false if it is gone.

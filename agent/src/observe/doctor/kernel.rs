@@ -1,6 +1,6 @@
 //! Checks whether this kernel supports steer, by trying its features instead of reading its configuration.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use steer_common::policy_flags;
 
@@ -14,9 +14,8 @@ const OLDEST: (u32, u32) = (5, 10);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 pub(super) fn check(survey: &Survey, report: &mut Report) {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
-    let old = version(release).is_some_and(|version| version < OLDEST);
+    let release = kernel::release();
+    let old = kernel::version(&release).is_some_and(|version| version < OLDEST);
     let what = format!("this is Linux {release}, but steer needs 5.10 or later");
     conclude(report, Topic::Kernel, old.then_some(what), &format!("Linux {release}"));
 
@@ -69,12 +68,6 @@ fn conclude(report: &mut Report, id: Topic, wrong: Option<String>, ok: &str) {
     report.conclude(id, Subject::Host, finding.into_iter().collect(), ok);
 }
 
-/// Major and minor number of a release, as in `6.1.0-18-amd64`.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
 fn check_security_hooks(survey: &Survey, report: &mut Report) {
     let in_force = survey.in_force.iter().any(|entry| entry.record.flags & policy_flags::GUARD != 0);
     let configured = survey.config.policies.iter().any(|policy| policy.target.enforcement.enforce == Enforce::Strict);
@@ -98,27 +91,17 @@ fn check_security_hooks(survey: &Survey, report: &mut Report) {
         Some(Unguarded::Inactive) => {
             "add `bpf` to the end of the kernel parameter lsm= and reboot; `cat /sys/kernel/security/lsm` shows the active modules"
         }
-        Some(Unguarded::NotLoaded) => "boot Linux 6.0 or later; if it already runs, restart the daemon",
+        Some(Unguarded::Old(_)) => "boot Linux 6.0 or later, with `bpf` among the active security modules",
+        Some(Unguarded::NotLoaded) => "restart the daemon, which tries to load it",
     };
     report.find(Finding {
         id: Topic::LsmBpf,
         severity: Severity::Info,
         subject: Subject::Host,
         what: unguarded.map_or_else(String::new, |why| why.to_string()),
-        why: "steer cannot refuse packet and XDP sockets, with which a process with CAP_NET_RAW bypasses its policy"
+        why: "outside of `steer exec` and of units that `steer unit` restricts, steer cannot refuse packet and XDP sockets, with which a \
+              process with CAP_NET_RAW bypasses its policy, nor the multicast groups that 32 bit system calls join on other links"
             .to_owned(),
         fix: Some(Fix::advice(advice)),
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::version;
-
-    #[test]
-    fn versions() {
-        for (release, want) in [("6.1.0-18-amd64", Some((6, 1))), ("5.10.223", Some((5, 10))), ("unknown", None)] {
-            assert_eq!(version(release), want, "{release}");
-        }
-    }
 }

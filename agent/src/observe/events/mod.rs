@@ -38,8 +38,16 @@ pub struct Events {
 impl Events {
     /// Opens the events, beginning with those that were not read yet. Needs a tokio runtime. `Ok(None)`: nothing is steered.
     pub fn open(pins: &Pins) -> Result<Option<Self>, kernel::Error> {
-        let Some(datapath) = Datapath::open(pins)? else { return Ok(None) };
-        let Some(ring) = EventRing::open(pins)? else { return Ok(None) };
+        Self::of(EventRing::open(pins)?, pins)
+    }
+
+    /// As [`Self::open`], but waits until a cgroup is steered. `Ok(None)`: the pin directory was removed.
+    pub async fn wait(pins: &Pins) -> Result<Option<Self>, kernel::Error> {
+        Self::of(EventRing::wait(pins).await?, pins)
+    }
+
+    fn of(ring: Option<EventRing>, pins: &Pins) -> Result<Option<Self>, kernel::Error> {
+        let (Some(ring), Some(datapath)) = (ring, Datapath::open(pins)?) else { return Ok(None) };
         Ok(Some(Self {
             ring,
             datapath,

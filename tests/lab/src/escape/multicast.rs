@@ -66,13 +66,18 @@ impl EscapeArgs {
     }
 
     fn join_by_index(&self, socket: &Socket, index: u32) -> Tried<()> {
-        let (name, request) = if self.is_v4() {
+        let (name, request) = self.join_request(index);
+        set_socket_option(socket, self.level(), name, &request).at(Step::Option)
+    }
+
+    /// The option that joins on the interface of this index, and its value.
+    pub(super) fn join_request(&self, index: u32) -> (i32, Vec<u8>) {
+        if self.is_v4() {
             let request = [GROUP_V4.octets(), [0; 4], index.to_ne_bytes()].concat();
             (libc::IP_ADD_MEMBERSHIP, request)
         } else {
             (libc::IPV6_ADD_MEMBERSHIP, [&GROUP_V6.octets()[..], &index.to_ne_bytes()].concat())
-        };
-        set_socket_option(socket, self.level(), name, &request).at(Step::Option)
+        }
     }
 
     /// Names the interface by one of its addresses, which only IPv4 supports.
@@ -175,7 +180,7 @@ impl EscapeArgs {
     }
 
     /// Nobody sends to the group; the join is what counts.
-    fn listen(&self, socket: &Socket, kind: Type) -> Tried {
+    pub(super) fn listen(&self, socket: &Socket, kind: Type) -> Tried {
         if kind == Type::STREAM {
             // Reading needs a connection.
             self.connect(socket, &self.server().into())?;

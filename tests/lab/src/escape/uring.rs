@@ -2,9 +2,9 @@
 //!
 //! **Invariant:** one operation is in flight at a time, and all memory that it points to lives until it completes.
 
-use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
+use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried, compat};
 use crate::sys;
-use io_uring::{IoUring, opcode, squeue, types::Fd};
+use io_uring::{IoUring, Parameters, opcode, squeue, types::Fd};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{io, os::fd::AsRawFd};
 
@@ -30,20 +30,11 @@ impl EscapeArgs {
         Ok("sent".to_owned())
     }
 
-    /// An option that is not set with `setsockopt(2)`; since Linux 6.7.
     pub(super) fn uring_bind_to_device(&self) -> Tried {
         let mut ring = ring(false)?;
         let socket = self.socket(Type::DGRAM, None)?;
-        let (level, name) = (libc::SOL_SOCKET as u32, libc::SO_BINDTODEVICE as u32);
-        let len = u32::try_from(self.other.len()).unwrap_or(u32::MAX);
-        let value = self.other.as_ptr().cast();
-        let operation = opcode::SetSockOpt::new(Fd(socket.as_raw_fd()), level, name, value, len).build();
-        match run(&mut ring, &operation) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-                return Err(Halt::Inapplicable("this kernel's io_uring cannot set socket options".to_owned()));
-            }
-            set => set.at(Step::Option)?,
-        };
+        let option = (libc::SOL_SOCKET, libc::SO_BINDTODEVICE);
+        set_socket_option(&mut ring, &socket, option, self.other.as_bytes())?;
         self.talk_to(&socket, self.server())
     }
 
@@ -69,6 +60,42 @@ fn ring(sqpoll: bool) -> Tried<IoUring> {
         Some(libc::ENOSYS | libc::EPERM) => Halt::Inapplicable(format!("io_uring is not available ({error})")),
         _ => Halt::Refused(Step::Place, error),
     })
+}
+
+/// A ring that is set up by a 32 bit system call.
+pub(super) fn compat_ring() -> Tried<IoUring> {
+    const IO_URING_SETUP: u32 = 425;
+    const ENTRIES: u32 = 4;
+    let empty = [0; size_of::<Parameters>()];
+    let parameters = compat::low_copy(&empty).at(Step::Place)?;
+    let fd = match compat::call(IO_URING_SETUP, [ENTRIES, parameters, 0, 0, 0]) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+            return Err(Halt::Inapplicable(format!("io_uring is not available ({error})")));
+        }
+        fd => fd.at(Step::Place)?,
+    };
+    // SAFETY: the kernel has written the parameters there, and they have no invalid values.
+    let parameters = unsafe { std::ptr::with_exposed_provenance::<Parameters>(parameters as usize).read() };
+    // SAFETY: a new ring with these parameters.
+    unsafe { IoUring::from_fd(fd, parameters) }.at(Step::Place)
+}
+
+/// Sets an option without `setsockopt(2)`; since Linux 6.7.
+pub(super) fn set_socket_option(
+    ring: &mut IoUring,
+    socket: &Socket,
+    (level, name): (i32, i32),
+    value: &[u8],
+) -> Tried<()> {
+    let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    let (level, name) = (level.cast_unsigned(), name.cast_unsigned());
+    let operation = opcode::SetSockOpt::new(Fd(socket.as_raw_fd()), level, name, value.as_ptr().cast(), len).build();
+    match run(ring, &operation) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            Err(Halt::Inapplicable("this kernel's io_uring cannot set socket options".to_owned()))
+        }
+        set => set.map(drop).at(Step::Option),
+    }
 }
 
 fn make_socket(ring: &mut IoUring, domain: Domain, kind: Type) -> Tried<Socket> {

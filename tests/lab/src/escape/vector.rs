@@ -109,6 +109,12 @@ pub enum Vector {
     Smc,
     SmcInet,
     SmcUpperLayer,
+    // By 32 bit system calls.
+    CompatBindtodevice,
+    CompatJoin,
+    CompatJoinSocketcall,
+    CompatJoinUring,
+    CompatPacket,
     // From another place.
     UserNamespace,
     NetworkNamespace,
@@ -144,6 +150,7 @@ impl Vector {
             | Self::PacketBypass
             | Self::PacketLegacy
             | Self::PacketUring
+            | Self::CompatPacket
             | Self::Xdp => Some("CAP_NET_RAW"),
             Self::Mark | Self::MarkAfUnspec | Self::Transparent | Self::MulticastRouting => Some("CAP_NET_ADMIN"),
             Self::SubCgroup | Self::SubCgroupAfUnspec | Self::LeaveCgroup => Some("write access to the cgroup"),

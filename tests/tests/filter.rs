@@ -1,0 +1,132 @@
+//! What `steer exec` refuses where the kernel runs no security programs, by a seccomp filter.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use steer_lab::{Family, Vector};
+use steer_tests::{Bed, Level, NotHere, Outcome, Scene, Try, USERS, User, output};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("exec_refuses_what_no_program_sees", exec_refuses_what_no_program_sees),
+    ("it_takes_no_privilege_away", it_takes_no_privilege_away),
+    ("compat_calls_are_refused_and_reported", compat_calls_are_refused_and_reported),
+    ("status_names_what_has_no_filter", status_names_what_has_no_filter),
+];
+
+const VECTORS: [Vector; 10] = [
+    Vector::PacketRaw,
+    Vector::PacketDgram,
+    Vector::PacketLegacy,
+    Vector::PacketUring,
+    Vector::Xdp,
+    Vector::Smc,
+    Vector::CompatJoin,
+    Vector::CompatJoinSocketcall,
+    Vector::CompatJoinUring,
+    Vector::CompatPacket,
+];
+
+/// `steer exec` for a user, in the bed's cgroup.
+fn exec(bed: &Bed, user: User, options: &[&str]) -> std::process::Command {
+    let mut command = bed.steer(&[&["exec", "-i", "a1"], options, &["--"]].concat());
+    if user == User::Nobody {
+        command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
+    }
+    bed.cgroup.enter(&mut command);
+    command
+}
+
+fn exec_refuses_what_no_program_sees() -> Outcome {
+    for user in USERS {
+        for family in [Family::V4, Family::V6] {
+            let bed = Bed::new("filter-exec")?;
+            bed.furnish_for_escapes()?;
+            for vector in VECTORS {
+                let timeout = Duration::from_millis(200);
+                let this = Try { vector, user, family, scene: Scene::Steered, timeout };
+                let mut program = exec(&bed, user, &[]);
+                program.arg(bed.copy_of("STEER_ESCAPE", "steer-escape")?);
+                bed.add_attempt(this, &mut program);
+                let seen = bed.watch_attempt(this, program, &["a1"], || Ok(()))?;
+                ensure!(seen.leaked.is_empty() && !seen.attempt.is_ok(), "{this:?}: {seen:?}");
+                let is_refused = seen.attempt.outcome == "EPERM" || !seen.attempt.is_applicable();
+                ensure!(is_refused, "{this:?}: {seen:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// In any steered cgroup, by security programs.
+fn compat_calls_are_refused_and_reported() -> Outcome {
+    const VECTORS: [Vector; 4] =
+        [Vector::CompatBindtodevice, Vector::CompatJoin, Vector::CompatJoinSocketcall, Vector::CompatJoinUring];
+    let bed = Bed::new("filter-compat")?;
+    bed.furnish_for_escapes()?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    if let Some(why) = bed.not_covered()? {
+        return Err(NotHere(why).into());
+    }
+    for user in USERS {
+        for family in [Family::V4, Family::V6] {
+            let timeout = Duration::from_millis(400);
+            let this = |vector| Try { vector, user, family, scene: Scene::Steered, timeout };
+            for vector in VECTORS {
+                let seen = bed.attempt(this(vector), Level::Strict)?;
+                let is_refused = seen.attempt.outcome == "EPERM" || !seen.attempt.is_applicable();
+                ensure!(seen.leaked.is_empty() && is_refused, "{vector:?} {user:?} {family:?}: {seen:?}");
+            }
+            let seen = bed.attempt(this(Vector::JoinByRoute), Level::Strict)?;
+            ensure!(seen.leaked.is_empty() && seen.attempt.is_ok(), "64 bit, {user:?} {family:?}: {seen:?}");
+        }
+    }
+    let events = bed.succeed(&["events", "--once"])?;
+    ensure!(
+        events.contains(" stopped_setsockopt policy=\"a1\"") && events.contains("option=SO_BINDTODEVICE"),
+        "{events}"
+    );
+    Ok(())
+}
+
+/// The values of fields in /proc/PID/status of a command.
+fn fields(bed: &Bed, options: &[&str]) -> anyhow::Result<Vec<String>> {
+    let mut command = exec(bed, User::Nobody, options);
+    let ran = output(command.args(["grep", "-E", "^(NoNewPrivs|Seccomp):", "/proc/self/status"]))?;
+    ensure!(ran.code == 0, "{ran:?}");
+    Ok(ran.stdout.lines().filter_map(|line| Some(line.split_once('\t')?.1.to_owned())).collect())
+}
+
+fn it_takes_no_privilege_away() -> Outcome {
+    let bed = Bed::new("filter-privilege")?;
+    ensure!(fields(&bed, &["--enforce", "steer"])? == ["0", "0"], "a filter for nothing");
+    // A set-user-ID program, such as sudo or ping, still gets its privilege.
+    let strict = fields(&bed, &[])?;
+    ensure!(strict[0] == "0", "{strict:?}");
+    // A raw socket is one of the IP stack.
+    let outcomes =
+        output(exec(&bed, User::Root, &[]).arg(bed.copy_of("STEER_PROBE", "steer-probe")?).args(bed.everything()))?;
+    steer_tests::check_outcomes(&steer_lab::parse_outcomes(&outcomes.stdout)?, User::Root, 1)
+}
+
+fn status_names_what_has_no_filter() -> Outcome {
+    let bed = Bed::new("filter-status")?;
+    let mut child = exec(&bed, User::Root, &[])
+        .args(["sh", "-c", "echo ready; read line"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdin = child.stdin.take().context("no pipe")?;
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().context("no pipe")?), &mut line)?;
+    ensure!(bed.not_covered()?.is_none(), "{:?}", bed.not_covered()?);
+    let attached = bed.cgroup.child("attached")?;
+    bed.succeed(&["attach", attached.path(), "-i", "a1"])?;
+    if let Some(why) = bed.not_covered()? {
+        ensure!(why.contains("32 bit") && why.contains("except in `steer exec`"), "{why}");
+    }
+    drop(stdin);
+    child.wait()?;
+    Ok(())
+}
