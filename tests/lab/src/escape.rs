@@ -131,6 +131,7 @@ impl EscapeArgs {
         refused.then(|| format!("needs {needs}"))
     }
 
+    #[expect(clippy::too_many_lines, reason = "a table: one line for each vector")]
     fn attempt_vector(&self) -> Tried {
         match self.vector {
             Vector::Tcp => self.tcp(),
