@@ -10,6 +10,7 @@ mod containers;
 mod daemon;
 mod dns;
 mod doctor;
+mod documents;
 mod escape;
 mod events;
 mod exec;
@@ -107,7 +108,10 @@ fn main() {
         })
     });
     let peers = if is_asked(&arguments, "peers") { peers::trials(root) } else { Vec::new() };
-    let conclusion = libtest_mimic::run(&arguments, trials.chain(escape::trials(root)).chain(peers).collect());
+    let mut trials: Vec<_> = trials.chain(escape::trials(root)).chain(peers).collect();
+    let names: Vec<_> = trials.iter().map(|trial| trial.name().to_owned()).collect();
+    trials.push(Trial::test("documents_name_tests_that_exist", move || documents::check(&names)));
+    let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list && is_asked(&arguments, "escape") {
         escape::print_table();
     }
