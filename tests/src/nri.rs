@@ -20,7 +20,7 @@ const RESPONSE: u8 = 2;
 impl Bed {
     /// Starts a plugin beside a container that runs already, with this process and one annotation. Waits until the plugin has caught
     /// up, and ends it.
-    pub fn catch_up(&self, pid: u32, annotation: (&str, &str)) -> anyhow::Result<()> {
+    pub fn catch_up(&self, pid: u32, id: &str, annotation: (&str, &str)) -> anyhow::Result<()> {
         let address = self.directory.join("nri.sock");
         let _ = std::fs::remove_file(&address);
         let listener = UnixListener::bind(&address)?;
@@ -28,7 +28,8 @@ impl Bed {
         let mut plugin = self.steer(&["hook", "nri", "--config"]);
         plugin.arg(self.config_file()).arg("--nri-socket").arg(&address).stdout(Stdio::null()).stderr(log);
         let mut plugin = plugin.spawn()?;
-        let caught_up = accept(&listener, &mut plugin).and_then(|stream| Session(stream).synchronize(pid, annotation));
+        let caught_up =
+            accept(&listener, &mut plugin).and_then(|stream| Session(stream).synchronize(pid, id, annotation));
         let _ = plugin.kill();
         plugin.wait()?;
         let log = || std::fs::read_to_string(self.directory.join("nri.log")).unwrap_or_default();
@@ -52,13 +53,13 @@ fn accept(listener: &UnixListener, plugin: &mut std::process::Child) -> anyhow::
 struct Session(UnixStream);
 
 impl Session {
-    fn synchronize(mut self, pid: u32, (key, value): (&str, &str)) -> anyhow::Result<()> {
+    fn synchronize(mut self, pid: u32, id: &str, (key, value): (&str, &str)) -> anyhow::Result<()> {
         let (stream, _) = self.receive(RUNTIME, REQUEST).context("the registration")?;
         self.send(RUNTIME, stream, RESPONSE, &[])?;
         self.call(1, "Configure", &[])?;
         let annotation = [field(1, key.as_bytes()), field(2, value.as_bytes())].concat();
         let container = [
-            field(1, b"model"),
+            field(1, id.as_bytes()),
             field(3, b"model"),
             // Running.
             vec![4 << 3, 3],

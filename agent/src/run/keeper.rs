@@ -31,7 +31,7 @@ use crate::{
 /// The delay before the second check whether the kernel has released the cgroup. It doubles with each check.
 const FIRST_DELAY: Duration = Duration::from_millis(20);
 /// The longest delay between two checks.
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
+const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
 /// Waits for the wrapper to become its command, then for the cgroup to be empty, then cleans up.
 pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins) -> anyhow::Result<()> {

@@ -68,7 +68,7 @@ fn an_incomplete_attachment() -> Outcome {
         }
         ensure!(before == after, "{finding:?} made {after} of {before}");
     }
-    bed.succeed(&["off"])?;
+    bed.succeed(&["off", "--forget"])?;
     let _daemon = bed.daemon(CONFIG)?;
     unpin(&bed, &bed.cgroup, "egress")?;
     let finding = bed.only_finding("attachment")?;

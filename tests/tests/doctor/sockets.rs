@@ -48,7 +48,7 @@ fn a_socket_made_before() -> Outcome {
         bed.is_healthy()?;
         drop(client);
         // For a policy of the configuration, it names the service to restart.
-        bed.succeed(&["off"])?;
+        bed.succeed(&["off", "--forget"])?;
         let (mut client, _) = listening(&bed)?;
         let _daemon = bed.daemon(&format!("{CONFIG}enforce = \"{enforce}\"\n"))?;
         let finding = bed.only_finding("older-sockets")?;

@@ -14,7 +14,7 @@ use crate::kernel::Error;
 /// The delay before the first check. Without an open socket, the kernel releases a cgroup in some tens of milliseconds.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// The longest delay between two checks.
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
+const LONGEST_DELAY: Duration = Duration::from_secs(2);
 /// How many cgroups are checked in one turn.
 const CHECKED: usize = 256;
 

@@ -91,7 +91,7 @@ fn kinds_ports_and_noise() {
         v6("mld for an address", ipv6(NOBODY, 0, &ROUTER_ALERT, &mld2(&[SOLICITED])), Kind::Mld, true),
         v6("mld for a joined group", ipv6(NOBODY, 0, &ROUTER_ALERT, &mld2(&[SOLICITED, MDNS])), Kind::Mld, false),
         v6("mld, empty", ipv6(NOBODY, 0, &ROUTER_ALERT, &mld2(&[])), Kind::Mld, false),
-        v6("mld, cut off", ipv6(NOBODY, 0, &ROUTER_ALERT, &mld2(&[SOLICITED])[..10]), Kind::Icmp6, false),
+        v6("mld, cut off", ipv6(NOBODY, 0, &ROUTER_ALERT, &mld2(&[SOLICITED])[..10]), Kind::Mld, false),
         Case { payload_len: 16, ..v6("neighbour solicitation", solicitation(CLIENT), Kind::Ndp, false) },
         Case { dst_port: Some(53), payload_len: 2, ..v6("udp", ipv6(CLIENT, 17, &[], &UDP), Kind::Udp, false) },
         Case {

@@ -186,7 +186,7 @@ impl Act for Close {
     }
 
     fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
-        world.catch_up(world.pid(self.place, self.space).context("no process")?)?;
+        world.catch_up(self.place, world.pid(self.place, self.space).context("no process")?)?;
         Ok(Ok(()))
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::policy::{Level, Policy, Spec};
+use super::policy::{Level, Policy, Spec, real};
 
 /// The file, and those in `policies.d`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,12 +47,12 @@ impl Files {
         if self.main.is_empty() && self.parent.is_none() {
             return String::new();
         }
-        let parent = self.parent.map(|parent| format!("parent = \"@{parent}\"\n")).unwrap_or_default();
+        let parent = self.parent.map(|parent| format!("parent = \"@{}\"\n", real(parent))).unwrap_or_default();
         let containers = format!(
             "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a0\", \"a1\"]\nenforce = \"{}\"\n{parent}",
             self.least.name()
         );
-        let held = self.held.map(|held| format!("parent = \"@{held}\"\n"));
+        let held = self.held.map(|held| format!("parent = \"@{}\"\n", real(held)));
         let policies = self.main.iter().map(|policy| match &held {
             Some(held) if policy.name == last().name => policy.text() + held,
             _ => policy.text(),

@@ -123,7 +123,7 @@ impl Policy {
 
     /// As in a file; `@` is the root of the tree.
     pub(crate) fn text(&self) -> String {
-        let cgroups: Vec<_> = self.patterns.iter().map(|pattern| format!("@{pattern}")).collect();
+        let cgroups: Vec<_> = self.patterns.iter().map(|pattern| format!("@{}", real(pattern))).collect();
         format!("[[policy]]\nname = \"{}\"\n{}cgroups = {cgroups:?}\n", self.name, self.spec.keys())
     }
 
@@ -138,6 +138,18 @@ impl fmt::Debug for Policy {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} ({:?}) on [{}]", self.name, self.spec, self.patterns.join(", "))
     }
+}
+
+/// A path or a pattern as it really is: the name of each cgroup contains the id of the container in it.
+pub(crate) fn real(path: &str) -> String {
+    let is_name = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase());
+    let real = |part: &str| if is_name(part) { format!("{part}-{}", container_id(part)) } else { part.to_owned() };
+    path.split('/').map(real).collect::<Vec<_>>().join("/")
+}
+
+/// The id of the container in a cgroup of this name.
+pub(crate) fn container_id(name: &str) -> String {
+    format!("{:064x}", name.bytes().fold(0, |id: u64, byte| id << 8 | u64::from(byte)))
 }
 
 /// Whether a pattern matches a path, part by part.

@@ -10,7 +10,10 @@ use steer_lab::wait_until;
 use steer_tests::{Daemon, Outcome, PATIENCE};
 
 use super::{World, said};
-use crate::model::{operation::STORED, reference::Files};
+use crate::model::{
+    operation::STORED,
+    reference::{Files, policy::container_id},
+};
 
 impl World {
     /// Writes all files as they are to be.
@@ -76,8 +79,9 @@ impl World {
     }
 
     /// A plugin catches up with a container of this process, which asks for a policy that there is not.
-    pub(crate) fn catch_up(&self, pid: u32) -> Outcome {
-        self.bed.catch_up(pid, ("steer.policy", "nobody-wrote-it"))
+    pub(crate) fn catch_up(&self, place: &str, pid: u32) -> Outcome {
+        let name = place.rsplit('/').next().unwrap_or_default();
+        self.bed.catch_up(pid, &container_id(name), ("steer.policy", "nobody-wrote-it"))
     }
 
     pub(crate) fn daemon_log(&self) -> String {

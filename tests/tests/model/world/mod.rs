@@ -24,7 +24,7 @@ use steer_lab::{
 };
 use steer_tests::{Bed, Cgroup, Daemon, Outcome, Output, PATIENCE, Prober, User};
 
-use super::reference::{Asked, Line, REMOVED, Reference, SCOPE, SPACES, Space};
+use super::reference::{Asked, Line, REMOVED, Reference, SCOPE, SPACES, Space, policy::real};
 use traffic::Ports;
 
 /// Nothing listens there, and no attempt uses it.
@@ -116,7 +116,7 @@ impl World {
 
     /// The path of a cgroup of the tree, from the root of the hierarchy.
     pub(crate) fn path(&self, place: &str) -> String {
-        format!("{}{place}", self.bed.cgroup.path())
+        format!("{}{}", self.bed.cgroup.path(), real(place))
     }
 
     fn program(&self) -> anyhow::Result<PathBuf> {
@@ -125,7 +125,7 @@ impl World {
 
     /// Makes a cgroup, with a process in each namespace.
     pub(crate) fn make(&mut self, place: &str) -> Outcome {
-        let cgroup = self.bed.cgroup.child(&place[1..])?;
+        let cgroup = self.bed.cgroup.child(&real(place)[1..])?;
         let program = self.program()?;
         let mut probers = BTreeMap::new();
         for space in SPACES {
