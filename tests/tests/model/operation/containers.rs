@@ -89,7 +89,9 @@ impl Container {
             .find(|policy| policy.name == name && !policy.spec.exempts());
         let asked = written.map(|policy| policy.spec.at(self.level.unwrap_or(policy.spec.level)));
         let is_named = now.configured.get(self.place) == Some(&name);
-        is_named && self.space == Space::Here && asked.is_some() && asked == in_force
+        // Without its uplink, a container does not start.
+        let has_uplink = asked.is_some_and(|asked| now.line_called(Space::Here, asked.uplink).is_some());
+        is_named && self.space == Space::Here && has_uplink && asked == in_force
     }
 
     /// How it is to be steered, as the files say now. The error is that it does not start, nothing that it is left as it is.
@@ -152,7 +154,13 @@ impl Act for Container {
         let granted = self.granted(reference);
         let line = |spec: &Spec| reference.line_called(self.space, spec.uplink);
         let holder = match granted {
-            Ok(None) => return right(done, true),
+            Ok(None) => {
+                if self.is_as_configured(reference) {
+                    reference.follow(self.space);
+                    reference.settle();
+                }
+                return right(done, true);
+            }
             Ok(Some((_, spec))) if spec.exempts() => Some(Holder::Own { spec, space: self.space, line: None }),
             Ok(Some((name, spec))) => line(&spec).map(|line| {
                 // On the daemon's network it follows what the daemon has in force.
@@ -167,6 +175,7 @@ impl Act for Container {
         };
         right(done, holder.is_some())?;
         if let Some(holder) = holder {
+            reference.follow(self.space);
             reference.configured.remove(self.place);
             reference.manual.insert(self.place.to_owned(), holder);
             reference.settle();

@@ -50,6 +50,7 @@ impl Act for Exec {
         }
         right(done, holder.is_some())?;
         if let Some(holder) = holder {
+            reference.follow(self.space);
             reference.add_place(&scope(self.place), &[self.space]);
             reference.manual.insert(scope(self.place), holder);
             reference.settle();

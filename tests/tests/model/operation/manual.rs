@@ -81,13 +81,18 @@ impl Act for Attach {
         let holder = self.by.holder(reference, self.space);
         match reference.configured.get(self.place) {
             // The same once more stays the configuration's.
-            Some(name) if self.by == By::Policy(name) => return right(done, true),
+            Some(name) if self.by == By::Policy(name) => {
+                reference.follow(self.space);
+                reference.settle();
+                return right(done, true);
+            }
             Some(_) if is_named(reference, self.place) => return right(done, false),
             // What names it by a glob may hold it from outside.
             Some(_) if done.is_err() => return Ok(()),
             _ => right(done, holder.is_some())?,
         }
         if let Some(holder) = holder {
+            reference.follow(self.space);
             reference.configured.remove(self.place);
             reference.manual.insert(self.place.to_owned(), holder);
             reference.settle();

@@ -196,7 +196,8 @@ impl Reference {
         by_scope || self.daemon_runs && (space == Space::Here || self.manual.iter().any(in_it))
     }
 
-    fn follow(&mut self, space: Space) {
+    /// The policies of a namespace get the links that have the names of their uplinks now. Every attachment does that.
+    pub(crate) fn follow(&mut self, space: Space) {
         let names: BTreeMap<String, Line> = self
             .lines
             .iter()
