@@ -5,7 +5,7 @@
 //! | the configuration: a file, the API | yes | no: the manual one stays | yes |
 //! | `attach`, `steer unit` | yes | yes: it is replaced | only the same policy |
 //! | `exec`, for the cgroup that it creates | yes | yes | yes: a glob may name it |
-//! | a container | if the host grants it | if the host grants it | only the same policy |
+//! | a container | if the host grants it, and the configuration names no other policy | if the host grants it | only the same policy |
 //! | a hook that closes a container | yes | yes | yes: nothing leaves it then |
 //!
 //! A cgroup inside a steered one may always get its own policy: the most specific policy applies. Only a container without a
@@ -23,7 +23,11 @@ pub use grant::{Asker, Grant, Refused, grant};
 use crate::{
     host::cgroup::Hierarchy,
     kernel::{self, Attachment, Datapath, PolicyEntry},
-    model::{cgroup_path::CgroupPath, config::UNCLASSIFIED},
+    model::{
+        cgroup_path::CgroupPath,
+        config::{Policy, UNCLASSIFIED},
+        policy::Policies,
+    },
 };
 
 /// Who requests a policy.
@@ -131,6 +135,20 @@ pub fn namespace(origin: Origin, policy: &PolicyEntry, cookie: u64) -> Result<()
         return Ok(());
     }
     Err(Denied::OtherNamespace { policy: policy.name() })
+}
+
+/// Whether a container may get the policy that it requests, unless its cgroup has a manual attachment: not if the configuration names the
+/// cgroup for another one. A glob may hold the cgroup from outside, so no attachment of its own shows that. `is_here`: it is in the network
+/// namespace of the configuration's uplinks.
+pub fn container_with_request(
+    policies: &Policies,
+    path: &CgroupPath,
+    grant: &Grant,
+    is_here: bool,
+) -> Result<(), Denied> {
+    let named = policies.naming(path).map(|index| &policies.configured()[index]);
+    let is_same = |policy: &Policy| is_here && policy.name == grant.name && policy.target == grant.target;
+    if named.is_none_or(is_same) { Ok(()) } else { Err(Denied::Configured { path: path.clone() }) }
 }
 
 /// Whether a container without a request is exempted from the policy that holds it. Only the policy of `parent` in `[containers]`

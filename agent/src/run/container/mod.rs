@@ -33,6 +33,7 @@ use crate::{
     model::{
         cgroup_path::CgroupPath,
         config::{Config, Missing, UNCLASSIFIED},
+        policy::Policies,
         spec::{Target, annotations::Request},
     },
 };
@@ -202,7 +203,15 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
         }
         let origin = if *action == Action::Close { Origin::Closing } else { Origin::Container };
         let wanted = (origin, &Wanted::Record(Box::new(record)));
-        let is_new = datapath.attachment(process.cgroup.id)?.is_none();
+        let existing = datapath.attachment(process.cgroup.id)?;
+        let is_new = existing.is_none();
+        if let Action::Steer(grant) = action
+            && !existing.is_some_and(|existing| existing.is_manual())
+        {
+            let is_here = process.netns_cookie == kernel::netns_cookie()?;
+            permit::container_with_request(&Policies::new(config.clone()), path, grant, is_here)
+                .map_err(manual::Error::from)?;
+        }
         manual::attach(&mut datapath, lock, &hierarchy, &process.cgroup, wanted, namespace)?;
         if let Err(error) = process.check_place(&hierarchy) {
             // The container is elsewhere, so this attachment is not its.
