@@ -4,7 +4,13 @@
 //!
 //! **Invariant:** an entry stays until its cgroup is steered or gone.
 
-use std::{collections::BTreeSet, fs, io, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 use steer_common::Owner;
@@ -42,13 +48,19 @@ impl Released {
     }
 }
 
-/// Reads the file. It is no error if there is none.
+/// Reads the file. It is no error if there is none. A file that other users may write is refused: an entry can exempt.
 pub fn read(path: &Path) -> io::Result<Vec<Released>> {
-    match fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).map_err(io::Error::from),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error),
+    let mut file = match fs::File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    let found = file.metadata()?;
+    if found.uid() != nix::unistd::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(io::Error::other("other users may write it; remove it"));
     }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    serde_json::from_str(&text).map_err(io::Error::from)
 }
 
 /// Writes the file. Removes it if nothing is released.
@@ -102,7 +114,8 @@ pub(super) fn restore(
     for entry in released {
         let Some(path) = hierarchy.path_of(entry.cgroup) else { continue };
         let elsewhere = Namespace { links: &none, cookie: entry.netns_cookie };
-        let namespace = if entry.netns_cookie == namespace.cookie { namespace } else { elsewhere };
+        let is_here = entry.configured || entry.netns_cookie == namespace.cookie;
+        let namespace = if is_here { namespace } else { elsewhere };
         match entry.restore(datapath, lock, hierarchy, &path, namespace, &slot_of) {
             Ok(()) => {
                 restored.insert(entry.cgroup);
@@ -168,6 +181,9 @@ mod tests {
             netns_cookie: 9,
             spec: (target.uplink != Uplink::Closed).then(|| target.spec()),
         };
+        write(&file, &[entry(&target)]).expect("written");
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).expect("changed");
+        assert!(read(&file).is_err());
         for target in [target, Target::exempt(), Target::CLOSED] {
             write(&file, &[entry(&target)]).expect("written");
             assert_eq!(read(&file).expect("read"), [entry(&target)]);

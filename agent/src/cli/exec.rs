@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 
 use super::target::{By, links};
@@ -76,10 +77,11 @@ impl Failed {
     }
 }
 
-pub(super) fn run(args: Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args, pins: &PinDirectory, callers_umask: Mode) -> anyhow::Result<ExitCode> {
     prepare(&args, pins).map_err(Failed::Steer)?;
     let mut command = args.command.into_iter();
     let program = command.next().unwrap_or_default();
+    umask(callers_umask);
     let source = Command::new(&program).args(command).exec();
     Err(Failed::Command { command: program, source }.into())
 }

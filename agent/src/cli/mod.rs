@@ -26,6 +26,8 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+use nix::sys::stat::{Mode, umask};
+
 use crate::{
     host::policy_files,
     run::{
@@ -104,10 +106,11 @@ impl Cli {
         if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_) | Command::Hook(_)) {
             end_with_the_reader();
         }
+        let umask = restrict_umask();
         let instance = Instance::new(self.bpffs, self.socket);
         let pins = &instance.pins;
         match self.command {
-            Command::Exec(args) => exec::run(args, pins),
+            Command::Exec(args) => exec::run(args, pins, umask),
             Command::Daemon(args) => daemon::run(args, &instance),
             Command::Check(args) => check::run(&args, &instance),
             Command::Attach(args) => attach::run(&args, pins),
@@ -149,4 +152,12 @@ fn end_with_the_reader() {
 /// A runtime for commands that use netlink.
 fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
+}
+
+/// Makes what steer creates writable by its owner only, whatever the caller's umask. Returns that: a command of `exec` gets it back.
+fn restrict_umask() -> Mode {
+    let others = Mode::S_IWGRP | Mode::S_IWOTH;
+    let callers = umask(others);
+    umask(callers | others);
+    callers
 }

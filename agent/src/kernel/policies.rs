@@ -161,8 +161,8 @@ impl Datapath {
     }
 
     /// Frees the configured policies that are not in `keep`. One that an attachment still names is closed, and its slot is kept until the
-    /// cgroup is detached.
-    pub fn retire_policies(&mut self, _lock: &Lock, keep: &[u32]) -> Result<(), Error> {
+    /// cgroup is detached. `netns_cookie`: the network namespace in which a policy is closed that exempted in all of them.
+    pub fn retire_policies(&mut self, _lock: &Lock, keep: &[u32], netns_cookie: u64) -> Result<(), Error> {
         let retired = |entry: &PolicyEntry| entry.is_owned_by(Owner::Config) && !keep.contains(&entry.slot);
         let retired: Vec<PolicyEntry> = self.policies()?.into_iter().filter(retired).collect();
         if retired.is_empty() {
@@ -172,7 +172,9 @@ impl Datapath {
         for PolicyEntry { slot, record } in retired {
             if named.contains(&slot) {
                 // Without the name of an interface, no link ever opens it again.
-                let closed = PolicyRecord { kind: Kind::Steer as u32, interface: [0; INTERFACE_BYTES], ..record };
+                let netns_cookie = if record.kind == Kind::Exempt as u32 { netns_cookie } else { record.netns_cookie };
+                let closed =
+                    PolicyRecord { kind: Kind::Steer as u32, interface: [0; INTERFACE_BYTES], netns_cookie, ..record };
                 self.set_policy(slot, &record.closed())?;
                 self.set_policy(slot, &closed.closed())?;
             } else {

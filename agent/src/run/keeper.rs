@@ -28,6 +28,8 @@ use crate::{
     model::cgroup_path::CgroupPath,
 };
 
+/// How often the cgroup is looked at, in addition to the changes that the kernel reports.
+const RECHECK: Duration = Duration::from_secs(10);
 /// The delay before the second check whether the kernel has released the cgroup. It doubles with each check.
 const FIRST_DELAY: Duration = Duration::from_millis(20);
 /// The longest delay between two checks.
@@ -76,7 +78,11 @@ async fn wait_until_empty(
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) }?;
     while scope::is_populated(hierarchy, path)? {
         let changed = async { events.ready(Interest::PRIORITY).await.map(|mut ready| ready.clear_ready()) };
-        follow_until(uplinks, hierarchy, pins, changed).await?;
+        // The kernel reports no change of a cgroup that another process has removed.
+        match follow_until(uplinks, hierarchy, pins, tokio::time::timeout(RECHECK, changed)).await {
+            Ok(changed) => changed?,
+            Err(_elapsed) => {}
+        }
     }
     Ok(())
 }

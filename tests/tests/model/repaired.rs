@@ -76,6 +76,15 @@ pub(crate) const REPAIRED: &[Repaired] = &[
         operations: || vec![Make("/a").into(), Keep("/a").into(), attach("/a", A1, Space::Here)],
     },
     Repaired {
+        what: "what is attached by the name of a policy that exempts is not closed when that policy is removed",
+        operations: || {
+            let exempt = Policy::new("p1", Spec::by("none"), &[]);
+            let other = Policy::new("p0", A1, &[]);
+            let attach = Attach { place: "/e", by: By::Policy("p1"), space: Space::Here };
+            vec![Make("/e").into(), write(vec![exempt, other.clone()]).into(), attach.into(), write(vec![other]).into()]
+        },
+    },
+    Repaired {
         what: "a socket that is kept open beyond its cgroup is held by no policy any more",
         operations: || {
             let remove = Remove { place: "/a", sockets_stay: true };

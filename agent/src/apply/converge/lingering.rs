@@ -87,7 +87,7 @@ impl Steering {
             self.datapath.forget(&lock, cgroup_id)?;
             manual |= self.lingering.remove(cgroup_id);
         }
-        self.datapath.retire_policies(&lock, &self.in_force.slots)?;
+        self.datapath.retire_policies(&lock, &self.in_force.slots, self.netns_cookie)?;
         if manual {
             self.datapath.free_unused_policies(&lock)?;
             self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;

@@ -204,8 +204,14 @@ impl Steering {
             .collect();
         let ours = |id: &u64| actual.get(id).is_some_and(|actual| !actual.manual);
         self.attached = desired.iter().filter(|(id, _)| ours(id)).map(|(&id, to)| (to.path.clone(), id)).collect();
-        let manual = actual.iter().filter(|(_, actual)| actual.manual);
-        self.manual = manual.filter_map(|(&id, _)| Some((self.hierarchy.path_of(id)?, id))).collect();
+        self.manual.clear();
+        for (&id, _) in actual.iter().filter(|(_, actual)| actual.manual) {
+            match self.hierarchy.path_of(id) {
+                Some(path) => drop(self.manual.insert(path, id)),
+                // It was removed since it was read.
+                None => self.lingering.add(id, true),
+            }
+        }
         for parent in self.manual.keys().filter_map(CgroupPath::parent) {
             if let Err(error) = self.watch.add(&self.hierarchy, &parent) {
                 log::warn!("{parent} cannot be watched, so manual attachments in it are cleaned up late: {error}");
@@ -220,6 +226,8 @@ impl Steering {
         for step in steps {
             match step {
                 Step::Attach { cgroup_id, desired } => changed.extend(self.attach(&lock, cgroup_id, &desired)?),
+                // The configuration names it no longer because it was removed since it was read. Sockets of it may be open.
+                Step::Detach { cgroup_id } if self.hierarchy.is_gone(cgroup_id) => self.lingering.add(cgroup_id, false),
                 Step::Detach { cgroup_id } => {
                     self.datapath.detach(&lock, &self.hierarchy, cgroup_id)?;
                     let path = self.hierarchy.path_of(cgroup_id);
@@ -230,20 +238,12 @@ impl Steering {
                 }
             }
         }
-        // A removed cgroup has no path that a policy could name. It keeps its policy as long as that exists.
-        let heirs = self.datapath.heirs(&next.slots)?;
-        for attachment in lingering.iter().filter(|attachment| permit::configuration_may_change(attachment)) {
-            let keeps = next.slots.contains(&attachment.record.policy);
-            if !keeps && !heirs.iter().any(|(id, ..)| *id == attachment.cgroup_id) {
-                self.datapath.forget(&lock, attachment.cgroup_id)?;
-            }
-        }
         // An attachment that was handed over by `steer detach` may have been the last one of a manual policy.
         if has_steps {
             self.datapath.free_unused_policies(&lock)?;
         }
-        let moved = self.move_to_heirs(&lock, heirs, &mut changed);
-        self.datapath.retire_policies(&lock, &next.slots)?;
+        let moved = self.move_to_heirs(&lock, &next.slots, &mut changed);
+        self.datapath.retire_policies(&lock, &next.slots, self.netns_cookie)?;
         self.in_force = next;
         self.take_over_sockets(&lock, &changed);
         self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
@@ -275,14 +275,9 @@ impl Steering {
 
     /// Attaches what was attached to a policy by its name to the changed policy of that name, with the programs that it asks for now. What
     /// cannot be is closed with its policy. The error is that of the last such attachment.
-    fn move_to_heirs(
-        &mut self,
-        lock: &Lock,
-        heirs: Vec<(u64, bool, u32)>,
-        changed: &mut BTreeSet<u64>,
-    ) -> Result<(), Error> {
+    fn move_to_heirs(&mut self, lock: &Lock, slots: &[u32], changed: &mut BTreeSet<u64>) -> Result<(), Error> {
         let mut moved = Ok(());
-        for (cgroup_id, is_manual, heir) in heirs {
+        for (cgroup_id, is_manual, heir) in self.datapath.heirs(slots)? {
             let Some(path) = self.hierarchy.path_of(cgroup_id) else {
                 self.datapath.repoint(lock, cgroup_id, heir)?;
                 continue;

@@ -153,15 +153,22 @@ pub fn container_with_request(
 
 /// Whether a container without a request is exempted from the policy that holds it. Only the policy of `parent` in `[containers]`
 /// permits this, which closes unclassified cgroups. Any other policy continues to hold.
+///
+/// Where nothing is attached yet, this is also so, unless the configuration has a policy for the cgroup: a daemon that starts later would
+/// close a container that runs.
 pub fn container_without_request(
     datapath: &Datapath,
     hierarchy: &Hierarchy,
+    (policies, parent): (&Policies, &CgroupPath),
     path: &CgroupPath,
 ) -> Result<bool, kernel::Error> {
-    let Some(holder) = datapath.around(hierarchy, path)? else { return Ok(false) };
     if datapath.attachment(hierarchy.id(path)?)?.is_some() {
         return Ok(false);
     }
+    let Some(holder) = datapath.around(hierarchy, path)? else {
+        let mut inside = path.self_and_ancestors().into_iter().take_while(|path| path != parent);
+        return Ok(!inside.any(|path| policies.naming(&path).is_some()));
+    };
     let Some(policy) = datapath.policy_of(holder)? else { return Ok(false) };
     let is_unclassified = policy.kind == Kind::Steer as u32
         && policy.owner == Owner::Config as u32

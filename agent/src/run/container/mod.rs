@@ -198,7 +198,11 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
         let mut datapath = Datapath::open_or_load(pins, lock)?;
         datapath.forget_released(lock)?;
         let path = &process.cgroup.path;
-        if *action == Action::Release && !permit::container_without_request(&datapath, &hierarchy, path)? {
+        let policies = Policies::new(config.clone());
+        if *action == Action::Release
+            && let Some(parent) = &config.containers.parent
+            && !permit::container_without_request(&datapath, &hierarchy, (&policies, parent), path)?
+        {
             return Ok(());
         }
         let origin = if *action == Action::Close { Origin::Closing } else { Origin::Container };
@@ -209,8 +213,7 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
             && !existing.is_some_and(|existing| existing.is_manual())
         {
             let is_here = process.netns_cookie == kernel::netns_cookie()?;
-            permit::container_with_request(&Policies::new(config.clone()), path, grant, is_here)
-                .map_err(manual::Error::from)?;
+            permit::container_with_request(&policies, path, grant, is_here).map_err(manual::Error::from)?;
         }
         manual::attach(&mut datapath, lock, &hierarchy, &process.cgroup, wanted, namespace)?;
         if let Err(error) = process.check_place(&hierarchy) {

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Act, Done, Operation, STORED, WRITTEN, level, node, right, space};
 use crate::model::{
     reference::{
-        Holder, Reference, Space,
+        Holder, Reference, Space, outer,
         policy::{Level, Policy, Spec, naming},
     },
     world::World,
@@ -70,8 +70,15 @@ impl Container {
     /// Whether nothing but `parent` holds it, or what a hook has let out already.
     pub(crate) fn is_held_by_parent(&self, now: &Reference) -> bool {
         let holder = now.holder(self.place);
+        let policies = now.files.policies().unwrap_or_default();
+        let mut inside = self.place;
+        let mut is_named = false;
+        while !inside.is_empty() && Some(inside) != now.files.parent {
+            is_named |= naming(&policies, inside).is_some();
+            inside = outer(inside);
+        }
         self.is_inside_parent(now)
-            && holder.is_none_or(|held| {
+            && holder.map_or(!is_named, |held| {
                 Some(held.place.as_str()) == now.files.parent && held.spec == Spec::CLOSED
                     || held.place == self.place && held.spec.exempts() && now.manual.contains_key(self.place)
             })

@@ -174,10 +174,7 @@ impl Reference {
             let policies: Vec<_> = self.in_force.iter().map(|in_force| in_force.policy.clone()).collect();
             let free = self.places.keys().filter(|place| !self.manual.contains_key(*place));
             let named = free.filter_map(|place| Some((place.clone(), policy::naming(&policies, place)?.name)));
-            let exists = |name: &str| policies.iter().any(|policy| policy.name == name);
-            let removed = self.configured.iter().filter(|(place, name)| place.starts_with(REMOVED) && exists(name));
-            let removed: Vec<_> = removed.map(|(place, name)| (place.clone(), *name)).collect();
-            self.configured = named.chain(removed).collect();
+            self.configured = named.collect();
         }
         for space in SPACES {
             if self.is_followed(space) {
@@ -251,8 +248,12 @@ impl Reference {
         if let Some(holder) = self.manual.remove(place) {
             self.manual.insert(removed.to_owned(), holder);
         }
-        if let Some(policy) = self.configured.remove(place) {
-            self.configured.insert(removed.to_owned(), policy);
+        // It follows its policy by the name, and is closed while there is none.
+        if let Some(name) = self.configured.remove(place)
+            && let Some(policy) = self.policy(name)
+        {
+            let last = policy.policy.spec;
+            self.manual.insert(removed.to_owned(), Holder::Named { name, last });
         }
         for space in SPACES {
             if let Some(bindings) = self.kept.remove(&(place.to_owned(), space)) {

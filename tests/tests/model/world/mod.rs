@@ -226,7 +226,8 @@ impl World {
         drop(std::mem::take(&mut self.elsewhere));
         let stopped = serde_json::json!({"ociVersion": "1.0.2", "id": "model", "status": "stopped", "bundle": "/"});
         let (mut left, daemon_runs) = (String::new(), self.daemon.is_some());
-        let cleaned_up = wait_until("the attachments of removed cgroups to go", PATIENCE, || {
+        // As long as the kernel keeps connections of ended processes, which takes longer on a loaded machine.
+        let cleaned_up = wait_until("the attachments of removed cgroups to go", 4 * PATIENCE, || {
             // The daemon sees cgroups go. Without a daemon, the next command or hook cleans up.
             let hook = if daemon_runs { Ok(Ok(())) } else { self.hook(&stopped) };
             let links = fs::read_dir(self.bed.abi().join("links")).map_or(0, Iterator::count);
@@ -236,10 +237,22 @@ impl World {
             left = format!("{hook:?}, {links} cgroups, {manual} policies");
             matches!(hook, Ok(Ok(()))) && links == 0 && manual == 0
         });
-        cleaned_up.with_context(|| left)?;
+        cleaned_up.with_context(|| format!("{left}; {}", self.connections().join("; ")))?;
         self.off()?;
         ensure!(!self.bed.pins.exists(), "off left something");
         Ok(())
+    }
+
+    /// The TCP sockets of both namespaces, as in /proc/net/tcp.
+    fn connections(&self) -> Vec<String> {
+        let read = |space| {
+            let tables = self.netns(space).run(|| {
+                let read = |table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+                ["tcp", "tcp6"].map(read).concat()
+            });
+            tables.unwrap_or_default().lines().map(|line| format!("{space:?} {line}")).collect::<Vec<_>>()
+        };
+        SPACES.into_iter().flat_map(read).collect()
     }
 
     /// Takes note of a link that is there, and uses it once, so that its neighbour is known.
