@@ -77,7 +77,7 @@ fn steered_by(cgroup: Address, offsets: &Offsets) -> Option<u32> {
     for _ in 0..DEPTH {
         let id: u64 = read(node, offsets.node_id)?;
         // SAFETY: the value is one word, and it is copied at once.
-        if let Some(&slot) = unsafe { STEERED.get(&id) } {
+        if let Some(&slot) = unsafe { STEERED.get(id) } {
             return Some(slot);
         }
         node = read(node, offsets.node_parent)?;
