@@ -1,6 +1,6 @@
 //! Sockets of another network namespace than their policy's, which are left alone.
 
-use std::{net::IpAddr, process::Command};
+use std::{net::IpAddr, panic::resume_unwind, process::Command, thread};
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Probe, Proto, SERVER_V4, SERVER_V6, Server, client_v4, client_v6};
@@ -20,7 +20,7 @@ const KINDS: [&str; 8] = ["--proto", "tcp", "--proto", "mptcp", "--proto", "udp"
 
 fn they_are_left_alone() -> Outcome {
     let bed = Bed::new("netns-left")?;
-    // The policy belongs to another namespace. The clients' sockets are marked when they are made, and pass the guard.
+    // The policy belongs to another namespace.
     let elsewhere = steer_lab::Netns::new("elsewhere")?;
     let _tun = elsewhere.add_tun("t0")?;
     let mut command = bed.steer_here(&["attach", bed.cgroup.path(), "-i", "t0"]);
@@ -35,7 +35,7 @@ fn they_are_left_alone() -> Outcome {
 fn elsewhere(bed: &Bed, port: u16, user: User, kinds: &[&str]) -> anyhow::Result<Command> {
     let mut command = Command::new(bed.client(None, User::Root)?.get_program());
     in_server_netns(bed, &mut command, user);
-    command.args(kinds).args(["--timeout-ms", "300", "--port", &port.to_string()]);
+    command.args(kinds).args(["--timeout-ms", "1000", "--port", &port.to_string()]);
     command.args(["--target", &client_v4(0).to_string(), "--target", &client_v6(0).to_string()]);
     Ok(command)
 }
@@ -57,8 +57,7 @@ fn served(bed: &Bed, user: User) -> anyhow::Result<Served> {
 
 /// A client outside the cgroup, in the policy's namespace, for that server.
 fn caller(bed: &Bed, served: &Served, user: User) -> anyhow::Result<Held> {
-    let arguments = ["--timeout-ms", "300", "--port", &served.port().to_string()];
-    Held::start(bed.client(None, user)?.args(KINDS).args(arguments))
+    Held::start(bed.client(None, user)?.args(KINDS).args(["--port", &served.port().to_string()]))
 }
 
 /// Connections that a listener accepts, MPTCP subflows, and older sockets.
@@ -142,8 +141,15 @@ fn their_own_policy_takes_them_over() -> Outcome {
         let attached = steer_tests::output(bed.net.server.enter(&mut command))?;
         ensure!(attached.code == 0, "{attached:?}");
         let mut spy = Spy::in_netns(&bed.net.server, &bed.server, &["b1"])?;
-        for held in &mut held {
-            let outcomes = held.round()?;
+        let rounds = thread::scope(|scope| {
+            let rounds: Vec<_> = held.iter_mut().map(|held| scope.spawn(|| held.round())).collect();
+            rounds
+                .into_iter()
+                .map(|round| round.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                .collect::<Vec<_>>()
+        });
+        for outcomes in rounds {
+            let outcomes = outcomes?;
             ensure!(outcomes.iter().all(|outcome| !outcome.is_ok()), "{user:?}: {outcomes:#?}");
         }
         spy.saw_nothing().with_context(|| format!("{user:?}"))?;
