@@ -86,6 +86,11 @@ pub mod program {
     pub const EGRESS_KNOWS_PID: &str = "EGRESS_KNOWS_PID";
     /// Constant of the egress program: 1 where it may also read the name of the process (Linux 7.3).
     pub const EGRESS_KNOWS_COMM: &str = "EGRESS_KNOWS_COMM";
+    /// Constant of the egress and ingress programs: 1 where they may read the network namespace of a packet's socket (Linux
+    /// 6.15).
+    pub const GUARD_KNOWS_NETNS: &str = "GUARD_KNOWS_NETNS";
+    /// Constant of the setsockopt program: 1 where it may read the network namespace of the socket (Linux 5.15).
+    pub const SETSOCKOPT_KNOWS_NETNS: &str = "SETSOCKOPT_KNOWS_NETNS";
     /// `cgroup/bind4`: restores a lost binding.
     pub const BIND4: &str = "bind4";
     /// `cgroup/bind6`.

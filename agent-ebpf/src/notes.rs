@@ -6,8 +6,9 @@
 //! **Invariant:** a note allows nothing by itself. The reader compares it with the records in force.
 
 use aya_ebpf::{
+    EbpfContext, Global,
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
-    helpers::generated::bpf_sk_storage_get,
+    helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
     macros::btf_map,
 };
 use steer_common::{AddressWords, Counter, PolicyRecord, SocketRecord, Verdict, decide};
@@ -66,8 +67,8 @@ pub(crate) fn set_decider(socket: Socket, cgroup_id: u64) {
     }
 }
 
-/// Notes the network namespace of a socket that is left alone for it, because a packet does not show it. If this fails, a
-/// guard stops the socket's packets.
+/// Notes the network namespace of a socket that is left alone for it, for programs that may not ask the kernel. If this
+/// fails, a guard stops the socket's packets.
 #[inline(always)]
 pub(crate) fn set_netns(socket: Socket, netns_cookie: u64) {
     if let Some(record) = make(socket) {
@@ -75,10 +76,22 @@ pub(crate) fn set_netns(socket: Socket, netns_cookie: u64) {
     }
 }
 
-/// Whether, by the note, the policy leaves the socket alone because of its network namespace.
+/// Whether the policy leaves the socket of a program alone because of its network namespace. `may_ask` is the constant that
+/// states whether this program may ask the kernel for it. Otherwise the note counts, which sockets that are older than the
+/// attachment do not have before a call writes it.
 #[inline(always)]
-pub(crate) fn is_left(socket: Socket, policy: Option<&PolicyRecord>) -> bool {
-    let cookie = record(socket, 0).map_or(0, |record| record.netns_cookie);
+pub(crate) fn is_left(
+    ctx: &impl EbpfContext,
+    may_ask: &Global<u8>,
+    socket: Socket,
+    policy: Option<&PolicyRecord>,
+) -> bool {
+    let cookie = if may_ask.load() == 0 {
+        record(socket, 0).map_or(0, |record| record.netns_cookie)
+    } else {
+        // SAFETY: the helper takes the program's own context. The loader has found that this kernel has it here.
+        unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+    };
     cookie != 0 && decide(policy, cookie) == Verdict::Leave(Counter::LeftNetns)
 }
 

@@ -34,6 +34,10 @@ const SMC: i32 = i32::from_ne_bytes(*b"smc\0");
 #[unsafe(no_mangle)]
 static SETSOCKOPT_KNOWS_TASK: Global<u8> = Global::new(0);
 
+/// Whether it may read the network namespace of the socket (Linux 5.15). Likewise.
+#[unsafe(no_mangle)]
+static SETSOCKOPT_KNOWS_NETNS: Global<u8> = Global::new(0);
+
 /// What the option's value holds.
 pub(crate) enum Value {
     /// The index of the interface to bind to.
@@ -75,7 +79,7 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     let policy = policy::get(attachment.policy);
     if !nesting::decides(&attachment, socket.cast())
         || !is_asked(policy, policy_flags::GUARD)
-        || notes::is_left(socket.cast(), policy)
+        || notes::is_left(&ctx, &SETSOCKOPT_KNOWS_NETNS, socket.cast(), policy)
     {
         return ALLOW;
     }

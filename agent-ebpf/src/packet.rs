@@ -29,6 +29,11 @@ static EGRESS_KNOWS_PID: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static EGRESS_KNOWS_COMM: Global<u8> = Global::new(0);
 
+/// Whether these programs may read the network namespace of a packet's socket (Linux 6.15). Where they may not, the loader
+/// sets 0, and the verifier removes the call.
+#[unsafe(no_mangle)]
+static GUARD_KNOWS_NETNS: Global<u8> = Global::new(0);
+
 #[cgroup_skb(egress)]
 pub fn egress(ctx: SkBuffContext) -> i32 {
     guard(&ctx, Counter::StoppedEgress)
@@ -59,7 +64,8 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     // namespace have no meaning here.
     if passes && !is_stray
         || !nesting::decides_for_packet(&attachment, ctx)
-        || socket(ctx).is_some_and(|socket| notes::is_left(socket.cast(), policy))
+        // Without a socket, the helper would return the cookie of the first network namespace.
+        || socket(ctx).is_some_and(|socket| notes::is_left(ctx, &GUARD_KNOWS_NETNS, socket.cast(), policy))
     {
         return PASS;
     }

@@ -53,6 +53,11 @@ impl Held {
         self.0.request("")
     }
 
+    /// Binds each socket to a link before it sends.
+    pub fn round_bound_to(&mut self, link: &str) -> anyhow::Result<Vec<Outcome>> {
+        self.0.request(link)
+    }
+
     /// Its PID.
     pub fn pid(&self) -> u32 {
         self.0.child.id()

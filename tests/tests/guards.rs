@@ -3,19 +3,14 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    net::{IpAddr, Ipv4Addr, UdpSocket},
-    process::{Command, Stdio},
+    net::{Ipv4Addr, UdpSocket},
+    process::Stdio,
 };
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use steer_lab::{
-    Capture, Direction, Kind as LinkPacket, LoadReport, Probe, Proto, SERVER_V4, SERVER_V6, Server, Step, Vector,
-    client_v4, client_v6, wait_until,
-};
-use steer_tests::{
-    Bed, Cgroup, Held, NotHere, Outcome, PATIENCE, PinnedMap, Served, Spy, USERS, User, exclusive_program,
-};
+use steer_lab::{Capture, Direction, Kind as LinkPacket, LoadReport, Step, Vector, client_v4, client_v6, wait_until};
+use steer_tests::{Bed, Cgroup, NotHere, Outcome, PATIENCE, PinnedMap, Spy, User, exclusive_program};
 
 use crate::Test;
 
@@ -32,9 +27,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_failed_inner_attachment_decides_nothing", a_failed_inner_attachment_decides_nothing),
     ("a_failed_outer_attachment_leaves_no_trace", a_failed_outer_attachment_leaves_no_trace),
     ("ingress_by_the_uplink_only", ingress_by_the_uplink_only),
-    ("other_network_namespaces_are_left_alone", other_network_namespaces_are_left_alone),
-    ("sockets_made_from_others_are_left_alone_there", sockets_made_from_others_are_left_alone_there),
-    ("its_own_policy_takes_a_left_socket_over", its_own_policy_takes_a_left_socket_over),
 ];
 
 const STEER: [&str; 5] = ["connect4", "connect6", "bind4", "bind6", "sock_create"];
@@ -279,19 +271,6 @@ fn ingress_by_the_uplink_only() -> Outcome {
     Ok(())
 }
 
-fn other_network_namespaces_are_left_alone() -> Outcome {
-    let bed = Bed::new("guard-netns")?;
-    // The policy belongs to another namespace. The clients' sockets are marked when they are made, and pass the guard.
-    let elsewhere = steer_lab::Netns::new("elsewhere")?;
-    let _tun = elsewhere.add_tun("t0")?;
-    let mut command = bed.steer_here(&["attach", bed.cgroup.path(), "-i", "t0"]);
-    let attached = steer_tests::output(elsewhere.enter(&mut command))?;
-    ensure!(attached.code == 0, "{attached:?}");
-    bed.check_unsteered(Some(&bed.cgroup))?;
-    ensure!(bed.sockets("t0", "stopped_egress")? == 0);
-    Ok(())
-}
-
 /// The mark of an inner attachment in a socket ends with the attachment, also if it cannot be made again.
 fn a_failed_inner_attachment_decides_nothing() -> Outcome {
     outer_guard_takes_over("guard-failed", |bed, inner| {
@@ -319,75 +298,5 @@ fn a_failed_outer_attachment_leaves_no_trace() -> Outcome {
     let refused = bed.run(&["attach", outer.path(), "-i", "a0"])?;
     ensure!(refused.code == 1, "{refused:?}");
     ensure!(state()? == before, "{:?} and not {before:?}", state()?);
-    Ok(())
-}
-
-/// A client in the server's namespace, for a server in the client's.
-fn elsewhere(bed: &Bed, port: u16, user: User, kinds: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new(bed.client(None, User::Root)?.get_program());
-    in_server_netns(bed, &mut command, user);
-    command.args(kinds).args(["--timeout-ms", "1000", "--port", &port.to_string()]);
-    command.args(["--target", &client_v4(0).to_string(), "--target", &client_v6(0).to_string()]);
-    Ok(command)
-}
-
-fn in_server_netns(bed: &Bed, command: &mut Command, user: User) {
-    bed.cgroup.enter(command);
-    match user {
-        User::Root => bed.net.server.enter(command),
-        User::Nobody => bed.net.server.enter_as(command, 65_534, 65_534),
-    };
-}
-
-/// Connections that a listener accepts, MPTCP subflows, and older sockets.
-fn sockets_made_from_others_are_left_alone_there() -> Outcome {
-    for user in USERS {
-        let bed = Bed::new("guard-netns-made")?;
-        let uplink = bed.net.ifindex(1)?;
-        ensure!(bed.net.server.ifindex("b0")? != uplink, "another link of this index");
-        let local = Server::start(&bed.net.client)?;
-        let mut old = Held::start(&mut elsewhere(&bed, local.port(), user, &["--proto", "udp-unconnected"])?)?;
-        ensure!(old.round()?.iter().all(steer_lab::Outcome::is_ok));
-        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
-        let going_on = old.round()?;
-        ensure!(going_on.iter().all(steer_lab::Outcome::is_ok), "{going_on:#?}");
-        let mut new = Held::start(&mut elsewhere(&bed, local.port(), user, &["--proto", "tcp", "--proto", "mptcp"])?)?;
-        for outcome in new.round()?.into_iter().chain(new.round()?) {
-            let unknown = outcome.error.as_deref() == Some("EPROTONOSUPPORT");
-            ensure!(outcome.is_ok() || unknown, "{user:?}: {outcome:?}");
-        }
-        let mut command = Command::new(bed.client(None, User::Root)?.get_program());
-        in_server_netns(&bed, &mut command, user);
-        let served = Served::start(&mut command)?;
-        for target in [IpAddr::from(SERVER_V4), SERVER_V6.into()] {
-            for proto in [Proto::Tcp, Proto::Udp] {
-                let probe = Probe::new(proto, target, served.port());
-                let outcome = bed.net.client.run(move || probe.run())?;
-                ensure!(outcome.is_ok(), "{user:?}: {outcome:?}");
-            }
-        }
-        ensure!(bed.sockets("a1", "stopped_egress")? == 0);
-    }
-    Ok(())
-}
-
-/// A socket that was left alone for another namespace's policy is not left alone for a policy of its own namespace.
-fn its_own_policy_takes_a_left_socket_over() -> Outcome {
-    for user in USERS {
-        let bed = Bed::new("guard-netns-own")?;
-        let local = Server::start(&bed.net.client)?;
-        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
-        let kinds = ["--proto", "tcp", "--proto", "udp", "--proto", "udp-unconnected"];
-        let mut held = Held::start(&mut elsewhere(&bed, local.port(), user, &kinds)?)?;
-        let left = held.round()?;
-        ensure!(left.iter().all(steer_lab::Outcome::is_ok), "{left:#?}");
-        let mut command = bed.steer_here(&["attach", bed.cgroup.path(), "-i", "b1"]);
-        let attached = steer_tests::output(bed.net.server.enter(&mut command))?;
-        ensure!(attached.code == 0, "{attached:?}");
-        let mut spy = Spy::in_netns(&bed.net.server, &bed.server, &["b1"])?;
-        let outcomes = held.round()?;
-        ensure!(outcomes.iter().all(|outcome| !outcome.is_ok()), "{user:?}: {outcomes:#?}");
-        spy.saw_nothing().with_context(|| format!("{user:?}"))?;
-    }
     Ok(())
 }

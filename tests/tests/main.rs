@@ -30,6 +30,7 @@ mod local;
 mod model;
 mod moved;
 mod nested;
+mod other_netns;
 mod package;
 mod peers;
 mod records;
@@ -74,6 +75,7 @@ fn main() {
         ("listeners", listeners::TESTS),
         ("local", local::TESTS),
         ("guards", guards::TESTS),
+        ("other_netns", other_netns::TESTS),
         ("hostile", hostile::TESTS),
         ("dns", dns::TESTS),
         ("api", api::TESTS),

@@ -112,8 +112,8 @@ impl Known {
     fn port(&self, expected: Expected) -> Option<u16> {
         match expected {
             Expected::Bound(ifindex) if ifindex == self.uplink => Some(BY_UPLINK),
-            // The egress guard, the only one that stops older sockets, cannot read the namespace of the index (before
-            // Linux 7.3).
+            // The egress guard, the only one that stops older sockets, does not ask for the namespace of a packet on the
+            // policy's index.
             Expected::Bound(ifindex) | Expected::Refused(ifindex) if ifindex == self.other => None,
             Expected::Bound(_) | Expected::Closed | Expected::Refused(_) => Some(NOWHERE),
             Expected::LeftAlone => None,

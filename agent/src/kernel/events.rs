@@ -1,4 +1,4 @@
-//! Reads the events of the programs from their ring buffer, and detects which helpers the programs may call for them.
+//! Reads the events of the programs from their ring buffer, and detects which helpers the programs may call.
 //!
 //! **Invariant:** the ring has one reader, which holds a lock while it reads. Two readers would each get only a part, and
 //! overwrite each other's position.
@@ -17,8 +17,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{Error, Pins, map_error, object, open_map, pins::file_name, reader_lock::ReaderLock};
 
-/// The constants that state what the programs may read about the running process.
-pub(super) fn constants() -> [(&'static str, u8); 3] {
+/// The constants that state what the programs may read about the running process and about sockets.
+pub(super) fn constants() -> [(&'static str, u8); 5] {
     let may_ask = |program: ProgramType, helpers: &[BpfHelper]| {
         let supported = |helper: &BpfHelper| {
             is_helper_supported(program, *helper).inspect_err(|error| log::debug!("{helper:?} in {program:?}: {error}"))
@@ -27,10 +27,13 @@ pub(super) fn constants() -> [(&'static str, u8); 3] {
     };
     let pid = [BpfHelper::BPF_FUNC_get_current_cgroup_id, BpfHelper::BPF_FUNC_get_current_pid_tgid];
     let comm = [pid[0], pid[1], BpfHelper::BPF_FUNC_get_current_comm];
+    let netns = [BpfHelper::BPF_FUNC_get_netns_cookie];
     [
         (program::SETSOCKOPT_KNOWS_TASK, may_ask(ProgramType::CgroupSockopt, &comm)),
         (program::EGRESS_KNOWS_PID, may_ask(ProgramType::CgroupSkb, &pid)),
         (program::EGRESS_KNOWS_COMM, may_ask(ProgramType::CgroupSkb, &comm)),
+        (program::GUARD_KNOWS_NETNS, may_ask(ProgramType::CgroupSkb, &netns)),
+        (program::SETSOCKOPT_KNOWS_NETNS, may_ask(ProgramType::CgroupSockopt, &netns)),
     ]
 }
 

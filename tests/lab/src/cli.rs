@@ -69,12 +69,16 @@ pub struct ProbeArgs {
     #[arg(conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes"])]
     pub listen: Option<Ipv4Addr>,
     /// Keep the sockets. For each line of standard input, send one request on each socket and print a line with all
-    /// outcomes as JSON. A socket that failed is replaced the next time.
+    /// outcomes as JSON. If the line is the name of a link, bind the sockets to it first. A socket that failed is replaced
+    /// the next time.
     #[arg(long, conflicts_with_all = ["count", "repeat_until_stdin_closes", "resolve", "listen"])]
     pub hold: bool,
     /// Answer over TCP and UDP instead, on the port that is printed, until killed.
     #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold"])]
     pub serve: bool,
+    /// Accept MPTCP connections, too, where the machine can.
+    #[arg(long, requires = "serve")]
+    pub mptcp: bool,
     /// Try to send by this link instead. For each line of standard input, make new sockets and print a line with their
     /// interfaces as JSON. If the line is a port, also send to that port.
     #[arg(long, value_name = "LINK")]
@@ -115,7 +119,7 @@ pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
         return listen(ip, out);
     }
     if args.serve {
-        match serve_here(|port| writeln!(out, "{port}").and_then(|()| out.flush()))? {}
+        match serve_here(args.mptcp, |port| writeln!(out, "{port}").and_then(|()| out.flush()))? {}
     }
     if args.hold {
         return hold(args, out);
@@ -173,8 +177,8 @@ fn listen(ip: Ipv4Addr, out: &mut impl Write) -> io::Result<bool> {
 fn hold(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     let mut hold = Hold::new(args.probes());
     for line in io::stdin().lines() {
-        line?;
-        writeln!(out, "{}", serde_json::to_string(&hold.round())?)?;
+        let link = Some(line?).filter(|link| !link.is_empty());
+        writeln!(out, "{}", serde_json::to_string(&hold.round(link.as_deref()))?)?;
         out.flush()?;
     }
     Ok(true)

@@ -20,15 +20,16 @@ impl Hold {
         Self { sockets: probes.into_iter().map(|probe| (probe, None)).collect() }
     }
 
-    /// Sends a request on each socket, one after the other, and waits for the answers.
-    pub fn round(&mut self) -> Vec<Outcome> {
-        self.sockets.iter_mut().map(|(probe, kept)| round(probe, kept)).collect()
+    /// Sends a request on each socket, one after the other, and waits for the answers. If a link is given, binds the sockets
+    /// to it first.
+    pub fn round(&mut self, link: Option<&str>) -> Vec<Outcome> {
+        self.sockets.iter_mut().map(|(probe, kept)| round(probe, kept, link)).collect()
     }
 }
 
-fn round(probe: &Probe, kept: &mut Option<Socket>) -> Outcome {
+fn round(probe: &Probe, kept: &mut Option<Socket>, link: Option<&str>) -> Outcome {
     let mut outcome = probe.begin();
-    match ask(probe, kept.take(), &mut outcome) {
+    match ask(probe, kept.take(), link, &mut outcome) {
         Ok(socket) => *kept = Some(socket),
         Err(error) => outcome.error = Some(errno_name(&error)),
     }
@@ -36,14 +37,15 @@ fn round(probe: &Probe, kept: &mut Option<Socket>) -> Outcome {
 }
 
 /// Returns the socket if it still works.
-fn ask(probe: &Probe, kept: Option<Socket>, outcome: &mut Outcome) -> io::Result<Socket> {
-    let socket = if let Some(socket) = kept {
-        socket
-    } else {
-        let socket = probe.open()?;
+fn ask(probe: &Probe, kept: Option<Socket>, link: Option<&str>, outcome: &mut Outcome) -> io::Result<Socket> {
+    let is_new = kept.is_none();
+    let socket = kept.map_or_else(|| probe.open(), Ok)?;
+    if let Some(link) = link {
+        socket.bind_device(Some(link.as_bytes()))?;
+    }
+    if is_new {
         probe.connect(&socket, outcome)?;
-        socket
-    };
+    }
     let answered = probe.exchange(&socket, 0, outcome);
     outcome.look_at(&socket)?;
     answered.map(|()| socket)

@@ -53,7 +53,7 @@ impl NameServer {
     /// Listens on port 53 of these addresses of the namespace, over UDP and TCP.
     pub fn start(netns: &Netns, addresses: &[IpAddr]) -> Result<Self> {
         let bind = |ip: IpAddr| {
-            let (datagrams, listener) = (bound(ip, PORT, Type::DGRAM)?, bound(ip, PORT, Type::STREAM)?);
+            let (datagrams, listener) = (bound(ip, PORT, Type::DGRAM, None)?, bound(ip, PORT, Type::STREAM, None)?);
             listener.listen(64)?;
             io::Result::Ok((ip, datagrams, listener))
         };

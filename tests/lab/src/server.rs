@@ -12,7 +12,7 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
 use serde::Serialize;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket},
@@ -53,7 +53,7 @@ pub struct Server {
 impl Server {
     /// Listens on every address of the namespace, for both families, TCP and UDP, on one port that the kernel chooses.
     pub fn start(netns: &Netns) -> Result<Self> {
-        let sockets = netns.run(Sockets::bind)?.doing(|| format!("listen in {netns}"))?;
+        let sockets = netns.run(|| Sockets::bind(None))?.doing(|| format!("listen in {netns}"))?;
         let (port, log) = (sockets.port, Log::default());
         let service = Service::start(netns, {
             let log = log.clone();
@@ -78,9 +78,14 @@ impl Server {
     }
 }
 
-/// Serves in the calling thread's namespace until the process ends. It first calls `ready` with the port.
-pub(crate) fn serve_here(ready: impl FnOnce(u16) -> io::Result<()>) -> io::Result<std::convert::Infallible> {
-    let sockets = Sockets::bind()?;
+/// Serves in the calling thread's namespace until the process ends, also MPTCP if it is asked for and the machine can. It
+/// first calls `ready` with the port.
+pub(crate) fn serve_here(
+    mptcp: bool,
+    ready: impl FnOnce(u16) -> io::Result<()>,
+) -> io::Result<std::convert::Infallible> {
+    let protocol = mptcp.then_some(Protocol::MPTCP);
+    let sockets = Sockets::bind(protocol).or_else(|error| if mptcp { Sockets::bind(None) } else { Err(error) })?;
     ready(sockets.port)?;
     tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
         sockets.serve(&Log::default())?;
@@ -113,10 +118,11 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn bind() -> io::Result<Self> {
+    /// The listeners are of this protocol, or of TCP.
+    fn bind(protocol: Option<Protocol>) -> io::Result<Self> {
         // A port that is free for one socket may be in use for another if the namespace has other servers.
         for _ in 0..16 {
-            match Self::bind_once() {
+            match Self::bind_once(protocol) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 result => return result,
             }
@@ -124,15 +130,15 @@ impl Sockets {
         Err(io::ErrorKind::AddrInUse.into())
     }
 
-    fn bind_once() -> io::Result<Self> {
+    fn bind_once(protocol: Option<Protocol>) -> io::Result<Self> {
         let v4: IpAddr = Ipv4Addr::UNSPECIFIED.into();
         let v6: IpAddr = Ipv6Addr::UNSPECIFIED.into();
-        let first = listen(v4, 0)?;
+        let first = listen(v4, 0, protocol)?;
         let port = first.local_addr()?.port();
         let udp = [datagrams(v4, port)?, datagrams(v6, port)?];
         setsockopt(&udp[0], sockopt::Ipv4PacketInfo, &true)?;
         setsockopt(&udp[1], sockopt::Ipv6RecvPacketInfo, &true)?;
-        Ok(Self { port, tcp: [first, listen(v6, port)?], udp })
+        Ok(Self { port, tcp: [first, listen(v6, port, protocol)?], udp })
     }
 
     /// Starts a task for each socket on the current runtime.
@@ -147,8 +153,8 @@ impl Sockets {
     }
 }
 
-pub(crate) fn bound(ip: IpAddr, port: u16, kind: Type) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(SocketAddr::new(ip, port)), kind.nonblocking(), None)?;
+pub(crate) fn bound(ip: IpAddr, port: u16, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(SocketAddr::new(ip, port)), kind.nonblocking(), protocol)?;
     if ip.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -156,14 +162,14 @@ pub(crate) fn bound(ip: IpAddr, port: u16, kind: Type) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn listen(ip: IpAddr, port: u16) -> io::Result<TcpListener> {
-    let socket = bound(ip, port, Type::STREAM)?;
+fn listen(ip: IpAddr, port: u16, protocol: Option<Protocol>) -> io::Result<TcpListener> {
+    let socket = bound(ip, port, Type::STREAM, protocol)?;
     socket.listen(1024)?;
     Ok(socket.into())
 }
 
 fn datagrams(ip: IpAddr, port: u16) -> io::Result<UdpSocket> {
-    bound(ip, port, Type::DGRAM).map(Into::into)
+    bound(ip, port, Type::DGRAM, None).map(Into::into)
 }
 
 async fn accept(listener: tokio::net::TcpListener, log: Log) {

@@ -3,14 +3,9 @@
 //! **Invariant:** [`KNOWN`] is the only place that knows of faults. Who repairs one deletes its entry, and the random cases reach what
 //! it kept away; an entry whose fault is gone fails the test, so none outlives its fault.
 
-use steer_lab::prober::Way;
-
 use super::{
-    operation::{Accept, Attach, By, Container, Make, Operation},
-    reference::{
-        Asked, Reference, Space,
-        policy::{Level, Spec},
-    },
+    operation::{Attach, Container, Operation},
+    reference::{Asked, Reference},
 };
 
 /// A fault.
@@ -36,59 +31,28 @@ fn nobody(_: &Reference, _: &Asked) -> bool {
     false
 }
 
-const A1: Spec = Spec::by("a1");
-
 /// All of them.
-pub(crate) const KNOWN: &[Known] = &[
-    Known {
-        row: "attach inside a glob",
-        what: "what is attached to a cgroup holds those in it that a glob of the configuration names, until the daemon attaches them",
-        avoids: nothing,
-        opens: |now, operation| {
-            let (Operation::Attach(Attach { place, .. }) | Operation::Container(Container { place, .. })) = operation
-            else {
-                return false;
-            };
-            let below = format!("{place}/");
-            now.daemon_runs && now.configured.keys().any(|named| named.starts_with(&below))
-        },
-        waives: nobody,
-        // For a moment only.
-        shows: Vec::new,
+pub(crate) const KNOWN: &[Known] = &[Known {
+    row: "attach inside a glob",
+    what: "what is attached to a cgroup holds those in it that a glob of the configuration names, until the daemon attaches them",
+    avoids: nothing,
+    opens: |now, operation| {
+        let (Operation::Attach(Attach { place, .. }) | Operation::Container(Container { place, .. })) = operation
+        else {
+            return false;
+        };
+        let below = format!("{place}/");
+        now.daemon_runs && now.configured.keys().any(|named| named.starts_with(&below))
     },
-    Known {
-        row: "B1",
-        what: "connections that were accepted in another namespace before a strict policy are stopped by it, also if it leaves that namespace alone",
-        avoids: nothing,
-        opens: nothing,
-        waives: |now, asked| asked.way == Way::Accepted && now.is_left_by_strict(&asked.place, asked.space),
-        shows: || {
-            let accept = Accept { place: "/a", space: Space::There, via: 0 };
-            vec![Make("/a").into(), accept.into(), attach("/a", A1, Space::Here)]
-        },
-    },
-];
-
-fn attach(place: &'static str, spec: Spec, space: Space) -> Operation {
-    Attach { place, by: By::Interface(spec), space }.into()
-}
+    waives: nobody,
+    // For a moment only.
+    shows: Vec::new,
+}];
 
 impl Reference {
     /// The entries that count: not the one that is being shown.
     fn known(&self) -> impl Iterator<Item = &'static Known> {
         KNOWN.iter().enumerate().filter(|(index, _)| self.shown != Some(*index)).map(|(_, known)| known)
-    }
-
-    /// Whether a strict policy of another namespace decides about this cgroup, and leaves this namespace alone.
-    fn is_left_by_strict(&self, place: &str, space: Space) -> bool {
-        let mut holder = self.holder(place);
-        while let Some(held) = holder {
-            if held.spec.level == Level::Strict && !held.spec.exempts() && held.space != space {
-                return true;
-            }
-            holder = self.around(&held);
-        }
-        false
     }
 }
 

@@ -1,7 +1,7 @@
 //! Faults that were found and repaired: the shortest list of operations that showed each. All must be as the reference says.
 
 use super::{
-    operation::{Asks, Attach, By, Close, Container, Empty, Exec, Keep, Make, Operation, Remove, Store, Write},
+    operation::{Accept, Asks, Attach, By, Close, Container, Empty, Exec, Keep, Make, Operation, Remove, Store, Write},
     reference::{
         Space,
         policy::{Level, Policy, Spec},
@@ -82,6 +82,13 @@ pub(crate) const REPAIRED: &[Repaired] = &[
             let other = Policy::new("p0", A1, &[]);
             let attach = Attach { place: "/e", by: By::Policy("p1"), space: Space::Here };
             vec![Make("/e").into(), write(vec![exempt, other.clone()]).into(), attach.into(), write(vec![other]).into()]
+        },
+    },
+    Repaired {
+        what: "connections that were accepted in another namespace before a strict policy are stopped by it, also if it leaves that namespace alone",
+        operations: || {
+            let accept = Accept { place: "/a", space: Space::There, via: 0 };
+            vec![Make("/a").into(), accept.into(), attach("/a", A1, Space::Here)]
         },
     },
     Repaired {

@@ -5,6 +5,8 @@ use proptest::{
     sample::select,
 };
 
+use steer_tests::linux_is_at_least;
+
 use super::{Act, Done, Operation, node, space};
 use crate::model::{
     reference::{Accepted, REMOVED, Reference, SCOPE, SPACES, Space},
@@ -146,12 +148,14 @@ impl Act for Keep {
 }
 
 impl Act for Accept {
-    /// The link is there, and what listens is bound to it or to none.
+    /// The link is there, and what listens is bound to it or to none. Before Linux 6.15 an older connection of another
+    /// namespace is stopped.
     fn makes_sense(&self, now: &Reference) -> bool {
         let line = now.lines.get(&(self.space, self.via)).map(|(line, _)| *line);
         let is_reached = now.binding(self.place, self.space).is_ok_and(|binding| binding.is_none() || binding == line);
         let is_new = !now.accepted.contains_key(&(self.place.to_owned(), self.space));
-        line.is_some() && is_new && now.places.contains_key(self.place) && is_reached
+        let is_left = self.space == Space::Here || linux_is_at_least(6, 15);
+        line.is_some() && is_new && is_left && now.places.contains_key(self.place) && is_reached
     }
 
     fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {

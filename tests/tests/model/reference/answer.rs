@@ -95,11 +95,6 @@ impl Reference {
         self.around_removed.get(place).map_or_else(|| outer(place), String::as_str)
     }
 
-    /// What holds around the one that decides.
-    pub(crate) fn around(&self, held: &Held) -> Option<Held> {
-        self.holder(self.outer(&held.place))
-    }
-
     /// Everything that can be asked, with what is right.
     pub(crate) fn answers(&self) -> BTreeMap<Asked, Answer> {
         let mut answers = BTreeMap::new();
