@@ -286,15 +286,25 @@ fn under_a_private_sys() -> Outcome {
     let probe = steer_tests::binary("STEER_PROBE", "steer-probe");
     let steer = steer_tests::binary("STEER_BIN", "steer");
     let script = "umount -R -l /sys && mount -t sysfs sysfs /sys && ! test -d /sys/fs/cgroup/unified && exec \"$@\"";
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--mount", "--propagation", "slave", "sh", "-c", script, "x"]);
-    command.arg(steer).arg("--bpffs").arg(&bed.pins).args(["exec", "-i", "a1", "--"]).arg(probe).args(bed.everything());
+    let hidden = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "--propagation", "slave", "sh", "-c", script, "x"]);
+        command.arg(&steer).arg("--bpffs").arg(&bed.pins).args(arguments);
+        bed.net.client.enter(&mut command);
+        command
+    };
+    let mut command = hidden(&["exec", "-i", "a1", "--"]);
+    command.arg(probe).args(bed.everything());
     bed.cgroup.enter(&mut command);
-    bed.net.client.enter(&mut command);
     let mut spy = Spy::on(&bed, &["a1"])?;
     let ran = output(&mut command)?;
     spy.saw_nothing()?;
     check_outcomes(&parse_outcomes(&ran.stdout).with_context(|| format!("{ran:?}"))?, User::Root, 1)
         .with_context(|| format!("{ran:?}"))?;
-    wait_until_clean(&bed)
+    wait_until_clean(&bed)?;
+    // Cgroups have their paths there, too.
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let status = output(&mut hidden(&["status", "--json"]))?;
+    ensure!(status.stdout.contains(&format!("\"path\": \"{}\"", bed.cgroup.path())), "{status:?}");
+    Ok(())
 }

@@ -17,8 +17,10 @@ use crate::{host::mount::private_mount, model::cgroup_path::CgroupPath};
 pub struct Hierarchy {
     /// Its root directory, through `/proc/self/fd` when the mount is private.
     root: PathBuf,
-    /// Keeps a private mount alive.
+    /// The open root directory.
     root_fd: OwnedFd,
+    /// The mount that this process made, which ends with this descriptor.
+    _private: Option<OwnedFd>,
 }
 
 /// A cgroup, held open.
@@ -66,10 +68,14 @@ impl Hierarchy {
         if let Some(root) = mount_point(&text) {
             let directory =
                 fs::File::open(&root).map_err(|source| Error::File { action: "open", file: root.clone(), source })?;
-            return Ok(Self { root, root_fd: directory.into() });
+            return Ok(Self { root, root_fd: directory.into(), _private: None });
         }
-        let root_fd = private_mount(c"cgroup2").map_err(Error::NoHierarchy)?;
-        Ok(Self { root: format!("/proc/self/fd/{}", root_fd.as_raw_fd()).into(), root_fd })
+        let mount = private_mount(c"cgroup2").map_err(Error::NoHierarchy)?;
+        let root = PathBuf::from(format!("/proc/self/fd/{}/", mount.as_raw_fd()));
+        // open_by_handle_at(2) accepts no O_PATH descriptor, such as that of the mount.
+        let directory =
+            fs::File::open(&root).map_err(|source| Error::File { action: "open", file: root.clone(), source })?;
+        Ok(Self { root, root_fd: directory.into(), _private: Some(mount) })
     }
 
     /// The directory of a cgroup.
