@@ -15,6 +15,8 @@ use steer_lab::Netns;
 
 /// Longer than any wait here takes.
 const PATIENCE: Duration = Duration::from_mins(2);
+/// The API's socket, in the directory of the configuration.
+pub(crate) const SOCKET: &str = "api.sock";
 
 /// Ended on drop.
 pub(crate) struct Daemon(Child);
@@ -38,6 +40,8 @@ impl Daemon {
         command
             .arg("--bpffs")
             .arg(pins)
+            .arg("--socket")
+            .arg(directory.join(SOCKET))
             .args(["daemon", "--config"])
             .arg(directory.join("steer.toml"))
             .process_group(0);

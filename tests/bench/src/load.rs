@@ -21,7 +21,14 @@ use serde::Serialize;
 use steer_common::{ABI_VERSION, program};
 use steer_lab::{Netns, create_veth};
 
-use crate::{cgroups::Cgroups, daemon::Daemon, goal::Goal, interrupt, statistic::sorted, steering::Steering};
+use crate::{
+    cgroups::Cgroups,
+    daemon::{Daemon, SOCKET},
+    goal::Goal,
+    interrupt,
+    statistic::sorted,
+    steering::Steering,
+};
 
 pub(crate) use storm::{Storm, serve};
 
@@ -104,8 +111,7 @@ impl Bed {
         )?;
         let netns = Netns::new("load")?;
         let (daemon, _) = Daemon::start(steer, pins, &directory.0, Some(&netns))?;
-        let (links, socket) =
-            (pins.join(format!("abi{ABI_VERSION}/links")), Path::new("/run/steer").join(format!("{instance}.sock")));
+        let (links, socket) = (pins.join(format!("abi{ABI_VERSION}/links")), directory.0.join(SOCKET));
         let container = Container::start(&own)?;
         container.netns.run(|| steering.attach(&own, LINK, "steer"))??;
         let removed_last = (directory, steering, cgroups);
