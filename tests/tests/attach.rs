@@ -176,7 +176,7 @@ fn a_pin_directory_of_its_own_mount() -> Outcome {
     let attached = steer(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     ensure!(attached.code == 0, "{attached:?}");
     bed.check_steered(&bed.cgroup, 1)?;
-    let off = steer(&["off"])?;
+    let off = steer(&["off", "--forget"])?;
     ensure!(off.code == 0 && off.stderr.is_empty(), "{off:?}");
     ensure!(!std::path::Path::new(&pins).exists(), "the mount is left");
     // What is not empty is not covered by a mount.

@@ -49,7 +49,11 @@ impl Steering {
 
     /// Switches it off. It can be used again.
     pub(crate) fn off(&self) -> Result<()> {
-        let status = self.command().arg("off").status().with_context(|| format!("start {}", self.steer.display()))?;
+        let status = self
+            .command()
+            .args(["off", "--forget"])
+            .status()
+            .with_context(|| format!("start {}", self.steer.display()))?;
         ensure!(status.success(), "`steer --bpffs {} off` failed: {status}", self.pins.display());
         Ok(())
     }

@@ -160,7 +160,7 @@ pub(super) fn bpffs_that_is_unmounted() -> Outcome {
     let again = steer(&["attach", target.path(), "-i", "a1"])?;
     ensure!(again.code == 0, "{again:?}");
     bed.check_steered(&target, 1)?;
-    let off = steer(&["off"])?;
+    let off = steer(&["off", "--forget"])?;
     ensure!(off.code == 0, "{off:?}");
     bed.check_unsteered(Some(&target))
 }
