@@ -117,7 +117,8 @@ pub(super) fn restore(
         let is_here = entry.configured || entry.netns_cookie == namespace.cookie;
         let namespace = if is_here { namespace } else { elsewhere };
         match entry.restore(datapath, lock, hierarchy, &path, namespace, &slot_of) {
-            Ok(()) => {
+            Ok(false) => {}
+            Ok(true) => {
                 restored.insert(entry.cgroup);
                 log::info!("steering {path} again, as before `steer off`");
             }
@@ -131,6 +132,7 @@ pub(super) fn restore(
 }
 
 impl Released {
+    /// False if the cgroup is gone, or something steers it manually now.
     fn restore(
         &self,
         datapath: &mut Datapath,
@@ -139,11 +141,11 @@ impl Released {
         path: &CgroupPath,
         namespace: Namespace<'_>,
         slot_of: &impl Fn(&str) -> Option<u32>,
-    ) -> Result<(), kernel::Error> {
-        if datapath.is_manual_cgroup(self.cgroup)? {
-            return Ok(());
-        }
+    ) -> Result<bool, kernel::Error> {
         let cgroup = hierarchy.open(path)?;
+        if cgroup.id != self.cgroup || datapath.is_manual_cgroup(self.cgroup)? {
+            return Ok(false);
+        }
         let slot = if let Some(slot) = slot_of(&self.policy).filter(|_| self.configured) {
             slot
         } else {
@@ -159,7 +161,7 @@ impl Released {
             let record = resolve::record(&self.policy, &target, owner, namespace);
             datapath.put_policies(lock, &[record])?[0]
         };
-        if cgroup.id == self.cgroup { datapath.attach(lock, hierarchy, &cgroup, slot, true) } else { Ok(()) }
+        datapath.attach(lock, hierarchy, &cgroup, slot, true).map(|()| true)
     }
 }
 

@@ -106,11 +106,14 @@ impl Cli {
         if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_) | Command::Hook(_)) {
             end_with_the_reader();
         }
-        let umask = restrict_umask();
+        let callers_umask = restrict_umask();
+        if matches!(&self.command, Command::Hook(args) if args.wraps()) {
+            umask(callers_umask);
+        }
         let instance = Instance::new(self.bpffs, self.socket);
         let pins = &instance.pins;
         match self.command {
-            Command::Exec(args) => exec::run(args, pins, umask),
+            Command::Exec(args) => exec::run(args, pins, callers_umask),
             Command::Daemon(args) => daemon::run(args, &instance),
             Command::Check(args) => check::run(&args, &instance),
             Command::Attach(args) => attach::run(&args, pins),
@@ -154,7 +157,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
 }
 
-/// Makes what steer creates writable by its owner only, whatever the caller's umask. Returns that: a command of `exec` gets it back.
+/// Makes what steer creates writable by its owner only, whatever the caller's umask. Returns that: a command of `exec`, and a runtime that
+/// `hook wrap` starts, get it back.
 fn restrict_umask() -> Mode {
     let others = Mode::S_IWGRP | Mode::S_IWOTH;
     let callers = umask(others);

@@ -1,4 +1,4 @@
-//! Trees of cgroups that a user can make to whom one is delegated.
+//! Trees of cgroups that the owner of a delegated cgroup can make.
 
 use std::{
     fs::File,

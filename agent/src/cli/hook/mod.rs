@@ -38,6 +38,13 @@ impl Args {
     }
 }
 
+impl Args {
+    /// Whether it starts a container runtime.
+    pub(super) fn wraps(&self) -> bool {
+        matches!(self.hook, Hook::Wrap(_))
+    }
+}
+
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     match args.hook {
         Hook::Oci(args) => oci::run(&args, instance),

@@ -207,9 +207,7 @@ impl Act for Container {
         right(done, holder.is_some())?;
         if let Some(holder) = holder {
             reference.follow(self.space);
-            reference.configured.remove(self.place);
-            reference.manual.insert(self.place.to_owned(), holder);
-            reference.settle();
+            reference.steer_manually(self.place, holder);
         }
         Ok(())
     }
@@ -232,9 +230,7 @@ impl Act for Close {
 
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
         let holder = Holder::Own { spec: Spec::CLOSED, space: self.space, line: None };
-        reference.configured.remove(self.place);
-        reference.manual.insert(self.place.to_owned(), holder);
-        reference.settle();
+        reference.steer_manually(self.place, holder);
         Ok(())
     }
 

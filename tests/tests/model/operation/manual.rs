@@ -93,9 +93,7 @@ impl Act for Attach {
         }
         if let Some(holder) = holder {
             reference.follow(self.space);
-            reference.configured.remove(self.place);
-            reference.manual.insert(self.place.to_owned(), holder);
-            reference.settle();
+            reference.steer_manually(self.place, holder);
         }
         Ok(())
     }

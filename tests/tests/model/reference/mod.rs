@@ -237,6 +237,13 @@ impl Reference {
         self.places.insert(place.to_owned(), spaces.iter().copied().collect());
     }
 
+    /// A command or a hook steers a cgroup.
+    pub(crate) fn steer_manually(&mut self, place: &str, holder: Holder) {
+        self.configured.remove(place);
+        self.manual.insert(place.to_owned(), holder);
+        self.settle();
+    }
+
     /// A cgroup is gone. What steers it holds its sockets, as long as there are any.
     pub(crate) fn remove_place(&mut self, place: &str, removed: &str) {
         for around in self.around_removed.values_mut().filter(|around| *around == place) {
