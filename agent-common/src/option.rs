@@ -16,6 +16,14 @@ pub const SO_MARK: i32 = 36;
 pub const SO_BINDTOIFINDEX: i32 = 62;
 /// Adds another protocol on top of TCP.
 pub const TCP_ULP: i32 = 31;
+/// Allows a source that this host does not have. An IPv6 socket takes it, too.
+pub const IP_FREEBIND: i32 = 15;
+/// The same, and sends from it.
+pub const IP_TRANSPARENT: i32 = 19;
+/// The same for IPv6.
+pub const IPV6_TRANSPARENT: i32 = 75;
+/// The same for IPv6, without a privilege.
+pub const IPV6_FREEBIND: i32 = 78;
 /// Leaves a group.
 pub const IP_DROP_MEMBERSHIP: i32 = 36;
 /// Sets which sources of a group of either family are received, on an interface given by index. The last of the options
@@ -63,6 +71,10 @@ pub const fn name(level: i32, option: i32) -> Option<&'static str> {
         (SOL_SOCKET, SO_MARK) => "SO_MARK",
         (SOL_SOCKET, SO_BINDTOIFINDEX) => "SO_BINDTOIFINDEX",
         (SOL_TCP, TCP_ULP) => "TCP_ULP",
+        (SOL_IP, IP_FREEBIND) => "IP_FREEBIND",
+        (SOL_IP, IP_TRANSPARENT) => "IP_TRANSPARENT",
+        (SOL_IPV6, IPV6_TRANSPARENT) => "IPV6_TRANSPARENT",
+        (SOL_IPV6, IPV6_FREEBIND) => "IPV6_FREEBIND",
         (SOL_IP, IP_ADD_MEMBERSHIP) => "IP_ADD_MEMBERSHIP",
         (SOL_IP, IP_DROP_MEMBERSHIP) => "IP_DROP_MEMBERSHIP",
         (SOL_IP, IP_ADD_SOURCE_MEMBERSHIP) => "IP_ADD_SOURCE_MEMBERSHIP",

@@ -19,6 +19,7 @@ mod destination;
 mod dns;
 mod events;
 mod family;
+mod forged;
 mod listen;
 mod moved;
 mod nesting;

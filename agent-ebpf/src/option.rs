@@ -1,4 +1,5 @@
-//! setsockopt: refuses with EPERM every option that would undo the binding or send by another link. A program that joins
+//! setsockopt: refuses with EPERM every option that would undo the binding or send by another link, and those for a source that
+//! this host does not have. A program that joins
 //! a multicast group without naming a link, or by a link's address, joins it on the uplink. A membership on another link,
 //! from before the policy, cannot be changed, because the kernel reports each change there.
 //!
@@ -10,9 +11,10 @@ use steer_common::{
     event::KERNEL_NAME_BYTES,
     is_asked,
     option::{
-        IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP, IP_MSFILTER, IP_UNBLOCK_SOURCE, IPV6_ADD_MEMBERSHIP,
-        IPV6_DROP_MEMBERSHIP, IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST, MCAST_JOIN_GROUP, MCAST_MSFILTER, MRT_INIT,
-        MRT_LAST, SO_BINDTODEVICE, SO_BINDTOIFINDEX, SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
+        IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP, IP_FREEBIND, IP_MSFILTER, IP_TRANSPARENT, IP_UNBLOCK_SOURCE,
+        IPV6_ADD_MEMBERSHIP, IPV6_DROP_MEMBERSHIP, IPV6_FREEBIND, IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST,
+        IPV6_TRANSPARENT, MCAST_JOIN_GROUP, MCAST_MSFILTER, MRT_INIT, MRT_LAST, SO_BINDTODEVICE, SO_BINDTOIFINDEX,
+        SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
     },
     policy_flags,
 };
@@ -48,6 +50,8 @@ pub(crate) enum Value {
     Group(Index),
     /// The protocol to put on top of TCP.
     UpperLayer,
+    /// Whether the socket may have a source that this host does not have.
+    Source,
     /// A value that cannot name the uplink.
     Other,
 }
@@ -112,6 +116,7 @@ pub(crate) fn value_of(level: i32, option: i32) -> Option<Value> {
             Value::Group(Index::BehindGroup)
         }
         (SOL_TCP, TCP_ULP) => Value::UpperLayer,
+        (SOL_IP, IP_FREEBIND | IP_TRANSPARENT) | (SOL_IPV6, IPV6_FREEBIND | IPV6_TRANSPARENT) => Value::Source,
         // The options of one source name a link by its address only. A multicast router forwards to other links what the
         // uplink sends.
         (SOL_SOCKET, SO_MARK)
@@ -129,7 +134,7 @@ fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): 
             Value::Index | Value::Group(Index::AtStart) => word::<0>(ctx),
             Value::Group(Index::BehindAddresses) => word::<8>(ctx),
             Value::Group(Index::BehindGroup) => word::<16>(ctx),
-            Value::Name | Value::UpperLayer | Value::Other => None,
+            Value::Name | Value::UpperLayer | Value::Source | Value::Other => None,
         }
         .unwrap_or(0);
         if let Value::Name = value {
@@ -182,8 +187,18 @@ fn is_allowed(ctx: &SockoptContext, value: &Value, policy: &PolicyRecord) -> boo
         Value::Group(Index::BehindGroup) => is_on::<16>(ctx, policy.ifindex),
         // Shared memory communications (SMC) switch to RDMA where they can.
         Value::UpperLayer => word::<0>(ctx) != Some(SMC),
+        // The kernel answers a datagram to this host at its source, by the routing table.
+        Value::Source => word::<0>(ctx) == Some(0) || is_checked_when_sent(ctx),
         Value::Other => false,
     }
+}
+
+/// Whether the kernel sends nothing from a source that this host does not have, as it does for `IP_FREEBIND` of an IPv4 socket.
+#[inline(always)]
+fn is_checked_when_sent(ctx: &SockoptContext) -> bool {
+    const AF_INET: u32 = 2;
+    // SAFETY: four byte loads of the context, which always has a socket, and of the socket.
+    unsafe { (*ctx.sockopt).optname == IP_FREEBIND && (*(*ctx.sockopt).__bindgen_anon_1.sk).family == AF_INET }
 }
 
 /// Whether the group is on the uplink. If the value names no interface, sets the uplink.

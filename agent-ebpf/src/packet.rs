@@ -1,7 +1,7 @@
 //! cgroup_skb egress and ingress: stop every packet on a link other than the policy's, whatever its socket is bound to and
 //! whenever the socket was made.
 //!
-//! **Invariant:** packets pass on the uplink, on loopback, and where a policy leaves the socket alone. Every other packet
+//! **Invariant:** packets pass on the uplink, on loopback unless their source is forged, and where a policy leaves the socket alone. Every other packet
 //! is stopped and counted. On the uplink, queries to another server than the policy's resolver are stopped, too.
 
 use aya_ebpf::{
@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use steer_common::{AttachmentRecord, Counter, EventRecord, Kind};
 
-use crate::{attachment, dns, events, nesting, notes, peer, policy};
+use crate::{attachment, dns, events, forged, nesting, notes, peer, policy};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
@@ -48,13 +48,18 @@ pub fn ingress(ctx: SkBuffContext) -> i32 {
 fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     // SAFETY: a four byte load of the context.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    if ifindex == LOOPBACK_IFINDEX {
+    // A packet on its way out has a socket here. One without would be the kernel's own, which chooses a source of this host.
+    let is_forged = ifindex == LOOPBACK_IFINDEX
+        && matches!(reason, Counter::StoppedEgress)
+        && forged::has_other_source(ctx)
+        && socket(ctx).is_some_and(forged::is_raw);
+    if ifindex == LOOPBACK_IFINDEX && !is_forged {
         return PASS;
     }
     let attachment = attachment::current();
     let policy = policy::get(attachment.policy);
     let passes = match policy.map(|policy| (policy, Kind::try_from(policy.kind))) {
-        Some((policy, Ok(Kind::Steer))) => policy.ifindex > 0 && ifindex.cast_signed() == policy.ifindex,
+        Some((policy, Ok(Kind::Steer))) => !is_forged && policy.ifindex > 0 && ifindex.cast_signed() == policy.ifindex,
         Some((_, Ok(Kind::Exempt))) => true,
         Some((_, Err(_))) | None => false,
     };

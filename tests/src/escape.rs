@@ -169,8 +169,13 @@ impl Bed {
         };
         left.retain(|packet| !older(packet));
         arrived.retain(|packet| !older(packet));
-        let left = leaked(&left, Direction::Out, &[marker]);
-        let arrived = leaked(&arrived, Direction::In, &[marker]);
+        let [left, arrived] = [(&left, Direction::Out), (&arrived, Direction::In)].map(|(packets, direction)| {
+            let mut leaked = leaked(packets, direction, &[marker]);
+            if this.vector.is_forged() {
+                leaked.extend(packets.iter().filter(|packet| is_forged_answer(packet, direction)).cloned());
+            }
+            leaked
+        });
         let leaked = if arrived.len() > left.len() { arrived } else { left };
         Ok(Seen { attempt, leaked })
     }
@@ -292,6 +297,14 @@ fn any(family: Family) -> IpAddr {
 
 pub(crate) fn is_marker(packet: &Packet, port: u16) -> bool {
     packet.kind == Kind::Udp && packet.src_port == Some(port)
+}
+
+/// Whether the kernel answers the address by which the vectors forge: nobody else is answered there.
+fn is_forged_answer(packet: &Packet, direction: Direction) -> bool {
+    packet.direction == direction
+        && packet.is_kernel_answer()
+        && matches!(packet.kind, Kind::Tcp | Kind::Icmp4 | Kind::Icmp6)
+        && [Some(gateway_v4(0).into()), Some(gateway_v6(0).into())].contains(&packet.dst)
 }
 
 pub(crate) fn leaked(packets: &[Packet], direction: Direction, markers: &[u16]) -> Vec<Packet> {

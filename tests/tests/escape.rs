@@ -110,6 +110,7 @@ impl Row {
 }
 
 const FOREIGN_SOCKET: &str = "the socket belongs to the cgroup that made it, not to the one that uses it";
+const OWN_GROUP: &str = "this host receives what it sends to a group, and no program knows which sources are its own";
 const OLDER: &str =
     "no hook of a cgroup sees what a packet socket sends, and it was made before there was one for making it";
 
@@ -187,6 +188,20 @@ pub(crate) const ROWS: &[Row] = &[
     Row::futile("bind-other-udp", Vector::BindOtherUdp),
     Row::futile("freebind", Vector::Freebind),
     Row::futile("transparent", Vector::Transparent),
+    Row::leaks("forged-header", Vector::ForgedHeader, AsRoot),
+    Row::leaks("forged-multicast", Vector::ForgedMulticast, AsRoot).v6().even_strict(AsRoot, OWN_GROUP),
+    Row::leaks("forged-echo", Vector::ForgedEcho, AsRoot),
+    Row::leaks("forged-ping", Vector::ForgedPing, AsRoot).v4(),
+    Row::leaks("forged-ping-v6", Vector::ForgedPing, Always).v6(),
+    Row::leaks("forged-transparent", Vector::ForgedTransparent, AsRoot),
+    Row::leaks("forged-transparent-tcp", Vector::ForgedTransparentTcp, AsRoot),
+    Row::futile("forged-freebind-v4", Vector::ForgedFreebind).v4(),
+    Row::leaks("forged-freebind", Vector::ForgedFreebind, Always).v6(),
+    Row::leaks("forged-freebind-of-v4", Vector::ForgedFreebindOfV4, Always).v6(),
+    Row::futile("forged-freebind-tcp-v4", Vector::ForgedFreebindTcp).v4(),
+    Row::leaks("forged-freebind-tcp", Vector::ForgedFreebindTcp, Always).v6(),
+    Row::futile("forged-pktinfo-v4", Vector::ForgedPktinfo).v4(),
+    Row::leaks("forged-pktinfo", Vector::ForgedPktinfo, Always).v6(),
     Row::futile("source-route", Vector::SourceRoute),
     Row::futile("dontroute", Vector::Dontroute),
     Row::futile("broadcast-subnet", Vector::BroadcastSubnet).v4(),

@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("refused_to_an_older_socket", refused_to_an_older_socket),
     ("the_resolver_of_this_host_has_a_hint", the_resolver_of_this_host_has_a_hint),
     ("addresses_of_other_links_leave_by_the_uplink", addresses_of_other_links_leave_by_the_uplink),
+    ("a_forged_source_is_stopped", a_forged_source_is_stopped),
     ("listening_needs_a_privilege", listening_needs_a_privilege),
     ("nothing_is_sent_from_loopback_addresses", nothing_is_sent_from_loopback_addresses),
 ];
@@ -138,6 +139,35 @@ fn addresses_of_other_links_leave_by_the_uplink() -> Outcome {
         ensure!(attempt.step == Some(Step::Receive), "{attempt:?}");
     }
     spy.saw_nothing()
+}
+
+/// The kernel would answer the host whose address it is. Which ways there are is shown by the escape suite.
+fn a_forged_source_is_stopped() -> Outcome {
+    let bed = steered_bed("local-forged")?;
+    bed.furnish_for_escapes()?;
+    for family in [Family::V4, Family::V6] {
+        let timeout = Duration::from_millis(400);
+        let this = Try { vector: Vector::ForgedHeader, user: User::Root, family, scene: Scene::Steered, timeout };
+        let ran = output(&mut bed.escape_program(this, &bed.cgroup)?)?;
+        let line = ran.stdout.lines().last().with_context(|| format!("{ran:?}"))?;
+        // By the uplink it may send what it likes.
+        ensure!(Attempt::parse(line)?.is_ok(), "{line}");
+    }
+    ensure!(bed.sockets("a1", "stopped_egress")? > 0);
+    let events = bed.succeed(&["events", "--once"])?;
+    ensure!(
+        events.contains("stopped_egress") && events.contains("interface=\"lo\"") && events.contains("hint="),
+        "{events}"
+    );
+    let refused = attempt(&bed, Vector::ForgedFreebind, User::Nobody, client_v6(1).into(), 0)?;
+    ensure!(refused.outcome == "EPERM" && refused.step == Some(Step::Option), "{refused:?}");
+    let events = bed.succeed(&["events", "--once"])?;
+    ensure!(events.contains("option=IPV6_FREEBIND"), "{events}");
+    for target in [client_v4(1).into(), client_v6(1).into()] {
+        let own = attempt(&bed, Vector::Raw, User::Root, target, 0)?;
+        ensure!(own.is_ok(), "{own:?}");
+    }
+    Ok(())
 }
 
 /// A socket bound to the uplink receives nothing on 127.0.0.1. A process with the privilege can unbind it.

@@ -21,6 +21,7 @@ use std::{
 
 mod attempt;
 mod compat;
+mod forged;
 mod link_layer;
 mod message;
 mod multicast;
@@ -31,6 +32,8 @@ mod plain;
 mod uring;
 mod vector;
 mod xdp;
+
+use forged::Allowed;
 
 pub use attempt::{Attempt, Step};
 pub use vector::Vector;
@@ -197,6 +200,16 @@ impl EscapeArgs {
             Vector::BindOtherUdp => self.bind_other(Type::DGRAM),
             Vector::Freebind => self.foreign_address(false),
             Vector::Transparent => self.foreign_address(true),
+            Vector::ForgedHeader => self.forged_header(),
+            Vector::ForgedMulticast => self.forged_multicast(),
+            Vector::ForgedEcho => self.forged_echo(Type::RAW),
+            Vector::ForgedPing => self.forged_echo(Type::DGRAM),
+            Vector::ForgedTransparent => self.forged_bind(Type::DGRAM, Allowed::Transparent),
+            Vector::ForgedTransparentTcp => self.forged_bind(Type::STREAM, Allowed::Transparent),
+            Vector::ForgedFreebind => self.forged_bind(Type::DGRAM, Allowed::Freebind),
+            Vector::ForgedFreebindOfV4 => self.forged_bind(Type::DGRAM, Allowed::FreebindOfV4),
+            Vector::ForgedFreebindTcp => self.forged_bind(Type::STREAM, Allowed::Freebind),
+            Vector::ForgedPktinfo => self.forged_pktinfo(),
             Vector::SourceRoute => self.source_route(),
             Vector::Dontroute => self.dont_route(),
             Vector::BroadcastSubnet => self.broadcast(true),

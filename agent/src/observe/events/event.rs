@@ -102,6 +102,8 @@ impl Event {
     }
 }
 
+/// The first interface of every network namespace is its loopback.
+const LOOPBACK: i32 = 1;
 /// Port of DNS.
 const DNS: u32 = 53;
 
@@ -115,6 +117,9 @@ fn hint(record: &EventRecord) -> Option<&'static str> {
         }
         Counter::StoppedDns => {
             Some("not the policy's resolver; a new socket without a source route is redirected to it")
+        }
+        Counter::StoppedEgress if record.ifindex == LOOPBACK => {
+            Some("a raw packet to this host whose source is neither its destination nor a loopback address")
         }
         _ => None,
     }

@@ -84,25 +84,31 @@ impl EscapeArgs {
 
     /// A UDP packet to the server. Neither the sending kernel nor a capture checks checksums.
     pub(super) fn packet_to_server(&self) -> Vec<u8> {
+        self.packet_between(self.source, self.server().ip(), self.port)
+    }
+
+    /// A datagram with a header, from any address.
+    #[expect(clippy::unused_self, reason = "belongs to the attempt")]
+    pub(super) fn packet_between(&self, source: IpAddr, destination: IpAddr, port: u16) -> Vec<u8> {
         let len = u16::try_from(8 + REQUEST.len()).unwrap_or(u16::MAX);
-        let mut packet = match (self.source, self.server().ip()) {
-            (IpAddr::V4(source), IpAddr::V4(server)) => {
+        let mut packet = match (source, destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let [high, low] = (20 + len).to_be_bytes();
                 let mut header = vec![0x45, 0, high, low, 0, 1, 0, 0, 64, 17, 0, 0];
                 header.extend(source.octets());
-                header.extend(server.octets());
+                header.extend(destination.octets());
                 header
             }
-            (IpAddr::V6(source), IpAddr::V6(server)) => {
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 let [high, low] = len.to_be_bytes();
                 let mut header = vec![0x60, 0, 0, 0, high, low, 17, 64];
                 header.extend(source.octets());
-                header.extend(server.octets());
+                header.extend(destination.octets());
                 header
             }
             _ => Vec::new(),
         };
-        for word in [40000, self.port, len, 0] {
+        for word in [40000, port, len, 0] {
             packet.extend(word.to_be_bytes());
         }
         packet.extend(REQUEST);

@@ -80,6 +80,17 @@ pub enum Vector {
     Transparent,
     SourceRoute,
     Dontroute,
+    // Another host's address as the source of packets to this host.
+    ForgedHeader,
+    ForgedMulticast,
+    ForgedEcho,
+    ForgedPing,
+    ForgedTransparent,
+    ForgedTransparentTcp,
+    ForgedFreebind,
+    ForgedFreebindOfV4,
+    ForgedFreebindTcp,
+    ForgedPktinfo,
     BroadcastSubnet,
     BroadcastLimited,
     MulticastSend,
@@ -136,6 +147,23 @@ impl Vector {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
+    /// Whether what leaves is the kernel's answer to what the program has sent.
+    pub fn is_forged(self) -> bool {
+        matches!(
+            self,
+            Self::ForgedHeader
+                | Self::ForgedMulticast
+                | Self::ForgedEcho
+                | Self::ForgedPing
+                | Self::ForgedTransparent
+                | Self::ForgedTransparentTcp
+                | Self::ForgedFreebind
+                | Self::ForgedFreebindOfV4
+                | Self::ForgedFreebindTcp
+                | Self::ForgedPktinfo
+        )
+    }
+
     /// The privilege that the attempt needs.
     pub(super) fn needs(self) -> Option<&'static str> {
         match self {
@@ -145,6 +173,11 @@ impl Vector {
             | Self::RawHeader
             | Self::RawUdp
             | Self::LinkLocalRaw
+            | Self::ForgedHeader
+            | Self::ForgedMulticast
+            | Self::ForgedEcho
+            | Self::ForgedTransparent
+            | Self::ForgedTransparentTcp
             | Self::PacketRaw
             | Self::PacketDgram
             | Self::PacketBypass
