@@ -52,7 +52,7 @@ impl EscapeArgs {
     /// Sends to each, with a socket as it was made and with one that was disconnected.
     fn to_each(&self, make: impl Fn() -> Tried<Socket>, send: impl Fn(&Socket, IpAddr) -> Tried<()>) -> Tried {
         let mut refusal = None;
-        let mut sent = 0;
+        let mut done = 0;
         for to in self.own_addresses()? {
             for disconnected in [false, true] {
                 let socket = make()?;
@@ -61,14 +61,14 @@ impl EscapeArgs {
                     socket.connect(&sys::unspecified()).ok();
                 }
                 match send(&socket, to) {
-                    Ok(()) => sent += 1,
+                    Ok(()) => done += 1,
                     Err(halt) => refusal = Some(halt),
                 }
             }
         }
         match refusal {
-            Some(halt) if sent == 0 => Err(halt),
-            _ => Ok(format!("sent {sent}")),
+            Some(halt) if done == 0 => Err(halt),
+            _ => Ok(format!("sent {done}")),
         }
     }
 
