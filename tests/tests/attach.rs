@@ -1,8 +1,11 @@
 //! `steer attach`, `detach`, `status` and `off`.
 
+use std::{fs, process::Child};
+
 use anyhow::ensure;
 use nix::sys::signal::Signal;
-use steer_tests::{Bed, Cgroup, Daemon, Outcome, output};
+use steer_lab::wait_until;
+use steer_tests::{Bed, Cgroup, Daemon, Outcome, PATIENCE, output};
 
 use crate::Test;
 
@@ -15,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("off_removes_everything", off_removes_everything),
     ("off_ends_the_daemon", off_ends_the_daemon),
     ("a_daemon_steers_again_what_off_has_released", a_daemon_steers_again_what_off_has_released),
+    ("what_a_glob_names_inside_is_attached_first", what_a_glob_names_inside_is_attached_first),
     ("a_pin_directory_of_its_own_mount", a_pin_directory_of_its_own_mount),
 ];
 
@@ -140,6 +144,31 @@ fn a_daemon_steers_again_what_off_has_released() -> Outcome {
     ensure!(!says_so(&bed.cgroup)?);
     let _daemon = Daemon::start(&bed)?;
     bed.check_unsteered(Some(&bed.cgroup))
+}
+
+/// A glob names the inner cgroup, and the attachment around holds it. An attachment in between must not do so for a moment.
+fn what_a_glob_names_inside_is_attached_first() -> Outcome {
+    let bed = Bed::new("attach-inside")?;
+    let middle = bed.cgroup.child("middle")?;
+    let inner = middle.child("inner")?;
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/**\"]\n")?;
+    daemon.signal(Signal::SIGSTOP)?;
+    let mut attach = bed.steer(&["attach", middle.path(), "--interface", "a0"]).spawn()?;
+    let announced = || {
+        let entries = fs::read_dir(bed.pins.join("daemon")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with("inside_"))
+    };
+    let has_ended = |attach: &mut Child| attach.try_wait().is_ok_and(|status| status.is_some());
+    wait_until("attach to wait, or to be done", PATIENCE, || announced() || has_ended(&mut attach))?;
+    ensure!(!has_ended(&mut attach), "it has not waited");
+    daemon.signal(Signal::SIGCONT)?;
+    ensure!(attach.wait()?.success());
+    // Without a word from the daemon, which has nothing more to do.
+    daemon.signal(Signal::SIGSTOP)?;
+    bed.check_steered(&inner, 1)?;
+    bed.check_steered(&middle, 0)?;
+    ensure!(!announced());
+    Ok(())
 }
 
 fn off_ends_the_daemon() -> Outcome {

@@ -17,11 +17,11 @@ use super::{
 };
 use crate::{
     host::cgroup::{Cgroup, Hierarchy},
-    kernel::{self, Datapath, Lock, Pins, PolicyEntry},
+    kernel::{self, Announcement, Datapath, Lock, Pins, PolicyEntry},
 };
 
-/// How long the daemon may take to take an attachment over.
-const DAEMON_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the daemon may take to take an attachment over, or to attach what is in it.
+pub const DAEMON_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a command checks whether it has.
 const GLANCE: Duration = Duration::from_millis(2);
 
@@ -49,6 +49,40 @@ pub enum Error {
     /// A kernel object failed.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
+}
+
+/// Lets a running daemon attach what the configuration names in a cgroup, which is about to be attached: the attachment around may hold
+/// these cgroups, where a glob names all of them, and the new one would hold them until the daemon has attached them. The announcement
+/// must stay until the cgroup is attached.
+pub fn announce(
+    pins: &Pins,
+    hierarchy: &Hierarchy,
+    cgroup: &Cgroup,
+    patience: Duration,
+) -> Result<Option<Announcement>, Error> {
+    if cgroup.is_leaf() {
+        return Ok(None);
+    }
+    let Some(lock) = pins.lock()? else { return Ok(None) };
+    let Some(datapath) = Datapath::open(pins)? else { return Ok(None) };
+    // What is attached already holds nothing that the configuration names.
+    if datapath.attachment(cgroup.id)?.is_some() || datapath.around(hierarchy, &cgroup.path)?.is_none() {
+        return Ok(None);
+    }
+    let Some(announcement) = pins.announce(&lock, cgroup.id)? else { return Ok(None) };
+    drop(lock);
+    let deadline = Instant::now() + patience;
+    while !announcement.is_confirmed() {
+        if Instant::now() >= deadline {
+            log::warn!(
+                "the daemon does not answer; until it does, cgroups in {} that the configuration names are held by the new attachment",
+                cgroup.path
+            );
+            break;
+        }
+        thread::sleep(GLANCE);
+    }
+    Ok(Some(announcement))
 }
 
 /// Attaches a policy to a cgroup. `namespace` is that of the container, or of the caller.
@@ -164,7 +198,8 @@ pub fn change<T, E: From<kernel::Error>>(
     // A failure from here on does not undo the attachment.
     let afterwards = match changed {
         Ok(_) => pins.notify_daemon(&lock),
-        Err(_) => kernel::tidy(pins, lock, hierarchy),
+        // The daemon may have attached what is in the cgroup.
+        Err(_) => pins.notify_daemon(&lock).and_then(|()| kernel::tidy(pins, lock, hierarchy)),
     };
     if let Err(error) = afterwards {
         log::warn!("{error}");

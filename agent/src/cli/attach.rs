@@ -50,7 +50,10 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let namespace = Namespace { links: &links, cookie };
     let wanted = args.by.wanted(namespace)?;
     let pins = pins.to_change()?;
+    let announcement = manual::announce(&pins, &hierarchy, &cgroup, manual::DAEMON_PATIENCE)?;
     let taken_over = manual::change(&pins, &hierarchy, |lock| {
+        // It ends before the lock does.
+        let _announcement = announcement;
         let mut datapath = Datapath::open_or_load(&pins, lock)?;
         datapath.clean_up(lock, &hierarchy)?;
         manual::attach(&mut datapath, lock, &hierarchy, &cgroup, (Origin::Attach, &wanted), namespace)?;

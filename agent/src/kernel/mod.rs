@@ -8,6 +8,7 @@
 //! link runs before an old one is removed. If a process is killed during a change, the partial state is closed, and the
 //! next process that makes a change cleans it up.
 
+mod announce;
 mod attachments;
 mod bpf;
 mod bpffs;
@@ -36,6 +37,7 @@ use thiserror::Error;
 
 use crate::model::cgroup_path::CgroupPath;
 
+pub use announce::Announcement;
 pub use attachments::Attachment;
 pub use daemon_lock::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, RunningDaemon};
 pub use events::{EventRing, Unreported};

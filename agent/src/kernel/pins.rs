@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR                      flock(2) on it orders all changes
-//! DIR/daemon               flock(2) on it is held by the one daemon
+//! DIR/daemon               flock(2) on it is held by the one daemon; in it, commands notify the daemon
 //! DIR/events               flock(2) on it is held by the one reader of the events
 //! DIR/abiVERSION/maps/NAME
 //! DIR/abiVERSION/programs/NAME

@@ -4,7 +4,7 @@
 //! it kept away; an entry whose fault is gone fails the test, so none outlives its fault.
 
 use super::{
-    operation::{Attach, Container, Operation},
+    operation::Operation,
     reference::{Asked, Reference},
 };
 
@@ -23,31 +23,8 @@ pub(crate) struct Known {
     pub(crate) shows: fn() -> Vec<Operation>,
 }
 
-fn nothing(_: &Reference, _: &Operation) -> bool {
-    false
-}
-
-fn nobody(_: &Reference, _: &Asked) -> bool {
-    false
-}
-
 /// All of them.
-pub(crate) const KNOWN: &[Known] = &[Known {
-    row: "attach inside a glob",
-    what: "what is attached to a cgroup holds those in it that a glob of the configuration names, until the daemon attaches them",
-    avoids: nothing,
-    opens: |now, operation| {
-        let (Operation::Attach(Attach { place, .. }) | Operation::Container(Container { place, .. })) = operation
-        else {
-            return false;
-        };
-        let below = format!("{place}/");
-        now.daemon_runs && now.configured.keys().any(|named| named.starts_with(&below))
-    },
-    waives: nobody,
-    // For a moment only.
-    shows: Vec::new,
-}];
+pub(crate) const KNOWN: &[Known] = &[];
 
 impl Reference {
     /// The entries that count: not the one that is being shown.

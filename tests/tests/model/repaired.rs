@@ -102,6 +102,15 @@ pub(crate) const REPAIRED: &[Repaired] = &[
             operations
         },
     },
+    Repaired {
+        what: "what is attached to a cgroup holds those in it that a glob of the configuration names, until the daemon attaches them",
+        operations: || {
+            let places = ["/e", "/e/f", "/e/f/g"].map(|place| Make(place).into());
+            let policy = write(vec![Policy::new("p0", A1, &["/e", "/e/*/*"])]).into();
+            let attach = attach("/e/f", Spec::by("a0"), Space::Here);
+            places.into_iter().chain([policy, attach]).collect()
+        },
+    },
 ];
 
 fn attach(place: &'static str, spec: Spec, space: Space) -> Operation {

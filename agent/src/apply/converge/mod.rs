@@ -178,10 +178,12 @@ impl Steering {
         for attachment in &lingering {
             self.lingering.add(attachment.cgroup_id, attachment.is_manual());
         }
+        let announced = self.datapath.pins().announced(&lock)?;
         let manual: BTreeSet<u64> = attached
             .iter()
             .filter(|attached| !permit::configuration_may_change(attached))
             .map(|attached| attached.cgroup_id)
+            .chain(announced.iter().copied())
             .collect();
         let manual = |path: &CgroupPath| {
             !manual.is_empty() && self.hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
@@ -242,6 +244,7 @@ impl Steering {
         if has_steps {
             self.datapath.free_unused_policies(&lock)?;
         }
+        self.datapath.pins().confirm(&lock, &announced)?;
         let moved = self.move_to_heirs(&lock, &next.slots, &mut changed);
         self.datapath.retire_policies(&lock, &next.slots, self.netns_cookie)?;
         self.in_force = next;

@@ -39,6 +39,8 @@ use crate::{
 };
 use process::Process;
 
+/// How long the daemon may take to attach what the configuration names in a container's cgroup. A runtime waits for the hook.
+const DAEMON_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a hook waits for the kernel to release a container's cgroup.
 const RELEASE_PATIENCE: Duration = Duration::from_millis(500);
 /// How often it checks.
@@ -194,7 +196,13 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
     let namespace = Namespace { links: &links, cookie: process.netns_cookie };
     let record = record(config, namespace, &action.grant())?;
     let pins = &pins.clone().with_patience(config.containers.timeout);
+    let announcement = match action {
+        Action::Steer(_) | Action::Release => manual::announce(pins, &hierarchy, &process.cgroup, DAEMON_PATIENCE)?,
+        Action::Close => None,
+    };
     manual::change(pins, &hierarchy, |lock| {
+        // It ends before the lock does.
+        let _announcement = announcement;
         let mut datapath = Datapath::open_or_load(pins, lock)?;
         datapath.forget_released(lock)?;
         let path = &process.cgroup.path;
