@@ -2,7 +2,8 @@
 //! whenever the socket was made.
 //!
 //! **Invariant:** packets pass on the uplink, on loopback unless their source is forged, and where a policy leaves the socket alone. Every other packet
-//! is stopped and counted. On the uplink, queries to another server than the policy's resolver are stopped, too.
+//! is stopped and counted. On the uplink, queries to another server than the policy's resolver are stopped, too, and what is for
+//! this host's loopback addresses.
 
 use aya_ebpf::{
     Global,
@@ -13,7 +14,7 @@ use aya_ebpf::{
 };
 use steer_common::{AttachmentRecord, Counter, EventRecord, Kind};
 
-use crate::{attachment, dns, events, forged, nesting, notes, peer, policy};
+use crate::{attachment, dns, events, local, nesting, notes, peer, policy};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
@@ -51,30 +52,40 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     // A packet on its way out has a socket here. One without would be the kernel's own, which chooses a source of this host.
     let is_forged = ifindex == LOOPBACK_IFINDEX
         && matches!(reason, Counter::StoppedEgress)
-        && forged::has_other_source(ctx)
-        && socket(ctx).is_some_and(forged::is_raw);
+        && local::has_other_source(ctx)
+        && socket(ctx).is_some_and(local::is_raw);
     if ifindex == LOOPBACK_IFINDEX && !is_forged {
         return PASS;
     }
     let attachment = attachment::current();
     let policy = policy::get(attachment.policy);
-    let passes = match policy.map(|policy| (policy, Kind::try_from(policy.kind))) {
-        Some((policy, Ok(Kind::Steer))) => !is_forged && policy.ifindex > 0 && ifindex.cast_signed() == policy.ifindex,
-        Some((_, Ok(Kind::Exempt))) => true,
-        Some((_, Err(_))) | None => false,
+    let kind = policy.map(|policy| (policy, Kind::try_from(policy.kind)));
+    let (passes, is_uplink) = match kind {
+        Some((policy, Ok(Kind::Steer))) => {
+            let is_uplink = !is_forged && policy.ifindex > 0 && ifindex.cast_signed() == policy.ifindex;
+            (is_uplink, is_uplink)
+        }
+        Some((_, Ok(Kind::Exempt))) => (true, false),
+        Some((_, Err(_))) | None => (false, false),
     };
-    let is_stray =
-        passes && matches!(reason, Counter::StoppedEgress) && policy.is_some_and(|policy| dns::is_stray(ctx, policy));
+    let leaves = matches!(reason, Counter::StoppedEgress);
+    let is_stray = passes && leaves && policy.is_some_and(|policy| dns::is_stray(ctx, policy));
+    let is_local = is_uplink && leaves && local::is_for_loopback(ctx);
     // The checks that need a helper call come last; they can only let more packets pass. Interface names of another network
     // namespace have no meaning here.
-    if passes && !is_stray
+    if passes && !is_stray && !is_local
         || !nesting::decides_for_packet(&attachment, ctx)
         // Without a socket, the helper would return the cookie of the first network namespace.
         || socket(ctx).is_some_and(|socket| notes::is_left(ctx, &GUARD_KNOWS_NETNS, socket.cast(), policy))
     {
         return PASS;
     }
-    stop(ctx, &attachment, if is_stray { Counter::StoppedDns } else { reason }, ifindex)
+    let reason = match (is_local, is_stray) {
+        (true, _) => Counter::StoppedLocal,
+        (false, true) => Counter::StoppedDns,
+        (false, false) => reason,
+    };
+    stop(ctx, &attachment, reason, ifindex)
 }
 
 #[inline(always)]

@@ -1,10 +1,18 @@
 //! `steer exec`.
 
-use std::{fs, io::Write as _, os::unix::net::UnixDatagram, process::Stdio};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram, process::CommandExt as _},
+    process::Stdio,
+};
 
 use anyhow::{Context as _, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        stat::{Mode, umask},
+    },
     unistd::Pid,
 };
 use steer_lab::{parse_outcomes, wait_until};
@@ -27,6 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("many_at_once", many_at_once),
     ("by_policy_of_the_daemon", by_policy_of_the_daemon),
     ("under_a_private_sys", under_a_private_sys),
+    ("with_the_umask_of_the_caller", with_the_umask_of_the_caller),
 ];
 
 /// `steer exec` in a cgroup of the bed, so that tests do not share a cgroup.
@@ -42,6 +51,31 @@ fn wait_until_clean(bed: &Bed) -> Outcome {
         !bed.pins.exists() && bed.cgroup.children().is_empty()
     })
     .with_context(|| format!("{:?} in {}", bed.cgroup.children(), bed.cgroup.path()))
+}
+
+/// steer itself creates files that only their owner may write, whatever the umask.
+fn with_the_umask_of_the_caller() -> Outcome {
+    let bed = Bed::new("exec-umask")?;
+    let runtime = bed.directory.join("runtime");
+    fs::write(&runtime, "#!/bin/sh\numask\n")?;
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
+    let runtime = runtime.display().to_string();
+    for arguments in
+        [&["exec", "--interface", "a1", "--", &runtime] as &[_], &["hook", "wrap", "--", &runtime, "state", "one"]]
+    {
+        let mut command = bed.steer(arguments);
+        bed.cgroup.enter(&mut command);
+        // SAFETY: one system call.
+        unsafe {
+            command.pre_exec(|| {
+                umask(Mode::from_bits_truncate(0o002));
+                Ok(())
+            })
+        };
+        let said = output(&mut command)?;
+        ensure!(said.code == 0 && said.stdout == "0002\n", "{arguments:?}: {said:?}");
+    }
+    Ok(())
 }
 
 fn everything_leaves_by_the_uplink() -> Outcome {

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::chown};
 
 use anyhow::{Context as _, ensure};
-use steer_tests::{Bed, Cgroup, Held, NOBODY, NotHere, Outcome, Spy, USERS, User, check_outcomes, output};
+use steer_tests::{Bed, Cgroup, Held, NOBODY, NotHere, Outcome, PinnedMap, Spy, USERS, User, check_outcomes, output};
 
 use crate::Test;
 
@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("exec_is_out_of_reach_of_the_owner_of_its_cgroup", exec_is_out_of_reach_of_the_owner_of_its_cgroup),
     ("sockets_of_a_moved_process_stay_held", sockets_of_a_moved_process_stay_held),
     ("a_move_is_reported", a_move_is_reported),
+    ("a_full_map_is_logged_once", a_full_map_is_logged_once),
 ];
 
 /// A cgroup that belongs to nobody, as systemd delegates one.
@@ -127,4 +128,19 @@ fn a_move_is_reported() -> Outcome {
         "{status}"
     );
     Ok(())
+}
+
+/// The map of what is looked up when a process is moved has room for as many cgroups as this fills in.
+fn a_full_map_is_logged_once() -> Outcome {
+    let bed = Bed::new("moved-full")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
+    let map = PinnedMap::<4>::open(&bed, "STEERED")?;
+    let room = (1..=1_u64 << 20).find(|id| map.set(&id.to_ne_bytes(), &1_u32.to_ne_bytes()).is_err());
+    ensure!(room.is_some_and(|room| room > 60_000), "{room:?}");
+    let inner = ["x", "y", "z"].map(|name| bed.cgroup.child(name));
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a0\"\ncgroups = [\"@/*\"]\n")?;
+    let log = daemon.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("of the steered cgroups are not reported")).collect();
+    ensure!(lines.len() == 1 && lines[0].contains("leave 3 of the steered cgroups"), "{log}");
+    inner.into_iter().try_for_each(|cgroup| bed.check_steered(&cgroup?, 0))
 }

@@ -118,6 +118,7 @@ pub fn attach(
         (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone() }),
     };
     datapath.attach(lock, hierarchy, cgroup, slot, permitted == Attach::Manually)?;
+    datapath.log_unreported();
     // The previous policy of the cgroup may be unused now.
     if existing.is_some() { Ok(datapath.free_unused_policies(lock)?) } else { Ok(()) }
 }

@@ -18,7 +18,7 @@ use steer_common::Owner;
 use super::resolve::{self, Namespace};
 use crate::{
     host::{cgroup::Hierarchy, file, link::Table},
-    kernel::{self, Datapath, Lock, Pins},
+    kernel::{self, Attachment, Datapath, Lock, Pins},
     model::{
         cgroup_path::CgroupPath,
         spec::{PolicySpec, Target, Uplink},
@@ -97,6 +97,13 @@ pub fn in_force(pins: &Pins, hierarchy: &Hierarchy) -> Result<Vec<Released>, ker
         });
     }
     Ok(found)
+}
+
+/// The removed cgroups of which sockets are still open. Released, they are so for good: no program can be attached to a removed cgroup.
+pub fn lingering(pins: &Pins, hierarchy: &Hierarchy) -> Result<BTreeSet<u64>, kernel::Error> {
+    let Some(datapath) = Datapath::open(pins)? else { return Ok(BTreeSet::new()) };
+    let lingers = |attachment: &Attachment| attachment.live && hierarchy.is_gone(attachment.cgroup_id);
+    Ok(datapath.attachments()?.iter().filter(|attachment| lingers(attachment)).map(|it| it.cgroup_id).collect())
 }
 
 /// Attaches what was released, unless something steers the cgroup manually now. A policy of another namespace than `namespace` is closed

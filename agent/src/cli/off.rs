@@ -1,6 +1,7 @@
 //! `steer off`: end all steering.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::Path,
     process::{Command, ExitCode, Stdio},
@@ -38,6 +39,8 @@ struct Output<'a> {
     removed: &'a Removed,
     /// What the next daemon steers again.
     released: &'a [Released],
+    /// Removed cgroups of which sockets were open. Nothing can steer these again.
+    removed_cgroups: &'a BTreeSet<u64>,
     /// Units of systemd that steer again when they start, such as at the next boot.
     enabled_units: &'a [&'static str],
 }
@@ -58,6 +61,10 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     let released = match (&pins, &hierarchy) {
         (Some(pins), Ok(hierarchy)) if !args.forget => released::in_force(pins, hierarchy),
         _ => Ok(Vec::new()),
+    };
+    let lingering = match (&pins, &hierarchy) {
+        (Some(pins), Ok(hierarchy)) => released::lingering(pins, hierarchy).unwrap_or_default(),
+        _ => BTreeSet::new(),
     };
     let mut removed = pins.as_ref().map_or_else(|| Ok(Removed::default()), remove_pins)?;
     let released = released.map_err(|error| error.to_string()).and_then(|new| {
@@ -80,7 +87,12 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     if args.json {
         say!(
             "{}",
-            serde_json::to_string_pretty(&Output { removed: &removed, released: &released, enabled_units: &units })?
+            serde_json::to_string_pretty(&Output {
+                removed: &removed,
+                released: &released,
+                removed_cgroups: &lingering,
+                enabled_units: &units
+            })?
         )?;
     } else if removed == Removed::default() {
         say!("steer is off: there was nothing to remove")?;
@@ -95,6 +107,9 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
                 released.policy,
                 instance.command()
             )?;
+        }
+        if !lingering.is_empty() {
+            say!("sockets of {} removed cgroups are released, for good", lingering.len())?;
         }
         for pin in &removed.pins {
             say!("removed {pin}")?;

@@ -140,9 +140,18 @@ impl Datapath {
         let map = self.steered.fd().as_fd();
         let written = if slot == 0 { bpf::map_remove(map, &cgroup_id) } else { bpf::map_set(map, &cgroup_id, &slot) };
         if let Err(error) = written {
+            log::debug!("write cgroup {cgroup_id} to map {}: {error}", map::STEERED);
+            self.unreported.borrow_mut().insert(cgroup_id, error.to_string());
+        }
+    }
+
+    /// Logs how many cgroups could not be written to the map of moves since the last call: one line, for a full map refuses all.
+    pub fn log_unreported(&self) {
+        let unreported = self.unreported.take();
+        if let Some(error) = unreported.values().next() {
+            let (count, map) = (unreported.len(), map::STEERED);
             log::warn!(
-                "processes that leave cgroup {cgroup_id} are not reported: write to map {}: {error}",
-                map::STEERED
+                "processes that leave {count} of the steered cgroups are not reported: write to map {map}: {error}"
             );
         }
     }

@@ -29,7 +29,12 @@ mod policies;
 mod reader_lock;
 mod refusal;
 
-use std::{cell::OnceCell, io, path::PathBuf};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use steer_common::{CounterRecord, PolicyRecord, map};
@@ -221,6 +226,8 @@ pub struct Datapath {
     attachments: MapData,
     deciders: HashMap<MapData, u64, u32>,
     steered: MapData,
+    /// The cgroups that could not be written to it, and why.
+    unreported: RefCell<BTreeMap<u64, String>>,
     /// The pinned programs, opened when they are first needed.
     programs: OnceCell<Vec<object::Pinned>>,
     /// The program that creates a cgroup's record.
@@ -246,6 +253,7 @@ impl Datapath {
             counters: open_map(pins, map::COUNTERS, Map::PerCpuArray)?,
             attachments: map_data(pins, map::ATTACHMENTS)?,
             deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
+            unreported: RefCell::default(),
             steered: map_data(pins, map::STEERED)?,
             programs: OnceCell::new(),
             anchor: OnceCell::new(),

@@ -68,6 +68,12 @@ impl Policies {
         (outer != Some(Some(own))).then_some(own)
     }
 
+    /// The policy that a manual attachment of a cgroup goes before. Not one that only holds containers closed until they are attached.
+    pub fn before_manual(&self, path: &CgroupPath) -> Option<&config::Policy> {
+        let policy = &self.policies[self.naming(path)?];
+        (!policy.is_closed()).then_some(policy)
+    }
+
     /// Whether a policy could name a cgroup below this one.
     pub fn may_name_below(&self, path: &CgroupPath) -> bool {
         let parts = path.parts().collect::<Vec<_>>();

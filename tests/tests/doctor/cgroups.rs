@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("patterns_that_match_nothing", patterns_that_match_nothing),
     ("a_daemon_that_has_not_seen_a_cgroup", a_daemon_that_has_not_seen_a_cgroup),
     ("a_service_that_restarts_without_a_daemon", a_service_that_restarts_without_a_daemon),
+    ("a_manual_attachment_before_the_daemon", a_manual_attachment_before_the_daemon),
     ("an_exclusive_program", an_exclusive_program),
     ("a_program_that_runs_after", a_program_that_runs_after),
 ];
@@ -55,6 +56,19 @@ fn a_daemon_that_has_not_seen_a_cgroup() -> Outcome {
     bed.is_healthy()?;
     bed.check_steered(&unseen, 0)?;
     bed.check_steered(&seen, 0)
+}
+
+fn a_manual_attachment_before_the_daemon() -> Outcome {
+    let bed = Bed::new("doctor-manual")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "--interface", "none"])?;
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\n")?;
+    daemon.wait_for_log("has a manual attachment, which goes before policy p of the configuration")?;
+    let finding = bed.only_finding("manual-attachment")?;
+    ensure!(finding.json["subject"]["cgroup"] == bed.cgroup.path(), "{finding:?}");
+    ensure!(finding.text("severity") == "warning" && finding.text("what").contains("policy p names it"), "{finding:?}");
+    ensure!(bed.repair(&finding)?);
+    bed.is_healthy()?;
+    bed.check_steered(&bed.cgroup, 1)
 }
 
 fn a_service_that_restarts_without_a_daemon() -> Outcome {

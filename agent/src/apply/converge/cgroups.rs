@@ -55,6 +55,7 @@ impl Steering {
                 changed.extend(self.attach(&lock, cgroup_id, &desired)?);
             }
         }
+        self.datapath.log_unreported();
         self.take_over_sockets(&lock, &changed);
         Ok(())
     }

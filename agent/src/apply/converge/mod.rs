@@ -26,7 +26,7 @@ use crate::{
         takeover::{self, TakenOver},
     },
     host::{
-        cgroup::{self, Hierarchy},
+        cgroup::{self, Hierarchy, scope},
         link::Table,
     },
     kernel::{self, Attachment, Datapath, Error, Lock, PolicyEntry, Remaining},
@@ -172,6 +172,7 @@ impl Steering {
         let slots = self.datapath.put_policies(&lock, &records)?;
         let next = InForce { policies: self.wanted.clone(), slots };
         let mut changed = self.restore(&lock, &next);
+        let is_first = !self.refreshed;
         let attachments = self.read_attachments(&lock)?;
         let Remaining { attached, lingering } =
             self.datapath.clean_up_attachments(&lock, &self.hierarchy, attachments)?;
@@ -214,6 +215,9 @@ impl Steering {
                 None => self.lingering.add(id, true),
             }
         }
+        if is_first {
+            log_manual(&self.manual, &actual, &next);
+        }
         for parent in self.manual.keys().filter_map(CgroupPath::parent) {
             if let Err(error) = self.watch.add(&self.hierarchy, &parent) {
                 log::warn!("{parent} cannot be watched, so manual attachments in it are cleaned up late: {error}");
@@ -248,6 +252,7 @@ impl Steering {
         let moved = self.move_to_heirs(&lock, &next.slots, &mut changed);
         self.datapath.retire_policies(&lock, &next.slots, self.netns_cookie)?;
         self.in_force = next;
+        self.datapath.log_unreported();
         self.take_over_sockets(&lock, &changed);
         self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
         moved
@@ -354,6 +359,20 @@ impl Steering {
             );
         }
         Ok(())
+    }
+}
+
+/// Logs the manual attachments from before the daemon that go before what the configuration names.
+fn log_manual(manual: &BTreeMap<CgroupPath, u64>, actual: &BTreeMap<u64, Actual>, in_force: &InForce) {
+    for (path, cgroup_id) in manual.iter().filter(|(path, _)| !scope::is_scope(path)) {
+        let Some(policy) = in_force.policies.before_manual(path) else { continue };
+        let slot = in_force.policies.naming(path).and_then(|index| in_force.slots.get(index));
+        if actual.get(cgroup_id).map(|actual| actual.slot) != slot.copied() {
+            log::warn!(
+                "{path} has a manual attachment, which goes before policy {} of the configuration; `steer detach {path}` ends it",
+                policy.name
+            );
+        }
     }
 }
 

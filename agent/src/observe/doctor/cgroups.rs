@@ -1,13 +1,20 @@
 //! Checks that the cgroups that the configuration names exist and are steered.
 
-use super::{Finding, Fix, Report, Severity, Subject, Topic, foreign::Foreign, survey::Survey};
+use steer_common::Owner;
+
+use super::{
+    Finding, Fix, Report, Severity, Subject, Topic,
+    foreign::Foreign,
+    survey::{Attached, Survey},
+};
 use crate::{
     apply::blind_spots::BlindSpot,
     host::{
-        cgroup::{Found, Hierarchy},
+        cgroup::{Found, Hierarchy, scope},
         policy_files::Store,
     },
-    model::{cgroup_path::CgroupPath, config::Policy, policy::Policies, spec::Pattern},
+    kernel::PolicyEntry,
+    model::{cgroup_path::CgroupPath, config::Policy, policy::Policies, quote::quoted, spec::Pattern},
     observe::unsteered::{self, Unsteered},
 };
 
@@ -78,6 +85,36 @@ pub(super) fn check_watched(blind_spots: &[BlindSpot], daemon: bool, report: &mu
         fix: Some(Fix::advice(spot.fix.clone())),
     });
     report.conclude(Topic::CgroupWatch, Subject::Host, found.collect(), "the daemon sees every new cgroup");
+}
+
+/// Finds manual attachments that go before what the configuration names. The cgroup of a `steer exec` belongs to that command.
+pub(super) fn check_manual(survey: &Survey, report: &mut Report) {
+    let policies = Policies::new(survey.config.clone());
+    let is_manual = |attached: &&Attached| attached.attachment.is_manual() && !scope::is_scope(&attached.path);
+    let manual = survey.attached.iter().filter(is_manual);
+    let found = manual.filter_map(|attached| {
+        let policy = policies.before_manual(&attached.path)?;
+        let held_by = attached.policy.as_ref();
+        if held_by.is_some_and(|entry| entry.is_owned_by(Owner::Config) && entry.name() == policy.name) {
+            return None;
+        }
+        let exempts = held_by.is_some_and(PolicyEntry::exempts);
+        let held_by = held_by.map_or_else(|| "no policy".to_owned(), |entry| format!("policy {}", entry.name()));
+        Some(Finding {
+            id: Topic::ManualAttachment,
+            severity: if exempts { Severity::Warning } else { Severity::Info },
+            subject: Subject::Cgroup(attached.path.clone()),
+            what: format!("it is attached to {held_by} manually, though policy {} names it", policy.name),
+            why: if exempts {
+                "a manual attachment goes before the configuration, so its traffic follows the routing table".to_owned()
+            } else {
+                "a manual attachment goes before the configuration".to_owned()
+            },
+            fix: Some(Fix::command(format!("{} detach {}", survey.steer, quoted(attached.path.as_str())))),
+        })
+    });
+    let detail = "none goes before a policy that names its cgroup";
+    report.conclude(Topic::ManualAttachment, Subject::Host, found.collect(), detail);
 }
 
 /// Finds cgroups that the configuration names and nothing steers.

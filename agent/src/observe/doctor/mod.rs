@@ -71,6 +71,7 @@ fn check_pinned_state(survey: &survey::Survey, report: &mut Report) {
     let foreign = foreign::Foreign::read(survey);
     foreign.check(report);
     cgroups::check_steered(survey, &foreign, report);
+    cgroups::check_manual(survey, report);
     if let Err(error) = namespaces::check(survey, report) {
         report.failed(Topic::OtherNetns, Subject::Host, &error);
     }

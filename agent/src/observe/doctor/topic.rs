@@ -65,6 +65,8 @@ pub enum Topic {
     ForeignBinding,
     /// Whether the cgroups that the configuration names are steered.
     CgroupSteered,
+    /// Whether a manual attachment goes before what the configuration names.
+    ManualAttachment,
     /// Whether the daemon sees new cgroups.
     CgroupWatch,
     /// Whether steered processes hold sockets that are not bound to their uplink.
@@ -74,7 +76,7 @@ pub enum Topic {
 }
 
 /// The checks that need the pins.
-pub(super) const NEED_PINS: [Topic; 11] = [
+pub(super) const NEED_PINS: [Topic; 12] = [
     Topic::Daemon,
     Topic::Attachment,
     Topic::Policy,
@@ -84,6 +86,7 @@ pub(super) const NEED_PINS: [Topic; 11] = [
     Topic::ForeignExclusive,
     Topic::ForeignBinding,
     Topic::CgroupSteered,
+    Topic::ManualAttachment,
     Topic::OlderSockets,
     Topic::OtherNetns,
 ];
@@ -121,6 +124,7 @@ impl Topic {
             Self::ForeignExclusive => "foreign-exclusive",
             Self::ForeignBinding => "foreign-binding",
             Self::CgroupSteered => "cgroup-steered",
+            Self::ManualAttachment => "manual-attachment",
             Self::CgroupWatch => "cgroup-watch",
             Self::OlderSockets => "older-sockets",
             Self::OtherNetns => "other-netns",

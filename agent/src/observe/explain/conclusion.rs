@@ -34,6 +34,8 @@ pub(super) fn conclude(
             return (Outcome::Unsteered, format!("{subject} are not steered{because}"));
         }
     };
+    // The command has looked from its own namespace. Processes of a cgroup may be in any.
+    let they = if facts.process.is_some() { "they" } else { "those of this command's network namespace" };
     let by = by(facts, level, attached);
     let record = attached.policy.as_ref().map(|policy| &policy.record);
     let (outcome, sentence) = match decide(record, facts.netns.cookie) {
@@ -42,14 +44,14 @@ pub(super) fn conclude(
         }
         Verdict::Leave(_) => {
             let sentence = format!(
-                "{subject} are not steered, because they are in another network namespace than that of {by}, whose interface \
+                "{subject} are not steered, because {they} are in another network namespace than that of {by}, whose interface \
                  index is not valid there"
             );
             (Outcome::OtherNetns, sentence)
         }
         Verdict::Refuse(_) => {
             let sentence = format!(
-                "{subject} are refused (EPERM), because they are in another network namespace than that of {by}, which has \
+                "{subject} are refused (EPERM), because {they} are in another network namespace than that of {by}, which has \
                  other_netns = \"refuse\""
             );
             (Outcome::Refused, sentence)

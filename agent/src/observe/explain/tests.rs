@@ -276,6 +276,11 @@ fn of_another_network_namespace() {
         let explained = scene.explain();
         assert_eq!(explained.outcome, outcome, "{}", explained.conclusion);
         assert!(explained.uplink.is_none() && explained.resolver.is_none(), "{explained:?}");
+        if outcome != Outcome::Exempt {
+            scene.facts.process = None;
+            let of_cgroup = scene.explain().conclusion;
+            assert!(of_cgroup.contains("those of this command's network namespace are in another"), "{of_cgroup}");
+        }
     }
 }
 

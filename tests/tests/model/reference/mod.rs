@@ -239,9 +239,29 @@ impl Reference {
 
     /// A command or a hook steers a cgroup.
     pub(crate) fn steer_manually(&mut self, place: &str, holder: Holder) {
+        if !self.daemon_runs {
+            // Nobody attaches what a glob names inside, and so far the attachment around held.
+            let below = format!("{place}/");
+            let held =
+                self.configured.keys().filter(|inner| inner.starts_with(&below) && self.is_held_from_outside(inner));
+            for inner in held.cloned().collect::<Vec<_>>() {
+                self.configured.remove(&inner);
+            }
+        }
         self.configured.remove(place);
         self.manual.insert(place.to_owned(), holder);
         self.settle();
+    }
+
+    /// Whether a cgroup has no attachment of its own, for only a glob names it and the nearest one around has the same policy.
+    fn is_held_from_outside(&self, place: &str) -> bool {
+        let Some(name) = self.configured.get(place) else { return false };
+        if self.policy(name).is_some_and(|it| it.policy.names(place, true)) {
+            return false;
+        }
+        let mut around = std::iter::successors(Some(outer(place)), |place| (!place.is_empty()).then(|| outer(place)));
+        let nearest = around.find(|around| self.manual.contains_key(*around) || self.configured.contains_key(*around));
+        nearest.is_some_and(|around| !self.manual.contains_key(around) && self.configured.get(around) == Some(name))
     }
 
     /// A cgroup is gone. What steers it holds its sockets, as long as there are any.
