@@ -11,6 +11,7 @@ pub mod netns;
 pub mod pidfd;
 pub mod policy_files;
 pub mod resolver;
+pub mod route;
 pub mod seccomp;
 pub mod sockets;
 pub(crate) mod tun;

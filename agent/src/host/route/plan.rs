@@ -1,0 +1,158 @@
+//! What has to be there: rules, routes and passes for what is wanted, by the links and routes that the kernel has. Pure.
+//!
+//! **Invariant:** the same reading gives the same plan, also after it has been carried out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use thiserror::Error;
+
+use super::{
+    Instance, Mask, Pass, Wanted, contents,
+    entry::{IPV4, IPV6, Route},
+    passes,
+    rule::{END, FRONT, Role, Rule, TARGET},
+    state::{State, is_link_local, is_multicast},
+    table,
+};
+
+/// What has to be there for one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub(super) instance: Instance,
+    pub(super) rules: Vec<Rule>,
+    pub(super) routes: Vec<Route>,
+    /// For each number of a policy of the route method, what may leave by another link than its uplink.
+    pub passes: BTreeMap<u8, Vec<Pass>>,
+    /// Rules of others that marked packets meet before steer's, as `ip rule` would describe them. They stand in front
+    /// because they were made before steer's, and may lead packets elsewhere, where the programs stop them.
+    pub in_front: Vec<String>,
+}
+
+/// A plan cannot be made.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Invalid {
+    /// The mask has no mark for this number.
+    #[error("policy number {0} does not fit in the mask {1:#x}")]
+    Number(u8, u32),
+    /// Two policies would have the same mark.
+    #[error("policy number {0} is given twice")]
+    Twice(u8),
+    /// Another instance in this network namespace uses the mark.
+    #[error("another instance of steer uses the mark {1:#x} of policy number {0} in this network namespace")]
+    Taken(u8, u32),
+}
+
+impl Plan {
+    /// The plan of an instance that wants nothing.
+    pub(super) fn none(instance: Instance) -> Self {
+        Self { instance, rules: Vec::new(), routes: Vec::new(), passes: BTreeMap::new(), in_front: Vec::new() }
+    }
+}
+
+/// Plans what has to be there.
+pub fn plan(wanted: &Wanted, state: &State) -> Result<Plan, Invalid> {
+    let mut plan = Plan::none(wanted.instance);
+    for policy in &wanted.marked {
+        let number = policy.number;
+        let mark = wanted.mask.mark(number).ok_or(Invalid::Number(number, wanted.mask.bits()))?;
+        let table = wanted.instance.marked(number);
+        if state.is_taken(mark, wanted.instance) {
+            return Err(Invalid::Taken(number, mark));
+        }
+        let regions = contents::regions(policy, state);
+        for &family in &state.families {
+            plan.rules.push(Rule::lookup(family, wanted.mask, number, table));
+            plan.routes.extend(contents::marked(policy, state, &regions, family == IPV4, table));
+        }
+        let regions = passes::with_discovery(regions, policy, state);
+        if plan.passes.insert(number, passes::passes(&regions, policy.uplink)).is_some() {
+            return Err(Invalid::Twice(number));
+        }
+    }
+    if !wanted.marked.is_empty() {
+        for &family in &state.families {
+            plan.rules.extend([
+                Rule::target(family),
+                Rule::end(family, wanted.mask.flag()),
+                Rule::goto(family, wanted.mask.flag()),
+            ]);
+        }
+        plan.in_front = in_front(state, wanted.mask.flag());
+    }
+    bound(wanted, state, &mut plan);
+    Ok(plan)
+}
+
+impl State {
+    /// Numbers of policies that another instance uses in this network namespace, by their marks.
+    pub fn taken(&self, mask: Mask, instance: Instance) -> BTreeSet<u8> {
+        mask.numbers().filter(|&number| mask.mark(number).is_some_and(|mark| self.is_taken(mark, instance))).collect()
+    }
+
+    /// Whether a rule of another instance selects the mark.
+    fn is_taken(&self, mark: u32, instance: Instance) -> bool {
+        let mut others =
+            self.rules.iter().filter(|rule| rule.role() == Some(Role::Lookup) && !instance.has(rule.table));
+        others.any(|rule| rule.mark == mark & rule.mask)
+    }
+}
+
+/// The tables and rules of bound uplinks.
+fn bound(wanted: &Wanted, state: &State, plan: &mut Plan) {
+    if !state.families.contains(&IPV6) {
+        return;
+    }
+    let links: BTreeSet<u32> = wanted.bound.iter().copied().filter(|&link| can_leak(link, state)).collect();
+    let names: Vec<(u32, &[u8])> =
+        links.iter().filter_map(|link| Some((*link, state.links.get(link)?.name.as_slice()))).collect();
+    // An uplink keeps its table.
+    let mut tables: BTreeMap<u32, u32> = BTreeMap::new();
+    for &(link, name) in &names {
+        let mut ours = state.rules.iter().filter(|rule| rule.family == IPV6 && rule.role() == Some(Role::Bound));
+        let rule = ours.find(|rule| wanted.instance.has(rule.table) && rule.bound_to.as_deref() == Some(name));
+        if let Some(rule) = rule
+            && !tables.values().any(|table| *table == rule.table)
+        {
+            tables.insert(link, rule.table);
+        }
+    }
+    let mut free = (0..).map(|position| wanted.instance.bound(position));
+    for (link, name) in names {
+        let taken: BTreeSet<u32> = tables.values().copied().collect();
+        let table = tables.get(&link).copied().or_else(|| free.find(|table| !taken.contains(table)));
+        let Some(table) = table else { continue };
+        tables.insert(link, table);
+        plan.rules.push(Rule::bound(IPV6, name, table));
+        plan.routes.extend(contents::bound(link, state, table));
+    }
+}
+
+/// Whether the kernel could prefer another link for what a connection that is bound to this link sends.
+fn can_leak(link: u32, state: &State) -> bool {
+    let mut far = state
+        .foreign()
+        .filter(|route| !route.prefix.is_ipv4() && !is_link_local(route.prefix) && !is_multicast(route.prefix));
+    let is_other = |other: u32| other != link && state.links.get(&other).is_none_or(|other| !other.is_loopback());
+    far.any(|route| route.hops.iter().any(|hop| is_other(hop.link)))
+}
+
+/// Rules of others that marked packets can meet: between the rule for the table `local` and the goto, and behind it.
+fn in_front(state: &State, flag: u32) -> Vec<String> {
+    let mut found = Vec::new();
+    for &family in &state.families {
+        let rules = || state.rules.iter().filter(move |rule| rule.family == family);
+        let first = rules().filter(|rule| rule.preference == FRONT);
+        let before = first.take_while(|rule| rule.role() != Some(Role::Goto(flag)));
+        let behind = rules().filter(|rule| (TARGET..=END).contains(&rule.preference));
+        let others = before.chain(behind).filter(|rule| !rule.is_local() && rule.role().is_none());
+        found.extend(others.map(ToString::to_string));
+    }
+    found
+}
+
+impl Plan {
+    /// Whether a table is this instance's.
+    pub(super) fn owns(&self, table: u32) -> bool {
+        table::is_ours(table) && self.instance.has(table)
+    }
+}

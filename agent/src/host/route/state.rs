@@ -1,0 +1,202 @@
+//! What the kernel has now: links, routes and rules of one network namespace.
+//!
+//! **Invariant:** only reads.
+
+use std::{collections::BTreeMap, io};
+
+use super::{
+    entry::{self, BROADCAST, IPV4, IPV6, LOCAL, MAIN, ON_LINK, Route, UNICAST},
+    hop::Hop,
+    netlink::{Attribute, Connection, Raw},
+    rule::Rule,
+    table,
+};
+use crate::model::prefix::Prefix;
+
+/// Header of a message about links, `struct ifinfomsg`.
+const LINK_HEADER: usize = 16;
+/// Leaves counters out of the answer (`RTEXT_FILTER_SKIP_STATS`).
+const SKIP_STATISTICS: u32 = 1 << 3;
+/// Kinds of links that lead to somewhere else than the network of this host, or into another protocol. Those with
+/// `IFF_POINTOPOINT` or `IFF_NOARP` need no name here.
+const TUNNELS: [&[u8]; 19] = [
+    b"amneziawg",
+    b"bareudp",
+    b"erspan",
+    b"geneve",
+    b"gre",
+    b"gretap",
+    b"gtp",
+    b"ip6erspan",
+    b"ip6gre",
+    b"ip6gretap",
+    b"ip6tnl",
+    b"ipip",
+    b"ovpn",
+    b"ppp",
+    b"sit",
+    b"tun",
+    b"vxlan",
+    b"wireguard",
+    b"xfrm",
+];
+
+/// A reading of one network namespace.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub(super) links: BTreeMap<u32, Link>,
+    pub(super) routes: Vec<Route>,
+    pub(super) rules: Vec<Rule>,
+    /// The families that this kernel has.
+    pub(super) families: Vec<u8>,
+}
+
+/// A link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Link {
+    /// Its name; any bytes.
+    pub(super) name: Vec<u8>,
+    /// `IFF_*`.
+    pub(super) flags: i32,
+    /// Its kind, such as `veth`; empty for hardware and loopback.
+    pub(super) kind: Vec<u8>,
+}
+
+impl Link {
+    pub(super) fn is_up(&self) -> bool {
+        self.flags & libc::IFF_UP != 0
+    }
+
+    pub(super) fn is_loopback(&self) -> bool {
+        self.flags & libc::IFF_LOOPBACK != 0
+    }
+
+    /// Whether destinations need no gateway, as in a tunnel.
+    pub(super) fn needs_no_gateway(&self) -> bool {
+        self.flags & (libc::IFF_POINTOPOINT | libc::IFF_NOARP) != 0
+    }
+
+    /// Whether a network of this host is behind it, such as Ethernet, or a bridge for containers.
+    fn is_lan(&self) -> bool {
+        self.is_up() && !self.is_loopback() && !self.needs_no_gateway() && !TUNNELS.contains(&self.kind.as_slice())
+    }
+
+    fn decode(body: &[u8]) -> Option<(u32, Self)> {
+        let number = |at| Some(i32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
+        let mut link = Self { flags: number(8)?, ..Self::default() };
+        for attribute in Attribute::all(body.get(LINK_HEADER..)?)? {
+            match attribute.kind {
+                libc::IFLA_IFNAME => attribute.text().clone_into(&mut link.name),
+                libc::IFLA_LINKINFO => {
+                    let info = Attribute::all(&attribute.value)?;
+                    let kind = info.into_iter().find(|one| one.kind == libc::IFLA_INFO_KIND);
+                    link.kind = kind.map(|kind| kind.text().to_vec()).unwrap_or_default();
+                }
+                _ => {}
+            }
+        }
+        // Bridges describe their ports in another family.
+        (body.first() == Some(&0)).then_some((number(4)?.cast_unsigned(), link))
+    }
+}
+
+impl State {
+    /// Reads the network namespace of the calling thread.
+    pub fn read() -> io::Result<Self> {
+        Self::read_by(&mut Connection::open()?)
+    }
+
+    pub(super) fn read_by(connection: &mut Connection) -> io::Result<Self> {
+        let mut state = Self::default();
+        let mut body = vec![0; LINK_HEADER];
+        Attribute::emit_all(&[Attribute::number(libc::IFLA_EXT_MASK, SKIP_STATISTICS)], &mut body);
+        let links = connection.list(&Raw { kind: libc::RTM_GETLINK, body }, libc::RTM_NEWLINK)?;
+        state.links = links.iter().filter_map(|link| Link::decode(link)).collect();
+        for family in [IPV4, IPV6] {
+            let body = [&[family][..], &[0; 11]].concat();
+            let rules = match connection.list(&Raw { kind: libc::RTM_GETRULE, body: body.clone() }, libc::RTM_NEWRULE) {
+                // The kernel has no such family.
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => continue,
+                rules => rules?,
+            };
+            state.families.push(family);
+            state.rules.extend(rules.iter().filter_map(|rule| Rule::decode(rule)));
+            let routes = connection.list(&Raw { kind: libc::RTM_GETROUTE, body }, libc::RTM_NEWROUTE)?;
+            let routes = routes.iter().filter_map(|route| Route::decode(route));
+            state.routes.extend(routes.filter(|route| entry::family(route.prefix) == family));
+        }
+        Ok(state)
+    }
+
+    /// The routes of a family that packets can take by this link, which no table of steer has. Those of the main table come
+    /// first, then those with the better metric. None if the link is missing or down.
+    pub(super) fn mirror(&self, link: u32, is_ipv4: bool) -> Vec<Route> {
+        let Some(device) = self.links.get(&link).filter(|link| link.is_up()) else { return Vec::new() };
+        let mut routes: Vec<Route> = self
+            .foreign()
+            .filter(|route| route.prefix.is_ipv4() == is_ipv4)
+            .filter_map(|route| route.through(link))
+            .collect();
+        routes.sort_by_key(|route| (route.table != MAIN, route.metric, route.table));
+        let all = if is_ipv4 { Prefix::ALL_IPV4 } else { Prefix::ALL_IPV6 };
+        let has_default = routes.iter().any(|route| route.prefix == all && route.source.is_none());
+        // A bound socket uses such a link for every destination.
+        if device.needs_no_gateway() && !has_default && (is_ipv4 || self.has_ipv6(link)) {
+            routes.push(Route::by(link, all));
+        }
+        routes
+    }
+
+    /// Routes that packets can take, of tables that are not steer's.
+    pub(super) fn foreign(&self) -> impl Iterator<Item = &Route> {
+        self.routes.iter().filter(|route| route.kind == UNICAST && route.table != LOCAL && !table::is_ours(route.table))
+    }
+
+    /// Whether the link has an IPv6 address, or an IPv6 route, that reaches farther than the link.
+    fn has_ipv6(&self, link: u32) -> bool {
+        let far = |prefix: Prefix| !prefix.is_ipv4() && !is_link_local(prefix) && !is_multicast(prefix);
+        // An address has a route in the table `local`.
+        let mut routes = self.routes.iter().filter(|route| !table::is_ours(route.table) && far(route.prefix));
+        routes.any(|route| route.hops.iter().any(|hop| hop.link == link))
+    }
+
+    /// The networks that this host is connected to, in the main table, but by the uplink.
+    pub(super) fn lan(&self, uplink: Option<u32>) -> impl Iterator<Item = (u32, Route)> {
+        let networks = self.routes.iter().filter(|route| {
+            let (is_ipv4, len) = (route.prefix.is_ipv4(), route.prefix.len());
+            let is_narrow = len >= if is_ipv4 { 8 } else { 32 };
+            let is_on_link = route.is_direct() && (!is_ipv4 || route.scope == ON_LINK);
+            route.table == MAIN && is_narrow && is_on_link && !is_multicast(route.prefix)
+        });
+        let hops = networks.flat_map(|route| route.hops.iter().map(move |hop| (hop.link, route)));
+        let lan = hops.filter(move |(link, _)| Some(*link) != uplink && self.is_lan(*link));
+        lan.filter_map(|(link, route)| Some((link, route.through(link)?)))
+    }
+
+    /// Links with a network of this host behind them.
+    pub(super) fn lan_links(&self, uplink: Option<u32>) -> impl Iterator<Item = u32> {
+        self.links.keys().copied().filter(move |&link| Some(link) != uplink && self.is_lan(link))
+    }
+
+    /// The broadcast addresses of the networks of a link.
+    pub(super) fn broadcasts(&self, link: u32) -> impl Iterator<Item = Prefix> {
+        let by = move |hop: &Hop| hop.link == link;
+        let all = self.routes.iter().filter(move |route| route.kind == BROADCAST && route.hops.iter().any(by));
+        all.map(|route| route.prefix)
+    }
+
+    fn is_lan(&self, link: u32) -> bool {
+        self.links.get(&link).is_some_and(Link::is_lan)
+    }
+}
+
+pub(super) fn is_multicast(prefix: Prefix) -> bool {
+    prefix.address().is_multicast()
+}
+
+pub(super) fn is_link_local(prefix: Prefix) -> bool {
+    match prefix.address() {
+        std::net::IpAddr::V4(address) => address.is_link_local(),
+        std::net::IpAddr::V6(address) => address.is_unicast_link_local() && prefix.len() >= 10,
+    }
+}
