@@ -15,7 +15,7 @@ use steer_common::{
 use crate::{
     host::link::{self, Table},
     kernel::{Datapath, Error, Lock, PolicyEntry, text},
-    model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Resolvers, Target, Uplink},
+    model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Reach, Resolvers, Target, Uplink},
 };
 
 /// A network namespace: its links, and its identity.
@@ -29,18 +29,19 @@ pub struct Namespace<'a> {
 
 /// The record of a policy of this namespace. It is closed while the interface is missing.
 pub fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> PolicyRecord {
+    let Target { uplink, enforcement, reach } = target;
     let common = PolicyRecord {
         owner: owner as u32,
         name: padded::<NAME_BYTES>(name),
-        flags: flags(&target.enforcement),
+        flags: flags(enforcement),
         ..PolicyRecord::EMPTY
     };
-    if target.uplink == Uplink::Exempt {
+    if *uplink == Uplink::Exempt {
         return PolicyRecord { kind: Kind::Exempt as u32, ..common };
     }
-    let dns = target.enforcement.dns;
-    let interface = target.uplink.interface().unwrap_or_default();
-    PolicyRecord {
+    let dns = enforcement.dns;
+    let interface = uplink.interface().unwrap_or_default();
+    let record = PolicyRecord {
         kind: Kind::Steer as u32,
         ifindex: index(interface, namespace.links),
         netns_cookie: namespace.cookie,
@@ -48,7 +49,20 @@ pub fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_
         dns6: dns.v6.map_or([0; 4], address_words),
         interface: padded::<INTERFACE_BYTES>(interface),
         ..common
-    }
+    };
+    with_reach(record, reach)
+}
+
+/// The record with the reach of its target. Records have no field for it yet, so nothing of it is in force, and the uplink is all that such
+/// a policy reaches. [`reach`] reads it back.
+fn with_reach(record: PolicyRecord, reach: &Reach) -> PolicyRecord {
+    let Reach { local: _, except: _ } = reach;
+    record
+}
+
+/// The reach that a record describes: that of [`with_reach`].
+pub fn reach(_record: &PolicyRecord) -> Reach {
+    Reach::NONE
 }
 
 /// As [`record`], but fails while the interface is missing.
@@ -159,7 +173,7 @@ pub fn target(record: &PolicyRecord) -> Target {
         existing: existing(record.flags),
         dns,
     };
-    Target { uplink, enforcement }
+    Target { uplink, enforcement, reach: reach(record) }
 }
 
 /// The resolvers of a record, at most one of each family.
@@ -202,7 +216,7 @@ mod tests {
     use super::{Namespace, padded, present, record, stale};
     use crate::{
         host::link::{Change, Names, Table},
-        model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Resolvers, Target, Uplink},
+        model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Reach, Resolvers, Target, Uplink},
     };
 
     fn links() -> Table {
@@ -216,7 +230,7 @@ mod tests {
         let links = links();
         let here = Namespace { links: &links, cookie: 9 };
         let enforcement = Enforcement { other_netns: OtherNetns::Refuse, ..Enforcement::default() };
-        let steer = |name: &str| Target { uplink: Uplink::Interface(name.to_owned()), enforcement };
+        let steer = |name: &str| Target { uplink: Uplink::Interface(name.to_owned()), enforcement, reach: Reach::NONE };
         let of = |target: &Target| record("vpn", target, Owner::Config, here);
         let vpn = of(&steer("wg0"));
         assert_eq!((vpn.kind, vpn.ifindex, vpn.netns_cookie), (Kind::Steer as u32, 7, 9));
@@ -255,7 +269,7 @@ mod tests {
                 [(Enforce::Steer, Ingress::Any), (Enforce::Strict, Ingress::Any), (Enforce::Strict, Ingress::Uplink)]
             {
                 let enforcement = Enforcement { enforce, ingress, other_netns: OtherNetns::Refuse, existing, dns };
-                let target = Target { uplink: Uplink::Interface("wg0".to_owned()), enforcement };
+                let target = Target { uplink: Uplink::Interface("wg0".to_owned()), enforcement, reach: Reach::NONE };
                 let record = record("vpn", &target, Owner::Config, Namespace { links: &links, cookie: 9 });
                 assert_eq!(super::target(&record), target);
             }

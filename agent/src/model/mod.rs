@@ -8,5 +8,6 @@ pub mod drop_in;
 pub mod error_text;
 pub mod plan;
 pub mod policy;
+pub mod prefix;
 pub mod quote;
 pub mod spec;

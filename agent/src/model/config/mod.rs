@@ -3,19 +3,23 @@
 //! **Invariant:** no I/O, and no state of this host. The caller reads the files.
 
 mod containers;
+mod defaults;
 mod parent;
 mod parse;
 mod problem;
 mod reader;
+mod route;
 
 use crate::model::{
     cgroup_path::CgroupPath,
-    spec::{Pattern, Target, Uplink},
+    spec::{Pattern, PolicySpec, Target, Uplink},
 };
 
 pub use containers::{Allowed, Containers, Missing};
+pub use defaults::defaults;
 pub use parse::{Source, parse, parse_all};
 pub use problem::{Problem, Problems};
+pub use route::RouteConfig;
 
 /// A configuration: one file, or several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +28,10 @@ pub struct Config {
     pub policies: Vec<Policy>,
     /// `[containers]`.
     pub containers: Containers,
+    /// `[defaults]`. The policies have them already.
+    pub defaults: PolicySpec,
+    /// `[route]`.
+    pub route: RouteConfig,
     /// The files that were read, also those without a policy.
     pub files: Vec<String>,
 }

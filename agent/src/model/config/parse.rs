@@ -11,7 +11,12 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Config, Policy, Problems, reader::Reader};
+use super::{
+    Config, Policy, Problems,
+    defaults::{self, hint},
+    reader::Reader,
+    route,
+};
 use crate::model::spec::{self, KEYS, PolicySpec};
 
 /// Leaves slots for manual attachments, and for policies that change.
@@ -31,23 +36,20 @@ pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
     parse_all(&[Source { file: file.to_owned(), text: text.to_owned() }])
 }
 
-/// Parses a configuration of several files, as if each followed the one before.
+/// Parses a configuration of several files, as if each followed the one before. The first is the configuration file, the others are those
+/// of single policies.
 pub fn parse_all(sources: &[Source]) -> Result<Config, Problems> {
     let mut claims = Claims::default();
     let (mut config, mut problems) = (Config::default(), Vec::new());
     for source in sources {
         config.files.push(source.file.clone());
         let mut reader = Reader { source, problems: Vec::new() };
-        let (table, errors) = DeTable::parse_recoverable(&source.text);
-        for error in errors {
-            reader.problem(error.span().unwrap_or(0..0), "", "", error.message().trim_end().to_owned());
-        }
+        let table = reader.table();
         // If the syntax is wrong, the meaning of the rest is uncertain.
         if reader.problems.is_empty() {
             reader.config(table.get_ref(), &mut claims, &mut config);
         }
-        reader.problems.sort_by_key(|problem| (problem.line, problem.column));
-        problems.append(&mut reader.problems);
+        problems.append(&mut reader.sorted());
     }
     if problems.is_empty() { Ok(config) } else { Err(Problems { problems }) }
 }
@@ -82,12 +84,25 @@ impl Place {
 
 impl Reader<'_> {
     fn config(&mut self, table: &DeTable<'_>, claims: &mut Claims, config: &mut Config) {
+        let is_main = config.files.len() == 1;
+        // Before the policies, wherever it is written.
+        if is_main {
+            config.defaults = self.defaults(table);
+            config.route = self.route(table);
+        }
         for (key, value) in table {
             match key.get_ref().as_ref() {
-                "policy" => self.policies(value, claims, &mut config.policies),
+                "policy" => self.policies(value, claims, config),
                 "containers" => self.claim_containers(value, claims, config),
+                defaults::NAME | route::NAME if is_main => {}
+                name @ (defaults::NAME | route::NAME) => {
+                    let main = config.files.first().map(String::as_str).unwrap_or_default();
+                    let message = format!("expected in {main} only: it is for all files of policies");
+                    self.problem(key.span(), name, "", message);
+                }
                 other => {
-                    self.problem(key.span(), other, "", "unknown key; expected [[policy]] or [containers]");
+                    let expected = "unknown key; expected [[policy]], [defaults], [containers] or [route]";
+                    self.problem(key.span(), other, "", expected);
                 }
             }
         }
@@ -105,7 +120,8 @@ impl Reader<'_> {
         }
     }
 
-    fn policies(&mut self, value: &Spanned<DeValue<'_>>, claims: &mut Claims, policies: &mut Vec<Policy>) {
+    fn policies(&mut self, value: &Spanned<DeValue<'_>>, claims: &mut Claims, config: &mut Config) {
+        let Config { policies, defaults, .. } = config;
         let Some(tables) = value.get_ref().as_array() else {
             self.wrong("policy", value, "expected [[policy]], with double brackets");
             return;
@@ -148,14 +164,17 @@ impl Reader<'_> {
                 self.hold(&key, value, parent, claims, policies);
             }
             let Some(uplink) = policy.spec.interface.clone() else { continue };
-            match (policy.spec.target(uplink), policy.name) {
+            let mut complete = policy.spec.clone();
+            complete.fill_from_defaults(defaults);
+            match (complete.target(uplink), policy.name) {
                 (Ok(target), Some((name, _))) => {
                     policies.push(Policy { name, target, cgroups, parent, file: self.source.file.clone() });
                 }
                 (Ok(_), None) => {}
                 (Err(conflicts), _) => {
                     for conflict in conflicts {
-                        self.problem(table.span(), &format!("{at}.{}", conflict.key), "", conflict.problem);
+                        let message = format!("{}{}", conflict.problem, hint(conflict.key, &policy.spec, defaults));
+                        self.problem(table.span(), &format!("{at}.{}", conflict.key), "", message);
                     }
                 }
             }

@@ -2,15 +2,35 @@
 
 use std::ops::Range;
 
-use toml::{Spanned, de::DeValue};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::{Problem, Source};
-use crate::model::spec::{Key, PolicySpec, Rejected};
+use crate::model::spec::{Key, PolicySpec};
 
 /// Reads one file, and collects its mistakes.
 pub(super) struct Reader<'a> {
     pub(super) source: &'a Source,
     pub(super) problems: Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    /// Parses the file. Mistakes of the syntax are problems.
+    pub(super) fn table(&mut self) -> Spanned<DeTable<'a>> {
+        let (table, errors) = DeTable::parse_recoverable(&self.source.text);
+        for error in errors {
+            self.problem(error.span().unwrap_or(0..0), "", "", error.message().trim_end().to_owned());
+        }
+        table
+    }
+
+    /// The mistakes, in the order of the file.
+    pub(super) fn sorted(mut self) -> Vec<Problem> {
+        self.problems.sort_by_key(|problem| (problem.line, problem.column));
+        self.problems
+    }
 }
 
 impl Reader<'_> {
@@ -59,7 +79,10 @@ impl Reader<'_> {
         spec: &mut PolicySpec,
     ) -> Vec<&'v Spanned<DeValue<'i>>> {
         let items = match value.get_ref().as_array() {
-            Some(list) if key.is_list => list.iter().collect(),
+            Some(list) if key.is_list => {
+                spec.set_empty(key.name);
+                list.iter().collect()
+            }
             None if !key.is_list => vec![value],
             _ => {
                 self.wrong(path, value, (key.expected)());
@@ -67,17 +90,57 @@ impl Reader<'_> {
             }
         };
         let mut accepted = Vec::new();
-        for item in items {
-            let Some(text) = item.get_ref().as_str() else {
-                self.wrong(path, item, (key.expected)());
-                continue;
+        for (index, item) in items.into_iter().enumerate() {
+            let path = if key.fields.is_empty() { path.to_owned() } else { format!("{path}[{index}]") };
+            let text = match (item.get_ref().as_str(), item.get_ref().as_table()) {
+                (Some(text), _) => text.to_owned(),
+                (None, Some(table)) if !key.fields.is_empty() => {
+                    let Some(text) = self.fields(&path, key, item, table, spec) else { continue };
+                    text
+                }
+                _ => {
+                    self.wrong(&path, item, (key.expected)());
+                    continue;
+                }
             };
-            match spec.add(key.name, text) {
+            match spec.add(key.name, &text) {
                 Ok(()) => accepted.push(item),
-                Err(Rejected::Value(problem)) => self.wrong(path, item, problem),
-                Err(Rejected::Key) => self.wrong(path, item, "unknown key"),
+                Err(rejected) => self.wrong(&path, item, rejected.to_string()),
             }
         }
         accepted
+    }
+
+    /// Reads an item that is a table. Returns the same as text, unless there is a mistake.
+    fn fields(
+        &mut self,
+        path: &str,
+        key: &Key,
+        item: &Spanned<DeValue<'_>>,
+        table: &DeTable<'_>,
+        spec: &PolicySpec,
+    ) -> Option<String> {
+        let before = self.problems.len();
+        let known = || key.fields.iter().map(|(field, _)| *field).collect::<Vec<_>>().join(" and ");
+        for (name, value) in table {
+            let path = format!("{path}.{}", name.get_ref());
+            let Some((field, _)) = key.fields.iter().find(|(field, _)| field == name.get_ref()) else {
+                self.problem(name.span(), &path, "", format!("unknown key; expected {}", known()));
+                continue;
+            };
+            match value.get_ref().as_str().map(|text| spec.check(key.name, field, text)) {
+                Some(Ok(())) => {}
+                Some(Err(rejected)) => self.wrong(&path, value, rejected.to_string()),
+                None => self.wrong(&path, value, "expected a string"),
+            }
+        }
+        let mut texts = Vec::new();
+        for (field, _) in key.fields {
+            match table.get(*field).map(|value| value.get_ref().as_str().unwrap_or_default()) {
+                Some(text) => texts.push(text),
+                None => self.problem(item.span(), &format!("{path}.{field}"), "", format!("missing; expected {}", known())),
+            }
+        }
+        (self.problems.len() == before).then(|| texts.join("="))
     }
 }

@@ -4,14 +4,14 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::{Key, PolicySpec, Rejected, key};
+use super::{Key, PolicySpec, key};
 
 /// The prefix of all annotations of steer.
 const PREFIX: &str = "steer.";
 /// The annotation that names a policy.
 const POLICY: &str = "policy";
 /// The keys of a policy that an annotation may have.
-const KEYS: [&str; 3] = ["interface", "enforce", "dns"];
+const KEYS: [&str; 5] = ["interface", "enforce", "dns", "local", "except"];
 
 /// An invalid annotation, or an invalid environment variable that stands for one.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -87,10 +87,7 @@ impl Request {
             return Err(format!("steer knows no such annotation; it knows {}", known.join(", ")));
         };
         let texts = if key.is_list { value.split(',').map(str::trim).collect() } else { vec![value] };
-        texts.into_iter().try_for_each(|text| self.spec.add(key.name, text)).map_err(|rejected| match rejected {
-            Rejected::Value(problem) => problem,
-            Rejected::Key => "unknown key".to_owned(),
-        })
+        texts.into_iter().try_for_each(|text| self.spec.add(key.name, text)).map_err(|rejected| rejected.to_string())
     }
 }
 
@@ -124,9 +121,18 @@ mod tests {
     }
 
     #[test]
+    fn lists_of_words_and_of_exceptions() {
+        let annotations = [("steer.interface", "a1"), ("steer.local", "lan, host"), ("steer.except", "10.0.0.1=main, 10.1.0.0/16=b")];
+        let asked = Request::of(annotations).expect("right").expect("something");
+        let want = "interface \"a1\", local \"host, lan\", except \"10.0.0.1=main, 10.1.0.0/16=b\"";
+        assert_eq!(asked.to_string(), want);
+    }
+
+    #[test]
     fn variables_stand_for_annotations() {
         assert_eq!(of_variable("STEER_POLICY").as_deref(), Some("steer.policy"));
         assert_eq!(of_variable("STEER_DNS").as_deref(), Some("steer.dns"));
+        assert_eq!(of_variable("STEER_LOCAL").as_deref(), Some("steer.local"));
         assert_eq!(of_variable("STEER_LOG"), None);
     }
 
@@ -139,6 +145,9 @@ mod tests {
             ("steer.enforce", "bind", "expected \"steer\""),
             ("steer.dns", "10.0.0.1,dns", "not an IP address"),
             ("steer.dns", "127.0.0.1", "is this host"),
+            ("steer.local", "host,wan", "expected \"host\", \"lan\" or \"discovery\""),
+            ("steer.local", "host,host", "\"host\" is there already"),
+            ("steer.except", "10.0.0.0/8", "expected TO=BY"),
         ] {
             let error = Request::of([(name, value)]).expect_err(value).to_string();
             assert!(error.starts_with(&format!("annotation {name} = {value:?}: ")) && error.contains(want), "{error}");

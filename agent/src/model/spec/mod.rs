@@ -7,18 +7,24 @@
 //! parser, the schema of the API, options of commands, annotations and the manual page use [`KEYS`].
 
 pub mod annotations;
+mod except;
 mod glob;
+mod local;
 mod pattern;
 mod resolvers;
 mod serde;
+mod target;
 mod uplink;
 mod value;
 mod words;
 
 use std::fmt;
 
+pub use except::{By, Exception, Exceptions};
+pub use local::{Local, Near};
 pub use pattern::Pattern;
 pub use resolvers::Resolvers;
+pub use target::{Conflict, Enforcement, Reach, Target};
 pub use uplink::Uplink;
 use value::Value;
 pub use words::{Enforce, Existing, Ingress, Missing, OtherNetns, Word};
@@ -38,6 +44,9 @@ pub struct Key {
     pub description: &'static str,
     /// Whether its value is a list.
     pub is_list: bool,
+    /// The fields of an item of a list, with their meanings: in files and the API an item is a table of texts, and may also be one text, with
+    /// `=` between the fields. Empty: an item is text.
+    pub fields: &'static [(&'static str, &'static str)],
     /// The accepted words, with their meanings. Empty: other text is expected.
     pub words: fn() -> Vec<(&'static str, &'static str)>,
     /// The word that applies if the key is absent.
@@ -51,6 +60,13 @@ impl Key {
     pub fn summary(&self) -> &'static str {
         let description = self.description.trim();
         description.split_once(". ").map_or_else(|| description.trim_end_matches('.'), |(summary, _)| summary)
+    }
+}
+
+impl Key {
+    /// The text of each field of an item, with its name.
+    pub fn split<'t>(&self, item: &'t str) -> impl Iterator<Item = (&'static str, &'t str)> {
+        self.fields.iter().map(|(field, _)| *field).zip(item.splitn(self.fields.len(), '='))
     }
 }
 
@@ -69,6 +85,15 @@ pub enum Rejected {
     Value(String),
 }
 
+impl fmt::Display for Rejected {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Key => "unknown key",
+            Self::Value(problem) => problem,
+        })
+    }
+}
+
 macro_rules! policy_spec {
     ($( $(#[doc = $help:literal])+ $name:ident: $type:ty = ($option:literal, $placeholder:literal); )+) => {
         /// A policy as written.
@@ -84,6 +109,7 @@ macro_rules! policy_spec {
             placeholder: $placeholder,
             description: concat!($($help),+),
             is_list: <$type as Value>::IS_LIST,
+            fields: <$type as Value>::FIELDS,
             words: <$type as Value>::words,
             default_word: <$type as Value>::default_word,
             expected: <$type as Value>::expected,
@@ -94,6 +120,16 @@ macro_rules! policy_spec {
             pub fn add(&mut self, key: &str, text: &str) -> Result<(), Rejected> {
                 match key {
                     $( stringify!($name) => Value::add(&mut self.$name, text).map_err(Rejected::Value), )+
+                    _ => Err(Rejected::Key),
+                }
+            }
+
+            /// Checks one field of an item that is to be added to a list.
+            pub(crate) fn check(&self, key: &str, field: &str, text: &str) -> Result<(), Rejected> {
+                match key {
+                    $( stringify!($name) => {
+                        Value::check(self.$name.as_ref(), field, text).map_err(Rejected::Value)
+                    } )+
                     _ => Err(Rejected::Key),
                 }
             }
@@ -145,7 +181,19 @@ policy_spec! {
     /// a program asks. Its answers have the address of the server that the program asked. Queries of a family without a resolver
     /// go to the server that the program asks, by the uplink.
     dns: Resolvers = ("dns", "ADDRESS");
+    /// What of this host and its networks the programs reach besides the uplink, and what reaches their listeners. Nothing by default: such
+    /// calls are refused.
+    local: Local = ("local", "WORD");
+    /// Destinations that do not go by the uplink. The longest prefix that has a destination decides. Queries on port 53 go to the resolver
+    /// in any case if there is one.
+    except: Exceptions = ("except", "TO=BY");
 }
+
+/// The word for an empty list in options of commands.
+pub const NOTHING: &str = "none";
+
+/// The keys that `[defaults]` may set.
+pub const DEFAULTS: [&str; 4] = ["local", "dns", "enforce", "existing"];
 
 /// Reads `parent`, here and in `[containers]`.
 pub fn parent(text: &str) -> Result<CgroupPath, String> {
@@ -165,116 +213,21 @@ impl PolicySpec {
         KEYS.iter().filter_map(|key| Some((key, self.texts(key.name)?)))
     }
 
-    /// The same as options of commands, with their values. Leaves out default values.
+    /// The same as options of commands, with their values. Leaves out values that apply without the option: the default ones of keys that
+    /// `[defaults]` cannot set, and those of an exemption.
     pub fn options(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let options = self.entries().filter(|(key, texts)| {
-            let is_default = (key.default_word)().is_some_and(|word| *texts == [word]);
-            !is_default && !texts.is_empty()
+        let exempts = self.interface == Some(Uplink::Exempt);
+        let options = self.entries().filter(move |(key, texts)| {
+            let is_default = if key.is_list { texts.is_empty() } else { (key.default_word)().is_some_and(|it| *texts == [it]) };
+            !is_default || (DEFAULTS.contains(&key.name) && !exempts)
         });
-        options.map(|(key, texts)| (key.option, texts.join(",")))
+        options.map(|(key, texts)| (key.option, if texts.is_empty() { NOTHING.to_owned() } else { texts.join(",") }))
     }
 
-    /// Its meaning with this uplink.
-    pub fn target(&self, uplink: Uplink) -> Result<Target, Vec<Conflict>> {
-        let enforcement = Enforcement {
-            enforce: self.enforce.unwrap_or_default(),
-            ingress: self.ingress.unwrap_or_default(),
-            other_netns: self.other_netns.unwrap_or_default(),
-            existing: self.existing.unwrap_or_default(),
-            dns: self.dns.unwrap_or_default(),
-        };
-        let conflicts = enforcement.conflicts(&uplink);
-        if conflicts.is_empty() { Ok(Target { uplink, enforcement }) } else { Err(conflicts) }
-    }
-}
-
-/// Options that are not compatible.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conflict {
-    /// The key with the conflict.
-    pub key: &'static str,
-    /// The problem, and what is expected.
-    pub problem: &'static str,
-}
-
-/// The meaning of a policy: its uplink and its enforcement.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// The uplink of the sockets.
-    pub uplink: Uplink,
-    /// How the uplink is enforced.
-    pub enforcement: Enforcement,
-}
-
-/// How a policy is enforced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Enforcement {
-    /// See [`PolicySpec::enforce`].
-    pub enforce: Enforce,
-    /// See [`PolicySpec::ingress`].
-    pub ingress: Ingress,
-    /// See [`PolicySpec::other_netns`].
-    pub other_netns: OtherNetns,
-    /// See [`PolicySpec::existing`].
-    pub existing: Existing,
-    /// See [`PolicySpec::dns`].
-    pub dns: Resolvers,
-}
-
-impl Enforcement {
-    /// The enforcement of a closed cgroup: no packet leaves, and sockets of any network namespace are refused.
-    pub const CLOSED: Self = Self {
-        enforce: Enforce::Strict,
-        ingress: Ingress::Any,
-        other_netns: OtherNetns::Refuse,
-        existing: Existing::Keep,
-        dns: Resolvers::NONE,
-    };
-
-    fn conflicts(&self, uplink: &Uplink) -> Vec<Conflict> {
-        let exempts = *uplink == Uplink::Exempt;
-        let rules = [
-            (
-                self.ingress == Ingress::Uplink && self.enforce != Enforce::Strict,
-                "ingress",
-                "ingress = \"uplink\" needs enforce = \"strict\"",
-            ),
-            (exempts && !self.dns.is_empty(), "dns", "an exemption has no uplink for queries; expected no dns"),
-            (
-                exempts && self.existing != Existing::Keep,
-                "existing",
-                "an exemption binds no socket; expected no existing",
-            ),
-        ];
-        rules
-            .into_iter()
-            .filter(|(is_broken, ..)| *is_broken)
-            .map(|(_, key, problem)| Conflict { key, problem })
-            .collect()
-    }
-}
-
-impl Target {
-    /// A target that keeps a cgroup closed.
-    pub const CLOSED: Self = Self { uplink: Uplink::Closed, enforcement: Enforcement::CLOSED };
-
-    /// A target that leaves sockets unchanged.
-    pub fn exempt() -> Self {
-        Self { uplink: Uplink::Exempt, enforcement: Enforcement::default() }
-    }
-
-    /// The same, written in full, without cgroups.
-    pub fn spec(&self) -> PolicySpec {
-        let Enforcement { enforce, ingress, other_netns, existing, dns } = self.enforcement;
-        PolicySpec {
-            interface: Some(self.uplink.clone()),
-            cgroups: None,
-            parent: None,
-            enforce: Some(enforce),
-            ingress: Some(ingress),
-            other_netns: Some(other_netns),
-            existing: Some(existing),
-            dns: Some(dns),
+    /// Takes keys that are absent from `[defaults]`. An exemption takes none: it binds no socket.
+    pub fn fill_from_defaults(&mut self, defaults: &Self) {
+        if matches!(self.interface, Some(Uplink::Interface(_))) {
+            self.fill_from(defaults.clone());
         }
     }
 }

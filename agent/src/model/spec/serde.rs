@@ -1,6 +1,6 @@
-//! A policy as a JSON or TOML map: each value is a string, or a list of strings.
+//! A policy as a JSON or TOML map: each value is a string, or a list of strings or of tables of strings.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -8,19 +8,32 @@ use serde::{
     ser::SerializeMap as _,
 };
 
-use super::{KEYS, Key, PolicySpec, Rejected, key};
+use super::{KEYS, Key, PolicySpec, key};
 
 impl Serialize for PolicySpec {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for (key, texts) in self.entries() {
             match (key.is_list, texts.first()) {
+                (true, _) if !key.fields.is_empty() => {
+                    let tables: Vec<Table<'_>> = texts.iter().map(|text| Table(key.split(text).collect())).collect();
+                    map.serialize_entry(key.name, &tables)?;
+                }
                 (true, _) => map.serialize_entry(key.name, &texts)?,
                 (false, Some(text)) => map.serialize_entry(key.name, text)?,
                 (false, None) => {}
             }
         }
         map.end()
+    }
+}
+
+/// An item of a list as a table, in the order of its fields.
+struct Table<'t>(Vec<(&'static str, &'t str)>);
+
+impl Serialize for Table<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().copied())
     }
 }
 
@@ -44,7 +57,10 @@ impl<'de> Visitor<'de> for Map {
         while let Some(name) = map.next_key::<String>()? {
             match key(&name) {
                 Some(key) => map.next_value_seed(Of { spec: &mut spec, key })?,
-                None => map.next_value_seed(Unknown(&name))?,
+                None => {
+                    let known = KEYS.iter().map(|key| key.name).collect();
+                    map.next_value_seed(Unknown { name: &name, known })?;
+                }
             }
         }
         Ok(spec)
@@ -69,14 +85,15 @@ impl<'de> Visitor<'de> for Of<'_> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(if self.key.is_list { "a list of strings" } else { "a string" })
+        formatter.write_str(match (self.key.is_list, self.key.fields) {
+            (false, _) => "a string",
+            (true, []) => "a list of strings",
+            (true, _) => "a list of tables",
+        })
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.spec.add(self.key.name, text).map_err(|rejected| match rejected {
-            Rejected::Value(problem) => E::custom(problem),
-            Rejected::Key => E::custom("unknown key"),
-        })
+        self.spec.add(self.key.name, text).map_err(E::custom)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
@@ -93,32 +110,70 @@ impl<'de> DeserializeSeed<'de> for Item<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_str(Text(self.0))
+        if self.0.key.fields.is_empty() { deserializer.deserialize_str(self) } else { deserializer.deserialize_any(self) }
     }
 }
 
-struct Text<'a>(Of<'a>);
-
-impl Visitor<'_> for Text<'_> {
+impl<'de> Visitor<'de> for Item<'_> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a string")
+        let fields: Vec<_> = self.0.key.fields.iter().map(|(field, _)| *field).collect();
+        if fields.is_empty() { formatter.write_str("a string") } else { write!(formatter, "a table of {}", fields.join(" and ")) }
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         self.0.visit_str(text)
     }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Of { spec, key } = self.0;
+        let mut texts = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let Some((field, _)) = key.fields.iter().find(|(field, _)| *field == name) else {
+                let known = key.fields.iter().map(|(field, _)| *field).collect();
+                return map.next_value_seed(Unknown { name: &name, known });
+            };
+            let text = map.next_value_seed(Field { spec, key, field })?;
+            if texts.insert(*field, text).is_some() {
+                return Err(A::Error::duplicate_field(field));
+            }
+        }
+        let mut text = Vec::new();
+        for (field, _) in key.fields {
+            text.push(texts.remove(field).ok_or_else(|| A::Error::missing_field(field))?);
+        }
+        spec.add(key.name, &text.join("=")).map_err(A::Error::custom)
+    }
 }
 
-/// An unknown key.
-struct Unknown<'a>(&'a str);
+/// One field of an item that is a table. It is checked on its own, so that an error has its path.
+struct Field<'a> {
+    spec: &'a PolicySpec,
+    key: &'static Key,
+    field: &'static str,
+}
+
+impl<'de> DeserializeSeed<'de> for Field<'_> {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        self.spec.check(self.key.name, self.field, &text).map_err(D::Error::custom)?;
+        Ok(text)
+    }
+}
+
+/// An unknown key, or field of an item.
+struct Unknown<'a> {
+    name: &'a str,
+    known: Vec<&'static str>,
+}
 
 impl<'de> DeserializeSeed<'de> for Unknown<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, _: D) -> Result<(), D::Error> {
-        let known: Vec<_> = KEYS.iter().map(|key| key.name).collect();
-        Err(D::Error::custom(format!("unknown field `{}`, expected one of {}", self.0, known.join(", "))))
+        Err(D::Error::custom(format!("unknown field `{}`, expected one of {}", self.name, self.known.join(", "))))
     }
 }

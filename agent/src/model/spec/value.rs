@@ -2,13 +2,22 @@
 
 use steer_common::record::INTERFACE_BYTES;
 
-use super::{Pattern, Resolvers, Uplink, Word};
+use super::{Exceptions, Local, Near, Pattern, Resolvers, Uplink, Word, except};
 use crate::model::cgroup_path::CgroupPath;
 
-/// The value of a key. All values are text, or lists of text.
+/// The value of a key. All values are text, or lists of text; an item of a list may also be a table of texts.
 pub(super) trait Value: Sized {
     /// Whether it is a list.
     const IS_LIST: bool = false;
+
+    /// The fields of an item that is a table, with their meanings. The text of an item is that of its fields, in this order, with `=` in
+    /// between; only the last one may have a `=` of its own. Empty: an item is text.
+    const FIELDS: &'static [(&'static str, &'static str)] = &[];
+
+    /// Checks the text of one field of an item that is to be added.
+    fn check(_value: Option<&Self>, _field: &str, _text: &str) -> Result<(), String> {
+        Ok(())
+    }
 
     /// Adds one text. A value that is not a list is replaced.
     fn add(value: &mut Option<Self>, text: &str) -> Result<(), String>;
@@ -35,7 +44,7 @@ pub(super) trait Value: Sized {
     }
 }
 
-impl<W: Word> Value for W {
+impl<W: Word + Default> Value for W {
     fn add(value: &mut Option<Self>, text: &str) -> Result<(), String> {
         *value = Some(W::read(text)?);
         Ok(())
@@ -137,5 +146,55 @@ impl Value for Resolvers {
 
     fn expected() -> String {
         "expected a list of addresses, as [\"10.64.0.1\", \"2001:db8::53\"]".to_owned()
+    }
+}
+
+impl Value for Local {
+    const IS_LIST: bool = true;
+
+    fn add(value: &mut Option<Self>, text: &str) -> Result<(), String> {
+        value.get_or_insert_default().add(text)
+    }
+
+    fn empty() -> Option<Self> {
+        Some(Self::NONE)
+    }
+
+    fn texts(&self) -> Vec<String> {
+        Self::words(*self).map(|word| word.text().to_owned()).collect()
+    }
+
+    fn expected() -> String {
+        let words: Vec<_> = Near::all().into_iter().map(|(word, _)| format!("{word:?}")).collect();
+        format!("expected a list of words, of {}", words.join(", "))
+    }
+
+    fn words() -> Vec<(&'static str, &'static str)> {
+        Near::all()
+    }
+}
+
+impl Value for Exceptions {
+    const IS_LIST: bool = true;
+    const FIELDS: &'static [(&'static str, &'static str)] = except::FIELDS;
+
+    fn check(value: Option<&Self>, field: &str, text: &str) -> Result<(), String> {
+        value.unwrap_or(&Self::NONE).check(field, text)
+    }
+
+    fn add(value: &mut Option<Self>, text: &str) -> Result<(), String> {
+        value.get_or_insert_default().add(text)
+    }
+
+    fn empty() -> Option<Self> {
+        Some(Self::NONE)
+    }
+
+    fn texts(&self) -> Vec<String> {
+        self.iter().map(ToString::to_string).collect()
+    }
+
+    fn expected() -> String {
+        "expected a list of exceptions, as [{ to = \"192.168.3.0/24\", by = \"eth0\" }]".to_owned()
     }
 }

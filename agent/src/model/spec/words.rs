@@ -1,4 +1,4 @@
-//! Options whose value is one of a few words.
+//! Options whose value is one of a few words, or a list of them.
 //!
 //! **Invariant:** the spelling of a word is its variant's name, and its meaning is the variant's documentation. Files, the API,
 //! options of commands, annotations, help and the manual page read both from here.
@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use strum::{EnumMessage, IntoStaticStr, VariantArray};
+
+use super::Near;
 
 /// How steer enforces the uplink against programs that try to use another interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, EnumMessage, IntoStaticStr, VariantArray)]
@@ -66,7 +68,7 @@ pub enum Missing {
 }
 
 /// A value that is one of a few words.
-pub trait Word: Copy + Default + PartialEq + VariantArray + EnumMessage + Into<&'static str> {
+pub trait Word: Copy + PartialEq + VariantArray + EnumMessage + Into<&'static str> {
     /// The word as written.
     fn text(self) -> &'static str {
         self.into()
@@ -118,7 +120,7 @@ macro_rules! words {
     )+ };
 }
 
-words!(Enforce, Ingress, OtherNetns, Existing, Missing);
+words!(Enforce, Ingress, OtherNetns, Existing, Missing, Near);
 
 #[cfg(test)]
 mod tests {

@@ -22,7 +22,7 @@ use crate::{
     model::{
         config,
         policy::Policies,
-        spec::{Enforcement, OtherNetns, Target, Uplink},
+        spec::{Enforcement, OtherNetns, Reach, Target, Uplink},
     },
 };
 
@@ -34,7 +34,7 @@ fn record(name: &str, interface: Option<&str>, ifindex: Option<i32>, enforcement
     let links = Table::default();
     let record = resolve::record(
         name,
-        &Target { uplink, enforcement },
+        &Target { uplink, enforcement, reach: Reach::NONE },
         Owner::Config,
         Namespace { links: &links, cookie: HERE },
     );
