@@ -30,6 +30,9 @@ fn entry(key: &Key) -> String {
         // Writing to a string does not fail.
         let _ = write!(entry, ".br\n.BR \\(dq{word}\\(dq {mark:?}:\n{}\n", escaped(meaning.trim()));
     }
+    for (field, meaning) in key.fields {
+        let _ = write!(entry, ".br\n.BR {field} :\n{}\n", escaped(meaning));
+    }
     entry
 }
 

@@ -12,7 +12,7 @@ use crate::{
     apply::{manual, permit::Origin, resolve::Namespace, takeover},
     host::{capability::require_privilege, cgroup::Hierarchy},
     kernel::{self, Datapath},
-    run::instance::PinDirectory,
+    run::instance::{CONFIG, PinDirectory},
 };
 
 /// Arguments of `steer attach`.
@@ -48,7 +48,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let links = links()?;
     let cookie = kernel::netns_cookie()?;
     let namespace = Namespace { links: &links, cookie };
-    let wanted = args.by.wanted(namespace)?;
+    let wanted = args.by.clone().with_defaults(CONFIG.as_ref())?.wanted(namespace)?;
     let pins = pins.to_change()?;
     let announcement = manual::announce(&pins, &hierarchy, &cgroup, manual::DAEMON_PATIENCE)?;
     let taken_over = manual::change(&pins, &hierarchy, |lock| {

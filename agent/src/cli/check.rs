@@ -7,7 +7,10 @@ use serde::Serialize;
 use super::output::say;
 use crate::{
     host::policy_files,
-    model::config::Problem,
+    model::{
+        config::Problem,
+        spec::{NOTHING, PolicySpec},
+    },
     run::instance::{CONFIG, Instance},
 };
 
@@ -30,6 +33,8 @@ struct Output {
     files: Vec<PathBuf>,
     /// The number of policies; absent if there are mistakes.
     policies: Option<usize>,
+    /// `[defaults]`; absent if there are mistakes.
+    defaults: Option<PolicySpec>,
     /// The mistakes.
     problems: Vec<Problem>,
 }
@@ -38,19 +43,26 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     let store = instance.store(&args.config);
     let read = store.read();
     if args.json {
-        let (policies, problems) = match read {
-            Ok(config) => (Some(config.policies.len()), Vec::new()),
+        let (config, problems) = match read {
+            Ok(config) => (Some(config), Vec::new()),
             Err(policy_files::Error::Invalid(found)) => (None, found.problems),
             Err(error) => return Err(error.into()),
         };
         let code = if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) };
-        say!("{}", serde_json::to_string_pretty(&Output { files: store.files()?, policies, problems })?)?;
+        let policies = config.as_ref().map(|config| config.policies.len());
+        let defaults = config.map(|config| config.defaults);
+        say!("{}", serde_json::to_string_pretty(&Output { files: store.files()?, policies, defaults, problems })?)?;
         return Ok(code);
     }
-    let count = read?.policies.len();
+    let config = read?;
+    let count = config.policies.len();
     for file in store.files()? {
         say!("{}: no mistakes", file.display())?;
     }
     say!("{count} {}", if count == 1 { "policy" } else { "policies" })?;
+    for (key, texts) in config.defaults.entries() {
+        let texts = if texts.is_empty() { NOTHING.to_owned() } else { texts.join(", ") };
+        say!("default {}: {texts}", key.name)?;
+    }
     Ok(ExitCode::SUCCESS)
 }

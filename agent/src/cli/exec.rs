@@ -33,7 +33,7 @@ use crate::{
     },
     kernel::{self, Datapath, Pins},
     model::error_text::describe,
-    run::instance::PinDirectory,
+    run::instance::{CONFIG, PinDirectory},
 };
 
 /// Arguments of `steer exec`.
@@ -78,7 +78,7 @@ impl Failed {
 }
 
 pub(super) fn run(args: Args, pins: &PinDirectory, callers_umask: Mode) -> anyhow::Result<ExitCode> {
-    prepare(&args, pins).map_err(Failed::Steer)?;
+    prepare(args.by, pins).map_err(Failed::Steer)?;
     let mut command = args.command.into_iter();
     let program = command.next().unwrap_or_default();
     umask(callers_umask);
@@ -87,13 +87,14 @@ pub(super) fn run(args: Args, pins: &PinDirectory, callers_umask: Mode) -> anyho
 }
 
 /// Puts this process into a steered cgroup of its own.
-fn prepare(args: &Args, pins: &PinDirectory) -> anyhow::Result<()> {
+fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
     require_privilege("exec")?;
+    let by = by.with_defaults(CONFIG.as_ref())?;
     let hierarchy = Hierarchy::find()?;
     let links = links()?;
     let namespace = Namespace { links: &links, cookie: kernel::netns_cookie()? };
-    let wanted = args.by.wanted(namespace)?;
-    args.by.warn();
+    let wanted = by.wanted(namespace)?;
+    by.warn();
     let pins = pins.to_change()?;
     let place = scope::place(&hierarchy, &hierarchy.own()?)?;
     if let Err(error) = scope::clean_up(&hierarchy, &place) {

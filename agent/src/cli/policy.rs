@@ -188,7 +188,18 @@ fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()>
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["POLICY", "INTERFACE", "ENFORCE", "INGRESS", "OTHER NETNS", "DNS", "KEPT IN", "CGROUPS"]);
+    table.set_header([
+        "POLICY",
+        "INTERFACE",
+        "ENFORCE",
+        "INGRESS",
+        "OTHER NETNS",
+        "DNS",
+        "LOCAL",
+        "EXCEPT",
+        "KEPT IN",
+        "CGROUPS",
+    ]);
     for policy in policies {
         let kept = match policy.kept {
             Kept::Runtime => "memory, until the next boot".to_owned(),
@@ -202,6 +213,8 @@ fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()>
             value("ingress"),
             value("other_netns"),
             value("dns"),
+            value("local"),
+            value("except"),
             kept,
             value("cgroups"),
         ]);

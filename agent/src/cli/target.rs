@@ -1,6 +1,8 @@
 //! `--interface` or `--policy`, and options: the target of `exec`, `attach` and `unit`.
 
-use anyhow::bail;
+use std::{fs, io, path::Path};
+
+use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches};
 use steer_common::{Owner, policy_flags};
 
@@ -15,7 +17,10 @@ use crate::{
         resolver,
     },
     kernel::{Datapath, Pins},
-    model::spec::{Enforce, KEYS, Key, PolicySpec, Rejected, Uplink},
+    model::{
+        config::{self, Source},
+        spec::{Enforce, KEYS, Key, NOTHING, PolicySpec, Uplink},
+    },
 };
 
 /// The target of a command.
@@ -40,36 +45,45 @@ fn keys() -> impl Iterator<Item = &'static Key> {
 
 /// A key as an option of a command.
 pub(super) fn option(key: &'static Key) -> Arg {
-    let words = (key.words)();
     let mut help = key.summary().to_owned();
     if let Some(word) = (key.default_word)() {
         help = format!("{help} [default: {word}]");
     }
     let option = Arg::new(key.name).long(key.option).value_name(key.placeholder).help(help);
     let option = if key.is_list { option.action(ArgAction::Append) } else { option };
-    let option = if key.name == "dns" { option.value_delimiter(',') } else { option };
+    // A glob may have commas.
+    let option = if key.is_list && key.name != "cgroups" { option.value_delimiter(',') } else { option };
     let option = if key.name == "interface" { option.short('i') } else { option };
+    let mut words = (key.words)();
     if words.is_empty() {
-        option
-    } else {
-        let values = words.into_iter().map(|(word, meaning)| {
-            clap::builder::PossibleValue::new(word).help(meaning.trim().trim_end_matches('.').to_owned())
-        });
-        option.value_parser(clap::builder::PossibleValuesParser::new(values))
+        return option;
     }
+    if key.is_list {
+        words.push((NOTHING, "Nothing, whatever [defaults] of the configuration says."));
+    }
+    let values = words.into_iter().map(|(word, meaning)| {
+        clap::builder::PossibleValue::new(word).help(meaning.trim().trim_end_matches('.').to_owned())
+    });
+    option.value_parser(clap::builder::PossibleValuesParser::new(values))
 }
 
-/// Reads the options that are keys.
+/// Reads the options that are keys. `none` alone is an empty list.
 pub(super) fn spec(matches: &ArgMatches) -> Result<PolicySpec, clap::Error> {
     let mut spec = PolicySpec::default();
     for key in KEYS {
         let Ok(Some(values)) = matches.try_get_many::<String>(key.name) else { continue };
+        let values: Vec<_> = values.collect();
+        if key.is_list && values == [NOTHING] {
+            spec.set_empty(key.name);
+            continue;
+        }
         for value in values {
-            spec.add(key.name, value).map_err(|rejected| {
-                let problem = match rejected {
-                    Rejected::Value(problem) => problem,
-                    Rejected::Key => "unknown key".to_owned(),
-                };
+            let added = if key.is_list && value == NOTHING {
+                Err(format!("{NOTHING:?} stands for nothing; expected it alone"))
+            } else {
+                spec.add(key.name, value).map_err(|rejected| rejected.to_string())
+            };
+            added.map_err(|problem| {
                 let message = format!("--{} {value}: {problem}\n", key.option);
                 clap::Error::raw(clap::error::ErrorKind::ValueValidation, message)
             })?;
@@ -111,6 +125,17 @@ impl FromArgMatches for By {
     }
 }
 
+/// `[defaults]` of the configuration file; none if there is no file.
+fn defaults(config: &Path) -> anyhow::Result<PolicySpec> {
+    let file = config.display().to_string();
+    match fs::read_to_string(config) {
+        Ok(text) => config::defaults(&Source { file, text })
+            .with_context(|| "[defaults] of the configuration, which hold for this command, cannot be read"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PolicySpec::default()),
+        Err(error) => Err(error).with_context(|| format!("read [defaults] in {file}")),
+    }
+}
+
 /// The links of the caller's network namespace.
 pub(super) fn links() -> anyhow::Result<Table> {
     Ok(block_on(link::read())??)
@@ -124,6 +149,13 @@ impl By {
             Self::Interface(spec) => spec.options().map(|(option, value)| format!("--{option}={value}")).collect(),
             Self::Nothing => Vec::new(),
         }
+    }
+
+    /// With the keys that `[defaults]` of the configuration file sets and the options do not.
+    pub(super) fn with_defaults(self, config: &Path) -> anyhow::Result<Self> {
+        let Self::Interface(mut spec) = self else { return Ok(self) };
+        spec.fill_from_defaults(&defaults(config)?);
+        Ok(Self::Interface(spec))
     }
 
     /// Whether the policy is strict, as far as it is known: a policy of the configuration has to be in force.
@@ -171,7 +203,10 @@ impl By {
         if spec.interface.as_ref().is_none_or(|uplink| *uplink == Uplink::Exempt) {
             return;
         }
-        for detour in resolver::detours().iter().filter(|detour| !(spec.dns.is_some() && detour.ends_with_dns())) {
+        for detour in resolver::detours()
+            .iter()
+            .filter(|detour| !(spec.dns.is_some_and(|dns| !dns.is_empty()) && detour.ends_with_dns()))
+        {
             log::warn!("{detour}");
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     host::file::replace,
     kernel,
     model::drop_in::{self, Service},
-    run::instance::{PIN_DIRECTORY, PinDirectory},
+    run::instance::{CONFIG, PIN_DIRECTORY, PinDirectory},
 };
 
 /// Arguments of `steer unit`.
@@ -80,7 +80,7 @@ enum Restriction {
 fn restriction(args: &Args, pins: &PinDirectory) -> anyhow::Result<Restriction> {
     let pins = pins.to_look()?;
     let unguarded = pins.as_ref().map_or_else(kernel::unguarded_by_kernel, kernel::unguarded);
-    if unguarded.is_none() || !args.by.is_strict(pins.as_ref())? {
+    if unguarded.is_none() || !args.by.clone().with_defaults(CONFIG.as_ref())?.is_strict(pins.as_ref())? {
         return Ok(Restriction::Needless);
     }
     // A template has no properties; each of its instances has.

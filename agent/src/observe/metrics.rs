@@ -124,6 +124,8 @@ mod tests {
             dns: Vec::new(),
             existing: Existing::Keep,
             enforce: Enforce::Strict,
+            local: Vec::new(),
+            except: Vec::new(),
             counters,
         };
         let text = render(&Status { policies: vec![policy], ..Status::default() }, true).expect("text");

@@ -7,7 +7,7 @@ use utoipa::{
     openapi::{ArrayBuilder, ObjectBuilder, RefOr, Schema, Type},
 };
 
-use crate::model::spec::{Enforce, Existing, Ingress, KEYS, OtherNetns, PolicySpec, Word};
+use crate::model::spec::{Enforce, Existing, Ingress, KEYS, Key, Near, OtherNetns, PolicySpec, Word};
 
 /// A string with a fixed set of values.
 fn words(words: &[(&'static str, &'static str)]) -> ObjectBuilder {
@@ -32,12 +32,21 @@ macro_rules! word_schemas {
     )+ };
 }
 
-word_schemas!(Enforce, Ingress, OtherNetns, Existing);
+word_schemas!(Enforce, Ingress, OtherNetns, Existing, Near);
+
+/// An item of a list that is a table of texts.
+fn table(key: &Key) -> ObjectBuilder {
+    let text = |meaning: &str| ObjectBuilder::new().schema_type(Type::String).description(Some(meaning.to_owned()));
+    key.fields
+        .iter()
+        .fold(ObjectBuilder::new(), |object, (field, meaning)| object.property(*field, text(meaning)).required(*field))
+}
 
 impl PartialSchema for PolicySpec {
     fn schema() -> RefOr<Schema> {
         let keys = KEYS.iter().fold(ObjectBuilder::new(), |object, key| {
             let text = match (key.words)() {
+                _ if !key.fields.is_empty() => table(key),
                 none if none.is_empty() => ObjectBuilder::new().schema_type(Type::String),
                 known => words(&known),
             };

@@ -20,7 +20,7 @@ use crate::{
     model::{
         cgroup_path::CgroupPath,
         policy::Policies,
-        spec::{Enforce, Existing},
+        spec::{Enforce, Exception, Existing, Near},
     },
     observe::{
         elsewhere::{self, Elsewhere},
@@ -80,6 +80,12 @@ pub struct PolicyStatus {
     pub existing: Existing,
     /// How it is enforced. It has no effect for an exemption.
     pub enforce: Enforce,
+    /// What of this host and its networks its sockets reach besides the uplink.
+    #[serde(default)]
+    pub local: Vec<Near>,
+    /// Destinations that do not go by the uplink.
+    #[serde(default)]
+    pub except: Vec<Exception>,
     /// Counts of sockets, calls and packets, by what was done with them.
     pub counters: BTreeMap<String, u64>,
 }
@@ -291,6 +297,7 @@ fn policy_status(
     cgroups.sort();
     let counts = datapath.counters(entry.slot)?;
     let steers = !entry.exempts();
+    let reach = resolve::reach(&entry.record);
     Ok(PolicyStatus {
         slot: entry.slot,
         name: entry.name(),
@@ -303,6 +310,8 @@ fn policy_status(
         dns: entry.resolvers(),
         existing: resolve::existing(entry.record.flags),
         enforce: resolve::enforce(entry.record.flags),
+        local: reach.local.words().collect(),
+        except: reach.except.iter().cloned().collect(),
         counters: COUNTERS.iter().map(|counter| counter.name().to_owned()).zip(counts).collect(),
     })
 }

@@ -27,8 +27,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Without --policy and --interface, a container is steered by its annotations. With --variables, and \
-                  without annotations, it is steered by the variables STEER_POLICY or STEER_INTERFACE, STEER_ENFORCE and STEER_DNS of \
-                  its environment, unless they are the image's."
+                  without annotations, it is steered by the variables STEER_POLICY or STEER_INTERFACE, STEER_ENFORCE, STEER_DNS, \
+                  STEER_LOCAL and STEER_EXCEPT of its environment, unless they are the image's."
 )]
 pub(super) struct Args {
     #[command(flatten)]

@@ -11,7 +11,7 @@ use toml::{
 use super::reader::Reader;
 use crate::model::{
     cgroup_path::CgroupPath,
-    spec::{self, Enforce, Word},
+    spec::{self, Enforce, Exception, Near, PolicySpec, Word},
 };
 
 pub use crate::model::spec::Missing;
@@ -25,6 +25,10 @@ pub struct Containers {
     pub interfaces: Allowed,
     /// `dns`: the resolvers that they may request, in the spelling of [`IpAddr`].
     pub dns: Allowed,
+    /// `local`: the words of it that they may request.
+    pub local: Allowed<Near>,
+    /// `except`: the exceptions that they may request, each also for a part of its prefix.
+    pub except: Allowed<Exception>,
     /// `enforce`: the weakest enforcement that they may request.
     pub enforce: Enforce,
     /// `missing`: what happens if their uplink is missing at the start.
@@ -43,6 +47,8 @@ impl Default for Containers {
             policies: Allowed::default(),
             interfaces: Allowed::default(),
             dns: Allowed::default(),
+            local: Allowed::default(),
+            except: Allowed::default(),
             enforce: Enforce::default(),
             missing: Missing::default(),
             timeout: Duration::from_millis(DEFAULT_TIMEOUT_MS),
@@ -54,14 +60,14 @@ impl Default for Containers {
 
 /// What containers may request of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Allowed {
+pub enum Allowed<T = String> {
     /// `["*"]`.
     Any,
     /// These; none by default.
-    Named(Vec<String>),
+    Named(Vec<T>),
 }
 
-impl Default for Allowed {
+impl<T> Default for Allowed<T> {
     fn default() -> Self {
         Self::Named(Vec::new())
     }
@@ -79,9 +85,33 @@ impl Allowed {
     }
 }
 
+impl Allowed<Near> {
+    /// Whether a container may request this word.
+    pub fn allow_word(&self, wanted: Near) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Named(words) => words.contains(&wanted),
+        }
+    }
+}
+
+impl Allowed<Exception> {
+    /// Whether a container may request this exception.
+    pub fn allow_exception(&self, wanted: &Exception) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Named(granted) => {
+                granted.iter().any(|granted| granted.by == wanted.by && granted.to.covers(&wanted.to))
+            }
+        }
+    }
+}
+
 /// Below 2 s, the time after which container runtimes stop waiting for an NRI plugin.
 const DEFAULT_TIMEOUT_MS: u64 = 1500;
 const MOST_TIMEOUT_MS: i64 = 60_000;
+/// Stands for all.
+const ANY: &str = "*";
 /// More than the longest text of an IP address.
 const ADDRESS_BYTES: usize = 64;
 
@@ -104,6 +134,8 @@ impl Reader<'_> {
                 "policies" => containers.policies = self.allowed(&path, value, NAME_BYTES),
                 "interfaces" => containers.interfaces = self.allowed(&path, value, INTERFACE_BYTES),
                 "dns" => containers.dns = self.allowed_resolvers(&path, value),
+                "local" => containers.local = self.allowed_words(&path, value),
+                "except" => containers.except = self.allowed_exceptions(&path, value),
                 "enforce" => self.word(&path, value, &mut containers.enforce),
                 "missing" => self.word(&path, value, &mut containers.missing),
                 "timeout_ms" => match value.get_ref().as_integer().map(|number| number.as_str().parse::<i64>()) {
@@ -113,12 +145,41 @@ impl Reader<'_> {
                 "exempt_namespaces" => containers.exempt_namespaces = self.names(&path, value, NAME_BYTES),
                 "parent" => containers.parent = self.parent(&path, value),
                 _ => {
-                    let expected = "unknown key; expected policies, interfaces, dns, enforce, missing, \
+                    let expected = "unknown key; expected policies, interfaces, dns, local, except, enforce, missing, \
                                     timeout_ms, exempt_namespaces or parent";
                     self.problem(key.span(), &path, "", expected);
                 }
             }
         }
+    }
+
+    /// Whether the value is `["*"]`.
+    fn is_any(value: &Spanned<DeValue<'_>>) -> bool {
+        let items = value.get_ref().as_array();
+        items.is_some_and(|items| items.len() == 1 && items.iter().all(|item| item.get_ref().as_str() == Some(ANY)))
+    }
+
+    /// Reads the value of a key of `[containers]` as that of a policy's key of the same name.
+    fn granted(&mut self, path: &str, name: &str, value: &Spanned<DeValue<'_>>) -> PolicySpec {
+        let mut spec = PolicySpec::default();
+        if let Some(key) = spec::key(name) {
+            self.key_of_policy(path, key, value, &mut spec);
+        }
+        spec
+    }
+
+    fn allowed_words(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Allowed<Near> {
+        if Self::is_any(value) {
+            return Allowed::Any;
+        }
+        Allowed::Named(self.granted(path, "local", value).local.unwrap_or_default().words().collect())
+    }
+
+    fn allowed_exceptions(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Allowed<Exception> {
+        if Self::is_any(value) {
+            return Allowed::Any;
+        }
+        Allowed::Named(self.granted(path, "except", value).except.unwrap_or_default().iter().cloned().collect())
     }
 
     fn word<W: Word>(&mut self, key: &str, value: &Spanned<DeValue<'_>>, word: &mut W) {
@@ -138,7 +199,7 @@ impl Reader<'_> {
 
     fn allowed(&mut self, key: &str, value: &Spanned<DeValue<'_>>, bytes: usize) -> Allowed {
         let names = self.names(key, value, bytes);
-        let any = names.iter().any(|name| name == "*");
+        let any = names.iter().any(|name| name == ANY);
         if any && names.len() > 1 {
             self.wrong(key, value, "\"*\" stands for all; expected it alone");
         }
@@ -175,7 +236,7 @@ mod tests {
     use super::{Allowed, Containers, Missing};
     use crate::model::{
         config::parse,
-        spec::{Enforce, OtherNetns},
+        spec::{Enforce, Exception, Near, OtherNetns},
     };
 
     #[test]
@@ -193,6 +254,8 @@ mod tests {
             policies = ["vpn"]
             interfaces = ["eth1"]
             dns = ["10.0.0.1", "2001:DB8::1"]
+            local = ["lan", "host"]
+            except = [{ to = "10.0.0.0/8", by = "eth0" }, "192.0.2.0/24=refuse"]
             enforce = "steer"
             missing = "close"
             timeout_ms = 250
@@ -204,6 +267,20 @@ mod tests {
         let named = |names: &[&str]| Allowed::Named(names.iter().map(|&name| name.to_owned()).collect());
         assert_eq!((&containers.policies, &containers.interfaces), (&named(&["vpn"]), &named(&["eth1"])));
         assert_eq!(containers.dns, named(&["10.0.0.1", "2001:db8::1"]));
+        assert_eq!(containers.local, Allowed::Named(vec![Near::Host, Near::Lan]));
+        assert!(containers.local.allow_word(Near::Lan) && !containers.local.allow_word(Near::Discovery));
+        for (text, allowed) in [
+            ("10.0.0.0/8=eth0", true),
+            ("10.1.0.0/16=eth0", true),
+            ("10.1.0.0/16=eth1", false),
+            ("10.0.0.0/7=eth0", false),
+            ("192.0.2.1=refuse", true),
+        ] {
+            let wanted = Exception::parse(text).expect(text);
+            assert_eq!(containers.except.allow_exception(&wanted), allowed, "{text}");
+        }
+        let any = parse("f.toml", "[containers]\nlocal = [\"*\"]\nexcept = [\"*\"]\n").expect("valid").containers;
+        assert_eq!((any.local, any.except), (Allowed::Any, Allowed::Any));
         assert_eq!((containers.enforce, containers.missing), (Enforce::Steer, Missing::Close));
         assert_eq!(containers.timeout, Duration::from_millis(250));
         assert_eq!(containers.exempt_namespaces, ["kube-system"]);
@@ -222,6 +299,12 @@ mod tests {
                 "f.toml:2:14: containers.interfaces = [\"*\", \"eth0\"]: \"*\" stands for all",
             ),
             ("dns = [\"vpn\"]", "f.toml:2:7: containers.dns = [\"vpn\"]: \"vpn\" is not an IP address"),
+            ("local = \"*\"", "f.toml:2:9: containers.local = \"*\": expected a list of words"),
+            ("local = [\"*\", \"lan\"]", "f.toml:2:10: containers.local = \"*\": expected \"host\""),
+            (
+                "except = [{ to = \"::/0\", by = \"a\" }]",
+                "f.toml:2:18: containers.except[0].to = \"::/0\": that is the whole",
+            ),
             ("enforce = \"bind\"", "f.toml:2:11: containers.enforce = \"bind\": expected \"steer\""),
             ("missing = 1", "f.toml:2:11: containers.missing = 1: expected \"refuse\""),
             ("timeout_ms = 0", "f.toml:2:14: containers.timeout_ms = 0: expected milliseconds"),

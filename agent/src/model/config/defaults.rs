@@ -71,7 +71,8 @@ mod tests {
         spec::{Enforce, Existing, Near, Reach, Resolvers, Target},
     };
 
-    const DEFAULTS: &str = "[defaults]\nlocal = [\"host\", \"lan\"]\ndns = [\"10.0.0.1\"]\nenforce = \"steer\"\nexisting = \"rebind\"\n";
+    const DEFAULTS: &str =
+        "[defaults]\nlocal = [\"host\", \"lan\"]\ndns = [\"10.0.0.1\"]\nenforce = \"steer\"\nexisting = \"rebind\"\n";
 
     fn policy(name: &str, interface: &str, rest: &str) -> String {
         format!("[[policy]]\nname = \"{name}\"\ninterface = \"{interface}\"\ncgroups = [\"/{name}\"]\n{rest}\n")
@@ -143,7 +144,9 @@ mod tests {
     fn only_in_the_configuration_file() {
         let sources = [source("steer.toml", ""), source("b.toml", "[defaults]\nlocal = []\n[route]\n")];
         let problems = parse_all(&sources).expect_err("in the wrong file").to_string();
-        for want in ["b.toml:1:2: defaults: expected in steer.toml only", "b.toml:3:2: route: expected in steer.toml only"] {
+        for want in
+            ["b.toml:1:2: defaults: expected in steer.toml only", "b.toml:3:2: route: expected in steer.toml only"]
+        {
             assert!(problems.lines().any(|line| line.starts_with(want)), "{want}\nin\n{problems}");
         }
     }

@@ -138,7 +138,9 @@ impl Reader<'_> {
         for (field, _) in key.fields {
             match table.get(*field).map(|value| value.get_ref().as_str().unwrap_or_default()) {
                 Some(text) => texts.push(text),
-                None => self.problem(item.span(), &format!("{path}.{field}"), "", format!("missing; expected {}", known())),
+                None => {
+                    self.problem(item.span(), &format!("{path}.{field}"), "", format!("missing; expected {}", known()))
+                }
             }
         }
         (self.problems.len() == before).then(|| texts.join("="))

@@ -106,7 +106,21 @@ mod tests {
 
     #[test]
     fn mistakes() {
-        for value in ["7", "0x1fff", "0xffffffff", "\"0xf0f0\"", "0", "-1", "0x1ff000000", "\"ff\"", "\"\"", "\"0x\"", "true", "[]", "\"0x+ff\""] {
+        for value in [
+            "7",
+            "0x1fff",
+            "0xffffffff",
+            "\"0xf0f0\"",
+            "0",
+            "-1",
+            "0x1ff000000",
+            "\"ff\"",
+            "\"\"",
+            "\"0x\"",
+            "true",
+            "[]",
+            "\"0x+ff\"",
+        ] {
             let want = format!("f.toml:2:13: route.mark_mask = {value}: expected 4 to 12 contiguous bits of a mark");
             let problems = read(value).expect_err(value);
             assert!(problems.starts_with(&want) && problems.contains("the top bit marks"), "{value}: {problems}");

@@ -147,6 +147,11 @@ impl Exceptions {
         self.0.binary_search_by(|exception| exception.to.cmp(to))
     }
 
+    /// The exception that decides about all addresses of a prefix, unless one for a part of it does: the longest around it.
+    pub fn deciding(&self, to: &Prefix) -> Option<&Exception> {
+        self.0.iter().filter(|exception| exception.to.covers(to)).max_by_key(|exception| exception.to.len())
+    }
+
     /// Takes the exceptions of `other` for prefixes that have none here.
     pub fn fill_from(&mut self, other: &Self) {
         for exception in &other.0 {
@@ -211,6 +216,10 @@ mod tests {
         assert_eq!(texts, ["10.0.0.0/8=a=b", "10.0.0.1=main", "192.168.3.0/24=eth0", "2001:db8::/32=refuse"]);
         let kinds: Vec<_> = exceptions.iter().map(|exception| exception.by.interface()).collect();
         assert_eq!(kinds, [Some("a=b"), None, Some("eth0"), None]);
+        let deciding = |to: &str| exceptions.deciding(&to.parse().expect(to)).map(|found| found.by.to_string());
+        assert_eq!(deciding("10.0.0.1").as_deref(), Some("main"), "the longest");
+        assert_eq!(deciding("10.0.0.0/24").as_deref(), Some("a=b"));
+        assert_eq!(deciding("10.0.0.0/7"), None);
         let json = serde_json::to_string(exceptions.iter().next().expect("one")).expect("JSON");
         assert_eq!(json, r#"{"to":"10.0.0.0/8","by":"a=b"}"#);
         let read: Exception = serde_json::from_str(&json).expect("the same");

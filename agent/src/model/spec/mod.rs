@@ -147,6 +147,13 @@ macro_rules! policy_spec {
                 $( if self.$name.is_none() { self.$name = other.$name; } )+
             }
 
+            fn remove(&mut self, key: &str) {
+                match key {
+                    $( stringify!($name) => self.$name = None, )+
+                    _ => {}
+                }
+            }
+
             /// Makes a key that is a list present, with no item.
             pub(crate) fn set_empty(&mut self, key: &str) {
                 match key {
@@ -213,15 +220,25 @@ impl PolicySpec {
         KEYS.iter().filter_map(|key| Some((key, self.texts(key.name)?)))
     }
 
-    /// The same as options of commands, with their values. Leaves out values that apply without the option: the default ones of keys that
-    /// `[defaults]` cannot set, and those of an exemption.
+    /// The same as options of commands, with their values.
     pub fn options(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let value = |texts: Vec<String>| if texts.is_empty() { NOTHING.to_owned() } else { texts.join(",") };
+        self.entries().map(move |(key, texts)| (key.option, value(texts)))
+    }
+
+    /// The same without the keys that say what applies without them, where `[defaults]` are these.
+    #[must_use]
+    pub fn brief(mut self, defaults: &Self) -> Self {
         let exempts = self.interface == Some(Uplink::Exempt);
-        let options = self.entries().filter(move |(key, texts)| {
-            let is_default = if key.is_list { texts.is_empty() } else { (key.default_word)().is_some_and(|it| *texts == [it]) };
-            !is_default || (DEFAULTS.contains(&key.name) && !exempts)
-        });
-        options.map(|(key, texts)| (key.option, if texts.is_empty() { NOTHING.to_owned() } else { texts.join(",") }))
+        for key in KEYS {
+            let Some(texts) = self.texts(key.name) else { continue };
+            let is_usual =
+                if key.is_list { texts.is_empty() } else { (key.default_word)().is_some_and(|it| texts == [it]) };
+            if is_usual && (exempts || defaults.texts(key.name).is_none_or(|default| default == texts)) {
+                self.remove(key.name);
+            }
+        }
+        self
     }
 
     /// Takes keys that are absent from `[defaults]`. An exemption takes none: it binds no socket.
@@ -253,23 +270,68 @@ mod tests {
         );
     }
 
+    fn spec(pairs: &[(&str, &str)]) -> PolicySpec {
+        let mut spec = PolicySpec::default();
+        for (key, text) in pairs {
+            spec.add(key, text).expect("accepted");
+        }
+        spec
+    }
+
+    #[test]
+    fn a_target_is_written_in_full() {
+        let written = spec(&[
+            ("enforce", "steer"),
+            ("local", "discovery"),
+            ("local", "host"),
+            ("except", "192.168.3.0/24=eth0"),
+            ("except", "10.0.0.1=main"),
+            ("except", "2001:db8::/32=refuse"),
+            ("except", "192.0.2.0/24=wg0"),
+        ]);
+        let uplink = || Uplink::Interface("wg0".to_owned());
+        let target = written.target(uplink()).expect("`local` and `except` go with \"steer\"");
+        assert_eq!(target.reach.except.iter().count(), 4, "by the policy's own interface, too");
+        assert_eq!(target.spec().target(uplink()), Ok(target.clone()));
+        let json = serde_json::to_value(target.spec()).expect("JSON");
+        assert_eq!(json["local"], serde_json::json!(["host", "discovery"]));
+        assert_eq!(json["except"][0], serde_json::json!({"to": "10.0.0.1", "by": "main"}));
+        let read: PolicySpec = serde_json::from_value(json).expect("the same");
+        assert_eq!(read, target.spec());
+        let strict = spec(&[("ingress", "uplink"), ("local", "lan")]);
+        assert!(strict.target(uplink()).is_ok(), "packets of the LAN may come in then");
+    }
+
+    #[test]
+    fn options_say_what_applies_without_them_only_if_asked() {
+        let options = |spec: PolicySpec| {
+            spec.options().map(|(option, value)| format!("{option}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        let target = spec(&[("local", "host"), ("except", "10.0.0.1=main")]).target(Uplink::Interface("a".to_owned()));
+        let full = target.expect("fits").spec();
+        let want = "interface=a enforce=strict ingress=any other-netns=leave existing=keep dns=none local=host except=10.0.0.1=main";
+        assert_eq!(options(full.clone()), want);
+        let none = PolicySpec::default();
+        assert_eq!(options(full.clone().brief(&none)), "interface=a local=host except=10.0.0.1=main");
+        let defaults = spec(&[("local", "host"), ("dns", "10.0.0.1"), ("enforce", "steer"), ("existing", "keep")]);
+        assert_eq!(
+            options(full.brief(&defaults)),
+            "interface=a enforce=strict dns=none local=host except=10.0.0.1=main"
+        );
+        let exempt = super::Target::exempt().spec();
+        assert_eq!(options(exempt.brief(&defaults)), "interface=none");
+    }
+
     #[test]
     fn options_that_conflict() {
-        let spec = |pairs: &[(&str, &str)]| {
-            let mut spec = PolicySpec::default();
-            for (key, text) in pairs {
-                spec.add(key, text).expect("accepted");
-            }
-            spec
-        };
         let uplink = || Uplink::Interface("wg0".to_owned());
         let keys = |spec: PolicySpec, uplink| {
             spec.target(uplink).map_err(|conflicts| conflicts.iter().map(|it| it.key).collect::<Vec<_>>())
         };
         let weak = spec(&[("enforce", "steer"), ("ingress", "uplink")]);
         assert_eq!(keys(weak, uplink()), Err(vec!["ingress"]));
-        let exempt = spec(&[("dns", "10.0.0.1"), ("existing", "rebind")]);
-        assert_eq!(keys(exempt.clone(), Uplink::Exempt), Err(vec!["dns", "existing"]));
+        let exempt = spec(&[("dns", "10.0.0.1"), ("existing", "rebind"), ("local", "lan"), ("except", "10.0.0.1=a")]);
+        assert_eq!(keys(exempt.clone(), Uplink::Exempt), Err(vec!["dns", "existing", "local", "except"]));
         let target = exempt.target(uplink()).expect("fits");
         assert_eq!(target.enforcement.enforce, Enforce::Strict);
         assert_eq!(target.spec().target(uplink()), Ok(target));

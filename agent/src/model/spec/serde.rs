@@ -110,7 +110,11 @@ impl<'de> DeserializeSeed<'de> for Item<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        if self.0.key.fields.is_empty() { deserializer.deserialize_str(self) } else { deserializer.deserialize_any(self) }
+        if self.0.key.fields.is_empty() {
+            deserializer.deserialize_str(self)
+        } else {
+            deserializer.deserialize_any(self)
+        }
     }
 }
 
@@ -119,7 +123,11 @@ impl<'de> Visitor<'de> for Item<'_> {
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fields: Vec<_> = self.0.key.fields.iter().map(|(field, _)| *field).collect();
-        if fields.is_empty() { formatter.write_str("a string") } else { write!(formatter, "a table of {}", fields.join(" and ")) }
+        if fields.is_empty() {
+            formatter.write_str("a string")
+        } else {
+            write!(formatter, "a table of {}", fields.join(" and "))
+        }
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {

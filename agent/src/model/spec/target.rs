@@ -14,8 +14,7 @@ impl PolicySpec {
             existing: self.existing.unwrap_or_default(),
             dns: self.dns.unwrap_or_default(),
         };
-        let reach =
-            Reach { local: self.local.unwrap_or_default(), except: self.except.clone().unwrap_or_default() };
+        let reach = Reach { local: self.local.unwrap_or_default(), except: self.except.clone().unwrap_or_default() };
         let target = Target { uplink, enforcement, reach };
         let conflicts = target.conflicts();
         if conflicts.is_empty() { Ok(target) } else { Err(conflicts) }

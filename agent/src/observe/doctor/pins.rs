@@ -79,7 +79,7 @@ fn check_attachments(survey: &Survey, report: &mut Report) {
 fn repair(survey: &Survey, attached: &Attached) -> Fix {
     match &attached.policy {
         Some(policy) if attached.attachment.is_manual() => {
-            Fix::command(command::attach(&survey.steer, &attached.path, policy))
+            Fix::command(command::attach(&survey.steer, &survey.config.defaults, &attached.path, policy))
         }
         None if attached.attachment.is_manual() => Fix::command(command::detach(&survey.steer, &attached.path)),
         _ => survey.converge(),
@@ -151,7 +151,9 @@ fn check_indexes(survey: &Survey, report: &mut Report) {
         else {
             continue;
         };
-        let attach = |attached: &Attached| Fix::command(command::attach(&survey.steer, &attached.path, entry));
+        let attach = |attached: &Attached| {
+            Fix::command(command::attach(&survey.steer, &survey.config.defaults, &attached.path, entry))
+        };
         let is_configured = entry.is_owned_by(Owner::Config);
         found.push(Finding {
             id: Topic::UplinkIndex,

@@ -149,7 +149,12 @@ impl Held<'_> {
         if keeps && may_be_bound && self.policy.is_owned_by(Owner::Manual) {
             let mut policy = self.policy.clone();
             policy.record.flags |= policy_flags::EXISTING_REBIND;
-            return Fix::command(command::attach(&self.survey.steer, &self.attached.path, &policy));
+            return Fix::command(command::attach(
+                &self.survey.steer,
+                &self.survey.config.defaults,
+                &self.attached.path,
+                &policy,
+            ));
         }
         restart(pid, cgroup)
     }

@@ -39,6 +39,8 @@ fn policy(counters: &[(&str, u64)]) -> PolicyStatus {
         dns: Vec::new(),
         existing: Existing::Keep,
         enforce: Enforce::Strict,
+        local: Vec::new(),
+        except: Vec::new(),
         counters: counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
     }
 }
