@@ -211,3 +211,59 @@ impl By {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::{Args as _, Command, FromArgMatches as _};
+
+    use super::By;
+
+    fn by(arguments: &[&str]) -> Result<By, String> {
+        let command = By::augment_args(Command::new("x").no_binary_name(true));
+        let matches = command.try_get_matches_from(arguments).map_err(|error| error.to_string())?;
+        By::from_arg_matches(&matches).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn lists_are_repeated_or_separated_by_commas() {
+        let arguments =
+            ["-i", "a", "--local", "host,lan", "--except", "10.0.0.1=b,10.0.0.2=main", "--except", "::1=refuse"];
+        let want = ["--interface=a", "--local=host,lan", "--except=10.0.0.1=b,10.0.0.2=main,::1=refuse"];
+        let written = by(&arguments).expect("right").arguments();
+        assert_eq!(written, want);
+        let again: Vec<_> = written.iter().map(String::as_str).collect();
+        assert_eq!(by(&again).expect("the same").arguments(), want);
+        for (arguments, want) in [
+            (["-i", "a", "--local", "wan"], "invalid value 'wan'"),
+            (["-i", "a", "--local", "none,host"], "--local none: \"none\" stands for nothing; expected it alone"),
+            (["-i", "a", "--local", ""], "a value is required"),
+            (["-i", "a", "--except", "10.0.0.1"], "--except 10.0.0.1: expected TO=BY"),
+            (["-p", "a", "--local", "host"], "cannot be used with"),
+        ] {
+            let problem = by(&arguments).expect_err("wrong");
+            assert!(problem.contains(want), "{arguments:?}: {problem}");
+        }
+    }
+
+    #[test]
+    fn an_option_wins_over_a_default() {
+        let file = std::env::temp_dir().join(format!("steer-defaults-{}.toml", std::process::id()));
+        let text = "[defaults]\nlocal = [\"host\"]\ndns = [\"10.0.0.1\"]\nenforce = \"steer\"\n[[policy]]\nname = 1\n";
+        std::fs::write(&file, text).expect("a file");
+        let complete = |arguments: &[&str], file: &Path| {
+            by(arguments).expect("right").with_defaults(file).map(|by| by.arguments().join(" "))
+        };
+        let with = |arguments: &[&str]| complete(arguments, &file).expect("valid");
+        assert_eq!(with(&["-i", "a"]), "--interface=a --enforce=steer --dns=10.0.0.1 --local=host");
+        let options = ["-i", "a", "--local", "none", "--dns", "none", "--enforce", "strict"];
+        assert_eq!(with(&options), "--interface=a --enforce=strict --dns=none --local=none");
+        assert_eq!((with(&["-i", "none"]).as_str(), with(&["-p", "x"]).as_str()), ("--interface=none", "--policy=x"));
+        assert_eq!(complete(&["-i", "a"], Path::new("/nonexistent/steer.toml")).expect("no file"), "--interface=a");
+        std::fs::write(&file, "[defaults]\nlocal = [\"wan\"]\n").expect("a file");
+        let problem = format!("{:#}", complete(&["-i", "a"], &file).expect_err("a mistake"));
+        assert!(problem.contains(":2:10: defaults.local = \"wan\": expected \"host\""), "{problem}");
+        std::fs::remove_file(file).expect("there");
+    }
+}

@@ -14,6 +14,7 @@
 //! **Invariant:** only this module decides it. The error of a refusal names what steers the cgroup now.
 
 mod grant;
+mod reach;
 
 use steer_common::{Kind, Owner};
 use thiserror::Error;

@@ -68,7 +68,7 @@ mod tests {
     use super::defaults;
     use crate::model::{
         config::{Source, UNCLASSIFIED, parse, parse_all},
-        spec::{Enforce, Existing, Near, Reach, Resolvers, Target},
+        spec::{Enforce, Enforcement, Existing, Near, Reach, Resolvers, Target},
     };
 
     const DEFAULTS: &str =
@@ -101,7 +101,7 @@ mod tests {
         let own = "local = []\ndns = []\nenforce = \"strict\"\nexisting = \"keep\"";
         let config = parse("f.toml", &[DEFAULTS, &policy("a", "wg0", own)].concat()).expect("valid");
         let target = &config.policies[0].target;
-        assert_eq!((&target.enforcement, &target.reach), (&Default::default(), &Reach::NONE));
+        assert_eq!((&target.enforcement, &target.reach), (&Enforcement::default(), &Reach::NONE));
         let one = "local = [\"discovery\"]";
         let config = parse("f.toml", &[DEFAULTS, &policy("a", "wg0", one)].concat()).expect("valid");
         let reach = &config.policies[0].target.reach;

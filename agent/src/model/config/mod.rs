@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** no I/O, and no state of this host. The caller reads the files.
 
+mod allowed;
 mod containers;
 mod defaults;
 mod parent;
@@ -15,7 +16,8 @@ use crate::model::{
     spec::{Pattern, PolicySpec, Target, Uplink},
 };
 
-pub use containers::{Allowed, Containers, Missing};
+pub use allowed::Allowed;
+pub use containers::{Containers, Missing};
 pub use defaults::defaults;
 pub use parse::{Source, parse, parse_all};
 pub use problem::{Problem, Problems};

@@ -66,8 +66,10 @@ fn number(value: &Spanned<DeValue<'_>>) -> Option<u32> {
         return u32::from_str_radix(integer.as_str(), integer.radix()).ok();
     }
     let text = value.as_str()?;
-    let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
-    hexadecimal.map_or_else(|| text.parse().ok(), |digits| u32::from_str_radix(digits, 16).ok())
+    let hexadecimal = text.strip_prefix("0x").map(|digits| (digits, 16));
+    let (digits, radix) = hexadecimal.unwrap_or((text, 10));
+    // Without a sign, which Rust would read.
+    u32::from_str_radix(digits, radix).ok().filter(|_| digits.chars().all(|digit| digit.is_digit(radix)))
 }
 
 /// The number, if it can be a mask.
@@ -120,6 +122,7 @@ mod tests {
             "true",
             "[]",
             "\"0x+ff\"",
+            "\"+15\"",
         ] {
             let want = format!("f.toml:2:13: route.mark_mask = {value}: expected 4 to 12 contiguous bits of a mark");
             let problems = read(value).expect_err(value);

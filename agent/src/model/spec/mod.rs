@@ -251,7 +251,7 @@ impl PolicySpec {
 
 #[cfg(test)]
 mod tests {
-    use super::{Enforce, KEYS, PolicySpec, Rejected, Uplink};
+    use super::{KEYS, PolicySpec, Rejected, Target, Uplink};
 
     #[test]
     fn keys_are_read_and_written() {
@@ -270,36 +270,12 @@ mod tests {
         );
     }
 
-    fn spec(pairs: &[(&str, &str)]) -> PolicySpec {
+    pub(super) fn spec(pairs: &[(&str, &str)]) -> PolicySpec {
         let mut spec = PolicySpec::default();
         for (key, text) in pairs {
             spec.add(key, text).expect("accepted");
         }
         spec
-    }
-
-    #[test]
-    fn a_target_is_written_in_full() {
-        let written = spec(&[
-            ("enforce", "steer"),
-            ("local", "discovery"),
-            ("local", "host"),
-            ("except", "192.168.3.0/24=eth0"),
-            ("except", "10.0.0.1=main"),
-            ("except", "2001:db8::/32=refuse"),
-            ("except", "192.0.2.0/24=wg0"),
-        ]);
-        let uplink = || Uplink::Interface("wg0".to_owned());
-        let target = written.target(uplink()).expect("`local` and `except` go with \"steer\"");
-        assert_eq!(target.reach.except.iter().count(), 4, "by the policy's own interface, too");
-        assert_eq!(target.spec().target(uplink()), Ok(target.clone()));
-        let json = serde_json::to_value(target.spec()).expect("JSON");
-        assert_eq!(json["local"], serde_json::json!(["host", "discovery"]));
-        assert_eq!(json["except"][0], serde_json::json!({"to": "10.0.0.1", "by": "main"}));
-        let read: PolicySpec = serde_json::from_value(json).expect("the same");
-        assert_eq!(read, target.spec());
-        let strict = spec(&[("ingress", "uplink"), ("local", "lan")]);
-        assert!(strict.target(uplink()).is_ok(), "packets of the LAN may come in then");
     }
 
     #[test]
@@ -318,22 +294,7 @@ mod tests {
             options(full.brief(&defaults)),
             "interface=a enforce=strict dns=none local=host except=10.0.0.1=main"
         );
-        let exempt = super::Target::exempt().spec();
+        let exempt = Target::exempt().spec();
         assert_eq!(options(exempt.brief(&defaults)), "interface=none");
-    }
-
-    #[test]
-    fn options_that_conflict() {
-        let uplink = || Uplink::Interface("wg0".to_owned());
-        let keys = |spec: PolicySpec, uplink| {
-            spec.target(uplink).map_err(|conflicts| conflicts.iter().map(|it| it.key).collect::<Vec<_>>())
-        };
-        let weak = spec(&[("enforce", "steer"), ("ingress", "uplink")]);
-        assert_eq!(keys(weak, uplink()), Err(vec!["ingress"]));
-        let exempt = spec(&[("dns", "10.0.0.1"), ("existing", "rebind"), ("local", "lan"), ("except", "10.0.0.1=a")]);
-        assert_eq!(keys(exempt.clone(), Uplink::Exempt), Err(vec!["dns", "existing", "local", "except"]));
-        let target = exempt.target(uplink()).expect("fits");
-        assert_eq!(target.enforcement.enforce, Enforce::Strict);
-        assert_eq!(target.spec().target(uplink()), Ok(target));
     }
 }

@@ -55,12 +55,11 @@ impl<'de> Visitor<'de> for Map {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PolicySpec, A::Error> {
         let mut spec = PolicySpec::default();
         while let Some(name) = map.next_key::<String>()? {
-            match key(&name) {
-                Some(key) => map.next_value_seed(Of { spec: &mut spec, key })?,
-                None => {
-                    let known = KEYS.iter().map(|key| key.name).collect();
-                    map.next_value_seed(Unknown { name: &name, known })?;
-                }
+            if let Some(key) = key(&name) {
+                map.next_value_seed(Of { spec: &mut spec, key })?;
+            } else {
+                let known = KEYS.iter().map(|key| key.name).collect();
+                map.next_value_seed(Unknown { name: &name, known })?;
             }
         }
         Ok(spec)
@@ -142,7 +141,7 @@ impl<'de> Visitor<'de> for Item<'_> {
                 let known = key.fields.iter().map(|(field, _)| *field).collect();
                 return map.next_value_seed(Unknown { name: &name, known });
             };
-            let text = map.next_value_seed(Field { spec, key, field })?;
+            let text = map.next_value_seed(Field { spec, key, name: field })?;
             if texts.insert(*field, text).is_some() {
                 return Err(A::Error::duplicate_field(field));
             }
@@ -159,7 +158,7 @@ impl<'de> Visitor<'de> for Item<'_> {
 struct Field<'a> {
     spec: &'a PolicySpec,
     key: &'static Key,
-    field: &'static str,
+    name: &'static str,
 }
 
 impl<'de> DeserializeSeed<'de> for Field<'_> {
@@ -167,7 +166,7 @@ impl<'de> DeserializeSeed<'de> for Field<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
         let text = String::deserialize(deserializer)?;
-        self.spec.check(self.key.name, self.field, &text).map_err(D::Error::custom)?;
+        self.spec.check(self.key.name, self.name, &text).map_err(D::Error::custom)?;
         Ok(text)
     }
 }

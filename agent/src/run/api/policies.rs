@@ -105,6 +105,11 @@ pub fn parse(body: &[u8]) -> Result<PolicyRequest, Problem> {
 #[cfg(test)]
 mod tests {
     use super::parse;
+    use crate::{
+        host::policy_files::Kept,
+        model::config::{Source, parse_all},
+        run::api::PolicyDocument,
+    };
 
     #[test]
     fn wrong_bodies_name_the_field() {
@@ -116,6 +121,36 @@ mod tests {
             (r#"{"interface": "wg0", "cgroups": ["/a", 7]}"#, "cgroups[1]", "expected a string"),
             (r#"{"interface": "wg0", "cgroups": [], "enforce": "lax"}"#, "enforce", "expected \"steer\" or \"strict\""),
             (r#"{"interface": "wg0", "cgroups": [], "colour": "red"}"#, "colour", "unknown field"),
+            (r#"{"interface": "wg0", "cgroups": [], "local": "host"}"#, "local", "expected a list of strings"),
+            (r#"{"interface": "wg0", "cgroups": [], "local": ["host", "wan"]}"#, "local[1]", "expected \"host\""),
+            (r#"{"interface": "wg0", "cgroups": [], "except": {}}"#, "except", "expected a list of tables"),
+            (r#"{"interface": "wg0", "cgroups": [], "except": [1]}"#, "except[0]", "expected a table of to and by"),
+            (r#"{"interface": "wg0", "cgroups": [], "except": ["10.0.0.1"]}"#, "except[0]", "expected TO=BY"),
+            (
+                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "10.0.0.1", "by": "a"}, {"by": "a b", "to": "10.0.0.2"}]}"#,
+                "except[1].by",
+                "expected the name of a network interface",
+            ),
+            (
+                r#"{"interface": "wg0", "cgroups": [], "except": ["10.0.0.1=a", {"to": "10.0.0.1/32", "by": "b"}]}"#,
+                "except[1].to",
+                "10.0.0.1 has an exception already",
+            ),
+            (
+                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "::/0", "by": "b"}]}"#,
+                "except[0].to",
+                "whole uplink",
+            ),
+            (
+                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "10.0.0.1"}]}"#,
+                "except[0]",
+                "missing field `by`",
+            ),
+            (
+                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "10.0.0.1", "by": "a", "via": "b"}]}"#,
+                "except[0].via",
+                "unknown field `via`, expected one of to, by",
+            ),
             (r#"{"interface": "wg0", "cgroups": []} x"#, "", "trailing"),
         ];
         for (body, field, detail) in cases {
@@ -124,5 +159,21 @@ mod tests {
             assert!(problem.errors[0].detail.contains(detail), "{body}: {problem:?}");
         }
         assert!(parse(br#"{"interface": "wg0", "cgroups": ["/a"], "dns": ["10.64.0.1"]}"#).is_ok());
+    }
+
+    #[test]
+    fn a_policy_is_kept_as_it_was_written() {
+        let body = br#"{"interface": "wg0", "cgroups": ["/a"], "local": [], "dns": ["10.64.0.1"],
+                        "except": [{"to": "192.168.3.0/24", "by": "eth0"}, "10.0.0.1=main", "2001:db8::/32=a=b"]}"#;
+        let request = parse(body).expect("right");
+        let text = request.to_toml("vpn").expect("TOML");
+        assert!(text.contains("local = []") && text.contains("by = \"eth0\"") && !text.contains("enforce"), "{text}");
+        let defaults = Source { file: "f".to_owned(), text: "[defaults]\nlocal = [\"host\"]\n".to_owned() };
+        let config = parse_all(&[defaults, Source { file: "g".to_owned(), text }]).expect("valid");
+        let target = &config.policies[0].target;
+        assert!(target.reach.local.is_empty(), "an empty list wins over the default");
+        let document = serde_json::to_value(PolicyDocument::new(&config.policies[0], Kept::Stored)).expect("JSON");
+        assert_eq!(document["except"][2], serde_json::json!({"to": "2001:db8::/32", "by": "a=b"}));
+        assert_eq!(target.reach.except, request.policy.except.expect("written"));
     }
 }
