@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("several_commands_at_once_without_a_daemon", several_commands_at_once_without_a_daemon),
     ("a_policy_of_the_file_is_changed_there", a_policy_of_the_file_is_changed_there),
     ("errors_name_the_field", errors_name_the_field),
+    ("policies_have_the_defaults_of_the_file", policies_have_the_defaults_of_the_file),
     ("only_root_changes", only_root_changes),
     ("slow_clients_delay_nothing", slow_clients_delay_nothing),
     ("slow_clients_do_not_silence_the_metrics", slow_clients_do_not_silence_the_metrics),
@@ -108,12 +109,15 @@ fn by_the_command_with_and_without_a_daemon() -> Outcome {
     bed.write_config(EMPTY)?;
     let pattern = format!("{}/**", bed.cgroup.path());
     let steer = |arguments: &[&str]| bed.run(&[&["policy", "--config", &config], arguments].concat());
-    let set = steer(&["set", "a b/c", "-i", "a1", "--cgroup", &pattern, "--dns", "203.0.113.53"])?;
+    let near = ["--local", "host,lan", "--except", "198.51.100.0/24=a0,10.0.0.1=main"];
+    let set = [&["set", "a b/c", "-i", "a1", "--cgroup", &pattern, "--dns", "203.0.113.53"] as &[&str], &near].concat();
+    let set = steer(&set)?;
     ensure!(set.code == 0 && set.stderr.contains("no daemon answers"), "{set:?}");
     let without = [steer(&["list", "--json"])?.stdout, steer(&["list"])?.stdout, steer(&["show", "a b/c"])?.stdout];
     let daemon = Daemon::start(&bed)?;
     let with = [steer(&["list", "--json"])?.stdout, steer(&["list"])?.stdout, steer(&["show", "a b/c"])?.stdout];
     ensure!(without == with && with[1].contains("203.0.113.53"), "{without:#?} {with:#?}");
+    ensure!(with[2].contains("198.51.100.0/24=a0") && with[2].contains("lan"), "{with:#?}");
     let links = bed.succeed(&["interfaces", "--json"])?;
     let set = steer(&["set", "a b/c", "-i", "none", "--cgroup", bed.cgroup.path()])?;
     ensure!(set.code == 0 && set.stderr.is_empty(), "{set:?}");
@@ -183,6 +187,13 @@ fn errors_name_the_field() -> Outcome {
         (json!({"interface": "a1", "cgroups": ["/x"], "enforce": "bind"}), "enforce"),
         (json!({"interface": "a1", "cgroups": ["/x"], "ingress": "some"}), "ingress"),
         (json!({"interface": "a1", "cgroups": ["/x"], "dns": ["127.0.0.53"]}), "dns[0]"),
+        (json!({"interface": "a1", "cgroups": ["/x"], "local": ["host", "wan"]}), "local[1]"),
+        (json!({"interface": "none", "cgroups": ["/x"], "local": ["host"]}), "local"),
+        (json!({"interface": "a1", "cgroups": ["/x"], "except": [{"to": "::/0", "by": "a0"}]}), "except[0].to"),
+        (
+            json!({"interface": "a1", "cgroups": ["/x"], "except": ["10.0.0.1=a0", {"to": "10.0.0.2", "by": "a/0"}]}),
+            "except[1].by",
+        ),
         (json!({"interface": "a1", "cgroups": ["/x"], "colour": 1}), "colour"),
         (json!({"cgroups": ["/x"]}), ""),
     ];
@@ -196,6 +207,32 @@ fn errors_name_the_field() -> Outcome {
     ensure!(bed.ask(User::Root, "GET", "/v2/policies", None)?.status == 404);
     ensure!(bed.ask(User::Root, "POST", "/v1/policies", Some("{}"))?.status == 405);
     ensure!(bed.get("/v1/policies")? == json!([]), "something was kept");
+    Ok(())
+}
+
+/// What is kept is what was written, and a default that changes holds for it.
+fn policies_have_the_defaults_of_the_file() -> Outcome {
+    let bed = Bed::new("api-defaults")?;
+    let daemon = bed.daemon("[defaults]\nenforce = \"steer\"\ndns = [\"203.0.113.53\"]\nlocal = [\"host\"]\n")?;
+    let written = json!({"interface": "a1", "cgroups": [bed.cgroup.path()], "local": [],
+                         "except": [{"to": "198.51.100.0/24", "by": "a0"}, "203.0.113.0/24=refuse"]});
+    let created = put(&bed, "p", &written.to_string())?;
+    let except = json!([{"to": "198.51.100.0/24", "by": "a0"}, {"to": "203.0.113.0/24", "by": "refuse"}]);
+    ensure!(created.status == 201 && created.body["except"] == except, "{created:?}");
+    ensure!(created.body["enforce"] == "steer" && created.body["local"] == json!([]), "{created:?}");
+    let in_force = bed.policy("p")?;
+    ensure!(in_force["enforce"] == "steer" && in_force["dns"] == json!(["203.0.113.53"]), "{in_force}");
+    bed.write_config("[defaults]\nexisting = \"rebind\"\n")?;
+    bed.succeed(&["reload"])?;
+    let in_force = bed.policy("p")?;
+    ensure!(in_force["enforce"] == "strict" && in_force["existing"] == "rebind", "{in_force}");
+    ensure!(in_force["dns"] == json!([]), "{in_force}");
+    // A default that no policy can have is a mistake of the file, and the previous policies stay.
+    bed.write_config("[defaults]\nlocal = [\"wan\"]\n")?;
+    let refused = bed.run(&["reload"])?;
+    ensure!(refused.code != 0 && refused.stderr.contains("defaults.local"), "{refused:?}");
+    ensure!(bed.policy("p")?["existing"] == "rebind");
+    daemon.end(Signal::SIGTERM)?;
     Ok(())
 }
 
@@ -291,8 +328,10 @@ fn metrics_by_tcp(bed: &Bed, path: &str) -> anyhow::Result<steer_tests::Output> 
 /// The response of every readable resource matches the OpenAPI document.
 fn matches_the_openapi_document() -> Outcome {
     let bed = Bed::new("api-document")?;
-    let _daemon =
-        bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\ndns = [\"203.0.113.53\"]\n")?;
+    let _daemon = bed.daemon(
+        "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\ndns = [\"203.0.113.53\"]\n\
+                    local = [\"host\", \"lan\", \"discovery\"]\nexcept = [{ to = \"198.51.100.0/24\", by = \"a0\" }]\n",
+    )?;
     bed.succeed(&["attach", bed.cgroup.child("hand")?.path(), "-i", "none"])?;
     let document = bed.get("/v1/openapi.json")?;
     ensure!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.")));

@@ -56,14 +56,18 @@ fn without_privilege() -> Outcome {
 fn check_needs_no_privilege() -> Outcome {
     let bed = Bed::new("refuse-check")?;
     let steer = steer_for_all(&bed)?;
-    bed.write_config("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"/x\"]\n")?;
+    bed.write_config(
+        "[defaults]\nlocal = [\"host\", \"lan\"]\ndns = []\n[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"/x\"]\n",
+    )?;
     let mut command = std::process::Command::new(&steer);
     command.args(["check", "--config"]).arg(bed.config_file()).uid(NOBODY.0).gid(NOBODY.1);
     let checked = output(&mut command)?;
-    ensure!(checked.code == 0 && checked.stdout.ends_with(": no mistakes\n1 policy\n"), "{checked:?}");
+    ensure!(checked.code == 0 && checked.stdout.contains(": no mistakes\n1 policy\n"), "{checked:?}");
+    ensure!(checked.stdout.ends_with("default dns: none\ndefault local: host, lan\n"), "{checked:?}");
     let checked = output(command.arg("--json"))?;
     let said: serde_json::Value = serde_json::from_str(&checked.stdout)?;
-    let expected = serde_json::json!({ "files": [bed.config_file()], "policies": 1, "problems": [] });
+    let expected = serde_json::json!({ "files": [bed.config_file()], "policies": 1, "problems": [],
+                                       "defaults": { "dns": [], "local": ["host", "lan"] } });
     ensure!(checked.code == 0 && said == expected, "{checked:?}");
     Ok(())
 }

@@ -49,6 +49,9 @@ pub(super) fn option(key: &'static Key) -> Arg {
     if let Some(word) = (key.default_word)() {
         help = format!("{help} [default: {word}]");
     }
+    if key.is_list {
+        help = format!("{help}; {NOTHING}: an empty list");
+    }
     let option = Arg::new(key.name).long(key.option).value_name(key.placeholder).help(help);
     let option = if key.is_list { option.action(ArgAction::Append) } else { option };
     // A glob may have commas.
@@ -59,7 +62,7 @@ pub(super) fn option(key: &'static Key) -> Arg {
         return option;
     }
     if key.is_list {
-        words.push((NOTHING, "Nothing, whatever [defaults] of the configuration says."));
+        words.push((NOTHING, "Nothing, whatever [defaults] of the configuration says"));
     }
     let values = words.into_iter().map(|(word, meaning)| {
         clap::builder::PossibleValue::new(word).help(meaning.trim().trim_end_matches('.').to_owned())

@@ -52,7 +52,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("to", "A prefix, or an address."),
     (
         "by",
-        "The name or alternative name of an interface, \"main\": as if not steered, or \"refuse\": it cannot be reached.",
+        "The name or alternative name of an interface; \"main\": as if not steered; or \"refuse\": it cannot be reached.",
     ),
 ];
 

@@ -191,8 +191,8 @@ policy_spec! {
     /// What of this host and its networks the programs reach besides the uplink, and what reaches their listeners. Nothing by default: such
     /// calls are refused.
     local: Local = ("local", "WORD");
-    /// Destinations that do not go by the uplink. The longest prefix that has a destination decides. Queries on port 53 go to the resolver
-    /// in any case if there is one.
+    /// Destinations that do not go by the uplink. As an option, and as text in files, an item is TO=BY. The longest prefix that has a
+    /// destination decides. Queries on port 53 go to the resolver in any case if there is one.
     except: Exceptions = ("except", "TO=BY");
 }
 
