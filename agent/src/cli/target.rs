@@ -231,9 +231,18 @@ mod tests {
 
     #[test]
     fn lists_are_repeated_or_separated_by_commas() {
-        let arguments =
-            ["-i", "a", "--local", "host,lan", "--except", "10.0.0.1=b,10.0.0.2=main", "--except", "::1=refuse"];
-        let want = ["--interface=a", "--local=host,lan", "--except=10.0.0.1=b,10.0.0.2=main,::1=refuse"];
+        let arguments = [
+            "-i",
+            "a",
+            "--local",
+            "host,lan",
+            "--except",
+            "10.0.1.0/24=b,10.0.2.0/24=main",
+            "--except",
+            "2001:db8:1::/48=refuse",
+        ];
+        let want =
+            ["--interface=a", "--local=host,lan", "--except=10.0.1.0/24=b,10.0.2.0/24=main,2001:db8:1::/48=refuse"];
         let written = by(&arguments).expect("right").arguments();
         assert_eq!(written, want);
         let again: Vec<_> = written.iter().map(String::as_str).collect();

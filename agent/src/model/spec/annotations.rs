@@ -122,10 +122,13 @@ mod tests {
 
     #[test]
     fn lists_of_words_and_of_exceptions() {
-        let annotations =
-            [("steer.interface", "a1"), ("steer.local", "lan, host"), ("steer.except", "10.0.0.1=main, 10.1.0.0/16=b")];
+        let annotations = [
+            ("steer.interface", "a1"),
+            ("steer.local", "lan, host"),
+            ("steer.except", "10.0.1.0/24=main, 10.1.0.0/16=b"),
+        ];
         let asked = Request::of(annotations).expect("right").expect("something");
-        let want = "interface \"a1\", local \"host, lan\", except \"10.0.0.1=main, 10.1.0.0/16=b\"";
+        let want = "interface \"a1\", local \"host, lan\", except \"10.0.1.0/24=main, 10.1.0.0/16=b\"";
         assert_eq!(asked.to_string(), want);
     }
 

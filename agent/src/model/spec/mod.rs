@@ -283,16 +283,17 @@ mod tests {
         let options = |spec: PolicySpec| {
             spec.options().map(|(option, value)| format!("{option}={value}")).collect::<Vec<_>>().join(" ")
         };
-        let target = spec(&[("local", "host"), ("except", "10.0.0.1=main")]).target(Uplink::Interface("a".to_owned()));
+        let target =
+            spec(&[("local", "host"), ("except", "10.0.1.0/24=main")]).target(Uplink::Interface("a".to_owned()));
         let full = target.expect("fits").spec();
-        let want = "interface=a enforce=strict ingress=any other-netns=leave existing=keep dns=none local=host except=10.0.0.1=main";
+        let want = "interface=a enforce=strict ingress=any other-netns=leave existing=keep dns=none local=host except=10.0.1.0/24=main";
         assert_eq!(options(full.clone()), want);
         let none = PolicySpec::default();
-        assert_eq!(options(full.clone().brief(&none)), "interface=a local=host except=10.0.0.1=main");
+        assert_eq!(options(full.clone().brief(&none)), "interface=a local=host except=10.0.1.0/24=main");
         let defaults = spec(&[("local", "host"), ("dns", "10.0.0.1"), ("enforce", "steer"), ("existing", "keep")]);
         assert_eq!(
             options(full.brief(&defaults)),
-            "interface=a enforce=strict dns=none local=host except=10.0.0.1=main"
+            "interface=a enforce=strict dns=none local=host except=10.0.1.0/24=main"
         );
         let exempt = Target::exempt().spec();
         assert_eq!(options(exempt.brief(&defaults)), "interface=none");

@@ -151,7 +151,7 @@ mod tests {
             ("local", "discovery"),
             ("local", "host"),
             ("except", "192.168.3.0/24=eth0"),
-            ("except", "10.0.0.1=main"),
+            ("except", "10.0.1.0/24=main"),
             ("except", "2001:db8::/32=refuse"),
             ("except", "192.0.2.0/24=wg0"),
         ]);
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(target.spec().target(uplink()), Ok(target.clone()));
         let json = serde_json::to_value(target.spec()).expect("JSON");
         assert_eq!(json["local"], serde_json::json!(["host", "discovery"]));
-        assert_eq!(json["except"][0], serde_json::json!({"to": "10.0.0.1", "by": "main"}));
+        assert_eq!(json["except"][0], serde_json::json!({"to": "10.0.1.0/24", "by": "main"}));
         let read: PolicySpec = serde_json::from_value(json).expect("the same");
         assert_eq!(read, target.spec());
         let strict = spec(&[("ingress", "uplink"), ("local", "lan")]);
@@ -176,7 +176,8 @@ mod tests {
         };
         let weak = spec(&[("enforce", "steer"), ("ingress", "uplink")]);
         assert_eq!(keys(weak, uplink()), Err(vec!["ingress"]));
-        let exempt = spec(&[("dns", "10.0.0.1"), ("existing", "rebind"), ("local", "lan"), ("except", "10.0.0.1=a")]);
+        let exempt =
+            spec(&[("dns", "10.0.0.1"), ("existing", "rebind"), ("local", "lan"), ("except", "10.0.1.0/24=a")]);
         assert_eq!(keys(exempt.clone(), Uplink::Exempt), Err(vec!["dns", "existing", "local", "except"]));
         let target = exempt.target(uplink()).expect("fits");
         assert_eq!(target.enforcement.enforce, Enforce::Strict);

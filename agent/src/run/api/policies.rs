@@ -127,14 +127,14 @@ mod tests {
             (r#"{"interface": "wg0", "cgroups": [], "except": [1]}"#, "except[0]", "expected a table of to and by"),
             (r#"{"interface": "wg0", "cgroups": [], "except": ["10.0.0.1"]}"#, "except[0]", "expected TO=BY"),
             (
-                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "10.0.0.1", "by": "a"}, {"by": "a b", "to": "10.0.0.2"}]}"#,
+                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "10.0.1.0/24", "by": "a"}, {"by": "a b", "to": "10.0.2.0/24"}]}"#,
                 "except[1].by",
                 "expected the name of a network interface",
             ),
             (
-                r#"{"interface": "wg0", "cgroups": [], "except": ["10.0.0.1=a", {"to": "10.0.0.1/32", "by": "b"}]}"#,
+                r#"{"interface": "wg0", "cgroups": [], "except": ["10.0.1.0/24=a", {"to": "10.0.1.0/24", "by": "b"}]}"#,
                 "except[1].to",
-                "10.0.0.1 has an exception already",
+                "10.0.1.0/24 has an exception already",
             ),
             (
                 r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "::/0", "by": "b"}]}"#,
@@ -142,12 +142,12 @@ mod tests {
                 "whole uplink",
             ),
             (
-                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "10.0.0.1"}]}"#,
+                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "10.0.1.0/24"}]}"#,
                 "except[0]",
                 "missing field `by`",
             ),
             (
-                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "10.0.0.1", "by": "a", "via": "b"}]}"#,
+                r#"{"interface": "wg0", "cgroups": [], "except": [{"to": "10.0.1.0/24", "by": "a", "via": "b"}]}"#,
                 "except[0].via",
                 "unknown field `via`, expected one of to, by",
             ),
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_policy_is_kept_as_it_was_written() {
         let body = br#"{"interface": "wg0", "cgroups": ["/a"], "local": [], "dns": ["10.64.0.1"],
-                        "except": [{"to": "192.168.3.0/24", "by": "eth0"}, "10.0.0.1=main", "2001:db8::/32=a=b"]}"#;
+                        "except": [{"to": "192.168.3.0/24", "by": "eth0"}, "10.0.1.0/24=main", "2001:db8::/32=a=b"]}"#;
         let request = parse(body).expect("right");
         let text = request.to_toml("vpn").expect("TOML");
         assert!(text.contains("local = []") && text.contains("by = \"eth0\"") && !text.contains("enforce"), "{text}");
