@@ -10,6 +10,8 @@ fuzz_target!(|text: &str| {
             for policy in &config.policies {
                 assert!(!policy.name.is_empty() && policy.name.len() < 64);
                 assert!(policy.cgroups.iter().all(|pattern| !pattern.matches(&[])), "it holds the whole machine");
+                let target = &policy.target;
+                assert_eq!(target.spec().target(target.uplink.clone()).as_ref(), Ok(target), "written and read");
             }
         }
         Err(problems) => {
