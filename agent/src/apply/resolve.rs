@@ -60,7 +60,7 @@ fn with_reach(record: PolicyRecord, reach: &Reach) -> PolicyRecord {
     record
 }
 
-/// The reach that a record describes: that of [`with_reach`].
+/// The reach that a record describes: what `with_reach` wrote.
 pub fn reach(_record: &PolicyRecord) -> Reach {
     Reach::NONE
 }

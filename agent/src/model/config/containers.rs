@@ -23,7 +23,7 @@ pub struct Containers {
     pub policies: Allowed,
     /// `interfaces`: the interfaces that they may request.
     pub interfaces: Allowed,
-    /// `dns`: the resolvers that they may request, in the spelling of [`IpAddr`].
+    /// `dns`: the resolvers that they may request, in the spelling of [`std::net::IpAddr`].
     pub dns: Allowed,
     /// `local`: the words of it that they may request.
     pub local: Allowed<Near>,
