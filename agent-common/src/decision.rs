@@ -13,12 +13,37 @@ use crate::{
 pub enum Verdict {
     /// Bind to this interface index.
     Bind(i32),
+    /// Do not bind it, and set this mark.
+    Mark(Mark),
     /// Bind to [`CLOSED_IFINDEX`](crate::CLOSED_IFINDEX), and count why.
     Close(Counter),
     /// Do not touch it, and count why.
     Leave(Counter),
     /// Fail `socket()` with EPERM, and count why.
     Refuse(Counter),
+}
+
+/// The mark of a policy's sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The bits that are set, all of them in `mask`.
+    pub value: u32,
+    /// The bits that steer sets. The others are the program's own.
+    pub mask: u32,
+}
+
+impl Mark {
+    /// Whether a socket with mark `of_socket` has it.
+    #[inline]
+    pub const fn is_in(self, of_socket: u32) -> bool {
+        of_socket & self.mask == self.value
+    }
+
+    /// The mark that a socket with mark `of_socket` should have.
+    #[inline]
+    pub const fn set_in(self, of_socket: u32) -> u32 {
+        of_socket & !self.mask | self.value
+    }
 }
 
 /// Decides about a socket that belongs to the network namespace `netns_cookie`, in a cgroup whose policy is `policy`
@@ -37,6 +62,14 @@ pub fn decide(policy: Option<&PolicyRecord>, netns_cookie: u64) -> Verdict {
                 Verdict::Refuse(Counter::RefusedNetns)
             }
         }
+        Ok(Kind::Steer) if policy.flags & policy_flags::ROUTE != 0 => {
+            let mark = Mark { value: policy.mark, mask: policy.mark_mask };
+            if mark.value != 0 && mark.value & !mark.mask == 0 {
+                Verdict::Mark(mark)
+            } else {
+                Verdict::Close(Counter::ClosedUnknown)
+            }
+        }
         Ok(Kind::Steer) if policy.ifindex > 0 => Verdict::Bind(policy.ifindex),
         Ok(Kind::Steer) => Verdict::Close(Counter::ClosedMissing),
         Err(_) => Verdict::Close(Counter::ClosedUnknown),
@@ -49,21 +82,24 @@ pub fn is_asked(policy: Option<&PolicyRecord>, flags: u32) -> bool {
     policy.is_none_or(|policy| policy.flags & flags != 0 || Kind::try_from(policy.kind).is_err())
 }
 
-/// Whether `bound` is already what the policy requires, in any network namespace. A guard checks this first, because it
-/// needs a helper call to find out the namespace.
+/// Whether a socket with this binding and this mark is already as the policy requires, in any network namespace. A guard
+/// checks this first, because it needs a helper call to find out the namespace.
 #[inline]
-pub fn is_settled(policy: Option<&PolicyRecord>, bound: i32) -> bool {
+pub fn is_settled(policy: Option<&PolicyRecord>, bound: i32, mark: u32) -> bool {
     policy.is_some_and(|policy| {
         matches!(Kind::try_from(policy.kind), Ok(Kind::Steer))
             && policy.flags & policy_flags::REFUSE_OTHER_NETNS == 0
-            && policy.ifindex > 0
-            && policy.ifindex == bound
+            && if policy.flags & policy_flags::ROUTE == 0 {
+                policy.ifindex > 0 && policy.ifindex == bound && mark & policy.mark_mask == 0
+            } else {
+                bound == 0 && policy.mark != 0 && mark & policy.mark_mask == policy.mark
+            }
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Verdict, decide, is_settled};
+    use super::{Mark, Verdict, decide, is_settled};
     use crate::{
         CLOSED_IFINDEX, Counter,
         record::{Kind, PolicyRecord, policy_flags},
@@ -72,6 +108,10 @@ mod tests {
     const HERE: u64 = 7;
     const STEER: PolicyRecord =
         PolicyRecord { kind: Kind::Steer as u32, ifindex: 3, netns_cookie: HERE, ..PolicyRecord::EMPTY };
+
+    const MASK: u32 = 0xff00_0000;
+    const MARK: u32 = 0x8100_0000;
+    const ROUTE: PolicyRecord = PolicyRecord { flags: policy_flags::ROUTE, mark: MARK, mark_mask: MASK, ..STEER };
 
     struct Case {
         name: &'static str,
@@ -130,6 +170,24 @@ mod tests {
             },
             Case { name: "own netns, refusing", policy: Some(refusing), netns_cookie: HERE, want: Verdict::Bind(3) },
             Case {
+                name: "marked, also while the uplink is missing",
+                policy: Some(ROUTE.closed()),
+                netns_cookie: HERE,
+                want: Verdict::Mark(Mark { value: MARK, mask: MASK }),
+            },
+            Case {
+                name: "no mark yet",
+                policy: Some(PolicyRecord { mark: 0, ..ROUTE }),
+                netns_cookie: HERE,
+                want: Verdict::Close(Counter::ClosedUnknown),
+            },
+            Case {
+                name: "a mark outside of the mask",
+                policy: Some(PolicyRecord { mark: MARK | 1, ..ROUTE }),
+                netns_cookie: HERE,
+                want: Verdict::Close(Counter::ClosedUnknown),
+            },
+            Case {
                 name: "exempt",
                 policy: Some(exempt),
                 netns_cookie: HERE,
@@ -145,14 +203,23 @@ mod tests {
         for case in &cases {
             assert_eq!(decide(case.policy.as_ref(), case.netns_cookie), case.want, "{}", case.name);
         }
-        for bound in [CLOSED_IFINDEX, 0, 3] {
+        for (bound, mark) in
+            [CLOSED_IFINDEX, 0, 3].into_iter().flat_map(|bound| [0, MARK | 5].map(|mark| (bound, mark)))
+        {
             for Case { name, policy, netns_cookie, .. } in &cases {
-                let verdict = decide(policy.as_ref(), *netns_cookie);
-                let left = matches!(verdict, Verdict::Leave(_)) || verdict == Verdict::Bind(bound);
-                assert!(left || !is_settled(policy.as_ref(), bound), "{name}, bound to {bound}");
+                let settled = match decide(policy.as_ref(), *netns_cookie) {
+                    Verdict::Leave(_) => true,
+                    Verdict::Bind(ifindex) => bound == ifindex,
+                    Verdict::Mark(wanted) => bound == 0 && wanted.is_in(mark),
+                    Verdict::Close(_) | Verdict::Refuse(_) => false,
+                };
+                assert!(settled || !is_settled(policy.as_ref(), bound, mark), "{name}, {bound}, {mark:x}");
             }
         }
-        assert!(is_settled(Some(&STEER), 3));
+        assert!(is_settled(Some(&STEER), 3, 0) && is_settled(Some(&ROUTE), 0, MARK | 5));
+        let masked = PolicyRecord { mark_mask: MASK, ..STEER };
+        assert!(is_settled(Some(&masked), 3, 5) && !is_settled(Some(&masked), 3, MARK), "of an earlier policy");
+        assert_eq!(Mark { value: MARK, mask: MASK }.set_in(0x0200_0007), MARK | 7);
         const { assert!(CLOSED_IFINDEX < 0, "no interface may have the closed index") };
     }
 }

@@ -14,13 +14,15 @@ pub mod family;
 pub mod meter;
 pub mod offsets;
 pub mod option;
+pub mod reach;
 pub mod record;
 
 pub use address::{AddressWords, MAPPED_WORD, mapped};
 pub use counter::{COUNTERS, Counter, CounterRecord};
-pub use decision::{Verdict, decide, is_asked, is_settled};
+pub use decision::{Mark, Verdict, decide, is_asked, is_settled};
 pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
 pub use offsets::{CompatOffsets, Offsets};
+pub use reach::{ExceptionKey, ExceptionRecord, PassKey};
 pub use record::{
     AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags, policy_flags,
 };
@@ -30,8 +32,13 @@ pub const NESTED_ATTACHMENTS: u32 = 65_536;
 /// Entries of [`map::STEERED`].
 pub const STEERED_CGROUPS: u32 = 65_536;
 
+/// Entries of [`map::PASSES`].
+pub const PASSES: u32 = 262_144;
+/// Entries of [`map::EXCEPTIONS`].
+pub const EXCEPTIONS: u32 = 65_536;
+
 /// The version of this crate's interface. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never used: an empty [`AttachmentRecord`] names it.
 pub const POLICY_SLOTS: u32 = 4096;
@@ -56,8 +63,15 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU hash of [`LimitRecord`](crate::LimitRecord), by [`LimitKey`](crate::LimitKey).
     pub const EVENT_LIMITS: &str = "EVENT_LIMITS";
+    /// Longest prefix trie of what may pass on links other than the uplink, by [`PassKey`](crate::PassKey). The value is 1, or 0
+    /// where a shorter prefix would let it pass.
+    pub const PASSES: &str = "PASSES";
+    /// Hash of [`ExceptionRecord`](crate::ExceptionRecord), by [`ExceptionKey`](crate::ExceptionKey). For the agent: the exceptions of
+    /// each policy as written.
+    pub const EXCEPTIONS: &str = "EXCEPTIONS";
     /// All of them, in the order they are pinned.
-    pub const ALL: [&str; 8] = [POLICIES, ATTACHMENTS, COUNTERS, DECIDERS, STEERED, SOCKETS, EVENTS, EVENT_LIMITS];
+    pub const ALL: [&str; 10] =
+        [POLICIES, ATTACHMENTS, COUNTERS, DECIDERS, STEERED, SOCKETS, EVENTS, EVENT_LIMITS, PASSES, EXCEPTIONS];
 }
 
 /// Names of the programs, as in the object file and below the pin directory.
@@ -91,6 +105,8 @@ pub mod program {
     pub const GUARD_KNOWS_NETNS: &str = "GUARD_KNOWS_NETNS";
     /// Constant of the setsockopt program: 1 where it may read the network namespace of the socket (Linux 5.15).
     pub const SETSOCKOPT_KNOWS_NETNS: &str = "SETSOCKOPT_KNOWS_NETNS";
+    /// Constant of the connect, bind and sendmsg programs: 1 where they may choose the error of a refused call (Linux 6.1).
+    pub const CHOOSES_ERROR: &str = "CHOOSES_ERROR";
     /// `cgroup/bind4`: restores a lost binding.
     pub const BIND4: &str = "bind4";
     /// `cgroup/bind6`.

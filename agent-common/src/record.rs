@@ -40,6 +40,19 @@ pub mod policy_flags {
     pub const EXISTING_REBIND: u32 = 1 << 6;
     /// The same, but connected sockets are destroyed. For the agent.
     pub const EXISTING_DESTROY: u32 = 1 << 7;
+    /// The route method: sockets stay unbound and get [`PolicyRecord::mark`](super::PolicyRecord::mark). A rule sends the mark to
+    /// a table with the uplink's routes and the exceptions.
+    pub const ROUTE: u32 = 1 << 8;
+    /// Sockets reach the addresses of this host, and are reached from there.
+    pub const LOCAL_HOST: u32 = 1 << 9;
+    /// The same for the networks that this host is directly connected to. For the agent.
+    pub const LOCAL_LAN: u32 = 1 << 10;
+    /// The same for protocols that find services there. For the agent.
+    pub const LOCAL_DISCOVERY: u32 = 1 << 11;
+    /// The policy has entries in [`EXCEPTIONS`](crate::map::EXCEPTIONS). For the agent.
+    pub const EXCEPT: u32 = 1 << 12;
+    /// Flags of policies that may have entries in [`PASSES`](crate::map::PASSES).
+    pub const PASSES: u32 = LOCAL_LAN | LOCAL_DISCOVERY | EXCEPT;
 }
 
 /// The policy of the cgroup that a program is attached to. All zero until the agent has filled it: closed.
@@ -115,7 +128,7 @@ impl TryFrom<u32> for Owner {
     }
 }
 
-/// A policy. The programs read the first 56 bytes. The rest is for users and for the agent.
+/// A policy. The programs read the first 64 bytes. The rest is for users and for the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct PolicyRecord {
@@ -133,6 +146,12 @@ pub struct PolicyRecord {
     pub dns4: AddressWords,
     /// The IPv6 resolver; all zero is none.
     pub dns6: AddressWords,
+    /// The mark of its sockets under [`ROUTE`](policy_flags::ROUTE), with no bit outside of `mark_mask`; else 0.
+    pub mark: u32,
+    /// The bits of marks that belong to steer. The others belong to programs. 0 is none.
+    pub mark_mask: u32,
+    /// Fingerprint of the exceptions as written; 0 is none. For the agent: equal policies have equal exceptions.
+    pub exceptions: u64,
     /// The policy's name, UTF-8, padded with NUL.
     pub name: [u8; NAME_BYTES],
     /// The uplink's name as configured, UTF-8, padded with NUL; empty for an exemption.
@@ -140,7 +159,7 @@ pub struct PolicyRecord {
 }
 
 const _: () = assert!(size_of::<AttachmentRecord>() == 24);
-const _: () = assert!(size_of::<PolicyRecord>() == 56 + NAME_BYTES + INTERFACE_BYTES);
+const _: () = assert!(size_of::<PolicyRecord>() == 72 + NAME_BYTES + INTERFACE_BYTES);
 
 impl PolicyRecord {
     /// An empty slot.
@@ -152,6 +171,9 @@ impl PolicyRecord {
         netns_cookie: 0,
         dns4: [0; 4],
         dns6: [0; 4],
+        mark: 0,
+        mark_mask: 0,
+        exceptions: 0,
         name: [0; NAME_BYTES],
         interface: [0; INTERFACE_BYTES],
     };

@@ -1,5 +1,5 @@
-//! connect4, connect6, bind4, bind6, sendmsg4, sendmsg6: restore a lost binding before the kernel looks up the route, and
-//! redirect DNS queries to the policy's resolver.
+//! connect4, connect6, bind4, bind6, sendmsg4, sendmsg6: restore a lost binding or mark before the kernel looks up the route,
+//! and redirect DNS queries to the policy's resolver.
 //!
 //! MPTCP subflows (also those of a listener) and the TCP sockets of AF_SMC never had a binding. A UDP socket loses it by
 //! `connect(AF_UNSPEC)`.
@@ -8,11 +8,13 @@
 //! unless the socket can reach it: by the uplink, its payload would leave.
 
 use aya_ebpf::{
-    EbpfContext as _, Global, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock_addr,
+    EbpfContext as _, Global,
+    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use steer_common::{
-    AttachmentRecord, CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, is_asked, is_settled, policy_flags,
+    AttachmentRecord, CLOSED_IFINDEX, Counter, Mark, PolicyRecord, Verdict, decide, is_asked, is_settled, policy_flags,
 };
 
 use crate::{
@@ -20,7 +22,7 @@ use crate::{
     attachment,
     destination::{self, Hook},
     dns, events, nesting, notes, peer, policy,
-    rebind::rebind,
+    rebind::{rebind, remark},
     socket,
 };
 
@@ -34,6 +36,16 @@ const GUARD: u32 = policy_flags::GUARD | policy_flags::DNS4 | policy_flags::DNS6
 /// removes the call. `connect` then binds the socket again.
 #[unsafe(no_mangle)]
 static REBINDS: Global<u8> = Global::new(1);
+
+/// Whether these programs may choose the error of a refused call (Linux 6.1). Where they may not, the loader sets 0, and the
+/// verifier removes the call.
+#[unsafe(no_mangle)]
+static CHOOSES_ERROR: Global<u8> = Global::new(0);
+
+/// The program sends again, as after a signal.
+const EINTR: i32 = 4;
+/// No interface has the address.
+const EADDRNOTAVAIL: i32 = 99;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -126,34 +138,138 @@ fn is_this_host(ctx: &SockAddrContext, hook: Hook, call: Call) -> bool {
             }
 }
 
-/// Whether a socket may use an address of this host. A bound socket does not reach it. A process with CAP_NET_RAW can unbind
-/// its socket. A socket that has no binding is bound first, so it reaches this host under the same condition.
-#[inline(always)]
-fn reaches_this_host(ctx: &SockAddrContext, call: Call, bound: i32, wanted: i32, policy: &PolicyRecord) -> bool {
-    let unbinds = |ctx| (bound != 0 || rebind(ctx, wanted, policy)) && rebind(ctx, 0, policy);
-    match call {
-        // If the process may not unbind it, nobody reaches the socket, and the kernel sends nothing from this address.
-        Call::Bind => {
-            if bound != 0 {
-                rebind(ctx, 0, policy);
-            }
-            true
-        }
-        Call::Connect => bound == LOOPBACK_IFINDEX || unbinds(ctx),
-        // The route has been chosen by the binding. A connected socket was checked when it was connected.
-        Call::Send => {
-            let socket = socket::of(ctx);
-            bound == LOOPBACK_IFINDEX
-                || bound == 0 && (socket::is_connected(socket) || REBINDS.load() != 0 && unbinds(ctx))
-        }
+/// What a socket should have before a call goes on. All fields always have a value: the verifier lets no program read a part of an
+/// enum that is not there, which the compiler does.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Its binding, unless it is marked.
+    ifindex: i32,
+    /// Its mark. Then it has no binding but the uplink's.
+    mark: Mark,
+    is_marked: bool,
+}
+
+impl Wanted {
+    const fn bound(ifindex: i32) -> Self {
+        Self { ifindex, mark: Mark { value: 0, mask: 0 }, is_marked: false }
+    }
+
+    const fn marked(mark: Mark) -> Self {
+        Self { ifindex: CLOSED_IFINDEX, mark, is_marked: true }
     }
 }
 
-/// Restores a lost binding.
+/// A call on a socket, and the policy that acts.
+struct Acting<'c> {
+    ctx: &'c SockAddrContext,
+    hook: Hook,
+    call: Call,
+    attachment: AttachmentRecord,
+    bound: i32,
+}
+
+impl Acting<'_> {
+    #[inline(always)]
+    fn refuse(&self, reason: Counter) -> i32 {
+        refuse(self.ctx, &self.attachment, reason, self.bound, self.hook)
+    }
+
+    /// Whether the socket reaches this host. A bound socket does not: by the uplink, its payload would leave. One that is bound to
+    /// loopback, or connected there before the policy, does.
+    #[inline(always)]
+    fn reaches_this_host(&self, policy: &PolicyRecord) -> bool {
+        policy.flags & policy_flags::LOCAL_HOST != 0
+            || self.bound == LOOPBACK_IFINDEX
+            || matches!(self.call, Call::Send) && self.bound == 0 && socket::is_connected(socket::of(self.ctx))
+    }
+
+    /// Goes on if the socket is as wanted, or could be made so.
+    #[inline(always)]
+    fn settle(&self, wanted: Wanted, policy: &PolicyRecord) -> i32 {
+        let (ctx, bound) = (self.ctx, self.bound);
+        if is_this_host(ctx, self.hook, self.call) {
+            if !self.reaches_this_host(policy) {
+                return self.refuse_this_host();
+            }
+            // A process with CAP_NET_RAW can unbind its socket.
+            let is_free = bound == 0 || bound == LOOPBACK_IFINDEX || self.may_change() && rebind(ctx, 0, policy);
+            return if is_free { ALLOW } else { self.refuse(Counter::StoppedLocal) };
+        }
+        let Wanted { ifindex, mark, is_marked } = wanted;
+        let is_done = if is_marked {
+            let marked = socket::marked(socket::of(ctx));
+            let is_free = bound == 0 || bound == policy.ifindex;
+            if is_free && mark.is_in(marked) {
+                return ALLOW;
+            }
+            self.may_change()
+                && (is_free || rebind(ctx, 0, policy))
+                && (mark.is_in(marked) || remark(ctx, mark.set_in(marked)))
+        } else if bound == ifindex && !self.has_mark(policy) {
+            return ALLOW;
+        } else {
+            (bound == ifindex || ifindex > 0 || bound == CLOSED_IFINDEX)
+                && self.may_change()
+                && (bound == ifindex || rebind(ctx, ifindex, policy))
+                && self.unmark(policy)
+        };
+        match (self.call, is_done) {
+            // The kernel has chosen the route already. The next datagram takes the right one.
+            (Call::Send, true) => {
+                set_error(EINTR);
+                self.refuse(Counter::StoppedSendmsg)
+            }
+            (_, true) => {
+                policy::count(self.attachment.policy, Counter::Restored);
+                ALLOW
+            }
+            // A socket with the closed index needs no refusal: the kernel returns ENODEV, or EINVAL from `bind`.
+            (_, false) if bound == CLOSED_IFINDEX => ALLOW,
+            (call, false) => self.refuse(call.stopped()),
+        }
+    }
+
+    /// Whether the socket has the mark of an earlier policy, for which there may be a rule, or none.
+    #[inline(always)]
+    fn has_mark(&self, policy: &PolicyRecord) -> bool {
+        socket::marked(socket::of(self.ctx)) & policy.mark_mask != 0
+    }
+
+    /// Clears such a mark.
+    #[inline(always)]
+    fn unmark(&self, policy: &PolicyRecord) -> bool {
+        !self.has_mark(policy) || remark(self.ctx, socket::marked(socket::of(self.ctx)) & !policy.mark_mask)
+    }
+
+    #[inline(always)]
+    fn refuse_this_host(&self) -> i32 {
+        if let Call::Bind = self.call {
+            set_error(EADDRNOTAVAIL);
+        }
+        self.refuse(Counter::StoppedLocal)
+    }
+
+    /// Whether this call may change the socket. `connect` always may.
+    #[inline(always)]
+    fn may_change(&self) -> bool {
+        matches!(self.call, Call::Connect) || REBINDS.load() != 0
+    }
+}
+
+/// Chooses the error of the refused call. Without this, it is EPERM.
+#[inline(always)]
+fn set_error(errno: i32) {
+    if CHOOSES_ERROR.load() != 0 {
+        // SAFETY: no pointers.
+        unsafe { bpf_set_retval(-errno) };
+    }
+}
+
+/// Restores a lost binding or mark.
 #[inline(always)]
 fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     let Some((attachment, policy)) = acting(ctx, RESTORE) else { return ALLOW };
-    let bound = socket::bound(socket::of(ctx));
+    let acting = Acting { ctx, hook, call, attachment, bound: socket::bound(socket::of(ctx)) };
     let netns_cookie = netns_cookie(ctx);
     let verdict = decide(policy, netns_cookie);
     if let Call::Bind = call
@@ -164,74 +280,50 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     }
     let wanted = match verdict {
         Verdict::Leave(why) => return leave(ctx, why, netns_cookie),
-        Verdict::Refuse(_) => return refuse(ctx, &attachment, call.stopped(), bound, hook),
-        Verdict::Bind(ifindex) => ifindex,
-        Verdict::Close(_) => CLOSED_IFINDEX,
+        Verdict::Refuse(_) => return acting.refuse(call.stopped()),
+        Verdict::Bind(ifindex) => Wanted::bound(ifindex),
+        Verdict::Mark(mark) => Wanted::marked(mark),
+        Verdict::Close(_) => Wanted::bound(CLOSED_IFINDEX),
     };
     let Some(policy) = policy else {
-        return if bound == CLOSED_IFINDEX { ALLOW } else { refuse(ctx, &attachment, call.stopped(), bound, hook) };
+        return if acting.bound == CLOSED_IFINDEX { ALLOW } else { acting.refuse(call.stopped()) };
     };
     if let Call::Connect = call {
         dns::redirect_connection(ctx, hook, policy);
     }
-    if is_this_host(ctx, hook, call) {
-        return if reaches_this_host(ctx, call, bound, wanted, policy) {
-            ALLOW
-        } else {
-            refuse(ctx, &attachment, Counter::StoppedLocal, bound, hook)
-        };
-    }
-    // A socket with the closed index needs no refusal: the kernel returns ENODEV, or EINVAL from `bind`.
-    if bound == wanted || bound == CLOSED_IFINDEX && !rebind(ctx, wanted, policy) {
-        return ALLOW;
-    }
-    if bound == CLOSED_IFINDEX || wanted > 0 && rebind(ctx, wanted, policy) {
-        policy::count(attachment.policy, Counter::Restored);
-        return ALLOW;
-    }
-    refuse(ctx, &attachment, call.stopped(), bound, hook)
+    acting.settle(wanted, policy)
 }
 
-/// The kernel reads the output interface before this hook. A restored binding applies only to the next datagram.
+/// The kernel reads the output interface and the mark before this hook. What is restored here applies only to the next datagram.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some((attachment, policy)) = acting(ctx, GUARD) else { return ALLOW };
-    let bound = socket::bound(socket::of(ctx));
-    if is_settled(policy, bound) && !is_this_host(ctx, hook, Call::Send) && !dns::is_asked(ctx, policy) {
+    let socket = socket::of(ctx);
+    let acting = Acting { ctx, hook, call: Call::Send, attachment, bound: socket::bound(socket) };
+    if is_settled(policy, acting.bound, socket::marked(socket))
+        && (!is_this_host(ctx, hook, Call::Send)
+            || policy.is_some_and(|policy| policy.flags & policy_flags::LOCAL_HOST != 0))
+        && !dns::is_asked(ctx, policy)
+    {
         return ALLOW;
     }
     let netns_cookie = netns_cookie(ctx);
     let verdict = decide(policy, netns_cookie);
     let wanted = match verdict {
         Verdict::Leave(why) => return leave(ctx, why, netns_cookie),
-        Verdict::Refuse(_) => return refuse(ctx, &attachment, Call::Send.stopped(), bound, hook),
-        Verdict::Bind(ifindex) => ifindex,
-        Verdict::Close(_) => CLOSED_IFINDEX,
+        Verdict::Refuse(_) => return acting.refuse(Counter::StoppedSendmsg),
+        Verdict::Bind(ifindex) => Wanted::bound(ifindex),
+        Verdict::Mark(mark) => Wanted::marked(mark),
+        Verdict::Close(_) => Wanted::bound(CLOSED_IFINDEX),
     };
-    if let Some(policy) = policy {
-        dns::redirect_datagram(ctx, hook, policy);
-        if policy.flags & policy_flags::GUARD == 0 && !matches!(verdict, Verdict::Close(Counter::ClosedUnknown)) {
-            return ALLOW;
-        }
-    }
-    if is_this_host(ctx, hook, Call::Send) {
-        let reaches = |policy| reaches_this_host(ctx, Call::Send, bound, wanted, policy);
-        return if policy.is_some_and(reaches) {
-            ALLOW
-        } else {
-            refuse(ctx, &attachment, Counter::StoppedLocal, bound, hook)
-        };
-    }
-    if bound == wanted || bound == CLOSED_IFINDEX {
+    let Some(policy) = policy else {
+        return if acting.bound == CLOSED_IFINDEX { ALLOW } else { acting.refuse(Counter::StoppedSendmsg) };
+    };
+    dns::redirect_datagram(ctx, hook, policy);
+    if policy.flags & policy_flags::GUARD == 0 && !matches!(verdict, Verdict::Close(Counter::ClosedUnknown)) {
         return ALLOW;
     }
-    if let Some(policy) = policy
-        && wanted > 0
-        && REBINDS.load() != 0
-    {
-        rebind(ctx, wanted, policy);
-    }
-    refuse(ctx, &attachment, Call::Send.stopped(), bound, hook)
+    acting.settle(wanted, policy)
 }
 
 #[inline(always)]

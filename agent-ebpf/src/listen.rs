@@ -1,4 +1,4 @@
-//! sock_ops: binds a listener that has no binding when it begins to listen.
+//! sock_ops: binds or marks a listener that is neither when it begins to listen.
 //!
 //! MPTCP makes the socket that listens itself, so `sock_create` does not see it, and `bind` only if the program binds it. A
 //! SYN cookie belongs to no socket, so `egress` does not see it: only the listener's binding keeps it on the uplink.
@@ -15,7 +15,11 @@ use aya_ebpf::{
 };
 use steer_common::{Counter, Verdict, decide, is_asked, policy_flags};
 
-use crate::{attachment, nesting, notes, policy, rebind::rebind, socket};
+use crate::{
+    attachment, nesting, notes, policy,
+    rebind::{rebind, remark},
+    socket,
+};
 
 /// The kernel continues, with its own defaults.
 const CONTINUE: u32 = 1;
@@ -41,7 +45,8 @@ fn listen(ctx: &SockOpsContext) {
         return;
     }
     let policy = policy::get(attachment.policy);
-    if !is_asked(policy, policy_flags::GUARD) || socket::bound(socket) != 0 {
+    let routed = policy.is_some_and(|policy| policy.flags & policy_flags::ROUTE != 0);
+    if !is_asked(policy, policy_flags::GUARD) || !routed && socket::bound(socket) != 0 {
         return;
     }
     // SAFETY: the helper takes the program's own context (Linux 5.15).
@@ -49,6 +54,12 @@ fn listen(ctx: &SockOpsContext) {
     match (decide(policy, netns_cookie), policy) {
         (Verdict::Bind(ifindex), Some(policy)) => {
             if rebind(ctx, ifindex, policy) {
+                policy::count(attachment.policy, Counter::Restored);
+            }
+        }
+        (Verdict::Mark(mark), _) => {
+            let marked = socket::marked(socket);
+            if !mark.is_in(marked) && remark(ctx, mark.set_in(marked)) {
                 policy::count(attachment.policy, Counter::Restored);
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! Entry points map one exhaustive `match` to the hook's return value. `steer_common` holds the decision.
 //!
-//! **Invariant:** a new socket of a steered cgroup is bound to its uplink, bound to the closed index, refused, or left
-//! alone because its policy requires it. No error path lets it through.
+//! **Invariant:** a new socket of a steered cgroup is bound to its uplink, marked for it, bound to the closed index, refused, or
+//! left alone because its policy requires it. No error path lets it through.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, unreachable_pub, reason = "the entry points that the attribute macros make")]
@@ -28,6 +28,7 @@ mod option;
 mod packet;
 mod peer;
 mod policy;
+mod reach;
 mod rebind;
 mod runtime;
 mod socket;
@@ -66,6 +67,17 @@ pub fn sock_create(ctx: SockContext) -> i32 {
             socket::bind(&ctx, ifindex);
             policy::count(slot, Counter::Bound);
             trace!(&ctx, "policy slot {}: bound to ifindex {}", slot, ifindex);
+            ALLOW
+        }
+        Verdict::Mark(mark) => {
+            socket::mark(&ctx, mark);
+            let ifindex = policy.map_or(CLOSED_IFINDEX, |policy| policy.ifindex);
+            let counter = if ifindex > 0 { Counter::Bound } else { Counter::ClosedMissing };
+            policy::count(slot, counter);
+            if ifindex <= 0 {
+                report(&ctx, &attachment, counter, netns_cookie, CLOSED_IFINDEX);
+            }
+            trace!(&ctx, "policy slot {}: marked {:x} for ifindex {}", slot, mark.value, ifindex);
             ALLOW
         }
         Verdict::Close(reason) => {

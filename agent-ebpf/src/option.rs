@@ -1,15 +1,15 @@
 //! setsockopt: refuses with EPERM every option that would undo the binding or send by another link, and those for a source that
-//! this host does not have. A program that joins
+//! this host does not have. Of a mark, the program sets the bits that are not steer's. A program that joins
 //! a multicast group without naming a link, or by a link's address, joins it on the uplink. A membership on another link,
 //! from before the policy, cannot be changed, because the kernel reports each change there.
 //!
-//! **Invariant:** the uplink's own index and name pass. Every option that is not named here passes.
+//! **Invariant:** the uplink's own index and name pass, and with the route method no binding. Every option that is not named here passes.
 
 use aya_ebpf::{Global, bindings::bpf_sock, macros::cgroup_sockopt, programs::SockoptContext};
 use steer_common::{
-    AttachmentRecord, Counter, Kind, PolicyRecord,
+    AddressWords, AttachmentRecord, Counter, Kind, Mark, PolicyRecord,
     event::KERNEL_NAME_BYTES,
-    is_asked,
+    is_asked, mapped,
     option::{
         IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP, IP_FREEBIND, IP_MSFILTER, IP_TRANSPARENT, IP_UNBLOCK_SOURCE,
         IPV6_ADD_MEMBERSHIP, IPV6_DROP_MEMBERSHIP, IPV6_FREEBIND, IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST,
@@ -21,7 +21,7 @@ use steer_common::{
 
 use crate::{
     answer::{ALLOW, REFUSE},
-    attachment, events, nesting, notes, policy,
+    attachment, events, nesting, notes, policy, reach,
 };
 
 const IP_MREQ_BYTES: i32 = 8;
@@ -50,6 +50,8 @@ pub(crate) enum Value {
     Group(Index),
     /// The protocol to put on top of TCP.
     UpperLayer,
+    /// The mark of the socket.
+    Mark,
     /// Whether the socket may have a source that this host does not have.
     Source,
     /// A value that cannot name the uplink.
@@ -91,7 +93,7 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
         Some(policy) => match Kind::try_from(policy.kind) {
             Ok(Kind::Exempt) => true,
             // The kernel would read a value that is not completely shown a second time. It may have changed by then.
-            Ok(Kind::Steer) => is_whole(&ctx) && is_allowed(&ctx, &value, policy),
+            Ok(Kind::Steer) => is_whole(&ctx) && is_allowed(&ctx, &value, &attachment, policy),
             Err(_) => false,
         },
         None => false,
@@ -115,13 +117,12 @@ pub(crate) fn value_of(level: i32, option: i32) -> Option<Value> {
         (SOL_IPV6, IPV6_ADD_MEMBERSHIP | IPV6_DROP_MEMBERSHIP | IPV6_JOIN_ANYCAST | IPV6_LEAVE_ANYCAST) => {
             Value::Group(Index::BehindGroup)
         }
+        (SOL_SOCKET, SO_MARK) => Value::Mark,
         (SOL_TCP, TCP_ULP) => Value::UpperLayer,
         (SOL_IP, IP_FREEBIND | IP_TRANSPARENT) | (SOL_IPV6, IPV6_FREEBIND | IPV6_TRANSPARENT) => Value::Source,
         // The options of one source name a link by its address only. A multicast router forwards to other links what the
         // uplink sends.
-        (SOL_SOCKET, SO_MARK)
-        | (SOL_IP, IP_UNBLOCK_SOURCE..=IP_MSFILTER)
-        | (SOL_IP | SOL_IPV6, MRT_INIT..=MRT_LAST) => Value::Other,
+        (SOL_IP, IP_UNBLOCK_SOURCE..=IP_MSFILTER) | (SOL_IP | SOL_IPV6, MRT_INIT..=MRT_LAST) => Value::Other,
         _ => return None,
     })
 }
@@ -134,7 +135,7 @@ fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): 
             Value::Index | Value::Group(Index::AtStart) => word::<0>(ctx),
             Value::Group(Index::BehindAddresses) => word::<8>(ctx),
             Value::Group(Index::BehindGroup) => word::<16>(ctx),
-            Value::Name | Value::UpperLayer | Value::Source | Value::Other => None,
+            Value::Name | Value::UpperLayer | Value::Mark | Value::Source | Value::Other => None,
         }
         .unwrap_or(0);
         if let Value::Name = value {
@@ -170,10 +171,23 @@ fn bounds(ctx: &SockoptContext) -> (usize, usize) {
 }
 
 #[inline(always)]
-fn is_allowed(ctx: &SockoptContext, value: &Value, policy: &PolicyRecord) -> bool {
+fn is_allowed(ctx: &SockoptContext, value: &Value, attachment: &AttachmentRecord, policy: &PolicyRecord) -> bool {
     match value {
-        Value::Index => policy.ifindex > 0 && word::<0>(ctx) == Some(policy.ifindex),
-        Value::Name => names(ctx, policy),
+        Value::Index => match word::<0>(ctx) {
+            Some(0) => policy.flags & policy_flags::ROUTE != 0,
+            named => policy.ifindex > 0 && named == Some(policy.ifindex),
+        },
+        Value::Name => policy.flags & policy_flags::ROUTE != 0 && is_empty(ctx) || names(ctx, policy),
+        // The kernel checks the program's capability afterwards.
+        Value::Mark => {
+            let wanted = Mark { value: policy.mark, mask: policy.mark_mask };
+            word::<0>(ctx).is_some_and(|mark| set_word::<0>(ctx, wanted.set_in(mark.cast_unsigned()).cast_signed()))
+        }
+        Value::Group(index)
+            if policy.flags & policy_flags::LOCAL_DISCOVERY != 0 && is_found_on(ctx, index, attachment) =>
+        {
+            true
+        }
         Value::Group(_) if policy.ifindex <= 0 => false,
         Value::Group(Index::AtStart) => is_on::<0>(ctx, policy.ifindex),
         Value::Group(Index::BehindAddresses) => {
@@ -208,6 +222,56 @@ fn is_on<const AT: usize>(ctx: &SockoptContext, uplink: i32) -> bool {
         Some(0) => set_word::<AT>(ctx, uplink),
         named => named == Some(uplink),
     }
+}
+
+/// Whether the group is one that the policy joins on other links, and the value names such a link.
+#[inline(always)]
+fn is_found_on(ctx: &SockoptContext, index: &Index, attachment: &AttachmentRecord) -> bool {
+    const AF_INET: i32 = 2;
+    // Values that are there in any case keep the compiler from reading registers that the verifier does not let it read.
+    let (mut ifindex, mut group) = (0, [0; 4]);
+    match index {
+        // A value without an index is shorter, and shown with more bytes than it has.
+        Index::BehindAddresses if len(ctx) >= IP_MREQN_BYTES => {
+            ifindex = word::<8>(ctx).unwrap_or(0);
+            group = mapped(word::<0>(ctx).unwrap_or(0).cast_unsigned());
+        }
+        Index::BehindAddresses => {}
+        Index::BehindGroup => {
+            ifindex = word::<16>(ctx).unwrap_or(0);
+            group = address::<0>(ctx);
+        }
+        // A sockaddr follows at the next multiple of eight: family and port, and for IPv6 the flow, come before the address.
+        Index::AtStart => {
+            ifindex = word::<0>(ctx).unwrap_or(0);
+            group = if word::<8>(ctx).unwrap_or(0) & 0xffff == AF_INET {
+                mapped(word::<12>(ctx).unwrap_or(0).cast_unsigned())
+            } else {
+                address::<16>(ctx)
+            };
+        }
+    }
+    ifindex > 0 && reach::passes(attachment.policy, ifindex.cast_unsigned(), &group)
+}
+
+/// An IPv6 address in the value; `::`, which is no group, if the value is shorter.
+#[inline(always)]
+fn address<const AT: usize>(ctx: &SockoptContext) -> AddressWords {
+    let (start, end) = bounds(ctx);
+    if start + AT + size_of::<AddressWords>() <= end {
+        // SAFETY: the bytes are within the bounds, as the verifier requires.
+        unsafe { ((start + AT) as *const AddressWords).read_unaligned() }
+    } else {
+        [0; 4]
+    }
+}
+
+/// Whether the value is the empty name, which unbinds.
+#[inline(always)]
+fn is_empty(ctx: &SockoptContext) -> bool {
+    let (start, end) = bounds(ctx);
+    // SAFETY: within the bounds that were just compared, as the verifier requires.
+    start + 1 > end || unsafe { (start as *const u8).read() } == 0
 }
 
 /// Four bytes of the value; `None` if the value is shorter.

@@ -1,9 +1,9 @@
 //! cgroup_skb egress and ingress: stop every packet on a link other than the policy's, whatever its socket is bound to and
 //! whenever the socket was made.
 //!
-//! **Invariant:** packets pass on the uplink, on loopback unless their source is forged, and where a policy leaves the socket alone. Every other packet
-//! is stopped and counted. On the uplink, queries to another server than the policy's resolver are stopped, too, and what is for
-//! this host's loopback addresses.
+//! **Invariant:** packets pass on the uplink, on loopback unless their source is forged, where an exception of the policy lets
+//! them, and where a policy leaves the socket alone. Every other packet is stopped and counted. On the uplink, queries to another
+//! server than the policy's resolver are stopped, too, and what is for this host's loopback addresses.
 
 use aya_ebpf::{
     Global,
@@ -12,9 +12,9 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use steer_common::{AttachmentRecord, Counter, EventRecord, Kind};
+use steer_common::{AttachmentRecord, Counter, EventRecord, Kind, policy_flags};
 
-use crate::{attachment, dns, events, local, nesting, notes, peer, policy};
+use crate::{attachment, dns, events, local, nesting, notes, peer, policy, reach};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
@@ -63,7 +63,12 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     let (passes, is_uplink) = match kind {
         Some((policy, Ok(Kind::Steer))) => {
             let is_uplink = !is_forged && policy.ifindex > 0 && ifindex.cast_signed() == policy.ifindex;
-            (is_uplink, is_uplink)
+            let is_excepted = || {
+                !is_forged
+                    && policy.flags & policy_flags::PASSES != 0
+                    && is_excepted(ctx, attachment.policy, ifindex, &reason)
+            };
+            (is_uplink || is_excepted(), is_uplink)
         }
         Some((_, Ok(Kind::Exempt))) => (true, false),
         Some((_, Err(_))) | None => (false, false),
@@ -86,6 +91,13 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
         (false, false) => reason,
     };
     stop(ctx, &attachment, reason, ifindex)
+}
+
+/// Whether the policy lets the packet pass on a link other than the uplink.
+#[inline(always)]
+fn is_excepted(ctx: &SkBuffContext, slot: u32, ifindex: u32, reason: &Counter) -> bool {
+    let incoming = matches!(reason, Counter::StoppedIngress);
+    reach::passes(slot, ifindex, &peer::of_packet(ctx, incoming).address)
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@ use aya_ebpf::{
     bindings::bpf_sock,
     programs::{SockAddrContext, SockContext},
 };
+use steer_common::Mark;
 
 /// The socket of a call.
 #[inline(always)]
@@ -24,6 +25,20 @@ pub(crate) fn bind(ctx: &SockContext, ifindex: i32) {
 pub(crate) fn bound(socket: *mut bpf_sock) -> i32 {
     // SAFETY: a four byte load that the verifier allows on every full socket.
     unsafe { (*socket).bound_dev_if }.cast_signed()
+}
+
+/// Sets the mark of a new socket.
+#[inline(always)]
+pub(crate) fn mark(ctx: &SockContext, mark: Mark) {
+    // SAFETY: the verifier allows four byte loads and stores of `mark` in sock_create (Linux 4.14).
+    unsafe { (*ctx.sock).mark = mark.set_in((*ctx.sock).mark) };
+}
+
+/// The mark of a socket.
+#[inline(always)]
+pub(crate) fn marked(socket: *mut bpf_sock) -> u32 {
+    // SAFETY: a four byte load that the verifier allows on every full socket (Linux 5.1).
+    unsafe { (*socket).mark }
 }
 
 /// Whether a datagram socket is connected.

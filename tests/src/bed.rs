@@ -117,6 +117,14 @@ impl Bed {
         Ok(texts.find(|what| what.starts_with(beginning)).map(str::to_owned))
     }
 
+    /// Runs ip(8) in the client's network namespace, and returns what it prints.
+    pub fn ip(&self, arguments: &str) -> anyhow::Result<String> {
+        let mut command = Command::new("ip");
+        let ran = output(self.net.client.enter(command.args(arguments.split(' '))))?;
+        anyhow::ensure!(ran.code == 0, "ip {arguments}: {ran:?}");
+        Ok(ran.stdout)
+    }
+
     /// The value of a policy's counter of sockets, calls or packets.
     pub fn sockets(&self, policy: &str, counter: &str) -> anyhow::Result<u64> {
         self.policy(policy)?["counters"][counter].as_u64().with_context(|| format!("no counter {counter}"))

@@ -24,6 +24,15 @@ use steer_lab::{
 
 use crate::{Bed, Cgroup, PATIENCE, User, check::sent_by_processes, foreign::bpf, pinned_map::open_pin};
 
+/// Groups by which programs find services.
+const DISCOVERY_V4: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(224, 0, 0, 251), Ipv4Addr::new(239, 255, 255, 250), Ipv4Addr::new(224, 0, 0, 252)];
+const DISCOVERY_V6: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb),
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xc),
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 3),
+];
+
 /// The level of steering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -33,6 +42,10 @@ pub enum Level {
     Steer,
     /// In addition, no packet gets out otherwise.
     Strict,
+    /// The same by the route method: this host and an exception are reached by other links.
+    Route,
+    /// The same with the networks of the other link.
+    Lan,
 }
 
 impl Level {
@@ -42,13 +55,42 @@ impl Level {
             Self::Bind => "bind",
             Self::Steer => "steer",
             Self::Strict => "strict",
+            Self::Route => "route",
+            Self::Lan => "lan",
         }
+    }
+
+    /// Whether no packet may get out by another link, apart from what the policy lets out there.
+    pub fn is_strict(self) -> bool {
+        self >= Self::Strict
+    }
+
+    /// Whether the policy lets a packet out by the other link.
+    fn lets_out(self, packet: &Packet) -> bool {
+        let is_near = |address: IpAddr| match address {
+            IpAddr::V4(address) => {
+                address.octets()[..3] == client_v4(0).octets()[..3]
+                    || address.is_broadcast()
+                    || DISCOVERY_V4.contains(&address)
+            }
+            IpAddr::V6(address) => {
+                address.segments()[..4] == client_v6(0).segments()[..4]
+                    || address.is_unicast_link_local()
+                    || DISCOVERY_V6.contains(&address)
+            }
+        };
+        self == Self::Lan && (matches!(packet.kind, Kind::Arp | Kind::Ndp) || packet.dst.is_some_and(is_near))
     }
 
     /// Attaches a cgroup of the bed to `a1` at this level.
     pub fn attach(self, bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<()> {
-        let enforce = if self == Self::Strict { "strict" } else { "steer" };
-        bed.succeed(&["attach", cgroup.path(), "-i", "a1", "--enforce", enforce])?;
+        let enforce = if self.is_strict() { "strict" } else { "steer" };
+        let reach: &[&str] = match self {
+            Self::Bind | Self::Steer | Self::Strict => &[],
+            Self::Route => &["--local", "host", "--except", "203.0.113.0/24=a0,2001:db8::/32=main"],
+            Self::Lan => &["--local", "host,lan,discovery"],
+        };
+        bed.succeed(&[&["attach", cgroup.path(), "-i", "a1", "--enforce", enforce], reach].concat())?;
         if self == Self::Bind { leave_only_the_binding(bed, cgroup) } else { Ok(()) }
     }
 }
@@ -126,7 +168,9 @@ impl Bed {
             level.attach(self, &cgroup)?;
         }
         let program = self.escape_program(this, &cgroup)?;
-        self.watch_attempt(this, program, &[self.net.link(1)], || level.attach(self, &cgroup))
+        let mut seen = self.watch_attempt(this, program, &[self.net.link(1)], || level.attach(self, &cgroup))?;
+        seen.leaked.retain(|packet| !level.lets_out(packet));
+        Ok(seen)
     }
 
     /// Makes an attempt with this program, and captures on all links but these. `attach` is called when the scene

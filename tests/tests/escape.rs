@@ -15,7 +15,7 @@ use libtest_mimic::Trial;
 use steer_lab::{Family, Step, Vector};
 use steer_tests::{Bed, Level, Outcome, Scene, Try, USERS, User};
 
-const LEVELS: [Level; 3] = [Level::Bind, Level::Steer, Level::Strict];
+const LEVELS: [Level; 5] = [Level::Bind, Level::Steer, Level::Strict, Level::Route, Level::Lan];
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// The timeout of use that must work, however slow the machine.
 const LONG: Duration = Duration::from_secs(5);
@@ -49,6 +49,8 @@ pub(crate) struct Row {
     past_ip: bool,
     /// The first level at which it must work, if any.
     works_from: Option<Level>,
+    /// Whether it is refused by the route method: the kernel chooses a link that is not the uplink before any rule.
+    not_routed: bool,
 }
 
 impl Row {
@@ -64,6 +66,7 @@ impl Row {
             strict: None,
             past_ip: false,
             works_from: None,
+            not_routed: false,
         }
     }
 
@@ -90,6 +93,10 @@ impl Row {
     /// Use that strict enforcement redirects to the uplink.
     const fn redirected(name: &'static str, vector: Vector) -> Self {
         Self { works_from: Some(Level::Strict), ..Self::leaks(name, vector, Always) }
+    }
+
+    const fn not_routed(self) -> Self {
+        Self { not_routed: true, ..self }
     }
 
     const fn v4(self) -> Self {
@@ -189,7 +196,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row::futile("freebind", Vector::Freebind),
     Row::futile("transparent", Vector::Transparent),
     Row::leaks("forged-header", Vector::ForgedHeader, AsRoot),
-    Row::leaks("forged-multicast", Vector::ForgedMulticast, AsRoot).v6().even_strict(AsRoot, OWN_GROUP),
+    Row::leaks("forged-multicast", Vector::ForgedMulticast, AsRoot).v6().even_strict(AsRoot, OWN_GROUP).not_routed(),
     Row::leaks("forged-echo", Vector::ForgedEcho, AsRoot),
     Row::leaks("forged-ping", Vector::ForgedPing, AsRoot).v4(),
     Row::leaks("forged-ping-v6", Vector::ForgedPing, Always).v6(),
@@ -206,7 +213,8 @@ pub(crate) const ROWS: &[Row] = &[
     Row::futile("dontroute", Vector::Dontroute),
     Row::futile("broadcast-subnet", Vector::BroadcastSubnet).v4(),
     Row::futile("broadcast-limited", Vector::BroadcastLimited).v4(),
-    Row::plain("multicast-send", Vector::MulticastSend),
+    Row::plain("multicast-send", Vector::MulticastSend).v4(),
+    Row::plain("multicast-send-v6", Vector::MulticastSend).v6().not_routed(),
     Row::leaks("join", Vector::Join, Always),
     Row::redirected("join-by-address", Vector::JoinByAddress).v4(),
     Row::redirected("join-by-route", Vector::JoinByRoute),
@@ -280,11 +288,12 @@ impl Row {
                 // A separate bed, so that late packets of the previous attempt are not counted here.
                 let bed = Bed::new(&format!("escape-{}-{}", level.name(), self.name))?;
                 bed.furnish_for_escapes()?;
-                let must_work = self.works_from.is_some_and(|from| level >= from);
+                let must_work =
+                    self.works_from.is_some_and(|from| level >= from) && !(self.not_routed && level >= Level::Route);
                 let timeout = if must_work { LONG } else { SHORT };
                 let this = Try { vector: self.vector, user, family, scene: self.scene, timeout };
                 let seen = bed.attempt(this, level)?;
-                let refused = level == Level::Strict && self.past_ip && is_past_ip_refused(&bed)?;
+                let refused = level.is_strict() && self.past_ip && is_past_ip_refused(&bed)?;
                 let must_work = must_work && !refused;
                 let expected = !refused && self.expects(level, user);
                 let (attempt, leaked) = (&seen.attempt, seen.leaked.len());
@@ -332,11 +341,12 @@ impl Row {
     /// Whether it leaks, unless the socket is refused.
     pub(crate) fn expects(&self, level: Level, user: User) -> bool {
         let leaks = match (level, self.strict) {
+            (Level::Route | Level::Lan, _) if self.not_routed => Never,
             (Level::Bind, _) => self.bind,
             (Level::Steer, _) => self.steer,
-            (Level::Strict, None) if self.past_ip => self.steer,
-            (Level::Strict, None) => Never,
-            (Level::Strict, Some((leaks, _))) => leaks,
+            (Level::Strict | Level::Route | Level::Lan, None) if self.past_ip => self.steer,
+            (Level::Strict | Level::Route | Level::Lan, None) => Never,
+            (Level::Strict | Level::Route | Level::Lan, Some((leaks, _))) => leaks,
         };
         match leaks {
             Never => false,
@@ -392,7 +402,7 @@ pub(crate) fn print_table() {
         }
         line(row.name, &mut columns.iter().map(|column| cell(column).unwrap_or_default()));
         let leaks = |column: &Column| cell(column).is_some_and(|text| text.starts_with('L'));
-        let mut strict = columns.iter().filter(|column| column.0 == Level::Strict);
+        let mut strict = columns.iter().filter(|column| column.0.is_strict());
         let why = row.strict.map(|(_, why)| why).or(row.past_ip.then_some(not_covered.as_str()));
         if let Some(why) = why
             && row.expects(Level::Strict, User::Root)

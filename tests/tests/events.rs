@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    net::{IpAddr, Ipv4Addr},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, ChildStdout, Stdio},
     time::Duration,
@@ -13,13 +14,14 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use steer_lab::{Family, SERVER_V4, SERVER_V6, Vector, client_v4, wait_until};
-use steer_tests::{Bed, Cgroup, Outcome, PATIENCE, Scene, Try, User, binary, copy_program, output};
+use steer_lab::{Family, SERVER_V4, SERVER_V6, Vector, client_v4, gateway_v4, gateway_v6, wait_until};
+use steer_tests::{Bed, Cgroup, Held, Outcome, PATIENCE, Scene, Try, User, binary, copy_program, output};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("attempts_are_reported", attempts_are_reported),
+    ("what_is_near_has_a_hint", what_is_near_has_a_hint),
     ("a_missing_uplink_is_reported", a_missing_uplink_is_reported),
     ("packets_received_by_another_link_are_reported", packets_received_by_another_link_are_reported),
     ("a_flood_is_reported_in_part_and_counted", a_flood_is_reported_in_part_and_counted),
@@ -67,6 +69,46 @@ pub(crate) fn attempt(bed: &Bed, cgroup: &Cgroup, vector: Vector, user: User, fa
     let mut child = bed.escape_program(this, cgroup)?.stdout(Stdio::null()).spawn()?;
     child.wait()?;
     Ok(child.id())
+}
+
+/// The hint names the words of `local` that would allow it.
+fn what_is_near_has_a_hint() -> Outcome {
+    let bed = Bed::new("events-near")?;
+    // For IPv6, a socket that is older than the policy.
+    let mut command = bed.client(Some(&bed.cgroup), User::Nobody)?;
+    let (near6, port) = (gateway_v6(0).to_string(), bed.server.port().to_string());
+    command.args(["--json", "--proto", "udp", "--target", &near6, "--port", &port, "--timeout-ms", "300"]);
+    let mut older = Held::start(&mut command)?;
+    ensure!(older.round()?.iter().all(steer_lab::Outcome::is_ok), "not reached before");
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let lan = "`local = [\"lan\"]`";
+    older.round()?;
+    let events = backlog(&bed)?;
+    let event = events.iter().find(|event| event["reason"] == "stopped_egress" && event["peer"] == near6);
+    ensure!(event.is_some_and(|event| event["hint"].as_str().is_some_and(|hint| hint.starts_with(lan))), "{events:#?}");
+    let near: [(IpAddr, &str); 4] = [
+        (gateway_v4(0).into(), lan),
+        (Ipv4Addr::new(224, 0, 0, 251).into(), "`local = [\"lan\", \"discovery\"]`"),
+        (Ipv4Addr::LOCALHOST.into(), "`local = [\"host\"]`"),
+        (SERVER_V4.into(), ""),
+    ];
+    for (to, part) in near {
+        let this = Try {
+            vector: if to.is_loopback() { Vector::UdpUnconnected } else { Vector::IpPktinfo },
+            user: User::Nobody,
+            family: Family::of(to),
+            scene: Scene::Steered,
+            timeout: Duration::from_millis(300),
+        };
+        let mut program = bed.escape_program(this, &bed.cgroup)?;
+        output(program.args(["--server", &to.to_string(), "--port", &bed.server.port().to_string()]))?;
+        let events = backlog(&bed)?;
+        let event = events.iter().find(|event| event["peer"] == to.to_string());
+        let event = event.with_context(|| format!("{to}: not among {events:#?}"))?;
+        let hint = event["hint"].as_str().unwrap_or_default();
+        ensure!(if part.is_empty() { hint.is_empty() } else { hint.starts_with(part) }, "{part}: {event:#}");
+    }
+    Ok(())
 }
 
 fn attempts_are_reported() -> Outcome {

@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_mptcp_connection_ends", an_mptcp_connection_ends),
     ("an_outer_strict_policy_lets_an_inner_one_act", an_outer_strict_policy_lets_an_inner_one_act),
     ("a_failure_does_not_undo_the_attachment", a_failure_does_not_undo_the_attachment),
+    ("a_mark_ends_with_its_policy", a_mark_ends_with_its_policy),
 ];
 
 /// All kinds that steer can recover, for each family.
@@ -109,6 +110,17 @@ fn a_connection_with_the_right_address_continues() -> Outcome {
         reconnects(&bed, &mut held, 1)?;
     }
     Ok(())
+}
+
+/// The rules of another policy would refuse what still has a mark.
+fn a_mark_ends_with_its_policy() -> Outcome {
+    let bed = Bed::new("existing-mark")?;
+    let (marked, other) = (bed.cgroup.child("marked")?, bed.cgroup.child("other")?);
+    bed.succeed(&["attach", other.path(), "-i", "a0", "--local", "host"])?;
+    bed.succeed(&["attach", marked.path(), "-i", "a1", "--local", "lan"])?;
+    let mut held = hold(&bed, Some(&marked), User::Nobody, 1)?;
+    attach(&bed, &marked, &["-i", "a1", "--existing", "rebind"], 6, 0)?;
+    all_by_uplink(&bed, &mut held, 1)
 }
 
 /// Every socket continues unchanged.

@@ -2,15 +2,20 @@
 //! escape is a row of `escape`.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    net::{Ipv4Addr, UdpSocket},
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
     process::Stdio,
 };
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use steer_lab::{Capture, Direction, Kind as LinkPacket, LoadReport, Step, Vector, client_v4, client_v6, wait_until};
-use steer_tests::{Bed, Cgroup, NotHere, Outcome, PATIENCE, PinnedMap, Spy, User, exclusive_program};
+use socket2::SockRef;
+use steer_lab::{
+    Capture, Direction, Kind as LinkPacket, LoadReport, SERVER_V4, SERVER_V6, Step, Vector, client_v4, client_v6,
+    gateway_v6, wait_until,
+};
+use steer_tests::{Bed, Cgroup, NotHere, Outcome, PATIENCE, PinnedMap, Spy, USERS, User, exclusive_program};
 
 use crate::Test;
 
@@ -27,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_failed_inner_attachment_decides_nothing", a_failed_inner_attachment_decides_nothing),
     ("a_failed_outer_attachment_leaves_no_trace", a_failed_outer_attachment_leaves_no_trace),
     ("ingress_by_the_uplink_only", ingress_by_the_uplink_only),
+    ("the_last_acknowledgement_of_a_closed_connection", the_last_acknowledgement_of_a_closed_connection),
 ];
 
 const STEER: [&str; 5] = ["connect4", "connect6", "bind4", "bind6", "sock_create"];
@@ -47,6 +53,70 @@ fn programs_of(bed: &Bed, level: &str) -> anyhow::Result<Vec<&'static str>> {
 
 fn is_local_to(report: &LoadReport, uplink: u8) -> bool {
     report.locals.keys().all(|local| *local == client_v4(uplink) || *local == client_v6(uplink))
+}
+
+/// The kernel acknowledges the peer's FIN of a connection that the program closed first, without its socket. Over IPv6 a binding is
+/// then only a preference.
+fn the_last_acknowledgement_of_a_closed_connection() -> Outcome {
+    let bed = Bed::new("guard-time-wait")?;
+    // The acknowledgement has the address of the uplink, so it could not look for the gateway of the other link.
+    bed.ip(&format!("neigh add {} lladdr 02:00:00:00:00:01 dev a0 nud permanent", gateway_v6(0)))?;
+    let methods: [(&[&str], bool); 4] = [
+        (&["--enforce", "steer"], true),
+        (&[], false),
+        (&["--local", "host"], false),
+        (&["--local", "lan", "--enforce", "steer"], false),
+    ];
+    for (number, (method, leaks)) in methods.into_iter().enumerate() {
+        let cgroup = bed.cgroup.child(&number.to_string())?;
+        bed.succeed(&[&["attach", cgroup.path(), "-i", "a1"], method].concat())?;
+        for user in USERS {
+            for server in [IpAddr::V4(SERVER_V4), SERVER_V6.into()] {
+                // Another test that starts a process at this moment keeps the connection open a little longer, in the child.
+                let mut leaked = false;
+                for _ in 0..10 {
+                    let mut other = Capture::start_except(&bed.net.client, &["a1", "lo"])?;
+                    close_first(&bed, &cgroup, user, server)?;
+                    leaked |= !steer_lab::leaks(&other.take()?).is_empty();
+                    if leaked {
+                        break;
+                    }
+                }
+                ensure!(leaked == (leaks && server.is_ipv6()), "{method:?}, {user:?}, {server}: {leaked}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A connection that a program of the cgroup closes first, and then the server.
+fn close_first(bed: &Bed, cgroup: &Cgroup, user: User, server: IpAddr) -> Outcome {
+    let listener = bed.net.server.run(|| TcpListener::bind((server, 0)))??;
+    let port = listener.local_addr()?.port();
+    let mut client = bed.client(Some(cgroup), user)?;
+    client.args(["--json", "--proto", "tcp", "--target", &server.to_string(), "--port", &port.to_string()]);
+    let client = client.stdout(Stdio::piped()).spawn()?;
+    let (mut accepted, _) = listener.accept()?;
+    accepted.read_exact(&mut [0])?;
+    accepted.write_all(b"answer\n")?;
+    client.wait_with_output()?;
+    accepted.read_to_end(&mut Vec::new())?;
+    // Without this the kernel would acknowledge the client's end with the server's, and the client's socket would answer.
+    SockRef::from(&accepted).set_tcp_quickack(true)?;
+    drop((accepted, listener));
+    wait_until("the connection's end", PATIENCE, || {
+        let tables = ["tcp", "tcp6"].map(|table| format!("/proc/thread-self/net/{table}"));
+        let sockets = bed.net.server.run(|| tables.map(fs::read_to_string));
+        sockets.is_ok_and(|tables| !tables.into_iter().flatten().any(|table| is_ending(&table)))
+    })?;
+    Ok(())
+}
+
+/// Whether a list of TCP sockets has one that is neither listening nor past its end.
+fn is_ending(table: &str) -> bool {
+    const LISTEN: &str = "0A";
+    const TIME_WAIT: &str = "06";
+    table.lines().skip(1).any(|line| !matches!(line.split_whitespace().nth(3), Some(LISTEN | TIME_WAIT)))
 }
 
 /// Sockets made before the attachment get no packet out by another link.

@@ -1,15 +1,13 @@
 //! This host: a steered socket does not reach it. By the uplink its payload would leave, so calls fail at once.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
-    process::Stdio,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{Attempt, Family, Server, Step, Vector, client_v4, client_v6};
-use steer_tests::{Bed, Outcome, Scene, Spy, Try, USERS, User, output};
+use steer_tests::{Bed, Outcome, Scene, Spy, Try, USERS, User, linux_is_at_least, output};
 
 use crate::Test;
 
@@ -20,8 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("addresses_of_other_links_leave_by_the_uplink", addresses_of_other_links_leave_by_the_uplink),
     ("a_forged_source_is_stopped", a_forged_source_is_stopped),
     ("raw_packets_to_loopback_are_stopped", raw_packets_to_loopback_are_stopped),
-    ("listening_needs_a_privilege", listening_needs_a_privilege),
-    ("nothing_is_sent_from_loopback_addresses", nothing_is_sent_from_loopback_addresses),
+    ("no_listener_on_loopback", no_listener_on_loopback),
 ];
 
 const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
@@ -42,25 +39,25 @@ fn attempt(bed: &Bed, vector: Vector, user: User, server: IpAddr, port: u16) -> 
     Ok(Attempt::parse(line)?)
 }
 
-/// Calls with addresses of this host, and whether a process with CAP_NET_RAW gets through.
-const CALLS: [(Vector, IpAddr, bool); 17] = [
-    (Vector::Tcp, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
-    (Vector::Tcp, IpAddr::V4(Ipv4Addr::UNSPECIFIED), true),
-    (Vector::Udp, STUB, true),
-    (Vector::UdpUnconnected, IpAddr::V4(Ipv4Addr::LOCALHOST), false),
-    (Vector::UdpUnconnected, IpAddr::V4(Ipv4Addr::UNSPECIFIED), false),
-    (Vector::Sendmmsg, STUB, false),
-    (Vector::TcpFastOpen, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
-    (Vector::Mptcp, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
-    (Vector::Uring, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
-    (Vector::MappedTcp, IpAddr::V4(Ipv4Addr::LOCALHOST), true),
-    (Vector::MappedUdp, IpAddr::V4(Ipv4Addr::LOCALHOST), false),
-    (Vector::Tcp, IpAddr::V6(Ipv6Addr::LOCALHOST), true),
-    (Vector::Tcp, IpAddr::V6(Ipv6Addr::UNSPECIFIED), true),
-    (Vector::Udp, IpAddr::V6(Ipv6Addr::LOCALHOST), true),
-    (Vector::UdpUnconnected, IpAddr::V6(Ipv6Addr::LOCALHOST), false),
-    (Vector::UdpUnconnected, IpAddr::V6(Ipv6Addr::UNSPECIFIED), false),
-    (Vector::Mptcp, IpAddr::V6(Ipv6Addr::LOCALHOST), true),
+/// Calls with addresses of this host.
+const CALLS: [(Vector, IpAddr); 17] = [
+    (Vector::Tcp, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    (Vector::Tcp, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+    (Vector::Udp, STUB),
+    (Vector::UdpUnconnected, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    (Vector::UdpUnconnected, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+    (Vector::Sendmmsg, STUB),
+    (Vector::TcpFastOpen, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    (Vector::Mptcp, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    (Vector::Uring, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    (Vector::MappedTcp, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    (Vector::MappedUdp, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    (Vector::Tcp, IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    (Vector::Tcp, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+    (Vector::Udp, IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    (Vector::UdpUnconnected, IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    (Vector::UdpUnconnected, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+    (Vector::Mptcp, IpAddr::V6(Ipv6Addr::LOCALHOST)),
 ];
 
 fn refused_at_once() -> Outcome {
@@ -69,17 +66,13 @@ fn refused_at_once() -> Outcome {
     let mut spy = Spy::on(&bed, &[])?;
     let mut refused = 0;
     for user in USERS {
-        for (vector, target, with_privilege) in CALLS {
+        for (vector, target) in CALLS {
             let attempt = attempt(&bed, vector, user, target, server.port())?;
             if !attempt.is_applicable() {
                 continue;
             }
-            let expected = if user == User::Root && with_privilege {
-                attempt.is_ok()
-            } else {
-                refused += 1;
-                attempt.outcome == "EPERM" && matches!(attempt.step, Some(Step::Connect | Step::Send))
-            };
+            refused += 1;
+            let expected = attempt.outcome == "EPERM" && matches!(attempt.step, Some(Step::Connect | Step::Send));
             ensure!(expected, "{target} as {user:?}: {attempt:?}");
         }
     }
@@ -186,45 +179,26 @@ fn a_forged_source_is_stopped() -> Outcome {
     Ok(())
 }
 
-/// A socket bound to the uplink receives nothing on 127.0.0.1. A process with the privilege can unbind it.
-fn listening_needs_a_privilege() -> Outcome {
+/// A socket bound to the uplink receives nothing on 127.0.0.1, so the program gets an error, as if no link had the address.
+fn no_listener_on_loopback() -> Outcome {
     let bed = steered_bed("local-listen")?;
-    for (user, reached) in [(User::Root, true), (User::Nobody, false)] {
-        let mut command = bed.client(Some(&bed.cgroup), user)?;
-        let mut listener = command.args(["--listen", "127.0.0.1"]).stdout(Stdio::piped()).spawn()?;
-        let mut heard = BufReader::new(listener.stdout.take().context("no pipe")?).lines();
-        let port = heard.next().context("no port")??.parse::<u16>()?;
-        let answer = bed.net.client.run(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-            socket.connect((Ipv4Addr::LOCALHOST, port))?;
-            socket.send(b"hello")?;
-            // A refusal arrives before `send` returns.
-            socket.take_error()
-        })??;
-        ensure!(answer.is_none() == reached, "{user:?}: {answer:?}");
-        if reached {
-            ensure!(heard.next().context("nothing heard")?? == "heard 5");
+    let mut refused = 0;
+    let error = if linux_is_at_least(6, 1) { "EADDRNOTAVAIL" } else { "EPERM" };
+    for user in USERS {
+        for vector in [Vector::BindOther, Vector::BindOtherUdp] {
+            for source in [IpAddr::V4(Ipv4Addr::LOCALHOST), STUB, Ipv6Addr::LOCALHOST.into()] {
+                let timeout = Duration::from_millis(400);
+                let this = Try { vector, user, family: Family::of(source), scene: Scene::Steered, timeout };
+                let mut command = bed.escape_program(this, &bed.cgroup)?;
+                let ran = output(command.args(["--source", &source.to_string()]))?;
+                let attempt = Attempt::parse(ran.stdout.trim())?;
+                ensure!(attempt.outcome == error && attempt.step == Some(Step::Bind), "{source}, {user:?}: {ran:?}");
+                refused += 1;
+            }
         }
-        listener.kill()?;
-        listener.wait()?;
     }
+    ensure!(bed.sockets("a1", "stopped_local")? == refused);
+    let events = bed.succeed(&["events", "--once"])?;
+    ensure!(events.contains("stopped_local") && events.contains("peer=127.0.0.1"), "{events}");
     Ok(())
-}
-
-/// So `bind` to one of them is not refused. For IPv4 the kernel makes the socket, and sends nothing from it.
-fn nothing_is_sent_from_loopback_addresses() -> Outcome {
-    let bed = steered_bed("local-source")?;
-    let mut spy = Spy::on(&bed, &[])?;
-    for vector in [Vector::BindOther, Vector::BindOtherUdp] {
-        for (source, error) in
-            [(IpAddr::V4(Ipv4Addr::LOCALHOST), "EINVAL"), (Ipv6Addr::LOCALHOST.into(), "EADDRNOTAVAIL")]
-        {
-            let (scene, timeout) = (Scene::Steered, Duration::from_millis(400));
-            let this = Try { vector, user: User::Nobody, family: Family::of(source), scene, timeout };
-            let mut command = bed.escape_program(this, &bed.cgroup)?;
-            let ran = output(command.args(["--source", &source.to_string()]))?;
-            ensure!(Attempt::parse(ran.stdout.trim())?.outcome == error, "{ran:?}");
-        }
-    }
-    spy.saw_nothing()
 }

@@ -33,6 +33,7 @@ mod nested;
 mod other_netns;
 mod package;
 mod peers;
+mod reach;
 mod records;
 mod refusals;
 mod systemd;
@@ -74,6 +75,7 @@ fn main() {
         ("lingering", lingering::TESTS),
         ("listeners", listeners::TESTS),
         ("local", local::TESTS),
+        ("reach", reach::TESTS),
         ("guards", guards::TESTS),
         ("other_netns", other_netns::TESTS),
         ("hostile", hostile::TESTS),
@@ -84,6 +86,7 @@ fn main() {
         ("existing", existing::TESTS),
         ("explain", explain::TESTS),
         ("explain::host", explain::host::TESTS),
+        ("explain::packet", explain::packet::TESTS),
         ("model", model::TESTS),
         ("records", records::TESTS),
         ("faults", faults::TESTS),
@@ -93,6 +96,7 @@ fn main() {
         ("doctor::cgroups", doctor::cgroups::TESTS),
         ("doctor::namespaces", doctor::namespaces::TESTS),
         ("doctor::pins", doctor::pins::TESTS),
+        ("doctor::routes", doctor::routes::TESTS),
         ("doctor::sockets", doctor::sockets::TESTS),
         ("doctor::uplinks", doctor::uplinks::TESTS),
     ];

@@ -21,7 +21,7 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[("any_map_content", any_map_content)];
 
-const POLICY_BYTES: usize = 248;
+const POLICY_BYTES: usize = 264;
 const ATTACHMENT_BYTES: usize = 24;
 /// The offsets of a policy's words.
 const KIND: usize = 0;
@@ -30,8 +30,10 @@ const IFINDEX: usize = 8;
 const OWNER: usize = 12;
 const NETNS_COOKIE: usize = 16;
 const RESOLVERS: usize = 24;
-const NAME: usize = 56;
-const INTERFACE: usize = 120;
+const MARK: usize = 56;
+const MARK_MASK: usize = 60;
+const NAME: usize = 72;
+const INTERFACE: usize = 136;
 /// The offsets of an attachment's words.
 const SLOT: usize = 0;
 const ATTACHMENT_FLAGS: usize = 4;
@@ -43,6 +45,10 @@ const SPARE: u32 = SLOTS - 1;
 const STEER: u32 = 1;
 const EXEMPT: u32 = 2;
 const REFUSE_OTHER_NETNS: u32 = 1;
+const ROUTE: u32 = 1 << 8;
+/// A mark that no rule knows, and its mask.
+const SOME_MARK: u32 = 0x8500_0000;
+const SOME_MASK: u32 = 0xff00_0000;
 
 /// The ports of packets that may leave only by the uplink, and of those that may not leave.
 const BY_UPLINK: u16 = 4001;
@@ -62,7 +68,11 @@ struct Records {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
     Bound(i32),
+    /// Unbound. Its mark has no rule, so its packets take the default route.
+    Marked(i32),
     Closed,
+    /// Closed, because there is no complete mark. The guard asks for the index only.
+    Unmarked(i32),
     /// The index belongs to another network namespace.
     Refused(i32),
     /// Left alone because of an exempt record.
@@ -103,6 +113,10 @@ impl Known {
             EXEMPT => Expected::LeftAlone,
             STEER if !is_here && word(policy, FLAGS) & REFUSE_OTHER_NETNS == 0 => Expected::LeftAlone,
             STEER if !is_here => Expected::Refused(ifindex),
+            STEER if word(policy, FLAGS) & ROUTE != 0 => {
+                let (mark, bits) = (word(policy, MARK), word(policy, MARK_MASK));
+                if mark != 0 && mark & !bits == 0 { Expected::Marked(ifindex) } else { Expected::Unmarked(ifindex) }
+            }
             STEER if ifindex > 0 => Expected::Bound(ifindex),
             _ => Expected::Closed,
         }
@@ -114,8 +128,19 @@ impl Known {
             Expected::Bound(ifindex) if ifindex == self.uplink => Some(BY_UPLINK),
             // The egress guard, the only one that stops older sockets, does not ask for the namespace of a packet on the
             // policy's index.
-            Expected::Bound(ifindex) | Expected::Refused(ifindex) if ifindex == self.other => None,
-            Expected::Bound(_) | Expected::Closed | Expected::Refused(_) => Some(NOWHERE),
+            Expected::Bound(ifindex)
+            | Expected::Marked(ifindex)
+            | Expected::Unmarked(ifindex)
+            | Expected::Refused(ifindex)
+                if ifindex == self.other =>
+            {
+                None
+            }
+            Expected::Bound(_)
+            | Expected::Marked(_)
+            | Expected::Unmarked(_)
+            | Expected::Closed
+            | Expected::Refused(_) => Some(NOWHERE),
             Expected::LeftAlone => None,
         }
     }
@@ -147,8 +172,10 @@ impl Known {
         };
         prop_oneof![
             2 => words(KIND, vec![0, STEER, EXEMPT, 3, STEER << 8, EXEMPT << 24]),
-            2 => words(FLAGS, (0..8).map(|bit| 1 << bit).chain([0, u32::MAX]).collect()),
+            2 => words(FLAGS, (0..13).map(|bit| 1 << bit).chain([0, u32::MAX, ROUTE | 6]).collect()),
             2 => words(IFINDEX, indexes.map(i32::cast_unsigned).to_vec()),
+            2 => Just((MARK, [SOME_MARK, SOME_MASK].map(u32::to_ne_bytes).concat())),
+            1 => words(MARK, vec![0, SOME_MARK, SOME_MARK | 1]),
             1 => words(OWNER, (0..4).collect()),
             1 => cookies.prop_map(|cookie| (NETNS_COOKIE, cookie.to_ne_bytes().to_vec())),
             1 => vec(any::<u8>(), 1..NAME - RESOLVERS).prop_map(|address| (RESOLVERS, address)),
@@ -208,9 +235,9 @@ impl Run<'_> {
         self.write(records)?;
         let want = match expected {
             Expected::Bound(ifindex) => NewSocket::Bound(ifindex),
-            Expected::Closed => NewSocket::Bound(-1),
+            Expected::Closed | Expected::Unmarked(_) => NewSocket::Bound(-1),
             Expected::Refused(_) => NewSocket::Refused("EPERM".to_owned()),
-            Expected::LeftAlone => NewSocket::Bound(0),
+            Expected::LeftAlone | Expected::Marked(_) => NewSocket::Bound(0),
         };
         for client in &mut self.clients {
             let got = client.round(port)?;

@@ -1,4 +1,4 @@
-//! Follows the links of the network namespaces of containers, in addition to those of the daemon's own namespace.
+//! Follows the links, rules and routes of the network namespaces of containers, in addition to those of the daemon's own namespace.
 //!
 //! A separate thread searches for each namespace, one at a time. A task then follows the namespace and reports all of its links
 //! at once: a new report replaces one that waits.
@@ -28,7 +28,7 @@ use crate::{
     host::{
         cgroup::Hierarchy,
         link::{self, Table},
-        netns,
+        netns, route,
     },
     kernel::{self, Datapath, Error, PolicyEntry},
     model::cgroup_path::CgroupPath,
@@ -119,13 +119,14 @@ fn is_elsewhere(entry: &PolicyEntry, own: u64) -> bool {
     steers && entry.is_owned_by(Owner::Manual) && entry.record.netns_cookie != own
 }
 
-/// Finds a namespace through the processes of these cgroups, and reports its links until the receiver is closed.
+/// Finds a namespace through the processes of these cgroups, and reports its links, also when only rules or routes have changed,
+/// until the receiver is closed.
 async fn follow(cookie: u64, cgroups: BTreeSet<CgroupPath>, searching: Arc<Mutex<()>>, changes: mpsc::Sender<Change>) {
     let found = {
         let _one_at_a_time = searching.lock().await;
         search(cookie, cgroups).await
     };
-    let (netns, mut links) = match found {
+    let (netns, mut links, mut routes) = match found {
         Ok(Some(found)) => found,
         // No process is in it now.
         Ok(None) => return,
@@ -133,16 +134,25 @@ async fn follow(cookie: u64, cgroups: BTreeSet<CgroupPath>, searching: Arc<Mutex
     };
     let netns = Arc::new(netns);
     let mut pace = Pace(Instant::now());
+    let mut last = None;
     loop {
-        match links.next().await {
-            Ok(links) => {
+        let read = tokio::select! {
+            links = links.next() => links.map(|links| last = Some(links.clone())),
+            reported = routes.changed() => reported.map_err(link::Error::Socket),
+        };
+        match (read, &last) {
+            (Ok(()), Some(links)) => {
                 let (netns, links) = (Arc::clone(&netns), links.clone());
                 // The receiver is closed when the daemon ends.
                 if changes.send(Change { netns_cookie: cookie, netns, links }).await.is_err() {
                     return;
                 }
             }
-            Err(error) => log::error!("read the links of a container's network namespace: {error}; trying again"),
+            // Without a reading of the links, every uplink would appear to be missing.
+            (Ok(()), None) => {}
+            (Err(error), _) => {
+                log::error!("read the links and routes of a container's network namespace: {error}; trying again");
+            }
         }
         pace.keep().await;
     }
@@ -162,9 +172,12 @@ impl Pace {
     }
 }
 
-/// Searches for a namespace on a separate thread, because the files of processes are slow to read. Creates the watch of its
-/// links inside it.
-async fn search(cookie: u64, cgroups: BTreeSet<CgroupPath>) -> Result<Option<(File, link::Watch)>, Error> {
+/// Searches for a namespace on a separate thread, because the files of processes are slow to read. Creates the watches of its
+/// links and routes inside it.
+async fn search(
+    cookie: u64,
+    cgroups: BTreeSet<CgroupPath>,
+) -> Result<Option<(File, link::Watch, route::Notified)>, Error> {
     let (done, searched) = oneshot::channel();
     let runtime = Handle::current();
     let search = move || {
@@ -173,10 +186,10 @@ async fn search(cookie: u64, cgroups: BTreeSet<CgroupPath>) -> Result<Option<(Fi
             let Some(netns) = find(&hierarchy, &cgroups, cookie).map_err(link::Error::Socket)? else { return Ok(None) };
             let watch = netns::inside(netns.as_fd(), || {
                 let _inside = runtime.enter();
-                link::Watch::new()
+                Ok::<_, link::Error>((link::Watch::new()?, route::Notified::new().map_err(link::Error::Socket)?))
             });
-            let watch = watch.map_err(link::Error::Socket)??;
-            Ok(Some((netns, watch)))
+            let (links, routes) = watch.map_err(link::Error::Socket)??;
+            Ok(Some((netns, links, routes)))
         };
         drop(done.send(search()));
     };

@@ -7,12 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use steer_common::{Owner, PolicyRecord, policy_flags};
+use steer_common::{Owner, policy_flags};
 use thiserror::Error;
 
 use super::{
     permit::{self, Attach, Denied, Origin},
     resolve::{self, Namespace},
+    routes::{self, Elsewhere, Written},
     takeover::{self, TakenOver},
 };
 use crate::{
@@ -29,7 +30,7 @@ const GLANCE: Duration = Duration::from_millis(2);
 #[derive(Clone, Debug)]
 pub enum Wanted {
     /// A policy for this attachment alone.
-    Record(Box<PolicyRecord>),
+    Own(Box<kernel::Policy>),
     /// The policy of the configuration with this name, which must be in force.
     Policy(String),
 }
@@ -104,8 +105,8 @@ pub fn attach(
             Some(entry.slot)
         }
         // On the host's network, use the policy in force itself, so that the container follows the configuration.
-        Wanted::Record(record) if origin == Origin::Container => datapath.configured_as(record)?,
-        Wanted::Record(_) => None,
+        Wanted::Own(policy) if origin == Origin::Container => datapath.configured_as(&policy.record)?,
+        Wanted::Own(_) => None,
     };
     let existing = datapath.attachment(cgroup.id)?;
     let permitted = permit::attachment(origin, &cgroup.path, existing.as_ref(), configured.unwrap_or_default())?;
@@ -114,13 +115,27 @@ pub fn attach(
     }
     let slot = match (configured, wanted) {
         (Some(slot), _) => slot,
-        (None, Wanted::Record(record)) => datapath.put_policies(lock, std::slice::from_ref(record))?[0],
+        (None, Wanted::Own(policy)) => {
+            let taken = routes::taken(datapath.pins(), std::slice::from_ref(policy), namespace)?;
+            datapath.put_policies(lock, std::slice::from_ref(policy), &taken)?[0]
+        }
         (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone() }),
     };
+    // The routes come first: with a mark that no rule knows, packets are stopped. What closes needs none, and knows no links.
+    if origin != Origin::Closing {
+        routes::follow(datapath, lock, namespace, &mut Written::default())?;
+    }
     datapath.attach(lock, hierarchy, cgroup, slot, permitted == Attach::Manually)?;
     datapath.log_unreported();
-    // The previous policy of the cgroup may be unused now.
-    if existing.is_some() { Ok(datapath.free_unused_policies(lock)?) } else { Ok(()) }
+    if existing.is_some() {
+        // The previous policy of the cgroup may be unused now.
+        let elsewhere = Elsewhere::read(datapath)?;
+        datapath.free_unused_policies(lock)?;
+        if let Err(error) = routes::release(datapath).and(elsewhere.release(datapath)) {
+            log::warn!("{error}");
+        }
+    }
+    Ok(())
 }
 
 /// Whether a command in an attached cgroup needs a seccomp filter: its policy is strict, and the kernel runs no security program
@@ -166,7 +181,7 @@ pub fn detach(pins: &Pins, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec
     }
     kernel::detach_other_versions(pins, &lock, cgroup.id)?;
     pins.notify_daemon(&lock)?;
-    kernel::tidy(pins, lock, hierarchy)?;
+    routes::tidy(pins, lock, hierarchy)?;
     Ok(taken_over)
 }
 
@@ -200,7 +215,7 @@ pub fn change<T, E: From<kernel::Error>>(
     let afterwards = match changed {
         Ok(_) => pins.notify_daemon(&lock),
         // The daemon may have attached what is in the cgroup.
-        Err(_) => pins.notify_daemon(&lock).and_then(|()| kernel::tidy(pins, lock, hierarchy)),
+        Err(_) => pins.notify_daemon(&lock).and_then(|()| routes::tidy(pins, lock, hierarchy)),
     };
     if let Err(error) = afterwards {
         log::warn!("{error}");

@@ -9,4 +9,5 @@ pub mod manual;
 pub mod permit;
 pub mod released;
 pub mod resolve;
+pub mod routes;
 pub mod takeover;

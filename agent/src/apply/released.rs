@@ -15,7 +15,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use steer_common::Owner;
 
-use super::resolve::{self, Namespace};
+use super::{
+    resolve::{self, Namespace},
+    routes,
+};
 use crate::{
     host::{cgroup::Hierarchy, file, link::Table},
     kernel::{self, Attachment, Datapath, Lock, Pins},
@@ -80,14 +83,13 @@ pub fn forget(path: &Path, cgroup_id: u64) -> io::Result<()> {
 pub fn in_force(pins: &Pins, hierarchy: &Hierarchy) -> Result<Vec<Released>, kernel::Error> {
     let Some(datapath) = Datapath::open(pins)? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
+    let policies = datapath.policies()?;
     for attachment in datapath.attachments()? {
         if !attachment.is_manual() || hierarchy.is_gone(attachment.cgroup_id) {
             continue;
         }
-        let Some(record) = datapath.policy_of(attachment.cgroup_id)?.filter(|record| record.kind != 0) else {
-            continue;
-        };
-        let target = resolve::target(&record);
+        let Some(policy) = policies.iter().find(|entry| entry.slot == attachment.record.policy) else { continue };
+        let (target, record) = (resolve::target(&policy.record, &policy.exceptions), &policy.record);
         found.push(Released {
             cgroup: attachment.cgroup_id,
             policy: kernel::text(&record.name),
@@ -120,7 +122,7 @@ pub(super) fn restore(
     let none = Table::default();
     for entry in released {
         let Some(path) = hierarchy.path_of(entry.cgroup) else { continue };
-        let elsewhere = Namespace { links: &none, cookie: entry.netns_cookie };
+        let elsewhere = Namespace::own(&none, entry.netns_cookie, namespace.marks);
         let is_here = entry.configured || entry.netns_cookie == namespace.cookie;
         let namespace = if is_here { namespace } else { elsewhere };
         match entry.restore(datapath, lock, hierarchy, &path, namespace, &slot_of) {
@@ -165,8 +167,9 @@ impl Released {
             } else {
                 (self.target(), Owner::Manual)
             };
-            let record = resolve::record(&self.policy, &target, owner, namespace);
-            datapath.put_policies(lock, &[record])?[0]
+            let policy = [resolve::policy(&self.policy, &target, owner, namespace)];
+            let taken = routes::taken(datapath.pins(), &policy, namespace)?;
+            datapath.put_policies(lock, &policy, &taken)?[0]
         };
         datapath.attach(lock, hierarchy, &cgroup, slot, true).map(|()| true)
     }

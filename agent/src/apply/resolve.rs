@@ -3,7 +3,7 @@
 //! **Invariant:** only this module converts the name of an interface to an index, and options to flags. A name that no link has
 //! resolves to the closed index.
 
-use std::net::IpAddr;
+use std::{io, net::IpAddr, os::fd::BorrowedFd};
 
 use steer_common::{
     CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
@@ -13,35 +13,69 @@ use steer_common::{
 };
 
 use crate::{
-    host::link::{self, Table},
-    kernel::{Datapath, Error, Lock, PolicyEntry, text},
-    model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Reach, Resolvers, Target, Uplink},
+    host::{
+        link::{self, Table},
+        netns,
+    },
+    kernel::{Datapath, Error, Lock, Policy, PolicyEntry, text},
+    model::{
+        fingerprint::fingerprint,
+        mark::MarkMask,
+        spec::{
+            Enforce, Enforcement, Exceptions, Existing, Ingress, Local, OtherNetns, Reach, Resolvers, Target, Uplink,
+        },
+    },
 };
 
-/// A network namespace: its links, and its identity.
+/// A network namespace: its links, its identity, and the marks of steer in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Namespace<'a> {
     /// The links that exist.
     pub links: &'a Table,
     /// The result of `bpf_get_netns_cookie` in it.
     pub cookie: u64,
+    /// The bits of marks that are steer's.
+    pub marks: MarkMask,
+    /// A descriptor of it; `None`: it is that of the calling thread.
+    pub inside: Option<BorrowedFd<'a>>,
 }
 
-/// The record of a policy of this namespace. It is closed while the interface is missing.
-pub fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> PolicyRecord {
-    let Target { uplink, enforcement, reach } = target;
+impl<'a> Namespace<'a> {
+    /// That of the calling thread.
+    pub fn own(links: &'a Table, cookie: u64, marks: MarkMask) -> Self {
+        Self { links, cookie, marks, inside: None }
+    }
+
+    /// Runs something in it.
+    pub(super) fn run<T: Send>(self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        match self.inside {
+            None => Ok(work()),
+            Some(netns) => netns::inside(netns, work),
+        }
+    }
+}
+
+/// A policy of this namespace, for the kernel. It is closed while the interface is missing.
+pub fn policy(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> Policy {
+    let exceptions = target.reach.except.clone();
+    Policy { record: record(name, target, owner, namespace), exceptions }
+}
+
+fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> PolicyRecord {
     let common = PolicyRecord {
         owner: owner as u32,
         name: padded::<NAME_BYTES>(name),
-        flags: flags(enforcement),
+        flags: flags(&target.enforcement) | reach_flags(&target.reach),
+        mark_mask: namespace.marks.bits(),
+        exceptions: exceptions_fingerprint(&target.reach.except),
         ..PolicyRecord::EMPTY
     };
-    if *uplink == Uplink::Exempt {
+    if target.uplink == Uplink::Exempt {
         return PolicyRecord { kind: Kind::Exempt as u32, ..common };
     }
-    let dns = enforcement.dns;
-    let interface = uplink.interface().unwrap_or_default();
-    let record = PolicyRecord {
+    let dns = target.enforcement.dns;
+    let interface = target.uplink.interface().unwrap_or_default();
+    PolicyRecord {
         kind: Kind::Steer as u32,
         ifindex: index(interface, namespace.links),
         netns_cookie: namespace.cookie,
@@ -49,33 +83,15 @@ pub fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_
         dns6: dns.v6.map_or([0; 4], address_words),
         interface: padded::<INTERFACE_BYTES>(interface),
         ..common
-    };
-    with_reach(record, reach)
+    }
 }
 
-/// The record with the reach of its target. Records have no field for it yet, so nothing of it is in force, and the uplink is all that such
-/// a policy reaches. [`reach`] reads it back.
-fn with_reach(record: PolicyRecord, reach: &Reach) -> PolicyRecord {
-    let Reach { local: _, except: _ } = reach;
-    record
-}
-
-/// The reach that a record describes: what `with_reach` wrote.
-pub fn reach(_record: &PolicyRecord) -> Reach {
-    Reach::NONE
-}
-
-/// As [`record`], but fails while the interface is missing.
-pub fn present(
-    name: &str,
-    target: &Target,
-    owner: Owner,
-    namespace: Namespace<'_>,
-) -> Result<PolicyRecord, link::Error> {
+/// As [`policy`], but fails while the interface is missing.
+pub fn present(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> Result<Policy, link::Error> {
     if let Some(interface) = target.uplink.interface() {
         namespace.links.require(interface)?;
     }
-    Ok(record(name, target, owner, namespace))
+    Ok(policy(name, target, owner, namespace))
 }
 
 /// The index of an interface, or the closed index while it is missing. No link has an empty name.
@@ -150,8 +166,37 @@ pub fn flags(enforcement: &Enforcement) -> u32 {
         | flag_if(dns.v6.is_some(), policy_flags::DNS6)
 }
 
-/// The target that a record describes.
-pub fn target(record: &PolicyRecord) -> Target {
+/// The flags of what a policy reaches besides its uplink. Any of it needs the route method.
+fn reach_flags(reach: &Reach) -> u32 {
+    let Reach { local: Local { host, lan, discovery }, except } = reach;
+    let asked = [
+        (*host, policy_flags::LOCAL_HOST),
+        (*lan, policy_flags::LOCAL_LAN),
+        (*discovery, policy_flags::LOCAL_DISCOVERY),
+        (!except.is_empty(), policy_flags::EXCEPT),
+    ];
+    asked.into_iter().filter(|(is_asked, _)| *is_asked).fold(0, |flags, (_, flag)| flags | policy_flags::ROUTE | flag)
+}
+
+/// The opposite of [`reach_flags`].
+fn reach(flags: u32, exceptions: &Exceptions) -> Reach {
+    let has = |flag: u32| flags & flag != 0;
+    let local = Local {
+        host: has(policy_flags::LOCAL_HOST),
+        lan: has(policy_flags::LOCAL_LAN),
+        discovery: has(policy_flags::LOCAL_DISCOVERY),
+    };
+    Reach { local, except: exceptions.clone() }
+}
+
+/// A number that differs for other exceptions; 0 is none.
+fn exceptions_fingerprint(exceptions: &Exceptions) -> u64 {
+    let texts: Vec<String> = exceptions.iter().map(ToString::to_string).collect();
+    if texts.is_empty() { 0 } else { fingerprint(texts.join("\n").as_bytes()) }
+}
+
+/// The target that a record and its exceptions describe.
+pub fn target(record: &PolicyRecord, exceptions: &Exceptions) -> Target {
     let interface = text(&record.interface);
     let uplink = match interface.as_str() {
         _ if record.kind == Kind::Exempt as u32 => Uplink::Exempt,
@@ -173,7 +218,7 @@ pub fn target(record: &PolicyRecord) -> Target {
         existing: existing(record.flags),
         dns,
     };
-    Target { uplink, enforcement, reach: reach(record) }
+    Target { uplink, enforcement, reach: reach(record.flags, exceptions) }
 }
 
 /// The resolvers of a record, at most one of each family.
@@ -213,7 +258,7 @@ fn padded<const N: usize>(text: &str) -> [u8; N] {
 mod tests {
     use steer_common::{CLOSED_IFINDEX, Kind, Owner, policy_flags};
 
-    use super::{Namespace, padded, present, record, stale};
+    use super::{MarkMask, Namespace, padded, present, record, stale};
     use crate::{
         host::link::{Change, Names, Table},
         model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Reach, Resolvers, Target, Uplink},
@@ -228,7 +273,7 @@ mod tests {
     #[test]
     fn records() {
         let links = links();
-        let here = Namespace { links: &links, cookie: 9 };
+        let here = Namespace::own(&links, 9, MarkMask::new(0xff00_0000));
         let enforcement = Enforcement { other_netns: OtherNetns::Refuse, ..Enforcement::default() };
         let steer = |name: &str| Target { uplink: Uplink::Interface(name.to_owned()), enforcement, reach: Reach::NONE };
         let of = |target: &Target| record("vpn", target, Owner::Config, here);
@@ -270,8 +315,9 @@ mod tests {
             {
                 let enforcement = Enforcement { enforce, ingress, other_netns: OtherNetns::Refuse, existing, dns };
                 let target = Target { uplink: Uplink::Interface("wg0".to_owned()), enforcement, reach: Reach::NONE };
-                let record = record("vpn", &target, Owner::Config, Namespace { links: &links, cookie: 9 });
-                assert_eq!(super::target(&record), target);
+                let record =
+                    record("vpn", &target, Owner::Config, Namespace::own(&links, 9, MarkMask::new(0xff00_0000)));
+                assert_eq!(super::target(&record, &target.reach.except), target);
             }
         }
     }

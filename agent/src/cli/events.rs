@@ -8,8 +8,9 @@ use tokio::signal::{self, unix::SignalKind};
 
 use super::output::{self, note, say};
 use crate::{
+    apply::routes,
     host::{capability::require_privilege, cgroup::Hierarchy},
-    kernel::{self, Pins},
+    kernel::Pins,
     observe::events::{Event, Events},
     run::{api::client::Client, instance::Instance},
 };
@@ -61,7 +62,7 @@ async fn follow(json: bool, instance: &Instance) -> anyhow::Result<()> {
         _ = terminate.recv() => Signal::SIGTERM,
     };
     if let Some(lock) = pins.lock()? {
-        kernel::tidy(&pins, lock, &Hierarchy::find()?)?;
+        routes::tidy(&pins, lock, &Hierarchy::find()?)?;
     }
     // The caller sees by which signal it ended.
     // SAFETY: the default action is no handler.

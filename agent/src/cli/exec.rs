@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 
-use super::target::{By, links};
+use super::target::{By, links, marks};
 use crate::{
     apply::{
         manual::{self, Wanted},
@@ -92,7 +92,7 @@ fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
     let by = by.with_defaults(CONFIG.as_ref())?;
     let hierarchy = Hierarchy::find()?;
     let links = links()?;
-    let namespace = Namespace { links: &links, cookie: kernel::netns_cookie()? };
+    let namespace = Namespace::own(&links, kernel::netns_cookie()?, marks(CONFIG.as_ref())?);
     let wanted = by.wanted(namespace)?;
     by.warn();
     let pins = pins.to_change()?;
@@ -142,6 +142,7 @@ fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
         .arg("--bpffs")
         .arg(pins.root())
         .args(["keep", scope.cgroup.path.as_str(), &reader_fd.to_string(), &lock_fd.to_string()])
+        .arg(pins.name())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     host::{capability::require_privilege, cgroup::Hierarchy},
     model::quote::shown,
-    observe::explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Options, Route, Target},
+    observe::explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Options, Packet, Route, Target},
     run::instance::{CONFIG, Instance},
 };
 
@@ -21,7 +21,7 @@ pub(super) struct Args {
     /// Process id or cgroup. A cgroup is its path from the root of the hierarchy, or its directory
     #[arg(value_name = "PID|CGROUP")]
     target: String,
-    /// Address to show the route to, instead of distant ones of both families; nothing is sent there
+    /// Address to explain a packet to, this host and its networks included; nothing is sent there
     #[arg(long, value_name = "ADDRESS")]
     to: Option<IpAddr>,
     /// The configuration file, for the reasons [default: /etc/steer/steer.toml, if it exists]
@@ -40,7 +40,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         pin_directory: instance.pins.0.clone(),
         config_is_named: args.config.is_some(),
         store: instance.store(&args.config.unwrap_or_else(|| CONFIG.into())),
-        to: args.to,
+        to: args.to.map(|to| to.to_canonical()),
     };
     let explanation = target.inside(|| block_on(explain::explain(&options, &hierarchy, &target)))???;
     if args.json {
@@ -72,10 +72,22 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
     row("because", explanation.reasons.clone())?;
     if let Some(decision) = decision {
         row("programs", vec![decision.attached.programs.join(", ")])?;
+        row(
+            "method",
+            decision
+                .mark
+                .map(|mark| format!("sockets are marked {mark:#x}, and rules lead the mark to a table"))
+                .into_iter()
+                .collect(),
+        )?;
+        row("local", list(&decision.local))?;
+        row("except", list(&decision.except))?;
         row("not covered", decision.not_covered.clone())?;
     }
     row("uplink", explanation.uplink.iter().map(uplink).collect())?;
-    row("route", explanation.routes.iter().map(route).collect())?;
+    let is_bound = decision.as_ref().is_some_and(|decision| decision.mark.is_none());
+    row("route", explanation.routes.iter().map(|one| route(one, is_bound)).collect())?;
+    row("packet", explanation.packet.iter().flat_map(packet).collect())?;
     if let Some(resolver) = &explanation.resolver {
         let dns = resolver
             .dns
@@ -89,7 +101,9 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
         row("warning", resolver.warnings.clone())?;
     }
     if let Some(sockets) = sockets {
-        let bound = format!("{} open, {} not bound to the uplink", sockets.open, sockets.elsewhere.len());
+        let is_marked = decision.as_ref().is_some_and(|decision| decision.mark.is_some());
+        let held = if is_marked { "without the mark" } else { "not bound to the uplink" };
+        let bound = format!("{} open, {} {held}", sockets.open, sockets.elsewhere.len());
         let problem = sockets.problem.as_ref().map(|problem| format!("could not be read: {problem}"));
         let first = problem.unwrap_or(bound);
         row("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect())?;
@@ -154,19 +168,36 @@ fn uplink(uplink: &explain::Uplink) -> String {
     format!("{}{index}{renamed}, {state}", uplink.interface)
 }
 
-fn route(route: &Route) -> String {
+fn route(route: &Route, is_bound: bool) -> String {
     let Route { destination, steered, unsteered } = route;
     let unsteered = ways(unsteered).unwrap_or_else(|| "no route".to_owned());
     let Some(steered) = steered else { return format!("to {destination}: {unsteered}") };
     let none = match destination {
-        this_host if this_host.is_loopback() || this_host.is_unspecified() => {
-            "refused (EPERM), for a steered socket does not reach this host; a resolver is set by `dns`"
-        }
-        IpAddr::V4(_) => "no route: treated as a neighbour on the link",
+        this_host if this_host.is_loopback() || this_host.is_unspecified() => "refused (EPERM)",
+        IpAddr::V4(_) if is_bound => "no route: treated as a neighbour on the link",
+        IpAddr::V4(_) => "no route",
         IpAddr::V6(_) => "no route (ENETUNREACH)",
     };
     let steered = ways(steered).unwrap_or_else(|| none.to_owned());
     format!("to {destination}: {steered}; unsteered: {unsteered}")
+}
+
+/// Nothing, or one line.
+fn list<T: ToString>(items: &[T]) -> Vec<String> {
+    let line = items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if line.is_empty() { Vec::new() } else { vec![line] }
+}
+
+/// What happens, then by which rule and route, then what to set instead.
+fn packet(packet: &Packet) -> Vec<String> {
+    let Packet { rule, table, prefix, hint, conclusion, .. } = packet;
+    let prefix = prefix.iter().zip(table).map(|(prefix, table)| match table {
+        0..=255 => format!("{prefix} in table {table}"),
+        table => format!("{prefix} in table {table:#x}"),
+    });
+    let way = rule.iter().map(|rule| rule.text.clone()).chain(prefix).collect::<Vec<_>>().join("; ");
+    let way = Some(way).filter(|way| !way.is_empty());
+    [conclusion.clone()].into_iter().chain(way).chain(hint.iter().map(|hint| format!("hint: {hint}"))).collect()
 }
 
 fn ways(hops: &[Hop]) -> Option<String> {

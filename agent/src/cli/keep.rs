@@ -1,6 +1,6 @@
 //! `steer keep`, hidden: the keeper of a running `steer exec`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use crate::{
     model::cgroup_path::CgroupPath,
@@ -15,11 +15,13 @@ pub(super) struct Args {
     wrapper_fd: i32,
     /// Descriptor with the lock of the cgroup's directory
     lock_fd: i32,
+    /// The path by which the user knows the pin directory
+    name: PathBuf,
 }
 
 pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
     let keep = || {
-        let pins = pins.to_change()?;
+        let pins = pins.to_change()?.with_name(args.name.clone());
         super::block_on(keeper::keep(&args.cgroup, args.wrapper_fd, args.lock_fd, &pins))?
     };
     // It has no standard error.

@@ -12,7 +12,10 @@ use super::output::{note, say};
 use serde::Serialize;
 
 use crate::{
-    apply::released::{self, Released},
+    apply::{
+        released::{self, Released},
+        routes,
+    },
     host::{
         capability::require_privilege,
         cgroup::{Hierarchy, scope},
@@ -67,6 +70,12 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         _ => BTreeSet::new(),
     };
     let mut removed = pins.as_ref().map_or_else(|| Ok(Removed::default()), remove_pins)?;
+    let mut routes = 0;
+    if let Some(pins) = &pins {
+        let (number, errors) = routes::remove(pins);
+        routes = number;
+        removed.errors.extend(errors);
+    }
     let released = released.map_err(|error| error.to_string()).and_then(|new| {
         let kept = if args.forget { Ok(new) } else { keep(&instance.released, new, hierarchy.as_ref().ok()) };
         kept.and_then(|kept| released::write(&instance.released, &kept).map(|()| kept))
@@ -113,6 +122,9 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         }
         for pin in &removed.pins {
             say!("removed {pin}")?;
+        }
+        if routes > 0 {
+            say!("removed {routes} rules and routes")?;
         }
         say!("steer is off: {} cgroups detached, {} pins removed", removed.cgroups.len(), removed.pins.len())?;
     }

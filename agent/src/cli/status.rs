@@ -16,7 +16,7 @@ use crate::{
     apply::{blind_spots::BlindSpot, resolve::Namespace},
     host::{capability::require_privilege, cgroup::Hierarchy},
     kernel,
-    model::quote::shown,
+    model::{config::RouteConfig, quote::shown},
     observe::status::{self, PolicyStatus, Status},
     run::{
         api::client::Client,
@@ -57,7 +57,7 @@ fn read(args: &Args, instance: &Instance) -> anyhow::Result<Status> {
     let mut status = match &pins {
         Some(pins) => {
             let status = status::read(pins, &hierarchy)?;
-            status.compared(Namespace { links: &links()?, cookie: kernel::netns_cookie()? })
+            status.compared(Namespace::own(&links()?, kernel::netns_cookie()?, RouteConfig::default().marks()))
         }
         None => Status::default(),
     };
@@ -81,31 +81,22 @@ fn print(status: &Status) -> Result<(), Unwritten> {
     } else {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header([
-            "POLICY",
-            "UPLINK",
-            "ENFORCE",
-            "DNS",
-            "BOUND",
-            "CLOSED",
-            "REFUSED",
-            "LEFT ALONE",
-            "STOPPED",
-            "CGROUPS",
-        ]);
+        let has_reach = status.policies.iter().any(|policy| !reach(policy).is_empty());
+        let names = ["POLICY", "UPLINK", "ENFORCE", "DNS"].into_iter().chain(has_reach.then_some("LOCAL"));
+        table.set_header(names.chain(["BOUND", "CLOSED", "REFUSED", "LEFT ALONE", "STOPPED", "CGROUPS"]));
         for policy in &status.policies {
-            table.add_row([
+            let mut row = vec![
                 shown(&policy.name).to_string(),
                 shown(&policy.uplink()).to_string(),
                 format!("{:?}", policy.enforce).to_lowercase(),
                 policy.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
-                sum(policy, "bound").to_string(),
-                sum(policy, "closed_").to_string(),
-                sum(policy, "refused_").to_string(),
-                sum(policy, "left_").to_string(),
-                sum(policy, "stopped_").to_string(),
-                cgroups(policy),
-            ]);
+            ];
+            row.extend(has_reach.then(|| reach(policy)));
+            row.extend(
+                ["bound", "closed_", "refused_", "left_", "stopped_"].map(|prefix| sum(policy, prefix).to_string()),
+            );
+            row.push(cgroups(policy));
+            table.add_row(row);
         }
         say!("{table}")?;
     }
@@ -147,6 +138,17 @@ fn print(status: &Status) -> Result<(), Unwritten> {
         say!("warning: {warning}")?;
     }
     say!("daemon: {}", if status.daemon { "running" } else { "not running" })
+}
+
+/// What a policy reaches besides its uplink, in short.
+fn reach(policy: &PolicyStatus) -> String {
+    let local = policy.local.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let except = match policy.except.len() {
+        0 => String::new(),
+        1 => "1 exception".to_owned(),
+        count => format!("{count} exceptions"),
+    };
+    [local, except].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
 fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {

@@ -19,6 +19,7 @@ use crate::{
     kernel::{Datapath, Pins},
     model::{
         config::{self, Source},
+        mark::MarkMask,
         spec::{Enforce, KEYS, Key, NOTHING, PolicySpec, Uplink},
     },
 };
@@ -128,15 +129,24 @@ impl FromArgMatches for By {
     }
 }
 
-/// `[defaults]` of the configuration file; none if there is no file.
-fn defaults(config: &Path) -> anyhow::Result<PolicySpec> {
+/// Reads a table of the configuration file that holds for commands; the default if there is no file.
+fn table<T: Default>(
+    config: &Path,
+    name: &str,
+    parse: impl FnOnce(&Source) -> Result<T, config::Problems>,
+) -> anyhow::Result<T> {
     let file = config.display().to_string();
     match fs::read_to_string(config) {
-        Ok(text) => config::defaults(&Source { file, text })
-            .with_context(|| "[defaults] of the configuration, which hold for this command, cannot be read"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PolicySpec::default()),
-        Err(error) => Err(error).with_context(|| format!("read [defaults] in {file}")),
+        Ok(text) => parse(&Source { file, text })
+            .with_context(|| format!("[{name}] of the configuration, which holds for this command, cannot be read")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(error).with_context(|| format!("read [{name}] in {file}")),
     }
+}
+
+/// The bits of marks that are steer's.
+pub(super) fn marks(config: &Path) -> anyhow::Result<MarkMask> {
+    Ok(table(config, "route", config::route)?.marks())
 }
 
 /// The links of the caller's network namespace.
@@ -157,7 +167,7 @@ impl By {
     /// With the keys that `[defaults]` of the configuration file sets and the options do not.
     pub(super) fn with_defaults(self, config: &Path) -> anyhow::Result<Self> {
         let Self::Interface(mut spec) = self else { return Ok(self) };
-        spec.fill_from_defaults(&defaults(config)?);
+        spec.fill_from_defaults(&table(config, "defaults", config::defaults)?);
         Ok(Self::Interface(spec))
     }
 
@@ -196,8 +206,8 @@ impl By {
                 conflicts.iter().map(|conflict| format!("--{}: {}", conflict.key, conflict.problem)).collect();
             anyhow::anyhow!(problems.join("; "))
         })?;
-        let record = resolve::present(&name, &target, Owner::Manual, namespace)?;
-        Ok(Wanted::Record(Box::new(record)))
+        let policy = resolve::present(&name, &target, Owner::Manual, namespace)?;
+        Ok(Wanted::Own(Box::new(policy)))
     }
 
     /// Warns about names that are not resolved, or not by the uplink. `steer status` shows this for configured policies.
@@ -210,7 +220,8 @@ impl By {
             .iter()
             .filter(|detour| !(spec.dns.is_some_and(|dns| !dns.is_empty()) && detour.ends_with_dns()))
         {
-            log::warn!("{detour}");
+            let reaches_host = spec.local.is_some_and(|local| local.host);
+            log::warn!("{}", if reaches_host { detour.from_this_host() } else { detour.to_string() });
         }
     }
 }

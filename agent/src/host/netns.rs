@@ -1,8 +1,13 @@
 //! The identity of a network namespace.
 
 use std::{
+    collections::BTreeSet,
+    fs::{self, File},
     io,
-    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     thread,
 };
 
@@ -45,6 +50,23 @@ pub fn inside<T: Send>(netns: impl AsFd + Send, look: impl FnOnce() -> T + Send)
         let looking = scope.spawn(|| Ok(setns(netns, CloneFlags::CLONE_NEWNET).map(|()| look())?));
         looking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// The network namespaces of all processes, without that of the calling thread.
+pub fn others() -> io::Result<Vec<File>> {
+    let mut seen = BTreeSet::from([File::open("/proc/thread-self/ns/net")?.metadata()?.ino()]);
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let is_process = entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+        // Any error means that the process has ended.
+        if is_process
+            && let Ok(netns) = File::open(entry.path().join("ns/net"))
+            && seen.insert(netns.metadata()?.ino())
+        {
+            found.push(netns);
+        }
+    }
+    Ok(found)
 }
 
 fn unix_socket() -> io::Result<OwnedFd> {

@@ -34,6 +34,19 @@ impl Detour {
     }
 }
 
+impl Detour {
+    /// As displayed, for policies that reach this host. There, a server of this host answers.
+    pub fn from_this_host(&self) -> String {
+        match self {
+            Self::LocalServer(address) => format!(
+                "{RESOLV_CONF} names {address}, an address of this host, and `local` has \"host\": it answers, but asks by this \
+                 host's own routes, and not by the uplink; set a resolver behind the uplink by `dns` in the policy or by --dns"
+            ),
+            Self::Resolved | Self::Nscd => self.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Detour {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -18,7 +18,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{Error, Pins, map_error, object, open_map, pins::file_name, reader_lock::ReaderLock};
 
 /// The constants that state what the programs may read about the running process and about sockets.
-pub(super) fn constants() -> [(&'static str, u8); 5] {
+pub(super) fn constants() -> [(&'static str, u8); 6] {
     let may_ask = |program: ProgramType, helpers: &[BpfHelper]| {
         let supported = |helper: &BpfHelper| {
             is_helper_supported(program, *helper).inspect_err(|error| log::debug!("{helper:?} in {program:?}: {error}"))
@@ -33,6 +33,7 @@ pub(super) fn constants() -> [(&'static str, u8); 5] {
         (program::EGRESS_KNOWS_PID, may_ask(ProgramType::CgroupSkb, &pid)),
         (program::EGRESS_KNOWS_COMM, may_ask(ProgramType::CgroupSkb, &comm)),
         (program::GUARD_KNOWS_NETNS, may_ask(ProgramType::CgroupSkb, &netns)),
+        (program::CHOOSES_ERROR, may_ask(ProgramType::CgroupSockAddr, &[BpfHelper::BPF_FUNC_set_retval])),
         (program::SETSOCKOPT_KNOWS_NETNS, may_ask(ProgramType::CgroupSockopt, &netns)),
     ]
 }

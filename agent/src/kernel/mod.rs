@@ -26,6 +26,7 @@ mod off;
 pub mod others;
 mod pins;
 mod policies;
+mod reach;
 mod reader_lock;
 mod refusal;
 
@@ -36,8 +37,8 @@ use std::{
     path::PathBuf,
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use steer_common::{CounterRecord, PolicyRecord, map};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, lpm_trie::LpmTrie};
+use steer_common::{CounterRecord, ExceptionKey, ExceptionRecord, PassKey, PolicyRecord, map};
 use thiserror::Error;
 
 use crate::model::cgroup_path::CgroupPath;
@@ -53,7 +54,8 @@ pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
 pub use pins::{Lock, Pins};
-pub use policies::{PolicyEntry, text};
+pub use policies::{Policy, PolicyEntry, text};
+pub use reach::{Pass, Passes, passes};
 
 /// What can go wrong with the kernel objects.
 #[derive(Debug, Error)]
@@ -137,6 +139,25 @@ pub enum Error {
         name: String,
         /// The number of slots.
         slots: u32,
+    },
+    /// All marks are taken.
+    #[error(
+        "policy {name:?}: all {marks} marks of policies with `local` or `except` are in use; set a wider `mark_mask` in [route] of \
+         steer.toml, or detach a cgroup from another such policy"
+    )]
+    NoMark {
+        /// The policy that found no mark.
+        name: String,
+        /// The number of marks.
+        marks: usize,
+    },
+    /// Rules and routes of a network namespace.
+    #[error("{action}: {source}")]
+    Route {
+        /// What was attempted.
+        action: &'static str,
+        /// The kernel's answer, or why there was no question.
+        source: io::Error,
     },
     /// The kernel refused a link.
     #[error("attach {program} to {cgroup}: {source}{hint}")]
@@ -226,6 +247,8 @@ pub struct Datapath {
     attachments: MapData,
     deciders: HashMap<MapData, u64, u32>,
     steered: MapData,
+    passes: LpmTrie<MapData, PassKey, u32>,
+    exceptions: HashMap<MapData, ExceptionKey, ExceptionRecord>,
     /// The cgroups that could not be written to it, and why.
     unreported: RefCell<BTreeMap<u64, String>>,
     /// The pinned programs, opened when they are first needed.
@@ -255,6 +278,8 @@ impl Datapath {
             deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
             unreported: RefCell::default(),
             steered: map_data(pins, map::STEERED)?,
+            passes: open_map(pins, map::PASSES, Map::LpmTrie)?,
+            exceptions: open_map(pins, map::EXCEPTIONS, Map::HashMap)?,
             programs: OnceCell::new(),
             anchor: OnceCell::new(),
             cleared: refusal::Cleared::default(),

@@ -18,7 +18,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -43,6 +43,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
+    /// The path by which the user knows it.
+    name: PathBuf,
     /// Keeps `root` open if it is not visible in this mount namespace.
     anchor: Option<Arc<OwnedFd>>,
     /// How long a change waits for another one to finish.
@@ -61,25 +63,38 @@ impl Pins {
     /// The pins below a directory, which need not exist. `None`: no bpffs is mounted there, so nothing can be pinned.
     pub fn find(directory: &Path) -> Result<Option<Self>, Error> {
         check_link(directory)?;
-        bpffs::locate(directory).map(Self::new).transpose()
+        bpffs::locate(directory).map(|located| Self::new(located, directory)).transpose()
     }
 
     /// As [`Self::find`], but mounts the bpffs if it is missing.
     pub fn find_or_mount(directory: &Path) -> Result<Self, Error> {
         check_link(directory)?;
-        Self::new(bpffs::locate_or_mount(directory)?)
+        Self::new(bpffs::locate_or_mount(directory)?, directory)
     }
 
-    fn new(located: Located) -> Result<Self, Error> {
+    fn new(located: Located, directory: &Path) -> Result<Self, Error> {
         // It may be missing. A user who may not even look at it gets another error, from what is attempted there.
         fs::symlink_metadata(&located.path).map_or(Ok(()), |found| check_access(&located.path, &found))?;
-        Ok(Self { root: located.path, anchor: located.anchor.map(Arc::new), patience: LOCK_PATIENCE })
+        let name = path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+        Ok(Self { root: located.path, name, anchor: located.anchor.map(Arc::new), patience: LOCK_PATIENCE })
     }
 
     /// The same pins with another limit for how long a change waits for another one.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// The same pins under the path by which the user knows them.
+    #[must_use]
+    pub fn with_name(self, name: PathBuf) -> Self {
+        Self { name, ..self }
+    }
+
+    /// The path by which the user knows the pin directory. It identifies the instance of steer, wherever a process sees the
+    /// directory.
+    pub fn name(&self) -> &Path {
+        &self.name
     }
 
     /// The descriptor that a process must inherit, so that [`Self::root`] works there.

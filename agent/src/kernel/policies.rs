@@ -15,7 +15,7 @@ use steer_common::{
 };
 
 use super::{Datapath, Error, Lock, bpf, map_error};
-use crate::model::config::UNCLASSIFIED;
+use crate::model::{config::UNCLASSIFIED, mark::MarkMask, spec::Exceptions};
 
 /// A filled slot.
 #[derive(Clone, Debug)]
@@ -24,6 +24,17 @@ pub struct PolicyEntry {
     pub slot: u32,
     /// Its content.
     pub record: PolicyRecord,
+    /// Its exceptions as written.
+    pub exceptions: Exceptions,
+}
+
+/// A policy to be put in a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Its record, without a mark.
+    pub record: PolicyRecord,
+    /// Its exceptions, of which the record has the fingerprint.
+    pub exceptions: Exceptions,
 }
 
 /// The text in a NUL-padded field.
@@ -67,9 +78,24 @@ impl PolicyEntry {
     }
 }
 
-/// Whether two records are the same policy, apart from the current index of the uplink.
+/// Whether two records are the same policy, apart from the current index of the uplink and the mark.
 fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
-    PolicyRecord { ifindex: new.ifindex, ..*old } == *new
+    PolicyRecord { ifindex: new.ifindex, mark: new.mark, ..*old } == *new
+}
+
+/// The lowest mark that no policy and nobody else has; 0 for a policy without a mark.
+fn free_mark<'e>(
+    record: &PolicyRecord,
+    entries: impl Iterator<Item = &'e PolicyRecord>,
+    taken: &BTreeSet<u8>,
+) -> Result<u32, Error> {
+    if record.flags & policy_flags::ROUTE == 0 {
+        return Ok(0);
+    }
+    let mask = MarkMask::new(record.mark_mask);
+    let used: BTreeSet<u8> = entries.filter_map(|entry| mask.number(entry.mark)).chain(taken.iter().copied()).collect();
+    let free = mask.numbers().find(|number| !used.contains(number)).and_then(|number| mask.mark(number));
+    free.ok_or_else(|| Error::NoMark { name: text(&record.name), marks: mask.numbers().count() })
 }
 
 impl Datapath {
@@ -78,8 +104,16 @@ impl Datapath {
         let records = bpf::array_get_all::<PolicyRecord>(self.all_policies.fd().as_fd(), POLICY_SLOTS);
         let records =
             records.map_err(|source| Error::Map { action: "read the policies", name: map::POLICIES, source })?;
-        let entries = (0..).zip(records).map(|(slot, record)| PolicyEntry { slot, record });
-        Ok(entries.filter(|entry| entry.slot != 0 && entry.record.kind != 0).collect())
+        let entries =
+            (0..).zip(records).map(|(slot, record)| PolicyEntry { slot, record, exceptions: Exceptions::NONE });
+        let mut entries: Vec<_> = entries.filter(|entry| entry.slot != 0 && entry.record.kind != 0).collect();
+        if entries.iter().any(|entry| entry.record.flags & policy_flags::EXCEPT != 0) {
+            let mut exceptions = self.exceptions()?;
+            for entry in &mut entries {
+                entry.exceptions = exceptions.remove(&entry.slot).unwrap_or_default();
+            }
+        }
+        Ok(entries)
     }
 
     /// One slot.
@@ -102,29 +136,37 @@ impl Datapath {
         Ok(found.map(|entry| entry.slot))
     }
 
-    /// Puts each record in the slot that holds the same policy, or else in a free slot. Returns the slot numbers. Changes
-    /// nothing if there are not enough slots.
-    pub fn put_policies(&mut self, _lock: &Lock, records: &[PolicyRecord]) -> Result<Vec<u32>, Error> {
+    /// Puts each policy in the slot that holds the same one, or else in a free slot. Returns the slot numbers. Changes nothing if there
+    /// are not enough slots or marks. `taken`: numbers of marks that others use.
+    pub fn put_policies(&mut self, _lock: &Lock, policies: &[Policy], taken: &BTreeSet<u8>) -> Result<Vec<u32>, Error> {
         let mut entries: BTreeMap<u32, PolicyRecord> =
             self.policies()?.into_iter().map(|entry| (entry.slot, entry.record)).collect();
-        let mut slots = Vec::with_capacity(records.len());
+        let mut slots = Vec::with_capacity(policies.len());
         let mut fresh = Vec::new();
-        for record in records {
-            let same = entries.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, _)| *slot);
-            let Some(slot) = same.or_else(|| (1..POLICY_SLOTS).find(|slot| !entries.contains_key(slot))) else {
+        for Policy { record, exceptions } in policies {
+            let same = entries.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, old)| (*slot, old.mark));
+            let Some(slot) =
+                same.map(|(slot, _)| slot).or_else(|| (1..POLICY_SLOTS).find(|slot| !entries.contains_key(slot)))
+            else {
                 return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
             };
-            if same.is_none() {
-                fresh.push(slot);
-            }
-            entries.insert(slot, *record);
+            let mark = if let Some((_, mark)) = same {
+                mark
+            } else {
+                fresh.push((slot, record.flags, exceptions));
+                free_mark(record, entries.values(), taken)?
+            };
+            entries.insert(slot, PolicyRecord { mark, ..*record });
             slots.push(slot);
         }
-        for slot in fresh {
+        for (slot, flags, exceptions) in fresh {
             self.zero_counters(slot)?;
+            // A process that was killed may have left some.
+            self.clear_reach(slot, flags)?;
+            self.put_exceptions(slot, exceptions)?;
         }
-        for (slot, record) in slots.iter().zip(records) {
-            self.set_policy(*slot, record)?;
+        for slot in &slots {
+            self.set_policy(*slot, &entries[slot])?;
         }
         Ok(slots)
     }
@@ -133,7 +175,7 @@ impl Datapath {
     pub fn set_uplink(&mut self, _lock: &Lock, entry: &PolicyEntry, ifindex: i32) -> Result<PolicyEntry, Error> {
         let record = PolicyRecord { ifindex, ..entry.record };
         self.set_policy(entry.slot, &record)?;
-        Ok(PolicyEntry { slot: entry.slot, record })
+        Ok(PolicyEntry { record, ..entry.clone() })
     }
 
     /// The attachments to configured policies that are not in `keep`, each with the slot in `keep` of the policy of the same name: ids of
@@ -169,14 +211,20 @@ impl Datapath {
             return Ok(());
         }
         let named: BTreeSet<u32> = self.records()?.into_iter().filter_map(|(_, record)| Some(record?.policy)).collect();
-        for PolicyEntry { slot, record } in retired {
+        for PolicyEntry { slot, record, .. } in retired {
             if named.contains(&slot) {
                 // Without the name of an interface, no link ever opens it again.
                 let netns_cookie = if record.kind == Kind::Exempt as u32 { netns_cookie } else { record.netns_cookie };
-                let closed =
-                    PolicyRecord { kind: Kind::Steer as u32, interface: [0; INTERFACE_BYTES], netns_cookie, ..record };
+                let closed = PolicyRecord {
+                    kind: Kind::Steer as u32,
+                    interface: [0; INTERFACE_BYTES],
+                    netns_cookie,
+                    flags: record.flags & !(policy_flags::LOCAL_HOST | policy_flags::PASSES),
+                    ..record
+                };
                 self.set_policy(slot, &record.closed())?;
                 self.set_policy(slot, &closed.closed())?;
+                self.clear_reach(slot, record.flags)?;
             } else {
                 self.free_policy(slot)?;
             }
@@ -186,7 +234,9 @@ impl Datapath {
 
     /// Empties a slot that no attachment names.
     pub(super) fn free_policy(&mut self, slot: u32) -> Result<(), Error> {
-        self.set_policy(slot, &PolicyRecord::EMPTY)
+        let flags = self.policy(slot)?.flags;
+        self.set_policy(slot, &PolicyRecord::EMPTY)?;
+        self.clear_reach(slot, flags)
     }
 
     fn set_policy(&mut self, slot: u32, record: &PolicyRecord) -> Result<(), Error> {

@@ -6,6 +6,8 @@ pub mod cgroup_path;
 pub mod config;
 pub mod drop_in;
 pub mod error_text;
+pub mod fingerprint;
+pub mod mark;
 pub mod plan;
 pub mod policy;
 pub mod prefix;

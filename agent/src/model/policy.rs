@@ -4,7 +4,8 @@
 
 use crate::model::{
     cgroup_path::CgroupPath,
-    config::{self, Config},
+    config::{self, Config, RouteConfig},
+    mark::MarkMask,
     spec::Target,
 };
 
@@ -12,12 +13,18 @@ use crate::model::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policies {
     policies: Vec<config::Policy>,
+    route: RouteConfig,
 }
 
 impl Policies {
     /// Takes a configuration's policies.
     pub fn new(config: Config) -> Self {
-        Self { policies: config.policies }
+        Self { policies: config.policies, route: config.route }
+    }
+
+    /// The bits of marks that are steer's.
+    pub fn marks(&self) -> MarkMask {
+        self.route.marks()
     }
 
     /// A file that has lost all the policies which it has here. That is more likely a mistake, such as a file that is being written, than

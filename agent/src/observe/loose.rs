@@ -1,6 +1,6 @@
-//! Finds the sockets that are not bound to their uplink. Pure.
+//! Finds the sockets that are not held to their uplink: not bound to it, or without the policy's mark. Pure.
 
-use steer_common::CLOSED_IFINDEX;
+use steer_common::{CLOSED_IFINDEX, policy_flags};
 
 use crate::{
     host::{
@@ -19,25 +19,48 @@ pub(crate) struct Uplink<'a> {
 }
 
 impl Uplink<'_> {
-    /// Whether a socket is bound neither to the current index of the uplink nor to the index in the policy.
+    /// Whether the policy does not hold a socket.
     pub(crate) fn is_loose(&self, socket: &Socket) -> bool {
         let uplink = self.table.resolve(&self.policy.interface());
         let bound = socket.bound();
-        if self.host.is_all_of(socket) || Some(bound) == uplink || bound == self.policy.record.ifindex {
+        let is_on_uplink = Some(bound) == uplink || bound == self.policy.record.ifindex;
+        if self.host.is_all_of(socket) {
             return false;
         }
+        if self.is_routed() {
+            return !self.is_marked(socket) || bound != 0 && !is_on_uplink;
+        }
         // While the uplink is missing, a socket that was bound to it is correct.
-        bound == 0 || uplink.is_some() || self.table.name(bound).is_some()
+        !is_on_uplink && (bound == 0 || uplink.is_some() || self.table.name(bound).is_some())
     }
 
-    /// The socket, and what it is bound to.
+    fn is_routed(&self) -> bool {
+        self.policy.record.flags & policy_flags::ROUTE != 0
+    }
+
+    /// Whether it has the mark of the policy.
+    fn is_marked(&self, socket: &Socket) -> bool {
+        let record = &self.policy.record;
+        record.mark != 0 && socket.mark & record.mark_mask == record.mark
+    }
+
+    /// The socket, and what it is bound to or marked with.
     pub(crate) fn describe(&self, socket: &Socket) -> String {
         let bound = match (socket.bound(), self.table.name(socket.bound())) {
+            (0, _) if self.is_routed() => match socket.mark & self.policy.record.mark_mask {
+                0 => "not marked".to_owned(),
+                mark => format!("marked {mark:#x}"),
+            },
             (0, _) => "not bound".to_owned(),
             (CLOSED_IFINDEX, _) => "made while the uplink was missing, and closed".to_owned(),
             (_, Some(name)) => format!("bound to {name}"),
             (index, None) => format!("bound to index {index}, which no interface has"),
         };
         format!("{socket} ({bound})")
+    }
+
+    /// What the policy requires of a socket.
+    pub(crate) fn required(&self) -> String {
+        if self.is_routed() { format!("marked {:#x} for", self.policy.record.mark) } else { "bound to".to_owned() }
     }
 }

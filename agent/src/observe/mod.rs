@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod elsewhere;
 pub mod events;
 pub mod explain;
+mod hints;
 pub(crate) mod loose;
 pub mod metrics;
 mod schema;

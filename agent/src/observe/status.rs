@@ -197,7 +197,7 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
 impl Status {
     /// Compares the policies of a network namespace with its links.
     #[must_use]
-    pub fn compared(mut self, Namespace { links, cookie }: Namespace<'_>) -> Self {
+    pub fn compared(mut self, Namespace { links, cookie, .. }: Namespace<'_>) -> Self {
         for policy in self.policies.iter_mut().filter(|policy| policy.netns_cookie == Some(cookie)) {
             let interface = policy.interface.as_deref().unwrap_or_default();
             let stale = resolve::stale(interface, policy.ifindex, links);
@@ -278,15 +278,17 @@ fn moved_out(policy: &PolicyStatus) -> Option<String> {
 
 /// Each detour of name resolution, with the policies that it concerns.
 fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
-    let concerned = |detour: &Detour| {
-        let steering = policies.iter().filter(|policy| policy.interface.is_some());
-        let names = steering
-            .filter(|policy| policy.dns.is_empty() || !detour.ends_with_dns())
-            .map(|policy| policy.name.as_str());
-        names.collect::<Vec<_>>().join(", ")
-    };
-    let warnings = detours.iter().map(|detour| (concerned(detour), detour)).filter(|(names, _)| !names.is_empty());
-    warnings.map(|(names, detour)| format!("{names}: {detour}")).collect()
+    let mut warnings: BTreeMap<(usize, String), Vec<&str>> = BTreeMap::new();
+    for policy in policies.iter().filter(|policy| policy.interface.is_some()) {
+        for (position, detour) in detours.iter().enumerate() {
+            if policy.dns.is_empty() || !detour.ends_with_dns() {
+                let reaches_host = policy.local.contains(&Near::Host);
+                let text = if reaches_host { detour.from_this_host() } else { detour.to_string() };
+                warnings.entry((position, text)).or_default().push(&policy.name);
+            }
+        }
+    }
+    warnings.into_iter().map(|((_, text), names)| format!("{}: {text}", names.join(", "))).collect()
 }
 
 fn policy_status(
@@ -297,7 +299,7 @@ fn policy_status(
     cgroups.sort();
     let counts = datapath.counters(entry.slot)?;
     let steers = !entry.exempts();
-    let reach = resolve::reach(&entry.record);
+    let reach = resolve::target(&entry.record, &entry.exceptions).reach;
     Ok(PolicyStatus {
         slot: entry.slot,
         name: entry.name(),

@@ -18,14 +18,15 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::{
     apply::{
         resolve::{self, Namespace},
+        routes::{self, Written},
         takeover,
     },
     host::{
         cgroup::{Hierarchy, scope},
-        link,
+        link, route,
     },
     kernel::{self, Datapath, Pins},
-    model::cgroup_path::CgroupPath,
+    model::{cgroup_path::CgroupPath, config::RouteConfig},
 };
 
 /// How often the cgroup is looked at, in addition to the changes that the kernel reports.
@@ -111,17 +112,26 @@ async fn follow_until<T>(
 /// The state that is needed to follow the uplinks of this network namespace.
 struct Uplinks {
     links: link::Watch,
+    /// The last reading of the links, if there was one.
+    table: Option<link::Table>,
+    routes: route::Notified,
     netns_cookie: u64,
 }
 
 impl Uplinks {
     fn new() -> Result<Self, anyhow::Error> {
-        Ok(Self { links: link::Watch::new()?, netns_cookie: kernel::netns_cookie()? })
+        let routes = route::Notified::new().context("watch rules and routes")?;
+        Ok(Self { links: link::Watch::new()?, table: None, routes, netns_cookie: kernel::netns_cookie()? })
     }
 
     async fn follow(&mut self, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
-        let links = self.links.next().await?;
-        Ok(follow_uplinks(hierarchy, pins, links, self.netns_cookie)?)
+        tokio::select! {
+            links = self.links.next() => self.table = Some(links?.clone()),
+            changed = self.routes.changed() => changed?,
+        }
+        // Without a reading of the links, every uplink would appear to be missing.
+        let Some(table) = &self.table else { return Ok(()) };
+        Ok(follow_uplinks(hierarchy, pins, table, self.netns_cookie)?)
     }
 }
 
@@ -150,8 +160,9 @@ fn follow_uplinks(
         Err(kernel::Error::SwitchedOff { .. }) => return Ok(()),
         lock => lock?,
     };
-    let namespace = Namespace { links: table, cookie: netns_cookie };
+    let namespace = Namespace::own(table, netns_cookie, RouteConfig::default().marks());
     let changed = resolve::follow(&mut datapath, &lock, namespace)?;
+    routes::follow(&mut datapath, &lock, namespace, &mut Written::default())?;
     takeover::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)
 }
 
@@ -164,7 +175,7 @@ fn clean_up(hierarchy: &Hierarchy, pins: &Pins, cgroup_id: u64) -> anyhow::Resul
             }
             datapath.forget(&lock, cgroup_id)?;
         }
-        kernel::tidy(pins, lock, hierarchy)?;
+        routes::tidy(pins, lock, hierarchy)?;
     }
     Ok(true)
 }

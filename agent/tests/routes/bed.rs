@@ -13,9 +13,8 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use steer::host::route::{
-    By, Changes, Exception, Instance, Local, Marked, Mask, Plan, State, Wanted, plan, remove, write,
-};
+use steer::host::route::{By, Changes, Exception, Instance, Local, Marked, Plan, State, Wanted, plan, remove, write};
+use steer::model::mark::MarkMask;
 use steer_lab::{Capture, Direction, Kind, Netns, create_veth};
 
 pub(crate) const ONE: Instance = Instance::new(0x1a2);
@@ -85,8 +84,8 @@ pub(crate) fn run(netns: &Netns, arguments: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-pub(crate) fn mask() -> Mask {
-    Mask::new(0xff00_0000).expect("a mask")
+pub(crate) fn mask() -> MarkMask {
+    MarkMask::new(0xff00_0000)
 }
 
 pub(crate) fn mark(number: u8) -> u32 {

@@ -97,7 +97,8 @@ fn the_rule_follows_the_name_and_keeps_its_table() {
     bed.ip("link set up0 down");
     bed.write(&both);
     let routes = bed.ip(&format!("-6 route show table {of_up}"));
-    assert!(routes.trim_end().lines().count() == 1 && routes.contains("unreachable default"), "down: {routes}");
+    assert!(routes.trim_end().lines().count() == 2 && routes.contains("unreachable default"), "down: {routes}");
+    assert!(routes.contains("throw fe80::/10"), "link-local destinations are left to others: {routes}");
     bed.ip("link set up0 up");
     bed.ip("-6 address replace fd09::2/64 dev up0 nodad");
     bed.ip("-6 address replace fe80::2/64 dev up0 nodad");

@@ -7,7 +7,7 @@
 use crate::{
     probe::{Family, errno_name},
     sys,
-    uplinks::{SERVER_V4, SERVER_V6},
+    uplinks::{SERVER_V4, SERVER_V6, client_v4, client_v6, gateway_v4, gateway_v6},
 };
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -30,6 +30,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LENGTHS: u16 = 1_000;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
+/// Addresses that nobody has, beside the server's: in 198.51.100.0/24, and in fd00:ffff::/64.
+pub const BESIDE_SERVER: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(198, 51, 100, 7), Ipv6Addr::new(0xfd00, 0xffff, 0, 0, 0, 0, 0, 7));
+/// Addresses in a network that a link can get besides its first: 10.9.0.0/24, and fd09::/64.
+pub const FURTHER: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 9, 0, 1), Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1));
+
 /// A way to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Way {
@@ -47,12 +53,53 @@ pub enum Way {
     Kept,
     /// The connection that was accepted sends.
     Accepted,
+    /// A new UDP socket sends to an address beside the server's.
+    Beside,
+    /// A new UDP socket sends to the loopback address.
+    Host,
+    /// A new TCP socket connects to the loopback address.
+    HostTcp,
+    /// A new UDP socket sends to this host's own address on the first link.
+    Own,
+    /// A new UDP socket sends to the gateway on the first link, which is in the link's network.
+    NearFirst,
+    /// The same on the second link.
+    NearSecond,
+    /// A new UDP socket sends into the network that a link can get besides.
+    Further,
 }
 
 impl Way {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Tcp, Self::Udp, Self::Mptcp, Self::Disconnected, Self::Dns, Self::Kept, Self::Accepted];
+    pub const ALL: [Self; 14] = [
+        Self::Tcp,
+        Self::Udp,
+        Self::Mptcp,
+        Self::Disconnected,
+        Self::Dns,
+        Self::Kept,
+        Self::Accepted,
+        Self::Beside,
+        Self::Host,
+        Self::HostTcp,
+        Self::Own,
+        Self::NearFirst,
+        Self::NearSecond,
+        Self::Further,
+    ];
+
+    fn destination(self, family: Family) -> IpAddr {
+        let (v4, v6) = match self {
+            Self::Host | Self::HostTcp => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
+            Self::Own => (client_v4(0), client_v6(0)),
+            Self::NearFirst => (gateway_v4(0), gateway_v6(0)),
+            Self::NearSecond => (gateway_v4(1), gateway_v6(1)),
+            Self::Further => FURTHER,
+            Self::Beside => BESIDE_SERVER,
+            _ => (SERVER_V4, SERVER_V6),
+        };
+        if family == Family::V4 { v4.into() } else { v6.into() }
+    }
 }
 
 /// Who sends.
@@ -97,7 +144,7 @@ pub struct Sent {
 }
 
 /// How many ports one `Send` takes.
-pub const PORTS: u16 = 2 * 2 * 7;
+pub const PORTS: u16 = 2 * 2 * 14;
 
 /// Sockets that outlive a request.
 #[derive(Default)]
@@ -192,18 +239,17 @@ fn socket(family: Family, kind: Type, protocol: Option<Protocol>) -> io::Result<
 
 /// Sends. Gives the port that it was sent from, 0 where there was no socket, also with an error.
 fn send(way: Way, family: Family, port: u16, payload: &[u8], own: Option<&Socket>) -> Result<u16, (u16, io::Error)> {
-    let address: IpAddr = if family == Family::V4 { SERVER_V4.into() } else { SERVER_V6.into() };
-    let to = SockAddr::from(SocketAddr::new(address, port));
+    let to = SockAddr::from(SocketAddr::new(way.destination(family), port));
     let made = match (way, own) {
         (Way::Kept, Some(own)) => return finish(own, own.send_to(payload, &to).map(drop)),
         (Way::Accepted, Some(own)) => return finish(own, own.send(payload).map(drop)),
-        (Way::Tcp, _) => socket(family, Type::STREAM, None),
+        (Way::Tcp | Way::HostTcp, _) => socket(family, Type::STREAM, None),
         (Way::Mptcp, _) => socket(family, Type::STREAM, Some(Protocol::MPTCP)),
         _ => socket(family, Type::DGRAM, None),
     };
     let socket = made.map_err(|error| (0, error))?;
     let done = match way {
-        Way::Tcp | Way::Mptcp => match socket.connect(&to) {
+        Way::Tcp | Way::HostTcp | Way::Mptcp => match socket.connect(&to) {
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
             // The server's refusal may be there before the call returns.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),

@@ -4,6 +4,7 @@
 pub(crate) mod cgroups;
 pub(crate) mod namespaces;
 pub(crate) mod pins;
+pub(crate) mod routes;
 pub(crate) mod sockets;
 pub(crate) mod uplinks;
 
@@ -31,15 +32,6 @@ fn attached_bed(name: &str) -> anyhow::Result<Bed> {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     bed.is_healthy()?;
     Ok(bed)
-}
-
-/// Runs ip(8) in the client's network namespace.
-fn ip(bed: &Bed, arguments: &str) -> Outcome {
-    let mut command = Command::new("ip");
-    bed.net.client.enter(&mut command);
-    let ran = output(command.args(arguments.split(' ')))?;
-    ensure!(ran.code == 0, "ip {arguments}: {ran:?}");
-    Ok(())
 }
 
 fn a_healthy_host() -> Outcome {

@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A client with a UDP socket, in the bed's cgroup, and its port.
-fn listening(bed: &Bed) -> anyhow::Result<(Process, String)> {
+pub(super) fn listening(bed: &Bed) -> anyhow::Result<(Process, String)> {
     let mut command = bed.client(Some(&bed.cgroup), User::Nobody)?;
     let mut client = Process(command.arg("--listen").stdout(Stdio::piped()).spawn()?);
     let mut port = String::new();

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use steer_lab::{client_v4, gateway_v4, gateway_v6, wait_until};
 use steer_tests::{Bed, Outcome, PATIENCE};
 
-use super::{CONFIG, attached_bed, ip};
+use super::{CONFIG, attached_bed};
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -18,6 +18,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_strict_reverse_path_filter", a_strict_reverse_path_filter),
     ("a_filter_that_the_best_route_back_passes", a_filter_that_the_best_route_back_passes),
 ];
+
+/// Changes addresses or routes. No daemon follows them, so the routes of the policy are written by another attachment.
+fn ip(bed: &Bed, arguments: &str) -> Outcome {
+    bed.ip(arguments)?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"]).map(drop)
+}
 
 fn an_uplink_that_is_missing() -> Outcome {
     let mut bed = Bed::new("doctor-missing")?;
@@ -67,6 +73,7 @@ fn no_default_route() -> Outcome {
         let any = if family.is_empty() { "0.0.0.0/0" } else { "::/0" };
         ensure!(advice == format!("{ip_command} route add {any} via GATEWAY dev a1 metric 4096"), "{finding:?}");
         ensure!(bed.run_in_a_shell(&advice.replace("GATEWAY", &gateway))?);
+        bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
         bed.is_healthy()?;
         // The other sockets still use the better route.
         bed.check_unsteered(None)?;

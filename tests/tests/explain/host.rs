@@ -53,6 +53,8 @@ fn routes() -> Outcome {
         let ran = output(command.args([family, "route", "del", "default", "dev", "a1"]))?;
         ensure!(ran.code == 0, "{ran:?}");
     }
+    // No daemon follows the routes.
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let said = explain(&bed, &[bed.cgroup.path()])?;
     ensure!(said["routes"][0]["steered"] == json!([]) && said["routes"][1]["steered"] == json!([]), "{said:#}");
     let text = text(&bed, &[bed.cgroup.path()])?;

@@ -9,6 +9,7 @@ use steer_tests::{Bed, Cgroup, Outcome, User, exclusive_program, output};
 use crate::Test;
 
 pub(crate) mod host;
+pub(crate) mod packet;
 
 pub(crate) const TESTS: &[Test] = &[
     ("by_a_glob_of_the_configuration", by_a_glob_of_the_configuration),

@@ -1,10 +1,14 @@
 //! Faults that were found and repaired: the shortest list of operations that showed each. All must be as the reference says.
 
 use super::{
-    operation::{Accept, Asks, Attach, By, Close, Container, Empty, Exec, Keep, Make, Operation, Remove, Store, Write},
+    operation::{
+        Accept, Asks, Attach, By, Close, Container, Detach, Empty, Exec, Flush, Further, Keep, Kill, Make, Off,
+        Operation, Remove, Store, Write,
+    },
     reference::{
         Space,
         policy::{Level, Policy, Spec},
+        reach::{By as Except, Reach},
     },
 };
 
@@ -111,6 +115,44 @@ pub(crate) const REPAIRED: &[Repaired] = &[
             places.into_iter().chain([policy, attach]).collect()
         },
     },
+    Repaired {
+        what: "rules and routes in another network namespace outlive their policy",
+        operations: || vec![Make("/a").into(), attach("/a", A1.reaching(Reach::HOST), Space::There)],
+    },
+    Repaired {
+        what: "without a daemon, rules and routes in another network namespace outlive their policy",
+        operations: || {
+            let attach = attach("/a", A1.reaching(Reach::HOST), Space::There);
+            vec![Make("/a").into(), Kill.into(), attach, Detach("/a").into()]
+        },
+    },
+    Repaired {
+        what: "`off` in one network namespace leaves rules and routes in another one",
+        operations: || vec![Make("/a").into(), attach("/a", A1.reaching(Reach::HOST), Space::There), Off.into()],
+    },
+    Repaired {
+        what: "the daemon does not put back what others remove in another network namespace",
+        operations: || {
+            let attach = attach("/a", A1.reaching(Reach::HOST), Space::There);
+            vec![Make("/a").into(), attach, Flush(Space::There, None).into()]
+        },
+    },
+    Repaired {
+        what: "the daemon does not follow the networks of another network namespace",
+        operations: || {
+            let attach = attach("/a", A1.reaching(Reach::LAN), Space::There);
+            vec![Make("/a").into(), attach, Further(Space::There, 0).into()]
+        },
+    },
+    Repaired {
+        what: "closing a container without a daemon closes the exceptions of all policies",
+        operations: || {
+            let except = Reach { server: Some(Except::Link("a0")), ..Reach::NONE };
+            let attach = attach("/a", A1.reaching(except), Space::Here);
+            let close = Close { place: "/e", space: Space::Here };
+            vec![Make("/a").into(), Make("/e").into(), attach, Kill.into(), close.into()]
+        },
+    },
 ];
 
 fn attach(place: &'static str, spec: Spec, space: Space) -> Operation {
@@ -118,9 +160,9 @@ fn attach(place: &'static str, spec: Spec, space: Space) -> Operation {
 }
 
 fn write(policies: Vec<Policy>) -> Write {
-    Write { policies, parent: None, held: None, least: Level::Strict, watched: false }
+    Write { policies, parent: None, held: None, least: Level::Strict, grants: Reach::NONE, watched: false }
 }
 
 fn container(place: &'static str, asks: Asks, level: Option<Level>) -> Operation {
-    Container { place, space: Space::Here, asks, level }.into()
+    Container { place, space: Space::Here, asks, level, reach: Reach::NONE }.into()
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::Steering;
-use crate::kernel::Error;
+use crate::{apply::routes::Elsewhere, kernel::Error};
 
 /// The delay before the first check. Without an open socket, the kernel releases a cgroup in some tens of milliseconds.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
@@ -89,7 +89,10 @@ impl Steering {
         }
         self.datapath.retire_policies(&lock, &self.in_force.slots, self.netns_cookie)?;
         if manual {
+            let elsewhere = Elsewhere::read(&self.datapath)?;
             self.datapath.free_unused_policies(&lock)?;
+            self.follow_routes(&lock)?;
+            elsewhere.release(&self.datapath)?;
             self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
         }
         Ok(())

@@ -7,7 +7,7 @@ use crate::{
     apply::{
         follow,
         resolve::{self, Namespace},
-        takeover,
+        routes, takeover,
     },
     host::{
         link::{self, Table},
@@ -25,11 +25,23 @@ impl Steering {
     }
 
     pub(super) fn follow_uplinks(&mut self, lock: &Lock) -> Result<(), Error> {
-        let namespace = Namespace { links: &self.table, cookie: self.netns_cookie };
+        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks());
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
         log_uplinks(&changed);
+        self.follow_routes(lock)?;
         report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
         Ok(())
+    }
+
+    /// Handles changed rules, routes and addresses.
+    pub(crate) fn routes_changed(&mut self) -> Result<(), Error> {
+        let lock = self.datapath.lock()?;
+        self.follow_routes(&lock)
+    }
+
+    pub(super) fn follow_routes(&mut self, lock: &Lock) -> Result<(), Error> {
+        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks());
+        routes::follow(&mut self.datapath, lock, namespace, &mut self.routes)
     }
 
     /// Handles added, removed and renamed links in the network namespace of a container.
@@ -43,7 +55,10 @@ impl Steering {
 
     pub(super) fn follow_namespace(&mut self, lock: &Lock, change: &follow::Change) -> Result<(), Error> {
         let cookie = change.netns_cookie;
-        let changed = resolve::follow(&mut self.datapath, lock, Namespace { links: &change.links, cookie })?;
+        let inside = Some(change.netns.as_fd());
+        let namespace = Namespace { links: &change.links, cookie, marks: self.wanted.marks(), inside };
+        let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
+        routes::follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
         if changed.is_empty() {
             return Ok(());
         }

@@ -23,6 +23,7 @@ use crate::{
         blind_spots::BlindSpots,
         permit, released,
         resolve::{self, Namespace},
+        routes::{self, Elsewhere, Written},
         takeover::{self, TakenOver},
     },
     host::{
@@ -34,6 +35,7 @@ use crate::{
         cgroup_path::CgroupPath,
         plan::{self, Actual, Desired, Step},
         policy::Policies,
+        spec::Target,
     },
 };
 
@@ -61,6 +63,7 @@ pub(crate) struct Steering {
     blind_spots: BlindSpots,
     /// The file of what `steer off` has released. `None` once it was restored.
     released: Option<PathBuf>,
+    routes: Written,
 }
 
 /// Policies and the slots they are in.
@@ -105,6 +108,7 @@ impl Steering {
             namespaces,
             blind_spots: BlindSpots::default(),
             released: Some(released.to_owned()),
+            routes: Written::default(),
         })
     }
 
@@ -130,7 +134,7 @@ impl Steering {
 
     /// The daemon's own network namespace.
     fn namespace(&self) -> Namespace<'_> {
-        Namespace { links: &self.table, cookie: self.netns_cookie }
+        Namespace::own(&self.table, self.netns_cookie, self.wanted.marks())
     }
 
     /// Applies `existing` to the sockets of cgroups that have a new policy.
@@ -149,27 +153,34 @@ impl Steering {
         self.converge()
     }
 
+    /// The policies of the configuration, for the kernel.
+    fn resolve(&self) -> Vec<kernel::Policy> {
+        // Log a missing uplink once, not on each run.
+        let logged = &self.in_force.policies;
+        let is_new = |name: &str| *logged != self.wanted || !logged.targets().any(|(known, _)| known == name);
+        let resolve = |(name, target): (&str, &Target)| {
+            let policy = resolve::policy(name, target, Owner::Config, self.namespace());
+            if let Some(interface) = target.uplink.interface()
+                && policy.record.ifindex == CLOSED_IFINDEX
+                && is_new(name)
+            {
+                log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it exists");
+            }
+            policy
+        };
+        self.wanted.targets().map(resolve).collect()
+    }
+
     /// Applies the configuration to all cgroups.
     pub(crate) fn converge(&mut self) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
-        // Log a missing uplink once, not on each run.
-        let logged = self.in_force.policies.clone();
-        let is_new = |name: &str| logged != self.wanted || !logged.targets().any(|(known, _)| known == name);
-        let records = self
-            .wanted
-            .targets()
-            .map(|(name, target)| {
-                let record = resolve::record(name, target, Owner::Config, self.namespace());
-                if let Some(interface) = target.uplink.interface()
-                    && record.ifindex == CLOSED_IFINDEX
-                    && is_new(name)
-                {
-                    log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it exists");
-                }
-                record
-            })
-            .collect::<Vec<_>>();
-        let slots = self.datapath.put_policies(&lock, &records)?;
+        let policies = self.resolve();
+        let elsewhere = Elsewhere::read(&self.datapath)?;
+        let taken = routes::taken(self.datapath.pins(), &policies, self.namespace())?;
+        let slots = self.datapath.put_policies(&lock, &policies, &taken)?;
+        // The routes come first: without the rule of its mark, packets of a socket are stopped. If they cannot be written, they stay stopped,
+        // and everything else goes on.
+        let routed = self.follow_routes(&lock);
         let next = InForce { policies: self.wanted.clone(), slots };
         let mut changed = self.restore(&lock, &next);
         let is_first = !self.refreshed;
@@ -251,11 +262,12 @@ impl Steering {
         self.datapath.pins().confirm(&lock, &announced)?;
         let moved = self.move_to_heirs(&lock, &next.slots, &mut changed);
         self.datapath.retire_policies(&lock, &next.slots, self.netns_cookie)?;
+        let routed = routed.and(self.follow_routes(&lock)).and(elsewhere.release(&self.datapath));
         self.in_force = next;
         self.datapath.log_unreported();
         self.take_over_sockets(&lock, &changed);
         self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
-        moved
+        moved.and(routed)
     }
 
     /// Attaches what `steer off` has released. Returns the cgroups.
@@ -272,7 +284,7 @@ impl Steering {
             let index = next.policies.targets().position(|(known, _)| known == name)?;
             next.slots.get(index).copied()
         };
-        let namespace = Namespace { links: &self.table, cookie: self.netns_cookie };
+        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks());
         let (restored, left) =
             released::restore(&mut self.datapath, lock, &self.hierarchy, namespace, released, slot_of);
         if let Err(error) = released::write(&file, &left) {

@@ -1,39 +1,75 @@
 //! Decides about a socket that is older than its policy. Pure.
 //!
-//! **Invariant:** a socket that reaches this host only is left alone. So is a socket that is bound to its uplink.
+//! **Invariant:** a socket that reaches this host only is left alone. So is a socket that is bound or marked for its uplink.
+
+use steer_common::Mark;
 
 use crate::{
     host::sockets::{
         Host,
         diag::{Protocol, Socket},
     },
-    model::spec::Existing,
+    model::{mark::MarkMask, prefix::Prefix, spec::Existing},
 };
 
 /// What to do with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Bind it to the uplink. It stays in use.
-    Bind,
-    /// Destroy it. A UDP socket survives this, and is then bound to the uplink.
+    /// Bind or mark it for the uplink. It stays in use.
+    Steer,
+    /// Destroy it. A UDP socket survives this, and is then bound or marked for the uplink.
     Destroy,
 }
 
-/// Decides about a socket. `existing` is the setting of its policy, `uplink` the index of the uplink.
-pub(super) fn decide(socket: &Socket, existing: Existing, uplink: i32, host: &Host) -> Option<Action> {
-    if existing == Existing::Keep || socket.bound() == uplink || host.is_all_of(socket) {
+/// How a policy steers sockets.
+#[derive(Clone, Debug)]
+pub(super) struct Method {
+    /// The uplink's index; not positive while it is missing.
+    pub(super) uplink: i32,
+    /// The mark of its sockets; with value 0, they are bound, and have none.
+    pub(super) mark: Mark,
+    /// What it reaches by other links.
+    pub(super) passes: Vec<Prefix>,
+}
+
+impl Method {
+    /// Whether its sockets are marked, not bound.
+    pub(super) fn is_marking(&self) -> bool {
+        self.mark.value != 0
+    }
+
+    /// Whether a socket's mark is right. One of an earlier policy would lead a bound socket by rules of others.
+    pub(super) fn has_mark(&self, mark: u32) -> bool {
+        if self.is_marking() { self.mark.is_in(mark) } else { mark & MarkMask::new(self.mark.mask).flag() == 0 }
+    }
+
+    /// Whether a socket is as the policy requires.
+    fn has_settled(&self, socket: &Socket) -> bool {
+        self.has_mark(socket.mark) && (self.is_marking() && socket.bound() == 0 || socket.bound() == self.uplink)
+    }
+
+    /// Whether a connection can continue.
+    fn goes_on(&self, socket: &Socket, host: &Host) -> bool {
+        host.goes_on(socket, self.uplink)
+            || socket.peer().is_some_and(|peer| self.passes.iter().any(|prefix| prefix.contains(peer.ip())))
+    }
+}
+
+/// Decides about a socket. `existing` is the setting of its policy.
+pub(super) fn decide(socket: &Socket, existing: Existing, method: &Method, host: &Host) -> Option<Action> {
+    if existing == Existing::Keep || method.has_settled(socket) || host.is_all_of(socket) {
         return None;
     }
     let is_connected = socket.peer().is_some();
-    if !host.links.contains(&uplink) {
+    if !host.links.contains(&method.uplink) {
         // No socket can be bound to a missing uplink. A TCP connection is destroyed, so that the program does not wait in vain.
         // A UDP socket is not: this would unbind it.
         let waits = is_connected && host.is_orphan(socket) && socket.protocol == Protocol::Tcp;
         return (existing == Existing::Destroy && waits).then_some(Action::Destroy);
     }
     // A destroyed listener would end its service. A socket without a peer has no connection to make again.
-    let ends = is_connected && (existing == Existing::Destroy || !host.goes_on(socket, uplink));
-    Some(if ends { Action::Destroy } else { Action::Bind })
+    let ends = is_connected && (existing == Existing::Destroy || !method.goes_on(socket, host));
+    Some(if ends { Action::Destroy } else { Action::Steer })
 }
 
 #[cfg(test)]
@@ -43,9 +79,12 @@ mod tests {
         inet::{InetResponseHeader, SocketId},
     };
 
-    use super::{Action, Host, Protocol, Socket, decide};
+    use steer_common::Mark;
+
+    use super::{Action, Host, Method, Protocol, Socket, decide};
     use crate::model::spec::Existing;
 
+    const MASK: u32 = 0xff00_0000;
     const OTHER: i32 = 2;
     const UPLINK: i32 = 3;
     const GONE: i32 = 9;
@@ -78,7 +117,7 @@ mod tests {
             uid: 0,
             inode: 1,
         };
-        Socket { protocol, cgroup_id: 1, header }
+        Socket { protocol, cgroup_id: 1, mark: 0, header }
     }
 
     fn tcp(local: &str, bound: i32) -> Socket {
@@ -91,9 +130,30 @@ mod tests {
         )
     }
 
+    fn bound(uplink: i32) -> Method {
+        Method { uplink, mark: Mark { value: 0, mask: MASK }, passes: Vec::new() }
+    }
+
+    #[test]
+    fn marks() {
+        const MARK: Mark = Mark { value: 0x8100_0000, mask: MASK };
+        let lan = vec!["192.0.2.0/24".parse().expect("a prefix")];
+        let method = |passes| Method { uplink: UPLINK, mark: MARK, passes };
+        let marked = |mark, bound| Socket { mark, ..tcp("10.0.0.2", bound) };
+        let decided =
+            |socket: &Socket, passes: &[_]| decide(socket, Existing::Rebind, &method(passes.to_vec()), &host());
+        assert_eq!(decided(&marked(MARK.value | 7, 0), &[]), None);
+        assert_eq!(decided(&marked(MARK.value, UPLINK), &[]), None);
+        assert_eq!(decided(&marked(MARK.value, OTHER), &[]), Some(Action::Destroy));
+        assert_eq!(decided(&marked(0, 0), &[]), Some(Action::Destroy));
+        assert_eq!(decided(&marked(0, 0), &lan), Some(Action::Steer), "an exception");
+        let of_before = Socket { mark: MARK.value | 7, ..tcp("10.0.1.2", UPLINK) };
+        assert_eq!(decide(&of_before, Existing::Rebind, &bound(UPLINK), &host()), Some(Action::Steer));
+    }
+
     #[test]
     fn decisions() {
-        use Action::{Bind, Destroy};
+        use Action::{Destroy, Steer as Bind};
         let udp = |local, bound| socket(Protocol::Udp, TCP_ESTABLISHED, local, "192.0.2.1", bound);
         let listener = |local, bound| socket(Protocol::Tcp, TCP_LISTEN, local, "0.0.0.0", bound);
         let unconnected = |local, bound| socket(Protocol::Udp, TCP_CLOSE, local, "::", bound);
@@ -116,7 +176,7 @@ mod tests {
             ("a listener bound to loopback", listener("0.0.0.0", 1), None, None, None),
         ];
         for (name, socket, rebind, destroy, destroy_missing) in cases {
-            let decided = |existing, uplink| decide(&socket, existing, uplink, &host());
+            let decided = |existing, uplink| decide(&socket, existing, &bound(uplink), &host());
             assert_eq!(decided(Existing::Keep, UPLINK), None, "{name}, keep");
             assert_eq!(decided(Existing::Rebind, UPLINK), rebind, "{name}, rebind");
             assert_eq!(decided(Existing::Destroy, UPLINK), destroy, "{name}, destroy");
@@ -139,7 +199,7 @@ mod tests {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 for uplink in [UPLINK, MISSING] {
                     let socket = socket(protocol, TCP_ESTABLISHED, local, peer, 0);
-                    assert_eq!(decide(&socket, Existing::Destroy, uplink, &host()), None, "{socket}");
+                    assert_eq!(decide(&socket, Existing::Destroy, &bound(uplink), &host()), None, "{socket}");
                 }
             }
         }

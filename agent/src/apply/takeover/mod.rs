@@ -18,7 +18,7 @@ use std::{
     path::PathBuf,
 };
 
-use steer_common::Kind;
+use steer_common::{Kind, Mark, Verdict, policy_flags};
 
 use super::resolve;
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
     kernel::{self, Datapath, Lock, PolicyEntry, text},
     model::{cgroup_path::CgroupPath, spec::Existing},
 };
-use decision::Action;
+use decision::{Action, Method};
 
 /// The result for the sockets of one attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,8 +68,7 @@ impl fmt::Display for TakenOver {
 /// An attachment whose policy does not keep existing sockets as they are.
 struct Claim {
     existing: Existing,
-    /// The uplink's index; not positive while it is missing.
-    uplink: i32,
+    method: Method,
     cgroups: Vec<Found>,
     done: TakenOver,
 }
@@ -131,7 +130,15 @@ fn claim(
     let Some(path) = hierarchy.path_of(cgroup_id) else { return Ok(None) };
     let cgroups = datapath.decided_by(hierarchy, Found { path: path.clone(), id: cgroup_id })?;
     let done = TakenOver { path, interface: text(&policy.interface), bound: 0, destroyed: 0, failed: 0 };
-    Ok(Some(Claim { existing, uplink: policy.ifindex, cgroups, done }))
+    let mark = match steer_common::decide(Some(&policy), netns_cookie) {
+        Verdict::Mark(mark) => mark,
+        _ => Mark { value: 0, mask: policy.mark_mask },
+    };
+    let slot = datapath.attachment(cgroup_id)?.map_or(0, |attachment| attachment.record.policy);
+    let passes = if policy.flags & policy_flags::PASSES == 0 { None } else { datapath.passes()?.remove(&slot) };
+    let passes = passes.unwrap_or_default().into_iter().filter(|(_, passes)| *passes).map(|(pass, _)| pass.prefix);
+    let method = Method { uplink: policy.ifindex, mark, passes: passes.collect() };
+    Ok(Some(Claim { existing, method, cgroups, done }))
 }
 
 /// Reads all sockets and processes once for all cgroups.
@@ -150,7 +157,7 @@ fn carry_out(claims: &mut [Claim], hierarchy: &Hierarchy) -> io::Result<()> {
         });
         for socket in sockets {
             if let Some(&index) = claimed.get(&socket.cgroup_id)
-                && let Some(action) = decision::decide(&socket, claims[index].existing, claims[index].uplink, &host)
+                && let Some(action) = decision::decide(&socket, claims[index].existing, &claims[index].method, &host)
             {
                 decided.push((index, socket, action));
             }
@@ -165,14 +172,14 @@ fn carry_out(claims: &mut [Claim], hierarchy: &Hierarchy) -> io::Result<()> {
         let holder = holders.by_inode.get(&socket.inode());
         let owner = holder.map_or_else(|| "no process".to_owned(), ToString::to_string);
         let done = match holder {
-            Some(holder) => act(&diag, &socket, action, holder, claim.uplink),
+            Some(holder) => act(&diag, &socket, action, holder, &claim.method),
             // A connection that waits to be accepted belongs to the listener's process.
             None if socket.is_waiting() => diag.destroy(&socket).map(|ended| ended.then_some(Action::Destroy)),
             None if holders.hidden => Err(io::Error::from_raw_os_error(libc::EPERM)),
             None => Ok(None),
         };
         match done {
-            Ok(Some(Action::Bind)) => {
+            Ok(Some(Action::Steer)) => {
                 log::debug!("{socket} of {owner} in {}: bound to {}", claim.done.path, claim.done.interface);
                 claim.done.bound += 1;
             }
@@ -192,19 +199,33 @@ fn carry_out(claims: &mut [Claim], hierarchy: &Hierarchy) -> io::Result<()> {
 }
 
 /// Returns what was done; `None` if the socket was closed in the meantime.
-fn act(diag: &Diag, socket: &Socket, action: Action, holder: &Holder, uplink: i32) -> io::Result<Option<Action>> {
+fn act(diag: &Diag, socket: &Socket, action: Action, holder: &Holder, method: &Method) -> io::Result<Option<Action>> {
     let destroyed = |ended: bool| ended.then_some(Action::Destroy);
     if (action, socket.protocol) == (Action::Destroy, Protocol::Tcp) {
         return diag.destroy(socket).map(destroyed);
     }
     // While the uplink is missing, there is no other action.
-    let Some(uplink) = u32::try_from(uplink).ok().and_then(NonZeroU32::new) else { return Ok(None) };
+    let Some(uplink) = u32::try_from(method.uplink).ok().and_then(NonZeroU32::new) else { return Ok(None) };
     let Some(own) = holder.socket(socket.inode())? else { return Ok(None) };
-    match (own.bind_device_by_index_v4(Some(uplink)), action) {
-        (Ok(()), Action::Bind) => Ok(Some(Action::Bind)),
-        (Ok(()), Action::Destroy) => {
-            let ended = diag.destroy(&socket.clone().bound_to(uplink.get()))?;
-            own.bind_device_by_index_v4(Some(uplink)).map(|()| destroyed(ended))
+    // The index that sock_diag finds it with from then on.
+    let steer = || {
+        let had = own.mark()?;
+        if !method.has_mark(had) {
+            own.set_mark(method.mark.set_in(had))?;
+        }
+        if !method.is_marking() {
+            return own.bind_device_by_index_v4(Some(uplink)).map(|()| uplink.get());
+        }
+        if socket.bound() != 0 {
+            own.bind_device_by_index_v4(None)?;
+        }
+        Ok(0)
+    };
+    match (steer(), action) {
+        (Ok(_), Action::Steer) => Ok(Some(Action::Steer)),
+        (Ok(ifindex), Action::Destroy) => {
+            let ended = diag.destroy(&socket.clone().bound_to(ifindex))?;
+            steer().map(|_| destroyed(ended))
         }
         // The subflow of an MPTCP connection cannot be bound through the connection's descriptor.
         (Err(_), _) if socket.protocol == Protocol::Tcp && socket.peer().is_some() => {

@@ -3,6 +3,7 @@
 //! **Invariant:** only reads. A name that no link has now does not resolve, even if a link had it before.
 
 mod message;
+mod near;
 pub(crate) mod network;
 mod reading;
 mod table;
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 use crate::model::quote::shown;
 
+pub use near::{Near, near};
 pub use reading::read;
 pub use table::{Change, Names, Table};
 pub use watch::Watch;

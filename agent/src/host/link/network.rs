@@ -13,12 +13,14 @@ use futures_util::TryStreamExt as _;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage, AddressScope},
     link::LinkFlags,
-    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteVia},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType, RouteVia},
 };
+use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 use tokio::time::timeout;
 
 use super::{Error, message::Device, reading::Reader};
+use crate::model::prefix::Prefix;
 
 /// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -28,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) const FAR_IPV4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4));
 /// The IPv6 address; see [`FAR_IPV4`].
 pub(crate) const FAR_IPV6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30));
+
+/// The table of addresses of this host.
+const LOCAL: u32 = 255;
 
 /// A connection to rtnetlink.
 pub(crate) struct Network {
@@ -69,6 +74,30 @@ pub(crate) struct Hop {
     pub(crate) gateway: Option<IpAddr>,
 }
 
+/// A packet whose route is looked up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packet {
+    pub(crate) to: IpAddr,
+    /// The link that its socket is bound to.
+    pub(crate) bound_to: Option<u32>,
+    /// The mark of its socket.
+    pub(crate) mark: u32,
+    /// The address of its socket.
+    pub(crate) from: Option<IpAddr>,
+}
+
+/// An entry of a routing table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) table: u32,
+    pub(crate) prefix: Prefix,
+    /// Whether the destination is an address of this host.
+    pub(crate) is_local: bool,
+    /// Whether the destination is a broadcast address.
+    pub(crate) is_broadcast: bool,
+    pub(crate) hops: Vec<Hop>,
+}
+
 impl Network {
     /// Opens a connection. Needs a tokio runtime, which runs the connection until this is dropped.
     pub(crate) fn new() -> Result<Self, Error> {
@@ -100,21 +129,48 @@ impl Network {
     /// The next hops of the route that the kernel would use for a packet. Empty: it has no route. `by` is the link that the
     /// socket is bound to, `from` its address.
     pub(crate) async fn route(&self, to: IpAddr, by: Option<u32>, from: Option<IpAddr>) -> Result<Vec<Hop>, Error> {
+        let packet = Packet { to, bound_to: by, from, mark: 0 };
+        Ok(self.look_up(packet).await?.map(|entry| entry.hops).unwrap_or_default())
+    }
+
+    /// The entry of a routing table that the kernel would use for a packet.
+    pub(crate) async fn look_up(&self, packet: Packet) -> Result<Result<Entry, Errno>, Error> {
+        // Ask for the entry (Linux 4.13) and its table. Without FibMatch, IPv4 invents a route for a bound socket.
+        let answer = self.ask(packet, RouteFlags::FibMatch | RouteFlags::LookupTable).await?;
+        Ok(answer.map(|route| entry(&route, packet.to.is_ipv4())))
+    }
+
+    /// The link on which IPv4 looks for the destination itself, because it finds no route for a bound socket.
+    pub(crate) async fn neighbour(&self, packet: Packet) -> Result<Option<Hop>, Error> {
+        if packet.to.is_ipv6() || packet.bound_to.is_none() {
+            return Ok(None);
+        }
+        let answer = self.ask(packet, RouteFlags::empty()).await?;
+        Ok(answer.ok().and_then(|route| hops(&route).into_iter().next()))
+    }
+
+    async fn ask(&self, packet: Packet, flags: RouteFlags) -> Result<Result<RouteMessage, Errno>, Error> {
         let whole = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
         let invalid = |error| Error::Netlink(rtnetlink::Error::InvalidNla(format!("{error}")));
+        let Packet { to, bound_to, mark, from } = packet;
         let mut query = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, whole(to)).map_err(invalid)?;
         if let Some(from) = from {
             query = query.source_prefix(from, whole(from)).map_err(invalid)?;
         }
-        if let Some(index) = by {
+        if let Some(index) = bound_to {
             query = query.output_interface(index);
         }
         let mut query = query.build();
-        // Ask for the route entry (Linux 4.13). Without this flag, IPv4 invents a route for a bound socket if it finds none.
-        query.header.flags |= RouteFlags::FibMatch;
+        if mark != 0 {
+            query.attributes.push(RouteAttribute::Mark(mark));
+        }
+        query.header.flags |= flags;
         match std::pin::pin!(self.handle.route().get(query).execute()).try_next().await {
-            Ok(route) => Ok(route.map(|route| hops(&route)).unwrap_or_default()),
-            Err(rtnetlink::Error::NetlinkError(error)) if is_no_route(error.raw_code()) => Ok(Vec::new()),
+            Ok(Some(route)) => Ok(Ok(route)),
+            Ok(None) => Ok(Err(Errno::ENETUNREACH)),
+            Err(rtnetlink::Error::NetlinkError(error)) if is_no_route(error.raw_code()) => {
+                Ok(Err(Errno::from_raw(-error.raw_code())))
+            }
             Err(error) => Err(Error::Netlink(error)),
         }
     }
@@ -160,6 +216,30 @@ fn far_reaching(message: &AddressMessage) -> Option<IpAddr> {
     });
     // On a tunnel, `Address` is the address of the other end.
     local.or(address).filter(|_| message.header.scope == AddressScope::Universe)
+}
+
+fn entry(route: &RouteMessage, is_ipv4: bool) -> Entry {
+    let destination = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    });
+    let table = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let all = if is_ipv4 { Prefix::ALL_IPV4 } else { Prefix::ALL_IPV6 };
+    let prefix = destination.and_then(|address| Prefix::of(address, route.header.destination_prefix_length));
+    let is_own = matches!(route.header.kind, RouteType::Local | RouteType::Anycast | RouteType::Broadcast);
+    // Until somebody adds a rule, IPv4 has both tables in one, and names it `main`.
+    let table = table.filter(|table| !is_own || *table != u32::from(RouteHeader::RT_TABLE_MAIN));
+    Entry {
+        table: table.unwrap_or(if is_own { LOCAL } else { route.header.table.into() }),
+        prefix: prefix.unwrap_or(all),
+        is_local: matches!(route.header.kind, RouteType::Local | RouteType::Anycast),
+        is_broadcast: route.header.kind == RouteType::Broadcast,
+        hops: hops(route),
+    }
 }
 
 fn hops(route: &RouteMessage) -> Vec<Hop> {

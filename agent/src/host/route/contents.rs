@@ -6,7 +6,10 @@
 //! **Invariant:** the smallest region around a destination decides. A region always has a route for all of its prefix, so
 //! no route from around it applies inside.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv6Addr,
+};
 
 use super::{
     By, Marked,
@@ -17,6 +20,8 @@ use crate::model::prefix::Prefix;
 
 /// The protocol number of steer's routes. iproute2 has no name for it.
 pub(super) const PROTOCOL: u8 = 115;
+
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 
 /// Who decides about a region.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +120,10 @@ fn end(region: Prefix, table: u32) -> Route {
 
 /// The table of a bound uplink.
 pub(super) fn bound(link: u32, state: &State, table: u32) -> Vec<Route> {
-    let mirror = state.mirror(link, false);
+    let mut mirror = state.mirror(link, false);
+    // Link-local destinations need their link in any case, so they are left to the rules behind. The kernel removes copies when the link
+    // goes down, and then not only steered sockets would miss them.
+    mirror.retain(|route| !is_link_local(route.prefix));
     let has_default = mirror.iter().any(|route| route.prefix == Prefix::ALL_IPV6 && route.source.is_none());
     let mut routes = numbered(mirror, table);
     // Packets that have the link only as a preference may take another one by the rules behind. That stays as it is while
@@ -123,6 +131,9 @@ pub(super) fn bound(link: u32, state: &State, table: u32) -> Vec<Route> {
     let is_up = state.links.get(&link).is_some_and(Link::is_up);
     if has_default || !is_up {
         routes.push(end(Prefix::ALL_IPV6, table));
+    }
+    if let Some(link_local) = Prefix::of(LINK_LOCAL.into(), 10) {
+        routes.push(Route { table, metric: 1, protocol: PROTOCOL, ..Route::without_link(THROW, link_local) });
     }
     routes
 }

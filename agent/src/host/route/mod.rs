@@ -16,7 +16,7 @@
 //! for a bound connection without a socket of its own, such as the acknowledgement in TIME_WAIT: the binding is then only a
 //! preference, and a better route by another link would win.
 //!
-//! [`State::read`] reads the kernel, [`plan`] says what has to be there, [`write`] makes the difference, [`remove`] needs
+//! [`State::read`] reads the kernel, [`plan()`] says what has to be there, [`write()`] makes the difference, [`remove`] needs
 //! no memory, and [`Watch`] reports when to do it again.
 //!
 //! **Invariant:** once the goto is there, no packet with the flag goes on to the rules behind it, at any moment of a change.
@@ -29,6 +29,7 @@ mod netlink;
 mod passes;
 mod plan;
 mod rule;
+mod selected;
 mod state;
 mod table;
 mod watch;
@@ -36,53 +37,21 @@ mod write;
 
 use std::net::IpAddr;
 
-use crate::model::prefix::Prefix;
+use crate::model::{mark::MarkMask, prefix::Prefix};
 
+pub use passes::is_discovery;
 pub use plan::{Invalid, Plan, plan};
+pub use selected::{Refusal, Selected, Sent};
 pub use state::State;
 pub use table::Instance;
 pub use watch::{Notified, Watch};
-pub use write::{Changes, Failed, Step, remove, steps, write};
-
-/// The bits of the mark that belong to steer. The highest is the flag, the others hold the number of a policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mask(u32);
-
-impl Mask {
-    /// `None`: the bits are not adjacent, or fewer than two.
-    pub fn new(bits: u32) -> Option<Self> {
-        let shifted = bits.checked_shr(bits.trailing_zeros())?;
-        (bits.count_ones() >= 2 && shifted.count_ones() == shifted.trailing_ones()).then_some(Self(bits))
-    }
-
-    /// All bits.
-    pub const fn bits(self) -> u32 {
-        self.0
-    }
-
-    /// The bit that every mark has.
-    pub const fn flag(self) -> u32 {
-        1 << self.0.ilog2()
-    }
-
-    /// The mark of policy number `number`. `None`: there is no such number; the first is 1.
-    pub fn mark(self, number: u8) -> Option<u32> {
-        let mark = u32::from(number) << self.0.trailing_zeros();
-        let fits = u64::from(number) << self.0.trailing_zeros() < u64::from(self.flag());
-        (number > 0 && fits).then_some(mark | self.flag())
-    }
-
-    /// The numbers of policies.
-    pub fn numbers(self) -> impl Iterator<Item = u8> {
-        (1..=u8::MAX).filter(move |&number| self.mark(number).is_some())
-    }
-}
+pub use write::{Changes, Failed, Step, keep, remove, steps, write};
 
 /// What has to be there for one instance.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// The bits for marks.
-    pub mask: Mask,
+    pub mask: MarkMask,
     /// Which steer.
     pub instance: Instance,
     /// The policies of the route method.
@@ -147,22 +116,4 @@ pub struct Pass {
     pub prefix: Prefix,
     /// Whether they may leave by the link.
     pub allow: bool,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Mask;
-
-    #[test]
-    fn marks() {
-        for bits in [0, 1, 0x8000_0000, 0x5, 0x8000_0001] {
-            assert_eq!(Mask::new(bits), None, "{bits:#x}");
-        }
-        let mask = Mask::new(0x00fe_0000).expect("a mask");
-        assert_eq!((mask.flag(), mask.mark(1), mask.mark(63)), (0x80_0000, Some(0x82_0000), Some(0xfe_0000)));
-        assert_eq!((mask.mark(0), mask.mark(64), mask.numbers().count()), (None, None, 63));
-        let highest = Mask::new(0xff80_0000).expect("a mask");
-        assert_eq!((highest.flag(), highest.mark(255), highest.numbers().count()), (1 << 31, Some(0xff80_0000), 255));
-        assert_eq!(Mask::new(u32::MAX).and_then(|mask| mask.mark(9)), Some(0x8000_0009));
-    }
 }

@@ -3,7 +3,10 @@
 //! **Invariant:** the program's look-up gives for each link and destination what the smallest region around the destination
 //! says. A packet that no region allows is stopped.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{
     By, Marked, Pass,
@@ -15,6 +18,11 @@ use crate::model::prefix::Prefix;
 /// Groups of mDNS, SSDP and LLMNR, and the broadcast address of any network.
 const DISCOVERY: [&str; 8] =
     ["224.0.0.251", "ff02::fb", "239.255.255.250", "ff02::c", "ff05::c", "224.0.0.252", "ff02::1:3", "255.255.255.255"];
+
+/// Whether the address is one of discovery on any network. The broadcast addresses of networks are others.
+pub fn is_discovery(address: IpAddr) -> bool {
+    DISCOVERY.iter().any(|group| group.parse() == Ok(address))
+}
 
 /// The regions with those for discovery.
 pub(super) fn with_discovery(mut regions: Regions, policy: &Marked, state: &State) -> Regions {
@@ -89,9 +97,9 @@ fn links(owner: &Owner) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, net::IpAddr};
+    use std::collections::BTreeSet;
 
-    use super::{By, Owner, Pass, Prefix, Regions, allows, passes};
+    use super::{By, IpAddr, Owner, Pass, Prefix, Regions, allows, passes};
 
     fn prefix(text: &str) -> Prefix {
         text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))

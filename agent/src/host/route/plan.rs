@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 use super::{
-    Instance, Mask, Pass, Wanted, contents,
+    Instance, Pass, Wanted, contents,
     entry::{IPV4, IPV6, Route},
     passes,
     rule::{END, FRONT, Role, Rule, TARGET},
     state::{State, is_link_local, is_multicast},
     table,
 };
+use crate::model::mark::MarkMask;
 
 /// What has to be there for one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,30 @@ impl Plan {
     /// The plan of an instance that wants nothing.
     pub(super) fn none(instance: Instance) -> Self {
         Self { instance, rules: Vec::new(), routes: Vec::new(), passes: BTreeMap::new(), in_front: Vec::new() }
+    }
+}
+
+impl Plan {
+    /// Whether it needs rules and routes.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.routes.is_empty()
+    }
+
+    /// What is there now, but only the tables of these numbers, and of these bound uplinks.
+    pub(super) fn of_present(instance: Instance, state: &State, numbers: &BTreeSet<u8>, bound: &BTreeSet<u32>) -> Self {
+        let uplink = |rule: &Rule| {
+            let name = rule.bound_to.as_deref();
+            state.links.iter().find(|(_, link)| Some(link.name.as_slice()) == name).map(|(index, _)| *index)
+        };
+        let stays = |rule: &&Rule| match rule.role() {
+            Some(Role::Lookup) => numbers.iter().any(|&number| instance.marked(number) == rule.table),
+            Some(Role::Bound) => instance.has(rule.table) && uplink(rule).is_some_and(|link| bound.contains(&link)),
+            _ => false,
+        };
+        let rules: Vec<Rule> = state.rules.iter().filter(stays).cloned().collect();
+        let tables: BTreeSet<u32> = rules.iter().map(|rule| rule.table).collect();
+        let routes = state.routes.iter().filter(|route| tables.contains(&route.table)).cloned().collect();
+        Self { rules, routes, ..Self::none(instance) }
     }
 }
 
@@ -85,8 +110,26 @@ pub fn plan(wanted: &Wanted, state: &State) -> Result<Plan, Invalid> {
 
 impl State {
     /// Numbers of policies that another instance uses in this network namespace, by their marks.
-    pub fn taken(&self, mask: Mask, instance: Instance) -> BTreeSet<u8> {
+    pub fn taken(&self, mask: MarkMask, instance: Instance) -> BTreeSet<u8> {
         mask.numbers().filter(|&number| mask.mark(number).is_some_and(|mark| self.is_taken(mark, instance))).collect()
+    }
+
+    /// Rules of others that use bits of the mask, as `ip rule` would describe them.
+    pub fn clashing(&self, mask: MarkMask) -> Vec<String> {
+        self.foreign_marks().filter(|rule| rule.clashes(mask)).map(ToString::to_string).collect()
+    }
+
+    /// A mask for marks with which no rule of others clashes. `None`: there is none.
+    pub fn free_mask(&self) -> Option<MarkMask> {
+        let masks = [8, 6, 4].into_iter().flat_map(|len| {
+            let bits = (1_u32 << len) - 1;
+            (0..=32 - len).rev().map(move |shift| MarkMask::new(bits << shift))
+        });
+        masks.into_iter().find(|mask| !self.foreign_marks().any(|rule| rule.clashes(*mask)))
+    }
+
+    fn foreign_marks(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(|rule| rule.mask != 0 && rule.role().is_none())
     }
 
     /// Whether a rule of another instance selects the mark.

@@ -7,10 +7,11 @@ use std::fmt;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use super::{
-    Mask, entry,
+    entry,
     netlink::{Attribute, Raw, Request},
     table,
 };
+use crate::model::mark::MarkMask;
 
 /// The preference of the rules in front. The rule for the table `local` stands before them. The kernel gives a rule without
 /// a preference, as of wg-quick, one below the lowest that is not 0, so only here nothing gets in front of them later.
@@ -92,7 +93,7 @@ impl Rule {
         Self { mark: flag, mask: flag, ..Self::new(family, END, UNREACHABLE) }
     }
 
-    pub(super) fn lookup(family: u8, mask: Mask, number: u8, table: u32) -> Self {
+    pub(super) fn lookup(family: u8, mask: MarkMask, number: u8, table: u32) -> Self {
         Self {
             mark: mask.mark(number).unwrap_or(mask.flag()),
             mask: mask.bits(),
@@ -129,6 +130,12 @@ impl Rule {
     /// The flag of the marks that a lookup selects.
     pub(super) fn flag(&self) -> u32 {
         self.mask.checked_ilog2().map_or(0, |bit| 1 << bit)
+    }
+
+    /// Whether the program of this rule, which is not steer's, uses bits of the mask. A program with a rule for one whole mark,
+    /// as wg-quick, sets all bits. There it counts whether its mark looks like one of steer's.
+    pub(super) fn clashes(&self, mask: MarkMask) -> bool {
+        if self.mask == u32::MAX { self.mark & mask.flag() != 0 } else { self.mask & mask.bits() != 0 }
     }
 
     /// Decodes a listed rule; `None`: it cannot be decoded.
@@ -211,11 +218,11 @@ impl fmt::Display for Rule {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Instance, Mask, Role, Rule, entry::IPV6};
+    use super::{super::Instance, MarkMask, Role, Rule, entry::IPV6};
 
     #[test]
     fn roles() {
-        let mask = Mask::new(0xff00_0000).expect("a mask");
+        let mask = MarkMask::new(0xff00_0000);
         let instance = Instance::new(5);
         let rules = [
             (Rule::goto(IPV6, mask.flag()), Role::Goto(1 << 31)),

@@ -32,7 +32,7 @@ enum Action {
     Remove(Route),
 }
 
-/// What [`write`] did.
+/// What [`write()`] did.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
     /// How many rules and routes were written.
@@ -84,6 +84,12 @@ pub fn write(plan: &Plan, state: &State, before: Option<&Plan>) -> io::Result<Ch
 /// Removes everything of an instance. Needs to know nothing of what was written.
 pub fn remove(instance: Instance) -> io::Result<Changes> {
     write(&Plan::none(instance), &State::read()?, None)
+}
+
+/// Removes everything of an instance but the tables of these numbers, and of these bound uplinks.
+pub fn keep(instance: Instance, numbers: &BTreeSet<u8>, bound: &BTreeSet<u32>) -> io::Result<Changes> {
+    let state = State::read()?;
+    write(&Plan::of_present(instance, &state, numbers, bound), &state, None)
 }
 
 /// The messages that make the difference, in order. The kernel's answers do not matter for those behind.
@@ -166,6 +172,11 @@ impl Step {
             }
         }
         Ok(changes)
+    }
+
+    /// Whether it removes something.
+    pub fn is_removal(&self) -> bool {
+        matches!(self.0, Action::Delete(_) | Action::Remove(_))
     }
 
     fn is_route(&self) -> bool {

@@ -48,6 +48,8 @@ pub(crate) struct Socket {
     pub(crate) protocol: Protocol,
     /// The cgroup of the process that made it.
     pub(crate) cgroup_id: u64,
+    /// The kernel shows it to processes with CAP_NET_ADMIN; else 0.
+    pub(crate) mark: u32,
     pub(crate) header: InetResponseHeader,
 }
 
@@ -117,7 +119,11 @@ impl Diag {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
                         let InetResponse { header, nlas } = *found;
                         if let Some(cgroup_id) = nlas.iter().find_map(cgroup_id) {
-                            sockets.push(Socket { protocol, cgroup_id, header });
+                            let mark = nlas.iter().find_map(|attribute| match attribute {
+                                Nla::Mark(mark) => Some(*mark),
+                                _ => None,
+                            });
+                            sockets.push(Socket { protocol, cgroup_id, mark: mark.unwrap_or_default(), header });
                         }
                     }
                     NetlinkPayload::Done(_) => return Ok(sockets),

@@ -21,7 +21,7 @@ pub use containers::{Containers, Missing};
 pub use defaults::defaults;
 pub use parse::{Source, parse, parse_all};
 pub use problem::{Problem, Problems};
-pub use route::RouteConfig;
+pub use route::{RouteConfig, route};
 
 /// A configuration: one file, or several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::reader::Reader;
+use super::{Problems, Source, reader::Reader};
+use crate::model::mark::MarkMask;
 
 /// The name of the table.
 pub(super) const NAME: &str = "route";
@@ -24,6 +25,25 @@ pub struct RouteConfig {
 impl Default for RouteConfig {
     fn default() -> Self {
         Self { mark_mask: 0xff00_0000 }
+    }
+}
+
+/// Reads `[route]` of the configuration file. Mistakes elsewhere in it are no error, unless the syntax is wrong.
+pub fn route(source: &Source) -> Result<RouteConfig, Problems> {
+    let mut reader = Reader { source, problems: Vec::new() };
+    let table = reader.table();
+    let mut route = RouteConfig::default();
+    if reader.problems.is_empty() {
+        route = reader.route(table.get_ref());
+    }
+    let problems = reader.sorted();
+    if problems.is_empty() { Ok(route) } else { Err(Problems { problems }) }
+}
+
+impl RouteConfig {
+    /// The bits of marks that are steer's.
+    pub fn marks(&self) -> MarkMask {
+        MarkMask::new(self.mark_mask)
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) fn attach(steer: &str, defaults: &PolicySpec, path: &CgroupPath, poli
         words.push(format!("--policy {}", quoted(&policy.name())));
         return words.join(" ");
     }
-    let spec = resolve::target(&policy.record).spec().brief(defaults);
+    let spec = resolve::target(&policy.record, &policy.exceptions).spec().brief(defaults);
     words.extend(spec.options().map(|(option, value)| format!("--{option} {}", quoted(&value))));
     words.join(" ")
 }

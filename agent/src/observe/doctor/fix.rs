@@ -8,11 +8,7 @@ use std::{fs, path::PathBuf};
 use anyhow::Context as _;
 use serde::{Serialize, Serializer};
 
-use crate::{
-    host::cgroup::Hierarchy,
-    kernel::{self, Pins},
-    model::quote::quoted,
-};
+use crate::{apply::routes, host::cgroup::Hierarchy, kernel::Pins, model::quote::quoted};
 
 /// The repair of a finding.
 #[derive(Clone, Debug, Serialize)]
@@ -101,7 +97,7 @@ impl Fix {
                 let hierarchy = Hierarchy::find()?;
                 let Some(pins) = pins else { return Ok(()) };
                 let Some(lock) = pins.lock()? else { return Ok(()) };
-                Ok(kernel::tidy(pins, lock, &hierarchy)?)
+                Ok(routes::tidy(pins, lock, &hierarchy)?)
             }
         }
     }

@@ -15,6 +15,7 @@ mod namespaces;
 mod pins;
 mod report;
 mod reverse_path;
+mod routes;
 mod sockets;
 mod survey;
 mod topic;
@@ -57,6 +58,9 @@ pub async fn examine(options: &Options) -> Report {
     names::check(&survey, &mut report);
     if survey.knows_pins {
         check_pinned_state(&survey, &mut report);
+        if let Err(error) = routes::check(&survey, &mut report).await {
+            report.failed(Topic::Routes, Subject::Host, &error);
+        }
     } else {
         for id in topic::NEED_PINS {
             report.not_applicable(id, Subject::Host, "the pins were not read");

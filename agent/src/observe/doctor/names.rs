@@ -13,12 +13,20 @@ pub(super) fn check(survey: &Survey, report: &mut Report) {
             report.not_applicable(id, Subject::Host, "no policy steers anything");
             continue;
         }
-        let found = detours.iter().filter(|detour| topic(detour) == id).filter_map(|detour| {
-            let concerned = policies.iter().filter(|policy| detour.concerns(&policy.resolvers));
-            let names: BTreeSet<_> = concerned.map(|policy| policy.name.as_str()).collect();
-            (!names.is_empty()).then(|| finding(id, detour, &Vec::from_iter(names).join(", ")))
-        });
-        report.conclude(id, Subject::Host, found.collect(), "no steered program uses one");
+        let mut found = Vec::new();
+        for detour in detours.iter().filter(|detour| topic(detour) == id) {
+            for reaches_host in [false, true] {
+                let concerned = policies.iter().filter(|policy| detour.concerns(&policy.resolvers));
+                // For the others, it makes no difference whether a policy reaches this host.
+                let concerned =
+                    concerned.filter(|policy| (policy.reach.local.host && detour.ends_with_dns()) == reaches_host);
+                let names: BTreeSet<_> = concerned.map(|policy| policy.name.as_str()).collect();
+                if !names.is_empty() {
+                    found.push(finding(id, detour, reaches_host, &Vec::from_iter(names).join(", ")));
+                }
+            }
+        }
+        report.conclude(id, Subject::Host, found, "no steered program uses one");
     }
 }
 
@@ -30,8 +38,18 @@ fn topic(detour: &Detour) -> Topic {
     }
 }
 
-fn finding(id: Topic, detour: &Detour, policies: &str) -> Finding {
+fn finding(id: Topic, detour: &Detour, reaches_host: bool, policies: &str) -> Finding {
     let (severity, what, why, fix) = match detour {
+        Detour::LocalServer(address) if reaches_host => (
+            Severity::Warning,
+            format!(
+                "/etc/resolv.conf names {address}, an address of this host, which {policies} reaches, and `dns` is not set there"
+            ),
+            "this host's resolver asks by this host's own routes: names are not looked up by the uplink",
+            Fix::advice(
+                "name a resolver behind the uplink: `dns = [\"RESOLVER\"]` in the policy, `--dns RESOLVER` with `steer attach`",
+            ),
+        ),
         Detour::LocalServer(address) => (
             Severity::Error,
             format!("/etc/resolv.conf names {address}, an address of this host, and `dns` is not set in {policies}"),

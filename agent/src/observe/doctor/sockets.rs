@@ -1,5 +1,5 @@
-//! Finds sockets of steered processes that are not bound to the uplink. They are older than the policy, were made in another
-//! cgroup, or were unbound by the program.
+//! Finds sockets of steered processes that are not held to the uplink: not bound to it, or without the policy's mark. They are older than the policy, were made in another
+//! cgroup, or were changed by the program.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -57,7 +57,7 @@ pub(super) fn check(survey: &Survey, report: &mut Report) -> io::Result<()> {
             let detail = format!("processes whose sockets could not be read: {hidden} of {processes}");
             report.not_applicable(Topic::OlderSockets, subject.clone(), detail);
         }
-        let detail = format!("processes whose sockets are bound to the uplink: {processes}");
+        let detail = format!("processes whose sockets are held to the uplink: {processes}");
         report.conclude(Topic::OlderSockets, subject, found, detail);
     }
     Ok(())
@@ -103,7 +103,8 @@ impl Held<'_> {
             severity,
             subject: Subject::Process { pid, comm },
             what: format!(
-                "in {cgroup}, it holds sockets that are not bound to {}, the uplink of {}: {}",
+                "in {cgroup}, it holds sockets that are not {} {}, the uplink of {}: {}",
+                self.uplink.required(),
                 self.policy.interface(),
                 self.policy.name(),
                 names.join("; ")

@@ -12,6 +12,7 @@ use steer_common::Owner;
 
 use super::{Finding, Fix, Options, Report, Severity, Subject, Topic};
 use crate::{
+    apply::resolve,
     host::{
         capability,
         cgroup::{Found, Hierarchy},
@@ -20,7 +21,7 @@ use crate::{
         policy_files::{self, Store},
     },
     kernel::{self, Attachment, Datapath, Pins, PolicyEntry},
-    model::{cgroup_path::CgroupPath, config::Config, quote::quoted},
+    model::{cgroup_path::CgroupPath, config::Config, quote::quoted, spec::Reach},
 };
 
 /// The state that all checks use.
@@ -69,6 +70,8 @@ pub(super) struct Policy {
     pub(super) uplink: String,
     /// Its own resolvers, at most one of each family.
     pub(super) resolvers: Vec<IpAddr>,
+    /// What it reaches besides the uplink.
+    pub(super) reach: Reach,
 }
 
 impl Survey {
@@ -265,12 +268,14 @@ impl Survey {
             name: entry.name(),
             uplink: entry.interface(),
             resolvers: entry.resolvers(),
+            reach: resolve::target(&entry.record, &entry.exceptions).reach,
         });
         let mut policies: Vec<_> = in_force.collect();
         for policy in self.config.policies.iter().filter(|policy| self.configured(&policy.name).is_none()) {
             if let Some(uplink) = policy.interface().map(str::to_owned) {
                 let resolvers = policy.target.enforcement.dns.iter().collect();
-                policies.push(Policy { name: policy.name.clone(), uplink, resolvers });
+                let reach = policy.target.reach.clone();
+                policies.push(Policy { name: policy.name.clone(), uplink, resolvers, reach });
             }
         }
         policies

@@ -73,10 +73,18 @@ pub enum Topic {
     OlderSockets,
     /// Whether processes of steered cgroups are in other network namespaces.
     OtherNetns,
+    /// Whether the rules and routes of policies are as they should be.
+    Routes,
+    /// Whether rules of others stand in front of those for steer's marks.
+    ForeignRule,
+    /// Whether rules of others use bits of steer's marks.
+    MarkClash,
+    /// Whether systemd-networkd removes steer's routes.
+    Networkd,
 }
 
 /// The checks that need the pins.
-pub(super) const NEED_PINS: [Topic; 12] = [
+pub(super) const NEED_PINS: [Topic; 16] = [
     Topic::Daemon,
     Topic::Attachment,
     Topic::Policy,
@@ -89,6 +97,10 @@ pub(super) const NEED_PINS: [Topic; 12] = [
     Topic::ManualAttachment,
     Topic::OlderSockets,
     Topic::OtherNetns,
+    Topic::Routes,
+    Topic::ForeignRule,
+    Topic::MarkClash,
+    Topic::Networkd,
 ];
 
 impl Topic {
@@ -128,6 +140,10 @@ impl Topic {
             Self::CgroupWatch => "cgroup-watch",
             Self::OlderSockets => "older-sockets",
             Self::OtherNetns => "other-netns",
+            Self::Routes => "routes",
+            Self::ForeignRule => "foreign-rule",
+            Self::MarkClash => "mark-clash",
+            Self::Networkd => "networkd",
         }
     }
 }

@@ -81,7 +81,7 @@ pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), Er
             reverse_path::check(&uplink, &network, &link, &addresses, report).await?;
         }
     }
-    Ok(())
+    reverse_path::check_exceptions(survey, &network, report).await
 }
 
 /// Returns the link if it can be used.

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use steer_common::{Counter, EventRecord, LimitKey, Peer, address::ip_address, option};
 
-use crate::{kernel::text, model::cgroup_path::CgroupPath};
+use crate::{host::link::Near, kernel::text, model::cgroup_path::CgroupPath, observe::hints};
 
 /// One attempt that was stopped, or a summary of attempts beyond the rate limit. A summary has only the cgroup, the policy and the
 /// reason. The field names are stable.
@@ -73,10 +73,19 @@ impl Event {
             protocol: (protocol != 0).then(|| protocol_name(protocol)),
             option: (record.option_level != 0 || record.option != 0)
                 .then(|| option_name(record.option_level, record.option)),
-            hint: hint(record).map(Cow::Borrowed),
+            hint: hints::of(record).map(Cow::Borrowed),
             summary: false,
             ..Self::summary(&LimitKey::of(record), 1, named(&record.policy_name), time)
         }
+    }
+
+    /// Adds a hint to a packet that was stopped on its way into a network of the link.
+    pub(super) fn with_hint_for(self, near: Near) -> Self {
+        let hint = match near {
+            Near::Host => hints::LAN,
+            Near::Broadcast => hints::DISCOVERY,
+        };
+        Self { hint: Some(Cow::Borrowed(hint)), ..self }
     }
 
     /// A summary of `count` attempts of one kind.
@@ -99,29 +108,6 @@ impl Event {
             option: None,
             hint: None,
         }
-    }
-}
-
-/// The first interface of every network namespace is its loopback.
-const LOOPBACK: i32 = 1;
-/// Port of DNS.
-const DNS: u32 = 53;
-
-fn hint(record: &EventRecord) -> Option<&'static str> {
-    match Counter::of_index(record.reason)? {
-        Counter::StoppedLocal if record.peer.port == DNS => {
-            Some("a steered socket does not reach this host's resolver; give the policy a resolver by `dns` (or --dns)")
-        }
-        Counter::StoppedLocal => {
-            Some("a steered socket does not reach this host; exempt the program, or use another host")
-        }
-        Counter::StoppedDns => {
-            Some("not the policy's resolver; a new socket without a source route is redirected to it")
-        }
-        Counter::StoppedEgress if record.ifindex == LOOPBACK => {
-            Some("a raw packet to this host whose source is neither its destination nor a loopback address")
-        }
-        _ => None,
     }
 }
 
@@ -256,7 +242,18 @@ mod tests {
             line.contains(" stopped_local ") && line.contains("peer=127.0.0.53:53") && line.contains("`dns`"),
             "{line}"
         );
-        assert!(!Event::of(&local(5432), TIME).to_string().contains("dns"));
+        let line = Event::of(&local(5432), TIME).to_string();
+        assert!(!line.contains("dns") && line.contains(r#"hint="`local = [\"host\"]` in the policy"#), "{line}");
+    }
+
+    #[test]
+    fn discovery_has_a_hint() {
+        let to = |address: [u8; 4]| {
+            let peer = Peer { address: steer_common::mapped(u32::from_ne_bytes(address)), port: 5353, protocol: 17 };
+            Event::of(&EventRecord { peer, ..egress() }, TIME).hint
+        };
+        assert!(to([224, 0, 0, 251]).is_some_and(|hint| hint.contains("discovery")));
+        assert_eq!(to([224, 0, 0, 250]), None);
     }
 
     #[test]

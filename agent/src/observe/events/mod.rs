@@ -9,7 +9,7 @@ use std::{collections::VecDeque, fs, time::Duration};
 
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
-use steer_common::{EventRecord, LimitKey, event::LIMIT_PERIOD_NS};
+use steer_common::{Counter, EventRecord, LimitKey, event::LIMIT_PERIOD_NS};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
@@ -123,7 +123,17 @@ impl Events {
         if event.interface.is_none() && record.netns_cookie == self.netns_cookie {
             event.interface = event.ifindex.and_then(link::name_of);
         }
-        event
+        let is_stopped_packet = record.reason == Counter::StoppedEgress as u32 && event.hint.is_none();
+        let near = match (&event.interface, event.peer) {
+            (Some(link), Some(peer)) if is_stopped_packet && record.netns_cookie == self.netns_cookie => {
+                link::near(link, peer)
+            }
+            _ => None,
+        };
+        match near {
+            Some(near) => event.with_hint_for(near),
+            None => event,
+        }
     }
 }
 

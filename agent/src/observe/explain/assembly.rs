@@ -8,13 +8,19 @@ use super::{
     chain::{Attached, Deciding},
     conclusion,
     document::{Decision, Explanation, Hop, LinkState, Outcome, Resolver, Route, Subject, Uplink},
+    fate,
     look::{Facts, Surroundings},
+    packet::{Fate, Method},
     reasons,
 };
 use crate::{
-    host::link::{
-        Table,
-        network::{self, Link},
+    apply::resolve,
+    host::{
+        link::{
+            Table,
+            network::{self, Link},
+        },
+        resolver::Detour,
     },
     kernel::PolicyEntry,
 };
@@ -24,10 +30,13 @@ pub(super) fn assemble(facts: &Facts, deciding: Deciding<'_>, network: &Surround
         Deciding::Attachment(_, attached) => Some(attached),
         Deciding::OtherVersion(_) | Deciding::Nobody => None,
     };
+    let policy = attached.and_then(|attached| attached.policy.as_ref());
+    let packet = network.packet.as_ref().map(|look| fate::packet(look, policy, &facts.table));
+    let is_refused = packet.as_ref().is_some_and(|packet| packet.fate == Fate::Refused);
     let uplink = attached.and_then(|attached| uplink(facts, attached, network.link.as_ref()));
     let reasons = reasons::reasons(facts, deciding);
     let (outcome, conclusion) = conclusion::conclude(facts, deciding, uplink.as_ref(), &reasons);
-    let is_steered = matches!(outcome, Outcome::Bound | Outcome::Closed);
+    let is_steered = matches!(outcome, Outcome::Bound | Outcome::Routed | Outcome::Closed);
     Explanation {
         target: Subject { process: facts.process.clone(), cgroup: facts.cgroup.clone(), netns: facts.netns.clone() },
         daemon: facts.daemon,
@@ -36,7 +45,8 @@ pub(super) fn assemble(facts: &Facts, deciding: Deciding<'_>, network: &Surround
         reasons,
         decision: decision(facts, deciding),
         uplink,
-        routes: network.routes.iter().map(|routes| route(routes, &facts.table)).collect(),
+        routes: network.routes.iter().map(|routes| route(routes, is_refused, &facts.table)).collect(),
+        packet,
         resolver: attached.filter(|_| is_steered).map(|attached| resolver(facts, attached)),
         sockets: network.sockets.clone(),
         elsewhere: facts.elsewhere.clone(),
@@ -47,9 +57,18 @@ pub(super) fn assemble(facts: &Facts, deciding: Deciding<'_>, network: &Surround
 
 fn decision(facts: &Facts, deciding: Deciding<'_>) -> Option<Decision> {
     let Deciding::Attachment(level, attached) = deciding else { return None };
+    let policy = attached.policy.as_ref();
+    let reach = policy.map(|policy| resolve::target(&policy.record, &policy.exceptions).reach).unwrap_or_default();
+    let mark = policy.map(|policy| policy.record.mark).filter(|mark| *mark != 0);
+    let is_steered = policy.is_some_and(|policy| !policy.exempts());
+    let method = if mark.is_some() { Method::Route } else { Method::Bind };
     Some(Decision {
         cgroup: level.path.clone(),
         attached: attached.document(),
+        method: is_steered.then_some(method),
+        mark,
+        local: reach.local.words().collect(),
+        except: reach.except.iter().cloned().collect(),
         not_covered: not_covered(facts, attached),
     })
 }
@@ -96,24 +115,27 @@ fn uplink(facts: &Facts, attached: &Attached, link: Option<&Link>) -> Option<Upl
     })
 }
 
-fn route(routes: &super::look::Routes, table: &Table) -> Route {
+/// `is_refused`: the call fails, so no route is looked up.
+fn route(routes: &super::look::Routes, is_refused: bool, table: &Table) -> Route {
     let hops = |hops: &[network::Hop]| hops.iter().map(|hop| named(hop, table)).collect::<Vec<_>>();
     Route {
         destination: routes.destination,
-        steered: routes.steered.as_deref().map(hops),
+        steered: routes.steered.as_deref().map(|found| if is_refused { Vec::new() } else { hops(found) }),
         unsteered: hops(&routes.unsteered),
     }
 }
 
-fn named(hop: &network::Hop, table: &Table) -> Hop {
+pub(super) fn named(hop: &network::Hop, table: &Table) -> Hop {
     let name = i32::try_from(hop.ifindex).ok().and_then(|ifindex| table.name(ifindex));
     Hop { interface: name.unwrap_or_default().to_owned(), ifindex: hop.ifindex, gateway: hop.gateway }
 }
 
 fn resolver(facts: &Facts, attached: &Attached) -> Resolver {
     let dns: Vec<IpAddr> = attached.policy.as_ref().map(PolicyEntry::resolvers).unwrap_or_default();
-    let mut warnings: Vec<_> =
-        facts.detours.iter().filter(|detour| detour.concerns(&dns)).map(ToString::to_string).collect();
+    let reaches_host =
+        attached.policy.as_ref().is_some_and(|policy| policy.record.flags & policy_flags::LOCAL_HOST != 0);
+    let describe = |detour: &Detour| if reaches_host { detour.from_this_host() } else { detour.to_string() };
+    let mut warnings: Vec<_> = facts.detours.iter().filter(|detour| detour.concerns(&dns)).map(describe).collect();
     if facts.sees_other_files {
         warnings.push(
             "the process is in another mount namespace, where /etc/resolv.conf and /etc/nsswitch.conf may differ"

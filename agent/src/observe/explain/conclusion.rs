@@ -72,15 +72,27 @@ pub(super) fn conclude(
             let sentence = format!("{subject} are closed, because the attachment of {path} names no policy");
             (Outcome::Closed, sentence)
         }
-        Verdict::Bind(ifindex) => match uplink {
+        verdict @ (Verdict::Bind(_) | Verdict::Mark(_)) => match uplink {
             Some(uplink) if uplink.state != LinkState::Missing => {
                 let link = uplink.link.as_deref().unwrap_or(&uplink.interface);
-                let state = state(uplink.state);
-                (Outcome::Bound, format!("{subject} are bound to {link} (index {ifindex}){state}, by {by}"))
+                let (index, state) = (record.map_or(0, |record| record.ifindex), state(uplink.state));
+                match verdict {
+                    Verdict::Mark(mark) => {
+                        let mark = mark.value;
+                        let sentence =
+                            format!("{subject} are routed to {link} (index {index}, mark {mark:#x}){state}, by {by}");
+                        (Outcome::Routed, sentence)
+                    }
+                    _ => (Outcome::Bound, format!("{subject} are bound to {link} (index {index}){state}, by {by}")),
+                }
             }
             uplink => {
                 let why = uplink.map_or_else(|| "no interface has its index".to_owned(), closed);
-                (Outcome::Closed, format!("{subject} are closed, by {by}, because {why}"))
+                let but = match verdict {
+                    Verdict::Mark(_) => "; what `local` and `except` name is still reached",
+                    _ => "",
+                };
+                (Outcome::Closed, format!("{subject} are closed, by {by}, because {why}{but}"))
             }
         },
     };
@@ -148,7 +160,7 @@ fn state(state: LinkState) -> &'static str {
 
 /// A note about a program of another owner that may bind the sockets again.
 fn last_word(facts: &Facts, deciding: Deciding<'_>, outcome: Outcome) -> &'static str {
-    let may_be_bound = matches!(outcome, Outcome::Bound | Outcome::Closed);
+    let may_be_bound = matches!(outcome, Outcome::Bound | Outcome::Routed | Outcome::Closed);
     let mut foreign = facts.levels.iter().flat_map(|level| level.foreign(deciding));
     if may_be_bound && foreign.any(|program| program.last_word) {
         return "; but another program runs after steer's, and may bind them to another interface";

@@ -4,8 +4,12 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::packet::{Method, Packet};
 use crate::{
-    model::{cgroup_path::CgroupPath, spec::Enforce},
+    model::{
+        cgroup_path::CgroupPath,
+        spec::{Enforce, Exception, Near},
+    },
     observe::{elsewhere::Elsewhere, status::Origin},
 };
 
@@ -28,6 +32,8 @@ pub struct Explanation {
     pub uplink: Option<Uplink>,
     /// Where packets would go, by family.
     pub routes: Vec<Route>,
+    /// What happens to a packet to the address of `--to`. Absent without one.
+    pub packet: Option<Packet>,
     /// The name resolution. Absent if the target is not steered.
     pub resolver: Option<Resolver>,
     /// Existing sockets of the process. Absent for a cgroup, and if it is not steered.
@@ -170,6 +176,14 @@ pub struct Decision {
     /// The attachment.
     #[serde(flatten)]
     pub attached: Attached,
+    /// How it holds sockets to the uplink. Absent for an exemption.
+    pub method: Option<Method>,
+    /// Their mark. Absent if it binds them.
+    pub mark: Option<u32>,
+    /// What of this host and its networks they reach besides the uplink.
+    pub local: Vec<Near>,
+    /// Destinations that do not go by the uplink.
+    pub except: Vec<Exception>,
     /// Traffic that it does not stop.
     pub not_covered: Vec<String>,
 }
@@ -208,9 +222,9 @@ pub enum LinkState {
 pub struct Route {
     /// The address.
     pub destination: IpAddr,
-    /// The hops of the route of a socket that is bound to the uplink. Empty without a route, absent without an uplink.
+    /// The hops of the route of a steered socket. Empty without a route, absent if nothing is steered to an uplink.
     pub steered: Option<Vec<Hop>>,
-    /// The hops of the route of a socket that is not bound.
+    /// The hops of the route of a socket that is not steered.
     pub unsteered: Vec<Hop>,
 }
 
@@ -239,7 +253,7 @@ pub struct Resolver {
 pub struct Sockets {
     /// How many TCP and UDP sockets it has open.
     pub open: usize,
-    /// Those that are not bound to the uplink, each with what it is bound to.
+    /// Those that are not bound to the uplink, or without the policy's mark; each with what it has instead.
     pub elsewhere: Vec<String>,
     /// Why the sockets could not be read. Absent if they were.
     pub problem: Option<String>,
@@ -251,6 +265,8 @@ pub struct Sockets {
 pub enum Outcome {
     /// They are bound to the uplink.
     Bound,
+    /// They are marked for the policy's routes, which lead to the uplink.
+    Routed,
     /// They are bound to an index that no interface has: nothing leaves.
     Closed,
     /// `socket` fails.

@@ -2,13 +2,14 @@
 
 use std::{io, net::IpAddr};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use steer_common::{Verdict, decide, program};
 
 use super::{
     Options, Target,
     chain::{Attached, Deciding, Level},
     document::{Configuration, Netns, Process, Sockets},
+    packet::{Answer, Look, Socket},
 };
 use crate::{
     host::{
@@ -18,10 +19,11 @@ use crate::{
             network::{self, FAR_IPV4, FAR_IPV6, Link, Network},
         },
         resolver::{self, Detour},
+        route,
         sockets::{self, holder},
     },
     kernel::{
-        self, Datapath, Pins, PolicyEntry, inspect,
+        self, Datapath, Passes, Pins, PolicyEntry, inspect,
         others::{self, OnHook},
     },
     model::{cgroup_path::CgroupPath, policy::Policies},
@@ -57,13 +59,15 @@ pub(super) struct Surroundings {
     /// The link that sockets are bound to.
     pub(super) link: Option<Link>,
     pub(super) routes: Vec<Routes>,
+    /// What was read about the packet that the user asks about.
+    pub(super) packet: Option<Look>,
     pub(super) sockets: Option<Sockets>,
 }
 
 /// The routes to an address.
 pub(super) struct Routes {
     pub(super) destination: IpAddr,
-    /// The route of a socket that is bound to the uplink; `None` without an uplink.
+    /// The route of a steered socket; `None` without one.
     pub(super) steered: Option<Vec<network::Hop>>,
     pub(super) unsteered: Vec<network::Hop>,
 }
@@ -142,8 +146,7 @@ fn levels(pins: Option<&Pins>, hierarchy: &Hierarchy, target: &CgroupPath) -> an
 
 fn attached(datapath: &Datapath, cgroup_id: u64) -> Result<Option<Attached>, kernel::Error> {
     let Some(attachment) = datapath.attachment(cgroup_id)? else { return Ok(None) };
-    let record = datapath.policy_of(cgroup_id)?.filter(|record| record.kind != 0);
-    let policy = record.map(|record| PolicyEntry { slot: attachment.record.policy, record });
+    let policy = datapath.policies()?.into_iter().find(|policy| policy.slot == attachment.record.policy);
     let flags = policy.as_ref().map_or(0, |policy| policy.record.flags);
     let difference = inspect::difference(&attachment, flags, Some(datapath.pins()));
     Ok(Some(Attached { attachment, policy, difference }))
@@ -160,28 +163,44 @@ pub(super) async fn read_network(
     };
     let verdict = policy.map(|policy| decide(Some(&policy.record), facts.netns.cookie));
     let network = Network::new()?;
-    let link = match verdict {
-        Some(Verdict::Bind(ifindex)) => Network::link(ifindex.unsigned_abs())?,
+    let link = match (verdict, policy.map(|policy| policy.record.ifindex)) {
+        (Some(Verdict::Bind(_) | Verdict::Mark(_)), Some(ifindex)) if ifindex > 0 => {
+            Network::link(ifindex.unsigned_abs())?
+        }
         _ => None,
     };
-    let mut routes = Vec::new();
+    let socket = Socket::of(policy, facts.netns.cookie, link.is_some());
+    let is_held = matches!(socket, Socket::Bound(_) | Socket::Marked(_));
+    let (mut routes, mut packet) = (Vec::new(), None);
     for destination in options.to.map_or_else(|| vec![FAR_IPV4, FAR_IPV6], |to| vec![to]) {
-        let steered = match &link {
-            // The call is refused, so no route is looked up.
-            Some(_) if destination.is_loopback() || destination.is_unspecified() => Some(Vec::new()),
-            Some(link) => Some(network.route(destination, Some(link.index), None).await?),
-            None => None,
-        };
-        routes.push(Routes { destination, steered, unsteered: network.route(destination, None, None).await? });
+        let answer = Answer::ask(&network, socket, destination).await?;
+        let free = Answer::ask(&network, Socket::Free, destination).await?;
+        routes.push(Routes {
+            destination,
+            steered: is_held.then(|| answer.hops().to_vec()),
+            unsteered: free.hops().to_vec(),
+        });
+        if options.to.is_some() {
+            let rules = route::State::read().map_err(|error| anyhow!("read rules and routes: {error}"))?;
+            packet = Some(Look { destination, socket, answer, free, rules, passes: passes(options, policy)? });
+        }
     }
     let sockets = match (&facts.process, policy, verdict) {
-        (Some(process), Some(policy), Some(Verdict::Bind(_) | Verdict::Close(_))) => {
+        (Some(process), Some(policy), Some(Verdict::Bind(_) | Verdict::Mark(_) | Verdict::Close(_))) => {
             let held = held(process.pid, policy, &facts.table);
             Some(held.unwrap_or_else(|error| Sockets { problem: Some(error.to_string()), ..Sockets::default() }))
         }
         _ => None,
     };
-    Ok(Surroundings { link, routes, sockets })
+    Ok(Surroundings { link, routes, packet, sockets })
+}
+
+/// What passes on other links for a policy.
+fn passes(options: &Options, policy: Option<&PolicyEntry>) -> Result<Passes, kernel::Error> {
+    let pins = Pins::find(&options.pin_directory)?;
+    let datapath = pins.as_ref().map_or(Ok(None), Datapath::open)?;
+    let (Some(datapath), Some(policy)) = (datapath, policy) else { return Ok(Passes::new()) };
+    Ok(datapath.passes()?.remove(&policy.slot).unwrap_or_default())
 }
 
 /// The sockets that a process has open.

@@ -1,6 +1,6 @@
 //! `steer explain`: which policy applies to a process or a cgroup, and why.
 //!
-//! `target` and `look` read the host. `chain`, `reasons`, `conclusion` and `assembly` are pure.
+//! `target`, `look` and `packet` read the host. `chain`, `reasons`, `conclusion`, `fate` and `assembly` are pure.
 //!
 //! **Invariant:** it only reads. The pins show what is in force. The function that decides about a socket in the kernel also
 //! decides here. The configuration is used for the reasons only.
@@ -9,7 +9,9 @@ mod assembly;
 mod chain;
 mod conclusion;
 mod document;
+mod fate;
 mod look;
+mod packet;
 mod reasons;
 mod target;
 #[cfg(test)]
@@ -21,6 +23,7 @@ pub use document::{
     Attached, Cgroup, Configuration, Decision, Explanation, Foreign, Hop, Kind, LinkState, Match, Netns, Outcome,
     Process, Resolver, Route, Sockets, Subject, Uplink,
 };
+pub use packet::{Fate, Method, Packet, Rule};
 pub use target::{Error, Target};
 
 use crate::host::{cgroup::Hierarchy, policy_files::Store};
@@ -34,7 +37,7 @@ pub struct Options {
     pub store: Store,
     /// Whether the user named the configuration file, so that it must exist.
     pub config_is_named: bool,
-    /// The destination of the routes, instead of a far address of each family.
+    /// The destination of the routes, instead of a far address of each family. A packet to it is explained.
     pub to: Option<IpAddr>,
 }
 

@@ -20,9 +20,9 @@ use crate::{
         others::{Admits, OnHook, Program},
     },
     model::{
-        config,
+        config::{self, RouteConfig},
         policy::Policies,
-        spec::{Enforcement, OtherNetns, Reach, Target, Uplink},
+        spec::{Enforcement, Exceptions, OtherNetns, Reach, Target, Uplink},
     },
 };
 
@@ -32,17 +32,22 @@ const ELSEWHERE: u64 = 8;
 fn record(name: &str, interface: Option<&str>, ifindex: Option<i32>, enforcement: Enforcement) -> PolicyRecord {
     let uplink = interface.map_or(Uplink::Exempt, |name| Uplink::Interface(name.to_owned()));
     let links = Table::default();
-    let record = resolve::record(
+    let record = resolve::policy(
         name,
         &Target { uplink, enforcement, reach: Reach::NONE },
         Owner::Config,
-        Namespace { links: &links, cookie: HERE },
-    );
+        Namespace::own(&links, HERE, RouteConfig::default().marks()),
+    )
+    .record;
     PolicyRecord { ifindex: ifindex.unwrap_or(record.ifindex), ..record }
 }
 
 fn policy(name: &str, interface: Option<&str>, ifindex: Option<i32>) -> PolicyEntry {
-    PolicyEntry { slot: 1, record: record(name, interface, ifindex, Enforcement::default()) }
+    PolicyEntry {
+        slot: 1,
+        record: record(name, interface, ifindex, Enforcement::default()),
+        exceptions: Exceptions::NONE,
+    }
 }
 
 fn attached(policy: Option<PolicyEntry>, manual: bool) -> Attached {
@@ -270,8 +275,13 @@ fn of_another_network_namespace() {
         (refusing, Outcome::Refused),
         (PolicyRecord { kind: Kind::Exempt as u32, ..refusing }, Outcome::Exempt),
     ] {
-        let mut scene =
-            Scene::new(VPN, vec![("/", None), ("/a", Some(attached(Some(PolicyEntry { slot: 1, record }), false)))]);
+        let mut scene = Scene::new(
+            VPN,
+            vec![
+                ("/", None),
+                ("/a", Some(attached(Some(PolicyEntry { slot: 1, record, exceptions: Exceptions::NONE }), false))),
+            ],
+        );
         scene.facts.netns.cookie = ELSEWHERE;
         let explained = scene.explain();
         assert_eq!(explained.outcome, outcome, "{}", explained.conclusion);

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use steer_common::{Owner, PolicyRecord};
+use steer_common::Owner;
 use thiserror::Error;
 
 use crate::{
@@ -23,13 +23,13 @@ use crate::{
         manual::{self, Wanted},
         permit::{self, Asker, Grant, Origin},
         resolve::{self, Namespace},
-        takeover,
+        routes, takeover,
     },
     host::{
         cgroup::{self, Hierarchy},
         link::Table,
     },
-    kernel::{self, Datapath, Lock, Pins},
+    kernel::{self, Datapath, Lock, Pins, Policy},
     model::{
         cgroup_path::CgroupPath,
         config::{Config, Missing, UNCLASSIFIED},
@@ -193,8 +193,8 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
     let hierarchy = Hierarchy::find()?;
     let process = Process::look_at(&hierarchy, container)?;
     let links = if *action == Action::Close { Table::default() } else { process.links()? };
-    let namespace = Namespace { links: &links, cookie: process.netns_cookie };
-    let record = record(config, namespace, &action.grant())?;
+    let namespace = process.namespace(&links, config.route.marks());
+    let policy = policy(config, namespace, &action.grant())?;
     let pins = &pins.clone().with_patience(config.containers.timeout);
     let announcement = match action {
         Action::Steer(_) | Action::Release => manual::announce(pins, &hierarchy, &process.cgroup, DAEMON_PATIENCE)?,
@@ -214,7 +214,7 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
             return Ok(());
         }
         let origin = if *action == Action::Close { Origin::Closing } else { Origin::Container };
-        let wanted = (origin, &Wanted::Record(Box::new(record)));
+        let wanted = (origin, &Wanted::Own(Box::new(policy)));
         let existing = datapath.attachment(process.cgroup.id)?;
         let is_new = existing.is_none();
         if let Action::Steer(grant) = action
@@ -263,22 +263,22 @@ pub fn forget(pins: &Pins, timeout: Duration) -> Result<(), Error> {
             return Ok(pins.notify_daemon(&lock)?);
         }
         let lingers = match Datapath::open(&pins)? {
-            Some(mut datapath) => !datapath.clean_up(&lock, &hierarchy)?.lingering.is_empty(),
+            Some(mut datapath) => !routes::clean_up(&mut datapath, &lock, &hierarchy)?.lingering.is_empty(),
             None => false,
         };
         if !lingers || Instant::now() >= deadline {
-            return Ok(kernel::tidy(&pins, lock, &hierarchy)?);
+            return Ok(routes::tidy(&pins, lock, &hierarchy)?);
         }
         drop(lock);
         thread::sleep(GLANCE);
     }
 }
 
-/// The record of the policy for the container's network namespace, with the uplink's index there.
-fn record(config: &Config, namespace: Namespace<'_>, grant: &Grant) -> Result<PolicyRecord, Error> {
+/// The policy for the container's network namespace, with the uplink's index there.
+fn policy(config: &Config, namespace: Namespace<'_>, grant: &Grant) -> Result<Policy, Error> {
     let Grant { name, target } = grant;
     match config.containers.missing {
-        Missing::Close => Ok(resolve::record(name, target, Owner::Manual, namespace)),
+        Missing::Close => Ok(resolve::policy(name, target, Owner::Manual, namespace)),
         Missing::Refuse => resolve::present(name, target, Owner::Manual, namespace)
             .map_err(|source| Error::Missing { policy: name.clone(), source }),
     }

@@ -4,6 +4,7 @@ use std::{fs::File, io, os::fd::AsFd as _};
 
 use super::{Container, Error, Phase};
 use crate::{
+    apply::resolve::Namespace,
     host::{
         cgroup::{Cgroup, Hierarchy},
         link::{self, Table},
@@ -11,6 +12,7 @@ use crate::{
         pidfd::Pidfd,
     },
     kernel,
+    model::mark::MarkMask,
 };
 
 /// The location of a container.
@@ -82,6 +84,11 @@ impl Process {
         };
         let read = self.inside(read)?;
         Ok(read.map_err(kernel::Error::from)?)
+    }
+
+    /// Its network namespace, with its current links.
+    pub(super) fn namespace<'a>(&'a self, links: &'a Table, marks: MarkMask) -> Namespace<'a> {
+        Namespace { links, cookie: self.netns_cookie, marks, inside: Some(self.netns.as_fd()) }
     }
 
     /// Runs a function inside its network namespace.

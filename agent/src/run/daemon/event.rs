@@ -13,6 +13,7 @@ use crate::{
         cgroup,
         link::{self, Table},
         policy_files::Store,
+        route,
     },
     kernel::Pins,
     run::api,
@@ -25,6 +26,8 @@ pub(super) enum Event {
     Links(Table),
     /// The links could not be read. The read is retried.
     LinksUnread(link::Error),
+    /// Rules, routes or addresses have changed.
+    Routes,
     /// The links in the network namespace of a container.
     NamespaceLinks(follow::Change),
     Cgroups(cgroup::Report),
@@ -38,6 +41,7 @@ pub(super) enum Event {
 /// The sources of events.
 pub(super) struct Sources {
     links: link::Watch,
+    routes: route::Notified,
     cgroups: cgroup::Reports,
     namespace_links: mpsc::Receiver<follow::Change>,
     files: mpsc::Receiver<files::Change>,
@@ -58,6 +62,7 @@ impl Sources {
         let on = |kind: SignalKind| signal(kind).context("install a signal handler");
         Ok(Self {
             links: link::Watch::new()?,
+            routes: route::Notified::new().context("watch rules and routes")?,
             cgroups,
             namespace_links,
             files: files::watch(store, pins.root()).context("watch the configuration and the pins")?,
@@ -87,6 +92,7 @@ impl Sources {
                 Ok(links) => Ok(Event::Links(links.clone())),
                 Err(error) => Ok(Event::LinksUnread(error)),
             },
+            changed = self.routes.changed() => changed.map(|()| Event::Routes).context("watch rules and routes"),
             Some(change) = self.namespace_links.recv() => Ok(Event::NamespaceLinks(change)),
             report = self.cgroups.next() => Ok(Event::Cgroups(report?)),
             change = self.files.recv() => Ok(Event::Files(change.context("the thread that watches files has ended")?)),

@@ -131,6 +131,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         };
         match event {
             Event::Links(links) => queue.add(|work| work.links(links)),
+            Event::Routes => queue.add(work::Work::routes),
             Event::LinksUnread(error) => log::error!("{error}; retrying"),
             Event::NamespaceLinks(change) => queue.add(|work| work.namespace(change)),
             Event::Cgroups(Report::Changed(directory, name)) => queue.add(|work| work.cgroup(directory, name)),

@@ -32,6 +32,8 @@ const CLASSES: usize = 5;
 pub(super) struct Turn {
     /// The links of the daemon's own namespace, if they have changed.
     pub(super) links: Option<Table>,
+    /// Whether rules, routes or addresses of it have changed.
+    pub(super) routes: bool,
     /// The item.
     pub(super) item: Option<Item>,
 }
@@ -59,8 +61,10 @@ pub(super) enum Item {
 
 /// The queue.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "kinds of work that either wait or not")]
 pub(super) struct Work {
     links: Option<Table>,
+    routes: bool,
     namespaces: Turns<u64, follow::Change>,
     cgroups: Turns<Directory, Names>,
     files: Option<bool>,
@@ -76,6 +80,11 @@ impl Work {
     /// The links of the daemon's own namespace have changed.
     pub(super) fn links(&mut self, links: Table) {
         self.links = Some(links);
+    }
+
+    /// Rules, routes or addresses of the daemon's own namespace have changed.
+    pub(super) fn routes(&mut self) {
+        self.routes = true;
     }
 
     /// The links of a container's namespace have changed.
@@ -124,13 +133,13 @@ impl Work {
     }
 
     fn take(&mut self) -> Option<Turn> {
-        let links = self.links.take();
+        let (links, routes) = (self.links.take(), std::mem::take(&mut self.routes));
         let item = (self.class..self.class + CLASSES).find_map(|class| {
             let item = self.take_of(class % CLASSES)?;
             self.class = (class + 1) % CLASSES;
             Some(item)
         });
-        (links.is_some() || item.is_some()).then_some(Turn { links, item })
+        (links.is_some() || routes || item.is_some()).then_some(Turn { links, routes, item })
     }
 
     fn take_of(&mut self, class: usize) -> Option<Item> {

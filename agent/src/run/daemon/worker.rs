@@ -104,8 +104,13 @@ impl Worker {
         spots.is_unwatched().then(|| Instant::now() + RETRY_DELAY)
     }
 
-    fn take_turn(&mut self, Turn { links, item }: Turn) -> Result<(), Error> {
-        let followed = links.map_or(Ok(()), |links| self.links_changed(links));
+    fn take_turn(&mut self, Turn { links, routes, item }: Turn) -> Result<(), Error> {
+        let followed = match links {
+            // This writes the routes, too.
+            Some(links) => self.links_changed(links),
+            None if routes => self.steering.routes_changed(),
+            None => Ok(()),
+        };
         let done = item.map_or(Ok(()), |item| self.carry_out(item));
         followed.and(done)
     }

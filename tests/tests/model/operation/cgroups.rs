@@ -9,7 +9,7 @@ use steer_tests::linux_is_at_least;
 
 use super::{Act, Done, Operation, node, space};
 use crate::model::{
-    reference::{Accepted, REMOVED, Reference, SCOPE, SPACES, Space},
+    reference::{Accepted, Binding, REMOVED, Reference, SCOPE, SPACES, Space},
     world::World,
 };
 
@@ -152,7 +152,9 @@ impl Act for Accept {
     /// namespace is stopped.
     fn makes_sense(&self, now: &Reference) -> bool {
         let line = now.lines.get(&(self.space, self.via)).map(|(line, _)| *line);
-        let is_reached = now.binding(self.place, self.space).is_ok_and(|binding| binding.is_none() || binding == line);
+        let is_reached = now
+            .binding(self.place, self.space)
+            .is_ok_and(|binding| binding == Binding::None || now.line_to_server(self.place, self.space) == line);
         let is_new = !now.accepted.contains_key(&(self.place.to_owned(), self.space));
         let is_left = self.space == Space::Here || linux_is_at_least(6, 15);
         line.is_some() && is_new && is_left && now.places.contains_key(self.place) && is_reached
@@ -165,7 +167,7 @@ impl Act for Accept {
 
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
         if let Ok(binding) = reference.binding(self.place, self.space) {
-            let by = binding.or(reference.default_line(self.space));
+            let by = reference.line_to_server(self.place, self.space);
             let accepted = Accepted { bindings: [binding].into(), by };
             reference.accepted.insert((self.place.to_owned(), self.space), accepted);
         }

@@ -8,11 +8,12 @@ use proptest::{
 };
 use serde_json::json;
 
-use super::{Act, Done, Operation, STORED, WRITTEN, level, node, right, space};
+use super::{Act, Done, Operation, STORED, WRITTEN, level, node, reach, right, space};
 use crate::model::{
     reference::{
         Holder, Reference, Space, outer,
         policy::{Level, Policy, Spec, naming},
+        reach::Reach,
     },
     world::World,
 };
@@ -32,6 +33,8 @@ pub(crate) struct Container {
     pub(crate) space: Space,
     pub(crate) asks: Asks,
     pub(crate) level: Option<Level>,
+    /// `steer.local` and `steer.except`.
+    pub(crate) reach: Reach,
 }
 
 /// A container that runs already asks for what nobody grants, and a plugin catches up with it.
@@ -53,10 +56,11 @@ fn container() -> BoxedStrategy<Operation> {
         3 => select(&["a0", "a1", "none"][..]).prop_map(Asks::Interface),
         2 => Just(Asks::Nothing),
     ];
-    (node(), space(), asks, weighted(0.3, level()))
-        .prop_map(|(place, space, asks, level)| {
+    (node(), space(), asks, weighted(0.3, level()), weighted(0.4, reach()))
+        .prop_map(|(place, space, asks, level, reach)| {
             let level = level.filter(|_| asks != Asks::Nothing);
-            Container { place, space, asks, level }.into()
+            let reach = reach.filter(|_| asks != Asks::Nothing).unwrap_or(Reach::NONE);
+            Container { place, space, asks, level, reach }.into()
         })
         .boxed()
 }
@@ -94,11 +98,18 @@ impl Container {
             .unwrap_or_default()
             .into_iter()
             .find(|policy| policy.name == name && !policy.spec.exempts());
-        let asked = written.map(|policy| policy.spec.at(self.level.unwrap_or(policy.spec.level)));
+        let asked = written.and_then(|policy| self.asked(&policy, now.files.grants));
         let is_named = now.configured.get(self.place) == Some(&name);
         // Without its uplink, a container does not start.
         let has_uplink = asked.is_some_and(|asked| now.line_called(Space::Here, asked.uplink).is_some());
         is_named && self.space == Space::Here && has_uplink && asked == in_force
+    }
+
+    /// What it gets by a policy that it asks for, as far as its reach is granted.
+    fn asked(&self, policy: &Policy, grants: Reach) -> Option<Spec> {
+        let spec = policy.spec;
+        let reach = spec.reach.granted(&self.reach, &grants)?;
+        Some(spec.at(self.level.unwrap_or(spec.level)).reaching(reach))
     }
 
     /// Which policy the files name it for.
@@ -110,7 +121,7 @@ impl Container {
     fn is_named(&self, now: &Reference) -> bool {
         let asks = |policy: Policy| {
             self.asks == Asks::Policy(policy.name)
-                && self.level.is_none_or(|level| level == policy.spec.level)
+                && self.asked(&policy, now.files.grants) == Some(policy.spec)
                 && self.space == Space::Here
         };
         let by_files = self.named(now).is_some_and(|policy| !asks(policy)) && !now.manual.contains_key(self.place);
@@ -140,11 +151,12 @@ impl Container {
             Asks::Interface("none") => Err(()),
             Asks::Interface(interface) => {
                 let level = self.level.unwrap_or(Level::Strict);
-                if level < least { Err(()) } else { Ok(Some((None, Spec::by(interface).at(level)))) }
+                let reach = Reach::NONE.granted(&self.reach, &now.files.grants).filter(|_| level >= least).ok_or(())?;
+                Ok(Some((None, Spec::by(interface).at(level).reaching(reach))))
             }
             Asks::Policy(name) => {
                 let policy = policies.iter().find(|policy| policy.name == name && !policy.spec.exempts()).ok_or(())?;
-                let spec = policy.spec.at(self.level.unwrap_or(policy.spec.level));
+                let spec = self.asked(policy, now.files.grants).ok_or(())?;
                 // Never less than the policy says.
                 let lower = spec.level < policy.spec.level;
                 if lower || spec.ingress && spec.level == Level::Steer {
@@ -172,6 +184,12 @@ impl Act for Container {
         }
         if let Some(level) = self.level {
             annotations.insert("steer.enforce".to_owned(), json!(level.name()));
+        }
+        let (words, except) = (self.reach.words().join(","), self.reach.except());
+        for (key, value) in [("steer.local", words), ("steer.except", except)] {
+            if !value.is_empty() {
+                annotations.insert(key.to_owned(), json!(value));
+            }
         }
         world.hook(&json!({
             "ociVersion": "1.0.2", "id": "model", "status": "created", "pid": pid, "bundle": "/", "annotations": annotations,

@@ -9,6 +9,10 @@ use crate::model::{reference::Reference, world::World};
 #[derive(Clone, Debug)]
 pub(crate) struct Kill;
 
+/// The daemon is stopped.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop;
+
 /// A daemon starts. It steers again what was released.
 #[derive(Clone, Debug)]
 pub(crate) struct Start;
@@ -18,7 +22,7 @@ pub(crate) struct Start;
 pub(crate) struct Off;
 
 pub(super) fn any() -> BoxedStrategy<Operation> {
-    prop_oneof![3 => Just(Kill.into()), 5 => Just(Start.into()), 1 => Just(Off.into())].boxed()
+    prop_oneof![2 => Just(Kill.into()), 1 => Just(Stop.into()), 5 => Just(Start.into()), 1 => Just(Off.into())].boxed()
 }
 
 impl Act for Kill {
@@ -38,6 +42,25 @@ impl Act for Kill {
 
     fn at_once(&self) -> Option<String> {
         Some(String::new())
+    }
+}
+
+impl Act for Stop {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        now.daemon_runs
+    }
+
+    fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        world.stop_daemon()?;
+        Ok(Ok(()))
+    }
+
+    fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
+        Kill.expect(reference, done)
+    }
+
+    fn at_once(&self) -> Option<String> {
+        Kill.at_once()
     }
 }
 
@@ -74,6 +97,8 @@ impl Act for Off {
         reference.daemon_runs = false;
         reference.in_force.clear();
         reference.configured.clear();
+        reference.broken.clear();
+        reference.forget_marks(true);
         let manual = std::mem::take(&mut reference.manual);
         let places = &reference.places;
         reference.released.extend(manual.into_iter().filter(|(place, _)| places.contains_key(place)));

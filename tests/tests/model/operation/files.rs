@@ -6,11 +6,12 @@ use proptest::{
     sample::select,
 };
 
-use super::{Act, Done, Operation, STORED, level, policies, policy, right};
+use super::{Act, Done, Operation, STORED, level, policies, policy, reach, right};
 use crate::model::{
     reference::{
         Files, Reference, Space,
         policy::{Level, Policy},
+        reach::Reach,
     },
     world::World,
 };
@@ -22,6 +23,7 @@ pub(crate) struct Write {
     pub(crate) parent: Option<&'static str>,
     pub(crate) held: Option<&'static str>,
     pub(crate) least: Level,
+    pub(crate) grants: Reach,
     pub(crate) watched: bool,
 }
 
@@ -44,17 +46,23 @@ pub(crate) struct Unstore {
 }
 
 pub(super) fn any() -> BoxedStrategy<Operation> {
-    let write = (policies(), weighted(0.3, Just("/e")), weighted(0.2, Just("/a")), level(), anything::<bool>());
+    let write =
+        (policies(), weighted(0.3, Just("/e")), weighted(0.2, Just("/a")), level(), grants(), anything::<bool>());
     let stored = || select(&STORED[..]);
     prop_oneof![
-        6 => write.prop_map(|(policies, parent, held, least, watched)| {
-            Write { policies, parent, held, least, watched }.into()
+        6 => write.prop_map(|(policies, parent, held, least, grants, watched)| {
+            Write { policies, parent, held, least, grants, watched }.into()
         }),
         1 => Just(Empty.into()),
         3 => (stored().prop_flat_map(policy), anything::<bool>()).prop_map(|(policy, watched)| Store { policy, watched }.into()),
         2 => (stored(), anything::<bool>()).prop_map(|(name, watched)| Unstore { name, watched }.into()),
     ]
     .boxed()
+}
+
+/// What containers may ask for: often something.
+fn grants() -> impl Strategy<Value = Reach> {
+    prop_oneof![1 => Just(Reach::NONE), 2 => reach()]
 }
 
 /// Writes other files. What the daemon does not accept is put back.
@@ -93,11 +101,12 @@ fn changed(reference: &mut Reference, next: Files, done: &Done) -> Result<(), St
 
 impl Write {
     fn next(&self, now: &Reference) -> Files {
-        let Self { policies, parent, held, least, .. } = self;
+        let Self { policies, parent, held, least, grants, .. } = self;
         Files {
             parent: *parent,
             held: *held,
             least: *least,
+            grants: *grants,
             stored: now.files.stored.clone(),
             ..Files::new(policies.clone())
         }

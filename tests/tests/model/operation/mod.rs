@@ -11,10 +11,12 @@ mod exec;
 mod files;
 mod links;
 mod manual;
+mod tools;
 
 use std::fmt;
 
 use proptest::{
+    option::weighted,
     prelude::{BoxedStrategy, Just, Strategy, any as anything, prop_oneof},
     sample::{select, subsequence},
 };
@@ -22,16 +24,18 @@ use proptest::{
 pub(crate) use api::{Set, Unset};
 pub(crate) use cgroups::{Accept, Keep, Make, Remove};
 pub(crate) use containers::{Asks, Close, Container};
-pub(crate) use daemon::{Kill, Off, Start};
+pub(crate) use daemon::{Kill, Off, Start, Stop};
 pub(crate) use exec::{EndExec, Exec};
 pub(crate) use files::{Empty, Store, Unstore, Write};
 pub(crate) use links::{Come, Go, Rename, Swap};
 pub(crate) use manual::{Attach, Detach};
+pub(crate) use tools::{Flush, Further, Reroute, Unrule};
 
 use super::{
     reference::{
         Files, Reference, Space,
         policy::{Level, Policy, Spec},
+        reach::{By as Except, Reach},
     },
     world::World,
 };
@@ -73,6 +77,11 @@ pub(crate) trait Act {
 
     /// The cgroup for which all is right at once, without anything left to settle; the empty path is all of them.
     fn at_once(&self) -> Option<String> {
+        None
+    }
+
+    /// The network namespace in which rules or routes of steer are removed for a moment, or for longer.
+    fn removes_routes(&self) -> Option<Space> {
         None
     }
 }
@@ -126,7 +135,7 @@ macro_rules! operations {
 
 operations![
     Make, Remove, Keep, Accept, Write, Empty, Store, Unstore, Set, Unset, Attach, Detach, Exec, EndExec, Container,
-    Close, Go, Come, Rename, Swap, Kill, Start, Off,
+    Close, Go, Come, Rename, Swap, Kill, Stop, Start, Off, Unrule, Flush, Reroute, Further,
 ];
 
 /// A list of them, which begins with some cgroups.
@@ -150,6 +159,7 @@ fn any() -> BoxedStrategy<Operation> {
         8 => containers::any(),
         6 => links::any(),
         5 => daemon::any(),
+        6 => tools::any(),
     ]
     .boxed()
 }
@@ -169,10 +179,22 @@ fn level() -> impl Strategy<Value = Level> {
 fn spec() -> impl Strategy<Value = Spec> {
     let uplink = prop_oneof![6 => Just("a1"), 3 => Just("a0"), 2 => Just("none"), 1 => Just("nowhere")];
     let seldom = || prop_oneof![4 => Just(false), 1 => Just(true)];
-    (uplink, level(), anything::<bool>(), seldom(), seldom(), seldom()).prop_map(
-        |(uplink, level, refuses, dns, ingress, rebinds)| {
-            Spec { uplink, level, refuses, dns, ingress, rebinds }.valid()
+    let reach = prop_oneof![Just(Reach::NONE), reach()];
+    (uplink, level(), anything::<bool>(), seldom(), seldom(), seldom(), reach).prop_map(
+        |(uplink, level, refuses, dns, ingress, rebinds, reach)| {
+            Spec { uplink, level, refuses, dns, ingress, rebinds, reach }.valid()
         },
+    )
+}
+
+/// `local` and `except`.
+fn reach() -> impl Strategy<Value = Reach> {
+    let except = || {
+        let links = ["a0", "a1", "nowhere"].map(Except::Link);
+        weighted(0.3, select([&links[..], &[Except::Main, Except::Refuse]].concat()))
+    };
+    (anything::<bool>(), anything::<bool>(), weighted(0.2, Just(())), except(), except()).prop_map(
+        |(host, lan, discovery, server, around)| Reach { host, lan, discovery: discovery.is_some(), server, around },
     )
 }
 

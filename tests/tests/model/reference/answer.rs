@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, collections::BTreeSet, fmt};
 
 use steer_lab::prober::Way;
 
-use super::{Bindings, CLOSED, Holder, Line, REMOVED, Reference, Space, outer, policy::Level, policy::Spec};
+use super::{
+    Binding, Bindings, CLOSED, Holder, InForce, Line, Mark, REMOVED, Reference, Space, outer, policy::Level,
+    policy::Spec, routed::To,
+};
 use crate::model::known;
 
 /// Who sends, and how.
@@ -27,18 +30,18 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn by(line: Option<Line>) -> Self {
+    pub(super) fn by(line: Option<Line>) -> Self {
         Self { must: line, may: line.into_iter().collect(), resolver: false }
     }
 
-    fn within(lines: impl IntoIterator<Item = Line>) -> Self {
+    pub(super) fn within(lines: impl IntoIterator<Item = Line>) -> Self {
         Self { must: None, may: lines.into_iter().collect(), resolver: false }
     }
 }
 
 impl fmt::Debug for Answer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |line: &Line| format!("link {} {:?}", line.number, line.space);
+        let name = |line: &Line| format!("{line:?}");
         let may = self.may.iter().map(name).collect::<Vec<_>>().join(" or ");
         match self.must {
             Some(line) => write!(formatter, "by {}", name(&line)),
@@ -52,6 +55,8 @@ impl fmt::Debug for Answer {
 pub(crate) struct Held {
     /// The cgroup that it is on.
     pub(crate) place: String,
+    /// The policy's name, of the configuration.
+    pub(crate) name: Option<&'static str>,
     pub(crate) spec: Spec,
     pub(crate) space: Space,
     pub(crate) line: Option<Line>,
@@ -60,19 +65,18 @@ pub(crate) struct Held {
 impl Reference {
     /// What steers this very cgroup.
     pub(crate) fn held_at(&self, place: &str) -> Option<Held> {
-        let held = |spec, space, line| Held { place: place.to_owned(), spec, space, line };
+        let held = |name, spec, space, line| Held { place: place.to_owned(), name, spec, space, line };
         let of_policy = |name: &str| {
-            let found = self.policy(name);
-            found.map(|found| held(found.policy.spec, Space::Here, found.line.filter(|line| self.exists(*line))))
+            let InForce { policy, line } = self.policy(name)?;
+            Some(held(Some(policy.name), policy.spec, Space::Here, line.filter(|line| self.exists(*line))))
         };
         match self.manual.get(place) {
             Some(Holder::Own { spec, space, line }) => {
-                Some(held(*spec, *space, line.filter(|line| self.exists(*line))))
+                Some(held(None, *spec, *space, line.filter(|line| self.exists(*line))))
             }
             // Closed is closed, also where the policy exempted.
             Some(Holder::Named { name, last }) => {
-                let closed = Spec { uplink: "", ..*last };
-                Some(of_policy(name).unwrap_or_else(|| held(closed, Space::Here, None)))
+                Some(of_policy(name).unwrap_or_else(|| held(Some(*name), last.closed(), Space::Here, None)))
             }
             None => self.configured.get(place).and_then(|name| of_policy(name)),
         }
@@ -136,20 +140,30 @@ impl Reference {
         asked.filter_map(|asked| Some((asked.clone(), answer(asked)?))).collect()
     }
 
-    fn answer(&self, place: &str, space: Space, way: Way) -> Answer {
-        let unsteered = Answer::by(self.default_line(space));
+    pub(super) fn answer(&self, place: &str, space: Space, way: Way) -> Answer {
+        let to = To::of(way);
+        let unsteered = Answer::by(self.by_main(space, to));
         let Some(held) = self.holder(place).filter(|held| !held.spec.exempts()) else { return unsteered };
         if held.space != space {
             return if held.spec.refuses { Answer::by(None) } else { unsteered };
         }
-        match way {
+        if held.spec.marks() {
+            return self.answer_marked(&held, way);
+        }
+        let is_steer = held.spec.level == Level::Steer;
+        match (way, held.line) {
             // Its binding is lost, and only strict puts it back.
-            Way::Disconnected if held.spec.level == Level::Steer => {
-                Answer::within(held.line.into_iter().chain(self.default_line(space)))
-            }
-            Way::Disconnected => Answer::within(held.line),
-            Way::Dns => Answer { resolver: held.spec.dns, ..Answer::by(held.line) },
-            _ => Answer::by(held.line),
+            (Way::Disconnected, line) if is_steer => Answer::within(line.into_iter().chain(self.default_line(space))),
+            (Way::Disconnected, line) => Answer::within(line),
+            (Way::Dns, line) => Answer { resolver: held.spec.dns, ..Answer::by(line) },
+            // A datagram that is not connected is looked at by strict only.
+            (Way::Host, line) if is_steer => Answer::within(line.into_iter().chain([Line::loopback(space)])),
+            (Way::Host | Way::HostTcp, _) => Answer::by(None),
+            // Of the addresses of this host, a bound socket reaches those of its uplink.
+            (Way::Own, Some(line)) if line.number == 0 => Answer::by(Some(Line::loopback(space))),
+            // Closed for good, it may have been marked before.
+            (Way::Own, None) => Answer::within([Line::loopback(space)]),
+            (_, line) => Answer::by(line),
         }
     }
 
@@ -171,20 +185,36 @@ impl Reference {
     }
 
     fn answer_of_bindings(&self, place: &str, space: Space, bindings: &Bindings) -> Answer {
-        let by = |binding: &Option<Line>| match binding {
-            None => self.default_line(space),
-            Some(line) => Some(*line).filter(|line| self.exists(*line)),
+        let by = |binding: &Binding| match binding {
+            Binding::None => Some(self.default_line(space)),
+            Binding::Line(line) => Some(Some(*line).filter(|line| self.exists(*line))),
+            // The mark may mean nothing now, or another policy.
+            Binding::Mark(_) => None,
         };
-        let by: BTreeSet<Option<Line>> = bindings.iter().map(by).collect();
-        let own = match by.first() {
-            Some(first) if by.len() == 1 => Answer::by(*first),
-            _ => Answer::within(by.into_iter().flatten()),
+        let by: Option<BTreeSet<Option<Line>>> = bindings.iter().map(by).collect();
+        let own = match &by {
+            None => Answer::within(self.lines.values().map(|(line, _)| *line).filter(|line| line.space == space)),
+            Some(by) if by.len() == 1 => Answer::by(by.first().copied().flatten()),
+            Some(by) => Answer::within(by.iter().flatten().copied()),
         };
         // Nobody follows the links of a namespace without a process of the policy.
         let is_stale = place.starts_with(REMOVED) && space == Space::There;
         let Some(held) = self.holder(place).filter(|held| !held.spec.exempts()) else { return own };
         if held.space != space {
             return if held.spec.refuses { Answer { must: None, ..own } } else { own };
+        }
+        if held.spec.marks() {
+            let routed = self.answer_marked(&held, Way::Kept);
+            if *bindings == BTreeSet::from([Binding::Mark(Mark::of(&held))]) {
+                return routed;
+            }
+            if held.spec.level == Level::Steer && !held.spec.rebinds {
+                return own;
+            }
+            // The programs let it out where the routes lead, and by the uplink.
+            let is_open = is_stale || held.spec.level == Level::Steer;
+            let own = own.may.into_iter().filter(|_| is_open);
+            return Answer::within(own.chain(routed.may).chain(held.line));
         }
         match (held.spec.rebinds, held.spec.level) {
             (true, _) => Answer::within(
@@ -211,24 +241,36 @@ impl Reference {
     }
 
     /// What a new socket is bound to; the error is that there is none.
-    pub(crate) fn binding(&self, place: &str, space: Space) -> Result<Option<Line>, ()> {
+    pub(crate) fn binding(&self, place: &str, space: Space) -> Result<Binding, ()> {
         match self.holder(place) {
-            Some(held) if held.spec.exempts() => Ok(None),
+            Some(held) if held.spec.exempts() => Ok(Binding::None),
             Some(held) if held.space != space => {
                 if held.spec.refuses {
                     Err(())
                 } else {
-                    Ok(None)
+                    Ok(Binding::None)
                 }
             }
-            Some(held) => Ok(Some(held.line.unwrap_or(CLOSED))),
-            None => Ok(None),
+            Some(held) => Ok(held.binding()),
+            None => Ok(Binding::None),
         }
     }
 
     /// What a policy may bind kept sockets of a cgroup to.
-    pub(super) fn binds_kept(&self, place: &str, space: Space) -> Option<Line> {
+    pub(super) fn binds_kept(&self, place: &str, space: Space) -> Option<Binding> {
         let held = self.holder(place).filter(|held| !held.spec.exempts() && held.space == space)?;
-        (held.spec.rebinds || held.spec.level == Level::Strict).then_some(held.line.unwrap_or(CLOSED))
+        (held.spec.rebinds || held.spec.level == Level::Strict).then_some(held.binding())
+    }
+
+    /// The mark that new sockets of a cgroup get.
+    pub(super) fn mark(&self, place: &str, space: Space) -> Option<Mark> {
+        let held = self.holder(place).filter(|held| held.spec.marks() && held.space == space)?;
+        Some(Mark::of(&held))
+    }
+}
+
+impl Held {
+    fn binding(&self) -> Binding {
+        if self.spec.marks() { Binding::Mark(Mark::of(self)) } else { Binding::Line(self.line.unwrap_or(CLOSED)) }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::policy::{Level, Policy, Spec, real};
+use super::{
+    policy::{Level, Policy, Spec, real},
+    reach::Reach,
+};
 
 /// The file, and those in `policies.d`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +17,8 @@ pub(crate) struct Files {
     pub(crate) held: Option<&'static str>,
     /// `enforce` of `[containers]`.
     pub(crate) least: Level,
+    /// `local` and `except` of `[containers]`.
+    pub(crate) grants: Reach,
     /// By name.
     pub(crate) stored: BTreeMap<&'static str, Policy>,
 }
@@ -26,7 +31,7 @@ fn last() -> Policy {
 impl Files {
     pub(crate) fn new(main: Vec<Policy>) -> Self {
         let main = std::iter::once(last()).chain(main).collect();
-        Self { main, parent: None, held: None, least: Level::Strict, stored: BTreeMap::new() }
+        Self { main, parent: None, held: None, least: Level::Strict, grants: Reach::NONE, stored: BTreeMap::new() }
     }
 
     /// All policies in the order in which they count; none if they cannot be together.
@@ -49,8 +54,9 @@ impl Files {
         }
         let parent = self.parent.map(|parent| format!("parent = \"@{}\"\n", real(parent))).unwrap_or_default();
         let containers = format!(
-            "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a0\", \"a1\"]\nenforce = \"{}\"\n{parent}",
-            self.least.name()
+            "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a0\", \"a1\"]\nenforce = \"{}\"\n{parent}{}",
+            self.least.name(),
+            self.grants.keys()
         );
         let held = self.held.map(|held| format!("parent = \"@{}\"\n", real(held)));
         let policies = self.main.iter().map(|policy| match &held {

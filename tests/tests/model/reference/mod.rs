@@ -6,12 +6,18 @@
 mod answer;
 mod files;
 pub(crate) mod policy;
+pub(crate) mod reach;
+mod routed;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
-pub(crate) use answer::{Answer, Asked};
+pub(crate) use answer::{Answer, Asked, Held};
 pub(crate) use files::Files;
 use policy::{Policy, Spec};
+pub(crate) use routed::{Followed, Mark};
 
 /// A network namespace: the daemon's, or the other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,12 +29,30 @@ pub(crate) enum Space {
 pub(crate) const SPACES: [Space; 2] = [Space::Here, Space::There];
 
 /// A link, which is another one when it has been made again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Line {
     pub(crate) space: Space,
     /// The lower it is, the more its default route is preferred.
     pub(crate) number: u8,
     generation: u32,
+}
+
+impl Line {
+    const LOOPBACK: u8 = u8::MAX - 1;
+
+    /// The loopback interface, which nothing leaves by.
+    pub(crate) const fn loopback(space: Space) -> Self {
+        Self { space, number: Self::LOOPBACK, generation: 0 }
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            Self::LOOPBACK => write!(formatter, "loopback {:?}", self.space),
+            number => write!(formatter, "link {number} {:?}", self.space),
+        }
+    }
 }
 
 /// What steers a cgroup.
@@ -41,7 +65,15 @@ pub(crate) enum Holder {
 }
 
 /// What a socket that was kept may be bound to: more than one thing where a policy may have bound it, or not yet.
-pub(crate) type Bindings = BTreeSet<Option<Line>>;
+pub(crate) type Bindings = BTreeSet<Binding>;
+
+/// What a socket is bound to, or marked for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Binding {
+    None,
+    Line(Line),
+    Mark(Mark),
+}
 
 /// A connection that was accepted.
 #[derive(Clone, Debug)]
@@ -84,6 +116,12 @@ pub(crate) struct Reference {
     pub(crate) removals: usize,
     /// The links by their numbers, with their names.
     pub(crate) lines: BTreeMap<(Space, u8), (Line, String)>,
+    /// The links that have a further network.
+    pub(crate) further: BTreeMap<Space, Line>,
+    /// What the routes of policies were made of.
+    followed: BTreeMap<Space, Followed>,
+    /// Where somebody has removed rules or routes of steer, and nobody has put them back.
+    pub(crate) broken: BTreeSet<Space>,
     generation: u32,
     pub(crate) daemon_runs: bool,
     /// The known fault that is being shown, by its number.
@@ -110,6 +148,9 @@ impl Reference {
             around_removed: BTreeMap::new(),
             removals: 0,
             lines: BTreeMap::new(),
+            further: BTreeMap::new(),
+            followed: SPACES.map(|space| (space, Followed::default())).into(),
+            broken: BTreeSet::new(),
             generation: 0,
             daemon_runs: true,
             shown: None,
@@ -195,6 +236,8 @@ impl Reference {
 
     /// The policies of a namespace get the links that have the names of their uplinks now. Every attachment does that.
     pub(crate) fn follow(&mut self, space: Space) {
+        self.followed.insert(space, self.links_now(space));
+        self.broken.remove(&space);
         let names: BTreeMap<String, Line> = self
             .lines
             .iter()
@@ -214,12 +257,35 @@ impl Reference {
         }
     }
 
+    /// Marks of policies that do not hold their sockets any more may mean something else from now on.
+    pub(crate) fn forget_marks(&mut self, all: bool) {
+        let mut of = self.kept.iter().collect::<Vec<_>>();
+        of.extend(self.accepted.iter().map(|(key, accepted)| (key, &accepted.bindings)));
+        let stale: BTreeSet<(String, Space)> = of
+            .into_iter()
+            .filter(|((place, space), bindings)| {
+                let mark = self.mark(place, *space).filter(|_| !all).map(Binding::Mark);
+                bindings.iter().any(|binding| matches!(binding, Binding::Mark(_)) && Some(binding) != mark.as_ref())
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        let forget = |bindings: &Bindings| -> Bindings {
+            let known = bindings.iter().filter(|binding| !matches!(binding, Binding::Mark(_))).cloned();
+            known.chain([Binding::Mark(Mark::STALE)]).collect()
+        };
+        for key in stale {
+            self.kept.entry(key.clone()).and_modify(|bindings| *bindings = forget(bindings));
+            self.accepted.entry(key).and_modify(|accepted| accepted.bindings = forget(&accepted.bindings));
+        }
+    }
+
     /// Kept sockets may have been bound by now.
     fn bind_kept(&mut self) {
+        self.forget_marks(false);
         let keys: Vec<_> = self.kept.keys().cloned().collect();
         for key in keys {
             let Some(bound) = self.binds_kept(&key.0, key.1) else { continue };
-            self.kept.entry(key).or_default().insert(Some(bound));
+            self.kept.entry(key).or_default().insert(bound);
         }
         let keys: Vec<_> = self.accepted.keys().cloned().collect();
         for (place, space) in keys {
@@ -227,7 +293,7 @@ impl Reference {
             let bound = self.binds_kept(&place, space);
             if let Some(accepted) = self.accepted.get_mut(&(place, space)) {
                 accepted.by = accepted.by.filter(|by| Some(*by) == must);
-                accepted.bindings.extend(bound.map(Some));
+                accepted.bindings.extend(bound);
             }
         }
     }

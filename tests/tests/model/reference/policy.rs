@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::reach::Reach;
+
 /// How far a policy goes against a program that wants out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
@@ -33,6 +35,7 @@ pub(crate) struct Spec {
     pub(crate) ingress: bool,
     /// `existing = "rebind"`.
     pub(crate) rebinds: bool,
+    pub(crate) reach: Reach,
 }
 
 /// The resolvers that policies name; nobody has these addresses.
@@ -41,7 +44,8 @@ pub(crate) const RESOLVERS: [&str; 2] = ["198.51.100.53", "fd00:ffff::53"];
 impl Spec {
     /// By this uplink, as the defaults are.
     pub(crate) const fn by(uplink: &'static str) -> Self {
-        Self { uplink, level: Level::Strict, refuses: false, dns: false, ingress: false, rebinds: false }
+        let (level, reach) = (Level::Strict, Reach::NONE);
+        Self { uplink, level, refuses: false, dns: false, ingress: false, rebinds: false, reach }
     }
 
     /// What `parent` of `[containers]` does: nothing gets out, in no network namespace.
@@ -49,6 +53,15 @@ impl Spec {
 
     pub(crate) const fn at(self, level: Level) -> Self {
         Self { level, ..self }
+    }
+
+    pub(crate) const fn reaching(self, reach: Reach) -> Self {
+        Self { reach, ..self }
+    }
+
+    /// The same policy once its name has no uplink any more: closed is closed, also for what it reached.
+    pub(crate) fn closed(self) -> Self {
+        Self { uplink: "", reach: Reach::NONE, ..self }
     }
 
     pub(crate) fn exempts(&self) -> bool {
@@ -65,6 +78,7 @@ impl Spec {
             ingress: self.ingress && strict && steers,
             level: if steers { self.level } else { Level::Strict },
             refuses: self.refuses && steers,
+            reach: if steers { self.reach } else { Reach::NONE },
             ..self
         }
     }
@@ -82,6 +96,9 @@ impl Spec {
         for resolver in RESOLVERS {
             add(self.dns, ["--dns", resolver]);
         }
+        let (words, except) = (self.reach.words().join(","), self.reach.except());
+        add(!words.is_empty(), ["--local", &words]);
+        add(!except.is_empty(), ["--except", &except]);
         options
     }
 
@@ -92,6 +109,7 @@ impl Spec {
         add(self.ingress, "ingress = \"uplink\"\n");
         add(self.rebinds, "existing = \"rebind\"\n");
         add(self.dns, &format!("dns = {RESOLVERS:?}\n"));
+        add(!self.reach.is_none(), &self.reach.keys());
         text
     }
 }
@@ -104,7 +122,8 @@ impl fmt::Debug for Spec {
         }
         let words =
             [(self.refuses, "refuse"), (self.dns, "dns"), (self.ingress, "ingress=uplink"), (self.rebinds, "rebind")];
-        words.iter().filter(|(said, _)| *said).try_for_each(|(_, word)| write!(formatter, " {word}"))
+        words.iter().filter(|(said, _)| *said).try_for_each(|(_, word)| write!(formatter, " {word}"))?;
+        if self.reach.is_none() { Ok(()) } else { write!(formatter, " {:?}", self.reach) }
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::model::{
     operation::Act,
-    reference::{Answer, Asked, Line, Reference, SPACES, policy::RESOLVERS},
+    reference::{Answer, Asked, Line, Reference, SPACES, Space, policy::RESOLVERS},
 };
 
 /// How many differences are shown.
@@ -32,13 +32,15 @@ const SHOWN: usize = 4;
 pub(crate) enum Settles {
     /// By those that were right before, or are now; for one cgroup, or for all if the path is empty, only by those that are now.
     Between(Option<String>),
+    /// As `Between(None)`, while rules or routes of steer are missing in a namespace.
+    Removed(Space),
     /// By any, for a known fault.
     Anyhow,
 }
 
 impl Settles {
     pub(crate) fn of(act: &dyn Act) -> Self {
-        Self::Between(act.at_once())
+        act.removes_routes().map_or_else(|| Self::Between(act.at_once()), Self::Removed)
     }
 
     fn is_settled(&self, place: &str) -> bool {
@@ -66,8 +68,10 @@ impl World {
                 if !settles.is_settled(&asked.place) {
                     may.extend(earlier.get(asked).into_iter().flat_map(|answer| &answer.may));
                 }
-                if matches!(settles, Settles::Anyhow) {
-                    may.extend(self.lines.values());
+                match settles {
+                    Settles::Removed(space) if *space == asked.space => may.extend(now.may_while_removed(asked)),
+                    Settles::Between(_) | Settles::Removed(_) => {}
+                    Settles::Anyhow => may.extend(self.lines.values()),
                 }
                 (asked, may)
             })
@@ -115,14 +119,7 @@ impl World {
                 let Some((asked, sent)) = self.ports.attempt(tag) else { bail!("nobody has sent this: {packet:?}") };
                 // One that nobody asks about any more was sent before.
                 if allowed.get(asked).is_some_and(|may| !may.contains(&line)) {
-                    bail!(
-                        "LEAK: {asked:?} as {:?} {:?} by link {} {:?}, not {:?}",
-                        sent.user,
-                        sent.family,
-                        line.number,
-                        line.space,
-                        answers[asked]
-                    );
+                    bail!("LEAK: {asked:?} as {:?} {:?} by {line:?}, not {:?}", sent.user, sent.family, answers[asked]);
                 }
                 let of = seen.entry(tag).or_default();
                 of.lines.insert(line);
@@ -136,10 +133,9 @@ impl World {
             let nothing = SeenOf::default();
             let of = seen.get(&tag).unwrap_or(&nothing);
             if !agrees(answer, sent, of) {
-                let lines: Vec<_> = of.lines.iter().map(|line| line.number).collect();
                 differences.push(format!(
-                    "{asked:?} as {:?} {:?}: by links {lines:?}, not {answer:?}; {:?} {:?}",
-                    sent.user, sent.family, sent.error, of.servers
+                    "{asked:?} as {:?} {:?}: by {:?}, not {answer:?}; {:?} {:?}",
+                    sent.user, sent.family, of.lines, sent.error, of.servers
                 ));
             }
         }

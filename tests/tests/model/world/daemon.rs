@@ -60,13 +60,19 @@ impl World {
         self.daemon.take().context("no daemon")?.end(Signal::SIGKILL).map(drop)
     }
 
+    pub(crate) fn stop_daemon(&mut self) -> Outcome {
+        let status = self.daemon.take().context("no daemon")?.end(Signal::SIGTERM)?;
+        ensure!(status == Some(0), "the daemon failed: {status:?}");
+        Ok(())
+    }
+
     /// Switches steer off, which ends the daemon.
     pub(crate) fn off(&mut self) -> Outcome {
         self.bed.succeed(&["off"])?;
         if let Some(daemon) = self.daemon.take() {
             ensure!(daemon.wait()? == Some(0), "the daemon failed");
         }
-        Ok(())
+        self.check_nothing_left()
     }
 
     /// Calls the hook for OCI runtimes with a container's state.

@@ -5,6 +5,7 @@
 mod compare;
 mod daemon;
 pub(crate) use compare::Settles;
+mod tools;
 mod traffic;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::PathBuf,
-    process::Command,
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -27,6 +28,8 @@ use steer_tests::{Bed, Cgroup, Daemon, Outcome, Output, PATIENCE, Prober, User};
 use super::reference::{Asked, Line, REMOVED, Reference, SCOPE, SPACES, Space, policy::real};
 use traffic::Ports;
 
+/// The loopback interface is the first of every namespace.
+const LOOPBACK_INDEX: u32 = 1;
 /// Nothing listens there, and no attempt uses it.
 const WARM_UP_PORT: u16 = 9;
 
@@ -52,6 +55,26 @@ pub(crate) struct World {
     patience: Duration,
     pub(crate) bed: Bed,
     there: Uplinks,
+    /// The rules of each namespace before steer.
+    first_rules: BTreeMap<Space, Vec<String>>,
+    /// A process that stays in the other namespace, without which nobody could find it.
+    _resident: Resident,
+}
+
+/// A process that is ended when dropped.
+struct Resident(Child);
+
+impl Resident {
+    fn start(netns: &Netns) -> anyhow::Result<Self> {
+        Ok(Self(netns.enter(Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null())).spawn()?))
+    }
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl World {
@@ -63,8 +86,8 @@ impl World {
         there.remove_uplink(1)?;
         there.create_uplink(1)?;
         let mut captures = BTreeMap::new();
-        captures.insert(Space::Here, Capture::start_except(&bed.net.client, &["lo"])?);
-        captures.insert(Space::There, Capture::start_except(&there.client, &["lo"])?);
+        captures.insert(Space::Here, Capture::start_except(&bed.net.client, &[])?);
+        captures.insert(Space::There, Capture::start_except(&there.client, &[])?);
         let ports = Ports::except(bed.server.port());
         let mut world = Self {
             places: BTreeMap::new(),
@@ -76,9 +99,14 @@ impl World {
             callers: Vec::new(),
             patience,
             bed,
+            first_rules: BTreeMap::new(),
+            _resident: Resident::start(&there.client)?,
             there,
         };
         for space in SPACES {
+            let rules = world.rules(space)?;
+            world.first_rules.insert(space, rules);
+            world.lines.insert((space, LOOPBACK_INDEX), Line::loopback(space));
             for number in 0..2 {
                 world.know_line(reference, space, number)?;
             }
@@ -238,6 +266,13 @@ impl World {
             matches!(hook, Ok(Ok(()))) && links == 0 && manual == 0
         });
         cleaned_up.with_context(|| format!("{left}; {}", self.connections().join("; ")))?;
+        // Nothing of the configuration is for the other namespace.
+        let mut left = Vec::new();
+        let removed = wait_until("rules and routes to go with their policies", PATIENCE, || {
+            left = self.left(Space::There).unwrap_or_else(|error| vec![format!("{error:#}")]);
+            left.is_empty()
+        });
+        removed.with_context(|| left.join("; "))?;
         self.off()?;
         ensure!(!self.bed.pins.exists(), "off left something");
         Ok(())
@@ -260,16 +295,20 @@ impl World {
         let index = self.net(space).ifindex(number)?;
         let link = self.net(space).link(number).to_owned();
         self.lines.insert((space, index), reference.lines[&(space, number)].0);
-        let send = |any: IpAddr, to: IpAddr| {
+        self.warm_up(space, &link, &[SERVER_V4.into(), SERVER_V6.into()])
+    }
+
+    /// Sends to each address by a link, until all packets have left, so that the neighbours are known.
+    fn warm_up(&mut self, space: Space, link: &str, to: &[IpAddr]) -> Outcome {
+        let index = self.netns(space).ifindex(link)?;
+        let send = |to: IpAddr| {
+            let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
             let socket = std::net::UdpSocket::bind((any, 0))?;
-            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::BindToDevice, &link.clone().into())?;
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::BindToDevice, &link.to_owned().into())?;
             socket.send_to(b"warm up", SocketAddr::new(to, WARM_UP_PORT)).map(drop)
         };
-        let mut missing = 2;
-        self.netns(space).run(|| {
-            send(Ipv4Addr::UNSPECIFIED.into(), SERVER_V4.into())?;
-            send(Ipv6Addr::UNSPECIFIED.into(), SERVER_V6.into())
-        })??;
+        let mut missing = to.len();
+        self.netns(space).run(|| to.iter().copied().try_for_each(send))??;
         let capture = self.captures.get_mut(&space).context("no capture")?;
         wait_until("a link to be usable", PATIENCE, || {
             let packets = capture.take().unwrap_or_default();

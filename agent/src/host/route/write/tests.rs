@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     super::{
-        By, Exception, Local, Marked, Mask, Wanted,
+        By, Exception, Local, MarkMask, Marked, Wanted,
         entry::{IPV6, MAIN, UNICAST},
         plan,
         rule::{GOTO, LOOKUP, UNREACHABLE},
@@ -91,7 +91,7 @@ fn no_step_of_any_change_lets_marked_packets_pass() {
         random ^= random << 5;
         random % limit
     };
-    let bits = Mask::new(0xf000_0000).expect("a mask");
+    let bits = MarkMask::new(0xf000_0000);
     let mut state = host();
     for round in 0..600_u32 {
         // Two instances change in turns, each with numbers of its own.

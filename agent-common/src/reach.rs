@@ -1,0 +1,45 @@
+//! What a policy lets pass on links other than its uplink.
+
+use crate::address::AddressWords;
+
+/// Key of [`PASSES`](crate::map::PASSES), whose prefixes are [`PASS_KEY_BITS`] longer than those of the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct PassKey {
+    /// The policy slot.
+    pub slot: u32,
+    /// Index of the link by which the packet leaves or came in; 0 is any.
+    pub ifindex: u32,
+    /// The address at the other end. IPv4 is mapped: its prefixes are 96 bits longer.
+    pub address: AddressWords,
+}
+
+/// Bits of the slot and of the index in a [`PassKey`].
+pub const PASS_KEY_BITS: u32 = 64;
+/// Bits of an address in a [`PassKey`].
+pub const ADDRESS_BITS: u32 = 128;
+
+/// Key of [`EXCEPTIONS`](crate::map::EXCEPTIONS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct ExceptionKey {
+    /// The policy slot.
+    pub slot: u32,
+    /// Significant bits of the address. IPv4 is mapped: its prefixes are 96 bits longer.
+    pub bits: u32,
+    /// The prefix.
+    pub address: AddressWords,
+}
+
+/// The interface of an exception as written, UTF-8, padded with NUL; the words of exceptions without an interface included.
+pub type ExceptionRecord = [u8; crate::record::INTERFACE_BYTES];
+
+const _: () = assert!(size_of::<PassKey>() == 24);
+const _: () = assert!(size_of::<ExceptionKey>() == 24);
+
+// SAFETY: `repr(C)`, `Copy`, only integers of one size, so no padding.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for PassKey {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for ExceptionKey {}

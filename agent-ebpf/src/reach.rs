@@ -1,0 +1,39 @@
+//! What may pass on links other than the uplink: directly connected networks and exceptions.
+//!
+//! **Invariant:** the programs ask only after the uplink's index did not match, so nobody pays for it who does not use it.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{HashMap, LpmTrie, lpm_trie::Key},
+    macros::btf_map,
+};
+use steer_common::{
+    AddressWords, EXCEPTIONS as WRITTEN, ExceptionKey, ExceptionRecord, PASSES as ENTRIES, PassKey,
+    reach::{ADDRESS_BITS, PASS_KEY_BITS},
+};
+
+#[btf_map]
+static PASSES: LpmTrie<PassKey, u32, { ENTRIES as usize }> = LpmTrie::new();
+
+/// For the agent only.
+#[btf_map]
+static EXCEPTIONS: HashMap<ExceptionKey, ExceptionRecord, { WRITTEN as usize }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// Whether packets to or from this address pass on this link. The longest prefix for the link decides, and if there is none, the
+/// longest for any link.
+#[inline(always)]
+pub(crate) fn passes(slot: u32, ifindex: u32, address: &AddressWords) -> bool {
+    let on = |ifindex: u32| {
+        let key = PassKey { slot, ifindex, address: *address };
+        PASSES.get(&Key::new(PASS_KEY_BITS + ADDRESS_BITS, key))
+    };
+    // A value in any case keeps the compiler from reading a register that the verifier does not let it read.
+    let mut passes = 0;
+    if let Some(on_link) = on(ifindex) {
+        passes = *on_link;
+    } else if let Some(on_any) = on(0) {
+        passes = *on_any;
+    }
+    passes != 0
+}

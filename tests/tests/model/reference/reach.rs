@@ -1,0 +1,112 @@
+//! What a policy reaches besides its uplink, as a person writes it: `local` and `except`.
+//!
+//! **Invariant:** the server's address is inside of the prefix around it, in both families.
+
+use std::fmt;
+
+/// Where an exception goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    Link(&'static str),
+    Main,
+    Refuse,
+}
+
+impl By {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Link(name) => name,
+            Self::Main => "main",
+            Self::Refuse => "refuse",
+        }
+    }
+}
+
+/// `local` and `except`; or what `[containers]` grants of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reach {
+    pub(crate) host: bool,
+    pub(crate) lan: bool,
+    /// Only multicast and broadcasts need it, so it leads nothing that is sent here. It does mark the sockets.
+    pub(crate) discovery: bool,
+    /// The exception for the server's addresses.
+    pub(crate) server: Option<By>,
+    /// The exception for the prefixes around them.
+    pub(crate) around: Option<By>,
+}
+
+const SERVER: [&str; 2] = ["198.51.100.1", "fd00:ffff::1"];
+const AROUND: [&str; 2] = ["198.51.100.0/24", "fd00:ffff::/64"];
+
+impl Reach {
+    pub(crate) const NONE: Self = Self { host: false, lan: false, discovery: false, server: None, around: None };
+    pub(crate) const HOST: Self = Self { host: true, ..Self::NONE };
+    pub(crate) const LAN: Self = Self { lan: true, ..Self::NONE };
+
+    pub(crate) fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+
+    /// The words of `local`.
+    pub(crate) fn words(&self) -> Vec<&'static str> {
+        let words = [(self.host, "host"), (self.lan, "lan"), (self.discovery, "discovery")];
+        words.into_iter().filter(|(has, _)| *has).map(|(_, word)| word).collect()
+    }
+
+    /// The exceptions, by destination.
+    pub(crate) fn exceptions(&self) -> Vec<(&'static str, &'static str)> {
+        let of =
+            |to: [&'static str; 2], by: Option<By>| by.into_iter().flat_map(move |by| to.map(|to| (to, by.name())));
+        of(SERVER, self.server).chain(of(AROUND, self.around)).collect()
+    }
+
+    /// The exceptions as an option or an annotation.
+    pub(crate) fn except(&self) -> String {
+        let all: Vec<_> = self.exceptions().iter().map(|(to, by)| format!("{to}={by}")).collect();
+        all.join(",")
+    }
+
+    /// The keys of a policy, or of `[containers]`.
+    pub(crate) fn keys(&self) -> String {
+        let all: Vec<_> =
+            self.exceptions().iter().map(|(to, by)| format!("{{ to = \"{to}\", by = \"{by}\" }}")).collect();
+        format!("local = {:?}\nexcept = [{}]\n", self.words(), all.join(", "))
+    }
+
+    /// The exception that decides about the server's addresses.
+    pub(crate) fn of_server(&self) -> Option<By> {
+        self.server.or(self.around)
+    }
+
+    /// What a container gets that asks for this besides what its policy has, as far as `[containers]` grants it.
+    pub(crate) fn granted(&self, asked: &Self, grants: &Self) -> Option<Self> {
+        let word = |asked: bool, own: bool, granted: bool| !asked || own || granted;
+        let words = word(asked.host, self.host, grants.host)
+            && word(asked.lan, self.lan, grants.lan)
+            && word(asked.discovery, self.discovery, grants.discovery);
+        // The policy decides about what its own exceptions cover.
+        let exception = |asked: Option<By>, own: Option<By>, granted: &[Option<By>]| match (asked, own) {
+            (None, _) => true,
+            (Some(_), Some(_)) => asked == own,
+            (Some(_), None) => granted.contains(&asked),
+        };
+        let exceptions = exception(asked.server, self.of_server(), &[grants.server, grants.around])
+            && exception(asked.around, self.around, &[grants.around]);
+        let asks_word = asked.host || asked.lan || asked.discovery;
+        let local = if asks_word { asked } else { self };
+        (words && exceptions).then(|| Self {
+            server: self.server.or(asked.server),
+            around: self.around.or(asked.around),
+            ..*local
+        })
+    }
+}
+
+impl fmt::Debug for Reach {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = |what: &'static str, by: Option<By>| by.map(|by| format!("{what}={}", by.name()));
+        let words = self.words().into_iter().map(str::to_owned);
+        let all: Vec<_> = words.chain(by("server", self.server)).chain(by("around", self.around)).collect();
+        write!(formatter, "{}", all.join(" "))
+    }
+}

@@ -1,0 +1,177 @@
+//! What is right for a policy with `local` or `except`: its sockets stay unbound, and routes lead them.
+//!
+//! **Invariant:** the routes are those of the last time that somebody followed them. Until then, what has changed since may at most
+//! be closed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use steer_lab::prober::Way;
+
+use super::{
+    Answer, Asked, Held, Line, Reference, Space,
+    policy::{Level, Spec},
+    reach::By,
+};
+
+/// Where something is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum To {
+    Server,
+    /// Beside the server's address.
+    Beside,
+    /// The loopback address.
+    Host,
+    /// This host's address on the first link.
+    Own,
+    /// Into the network of a link.
+    Near(u8),
+    /// Into the network that a link can get besides.
+    Further,
+}
+
+impl To {
+    pub(crate) fn of(way: Way) -> Self {
+        match way {
+            Way::Beside => Self::Beside,
+            Way::Host | Way::HostTcp => Self::Host,
+            Way::Own => Self::Own,
+            Way::NearFirst => Self::Near(0),
+            Way::NearSecond => Self::Near(1),
+            Way::Further => Self::Further,
+            _ => Self::Server,
+        }
+    }
+}
+
+/// The links and networks of a namespace when they were followed last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Followed {
+    names: BTreeMap<String, Line>,
+    lines: BTreeSet<Line>,
+    further: Option<Line>,
+}
+
+/// What marks a socket: a policy, at a cgroup. Nothing once that policy has not held it for a moment.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Mark(pub(super) Option<String>);
+
+impl Mark {
+    pub(super) fn of(held: &Held) -> Self {
+        Self(Some(format!("{} {:?} {:?} {:?}", held.place, held.name, held.space, held.spec)))
+    }
+
+    pub(super) const STALE: Self = Self(None);
+}
+
+impl Spec {
+    /// Whether its sockets are marked, not bound.
+    pub(crate) fn marks(&self) -> bool {
+        !self.reach.is_none()
+    }
+}
+
+impl Reference {
+    /// The links and networks of a namespace now.
+    pub(super) fn links_now(&self, space: Space) -> Followed {
+        let of = || self.lines.iter().filter(move |((of, _), _)| *of == space).map(|(_, known)| known);
+        Followed {
+            names: of().map(|(line, name)| (name.clone(), *line)).collect(),
+            lines: of().map(|(line, _)| *line).collect(),
+            further: self.further_line(space),
+        }
+    }
+
+    /// The link that has the further network.
+    pub(crate) fn further_line(&self, space: Space) -> Option<Line> {
+        self.further.get(&space).copied().filter(|line| self.exists(*line))
+    }
+
+    /// Where a new connection to the server of a process leaves.
+    pub(crate) fn line_to_server(&self, place: &str, space: Space) -> Option<Line> {
+        self.answer(place, space, Way::Tcp).must
+    }
+
+    /// The link that this number has now.
+    fn line(&self, space: Space, number: u8) -> Option<Line> {
+        self.lines.get(&(space, number)).map(|(line, _)| *line)
+    }
+
+    /// Where whatever nobody steers leaves.
+    pub(super) fn by_main(&self, space: Space, to: To) -> Option<Line> {
+        let direct = match to {
+            To::Server | To::Beside => None,
+            To::Host => Some(Line::loopback(space)),
+            To::Own => self.line(space, 0).map(|_| Line::loopback(space)),
+            To::Near(number) => self.line(space, number),
+            To::Further => self.further_line(space),
+        };
+        direct.or(self.default_line(space))
+    }
+
+    pub(super) fn answer_marked(&self, held: &Held, way: Way) -> Answer {
+        let (space, reach) = (held.space, held.spec.reach);
+        let followed = &self.followed[&space];
+        let exists = |line: &Line| self.exists(*line);
+        let excepted = |by: Option<By>| match by {
+            None => held.line,
+            Some(By::Refuse) => None,
+            Some(By::Link(name)) => followed.names.get(name).copied().filter(exists),
+            Some(By::Main) => followed.lines.iter().copied().find(exists),
+        };
+        let answer = match To::of(way) {
+            To::Server if way == Way::Dns && held.spec.dns => Answer { resolver: true, ..Answer::by(held.line) },
+            To::Server => Answer::by(excepted(reach.of_server())),
+            To::Beside => Answer::by(excepted(reach.around)),
+            To::Host if reach.host => Answer::by(Some(Line::loopback(space))),
+            // A datagram that is not connected is looked at by strict only. The table of own addresses comes before all rules.
+            To::Host if way == Way::Host && held.spec.level == Level::Steer => Answer::within([Line::loopback(space)]),
+            To::Host => Answer::by(None),
+            To::Own if self.line(space, 0).is_some() => Answer::by(Some(Line::loopback(space))),
+            To::Own => Answer::by(held.line),
+            To::Near(number) => {
+                let direct = self.line(space, number).filter(|line| reach.lan && followed.lines.contains(line));
+                Answer::by(direct.or(held.line))
+            }
+            To::Further if !reach.lan => Answer::by(held.line),
+            To::Further if followed.further == self.further_line(space) => {
+                Answer::by(followed.further.filter(exists).or(held.line))
+            }
+            // Nobody has seen yet that it came or went.
+            To::Further => Answer::within(followed.further.into_iter().filter(exists).chain(held.line)),
+        };
+        self.while_broken(held, way, answer)
+    }
+
+    /// The same, with steer's rules and routes removed, as long as nobody has put them back: it may be closed.
+    fn while_broken(&self, held: &Held, way: Way, answer: Answer) -> Answer {
+        if !self.broken.contains(&held.space) || self.is_of_this_host(held.space, way) {
+            return answer;
+        }
+        let may = answer.may.iter().copied().chain(self.without_rules(held)).collect();
+        Answer { must: None, may, ..answer }
+    }
+
+    fn is_of_this_host(&self, space: Space, way: Way) -> bool {
+        match To::of(way) {
+            To::Host => true,
+            To::Own => self.line(space, 0).is_some(),
+            _ => false,
+        }
+    }
+
+    /// Where packets with a mark may leave besides while rules or routes are missing: by the uplink, which the programs always let
+    /// pass; by any link if there are no such programs, or what goes as the main table says.
+    fn without_rules(&self, held: &Held) -> BTreeSet<Line> {
+        let all = || self.lines.values().map(|(line, _)| *line).filter(|line| line.space == held.space);
+        let by_main = [held.spec.reach.server, held.spec.reach.around].contains(&Some(By::Main));
+        let is_open = held.spec.level == Level::Steer || by_main;
+        all().filter(|_| is_open).chain(held.line).collect()
+    }
+
+    /// What may leave for a moment when somebody removes rules or routes.
+    pub(crate) fn may_while_removed(&self, asked: &Asked) -> BTreeSet<Line> {
+        let held = self.holder(&asked.place).filter(|held| held.spec.marks() && held.space == asked.space);
+        let held = held.filter(|_| !self.is_of_this_host(asked.space, asked.way));
+        held.map(|held| self.without_rules(&held)).unwrap_or_default()
+    }
+}
