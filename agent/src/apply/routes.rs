@@ -185,9 +185,9 @@ impl Staying {
     fn release(&self) -> io::Result<()> {
         let cookie = kernel::netns_cookie().map_err(io::Error::other)?;
         let (mut numbers, mut bound) = (BTreeSet::new(), BTreeSet::new());
-        for PolicyEntry { record, .. } in self.policies.iter().filter(|entry| entry.record.netns_cookie == cookie) {
-            numbers.extend(MarkMask::new(record.mark_mask).number(record.mark));
-            bound.extend(u32::try_from(record.ifindex));
+        for entry in self.policies.iter().filter(|entry| entry.record.netns_cookie == cookie) {
+            numbers.extend(MarkMask::new(entry.record.mark_mask).number(entry.record.mark));
+            bound.extend(bound_uplink(entry));
         }
         route::keep(self.instance, &numbers, &bound).map(drop)
     }
@@ -297,8 +297,19 @@ fn number(entry: &PolicyEntry, namespace: Namespace<'_>) -> Option<u8> {
     namespace.marks.number(entry.record.mark).filter(|_| is_current)
 }
 
+/// The index of the uplink of a policy that binds its sockets and is strict, if it is there.
+fn bound_uplink(entry: &PolicyEntry) -> Option<u32> {
+    let flags = entry.record.flags;
+    let is_bound = flags & policy_flags::ROUTE == 0 && flags & policy_flags::GUARD != 0;
+    uplink(entry).filter(|_| is_bound)
+}
+
+/// The index of the uplink of a policy, if it is there.
+fn uplink(entry: &PolicyEntry) -> Option<u32> {
+    u32::try_from(entry.record.ifindex).ok().filter(|ifindex| *ifindex > 0)
+}
+
 fn wanted(policies: &[PolicyEntry], instance: Instance, namespace: Namespace<'_>) -> Wanted {
-    let uplink = |entry: &PolicyEntry| u32::try_from(entry.record.ifindex).ok().filter(|ifindex| *ifindex > 0);
     let has = |entry: &PolicyEntry, flag: u32| entry.record.flags & flag != 0;
     let mut marked = Vec::new();
     for entry in policies.iter().filter(|entry| has(entry, policy_flags::ROUTE)) {
@@ -329,7 +340,6 @@ fn wanted(policies: &[PolicyEntry], instance: Instance, namespace: Namespace<'_>
             exceptions: exceptions.collect(),
         });
     }
-    let is_bound = |entry: &&PolicyEntry| !has(entry, policy_flags::ROUTE) && has(entry, policy_flags::GUARD);
-    let bound: BTreeSet<u32> = policies.iter().filter(is_bound).filter_map(uplink).collect();
+    let bound: BTreeSet<u32> = policies.iter().filter_map(bound_uplink).collect();
     Wanted { mask: namespace.marks, instance, marked, bound: bound.into_iter().collect() }
 }

@@ -8,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// It keeps its state here while it runs, and some of it afterwards.
-const STATE: &str = "/run/systemd/netif";
+/// It writes this file when it runs, and leaves it. The directory is there on every machine with systemd.
+const STATE: &str = "/run/systemd/netif/state";
 /// The main file, the first of those that exist.
 const FILES: [&str; 4] = [
     "/etc/systemd/networkd.conf",

@@ -132,6 +132,8 @@ fn networkd() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", "steer"])?;
     bed.is_healthy()?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--local", "lan"])?;
+    bed.is_healthy()?;
+    fs::write(run.join("netif/state"), "OPER_STATE=routable\n")?;
     ensure!(bed.only_finding("networkd")?.text("severity") == "warning");
     bed.succeed(&["detach", bed.cgroup.path()])?;
     let _daemon = bed.daemon(CONFIG)?;
