@@ -1,4 +1,4 @@
-//! Any bytes in a policy's slot: a complete policy binds the socket or leaves it alone; otherwise the socket is closed.
+//! Any bytes in a policy's slot: a complete policy binds or marks the socket, or leaves it alone; otherwise the socket is closed.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -12,6 +12,10 @@ fuzz_target!(|bytes: [u8; size_of::<PolicyRecord>()]| {
         let here = record.netns_cookie == netns_cookie;
         match decide(Some(&record), netns_cookie) {
             Verdict::Bind(ifindex) => assert!(steers && here && ifindex > 0 && ifindex == record.ifindex),
+            Verdict::Mark(mark) => {
+                assert!(steers && here && record.flags & policy_flags::ROUTE != 0);
+                assert!(mark.value != 0 && mark.value & !mark.mask == 0 && mark.value == record.mark);
+            }
             Verdict::Leave(_) => {
                 assert!(exempts || steers && !here && record.flags & policy_flags::REFUSE_OTHER_NETNS == 0);
             }
