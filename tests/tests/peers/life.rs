@@ -69,7 +69,7 @@ impl State {
 fn expected(row: &str, level: Level) -> State {
     match row {
         RENAMED if level < Level::Strict => State::Works,
-        MISSING | DELETED | RENAMED | LOOPBACK => State::Closed,
+        MISSING | DELETED | RENAMED | LOOPBACK | LOOPBACK_AS_ROOT => State::Closed,
         _ => State::Works,
     }
 }
