@@ -6,6 +6,7 @@
 
 mod api;
 mod bed;
+pub mod beside;
 mod cgroup;
 mod check;
 pub mod container;

@@ -4,6 +4,7 @@
 //! load.
 
 use crate::{
+    gaps::Gaps,
     hold::Hold,
     load::Load,
     probe::{Family, Outcome, Probe, Proto},
@@ -56,6 +57,13 @@ pub struct ProbeArgs {
     /// the counts as JSON at the end.
     #[arg(long, conflicts_with_all = ["proto", "all", "count"])]
     pub repeat_until_stdin_closes: bool,
+    /// Talk to the targets until standard input closes, and measure how long there was no answer. Prints `ready` after the first
+    /// answer of each flow, and the flows as JSON at the end.
+    #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold", "serve", "stray"])]
+    pub gaps: bool,
+    /// Bind the sockets to this link.
+    #[arg(long, value_name = "LINK", requires = "gaps")]
+    pub bind: Option<String>,
     /// Query the targets for the address of this name instead; `--proto udp` connects its socket, `udp-unconnected`
     /// does not.
     #[arg(long, conflicts_with_all = ["all", "count", "repeat_until_stdin_closes", "listen"])]
@@ -111,9 +119,12 @@ impl ProbeArgs {
 }
 
 /// Does what the arguments request; returns whether everything succeeded.
-pub fn run(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
+pub fn run(args: &ProbeArgs, out: &mut (impl Write + Send)) -> io::Result<bool> {
     if args.repeat_until_stdin_closes {
         return repeat(args, out);
+    }
+    if args.gaps {
+        return gaps(args, out);
     }
     if let Some(ip) = args.listen {
         return listen(ip, out);
@@ -190,6 +201,24 @@ fn stray(link: &str, out: &mut impl Write) -> io::Result<bool> {
         writeln!(out, "{}", serde_json::to_string(&stray.round(line?.parse().ok()))?)?;
         out.flush()?;
     }
+    Ok(true)
+}
+
+fn gaps(args: &ProbeArgs, out: &mut (impl Write + Send)) -> io::Result<bool> {
+    let stop = AtomicBool::new(false);
+    let targets = args.targets().into_iter().map(|ip| SocketAddr::new(ip, args.port)).collect();
+    let gaps = Gaps { targets, bind: args.bind.clone() };
+    let mut ready = Ok(());
+    let flows = thread::scope(|scope| {
+        scope.spawn(|| {
+            // An input that cannot be read counts as closed.
+            io::stdin().lock().read_to_end(&mut Vec::new()).ok();
+            stop.store(true, Ordering::Relaxed);
+        });
+        gaps.run(&stop, || ready = writeln!(out, "ready").and_then(|()| out.flush()))
+    });
+    ready?;
+    writeln!(out, "{}", serde_json::to_string(&flows)?)?;
     Ok(true)
 }
 
