@@ -27,6 +27,7 @@ mod limits;
 mod lingering;
 mod listeners;
 mod local;
+mod managers;
 mod model;
 mod moved;
 mod nested;
@@ -114,7 +115,8 @@ fn main() {
         })
     });
     let peers = if is_asked(&arguments, "peers") { peers::trials(root) } else { Vec::new() };
-    let mut trials: Vec<_> = trials.chain(escape::trials(root)).chain(peers).collect();
+    let managers = if is_asked(&arguments, "managers") { managers::trials(root) } else { Vec::new() };
+    let mut trials: Vec<_> = trials.chain(escape::trials(root)).chain(peers).chain(managers).collect();
     let names: Vec<_> = trials.iter().map(|trial| trial.name().to_owned()).collect();
     trials.push(Trial::test("documents_name_tests_that_exist", move || documents::check(&names)));
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -123,6 +125,9 @@ fn main() {
     }
     if !arguments.list && is_asked(&arguments, "peers") {
         peers::print_tables();
+    }
+    if !arguments.list && is_asked(&arguments, "managers") {
+        managers::print_tables();
     }
     conclusion.exit();
 }

@@ -58,7 +58,7 @@ pub struct ProbeArgs {
     #[arg(long, conflicts_with_all = ["proto", "all", "count"])]
     pub repeat_until_stdin_closes: bool,
     /// Talk to the targets until standard input closes, and measure how long there was no answer. Prints `ready` after the first
-    /// answer of each flow, and the flows as JSON at the end.
+    /// attempt of each flow, and the flows as JSON at the end.
     #[arg(long, conflicts_with_all = ["proto", "all", "count", "repeat_until_stdin_closes", "resolve", "listen", "hold", "serve", "stray"])]
     pub gaps: bool,
     /// Bind the sockets to this link.

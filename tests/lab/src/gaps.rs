@@ -75,13 +75,13 @@ impl Flow {
 }
 
 impl Gaps {
-    /// Talks until `stop` is set, and calls `started` when each flow had an answer.
+    /// Talks until `stop` is set, and calls `started` after the first attempt of each flow.
     pub fn run(&self, stop: &AtomicBool, started: impl FnOnce() + Send) -> Vec<Flow> {
         let ways = [Way::Tcp, Way::Udp, Way::KeptTcp];
         let flows = self.targets.iter().flat_map(|target| ways.map(|way| (*target, way)));
         let flows: Vec<_> = flows.collect();
         let waiting = Mutex::new((flows.len(), Some(started)));
-        let answered = || {
+        let begun = || {
             let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
             waiting.0 -= 1;
             if waiting.0 == 0
@@ -91,24 +91,21 @@ impl Gaps {
             }
         };
         thread::scope(|scope| {
-            let run = |(target, way)| scope.spawn(move || self.flow(target, way, stop, answered));
+            let run = |(target, way)| scope.spawn(move || self.flow(target, way, stop, begun));
             let threads: Vec<_> = flows.into_iter().map(run).collect();
             threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
         })
     }
 
-    fn flow(&self, target: SocketAddr, way: Way, stop: &AtomicBool, first_answer: impl Fn()) -> Flow {
-        let mut flow =
-            Flow { target, way, answered: 0, errors: BTreeMap::new(), interruptions_us: Vec::new() };
-        let (mut kept, mut last, mut is_interrupted) = (None, Instant::now(), false);
+    fn flow(&self, target: SocketAddr, way: Way, stop: &AtomicBool, first_attempt: impl Fn()) -> Flow {
+        let mut flow = Flow { target, way, answered: 0, errors: BTreeMap::new(), interruptions_us: Vec::new() };
+        let (mut kept, mut last, mut is_interrupted, mut has_begun) = (None, Instant::now(), false, false);
         while !stop.load(Ordering::Relaxed) {
             let begin = Instant::now();
             match self.attempt(target, way, &mut kept) {
                 Ok(()) => {
                     let now = Instant::now();
-                    if flow.answered == 0 {
-                        first_answer();
-                    } else if is_interrupted || now - begin > SLOW {
+                    if flow.answered > 0 && (is_interrupted || now - begin > SLOW) {
                         flow.interruptions_us.push(u64::try_from((now - last).as_micros()).unwrap_or(u64::MAX));
                     }
                     (last, is_interrupted) = (now, false);
@@ -118,6 +115,9 @@ impl Gaps {
                     is_interrupted = true;
                     *flow.errors.entry(errno_name(&error)).or_default() += 1;
                 }
+            }
+            if !std::mem::replace(&mut has_begun, true) {
+                first_attempt();
             }
             thread::sleep(EVERY.saturating_sub(begin.elapsed()));
         }

@@ -86,9 +86,7 @@ impl Tables {
 
 async fn read(handle: rtnetlink::Handle) -> std::result::Result<Tables, rtnetlink::Error> {
     let mut tables = Tables::default();
-    for message in
-        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
-    {
+    for message in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
         let routes: Vec<RouteMessage> = handle.route().get(message).execute().try_collect().await?;
         tables.routes.extend(routes.iter().filter_map(route));
     }

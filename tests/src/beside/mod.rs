@@ -7,7 +7,7 @@ mod traffic;
 mod watch;
 
 pub use talk::{Talk, Talks};
-pub use traffic::{EXCEPTED, is_leak};
+pub use traffic::{EXCEPTED, REFUSED, is_excepted, is_leak};
 pub use watch::{Behind, Repairs};
 
 use std::{
@@ -24,7 +24,8 @@ use crate::{Bed, Cgroup, Machine, NotHere, PATIENCE};
 pub const THIRD: &str = "d0";
 const THIRD_PEER: &str = "e0";
 
-/// Two policies: `local` reaches this host and the LAN, `except` two addresses by another link. `@mask` is the line of the mask.
+/// Two policies: `local` reaches this host and the LAN, `except` two addresses by another link,
+/// and refuses two. `@mask` is the line of the mask.
 const CONFIG: &str = r#"@mask
 [[policy]]
 name = "local"
@@ -35,7 +36,7 @@ cgroups = ["/local"]
 [[policy]]
 name = "except"
 interface = "a1"
-except = [{ to = "198.51.100.7", by = "a0" }, { to = "fd00:ffff::7", by = "a0" }]
+except = ["198.51.100.7=a0", "fd00:ffff::7=a0", "198.51.100.8=refuse", "fd00:ffff::8=refuse"]
 cgroups = ["/except"]
 "#;
 
@@ -50,6 +51,7 @@ pub struct Beside {
     /// Answers unsteered flows at the uplinks' server.
     pub other: Server,
     capture: Capture,
+    uplink: Capture,
     /// The links and the server.
     pub bed: Bed,
 }
@@ -59,7 +61,7 @@ impl Beside {
     pub fn new(name: &str) -> anyhow::Result<Self> {
         let bed = Bed::new(name)?;
         let (client, server) = (&bed.net.client, &bed.net.server);
-        for address in EXCEPTED {
+        for address in EXCEPTED.into_iter().chain(REFUSED) {
             server.add_address("lo", address, if address.is_ipv4() { 32 } else { 128 })?;
         }
         create_veth(client, THIRD, server, THIRD_PEER)?;
@@ -71,8 +73,9 @@ impl Beside {
         let machine = Machine::boot_over(&bed, &root()?)?;
         let cgroups = [machine.cgroup("local")?, machine.cgroup("except")?];
         let capture = Capture::start_except(client, &["lo", "a1"])?;
+        let uplink = Capture::start(client, "a1")?;
         let (here, other) = (Server::start(client)?, Server::start(server)?);
-        Ok(Self { cgroups, machine, here, other, capture, bed })
+        Ok(Self { cgroups, machine, here, other, capture, uplink, bed })
     }
 
     /// Starts the daemon as a service. `mask`: the bits for marks.
@@ -81,7 +84,7 @@ impl Beside {
         self.machine.install(&CONFIG.replace("@mask", &mask))
     }
 
-    /// Makes the machine announce the links, as a real one does. Only rules for links are in force.
+    /// Starts a bus, and announces the links as a real machine does. Only rules for links are in force.
     pub fn announce_links(&self) -> anyhow::Result<()> {
         for entry in fs::read_dir(self.machine.path("/usr/lib/udev/rules.d"))? {
             let name = entry?.file_name().to_string_lossy().into_owned();
@@ -90,8 +93,11 @@ impl Beside {
             }
         }
         // It would change the addresses of links.
-        self.machine.write("/etc/systemd/network/99-default.link", "[Match]\nOriginalName=*\n[Link]\nMACAddressPolicy=none\n")?;
-        self.machine.succeed(&["systemctl", "start", "systemd-udevd"])?;
+        self.machine.write(
+            "/etc/systemd/network/99-default.link",
+            "[Match]\nOriginalName=*\n[Link]\nMACAddressPolicy=none\n",
+        )?;
+        self.machine.succeed(&["systemctl", "start", "systemd-udevd", "dbus"])?;
         self.machine.succeed(&["udevadm", "trigger", "--subsystem-match=net", "--action=add"])?;
         let data = self.machine.path("/run/udev/data");
         let links = ["a0", "a1", THIRD];
@@ -108,13 +114,26 @@ impl Beside {
         Ok(fs::rename(self.machine.path(&format!("{file}.new")), self.machine.path(file))?)
     }
 
-    /// Checks that no packet of a policy has left by a link that is not for it, since the last call. Returns how many packets left by
+    /// Checks that no packet of a policy has left by a link that is not for it, the uplink included, since the last call. Returns how many packets left by
     /// these links.
     pub fn check_packets(&mut self) -> anyhow::Result<usize> {
         let packets = self.capture.take()?;
         let a0 = self.bed.net.ifindex(0)?;
         let leaked: Vec<&Packet> = packets.iter().filter(|packet| is_leak(packet, a0, self.other.port())).collect();
-        ensure!(leaked.is_empty(), "{} packets left by other links: {:#?}", leaked.len(), &leaked[..leaked.len().min(8)]);
+        ensure!(
+            leaked.is_empty(),
+            "{} packets left by other links: {:#?}",
+            leaked.len(),
+            &leaked[..leaked.len().min(8)]
+        );
+        let on_uplink = self.uplink.take()?;
+        let leaked: Vec<&Packet> = on_uplink.iter().filter(|packet| is_excepted(packet)).collect();
+        ensure!(
+            leaked.is_empty(),
+            "{} packets to exceptions left by the uplink: {:#?}",
+            leaked.len(),
+            &leaked[..leaked.len().min(8)]
+        );
         Ok(packets.len())
     }
 
@@ -140,8 +159,11 @@ impl Beside {
 
 /// The root with the managers.
 fn root() -> anyhow::Result<PathBuf> {
-    let missing = "STEER_MANAGERS names no root with systemd-networkd and NetworkManager: `cargo xtask managers` makes one";
+    let missing =
+        "STEER_MANAGERS names no root with systemd-networkd and NetworkManager: `cargo xtask managers` makes one";
     let root = std::env::var_os("STEER_MANAGERS").map(PathBuf::from);
-    let root = root.filter(|root| ["usr/sbin/NetworkManager", "usr/bin/networkctl"].iter().all(|file| root.join(file).exists()));
-    root.ok_or_else(|| NotHere(missing.to_owned()).into()).map(|root: PathBuf| root.canonicalize().unwrap_or_else(|_| Path::new("/").into()))
+    let root = root
+        .filter(|root| ["usr/sbin/NetworkManager", "usr/bin/networkctl"].iter().all(|file| root.join(file).exists()));
+    root.ok_or_else(|| NotHere(missing.to_owned()).into())
+        .map(|root: PathBuf| root.canonicalize().unwrap_or_else(|_| Path::new("/").into()))
 }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use steer_lab::{client_v4, gateway_v4, gateway_v6, gaps::Flow};
+use steer_lab::{client_v4, gaps::Flow, gateway_v4, gateway_v6};
 
-use super::{Beside, EXCEPTED};
+use super::{Beside, EXCEPTED, REFUSED};
 use crate::User;
 
 /// A client.
@@ -27,6 +27,8 @@ pub enum Talk {
     ExceptByUplink,
     /// The policy `except`, to its exceptions.
     Exception,
+    /// The policy `except`, to what it refuses.
+    Refused,
     /// Not steered, bound to the uplink, to the server.
     BareUplink,
     /// Not steered, bound to the link of the LAN, to the LAN.
@@ -37,24 +39,25 @@ pub enum Talk {
 
 impl Talk {
     /// All clients.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::LocalByUplink,
         Self::Lan,
         Self::Host,
         Self::ExceptByUplink,
         Self::Exception,
+        Self::Refused,
         Self::BareUplink,
         Self::BareLan,
         Self::BareHost,
     ];
 
-    /// The unsteered client by the same link; `None` if it is one.
+    /// The unsteered client by the same link; `None` if it is one, or nothing is reached.
     pub fn bare(self) -> Option<Self> {
         match self {
             Self::LocalByUplink | Self::ExceptByUplink => Some(Self::BareUplink),
             Self::Lan | Self::Exception => Some(Self::BareLan),
             Self::Host => Some(Self::BareHost),
-            Self::BareUplink | Self::BareLan | Self::BareHost => None,
+            Self::Refused | Self::BareUplink | Self::BareLan | Self::BareHost => None,
         }
     }
 
@@ -66,6 +69,7 @@ impl Talk {
             Self::Host => "`local`, to this host",
             Self::ExceptByUplink => "`except`, by the uplink",
             Self::Exception => "`except`, to the exception",
+            Self::Refused => "`except`, refused",
             Self::BareUplink => "not steered, by the uplink",
             Self::BareLan => "not steered, to the LAN",
             Self::BareHost => "not steered, to this host",
@@ -76,8 +80,11 @@ impl Talk {
         match self {
             Self::LocalByUplink | Self::ExceptByUplink | Self::BareUplink => beside.server().to_vec(),
             Self::Lan | Self::BareLan => vec![gateway_v4(0).into(), gateway_v6(0).into()],
-            Self::Host | Self::BareHost => vec![[127, 0, 0, 1].into(), client_v4(0).into(), std::net::Ipv6Addr::LOCALHOST.into()],
+            Self::Host | Self::BareHost => {
+                vec![[127, 0, 0, 1].into(), client_v4(0).into(), std::net::Ipv6Addr::LOCALHOST.into()]
+            }
             Self::Exception => EXCEPTED.to_vec(),
+            Self::Refused => REFUSED.to_vec(),
         }
     }
 
@@ -102,14 +109,14 @@ impl Talk {
 pub struct Talks(Vec<(Talk, Child, ChildStdin, BufReader<ChildStdout>)>);
 
 impl Talks {
-    /// Starts them, and waits until each flow was answered.
+    /// Starts them, and waits until each flow has tried once.
     pub fn start(beside: &Beside) -> anyhow::Result<Self> {
         let mut talks = Self(Vec::new());
         let [local, except] = &beside.cgroups;
         for talk in Talk::ALL {
             let (cgroup, user) = match talk {
                 Talk::LocalByUplink | Talk::Lan | Talk::Host => (Some(local), User::Nobody),
-                Talk::ExceptByUplink | Talk::Exception => (Some(except), User::Nobody),
+                Talk::ExceptByUplink | Talk::Exception | Talk::Refused => (Some(except), User::Nobody),
                 Talk::BareUplink | Talk::BareLan | Talk::BareHost => (None, User::Root),
             };
             let mut command = beside.bed.client(cgroup, user)?;

@@ -10,6 +10,10 @@ use steer_lab::{Direction, Kind, Packet};
 pub const EXCEPTED: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0xffff, 0, 0, 0, 0, 0, 7))];
 
+/// The addresses that the policy `except` refuses.
+pub const REFUSED: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(198, 51, 100, 8)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0xffff, 0, 0, 0, 0, 0, 8))];
+
 /// The ports of DHCP, to which the managers send.
 const DHCP: [u16; 2] = [67, 547];
 
@@ -29,6 +33,11 @@ pub fn is_leak(packet: &Packet, a0: u32, unsteered: u16) -> bool {
     }
     let is_allowed = packet.ifindex == a0 && packet.dst.is_some_and(|to| EXCEPTED.contains(&to) || is_lan(to));
     !is_allowed
+}
+
+/// Whether a packet on the uplink has a destination that a policy does not reach by it.
+pub fn is_excepted(packet: &Packet) -> bool {
+    packet.direction == Direction::Out && packet.dst.is_some_and(|to| EXCEPTED.contains(&to) || REFUSED.contains(&to))
 }
 
 /// Whether an address is in the network of `a0`.

@@ -32,7 +32,8 @@ impl Expected {
     fn new(netns: &Netns, uplink: u32) -> anyhow::Result<Self> {
         let now = Tables::read(netns)?;
         let rules: BTreeSet<RuleSeen> = now.rules.into_iter().filter(is_ours).collect();
-        let tables: BTreeSet<u32> = rules.iter().filter(|rule| rule.mark != 0 && rule.table >> 24 == OURS).map(|rule| rule.table).collect();
+        let tables: BTreeSet<u32> =
+            rules.iter().filter(|rule| rule.mark != 0 && rule.table >> 24 == OURS).map(|rule| rule.table).collect();
         // For each family: goto, target, two policies, end.
         ensure!(rules.len() == 10 && tables.len() == 2, "{rules:?}");
         Ok(Self { rules, tables, uplink })

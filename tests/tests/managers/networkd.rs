@@ -1,0 +1,81 @@
+//! A real systemd-networkd that configures the links again and again.
+
+use anyhow::{Context as _, ensure};
+use steer_lab::wait_until;
+use steer_tests::{
+    Outcome, PATIENCE,
+    beside::{Beside, THIRD},
+};
+
+use super::{Run, check_back};
+
+const ROUNDS: usize = 20;
+
+fn network(link: &str, number: u8, host: u8, metric: u32) -> String {
+    let mut text = format!(
+        "[Match]\nName={link}\n[Network]\nDHCP=no\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nLLMNR=no\nMulticastDNS=no\n\
+         [Address]\nAddress=10.0.{number}.{host}/24\n[Address]\nAddress=fd00:{number}::{host}/64\nDuplicateAddressDetection=none\n"
+    );
+    if link != THIRD {
+        for gateway in [format!("10.0.{number}.1"), format!("fd00:{number}::1")] {
+            text += &format!("[Route]\nGateway={gateway}\nMetric={metric}\n");
+        }
+    }
+    text
+}
+
+fn write(beside: &Beside, link: &str, number: u8, host: u8, metric: u32) -> Outcome {
+    beside.write(&format!("/etc/systemd/network/10-{link}.network"), &network(link, number, host, metric))
+}
+
+pub(super) fn reconfigures() -> Outcome {
+    let beside = Beside::new("managers-networkd")?;
+    write(&beside, "a0", 0, 2, 100)?;
+    write(&beside, "a1", 1, 2, 200)?;
+    write(&beside, THIRD, 7, 2, 300)?;
+    beside.announce_links()?;
+    let version = beside.machine.succeed(&["networkctl", "--version"])?;
+    beside.machine.succeed(&["systemctl", "start", "systemd-networkd"])?;
+    beside
+        .machine
+        .write("/etc/systemd/system/systemd-networkd.service.d/often.conf", "[Unit]\nStartLimitIntervalSec=0\n")?;
+    beside.machine.succeed(&["systemctl", "daemon-reload"])?;
+    let is_configured = |link: &str| {
+        let said = beside.machine.run(&["networkctl", "--no-pager", "list", link]);
+        said.is_ok_and(|said| said.stdout.contains(" configured"))
+    };
+    for link in ["a0", "a1", THIRD] {
+        wait_until("the link to be configured", PATIENCE, || is_configured(link)).with_context(|| {
+            format!("{:?} {:?}", beside.machine.run(&["networkctl", "--no-pager", "list"]), beside.machine.journal())
+        })?;
+    }
+    beside.steer(None)?;
+    let findings = beside.findings("networkd")?;
+    ensure!(findings.len() == 1 && findings[0].to_string().contains("ManageForeignRoutes=no"), "{findings:?}");
+
+    let mut run = Run::start(beside)?;
+    let mut host = 2;
+    for _ in 0..ROUNDS {
+        for link in ["a1", "a0", THIRD] {
+            run.beside.machine.succeed(&["networkctl", "reconfigure", link])?;
+            run.settle(&format!("reconfigure {link}"))?;
+        }
+        // The same file again.
+        write(&run.beside, "a0", 0, 2, 100)?;
+        run.beside.machine.succeed(&["networkctl", "reload"])?;
+        run.settle("reload with a touched file")?;
+        // As when a lease has ended.
+        host = if host == 2 { 9 } else { 2 };
+        write(&run.beside, "a1", 1, host, 200)?;
+        run.beside.machine.succeed(&["networkctl", "reload"])?;
+        run.settle("another address of the uplink")?;
+        run.beside.machine.succeed(&["systemctl", "restart", "systemd-networkd"])?;
+        run.settle("restart")?;
+    }
+    let (beside, repairs) = run.finish("systemd-networkd")?;
+    eprintln!("{}: {repairs:?}", version.lines().next().unwrap_or_default());
+    let log = beside.log()?;
+    ensure!(log.contains("another program removed"), "not reported: {log}");
+    ensure!(!log.contains("retrying"), "failed: {log}");
+    check_back(&repairs)
+}
