@@ -16,9 +16,11 @@ const RULE: &str = "fwmark 0x1000000/0x1000000 lookup 51820";
 const MARKS: [&str; 4] = ["0x01000000", "0x81000000", "meta mark or 0x03000000", "meta mark and 0x00ffffff"];
 
 pub(super) fn collide() -> Outcome {
-    let beside = Beside::new("managers-marks")?;
+    let mut beside = Beside::new("managers-marks")?;
     beside.steer(None)?;
     nft(&beside, "list ruleset")?;
+    // A packet with the mark of another policy is led by that policy's table.
+    beside.exceptions_hold = false;
     let mut run = Run::start(beside)?;
     for _ in 0..ROUNDS {
         for family in ["-4", "-6"] {

@@ -28,6 +28,13 @@ fn write(beside: &Beside, link: &str, number: u8, host: u8, metric: u32) -> Outc
     beside.write(&format!("/etc/systemd/network/10-{link}.network"), &network(link, number, host, metric))
 }
 
+/// After a start, the bus knows it a moment later.
+fn networkctl(beside: &Beside, arguments: &[&str]) -> Outcome {
+    let command = [&["networkctl"], arguments].concat();
+    wait_until("networkctl", PATIENCE, || beside.machine.run(&command).is_ok_and(|said| said.code == 0))?;
+    Ok(())
+}
+
 pub(super) fn reconfigures() -> Outcome {
     let beside = Beside::new("managers-networkd")?;
     write(&beside, "a0", 0, 2, 100)?;
@@ -57,17 +64,17 @@ pub(super) fn reconfigures() -> Outcome {
     let mut host = 2;
     for _ in 0..ROUNDS {
         for link in ["a1", "a0", THIRD] {
-            run.beside.machine.succeed(&["networkctl", "reconfigure", link])?;
+            networkctl(&run.beside, &["reconfigure", link])?;
             run.settle(&format!("reconfigure {link}"))?;
         }
         // The same file again.
         write(&run.beside, "a0", 0, 2, 100)?;
-        run.beside.machine.succeed(&["networkctl", "reload"])?;
+        networkctl(&run.beside, &["reload"])?;
         run.settle("reload with a touched file")?;
         // As when a lease has ended.
         host = if host == 2 { 9 } else { 2 };
         write(&run.beside, "a1", 1, host, 200)?;
-        run.beside.machine.succeed(&["networkctl", "reload"])?;
+        networkctl(&run.beside, &["reload"])?;
         run.settle("another address of the uplink")?;
         run.beside.machine.succeed(&["systemctl", "restart", "systemd-networkd"])?;
         run.settle("restart")?;

@@ -18,8 +18,9 @@ use super::{
 };
 use crate::model::prefix::Prefix;
 
-/// The protocol number of steer's routes. iproute2 has no name for it.
-pub(super) const PROTOCOL: u8 = 115;
+/// The origin `kernel`, as that of rules. Whenever systemd-networkd configures a link, it removes the routes of all other origins that are
+/// by the link or, as those that refuse, by none, from all tables: a refused destination would leave by the uplink until they are back.
+pub(super) const PROTOCOL: u8 = super::rule::KERNEL;
 
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 

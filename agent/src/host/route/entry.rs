@@ -252,7 +252,7 @@ mod tests {
 
     fn routes() -> Vec<Route> {
         let prefix = |text: &str| text.parse::<Prefix>().expect("a prefix");
-        let by = |to| Route { table: 0x7300_0001, metric: 7, protocol: 115, ..Route::by(3, prefix(to)) };
+        let by = |to| Route { table: 0x7300_0001, metric: 7, protocol: 2, ..Route::by(3, prefix(to)) };
         let gateway =
             |link, last| Hop { link, weight: 2, attributes: vec![Attribute::new(RTA_GATEWAY, [10, 0, 0, last])] };
         let mut several = by("10.1.0.0/16");

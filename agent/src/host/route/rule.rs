@@ -29,7 +29,7 @@ pub(super) const UNREACHABLE: u8 = 7;
 
 /// The origin `kernel`. networkd removes the rules of all other origins whenever it configures a link, but for the goto,
 /// which would then pass all packets on.
-const KERNEL: u8 = 2;
+pub(super) const KERNEL: u8 = 2;
 
 const HEADER: usize = 12;
 /// Flags that are a state, no selector: `FIB_RULE_PERMANENT`, `FIB_RULE_UNRESOLVED`, and the two for a name that no link has.
