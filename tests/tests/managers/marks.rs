@@ -10,7 +10,7 @@ use steer_tests::{NotHere, Outcome, beside::Beside};
 
 use super::{Run, check_back};
 
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 8;
 const RULE: &str = "fwmark 0x1000000/0x1000000 lookup 51820";
 /// Expressions that give a packet another mark, with bits of the default mask.
 const MARKS: [&str; 4] = ["0x01000000", "0x81000000", "meta mark or 0x03000000", "meta mark and 0x00ffffff"];
@@ -66,7 +66,7 @@ pub(super) fn collide() -> Outcome {
     )?;
     ensure!(beside.findings("mark-clash")?.is_empty());
     let mut run = Run::start(beside)?;
-    for _ in 0..ROUNDS {
+    for _ in 0..5 * ROUNDS {
         for family in ["-4", "-6"] {
             run.beside.bed.ip(&format!("{family} rule delete pref 100 {RULE}"))?;
             run.settle("no rule")?;

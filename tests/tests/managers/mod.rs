@@ -108,6 +108,18 @@ fn check_back(repairs: &Repairs) -> Outcome {
     Ok(())
 }
 
+/// Checks that the daemon's turns succeeded, and that only routes by a link were removed, which go with its addresses. A rule, or a route that
+/// refuses, has nothing to do with a link.
+fn check_log(log: &str) -> Outcome {
+    let is_bad = |line: &&str| {
+        line.contains("retrying")
+            || line.contains("they are back") && (line.contains("add ") || line.contains("unreachable"))
+    };
+    let bad: Vec<&str> = log.lines().filter(is_bad).collect();
+    ensure!(bad.is_empty(), "{bad:#?}");
+    Ok(())
+}
+
 struct ScenarioResult {
     steps: usize,
     packets: usize,
@@ -129,7 +141,7 @@ pub(crate) fn print_tables() {
 impl ScenarioResult {
     fn print(&self, title: &str) {
         let (count, median, longest) = summary(self.repairs.took.iter().copied());
-        println!("\n## {title}\n");
+        println!("\n### {title}\n");
         println!(
             "{} steps, {} packets on other links than the uplink, none of them leaked. Rules and tables differed {count} times from what they should be, \
              for {median} ms in the median and {longest} ms at most.\n",

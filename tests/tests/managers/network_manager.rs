@@ -9,7 +9,7 @@ use steer_tests::{
     beside::{Beside, THIRD},
 };
 
-use super::{Run, check_back};
+use super::{Run, check_back, check_log};
 
 const ROUNDS: usize = 20;
 
@@ -81,6 +81,7 @@ pub(super) fn activates() -> Outcome {
     let (beside, repairs) = run.finish("NetworkManager")?;
     eprintln!("{}: {repairs:?}", version.trim());
     let log = beside.log()?;
-    ensure!(!log.contains("retrying"), "failed: {log}");
+    ensure!(log.contains("another program removed"), "not reported: {log}");
+    check_log(&log)?;
     check_back(&repairs)
 }

@@ -43,7 +43,7 @@ pub(crate) fn unpack_package(suite: &str, package: &str, state: &Path, unpacked:
 }
 
 /// The mirror of this machine's own Debian release, for other ways of downloading.
-pub(super) fn mirror() -> Result<String> {
+pub(crate) fn mirror() -> Result<String> {
     let uris = own_source()?.uris;
     Ok(uris.split_whitespace().next().unwrap_or_default().to_owned())
 }

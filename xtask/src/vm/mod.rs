@@ -22,7 +22,10 @@ mod peers;
 mod qemu;
 mod table;
 
-pub(crate) use self::{debian::unpack_package, peers::Peers};
+pub(crate) use self::{
+    debian::{mirror, unpack_package},
+    peers::{Peers, version_of},
+};
 use self::{
     guest::{Job, Verdict},
     kernel::{Kernel, Wanted},
@@ -147,24 +150,24 @@ fn place() -> Result<PathBuf> {
     Ok(place)
 }
 
-fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+pub(crate) fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     fs::write(path, contents).with_context(|| format!("write {}", path.display()))
 }
 
 /// The date, as `date -I` prints it.
-fn today() -> Result<String> {
+pub(crate) fn today() -> Result<String> {
     let date = Command::new("date").arg("-I").output().context("start date")?;
     Ok(String::from_utf8_lossy(&date.stdout).trim().to_owned())
 }
 
 /// The command line of this process.
-fn command_line() -> String {
+pub(crate) fn command_line() -> String {
     let words: Vec<_> = std::env::args().skip(1).collect();
     format!("cargo xtask {}", words.join(" "))
 }
 
 /// Installs the packages of missing programs.
-fn install(needs: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn install(needs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = needs
         .iter()
         .filter(|(program, _)| toolchain::program(program).is_none())

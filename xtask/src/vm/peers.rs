@@ -108,7 +108,7 @@ fn version_in(image: &Path, package: &str) -> Result<String> {
 }
 
 /// Parses dpkg's status file.
-fn version_of(status: &str, package: &str) -> Option<String> {
+pub(crate) fn version_of(status: &str, package: &str) -> Option<String> {
     let of_package = |stanza: &&str| stanza.lines().any(|line| line.strip_prefix("Package: ") == Some(package));
     let stanza = status.split("\n\n").find(of_package)?;
     stanza.lines().find_map(|line| line.strip_prefix("Version: ")).map(str::to_owned)
