@@ -125,6 +125,15 @@ impl Bed {
         Ok(ran.stdout)
     }
 
+    /// Deletes all routes of steer's tables of a family, `-4` or `-6`, in the client's network namespace, as another program could.
+    pub fn flush_steer_routes(&self, family: &str) -> anyhow::Result<()> {
+        let routes = self.ip(&format!("{family} -N route show table all"))?;
+        let table = |route: &str| route.split(' ').skip_while(|word| *word != "table").nth(1)?.parse::<u32>().ok();
+        let tables: std::collections::BTreeSet<u32> =
+            routes.lines().filter_map(table).filter(|table| table >> 24 == 0x73).collect();
+        tables.iter().try_for_each(|table| self.ip(&format!("{family} route flush table {table}")).map(drop))
+    }
+
     /// The value of a policy's counter of sockets, calls or packets.
     pub fn sockets(&self, policy: &str, counter: &str) -> anyhow::Result<u64> {
         self.policy(policy)?["counters"][counter].as_u64().with_context(|| format!("no counter {counter}"))

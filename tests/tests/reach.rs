@@ -239,11 +239,14 @@ fn routes_are_put_back() -> Outcome {
         "rule delete pref 40001",
         "rule delete pref 40999",
         "-6 rule delete pref 40999",
-        "route flush table 0 proto 115",
-        "-6 route flush table 0 proto 115",
+        "-4 flush",
+        "-6 flush",
     ] {
         let load = bed.load(&bed.cgroup)?;
-        bed.ip(delete)?;
+        match delete.strip_suffix(" flush") {
+            Some(family) => bed.flush_steer_routes(family)?,
+            None => drop(bed.ip(delete)?),
+        }
         wait_until("the tables to be as before", PATIENCE, || tables(&bed).is_ok_and(|now| now == before))
             .with_context(|| delete.to_owned())?;
         let report = load.stop()?;

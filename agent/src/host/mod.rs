@@ -8,7 +8,6 @@ pub(crate) mod file;
 pub mod link;
 pub(crate) mod mount;
 pub mod netns;
-pub mod networkd;
 pub mod pidfd;
 pub mod policy_files;
 pub mod resolver;

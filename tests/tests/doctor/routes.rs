@@ -15,7 +15,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("that_a_daemon_follows", that_a_daemon_follows),
     ("a_rule_in_front", a_rule_in_front),
     ("marks_of_others", marks_of_others),
-    ("networkd", networkd),
     ("a_strict_reverse_path_filter", a_strict_reverse_path_filter),
     ("a_resolver_on_this_host", a_resolver_on_this_host),
     ("marks_of_sockets", marks_of_sockets),
@@ -38,10 +37,13 @@ fn rules_and_routes_that_are_gone() -> Outcome {
             "-6 rule delete pref 0 fwmark 0x80000000/0x80000000",
             "to add IPv6 rule 0: fwmark 0x80000000/0x80000000 goto 40000",
         ),
-        ("route flush table 0 proto 115", "to write route 10.0.0.0/24 metric 1 table 0x73"),
+        ("-4 flush", "to write route 10.0.0.0/24 metric 1 table 0x73"),
         ("-6 route add 2001:db8::/32 via fd00:1::1 dev a1", "to write route 2001:db8::/32"),
     ] {
-        bed.ip(delete)?;
+        match delete.strip_suffix(" flush") {
+            Some(family) => bed.flush_steer_routes(family)?,
+            None => drop(bed.ip(delete)?),
+        }
         let finding = bed.only_finding("routes")?;
         ensure!(finding.text("severity") == "error" && finding.text("what").contains(part), "{part}: {finding:?}");
         let attach = format!("{} attach {} --interface a1 --local lan", bed.steer_words(), bed.cgroup.path());
@@ -120,31 +122,6 @@ fn marks_of_others() -> Outcome {
     let config = bed.config_file().display().to_string();
     bed.succeed(&["check", "--config", &config])?;
     // The policy keeps its mark until it is attached again.
-    bed.is_healthy()
-}
-
-fn networkd() -> Outcome {
-    let bed = Bed::new("doctor-networkd")?;
-    let run = bed.machine_file("run").join("systemd");
-    fs::create_dir_all(run.join("netif"))?;
-    bed.is_healthy()?;
-    // A policy without rules and routes is not concerned.
-    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", "steer"])?;
-    bed.is_healthy()?;
-    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--local", "lan"])?;
-    bed.is_healthy()?;
-    fs::write(run.join("netif/state"), "OPER_STATE=routable\n")?;
-    ensure!(bed.only_finding("networkd")?.text("severity") == "warning");
-    bed.succeed(&["detach", bed.cgroup.path()])?;
-    let _daemon = bed.daemon(CONFIG)?;
-    let finding = bed.only_finding("networkd")?;
-    ensure!(finding.text("severity") == "info", "{finding:?}");
-    let file = "/etc/systemd/networkd.conf.d/50-steer.conf";
-    let (write, restart) = finding.command()?.rsplit_once(" && ").unwrap_or_default();
-    ensure!(write.ends_with(file) && restart == "systemctl restart systemd-networkd", "{finding:?}");
-    ensure!(bed.run_in_a_shell(&write.replace("/etc/systemd", &run.display().to_string()))?);
-    let written = fs::read_to_string(run.join("networkd.conf.d/50-steer.conf"))?;
-    ensure!(written == "[Network]\nManageForeignRoutes=no\n", "{written}");
     bed.is_healthy()
 }
 

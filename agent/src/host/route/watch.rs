@@ -32,8 +32,8 @@ const GROUPS: [u32; 8] = [
 const AT_A_TIME: usize = 512;
 /// Changes come in groups: a link that goes down takes its routes along. A group ends when nothing came for so long,
 const QUIET: Duration = Duration::from_millis(10);
-/// or after this time.
-const LONGEST: Duration = Duration::from_millis(100);
+/// or after this time: what others remove is to be back within 100 ms.
+const LONGEST: Duration = Duration::from_millis(50);
 
 /// Watches the network namespace that it was made in. To wait for a change, poll the descriptor, or call [`Watch::wait`].
 pub struct Watch(Socket);

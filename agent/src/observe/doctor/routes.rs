@@ -11,9 +11,8 @@ use crate::{
         resolve::Namespace,
         routes::{self, Difference},
     },
-    host::networkd,
     kernel::{self, Datapath, PolicyEntry},
-    model::{mark::MarkMask, quote::quoted},
+    model::mark::MarkMask,
 };
 
 /// How many differences a finding names.
@@ -21,7 +20,7 @@ const NAMED: usize = 4;
 /// For this long, a daemon or a keeper may take to follow a change.
 const FOLLOWS: Duration = Duration::from_millis(500);
 
-const TOPICS: [Topic; 4] = [Topic::Routes, Topic::ForeignRule, Topic::MarkClash, Topic::Networkd];
+const TOPICS: [Topic; 3] = [Topic::Routes, Topic::ForeignRule, Topic::MarkClash];
 
 pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), kernel::Error> {
     let difference = compare(survey).await?;
@@ -38,8 +37,6 @@ pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), ke
     report.conclude(Topic::ForeignRule, Subject::Host, found, "no rule of others stands in front of those for marks");
     let found = difference.marks.and_then(|marks| clash(&difference, marks)).into_iter().collect();
     report.conclude(Topic::MarkClash, Subject::Host, found, "no rule of others uses bits of steer's marks");
-    let found = networkd::removes_foreign_routes().then(|| removes_routes(survey)).into_iter().collect();
-    report.conclude(Topic::Networkd, Subject::Host, found, "systemd-networkd is not there, or keeps steer's routes");
     Ok(())
 }
 
@@ -141,31 +138,4 @@ fn clash(difference: &Difference, marks: MarkMask) -> Option<Finding> {
             .to_owned(),
         fix: Some(Fix::advice(advice)),
     })
-}
-
-/// Rules stay, because they have the origin `kernel`.
-fn removes_routes(survey: &Survey) -> Finding {
-    let lines = networkd::KEEPS_FOREIGN_ROUTES.lines().map(quoted).collect::<Vec<_>>().join(" ");
-    let directory = networkd::DROP_IN.rsplit_once('/').map_or(networkd::DROP_IN, |(directory, _)| directory);
-    let (severity, why) = if survey.daemon {
-        (Severity::Info, "the daemon writes them again, and until then the packets of these policies have no route")
-    } else {
-        (
-            Severity::Warning,
-            "no daemon runs that writes them again, so the packets of these policies have no route then",
-        )
-    };
-    Finding {
-        id: Topic::Networkd,
-        severity,
-        subject: Subject::Host,
-        what: "systemd-networkd removes steer's routes by a link whenever it configures the link: ManageForeignRoutes=no is not set"
-            .to_owned(),
-        why: why.to_owned(),
-        // It reads the file only when it starts.
-        fix: Some(Fix::command(format!(
-            "mkdir -p {directory} && printf '%s\\n' {lines} > {} && systemctl restart systemd-networkd",
-            networkd::DROP_IN
-        ))),
-    }
 }

@@ -79,12 +79,10 @@ pub enum Topic {
     ForeignRule,
     /// Whether rules of others use bits of steer's marks.
     MarkClash,
-    /// Whether systemd-networkd removes steer's routes.
-    Networkd,
 }
 
 /// The checks that need the pins.
-pub(super) const NEED_PINS: [Topic; 16] = [
+pub(super) const NEED_PINS: [Topic; 15] = [
     Topic::Daemon,
     Topic::Attachment,
     Topic::Policy,
@@ -100,7 +98,6 @@ pub(super) const NEED_PINS: [Topic; 16] = [
     Topic::Routes,
     Topic::ForeignRule,
     Topic::MarkClash,
-    Topic::Networkd,
 ];
 
 impl Topic {
@@ -143,7 +140,6 @@ impl Topic {
             Self::Routes => "routes",
             Self::ForeignRule => "foreign-rule",
             Self::MarkClash => "mark-clash",
-            Self::Networkd => "networkd",
         }
     }
 }

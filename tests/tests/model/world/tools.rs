@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** other programs delete by what is listed, as a person does with ip(8).
 
-use std::{net::IpAddr, process::Command};
+use std::{collections::BTreeSet, net::IpAddr, process::Command};
 
 use anyhow::{Context as _, ensure};
 use steer_lab::prober::FURTHER;
@@ -14,8 +14,13 @@ use crate::model::reference::{SPACES, Space};
 const FAMILIES: [&str; 2] = ["-4", "-6"];
 /// The last of the kernel's own tables; ip(8) shows no table for the main one.
 const LAST_TABLE: u32 = 255;
-/// The protocol number of steer's routes.
-const PROTOCOL: &str = "115";
+/// The highest byte of the numbers of steer's tables.
+const OURS: u32 = 0x73;
+
+/// The table of a route, as `ip -N` lists it.
+fn table_of(route: &str) -> Option<u32> {
+    route.split_whitespace().skip_while(|word| *word != "table").nth(1)?.parse().ok()
+}
 
 impl World {
     fn ip(&self, space: Space, arguments: &[&str]) -> anyhow::Result<Vec<String>> {
@@ -40,12 +45,7 @@ impl World {
         let mut left = self.own_rules(space)?;
         for family in FAMILIES {
             let routes = self.ip(space, &[family, "-N", "route", "show", "table", "all"])?;
-            let is_own = |route: &String| {
-                let mut words = route.split_whitespace();
-                let table = words.by_ref().skip_while(|word| *word != "table").nth(1);
-                let is_own = table.and_then(|table| table.parse::<u32>().ok()).is_some_and(|table| table > LAST_TABLE);
-                is_own || route.contains(&format!("proto {PROTOCOL}"))
-            };
+            let is_own = |route: &String| table_of(route).is_some_and(|table| table > LAST_TABLE);
             left.extend(routes.into_iter().filter(is_own).map(|route| format!("{family} {route}")));
         }
         Ok(left)
@@ -84,11 +84,17 @@ impl World {
     pub(crate) fn flush_routes(&mut self, space: Space, number: Option<u8>) -> Outcome {
         let link = number.map(|number| self.net(space).link(number).to_owned());
         for family in FAMILIES {
-            let mut arguments = vec![family, "route", "flush", "table", "all", "proto", PROTOCOL];
-            arguments.extend(link.iter().flat_map(|link| ["dev", link]));
-            // Steer may change them meanwhile.
-            let mut command = Command::new("ip");
-            let _ = output(self.netns(space).enter(command.args(&arguments)))?;
+            let routes = self.ip(space, &[family, "-N", "route", "show", "table", "all"])?;
+            let tables: BTreeSet<u32> =
+                routes.iter().filter_map(|route| table_of(route)).filter(|table| table >> 24 == OURS).collect();
+            for table in tables {
+                let table = table.to_string();
+                let mut arguments = vec![family, "route", "flush", "table", &table];
+                arguments.extend(link.iter().flat_map(|link| ["dev", link]));
+                // Steer may change them meanwhile.
+                let mut command = Command::new("ip");
+                let _ = output(self.netns(space).enter(command.args(&arguments)))?;
+            }
         }
         Ok(())
     }
