@@ -37,7 +37,16 @@ pub fn is_leak(packet: &Packet, a0: u32, unsteered: u16) -> bool {
 
 /// Whether a packet on the uplink has a destination that a policy does not reach by it.
 pub fn is_excepted(packet: &Packet) -> bool {
-    packet.direction == Direction::Out && packet.dst.is_some_and(|to| EXCEPTED.contains(&to) || REFUSED.contains(&to))
+    packet.direction == Direction::Out
+        && !packet.is_kernel_answer()
+        && packet.dst.is_some_and(|to| EXCEPTED.contains(&to) || REFUSED.contains(&to))
+}
+
+/// Whether the packet may be the kernel's acknowledgement for a connection that has ended. It belongs to no cgroup any more, so only
+/// its mark leads it.
+pub fn is_late_acknowledgement(packet: &Packet) -> bool {
+    const ACK: u8 = 16;
+    packet.tcp_flags == Some(ACK) && packet.payload_len == 0
 }
 
 /// Whether an address is in the network of `a0`.

@@ -20,7 +20,7 @@ pub(super) fn collide() -> Outcome {
     beside.steer(None)?;
     nft(&beside, "list ruleset")?;
     // A packet with the mark of another policy is led by that policy's table.
-    beside.exceptions_hold = false;
+    beside.marks_change = true;
     let mut run = Run::start(beside)?;
     for _ in 0..ROUNDS {
         for family in ["-4", "-6"] {

@@ -96,7 +96,13 @@ impl Run {
             let is_new = *talk != Talk::Refused && flow.way != Way::KeptTcp;
             ensure!(!is_new || flow.answered > 50, "{talk:?} had only {} answers: {flow:?}", flow.answered);
         }
-        let result = ScenarioResult { steps: self.steps, packets: self.packets, repairs: repairs.clone(), flows };
+        let result = ScenarioResult {
+            steps: self.steps,
+            packets: self.packets,
+            late: self.beside.late,
+            repairs: repairs.clone(),
+            flows,
+        };
         RESULTS.lock().unwrap_or_else(PoisonError::into_inner).insert(title, result);
         Ok((self.beside, repairs))
     }
@@ -112,7 +118,8 @@ fn check_back(repairs: &Repairs) -> Outcome {
 /// refuses, has nothing to do with a link.
 fn check_log(log: &str) -> Outcome {
     let is_bad = |line: &&str| {
-        line.contains("retrying")
+        line.contains("not written")
+            || line.contains("retrying")
             || line.contains("they are back") && (line.contains("add ") || line.contains("unreachable"))
     };
     let bad: Vec<&str> = log.lines().filter(is_bad).collect();
@@ -123,6 +130,7 @@ fn check_log(log: &str) -> Outcome {
 struct ScenarioResult {
     steps: usize,
     packets: usize,
+    late: usize,
     repairs: Repairs,
     flows: Vec<(Talk, Flow)>,
 }
@@ -143,9 +151,16 @@ impl ScenarioResult {
         let (count, median, longest) = summary(self.repairs.took.iter().copied());
         println!("\n### {title}\n");
         println!(
-            "{} steps, {} packets on other links than the uplink, none of them leaked. Rules and tables differed {count} times from what they should be, \
+            "{} steps, {} packets on other links than the uplink, {}. Rules and tables differed {count} times from what they should be, \
              for {median} ms in the median and {longest} ms at most.\n",
-            self.steps, self.packets
+            self.steps,
+            self.packets,
+            match self.late {
+                0 => "none of them leaked".to_owned(),
+                late => format!(
+                    "none of them leaked but {late} bare acknowledgements of the kernel, for connections that had ended"
+                ),
+            }
         );
         println!(
             "| traffic | socket | answers | interruptions | median, ms | longest, ms | not steered: interruptions | median, ms | longest, ms |"
