@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_longest_prefix_wins", the_longest_prefix_wins),
     ("while_the_uplink_is_missing", while_the_uplink_is_missing),
     ("routes_are_put_back", routes_are_put_back),
+    ("addresses_that_come_and_go", addresses_that_come_and_go),
     ("nothing_stays_behind", nothing_stays_behind),
     ("without_a_daemon_the_keeper_follows", without_a_daemon_the_keeper_follows),
     ("added_by_reload", added_by_reload),
@@ -255,6 +256,23 @@ fn routes_are_put_back() -> Outcome {
     }
     ensure!(daemon.log().contains("another program removed"), "{}", daemon.log());
     Ok(())
+}
+
+/// An address that goes while its route is written is no fault to report.
+fn addresses_that_come_and_go() -> Outcome {
+    let bed = Bed::new("reach-addresses")?;
+    let config = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\nlocal = [\"lan\"]\ncgroups = [\"@\"]\n";
+    let daemon = bed.daemon(config)?;
+    let before = tables(&bed)?;
+    let script = bed.directory.join("batch");
+    // All of a group at once, again and again, so that a reading is often old when it is used.
+    let group =
+        |action: &str| (1..9).map(move |i| format!("address {action} 10.9.{i}.2/24 dev a0\n")).collect::<String>();
+    std::fs::write(&script, (group("add") + &group("delete")).repeat(1000))?;
+    bed.ip(&format!("-batch {}", script.display()))?;
+    wait_until("the tables to be as before", PATIENCE, || tables(&bed).is_ok_and(|now| now == before))?;
+    ensure!(!daemon.log().contains("not written"), "{}", daemon.log());
+    bed.check_steered(&bed.cgroup, 1)
 }
 
 fn nothing_stays_behind() -> Outcome {

@@ -20,11 +20,14 @@ use crate::{
     host::{
         cgroup::Hierarchy,
         netns,
-        route::{self, Changes, Instance, Marked, Plan, State, Step, Wanted},
+        route::{self, Changes, Failed, Instance, Marked, Plan, State, Step, Wanted},
     },
     kernel::{self, Datapath, Error, Lock, Pass, Passes, Pins, Policy, PolicyEntry, Remaining},
     model::{fingerprint::fingerprint, mark::MarkMask, spec::By},
 };
+
+/// How often routes are planned again when the kernel does not take one: its address or link may have gone since the reading.
+const TRIES: usize = 3;
 
 /// What was written last, by network namespace. It tells what others have removed.
 #[derive(Debug, Default)]
@@ -126,13 +129,28 @@ pub fn follow(
     written: &mut Written,
 ) -> Result<(), Error> {
     let (policies, namespace) = policies_of(datapath, namespace)?;
-    let state = read(namespace)?;
-    let plan = plan_of(&policies, datapath.pins(), namespace, &state)?;
-    set_passes(datapath, lock, &policies, &plan, namespace)?;
-    let before = written.0.get(&namespace.cookie);
-    let changes = run(namespace, "write rules and routes", || route::write(&plan, &state, before))?;
-    report(&changes, &plan, before);
-    written.0.insert(namespace.cookie, plan);
+    let mut refused: Option<Vec<Failed>> = None;
+    for _ in 0..TRIES {
+        let state = read(namespace)?;
+        let plan = plan_of(&policies, datapath.pins(), namespace, &state)?;
+        set_passes(datapath, lock, &policies, &plan, namespace)?;
+        let before = written.0.get(&namespace.cookie);
+        let changes = run(namespace, "write rules and routes", || route::write(&plan, &state, before))?;
+        report(&changes, &plan, before);
+        written.0.insert(namespace.cookie, plan);
+        let mut failed = changes.failed;
+        if let Some(earlier) = &refused {
+            failed.retain(|failed| earlier.iter().any(|earlier| earlier.what == failed.what));
+        }
+        let is_done = failed.is_empty();
+        refused = Some(failed);
+        if is_done {
+            break;
+        }
+    }
+    for failed in refused.iter().flatten() {
+        log::warn!("a route was not written, so its destinations are not reached: {failed}");
+    }
     Ok(())
 }
 
@@ -245,9 +263,6 @@ fn report(changes: &Changes, plan: &Plan, before: Option<&Plan>) {
             changes.restored.len(),
             changes.restored.join(", ")
         );
-    }
-    for failed in &changes.failed {
-        log::warn!("a route was not written, so its destinations are not reached: {failed}");
     }
     for rule in plan.in_front.iter().filter(|rule| before.is_none_or(|before| !before.in_front.contains(rule))) {
         log::warn!(
