@@ -16,7 +16,7 @@ fn network(link: &str, number: u8, host: u8, metric: u32) -> String {
         "[Match]\nName={link}\n[Network]\nDHCP=no\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nLLMNR=no\nMulticastDNS=no\n\
          [Address]\nAddress=10.0.{number}.{host}/24\n[Address]\nAddress=fd00:{number}::{host}/64\nDuplicateAddressDetection=none\n"
     );
-    if link != THIRD {
+    if ["a0", "a1"].contains(&link) {
         for gateway in [format!("10.0.{number}.1"), format!("fd00:{number}::1")] {
             text += &format!("[Route]\nGateway={gateway}\nMetric={metric}\n");
         }
@@ -40,6 +40,7 @@ pub(super) fn reconfigures() -> Outcome {
     write(&beside, "a0", 0, 2, 100)?;
     write(&beside, "a1", 1, 2, 200)?;
     write(&beside, THIRD, 7, 2, 300)?;
+    write(&beside, "n0", 8, 2, 400)?;
     beside.announce_links()?;
     let version = beside.machine.succeed(&["networkctl", "--version"])?;
     beside.machine.succeed(&["systemctl", "start", "systemd-networkd"])?;
@@ -47,12 +48,12 @@ pub(super) fn reconfigures() -> Outcome {
         .machine
         .write("/etc/systemd/system/systemd-networkd.service.d/often.conf", "[Unit]\nStartLimitIntervalSec=0\n")?;
     beside.machine.succeed(&["systemctl", "daemon-reload"])?;
-    let is_configured = |link: &str| {
+    let is_configured = |beside: &Beside, link: &str| {
         let said = beside.machine.run(&["networkctl", "--no-pager", "list", link]);
         said.is_ok_and(|said| said.stdout.contains(" configured"))
     };
     for link in ["a0", "a1", THIRD] {
-        wait_until("the link to be configured", PATIENCE, || is_configured(link)).with_context(|| {
+        wait_until("the link to be configured", PATIENCE, || is_configured(&beside, link)).with_context(|| {
             format!("{:?} {:?}", beside.machine.run(&["networkctl", "--no-pager", "list"]), beside.machine.journal())
         })?;
     }
@@ -67,6 +68,13 @@ pub(super) fn reconfigures() -> Outcome {
             networkctl(&run.beside, &["reconfigure", link])?;
             run.settle(&format!("reconfigure {link}"))?;
         }
+        // A link that appears is configured for the first time.
+        run.beside.bed.ip("link add n0 type veth peer name n1")?;
+        run.beside.bed.ip("link set n1 up")?;
+        wait_until("the new link to be configured", PATIENCE, || is_configured(&run.beside, "n0"))?;
+        run.settle("a new link")?;
+        run.beside.bed.ip("link delete n0")?;
+        run.settle("a deleted link")?;
         // The same file again.
         write(&run.beside, "a0", 0, 2, 100)?;
         networkctl(&run.beside, &["reload"])?;
