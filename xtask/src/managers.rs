@@ -101,13 +101,17 @@ impl Managers {
 
 fn document(chapters: &str) -> Result<String> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
-    let (date, command, kernel) = (vm::today()?, vm::command_line(), kernel.trim());
+    // Without what the builder of the kernel appended.
+    let kernel = kernel.trim().split('-').next().unwrap_or_default();
+    let (date, command) = (vm::today()?, vm::command_line());
     Ok(format!(
         "# steer beside network managers\n\nMade on {date} by `{command}`, on Linux {kernel}. Policies with `local` and `except` carry traffic \
          all the time, while the managers configure the links again and again, and other programs add rules and marks. No packet of a policy may \
          leave by a link that is not for it. *Not steered* are programs without steer that are bound to the same link at the same time: what they \
          lose is lost by the links, addresses and routes themselves. New sockets try every 10 ms, for at most 50 ms; a kept connection waits \
-         until the kernel sends again. An attempt that takes more than 30 ms counts as interrupted.\n{chapters}"
+         until the kernel sends again. An attempt that takes more than 30 ms counts as interrupted. A policy that reaches the LAN sends \
+         to it by the uplink while no link has its network, so it may be interrupted less often than a program without steer. While another program changes marks, \
+         packets have the route of the changed mark: those to exceptions may leave by the uplink, and the rest is stopped.\n{chapters}"
     ))
 }
 
