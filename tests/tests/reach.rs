@@ -266,8 +266,10 @@ fn addresses_that_come_and_go() -> Outcome {
     let before = tables(&bed)?;
     let script = bed.directory.join("batch");
     // All of a group at once, again and again, so that a reading is often old when it is used.
-    let group =
-        |action: &str| (1..9).map(move |i| format!("address {action} 10.9.{i}.2/24 dev a0\n")).collect::<String>();
+    let group = |action: &str| {
+        let lines: Vec<String> = (1..9).map(|i| format!("address {action} 10.9.{i}.2/24 dev a0\n")).collect();
+        lines.concat()
+    };
     std::fs::write(&script, (group("add") + &group("delete")).repeat(1000))?;
     bed.ip(&format!("-batch {}", script.display()))?;
     wait_until("the tables to be as before", PATIENCE, || tables(&bed).is_ok_and(|now| now == before))?;

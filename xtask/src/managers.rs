@@ -87,7 +87,8 @@ impl Managers {
             print!("{output}");
             let versions = ["systemd", "network-manager"].map(|package| version_in(&root, package));
             let [systemd, manager] = versions;
-            chapters += &format!("\n## {suite}: systemd {}, NetworkManager {}\n", systemd?, manager?);
+            let title = format!("\n## {suite}: systemd {}, NetworkManager {}\n", systemd?, manager?);
+            chapters += &title;
             chapters += tables(&output).context("the test printed no tables")?;
         }
         println!("{tally}");

@@ -26,7 +26,7 @@ use crate::{
     model::{fingerprint::fingerprint, mark::MarkMask, spec::By},
 };
 
-/// How often routes are planned again when the kernel does not take one: its address or link may have gone since the reading.
+/// How often routes are planned when the kernel does not take one: its address or link may have gone since the reading.
 const TRIES: usize = 3;
 
 /// What was written last, by network namespace. It tells what others have removed.
@@ -129,7 +129,7 @@ pub fn follow(
     written: &mut Written,
 ) -> Result<(), Error> {
     let (policies, namespace) = policies_of(datapath, namespace)?;
-    let mut refused: Option<Vec<Failed>> = None;
+    let mut earlier: Option<(Plan, Vec<Failed>)> = None;
     for _ in 0..TRIES {
         let state = read(namespace)?;
         let plan = plan_of(&policies, datapath.pins(), namespace, &state)?;
@@ -137,19 +137,19 @@ pub fn follow(
         let before = written.0.get(&namespace.cookie);
         let changes = run(namespace, "write rules and routes", || route::write(&plan, &state, before))?;
         report(&changes, &plan, before);
-        written.0.insert(namespace.cookie, plan);
-        let mut failed = changes.failed;
-        if let Some(earlier) = &refused {
-            failed.retain(|failed| earlier.iter().any(|earlier| earlier.what == failed.what));
-        }
-        let is_done = failed.is_empty();
-        refused = Some(failed);
-        if is_done {
+        written.0.insert(namespace.cookie, plan.clone());
+        if changes.failed.is_empty() {
             break;
         }
-    }
-    for failed in refused.iter().flatten() {
-        log::warn!("a route was not written, so its destinations are not reached: {failed}");
+        // What changes meanwhile is reported by the kernel, and then followed.
+        if let Some((_, earlier)) = earlier.filter(|(earlier, _)| *earlier == plan) {
+            let again = |failed: &&Failed| earlier.iter().any(|earlier| earlier.what == failed.what);
+            for failed in changes.failed.iter().filter(again) {
+                log::warn!("a route was not written, so its destinations are not reached: {failed}");
+            }
+            break;
+        }
+        earlier = Some((plan, changes.failed));
     }
     Ok(())
 }

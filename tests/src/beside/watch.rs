@@ -117,7 +117,11 @@ impl Behind {
     /// Ends it.
     pub fn stop(mut self) -> anyhow::Result<Repairs> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().context("it has ended")?.join().map_err(|_| anyhow::anyhow!("the watch panicked"))?
+        self.thread
+            .take()
+            .context("it has ended")?
+            .join()
+            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
     }
 }
 

@@ -18,7 +18,7 @@ fn network(link: &str, number: u8, host: u8, metric: u32) -> String {
     );
     if ["a0", "a1"].contains(&link) {
         for gateway in [format!("10.0.{number}.1"), format!("fd00:{number}::1")] {
-            text += &format!("[Route]\nGateway={gateway}\nMetric={metric}\n");
+            text.extend(["[Route]\nGateway=", &gateway, "\nMetric=", &metric.to_string(), "\n"]);
         }
     }
     text
