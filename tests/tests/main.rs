@@ -33,9 +33,11 @@ mod nested;
 mod other_netns;
 mod package;
 mod peers;
+mod programs;
 mod reach;
 mod records;
 mod refusals;
+mod suites;
 mod systemd;
 mod top;
 mod uplinks;
@@ -76,6 +78,7 @@ fn main() {
         ("listeners", listeners::TESTS),
         ("local", local::TESTS),
         ("reach", reach::TESTS),
+        ("programs", programs::TESTS),
         ("guards", guards::TESTS),
         ("other_netns", other_netns::TESTS),
         ("hostile", hostile::TESTS),
@@ -114,7 +117,8 @@ fn main() {
         })
     });
     let peers = if is_asked(&arguments, "peers") { peers::trials(root) } else { Vec::new() };
-    let mut trials: Vec<_> = trials.chain(escape::trials(root)).chain(peers).collect();
+    let suites = if is_asked(&arguments, "suites") { suites::trials(root) } else { Vec::new() };
+    let mut trials: Vec<_> = trials.chain(escape::trials(root)).chain(peers).chain(suites).collect();
     let names: Vec<_> = trials.iter().map(|trial| trial.name().to_owned()).collect();
     trials.push(Trial::test("documents_name_tests_that_exist", move || documents::check(&names)));
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -123,6 +127,9 @@ fn main() {
     }
     if !arguments.list && is_asked(&arguments, "peers") {
         peers::print_tables();
+    }
+    if !arguments.list && is_asked(&arguments, "suites") {
+        suites::print_table();
     }
     conclusion.exit();
 }

@@ -17,6 +17,7 @@ mod lint;
 mod root;
 mod run;
 mod setup;
+mod suites;
 mod tally;
 mod test;
 mod toolchain;
@@ -38,6 +39,7 @@ enum Verb {
     Fuzz(fuzz::Fuzz),
     Vm(vm::Vm),
     Peers(vm::Peers),
+    Suites(suites::Suites),
     /// Check formatting, lints, dependencies and documentation.
     Lint,
     /// Make a Debian package and a tarball, in target/dist.
@@ -63,6 +65,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Fuzz(fuzz) => fuzz.run(),
         Verb::Vm(vm) => vm.run(),
         Verb::Peers(peers) => peers.run(),
+        Verb::Suites(suites) => suites.run(),
         Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Verb::Dist => dist::run().map(|()| ExitCode::SUCCESS),
     }

@@ -22,7 +22,10 @@ mod peers;
 mod qemu;
 mod table;
 
-pub(crate) use self::{debian::unpack_package, peers::Peers};
+pub(crate) use self::{
+    debian::{debootstrap, unpack_package},
+    peers::Peers,
+};
 use self::{
     guest::{Job, Verdict},
     kernel::{Kernel, Wanted},
