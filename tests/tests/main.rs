@@ -33,7 +33,6 @@ mod nested;
 mod other_netns;
 mod package;
 mod peers;
-mod programs;
 mod reach;
 mod records;
 mod refusals;
@@ -78,7 +77,6 @@ fn main() {
         ("listeners", listeners::TESTS),
         ("local", local::TESTS),
         ("reach", reach::TESTS),
-        ("programs", programs::TESTS),
         ("guards", guards::TESTS),
         ("other_netns", other_netns::TESTS),
         ("hostile", hostile::TESTS),

@@ -1,4 +1,4 @@
-//! `cargo xtask suites`: runs network test suites and network programs of Debian inside and outside a policy, as root, in a root
+//! `cargo xtask suites`: runs network test suites of Debian inside and outside a policy, as root, in a root
 //! file system below `target`.
 //!
 //! **Invariant**: no package is installed on this machine. A root is used only when it is complete.
@@ -15,8 +15,8 @@ use crate::{apt, cargo, dist::recreate, root::Root, setup::Setup, toolchain, vm}
 
 /// The suite whose programs are used.
 const SUITE: &str = "trixie";
-/// Packages of the root, in addition to the minimum: the test suites, and programs with listeners.
-const PACKAGES: [&str; 23] = [
+/// Packages of the root, in addition to the minimum: the test suites and what they run.
+const PACKAGES: [&str; 8] = [
     "golang-1.24-go",
     "golang-1.24-src",
     "gcc",
@@ -25,32 +25,15 @@ const PACKAGES: [&str; 23] = [
     "libpython3.13-testsuite",
     "iproute2",
     "procps",
-    "transmission-daemon",
-    "transmission-cli",
-    "postgresql",
-    "openssh-server",
-    "openssh-client",
-    "chrony",
-    "avahi-daemon",
-    "avahi-utils",
-    "dbus",
-    "curl",
-    "w3m",
-    "tor",
-    "aria2",
-    "openvpn",
-    "unbound",
 ];
-/// Packages that are only asked what they do without `local`.
-const MORE: [&str; 3] = ["bind9", "syncthing", "privoxy"];
 /// Builds the test executables of Go's packages.
 const BUILD: &str = "mount -t proc proc /proc && cd /usr/share/go-1.24/src && export HOME=/root GOTOOLCHAIN=local GOPROXY=off && \
                      exec /usr/lib/go-1.24/bin/go test -c -o /steer/ net net/http";
 
-/// Compare the results of network test suites inside and outside a policy, and run network programs under policies; needs root.
+/// Compare the results of network test suites inside and outside a policy; needs root.
 #[derive(clap::Args)]
 pub(crate) struct Suites {
-    /// Run only the tests whose name contains this: suites::, or programs::.
+    /// Run only the suites whose test's name contains this, such as suites::go.
     #[arg(value_name = "FILTER")]
     filter: Option<String>,
     /// Make the root file system again.
@@ -70,14 +53,10 @@ impl Suites {
         let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
         let test =
             tests.into_iter().find(|built| built.is_test && built.name == "steer").context("no test was built")?;
-        let filters = self.filter.as_deref().map_or_else(|| vec!["suites", "programs"], |filter| vec![filter]);
-        let mut passed = true;
-        for filter in filters {
-            let mut command = root.command(&test.path, &variables);
-            // Two at once, because the suites have timers.
-            command.args([filter, "--test-threads", "2"]);
-            passed &= command.status().with_context(|| format!("start {}", test.path.display()))?.success();
-        }
+        let mut command = root.command(&test.path, &variables);
+        // Two at once, because the suites have timers.
+        command.args([self.filter.as_deref().unwrap_or("suites"), "--test-threads", "2"]);
+        let passed = command.status().with_context(|| format!("start {}", test.path.display()))?.success();
         Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
@@ -128,7 +107,7 @@ fn install(root: &Path) -> Result<()> {
         }
         apt.args(arguments);
         if arguments.len() > 1 {
-            apt.args(PACKAGES).args(MORE);
+            apt.args(PACKAGES);
         }
         cargo::check(&mut apt)?;
     }

@@ -53,6 +53,9 @@ const SUITES: [Suite; 3] = [
     },
 ];
 
+/// Tests with another result inside, which docs/suites.md explains.
+const LIMITS: [&str; 1] = ["TestIPv6MulticastListener"];
+
 /// Each test and its result.
 type Results = BTreeMap<String, String>;
 
@@ -117,7 +120,8 @@ fn check(suite: &Suite, user: User) -> Outcome {
     );
     ROWS.lock().unwrap_or_else(PoisonError::into_inner).push(row);
     ensure!(count(&outside, "PASS") >= suite.least, "only {} tests passed outside", count(&outside, "PASS"));
-    ensure!(differing.is_empty(), "{differing:#?}");
+    let faults: Vec<_> = differing.iter().filter(|text| !LIMITS.iter().any(|name| text.starts_with(name))).collect();
+    ensure!(faults.is_empty(), "{faults:#?}");
     Ok(())
 }
 

@@ -1,2 +1,0 @@
-use crate::Test;
-pub(crate) const TESTS: &[Test] = &[];
