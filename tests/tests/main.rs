@@ -37,6 +37,7 @@ mod peers;
 mod reach;
 mod records;
 mod refusals;
+mod suites;
 mod systemd;
 mod top;
 mod uplinks;
@@ -116,7 +117,9 @@ fn main() {
     });
     let peers = if is_asked(&arguments, "peers") { peers::trials(root) } else { Vec::new() };
     let managers = if is_asked(&arguments, "managers") { managers::trials(root) } else { Vec::new() };
-    let mut trials: Vec<_> = trials.chain(escape::trials(root)).chain(peers).chain(managers).collect();
+    let suites = if is_asked(&arguments, "suites") { suites::trials(root) } else { Vec::new() };
+    let slow = peers.into_iter().chain(managers).chain(suites);
+    let mut trials: Vec<_> = trials.chain(escape::trials(root)).chain(slow).collect();
     let names: Vec<_> = trials.iter().map(|trial| trial.name().to_owned()).collect();
     trials.push(Trial::test("documents_name_tests_that_exist", move || documents::check(&names)));
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -128,6 +131,9 @@ fn main() {
     }
     if !arguments.list && is_asked(&arguments, "managers") {
         managers::print_tables();
+    }
+    if !arguments.list && is_asked(&arguments, "suites") {
+        suites::print_table();
     }
     conclusion.exit();
 }

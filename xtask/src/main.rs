@@ -18,6 +18,7 @@ mod managers;
 mod root;
 mod run;
 mod setup;
+mod suites;
 mod tally;
 mod test;
 mod toolchain;
@@ -40,6 +41,7 @@ enum Verb {
     Vm(vm::Vm),
     Peers(vm::Peers),
     Managers(managers::Managers),
+    Suites(suites::Suites),
     /// Check formatting, lints, dependencies and documentation.
     Lint,
     /// Make a Debian package and a tarball, in target/dist.
@@ -66,6 +68,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Vm(vm) => vm.run(),
         Verb::Peers(peers) => peers.run(),
         Verb::Managers(managers) => managers.run(),
+        Verb::Suites(suites) => suites.run(),
         Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Verb::Dist => dist::run().map(|()| ExitCode::SUCCESS),
     }

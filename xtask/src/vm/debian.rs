@@ -6,7 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -40,6 +40,16 @@ pub(crate) fn unpack_package(suite: &str, package: &str, state: &Path, unpacked:
     cargo::check(apt.command("apt-get").arg("update"))?;
     fs::create_dir_all(unpacked).with_context(|| format!("create {}", unpacked.display()))?;
     apt.unpack(&[package.to_owned()], &state.join("download").join(package), unpacked)
+}
+
+/// Makes a minimal root file system of a suite with these packages, in an empty directory. Needs root, and debootstrap.
+pub(crate) fn debootstrap(suite: &str, packages: &[&str], root: &Path) -> Result<()> {
+    let mut debootstrap = Command::new("debootstrap");
+    debootstrap.arg("--variant=minbase");
+    if !packages.is_empty() {
+        debootstrap.arg(format!("--include={}", packages.join(",")));
+    }
+    cargo::check(debootstrap.arg(suite).arg(root).arg(mirror()?).stdout(Stdio::null()))
 }
 
 /// The mirror of this machine's own Debian release, for other ways of downloading.

@@ -20,7 +20,7 @@ use crate::{cargo, dist::recreate, setup::Setup};
 /// The suite whose systemd is used.
 const SUITE: &str = "sid";
 /// Packages of the root file system, in addition to the minimum.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,util-linux-extra";
+const PACKAGES: [&str; 5] = ["systemd", "systemd-sysv", "dbus", "iproute2", "util-linux-extra"];
 /// Programs that make and read a root file system, and their Debian packages.
 const ROOT_NEEDS: [(&str, &str); 3] =
     [("debootstrap", "debootstrap"), ("mkfs.ext4", "e2fsprogs"), ("debugfs", "e2fsprogs")];
@@ -80,9 +80,7 @@ impl Peers {
         let root = place.join(SUITE);
         recreate(&root)?;
         eprintln!("peers: making a root file system of {SUITE}, which takes a minute or two");
-        let mut debootstrap = Command::new("debootstrap");
-        debootstrap.args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE]).arg(&root);
-        cargo::check(debootstrap.arg(debian::mirror()?).stdout(std::process::Stdio::null()))?;
+        debian::debootstrap(SUITE, &PACKAGES, &root)?;
         // The image is renamed when it is complete, because an existing image is used.
         let unfinished = image.with_extension("new");
         pack(&root, &unfinished)?;
