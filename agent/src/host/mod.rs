@@ -11,6 +11,7 @@ pub mod netns;
 pub mod networkd;
 pub mod pidfd;
 pub mod policy_files;
+pub mod probe;
 pub mod resolver;
 pub mod route;
 pub mod seccomp;

@@ -180,6 +180,25 @@ impl Connection {
         }
     }
 
+    /// The answer to a request for one object.
+    pub(super) fn get(&mut self, request: &Raw, answer: u16) -> io::Result<Vec<u8>> {
+        let sequence = self.send(&[Request { message: request.clone(), flags: 0 }])?;
+        let mut found = None;
+        loop {
+            for message in self.receive()?.into_iter().filter(|one| one.header.sequence_number == sequence) {
+                match message.payload {
+                    NetlinkPayload::InnerMessage(one) if one.kind == answer => found = Some(one.body),
+                    // The acknowledgement comes last.
+                    NetlinkPayload::Error(end) if end.code.is_none() => {
+                        return found.ok_or_else(|| io::Error::other("the kernel acknowledged without an answer"));
+                    }
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// Carries out requests in this order. An error does not stop those behind it.
     pub(super) fn change(&mut self, requests: &[Request]) -> io::Result<Vec<Result<(), Errno>>> {
         let mut results = Vec::with_capacity(requests.len());

@@ -107,25 +107,36 @@ impl State {
     }
 
     pub(super) fn read_by(connection: &mut Connection) -> io::Result<Self> {
-        let mut state = Self::default();
-        let mut body = vec![0; LINK_HEADER];
-        Attribute::emit_all(&[Attribute::number(libc::IFLA_EXT_MASK, SKIP_STATISTICS)], &mut body);
-        let links = connection.list(&Raw { kind: libc::RTM_GETLINK, body }, libc::RTM_NEWLINK)?;
-        state.links = links.iter().filter_map(|link| Link::decode(link)).collect();
+        let mut state = Self::read_links(connection)?;
         for family in [IPV4, IPV6] {
             let body = [&[family][..], &[0; 11]].concat();
-            let rules = match connection.list(&Raw { kind: libc::RTM_GETRULE, body: body.clone() }, libc::RTM_NEWRULE) {
+            let rules = match connection.list(&Raw { kind: libc::RTM_GETRULE, body }, libc::RTM_NEWRULE) {
                 // The kernel has no such family.
                 Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => continue,
                 rules => rules?,
             };
             state.families.push(family);
             state.rules.extend(rules.iter().filter_map(|rule| Rule::decode(rule)));
-            let routes = connection.list(&Raw { kind: libc::RTM_GETROUTE, body }, libc::RTM_NEWROUTE)?;
-            let routes = routes.iter().filter_map(|route| Route::decode(route));
-            state.routes.extend(routes.filter(|route| entry::family(route.prefix) == family));
+            state.read_routes(connection, family)?;
         }
         Ok(state)
+    }
+
+    /// Reads only the links.
+    pub(super) fn read_links(connection: &mut Connection) -> io::Result<Self> {
+        let mut body = vec![0; LINK_HEADER];
+        Attribute::emit_all(&[Attribute::number(libc::IFLA_EXT_MASK, SKIP_STATISTICS)], &mut body);
+        let links = connection.list(&Raw { kind: libc::RTM_GETLINK, body }, libc::RTM_NEWLINK)?;
+        Ok(Self { links: links.iter().filter_map(|link| Link::decode(link)).collect(), ..Self::default() })
+    }
+
+    /// Adds the routes of a family.
+    pub(super) fn read_routes(&mut self, connection: &mut Connection, family: u8) -> io::Result<()> {
+        let body = [&[family][..], &[0; 11]].concat();
+        let routes = connection.list(&Raw { kind: libc::RTM_GETROUTE, body }, libc::RTM_NEWROUTE)?;
+        let routes = routes.iter().filter_map(|route| Route::decode(route));
+        self.routes.extend(routes.filter(|route| entry::family(route.prefix) == family));
+        Ok(())
     }
 
     /// The routes of a family that packets can take by this link, which no table of steer has. Those of the main table come
