@@ -20,7 +20,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Failure, Trust, Via, connect, dns, socket, tls};
+use super::{Failure, Trust, Via, dns, socket, stream, tls};
 use crate::model::uplink::probe::{Host, Url};
 
 /// How much of a body is read.
@@ -35,7 +35,7 @@ pub(super) async fn ask(via: &Via, url: &Url, trust: &Trust) -> Result<Duration,
     };
     socket::check(via, address).await?;
     let started = Instant::now();
-    let stream = connect(via, SocketAddr::new(address, url.port)).await?;
+    let stream = stream::connect(via, SocketAddr::new(address, url.port)).await?;
     if url.is_secure {
         exchange(tls::start(stream, &url.host, trust).await?, url).await?;
     } else {

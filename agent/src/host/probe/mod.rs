@@ -6,8 +6,6 @@
 //! Before it sends, a probe asks the kernel for the route, because a bound IPv4 socket sends without one, and anybody on
 //! the link who answers ARP would be taken for the target.
 //!
-//! A TCP connection of a probe ends by a reset. So none stays in TIME_WAIT, for which IPv6 sends by the better link.
-//!
 //! **Invariant:** no packet of a probe leaves by another link than the one asked, and no answer to another question counts.
 //! The deadline holds for the whole probe. Nothing blocks the runtime's thread.
 
@@ -17,6 +15,7 @@ mod http;
 mod icmp;
 mod prober;
 mod socket;
+mod stream;
 mod tls;
 
 use std::{
@@ -24,7 +23,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::{Protocol, Type};
 use tokio::time::timeout_at;
 
 pub use failure::Failure;
@@ -80,17 +78,10 @@ pub async fn probe_trusting(target: &Target, via: &Via, timeout: Duration, trust
             Target::Tcp(to) => {
                 socket::check(via, to.ip()).await?;
                 let started = Instant::now();
-                connect(via, *to).await.map(|_| started.elapsed())
+                stream::connect(via, *to).await.map(|_| started.elapsed())
             }
             Target::Http(url) => http::ask(via, url, trust).await,
         }
     };
     timeout_at(deadline.into(), ask).await.unwrap_or(Err(Failure::Timeout))
-}
-
-/// A connection, which ends by a reset.
-async fn connect(via: &Via, to: SocketAddr) -> Result<tokio::net::TcpStream, Failure> {
-    let socket = socket::open(via, Type::STREAM, Protocol::TCP)?;
-    socket.set_linger(Some(Duration::ZERO))?;
-    Ok(tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await?)
 }

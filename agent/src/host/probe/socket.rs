@@ -4,7 +4,13 @@
 
 use std::{io, net::IpAddr, num::NonZeroU32};
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        setsockopt,
+        sockopt::{Ipv4RecvErr, Ipv6RecvErr},
+    },
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Semaphore;
 
@@ -32,6 +38,11 @@ fn make(via: &Via, kind: Type, protocol: Protocol) -> io::Result<Socket> {
         Family::V6 => Domain::IPV6,
     };
     let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
+    // Without this, only a connection reports that a router cannot reach the target.
+    match via.family {
+        Family::V4 => setsockopt(&socket, Ipv4RecvErr, &true)?,
+        Family::V6 => setsockopt(&socket, Ipv6RecvErr, &true)?,
+    }
     match via.method {
         Method::Bind => {
             // 0 would take the binding away.

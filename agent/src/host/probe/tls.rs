@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{
     TlsConnector,
     rustls::{
@@ -21,7 +18,7 @@ use tokio_rustls::{
     },
 };
 
-use super::Failure;
+use super::{Failure, stream::Stream};
 use crate::model::uplink::probe::Host;
 
 /// How long the host's certificates are kept in memory: reading them takes some milliseconds of a processor.
@@ -82,7 +79,7 @@ fn configuration(certificates: Vec<CertificateDer<'static>>) -> Result<Arc<Clien
 
 /// Starts TLS on a connection.
 pub(super) async fn start(
-    stream: TcpStream,
+    stream: Stream,
     host: &Host,
     trust: &Trust,
 ) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, Failure> {
