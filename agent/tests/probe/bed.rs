@@ -13,7 +13,7 @@ use steer::{
     },
     model::{
         mark::MarkMask,
-        uplink::probe::{Family, Target},
+        uplink::{Family, probe::Target},
     },
 };
 use steer_lab::{Capture, NameServer, Netns, Packet, Uplinks, leaks, name_server};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use steer::{
     host::probe::{Failure, Job, Outcome, Prober, Verdict, Via},
-    model::uplink::probe::{Family, Target},
+    model::uplink::{Family, probe::Target},
 };
 use tokio::{
     runtime::Handle,

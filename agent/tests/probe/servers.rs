@@ -97,7 +97,7 @@ fn answer(stream: impl Read + Write) -> io::Result<()> {
     stream.flush()?;
     // The server ends second: the harder case for the client.
     if path != "/part" {
-        stream.read(&mut [0]).ok();
+        stream.read_exact(&mut [0]).ok();
     }
     Ok(())
 }

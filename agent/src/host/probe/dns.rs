@@ -12,7 +12,7 @@ use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE
 use socket2::{Protocol, Type};
 
 use super::{Failure, Via, icmp, socket};
-use crate::model::uplink::probe::Family;
+use crate::model::uplink::Family;
 
 /// What a name server may send without EDNS is 512 bytes; some send more.
 const BUFFER: usize = 4096;
@@ -107,7 +107,7 @@ fn question(question: &Question<'_>) -> (String, QTYPE) {
 
 #[cfg(test)]
 mod tests {
-    use simple_dns::{Packet, TYPE};
+    use simple_dns::{Packet, Question, TYPE};
 
     use super::{encode, is_answer};
 
@@ -120,7 +120,7 @@ mod tests {
             let mut reply = Packet::new_reply(id);
             reply
                 .questions
-                .extend(Packet::parse(&asked).expect("a packet").questions.into_iter().map(|one| one.into_owned()));
+                .extend(Packet::parse(&asked).expect("a packet").questions.into_iter().map(Question::into_owned));
             reply.build_bytes_vec().expect("a reply")
         };
         assert!(is_answer(&query, &reply(0x1234, ".", TYPE::NS)));

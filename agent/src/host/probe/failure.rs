@@ -104,16 +104,14 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ECONNREFUSED) => Self::Refused,
-            // An address of the family may be missing, too.
-            Some(Errno::ENETUNREACH | Errno::EADDRNOTAVAIL) => Self::NoRoute,
+            // An address of the family may be missing, too, or the kernel may not have the family.
+            Some(Errno::ENETUNREACH | Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT) => Self::NoRoute,
             Some(Errno::EHOSTUNREACH) => Self::Unreachable,
             Some(Errno::ENODEV | Errno::ENXIO) => Self::NoLink,
             Some(Errno::ENETDOWN) => Self::Down,
             Some(Errno::ETIMEDOUT) => Self::Timeout,
             Some(Errno::ECONNRESET | Errno::EPIPE | Errno::ECONNABORTED) => Self::Ended,
             Some(Errno::EPERM | Errno::EACCES) => Self::Stopped,
-            // The kernel has no such family.
-            Some(Errno::EAFNOSUPPORT) => Self::NoRoute,
             None if error.kind() == io::ErrorKind::UnexpectedEof => Self::Ended,
             _ => Self::Error(error.to_string()),
         }

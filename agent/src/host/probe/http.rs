@@ -86,6 +86,7 @@ async fn judge(mut response: Response<Incoming>, url: &Url) -> Result<(), Failur
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "used as a function of the error")]
 fn failure(error: hyper::Error) -> Failure {
     if let Some(cause) = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()) {
         return cause.raw_os_error().map_or(Failure::Ended, |errno| io::Error::from_raw_os_error(errno).into());

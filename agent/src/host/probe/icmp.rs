@@ -12,12 +12,11 @@ use std::{
 use socket2::{Protocol, Socket, Type};
 use tokio::task::JoinSet;
 
-use super::{Failure, Via, socket};
+use super::{Failure, Method, Via, socket};
 
-/// Type, code, checksum, identifier, number, then the data.
+/// Type, code, checksum, identifier, number, then 16 bytes of data.
 const LENGTH: usize = 24;
 const NUMBER: usize = 6;
-const DATA: usize = 8;
 const IPV4_REQUEST: u8 = 8;
 const IPV4_REPLY: u8 = 0;
 const IPV6_REQUEST: u8 = 128;
@@ -30,7 +29,13 @@ pub(super) async fn gateway(via: &Via) -> Result<Duration, Failure> {
     let mut asking = JoinSet::new();
     for gateway in socket::gateways(via).await? {
         let via = *via;
-        asking.spawn(async move { ask(&via, gateway).await });
+        asking.spawn(async move {
+            // Rule and table are part of the question. Being bound, a packet to a gateway needs no other route.
+            if matches!(via.method, Method::Mark(_)) && !is_link_local(gateway) {
+                socket::check(&via, gateway).await?;
+            }
+            ask(&via, gateway).await
+        });
     }
     let mut failure = Failure::NoGateway;
     while let Some(answered) = asking.join_next().await {
@@ -49,7 +54,7 @@ pub(super) async fn ask(via: &Via, address: IpAddr) -> Result<Duration, Failure>
         IpAddr::V4(_) => SocketAddr::new(address, 0),
         // A link-local address is one of this link.
         IpAddr::V6(address) => {
-            let scope = if address.is_unicast_link_local() { via.ifindex } else { 0 };
+            let scope = if is_link_local(address.into()) { via.ifindex } else { 0 };
             SocketAddrV6::new(address, 0, 0, scope).into()
         }
     };
@@ -67,6 +72,11 @@ pub(super) async fn ask(via: &Via, address: IpAddr) -> Result<Duration, Failure>
             return Ok(started.elapsed());
         }
     }
+}
+
+/// Whether it is an address of IPv6 for one link.
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// A ping socket, or a raw one where `net.ipv4.ping_group_range` excludes this process; and whether it is raw.
@@ -102,7 +112,6 @@ impl Request {
     /// The kernel changes the identifier of a ping socket; the data is longer.
     fn is_answered_by(&self, message: &[u8]) -> bool {
         let reply = if self.0[0] == IPV4_REQUEST { IPV4_REPLY } else { IPV6_REPLY };
-        debug_assert!(NUMBER < DATA, "the number comes before the data");
         message.get(..2) == Some(&[reply, 0]) && message.get(NUMBER..) == Some(&self.0[NUMBER..])
     }
 }

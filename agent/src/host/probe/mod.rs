@@ -29,7 +29,7 @@ pub use failure::Failure;
 pub use prober::{Job, Outcome, Prober, Verdict};
 pub use tls::Trust;
 
-use crate::model::uplink::probe::{Family, Target};
+use crate::model::uplink::{Family, probe::Target};
 
 /// By what a probe is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,8 @@ pub struct Via {
 pub enum Method {
     /// It is bound (`SO_BINDTOIFINDEX`, Linux 5.1).
     Bind,
-    /// It has this mark, and rules lead to a table of the link (`SO_MARK`).
+    /// It has this mark, and rules lead to a table of the link (`SO_MARK`). A probe is bound as well, and only if the mark
+    /// alone leads to the link.
     Mark(u32),
 }
 

@@ -1,6 +1,6 @@
 //! Sockets of probes, and the routes that they need.
 //!
-//! **Invariant:** a socket is bound or marked before it has an address.
+//! **Invariant:** a socket is bound, and marked, before it has an address.
 
 use std::{io, net::IpAddr, num::NonZeroU32};
 
@@ -17,14 +17,15 @@ use tokio::sync::Semaphore;
 use super::{Failure, Method, Via};
 use crate::{
     host::route::{self, Selector},
-    model::uplink::probe::Family,
+    model::uplink::Family,
 };
 
 /// How many threads may wait for the kernel's answers about routes. While it is busy, further probes wait for their
 /// deadline without a thread.
 static READERS: Semaphore = Semaphore::const_new(4);
 
-/// A socket that does not block, and that can send by the member only.
+/// A socket that does not block, and that can send by the member only: it is bound in every case. [`check`] has asked for the
+/// mark's own route, and if its rule goes before the packet, the packet still takes no other link.
 pub(super) fn open(via: &Via, kind: Type, protocol: Protocol) -> Result<Socket, Failure> {
     make(via, kind, protocol).map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => Failure::Forbidden,
@@ -43,17 +44,15 @@ fn make(via: &Via, kind: Type, protocol: Protocol) -> io::Result<Socket> {
         Family::V4 => setsockopt(&socket, Ipv4RecvErr, &true)?,
         Family::V6 => setsockopt(&socket, Ipv6RecvErr, &true)?,
     }
-    match via.method {
-        Method::Bind => {
-            // 0 would take the binding away.
-            let index = NonZeroU32::new(via.ifindex).ok_or(Errno::ENODEV)?;
-            // Both set SO_BINDTOIFINDEX.
-            match via.family {
-                Family::V4 => socket.bind_device_by_index_v4(Some(index))?,
-                Family::V6 => socket.bind_device_by_index_v6(Some(index))?,
-            }
-        }
-        Method::Mark(mark) => socket.set_mark(mark)?,
+    if let Method::Mark(mark) = via.method {
+        socket.set_mark(mark)?;
+    }
+    // 0 would take the binding away.
+    let index = NonZeroU32::new(via.ifindex).ok_or(Errno::ENODEV)?;
+    // Both set SO_BINDTOIFINDEX.
+    match via.family {
+        Family::V4 => socket.bind_device_by_index_v4(Some(index))?,
+        Family::V6 => socket.bind_device_by_index_v6(Some(index))?,
     }
     Ok(socket)
 }

@@ -22,7 +22,7 @@ use super::{Failure, stream::Stream};
 use crate::model::uplink::probe::Host;
 
 /// How long the host's certificates are kept in memory: reading them takes some milliseconds of a processor.
-const FRESH: Duration = Duration::from_secs(3600);
+const FRESH: Duration = Duration::from_hours(1);
 
 /// The host's certificates, as of some time.
 static SYSTEM: Mutex<Option<(Instant, Arc<ClientConfig>)>> = Mutex::new(None);
@@ -55,10 +55,8 @@ impl Trust {
         let reading = tokio::task::spawn_blocking(|| {
             let found = rustls_native_certs::load_native_certs();
             let errors: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
-            configuration(found.certs).map_err(|failure| match errors.is_empty() {
-                true => failure,
-                false => Failure::NoCertificates(errors.join(", ")),
-            })
+            configuration(found.certs)
+                .map_err(|failure| if errors.is_empty() { failure } else { Failure::NoCertificates(errors.join(", ")) })
         });
         let configuration = reading.await.map_err(|ended| Failure::Error(ended.to_string()))??;
         *SYSTEM.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&configuration)));

@@ -76,7 +76,7 @@ fn is_by(answer: &[u8], link: u32) -> bool {
     let attributes = answer.get(HEADER..).and_then(Attribute::all).unwrap_or_default();
     let single = attributes.iter().find(|one| one.kind == RTA_OIF).and_then(Attribute::as_number);
     let several =
-        attributes.iter().filter(|one| one.kind == libc::RTA_MULTIPATH).flat_map(|one| Hop::decode_all(&one.value));
+        attributes.iter().filter(|one| one.kind == libc::RTA_MULTIPATH).filter_map(|one| Hop::decode_all(&one.value));
     is_unicast && (single == Some(link) || several.flatten().any(|hop| hop.link == link))
 }
 

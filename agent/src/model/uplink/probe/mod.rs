@@ -12,21 +12,14 @@ use jiff::SignedDuration;
 pub use target::{DNS_PORT, Target};
 pub use url::{Expect, Host, Url};
 
+use super::Family;
+
 /// The most targets of one probe.
 pub const MAX_TARGETS: usize = 8;
 /// The shortest interval and the shortest timeout.
 pub const SHORTEST: Duration = Duration::from_millis(50);
 /// The longest interval.
-pub const LONGEST: Duration = Duration::from_secs(3600);
-
-/// A family of addresses. Health is separate for each: a line can lose one of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
+pub const LONGEST: Duration = Duration::from_hours(1);
 
 /// The probes of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]

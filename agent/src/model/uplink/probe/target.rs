@@ -7,7 +7,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-use super::{Family, Host, Url};
+use super::{Host, Url};
+use crate::model::uplink::Family;
 
 /// The port of name servers.
 pub const DNS_PORT: u16 = 53;
@@ -141,7 +142,7 @@ pub(super) fn one_host(address: IpAddr) -> Result<IpAddr, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Family, Target};
+    use super::{Family, Target};
 
     #[test]
     fn what_is_displayed_is_read() {
