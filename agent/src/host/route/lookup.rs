@@ -9,16 +9,17 @@
 use std::{io, net::IpAddr};
 
 use super::{
-    entry::{self, IPV4, IPV6, Route, UNICAST},
+    entry::{self, IPV4, IPV6, RTA_DST, RTA_MULTIPATH, RTA_OIF, RTA_TABLE, Route, UNICAST},
     hop::{Hop, RTA_GATEWAY, RTA_VIA},
     netlink::{Attribute, Connection, Raw},
     state::State,
+    table,
 };
 use crate::model::prefix::Prefix;
 
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
 const RTA_MARK: u16 = 16;
+/// The answer has the table (`RTM_F_LOOKUP_TABLE`).
+const WITH_TABLE: u32 = 0x1000;
 /// The answer is the route as it was written, and an error if there is none (`RTM_F_FIB_MATCH`, Linux 4.13).
 const AS_WRITTEN: u32 = 0x2000;
 /// Offset of the type, and length, of `struct rtmsg`.
@@ -30,7 +31,8 @@ const HEADER: usize = 12;
 pub enum Selector {
     /// Its socket is bound to the link.
     Bound,
-    /// Its socket has this mark.
+    /// Its socket has this mark, which leads to a table of steer's: a route of another table does not count, even if it is by
+    /// the link.
     Mark(u32),
 }
 
@@ -38,7 +40,7 @@ pub enum Selector {
 /// `ENODEV`: there is no such link.
 pub fn leads(link: u32, selector: Selector, to: IpAddr) -> io::Result<bool> {
     let mut connection = Connection::open()?;
-    let (family, flags) = if to.is_ipv4() { (IPV4, AS_WRITTEN) } else { (IPV6, 0) };
+    let (family, flags) = if to.is_ipv4() { (IPV4, AS_WRITTEN | WITH_TABLE) } else { (IPV6, WITH_TABLE) };
     let prefix = Prefix::host(to);
     let mut body = vec![family, prefix.len(), 0, 0, 0, 0, 0, 0];
     body.extend(flags.to_ne_bytes());
@@ -48,12 +50,11 @@ pub fn leads(link: u32, selector: Selector, to: IpAddr) -> io::Result<bool> {
     };
     Attribute::emit_all(&[Attribute::new(RTA_DST, entry::octets(to)), selected], &mut body);
     match connection.get(&Raw { kind: libc::RTM_GETROUTE, body }, libc::RTM_NEWROUTE) {
-        Ok(answer) if is_by(&answer, link) => Ok(true),
-        Ok(_) => Ok(false),
+        Ok(answer) => Ok(is_by(&answer, link, selector)),
         Err(error) => match error.raw_os_error() {
             // Links without neighbours: a bound IPv4 socket uses them for every destination.
             Some(libc::EHOSTUNREACH | libc::ENETUNREACH) if to.is_ipv4() && selector == Selector::Bound => {
-                let state = State::read_links(&mut connection)?;
+                let state = State::read_link(&mut connection, link)?;
                 Ok(state.links.get(&link).is_some_and(|link| link.is_up() && link.needs_no_gateway()))
             }
             Some(
@@ -71,21 +72,22 @@ pub fn leads(link: u32, selector: Selector, to: IpAddr) -> io::Result<bool> {
 }
 
 /// Whether an answer is a route to another host by this link.
-fn is_by(answer: &[u8], link: u32) -> bool {
+fn is_by(answer: &[u8], link: u32, selector: Selector) -> bool {
     let is_unicast = answer.get(KIND) == Some(&UNICAST);
     let attributes = answer.get(HEADER..).and_then(Attribute::all).unwrap_or_default();
-    let single = attributes.iter().find(|one| one.kind == RTA_OIF).and_then(Attribute::as_number);
+    let number = |kind| attributes.iter().find(|one| one.kind == kind).and_then(Attribute::as_number);
+    let is_selected = selector == Selector::Bound || number(RTA_TABLE).is_some_and(table::is_marked);
     let several =
-        attributes.iter().filter(|one| one.kind == libc::RTA_MULTIPATH).filter_map(|one| Hop::decode_all(&one.value));
-    is_unicast && (single == Some(link) || several.flatten().any(|hop| hop.link == link))
+        attributes.iter().filter(|one| one.kind == RTA_MULTIPATH).filter_map(|one| Hop::decode_all(&one.value));
+    is_unicast && is_selected && (number(RTA_OIF) == Some(link) || several.flatten().any(|hop| hop.link == link))
 }
 
 /// The gateways of the default routes by a link, in all tables but steer's, the preferred ones first. Empty: the link needs
 /// none. `None`: no default route uses the link, or it is down or missing.
 pub fn gateways(link: u32, is_ipv4: bool) -> io::Result<Option<Vec<IpAddr>>> {
     let mut connection = Connection::open()?;
-    let mut state = State::read_links(&mut connection)?;
-    state.read_routes(&mut connection, if is_ipv4 { IPV4 } else { IPV6 })?;
+    let mut state = State::read_link(&mut connection, link)?;
+    state.read_routes(&mut connection, if is_ipv4 { IPV4 } else { IPV6 }, Some(link))?;
     Ok(gateways_in(&state, link, is_ipv4))
 }
 

@@ -148,6 +148,12 @@ impl Connection {
         Ok(Self { socket, sequence: 0 })
     }
 
+    /// From now on, full readings leave out what the attributes of the request exclude (Linux 4.20). An older kernel lists
+    /// everything.
+    pub(super) fn filter(&mut self) {
+        self.socket.set_netlink_get_strict_chk(true).ok();
+    }
+
     /// All objects of one type. If they change all the time, the last reading counts: who follows the changes reads again.
     pub(super) fn list(&mut self, request: &Raw, answer: u16) -> io::Result<Vec<Vec<u8>>> {
         let mut attempt = 1;
