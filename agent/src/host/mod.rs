@@ -10,6 +10,7 @@ pub(crate) mod mount;
 pub mod netns;
 pub mod pidfd;
 pub mod policy_files;
+pub mod probe;
 pub mod resolver;
 pub mod route;
 pub mod seccomp;

@@ -13,3 +13,4 @@ pub mod policy;
 pub mod prefix;
 pub mod quote;
 pub mod spec;
+pub mod uplink;

@@ -9,7 +9,7 @@ const HEADER: usize = 8;
 
 pub(super) const RTA_GATEWAY: u16 = 5;
 const RTA_FLOW: u16 = 11;
-const RTA_VIA: u16 = 18;
+pub(super) const RTA_VIA: u16 = 18;
 const RTA_ENCAP_TYPE: u16 = 21;
 pub(super) const RTA_ENCAP: u16 = 22;
 

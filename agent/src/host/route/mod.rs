@@ -25,6 +25,7 @@
 mod contents;
 mod entry;
 mod hop;
+mod lookup;
 mod netlink;
 mod passes;
 mod plan;
@@ -39,6 +40,7 @@ use std::net::IpAddr;
 
 use crate::model::{mark::MarkMask, prefix::Prefix};
 
+pub use lookup::{Selector, gateways, leads};
 pub use passes::is_discovery;
 pub use plan::{Invalid, Plan, plan};
 pub use selected::{Refusal, Selected, Sent};

@@ -148,6 +148,12 @@ impl Connection {
         Ok(Self { socket, sequence: 0 })
     }
 
+    /// From now on, full readings leave out what the attributes of the request exclude (Linux 4.20). An older kernel lists
+    /// everything.
+    pub(super) fn filter(&mut self) {
+        self.socket.set_netlink_get_strict_chk(true).ok();
+    }
+
     /// All objects of one type. If they change all the time, the last reading counts: who follows the changes reads again.
     pub(super) fn list(&mut self, request: &Raw, answer: u16) -> io::Result<Vec<Vec<u8>>> {
         let mut attempt = 1;
@@ -173,6 +179,25 @@ impl Connection {
                     NetlinkPayload::InnerMessage(one) if one.kind == answer => found.push(one.body),
                     NetlinkPayload::Done(done) if done.code < 0 => return Err(errno(done.code)),
                     NetlinkPayload::Done(_) => return Ok((found, is_certain)),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// The answer to a request for one object.
+    pub(super) fn get(&mut self, request: &Raw, answer: u16) -> io::Result<Vec<u8>> {
+        let sequence = self.send(&[Request { message: request.clone(), flags: 0 }])?;
+        let mut found = None;
+        loop {
+            for message in self.receive()?.into_iter().filter(|one| one.header.sequence_number == sequence) {
+                match message.payload {
+                    NetlinkPayload::InnerMessage(one) if one.kind == answer => found = Some(one.body),
+                    // The acknowledgement comes last.
+                    NetlinkPayload::Error(end) if end.code.is_none() => {
+                        return found.ok_or_else(|| io::Error::other("the kernel acknowledged without an answer"));
+                    }
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}
                 }

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, io};
 
 use super::{
-    entry::{self, BROADCAST, IPV4, IPV6, LOCAL, MAIN, ON_LINK, Route, UNICAST},
+    entry::{self, BROADCAST, IPV4, IPV6, LOCAL, MAIN, ON_LINK, RTA_OIF, Route, UNICAST},
     hop::Hop,
     netlink::{Attribute, Connection, Raw},
     rule::Rule,
@@ -114,18 +114,41 @@ impl State {
         state.links = links.iter().filter_map(|link| Link::decode(link)).collect();
         for family in [IPV4, IPV6] {
             let body = [&[family][..], &[0; 11]].concat();
-            let rules = match connection.list(&Raw { kind: libc::RTM_GETRULE, body: body.clone() }, libc::RTM_NEWRULE) {
+            let rules = match connection.list(&Raw { kind: libc::RTM_GETRULE, body }, libc::RTM_NEWRULE) {
                 // The kernel has no such family.
                 Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => continue,
                 rules => rules?,
             };
             state.families.push(family);
             state.rules.extend(rules.iter().filter_map(|rule| Rule::decode(rule)));
-            let routes = connection.list(&Raw { kind: libc::RTM_GETROUTE, body }, libc::RTM_NEWROUTE)?;
-            let routes = routes.iter().filter_map(|route| Route::decode(route));
-            state.routes.extend(routes.filter(|route| entry::family(route.prefix) == family));
+            state.read_routes(connection, family, None)?;
         }
         Ok(state)
+    }
+
+    /// Reads only one link. No link, if there is none with this index.
+    pub(super) fn read_link(connection: &mut Connection, index: u32) -> io::Result<Self> {
+        let mut body = vec![0; LINK_HEADER];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        Attribute::emit_all(&[Attribute::number(libc::IFLA_EXT_MASK, SKIP_STATISTICS)], &mut body);
+        let link = match connection.get(&Raw { kind: libc::RTM_GETLINK, body }, libc::RTM_NEWLINK) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => None,
+            link => Link::decode(&link?),
+        };
+        Ok(Self { links: link.into_iter().collect(), ..Self::default() })
+    }
+
+    /// Adds the routes of a family; with `link`, those by a link, and perhaps others.
+    pub(super) fn read_routes(&mut self, connection: &mut Connection, family: u8, link: Option<u32>) -> io::Result<()> {
+        let mut body = [&[family][..], &[0; 11]].concat();
+        if let Some(link) = link {
+            connection.filter();
+            Attribute::emit_all(&[Attribute::number(RTA_OIF, link)], &mut body);
+        }
+        let routes = connection.list(&Raw { kind: libc::RTM_GETROUTE, body }, libc::RTM_NEWROUTE)?;
+        let routes = routes.iter().filter_map(|route| Route::decode(route));
+        self.routes.extend(routes.filter(|route| entry::family(route.prefix) == family));
+        Ok(())
     }
 
     /// The routes of a family that packets can take by this link, which no table of steer has. Those of the main table come
