@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use netlink_packet_sock_diag::TCP_LISTEN;
 use super::{
     LeaveError, Move, Moved, Remaining, What, Why,
     decision::{self, Action, Facts},
-    descriptor::{self, Reconnected},
+    descriptor,
 };
 use crate::{
     host::{
@@ -39,7 +40,8 @@ pub(super) fn leave(hierarchy: &Hierarchy, concerned: &dyn Fn(u64) -> bool, move
         Ok(read) => read,
         Err(error) => return Moved { errors: vec![LeaveError::Read(error)], ..Moved::default() },
     };
-    let (possible, impossible): (Vec<Move>, Vec<Move>) = moves.iter().copied().partition(|this| host.links.contains(&this.to.ifindex));
+    let (possible, impossible): (Vec<Move>, Vec<Move>) =
+        moves.iter().copied().partition(|this| host.links.contains(&this.to.ifindex));
     let errors = impossible.iter().map(|this| LeaveError::NoLine(this.to.ifindex)).collect();
     let mut departure = Departure {
         hierarchy,
@@ -174,23 +176,31 @@ impl Departure<'_> {
 
     /// Treats a socket through its descriptor.
     fn treat_held(&mut self, socket: &Socket, this: &Move, action: Action, holder: &Holder) {
-        let done = holder.socket(socket.inode()).and_then(|own| {
-            // The process has closed it: it is gone, or another process has it, which the next look finds.
-            let Some(own) = own else { return Ok(None) };
-            match action {
-                Action::End => descriptor::end(&own, None).map(|()| None),
-                Action::Reconnect => descriptor::reconnect(&own, this.from, this.to, &self.host).map(Some),
-                _ => this.to.take(&own).map(|()| Some(Reconnected::Rebound)),
-            }
-        });
-        match done {
-            Ok(None) if action == Action::End => self.moved.mptcp_ended += 1,
-            Ok(None) => {}
-            Ok(Some(Reconnected::Moved)) => self.moved.udp_reconnected += 1,
-            Ok(Some(Reconnected::Rebound)) => self.moved.rebound += 1,
-            Ok(Some(Reconnected::Held(local))) => self.stays(socket, Why::Address(local.ip())),
-            Err(error) => self.failed(socket, &error),
+        if let Err(error) = self.try_held(socket, this, action, holder) {
+            self.failed(socket, &error);
         }
+    }
+
+    fn try_held(&mut self, socket: &Socket, this: &Move, action: Action, holder: &Holder) -> io::Result<()> {
+        // If the process has closed it, it is gone, or another process has it, which the next look finds.
+        let Some(own) = holder.socket(socket.inode())? else { return Ok(()) };
+        if action == Action::End {
+            descriptor::end(&own, None)?;
+            self.moved.mptcp_ended += 1;
+            return Ok(());
+        }
+        let peer = if action == Action::Reconnect { descriptor::peer(&own)? } else { None };
+        match peer {
+            None => {
+                this.to.take(&own)?;
+                self.moved.rebound += 1;
+            }
+            Some(peer) => match descriptor::reconnect(&own, &peer, this.from, this.to, &self.host)? {
+                None => self.moved.udp_reconnected += 1,
+                Some(held) => self.stays(socket, Why::Address(held)),
+            },
+        }
+        Ok(())
     }
 
     /// Treats raw and ping sockets. The kernel does not show in which cgroup they were made, so those of the processes of concerned
@@ -199,15 +209,15 @@ impl Departure<'_> {
         if self.moves.iter().all(|this| this.what == What::Linger) {
             return 0;
         }
-        let mut inodes = match unlisted::inodes() {
-            Ok(inodes) => inodes,
+        let mut peers = match unlisted::peers() {
+            Ok(peers) => peers,
             Err(error) => {
                 self.moved.errors.push(LeaveError::Read(error));
                 return 0;
             }
         };
-        inodes.retain(|inode| !self.unlisted_given_up.contains(inode));
-        if inodes.is_empty() {
+        peers.retain(|inode, _| !self.unlisted_given_up.contains(inode));
+        if peers.is_empty() {
             return 0;
         }
         let cgroups = match self.hierarchy.descendants(&CgroupPath::root()) {
@@ -222,13 +232,13 @@ impl Departure<'_> {
             .filter(|cgroup| (self.concerned)(cgroup.id))
             .map(|cgroup| (self.hierarchy.directory(&cgroup.path), cgroup.id))
             .collect();
-        let holders = holder::find_inside(concerned.keys().map(PathBuf::as_path), inodes);
+        let holders = holder::find_inside(concerned.keys().map(PathBuf::as_path), peers.keys().copied().collect());
         if holders.hidden {
             self.moved.errors.push(LeaveError::Read(io::Error::from_raw_os_error(libc::EPERM)));
         }
         let mut treated = 0;
         for (inode, holder) in holders.by_inode {
-            match self.treat_one_unlisted(inode, &holder) {
+            match self.treat_one_unlisted(inode, peers.get(&inode).copied().flatten(), &holder) {
                 Ok(false) => {}
                 Ok(true) => treated += 1,
                 Err(why) => {
@@ -242,26 +252,30 @@ impl Departure<'_> {
     }
 
     /// Returns whether a raw or ping socket was on a line that is left.
-    fn treat_one_unlisted(&mut self, inode: u32, holder: &Holder) -> Result<bool, Why> {
+    fn treat_one_unlisted(&mut self, inode: u32, peer: Option<IpAddr>, holder: &Holder) -> Result<bool, Why> {
         let failed = |error: io::Error| failure(&error);
         let Some(own) = holder.socket(inode).map_err(failed)? else { return Ok(false) };
         let (bound, mark) = (bound(&own).map_err(failed)?, own.mark().map_err(failed)?);
         let address = own.local_addr().map_err(failed)?.as_socket().ok_or(Why::NoProcess)?.ip();
-        let concerns = |this: &&Move| this.from.has_such(bound, mark) && this.family.have(address);
+        let concerns = |this: &&Move| this.from.has_such(bound, mark) && this.family.have(peer.unwrap_or(address));
         let Some(this) = self.moves.iter().find(concerns).filter(|this| this.what == What::End).copied() else {
             return Ok(false);
         };
         let is_raw = own.r#type().map_err(failed)? == socket2::Type::RAW;
-        match own.peer_addr().ok().and_then(|peer| peer.as_socket()) {
+        match peer {
+            // The kernel never gives it packets again, so it cannot be connected again.
             Some(_) if is_raw => {
                 descriptor::end(&own, Some(this.to)).map_err(failed)?;
                 self.moved.raw_ended += 1;
             }
-            Some(_) => match descriptor::reconnect(&own, this.from, this.to, &self.host).map_err(failed)? {
-                Reconnected::Held(local) => return Err(Why::Address(local.ip())),
-                Reconnected::Rebound => self.moved.rebound += 1,
-                Reconnected::Moved => self.moved.udp_reconnected += 1,
-            },
+            Some(peer) if decision::is_link_local(peer) => return Err(Why::Peer(peer)),
+            Some(peer) => {
+                let peer = SocketAddr::new(peer, 0).into();
+                match descriptor::reconnect(&own, &peer, this.from, this.to, &self.host).map_err(failed)? {
+                    Some(held) => return Err(Why::Address(held)),
+                    None => self.moved.udp_reconnected += 1,
+                }
+            }
             None if decision::holds(address, this.from, &self.host) => return Err(Why::Address(address)),
             None => {
                 this.to.take(&own).map_err(failed)?;

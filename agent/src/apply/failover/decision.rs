@@ -93,11 +93,11 @@ fn action(socket: &Socket, is_idle: bool, from: Line, host: &Host) -> Action {
 
 /// Whether an address holds a socket on a line: it is the line's, or was.
 pub(super) fn holds(local: IpAddr, from: Line, host: &Host) -> bool {
-    let is_general =
-        local.is_unspecified() || local.is_multicast() || local == IpAddr::V4(Ipv4Addr::BROADCAST);
+    let is_general = local.is_unspecified() || local.is_multicast() || local == IpAddr::V4(Ipv4Addr::BROADCAST);
     !is_general && !host.addresses.iter().any(|&(ifindex, own)| own == local && ifindex != from.ifindex)
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+/// An address that exists on one link only.
+pub(super) fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

@@ -12,8 +12,8 @@ use netlink_packet_sock_diag::{
 };
 use rtnetlink::{
     packet_core::{
-        DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-        NetlinkPayload, NetlinkSerializable, Nla as _,
+        DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+        NetlinkMessage, NetlinkPayload, NetlinkSerializable, Nla as _,
     },
     sys::{Socket as Netlink, protocols::NETLINK_SOCK_DIAG},
 };
@@ -32,14 +32,8 @@ pub(crate) const KINDS: [(Protocol, u8); 4] =
     [(Protocol::Tcp, AF_INET), (Protocol::Tcp, AF_INET6), (Protocol::Udp, AF_INET), (Protocol::Udp, AF_INET6)];
 
 /// The same, and UDP-Lite, which has no connect hook. A kernel without UDP-Lite has no list of it.
-pub(crate) const KINDS_AND_UDP_LITE: [(Protocol, u8); 6] = [
-    KINDS[0],
-    KINDS[1],
-    KINDS[2],
-    KINDS[3],
-    (Protocol::UdpLite, AF_INET),
-    (Protocol::UdpLite, AF_INET6),
-];
+pub(crate) const KINDS_AND_UDP_LITE: [(Protocol, u8); 6] =
+    [KINDS[0], KINDS[1], KINDS[2], KINDS[3], (Protocol::UdpLite, AF_INET), (Protocol::UdpLite, AF_INET6)];
 
 /// Every state, also that of a TCP socket that has only a port (`BOUND_INACTIVE`, Linux 6.8).
 const ALL_STATES: StateFlags = StateFlags::from_bits_retain((1 << 14) - 1);
@@ -147,7 +141,9 @@ impl Diag {
 
     /// The sockets of one kind that are on one of these lines, in any state. The kernel selects them.
     pub(crate) fn list_on(&self, (protocol, family): (Protocol, u8), lines: &[Line]) -> io::Result<Vec<Socket>> {
-        let request = request(protocol, family, any(family), ALL_STATES);
+        let mut request = request(protocol, family, any(family), ALL_STATES);
+        // With it, the kernel also names the upper layer.
+        request.extensions = ExtensionFlags::INFO;
         self.dump(Selection { request, filter: line::filter(lines) })
     }
 
