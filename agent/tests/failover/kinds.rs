@@ -22,6 +22,8 @@ struct Kinds {
     udp: Socket,
     lite: Option<Socket>,
     unconnected: Socket,
+    /// TCP with a port and no more, where the kernel lists it.
+    idle: Option<Socket>,
     listener: Socket,
     mptcp_listener: Option<Socket>,
     ping: Socket,
@@ -49,6 +51,10 @@ impl Kinds {
         };
         let unconnected = make(Type::DGRAM, None);
         unconnected.bind(&any(v4).into()).expect("a port");
+        let idle = lists_idle().then(|| make(Type::STREAM, None));
+        for idle in &idle {
+            idle.bind(&any(v4).into()).expect("a port");
+        }
         let connected_raw = make(Type::RAW, icmp);
         connected_raw.connect(&server(v4, 0).into()).expect("connected");
         Self {
@@ -58,6 +64,7 @@ impl Kinds {
             udp: bed.udp(v4, OLD),
             lite,
             unconnected,
+            idle,
             listener: listen(None),
             mptcp_listener: has_mptcp.then(|| listen(Some(Protocol::MPTCP))),
             ping: make(Type::DGRAM, icmp),
@@ -69,7 +76,7 @@ impl Kinds {
     fn all(&self) -> Vec<&Socket> {
         let always =
             [&self.tcp, &self.udp, &self.unconnected, &self.listener, &self.ping, &self.raw, &self.connected_raw];
-        always.into_iter().chain(&self.mptcp).chain(&self.lite).chain(&self.mptcp_listener).collect()
+        always.into_iter().chain(&self.mptcp).chain(&self.lite).chain(&self.mptcp_listener).chain(&self.idle).collect()
     }
 
     fn echo(&self, socket: &Socket) {
@@ -80,6 +87,13 @@ impl Kinds {
         }
         socket.send_to(&request, &server(self.v4, 0).into()).expect("sent");
     }
+}
+
+/// Since Linux 6.8.
+fn lists_idle() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a version");
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map_while(|number| number.parse().ok());
+    numbers.next().zip(numbers.next()).is_some_and(|version: (u32, u32)| version >= (6, 8))
 }
 
 const UDP_LITE: Protocol = Protocol::UDPLITE;
@@ -133,11 +147,12 @@ fn each_kind(method: Method, uid: u32) {
         }
         moved
     });
-    let (lites, what) =
-        (families.iter().flat_map(|kinds| &kinds.lite).count(), format!("{method:?}, {uid}: {moved:?}"));
+    let lites = families.iter().flat_map(|kinds| &kinds.lite).count();
+    let idle = families.iter().flat_map(|kinds| &kinds.idle).count();
+    let what = format!("{method:?}, {uid}: {moved:?}");
     assert!(moved.remaining.is_empty() && moved.errors.is_empty(), "{what}");
     assert_eq!((moved.tcp_ended, moved.mptcp_ended, moved.raw_ended), (2, connections, 2), "{what}");
-    assert_eq!((moved.udp_reconnected, moved.rebound), (2 + lites, 8 + connections), "{what}");
+    assert_eq!((moved.udp_reconnected, moved.rebound), (2 + lites, 8 + connections + idle), "{what}");
 
     assert_eq!(sent(&mut third), []);
     let (mut old, mut new) = (bed.capture(OLD), bed.capture(NEW));
@@ -151,6 +166,10 @@ fn each_kind(method: Method, uid: u32) {
         }
         kinds.unconnected.send_to(b"request\n", &server(v4, bed.server.port()).into()).expect("sent");
         assert_eq!(answer(&kinds.unconnected).expect("answered"), source, "{what}");
+        if let Some(idle) = &kinds.idle {
+            idle.connect(&server(v4, bed.server.port()).into()).expect("connected");
+            assert_eq!(ask(idle).expect("answered"), source, "{what}");
+        }
         kinds.echo(&kinds.ping);
         kinds.echo(&kinds.raw);
         assert_eq!(errno(kinds.connected_raw.send(&[8; 8])), libc::EDESTADDRREQ, "{what}");
