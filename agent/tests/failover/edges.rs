@@ -41,9 +41,10 @@ fn sockets_without_a_process() {
         let moved = bed.leave(&[bed.change(Families::Both)]);
         assert_eq!((moved.tcp_ended, moved.rebound), (3, 1), "{moved:?}");
         assert!(moved.remaining.is_empty() && moved.errors.is_empty(), "{moved:?}");
-        for state in ["syn-recv", "fin-wait-1", "established"] {
-            assert_eq!(String::from_utf8_lossy(&listed(state)), "", "{state}");
-        }
+        assert_eq!(String::from_utf8_lossy(&listed("fin-wait-1")), "");
+        // The server sends its request again, and may be answered by the new line.
+        let again = bed.leave(&[bed.change(Families::Both)]);
+        assert_eq!((again.tcp_ended, again.remaining.len()), (0, 0), "{again:?}");
         drop(waits);
     }
 }

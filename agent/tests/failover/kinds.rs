@@ -52,7 +52,7 @@ impl Kinds {
         let unconnected = make(Type::DGRAM, None);
         unconnected.bind(&any(v4).into()).expect("a port");
         let idle = lists_idle().then(|| make(Type::STREAM, None));
-        for idle in &idle {
+        if let Some(idle) = &idle {
             idle.bind(&any(v4).into()).expect("a port");
         }
         let connected_raw = make(Type::RAW, icmp);
