@@ -153,6 +153,8 @@ impl LeaveError {
 /// Moves the sockets of the cgroups that use the group, in the calling thread's network namespace. `concerned` gets the id of a
 /// cgroup.
 ///
+/// A destroyed TCP connection sends its RST by the old line. For a marked line, delete its routes before, and nothing leaves by it.
+///
 /// It waits for nothing, and looks at most a few times. /proc is read only if a socket must be changed through its descriptor. Needs
 /// CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_PTRACE, and a kernel with CONFIG_INET_DIAG_DESTROY.
 pub fn leave(hierarchy: &Hierarchy, concerned: &dyn Fn(u64) -> bool, moves: &[Move]) -> Moved {
