@@ -4,6 +4,7 @@
 
 pub mod blind_spots;
 pub mod converge;
+pub mod failover;
 pub mod follow;
 pub mod manual;
 pub mod permit;

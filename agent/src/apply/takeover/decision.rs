@@ -117,7 +117,7 @@ mod tests {
             uid: 0,
             inode: 1,
         };
-        Socket { protocol, cgroup_id: 1, mark: 0, header }
+        Socket { protocol, cgroup_id: 1, mark: 0, is_mptcp: false, header }
     }
 
     fn tcp(local: &str, bound: i32) -> Socket {

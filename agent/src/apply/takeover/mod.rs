@@ -27,7 +27,7 @@ use crate::{
         sockets::{
             diag::{self, Diag, Protocol, Socket},
             holder::{self, Holder},
-            read_host,
+            line, read_host,
         },
     },
     kernel::{self, Datapath, Lock, PolicyEntry, text},
@@ -209,17 +209,10 @@ fn act(diag: &Diag, socket: &Socket, action: Action, holder: &Holder, method: &M
     let Some(own) = holder.socket(socket.inode())? else { return Ok(None) };
     // The index that sock_diag finds it with from then on.
     let steer = || {
-        let had = own.mark()?;
-        if !method.has_mark(had) {
-            own.set_mark(method.mark.set_in(had))?;
-        }
-        if !method.is_marking() {
-            return own.bind_device_by_index_v4(Some(uplink)).map(|()| uplink.get());
-        }
-        if socket.bound() != 0 {
-            own.bind_device_by_index_v4(None)?;
-        }
-        Ok(0)
+        let mark = (!method.has_mark(own.mark()?)).then_some(method.mark);
+        let ifindex = if method.is_marking() { 0 } else { uplink.get() };
+        let is_unbound = method.is_marking() && socket.bound() == 0;
+        line::steer(&own, mark, (!is_unbound).then_some(ifindex)).map(|()| ifindex)
     };
     match (steer(), action) {
         (Ok(_), Action::Steer) => Ok(Some(Action::Steer)),

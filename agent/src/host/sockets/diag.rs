@@ -1,4 +1,4 @@
-//! Lists and destroys TCP and UDP sockets: sock_diag over netlink.
+//! Lists and destroys TCP, UDP and UDP-Lite sockets: sock_diag over netlink.
 //!
 //! **Invariant:** a socket is identified by its cookie, which is never reused. A request for a closed socket never affects
 //! another socket.
@@ -6,24 +6,37 @@
 use std::{fmt, io, net::SocketAddr};
 
 use netlink_packet_sock_diag::{
-    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SockDiagDestroy, SockDiagMessage, TCP_CLOSE, TCP_ESTABLISHED,
-    TCP_LISTEN,
+    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, SOCK_DIAG_BY_FAMILY, SockDiagDestroy,
+    SockDiagMessage, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_RECV,
     inet::{ExtensionFlags, InetRequest, InetResponse, InetResponseHeader, SocketId, StateFlags, nlas::Nla},
 };
 use rtnetlink::{
     packet_core::{
-        NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-        NetlinkSerializable, Nla as _,
+        DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+        NetlinkMessage, NetlinkPayload, NetlinkSerializable, Nla as _,
     },
     sys::{Socket as Netlink, protocols::NETLINK_SOCK_DIAG},
 };
 
+use super::line::{self, Line};
+
+/// The attribute with the upper layer of a TCP socket (Linux 5.4). It holds the layer's name.
+const INET_DIAG_ULP_INFO: u16 = 19;
 /// The attribute with the id of the socket's cgroup (Linux 5.9).
 const INET_DIAG_CGROUP_ID: u16 = 21;
+/// The attribute of a request with the program that selects sockets.
+const INET_DIAG_REQ_BYTECODE: u16 = 1;
 
 /// Every kind of socket that is listed: protocol and family.
 pub(crate) const KINDS: [(Protocol, u8); 4] =
     [(Protocol::Tcp, AF_INET), (Protocol::Tcp, AF_INET6), (Protocol::Udp, AF_INET), (Protocol::Udp, AF_INET6)];
+
+/// The same, and UDP-Lite, which has no connect hook. A kernel without UDP-Lite has no list of it.
+pub(crate) const KINDS_AND_UDP_LITE: [(Protocol, u8); 6] =
+    [KINDS[0], KINDS[1], KINDS[2], KINDS[3], (Protocol::UdpLite, AF_INET), (Protocol::UdpLite, AF_INET6)];
+
+/// Every state, also that of a TCP socket that has only a port (`BOUND_INACTIVE`, Linux 6.8).
+const ALL_STATES: StateFlags = StateFlags::from_bits_retain((1 << 14) - 1);
 
 /// Leaves out states in which no program waits for data.
 const STATES: StateFlags = StateFlags::LISTEN
@@ -40,16 +53,20 @@ pub(crate) enum Protocol {
     /// TCP, and MPTCP subflows.
     Tcp = IPPROTO_TCP as isize,
     Udp = IPPROTO_UDP as isize,
+    UdpLite = IPPROTO_UDPLITE as isize,
 }
 
 /// One socket.
 #[derive(Clone, Debug)]
 pub(crate) struct Socket {
     pub(crate) protocol: Protocol,
-    /// The cgroup of the process that made it.
+    /// The cgroup of the process that made it; 0 where the kernel does not keep it: in TIME_WAIT, in FIN_WAIT2 without a
+    /// process, and in SYN_RECV.
     pub(crate) cgroup_id: u64,
     /// The kernel shows it to processes with CAP_NET_ADMIN; else 0.
     pub(crate) mark: u32,
+    /// Whether it belongs to an MPTCP socket, which has the same inode.
+    pub(crate) is_mptcp: bool,
     pub(crate) header: InetResponseHeader,
 }
 
@@ -82,6 +99,11 @@ impl Socket {
         self.header.inode
     }
 
+    /// Whether it is a request for a connection, which has no socket yet.
+    pub(crate) fn is_request(&self) -> bool {
+        self.protocol == Protocol::Tcp && self.header.state == TCP_SYN_RECV
+    }
+
     /// Whether it is a connection that its listener has not accepted yet.
     pub(crate) fn is_waiting(&self) -> bool {
         self.inode() == 0 && self.header.state == TCP_ESTABLISHED
@@ -91,8 +113,10 @@ impl Socket {
 impl fmt::Display for Socket {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = match self.protocol {
+            Protocol::Tcp if self.is_mptcp => "MPTCP",
             Protocol::Tcp => "TCP",
             Protocol::Udp => "UDP",
+            Protocol::UdpLite => "UDP-Lite",
         };
         write!(formatter, "{protocol} socket {}", self.local())?;
         self.peer().map_or(Ok(()), |peer| write!(formatter, " to {peer}"))
@@ -107,24 +131,35 @@ impl Diag {
         Netlink::new(NETLINK_SOCK_DIAG).map(Self)
     }
 
-    /// All sockets of one kind. ENOENT: this kernel has no list of them.
+    /// The sockets of one kind in which a program may wait. ENOENT: this kernel has no list of them.
     pub(crate) fn list(&self, (protocol, family): (Protocol, u8)) -> io::Result<Vec<Socket>> {
-        let any = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-        let request = SockDiagMessage::InetRequest(request(protocol, family, any));
-        self.send(request, NLM_F_REQUEST | NLM_F_DUMP)?;
+        let request = request(protocol, family, any(family), STATES);
+        let mut sockets = self.dump(Selection { request, filter: Vec::new() })?;
+        sockets.retain(|socket| socket.cgroup_id != 0);
+        Ok(sockets)
+    }
+
+    /// The sockets of one kind that are on one of these lines, in any state. The kernel selects them.
+    pub(crate) fn list_on(&self, (protocol, family): (Protocol, u8), lines: &[Line]) -> io::Result<Vec<Socket>> {
+        let mut request = request(protocol, family, any(family), ALL_STATES);
+        // With it, the kernel also names the upper layer.
+        request.extensions = ExtensionFlags::INFO;
+        self.dump(Selection { request, filter: line::filter(lines) })
+    }
+
+    fn dump(&self, selection: Selection) -> io::Result<Vec<Socket>> {
+        let protocol = match selection.request.protocol {
+            IPPROTO_TCP => Protocol::Tcp,
+            IPPROTO_UDP => Protocol::Udp,
+            _ => Protocol::UdpLite,
+        };
+        self.send(selection, NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut sockets = Vec::new();
         loop {
             for message in self.receive::<SockDiagMessage>()? {
                 match message {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
-                        let InetResponse { header, nlas } = *found;
-                        if let Some(cgroup_id) = nlas.iter().find_map(cgroup_id) {
-                            let mark = nlas.iter().find_map(|attribute| match attribute {
-                                Nla::Mark(mark) => Some(*mark),
-                                _ => None,
-                            });
-                            sockets.push(Socket { protocol, cgroup_id, mark: mark.unwrap_or_default(), header });
-                        }
+                        sockets.push(socket(protocol, *found));
                     }
                     NetlinkPayload::Done(_) => return Ok(sockets),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
@@ -137,7 +172,7 @@ impl Diag {
     /// Destroys a socket. A program that waits on it gets ECONNABORTED. A UDP socket can be used again, but is no longer
     /// connected or bound to an interface. False if the socket no longer exists. Needs CONFIG_INET_DIAG_DESTROY.
     pub(crate) fn destroy(&self, socket: &Socket) -> io::Result<bool> {
-        let request = request(socket.protocol, socket.header.family, socket.header.socket_id.clone());
+        let request = request(socket.protocol, socket.header.family, socket.header.socket_id.clone(), STATES);
         let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
         self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
         let answer = self.receive::<SockDiagDestroy>()?.into_iter().next();
@@ -177,16 +212,76 @@ impl Diag {
     }
 }
 
-fn request(protocol: Protocol, family: u8, socket_id: SocketId) -> InetRequest {
-    InetRequest { family, protocol: protocol as u8, extensions: ExtensionFlags::empty(), states: STATES, socket_id }
+/// A request for a list, with the program that selects sockets; an empty one selects all.
+#[derive(Debug)]
+struct Selection {
+    request: InetRequest,
+    filter: Vec<u8>,
 }
 
-fn cgroup_id(attribute: &Nla) -> Option<u64> {
-    let Nla::Other(attribute) = attribute else { return None };
-    if attribute.kind() != INET_DIAG_CGROUP_ID || attribute.value_len() != size_of::<u64>() {
-        return None;
+/// The length of the header of an attribute.
+const ATTRIBUTE_BYTES: usize = 4;
+
+impl NetlinkSerializable for Selection {
+    fn message_type(&self) -> u16 {
+        SOCK_DIAG_BY_FAMILY
     }
-    let mut bytes = [0; size_of::<u64>()];
+
+    fn buffer_len(&self) -> usize {
+        let filter = if self.filter.is_empty() { 0 } else { ATTRIBUTE_BYTES + self.filter.len() };
+        self.request.buffer_len() + filter
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        let (request, attribute) = buffer.split_at_mut(self.request.buffer_len());
+        self.request.emit(request);
+        if let Some((header, filter)) = attribute.split_at_mut_checked(ATTRIBUTE_BYTES) {
+            let length = u16::try_from(attribute_len(filter)).expect("as many conditions as lines");
+            header[..2].copy_from_slice(&length.to_ne_bytes());
+            header[2..].copy_from_slice(&INET_DIAG_REQ_BYTECODE.to_ne_bytes());
+            filter.copy_from_slice(&self.filter);
+        }
+    }
+}
+
+fn attribute_len(filter: &[u8]) -> usize {
+    ATTRIBUTE_BYTES + filter.len()
+}
+
+impl From<Selection> for NetlinkPayload<Selection> {
+    fn from(selection: Selection) -> Self {
+        Self::InnerMessage(selection)
+    }
+}
+
+fn any(family: u8) -> SocketId {
+    if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() }
+}
+
+fn request(protocol: Protocol, family: u8, socket_id: SocketId, states: StateFlags) -> InetRequest {
+    InetRequest { family, protocol: protocol as u8, extensions: ExtensionFlags::empty(), states, socket_id }
+}
+
+fn socket(protocol: Protocol, InetResponse { header, nlas }: InetResponse) -> Socket {
+    let mut socket = Socket { protocol, cgroup_id: 0, mark: 0, is_mptcp: false, header };
+    for attribute in &nlas {
+        match attribute {
+            Nla::Mark(mark) => socket.mark = *mark,
+            Nla::Other(other) if other.kind() == INET_DIAG_CGROUP_ID => {
+                socket.cgroup_id = value(other).try_into().map_or(0, u64::from_ne_bytes);
+            }
+            Nla::Other(other) if other.kind() == INET_DIAG_ULP_INFO => {
+                const NAME: &[u8] = b"mptcp\0";
+                socket.is_mptcp = value(other).windows(NAME.len()).any(|part| part == NAME);
+            }
+            _ => {}
+        }
+    }
+    socket
+}
+
+fn value(attribute: &DefaultNla) -> Vec<u8> {
+    let mut bytes = vec![0; attribute.value_len()];
     attribute.emit_value(&mut bytes);
-    Some(u64::from_ne_bytes(bytes))
+    bytes
 }

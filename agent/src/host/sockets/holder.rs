@@ -52,16 +52,28 @@ pub(crate) struct Holders {
 /// Finds the holders of the sockets with these inodes. First reads the processes of the cgroups with these directories,
 /// which hold most of them. Then reads all others: a socket stays in its cgroup when its process moves, and can be passed
 /// to another process.
-pub(crate) fn find<'a>(directories: impl Iterator<Item = &'a Path>, mut inodes: BTreeSet<u32>) -> Holders {
-    let inside = directories.flat_map(|directory| {
-        let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>()
-    });
+pub(crate) fn find<'a>(directories: impl Iterator<Item = &'a Path>, inodes: BTreeSet<u32>) -> Holders {
     let everywhere = std::iter::once_with(|| fs::read_dir("/proc").into_iter().flatten().flatten())
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    find_among(inside(directories).chain(everywhere), inodes)
+}
+
+/// As [`find`], but only among the processes of the cgroups with these directories.
+pub(crate) fn find_inside<'a>(directories: impl Iterator<Item = &'a Path>, inodes: BTreeSet<u32>) -> Holders {
+    find_among(inside(directories), inodes)
+}
+
+fn inside<'a>(directories: impl Iterator<Item = &'a Path>) -> impl Iterator<Item = i32> {
+    directories.flat_map(|directory| {
+        let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>()
+    })
+}
+
+fn find_among(processes: impl Iterator<Item = i32>, mut inodes: BTreeSet<u32>) -> Holders {
     let mut holders = Holders::default();
-    for pid in inside.chain(everywhere) {
+    for pid in processes {
         if inodes.is_empty() {
             break;
         }

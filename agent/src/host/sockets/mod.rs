@@ -2,6 +2,8 @@
 
 pub(crate) mod diag;
 pub(crate) mod holder;
+pub(crate) mod line;
+pub(crate) mod unlisted;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +14,7 @@ use std::{
 use nix::{ifaddrs::getifaddrs, net::if_::if_nameindex};
 
 use diag::{Diag, Socket};
+pub use line::Line;
 
 /// The first interface of every network namespace.
 const LOOPBACK_IFINDEX: i32 = 1;
