@@ -5,7 +5,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,7 +20,8 @@ use crate::{
 };
 
 /// Packages of the root file system, in addition to the minimum. NetworkManager depends on a login manager, too.
-const PACKAGES: &str = "systemd,systemd-sysv,udev,dbus,libpam-systemd,network-manager,iproute2";
+const PACKAGES: [&str; 7] =
+    ["systemd", "systemd-sysv", "udev", "dbus", "libpam-systemd", "network-manager", "iproute2"];
 /// What the root file system must have.
 const MANAGERS: [&str; 3] = ["usr/sbin/NetworkManager", "usr/bin/networkctl", "usr/bin/udevadm"];
 /// The lines of the test around the tables.
@@ -129,9 +130,7 @@ fn root(suite: &str, refresh: bool) -> Result<PathBuf> {
     let unfinished = place.join(format!("{suite}.new"));
     recreate(&unfinished)?;
     eprintln!("managers: making a root file system of {suite}, which takes a minute or two");
-    let mut debootstrap = Command::new("debootstrap");
-    debootstrap.args(["--variant=minbase", &format!("--include={PACKAGES}"), suite]).arg(&unfinished);
-    cargo::check(debootstrap.arg(vm::mirror()?).stdout(Stdio::null()))?;
+    vm::debootstrap(suite, &PACKAGES, &unfinished)?;
     if root.exists() {
         std::fs::remove_dir_all(&root).with_context(|| format!("remove {}", root.display()))?;
     }

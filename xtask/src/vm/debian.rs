@@ -53,7 +53,7 @@ pub(crate) fn debootstrap(suite: &str, packages: &[&str], root: &Path) -> Result
 }
 
 /// The mirror of this machine's own Debian release, for other ways of downloading.
-pub(crate) fn mirror() -> Result<String> {
+fn mirror() -> Result<String> {
     let uris = own_source()?.uris;
     Ok(uris.split_whitespace().next().unwrap_or_default().to_owned())
 }

@@ -23,7 +23,7 @@ mod qemu;
 mod table;
 
 pub(crate) use self::{
-    debian::{debootstrap, mirror, unpack_package},
+    debian::{debootstrap, unpack_package},
     peers::{Peers, version_of},
 };
 use self::{
