@@ -4,6 +4,7 @@
 //! caller passes.
 
 pub mod choice;
+pub mod health;
 pub mod probe;
 
 /// An address family.

@@ -1,0 +1,98 @@
+//! What is known of a member's health in one family, as words and as the integers that are kept with the pins.
+//!
+//! **Invariant:** a number never changes its meaning. [`Record`] has no implicit padding.
+
+use strum::{Display, FromRepr};
+
+/// The state of a member in one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, FromRepr)]
+#[repr(u8)]
+#[strum(serialize_all = "lowercase")]
+pub enum State {
+    /// It carries its share.
+    Up = 0,
+    /// It carries its share and is probed, because something points to a failure or it was never probed.
+    Suspect = 1,
+    /// It carries nothing.
+    Down = 2,
+    /// It works again, and is not preferred before it has worked for some time.
+    Held = 3,
+}
+
+/// Why a member is in its state. The text completes "NAME is STATE: ".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, FromRepr)]
+#[repr(u8)]
+pub enum Reason {
+    /// Suspect: new.
+    #[strum(serialize = "not probed yet")]
+    New = 0,
+    /// Up.
+    #[strum(serialize = "it works")]
+    Works = 1,
+    /// Suspect.
+    #[strum(serialize = "a probe was not answered")]
+    ProbeFailed = 2,
+    /// Down.
+    #[strum(serialize = "probes are not answered")]
+    ProbesFail = 3,
+    /// Suspect or down.
+    #[strum(serialize = "many connections fail")]
+    TrafficFails = 4,
+    /// Down.
+    #[strum(serialize = "the interface does not exist")]
+    NoInterface = 5,
+    /// Down.
+    #[strum(serialize = "no carrier")]
+    NoCarrier = 6,
+    /// Down.
+    #[strum(serialize = "no address of this family")]
+    NoAddress = 7,
+    /// Down.
+    #[strum(serialize = "no default route of this family")]
+    NoRoute = 8,
+    /// Up or down.
+    #[strum(serialize = "set by hand")]
+    ByHand = 9,
+    /// Down: what made it so is over, but too few probes were answered since.
+    #[strum(serialize = "not enough probes answered yet")]
+    Unproven = 10,
+    /// Held.
+    #[strum(serialize = "it works again, but not long enough yet")]
+    Returned = 11,
+}
+
+/// What an administrator has decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, FromRepr)]
+#[repr(u8)]
+#[strum(serialize_all = "lowercase")]
+pub enum Hand {
+    /// Nothing: probes and the state of the link decide.
+    #[default]
+    Auto = 0,
+    /// Down, for maintenance.
+    Down = 1,
+    /// Up whatever probes and connections say, as long as the link is there.
+    Up = 2,
+}
+
+/// What is kept, so that a restarted daemon decides the same. Times are nanoseconds since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Record {
+    /// A [`State`].
+    pub state: u8,
+    /// A [`Reason`].
+    pub reason: u8,
+    /// How often it went down lately. Each doubles the time for which it is held.
+    pub flaps: u8,
+    /// A [`Hand`].
+    pub hand: u8,
+    /// Zero.
+    pub reserved: u32,
+    /// Since when it is in this state.
+    pub since_ns: u64,
+    /// Held: when it is up. Up or suspect: when a flap is forgotten. Down: zero.
+    pub deadline_ns: u64,
+}
+
+const _: () = assert!(size_of::<Record>() == 24);
