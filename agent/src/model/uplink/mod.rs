@@ -1,7 +1,6 @@
-//! Uplink groups: several links for one policy.
+//! Groups of uplinks: which members there are, how healthy they are, and which of them sockets get.
 //!
-//! **Invariant:** pure, as all of the model. It reads no clock: times are nanoseconds since boot (`CLOCK_BOOTTIME`) that the
-//! caller passes.
+//! **Invariant:** pure: no I/O, and no clock. Times are nanoseconds since boot (`CLOCK_BOOTTIME`), and the caller passes them.
 
 pub mod choice;
 pub mod health;
@@ -14,33 +13,4 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
-}
-
-impl Family {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
-}
-
-/// A value for each address family.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PerFamily<T> {
-    /// Of IPv4.
-    pub v4: T,
-    /// Of IPv6.
-    pub v6: T,
-}
-
-impl<T> PerFamily<T> {
-    /// Calls `value` for each family.
-    pub fn from_fn(mut value: impl FnMut(Family) -> T) -> Self {
-        Self { v4: value(Family::V4), v6: value(Family::V6) }
-    }
-
-    /// The value of one family.
-    pub const fn get(&self, family: Family) -> &T {
-        match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
-        }
-    }
 }
