@@ -6,6 +6,7 @@
 use crate::{
     counter::Counter,
     record::{Kind, PolicyRecord, policy_flags},
+    uplink::{Line, MEMBERS, UplinkRecord},
 };
 
 /// The decision about one socket.
@@ -47,9 +48,9 @@ impl Mark {
 }
 
 /// Decides about a socket that belongs to the network namespace `netns_cookie`, in a cgroup whose policy is `policy`
-/// (`None`: the attachment names a slot that does not exist).
+/// (`None`: the attachment names a slot that does not exist). `line`: the uplink that it gets.
 #[inline]
-pub fn decide(policy: Option<&PolicyRecord>, netns_cookie: u64) -> Verdict {
+pub fn decide(policy: Option<&PolicyRecord>, line: Line, netns_cookie: u64) -> Verdict {
     let Some(policy) = policy else {
         return Verdict::Close(Counter::ClosedUnknown);
     };
@@ -63,14 +64,14 @@ pub fn decide(policy: Option<&PolicyRecord>, netns_cookie: u64) -> Verdict {
             }
         }
         Ok(Kind::Steer) if policy.flags & policy_flags::ROUTE != 0 => {
-            let mark = Mark { value: policy.mark, mask: policy.mark_mask };
+            let mark = Mark { value: line.mark, mask: policy.mark_mask };
             if mark.value != 0 && mark.value & !mark.mask == 0 {
                 Verdict::Mark(mark)
             } else {
                 Verdict::Close(Counter::ClosedUnknown)
             }
         }
-        Ok(Kind::Steer) if policy.ifindex > 0 => Verdict::Bind(policy.ifindex),
+        Ok(Kind::Steer) if line.ifindex > 0 => Verdict::Bind(line.ifindex),
         Ok(Kind::Steer) => Verdict::Close(Counter::ClosedMissing),
         Err(_) => Verdict::Close(Counter::ClosedUnknown),
     }
@@ -83,27 +84,41 @@ pub fn is_asked(policy: Option<&PolicyRecord>, flags: u32) -> bool {
 }
 
 /// Whether a socket with this binding and this mark is already as the policy requires, in any network namespace. A guard
-/// checks this first, because it needs a helper call to find out the namespace.
+/// checks this first, because it needs a helper call to find out the namespace. `group`: the uplinks of the policy, if it has several.
 #[inline]
-pub fn is_settled(policy: Option<&PolicyRecord>, bound: i32, mark: u32) -> bool {
+pub fn is_settled(policy: Option<&PolicyRecord>, group: Option<&UplinkRecord>, bound: i32, mark: u32) -> bool {
     policy.is_some_and(|policy| {
         matches!(Kind::try_from(policy.kind), Ok(Kind::Steer))
             && policy.flags & policy_flags::REFUSE_OTHER_NETNS == 0
             && if policy.flags & policy_flags::ROUTE == 0 {
-                policy.ifindex > 0 && policy.ifindex == bound && mark & policy.mark_mask == 0
+                is_uplink(policy, group, bound) && mark & policy.mark_mask == 0
             } else {
-                bound == 0 && policy.mark != 0 && mark & policy.mark_mask == policy.mark
+                let is_own = mark & policy.mark_mask == policy.mark || policy.member_of_mark(mark) < MEMBERS;
+                bound == 0 && policy.mark != 0 && is_own
             }
     })
+}
+
+/// Whether this is the index of the policy's uplink, or of one of them.
+#[inline]
+pub fn is_uplink(policy: &PolicyRecord, group: Option<&UplinkRecord>, ifindex: i32) -> bool {
+    if policy.uplink == 0 {
+        return ifindex > 0 && policy.ifindex == ifindex;
+    }
+    group.is_some_and(|group| group.member_of(ifindex) < MEMBERS)
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Mark, Verdict, decide, is_settled};
     use crate::{
-        CLOSED_IFINDEX, Counter,
+        CLOSED_IFINDEX, Counter, Line,
         record::{Kind, PolicyRecord, policy_flags},
     };
+
+    fn decide_one(policy: Option<&PolicyRecord>, netns_cookie: u64) -> Verdict {
+        decide(policy, policy.map_or(Line::CLOSED, Line::of), netns_cookie)
+    }
 
     const HERE: u64 = 7;
     const STEER: PolicyRecord =
@@ -201,24 +216,31 @@ mod tests {
             },
         ];
         for case in &cases {
-            assert_eq!(decide(case.policy.as_ref(), case.netns_cookie), case.want, "{}", case.name);
+            assert_eq!(decide_one(case.policy.as_ref(), case.netns_cookie), case.want, "{}", case.name);
         }
         for (bound, mark) in
             [CLOSED_IFINDEX, 0, 3].into_iter().flat_map(|bound| [0, MARK | 5].map(|mark| (bound, mark)))
         {
             for Case { name, policy, netns_cookie, .. } in &cases {
-                let settled = match decide(policy.as_ref(), *netns_cookie) {
+                let settled = match decide_one(policy.as_ref(), *netns_cookie) {
                     Verdict::Leave(_) => true,
                     Verdict::Bind(ifindex) => bound == ifindex,
                     Verdict::Mark(wanted) => bound == 0 && wanted.is_in(mark),
                     Verdict::Close(_) | Verdict::Refuse(_) => false,
                 };
-                assert!(settled || !is_settled(policy.as_ref(), bound, mark), "{name}, {bound}, {mark:x}");
+                assert!(settled || !is_settled(policy.as_ref(), None, bound, mark), "{name}, {bound}, {mark:x}");
             }
         }
-        assert!(is_settled(Some(&STEER), 3, 0) && is_settled(Some(&ROUTE), 0, MARK | 5));
+    }
+
+    #[test]
+    fn marks_and_bindings_that_are_right() {
+        assert!(is_settled(Some(&STEER), None, 3, 0) && is_settled(Some(&ROUTE), None, 0, MARK | 5));
         let masked = PolicyRecord { mark_mask: MASK, ..STEER };
-        assert!(is_settled(Some(&masked), 3, 5) && !is_settled(Some(&masked), 3, MARK), "of an earlier policy");
+        assert!(
+            is_settled(Some(&masked), None, 3, 5) && !is_settled(Some(&masked), None, 3, MARK),
+            "of an earlier policy"
+        );
         assert_eq!(Mark { value: MARK, mask: MASK }.set_in(0x0200_0007), MARK | 7);
         const { assert!(CLOSED_IFINDEX < 0, "no interface may have the closed index") };
     }

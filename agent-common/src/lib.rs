@@ -16,16 +16,18 @@ pub mod offsets;
 pub mod option;
 pub mod reach;
 pub mod record;
+pub mod uplink;
 
 pub use address::{AddressWords, MAPPED_WORD, mapped};
 pub use counter::{COUNTERS, Counter, CounterRecord};
-pub use decision::{Mark, Verdict, decide, is_asked, is_settled};
+pub use decision::{Mark, Verdict, decide, is_asked, is_settled, is_uplink};
 pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
 pub use offsets::{CompatOffsets, Offsets};
 pub use reach::{ExceptionKey, ExceptionRecord, PassKey};
 pub use record::{
     AttachmentRecord, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, SocketRecord, attachment_flags, policy_flags,
 };
+pub use uplink::{Line, UPLINK_SLOTS, UplinkRecord};
 
 /// Entries of [`map::DECIDERS`].
 pub const NESTED_ATTACHMENTS: u32 = 65_536;
@@ -38,7 +40,7 @@ pub const PASSES: u32 = 262_144;
 pub const EXCEPTIONS: u32 = 65_536;
 
 /// The version of this crate's interface. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never used: an empty [`AttachmentRecord`] names it.
 pub const POLICY_SLOTS: u32 = 4096;
@@ -69,9 +71,22 @@ pub mod map {
     /// Hash of [`ExceptionRecord`](crate::ExceptionRecord), by [`ExceptionKey`](crate::ExceptionKey). For the agent: the exceptions of
     /// each policy as written.
     pub const EXCEPTIONS: &str = "EXCEPTIONS";
+    /// Array of [`UplinkRecord`](crate::UplinkRecord), by uplink slot.
+    pub const UPLINKS: &str = "UPLINKS";
     /// All of them, in the order they are pinned.
-    pub const ALL: [&str; 10] =
-        [POLICIES, ATTACHMENTS, COUNTERS, DECIDERS, STEERED, SOCKETS, EVENTS, EVENT_LIMITS, PASSES, EXCEPTIONS];
+    pub const ALL: [&str; 11] = [
+        POLICIES,
+        ATTACHMENTS,
+        COUNTERS,
+        DECIDERS,
+        STEERED,
+        SOCKETS,
+        EVENTS,
+        EVENT_LIMITS,
+        PASSES,
+        EXCEPTIONS,
+        UPLINKS,
+    ];
 }
 
 /// Names of the programs, as in the object file and below the pin directory.

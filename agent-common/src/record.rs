@@ -150,16 +150,21 @@ pub struct PolicyRecord {
     pub mark: u32,
     /// The bits of marks that belong to steer. The others belong to programs. 0 is none.
     pub mark_mask: u32,
+    /// Slot in [`UPLINKS`](crate::map::UPLINKS) of its group of uplinks; 0: it has one, `ifindex`. With a group, `ifindex` is
+    /// [`CLOSED_IFINDEX`].
+    pub uplink: u32,
+    /// How many members the group has. The marks of its members follow [`Self::mark`]. 0 without a group.
+    pub members: u32,
     /// Fingerprint of the exceptions as written; 0 is none. For the agent: equal policies have equal exceptions.
     pub exceptions: u64,
     /// The policy's name, UTF-8, padded with NUL.
     pub name: [u8; NAME_BYTES],
-    /// The uplink's name as configured, UTF-8, padded with NUL; empty for an exemption.
+    /// The uplink's name as configured, or that of the group, UTF-8, padded with NUL; empty for an exemption.
     pub interface: [u8; INTERFACE_BYTES],
 }
 
 const _: () = assert!(size_of::<AttachmentRecord>() == 24);
-const _: () = assert!(size_of::<PolicyRecord>() == 72 + NAME_BYTES + INTERFACE_BYTES);
+const _: () = assert!(size_of::<PolicyRecord>() == 80 + NAME_BYTES + INTERFACE_BYTES);
 
 impl PolicyRecord {
     /// An empty slot.
@@ -173,6 +178,8 @@ impl PolicyRecord {
         dns6: [0; 4],
         mark: 0,
         mark_mask: 0,
+        uplink: 0,
+        members: 0,
         exceptions: 0,
         name: [0; NAME_BYTES],
         interface: [0; INTERFACE_BYTES],

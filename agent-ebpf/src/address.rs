@@ -14,7 +14,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use steer_common::{
-    AttachmentRecord, CLOSED_IFINDEX, Counter, Mark, PolicyRecord, Verdict, decide, is_asked, is_settled, policy_flags,
+    AttachmentRecord, CLOSED_IFINDEX, Counter, Mark, PolicyRecord, Verdict, decide, is_asked, is_settled, is_uplink,
+    policy_flags, uplink::Family,
 };
 
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     dns, events, nesting, notes, peer, policy,
     rebind::{rebind, remark},
     socket,
+    uplink::{self, Held},
 };
 
 /// The first interface of every network namespace is its loopback.
@@ -198,7 +200,7 @@ impl Acting<'_> {
         let Wanted { ifindex, mark, is_marked } = wanted;
         let is_done = if is_marked {
             let marked = socket::marked(socket::of(ctx));
-            let is_free = bound == 0 || bound == policy.ifindex;
+            let is_free = bound == 0 || self.is_on_uplink(policy);
             if is_free && mark.is_in(marked) {
                 return ALLOW;
             }
@@ -223,10 +225,31 @@ impl Acting<'_> {
                 policy::count(self.attachment.policy, Counter::Restored);
                 ALLOW
             }
-            // A socket with the closed index needs no refusal: the kernel returns ENODEV, or EINVAL from `bind`.
-            (_, false) if bound == CLOSED_IFINDEX => ALLOW,
+            // A socket with the closed index needs no refusal: the kernel returns ENODEV, or EINVAL from `bind`. One on another member of
+            // the group stays there: without a capability, its binding cannot be changed.
+            (_, false)
+                if bound == CLOSED_IFINDEX || !is_marked && self.is_on_uplink(policy) && !self.has_mark(policy) =>
+            {
+                ALLOW
+            }
             (call, false) => self.refuse(call.stopped()),
         }
+    }
+
+    /// Whether it is bound to an uplink of the policy.
+    #[inline(always)]
+    fn is_on_uplink(&self, policy: &PolicyRecord) -> bool {
+        is_uplink(policy, uplink::group(Some(policy)), self.bound)
+    }
+
+    /// What decides about its line.
+    #[inline(always)]
+    fn held(&self) -> Held {
+        let family = match self.hook {
+            Hook::V6 if !destination::is_mapped(&destination::address(self.ctx, self.hook)) => Family::V6,
+            Hook::V4 | Hook::V6 => Family::V4,
+        };
+        Held { bound: self.bound, marked: socket::marked(socket::of(self.ctx)), family }
     }
 
     /// Whether the socket has the mark of an earlier policy, for which there may be a rule, or none.
@@ -271,7 +294,10 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     let Some((attachment, policy)) = acting(ctx, RESTORE) else { return ALLOW };
     let acting = Acting { ctx, hook, call, attachment, bound: socket::bound(socket::of(ctx)) };
     let netns_cookie = netns_cookie(ctx);
-    let verdict = decide(policy, netns_cookie);
+    let address = destination::address(ctx, hook);
+    let decides = matches!(call, Call::Connect) && socket::is_tcp(socket::of(ctx));
+    let line = uplink::of_held(policy, &acting.attachment, &acting.held(), decides.then_some(&address));
+    let verdict = decide(policy, line, netns_cookie);
     if let Call::Bind = call
         && REBINDS.load() == 0
         && !matches!(verdict, Verdict::Leave(_))
@@ -300,7 +326,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some((attachment, policy)) = acting(ctx, GUARD) else { return ALLOW };
     let socket = socket::of(ctx);
     let acting = Acting { ctx, hook, call: Call::Send, attachment, bound: socket::bound(socket) };
-    if is_settled(policy, acting.bound, socket::marked(socket))
+    if is_settled(policy, uplink::group(policy), acting.bound, socket::marked(socket))
         && (!is_this_host(ctx, hook, Call::Send)
             || policy.is_some_and(|policy| policy.flags & policy_flags::LOCAL_HOST != 0))
         && !dns::is_asked(ctx, policy)
@@ -308,7 +334,8 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
         return ALLOW;
     }
     let netns_cookie = netns_cookie(ctx);
-    let verdict = decide(policy, netns_cookie);
+    let line = uplink::of_held(policy, &acting.attachment, &acting.held(), None);
+    let verdict = decide(policy, line, netns_cookie);
     let wanted = match verdict {
         Verdict::Leave(why) => return leave(ctx, why, netns_cookie),
         Verdict::Refuse(_) => return acting.refuse(Counter::StoppedSendmsg),

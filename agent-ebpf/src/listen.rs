@@ -19,6 +19,7 @@ use crate::{
     attachment, nesting, notes, policy,
     rebind::{rebind, remark},
     socket,
+    uplink::{self, Held},
 };
 
 /// The kernel continues, with its own defaults.
@@ -51,7 +52,9 @@ fn listen(ctx: &SockOpsContext) {
     }
     // SAFETY: the helper takes the program's own context (Linux 5.15).
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    match (decide(policy, netns_cookie), policy) {
+    let held = Held { bound: 0, marked: socket::marked(socket), family: socket::family_of(socket) };
+    let line = uplink::of_held(policy, &attachment, &held, None);
+    match (decide(policy, line, netns_cookie), policy) {
         (Verdict::Bind(ifindex), Some(policy)) => {
             if rebind(ctx, ifindex, policy) {
                 policy::count(attachment.policy, Counter::Restored);

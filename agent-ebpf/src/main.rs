@@ -32,6 +32,7 @@ mod reach;
 mod rebind;
 mod runtime;
 mod socket;
+mod uplink;
 
 use answer::{ALLOW, REFUSE};
 use aya_ebpf::{
@@ -62,7 +63,8 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     let policy = policy::get(slot);
     // SAFETY: the helper takes the program's own context (Linux 5.8 for sock_create).
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    match decide(policy, netns_cookie) {
+    let line = uplink::of_new(policy, &attachment, socket::family(&ctx));
+    match decide(policy, line, netns_cookie) {
         Verdict::Bind(ifindex) => {
             socket::bind(&ctx, ifindex);
             policy::count(slot, Counter::Bound);
@@ -71,7 +73,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         }
         Verdict::Mark(mark) => {
             socket::mark(&ctx, mark);
-            let ifindex = policy.map_or(CLOSED_IFINDEX, |policy| policy.ifindex);
+            let ifindex = line.ifindex;
             let counter = if ifindex > 0 { Counter::Bound } else { Counter::ClosedMissing };
             policy::count(slot, counter);
             if ifindex <= 0 {

@@ -11,7 +11,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
     macros::btf_map,
 };
-use steer_common::{AddressWords, Counter, PolicyRecord, SocketRecord, Verdict, decide};
+use steer_common::{AddressWords, Counter, Line, PolicyRecord, SocketRecord, Verdict, decide};
 
 /// A map definition as the loader reads it from BTF. The wrapper of `aya_ebpf` has no `BPF_F_CLONE`.
 #[repr(C)]
@@ -92,7 +92,7 @@ pub(crate) fn is_left(
         // SAFETY: the helper takes the program's own context. The loader has found that this kernel has it here.
         unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
     };
-    cookie != 0 && decide(policy, cookie) == Verdict::Leave(Counter::LeftNetns)
+    cookie != 0 && decide(policy, Line::CLOSED, cookie) == Verdict::Leave(Counter::LeftNetns)
 }
 
 /// Notes the name server that a program asked through this socket.

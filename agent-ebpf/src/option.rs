@@ -9,7 +9,7 @@ use aya_ebpf::{Global, bindings::bpf_sock, macros::cgroup_sockopt, programs::Soc
 use steer_common::{
     AddressWords, AttachmentRecord, Counter, Kind, Mark, PolicyRecord,
     event::KERNEL_NAME_BYTES,
-    is_asked, mapped,
+    is_asked, is_uplink, mapped,
     option::{
         IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP, IP_FREEBIND, IP_MSFILTER, IP_TRANSPARENT, IP_UNBLOCK_SOURCE,
         IPV6_ADD_MEMBERSHIP, IPV6_DROP_MEMBERSHIP, IPV6_FREEBIND, IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST,
@@ -21,7 +21,8 @@ use steer_common::{
 
 use crate::{
     answer::{ALLOW, REFUSE},
-    attachment, events, nesting, notes, policy, reach,
+    attachment, events, nesting, notes, policy, reach, socket,
+    uplink::{self, Held},
 };
 
 const IP_MREQ_BYTES: i32 = 8;
@@ -175,12 +176,13 @@ fn is_allowed(ctx: &SockoptContext, value: &Value, attachment: &AttachmentRecord
     match value {
         Value::Index => match word::<0>(ctx) {
             Some(0) => policy.flags & policy_flags::ROUTE != 0,
-            named => policy.ifindex > 0 && named == Some(policy.ifindex),
+            named => is_uplink(policy, uplink::group(Some(policy)), named.unwrap_or(0)),
         },
         Value::Name => policy.flags & policy_flags::ROUTE != 0 && is_empty(ctx) || names(ctx, policy),
         // The kernel checks the program's capability afterwards.
         Value::Mark => {
-            let wanted = Mark { value: policy.mark, mask: policy.mark_mask };
+            let line = uplink::of_held(Some(policy), attachment, &held(ctx), None);
+            let wanted = Mark { value: line.mark, mask: policy.mark_mask };
             word::<0>(ctx).is_some_and(|mark| set_word::<0>(ctx, wanted.set_in(mark.cast_unsigned()).cast_signed()))
         }
         Value::Group(index)
@@ -188,23 +190,39 @@ fn is_allowed(ctx: &SockoptContext, value: &Value, attachment: &AttachmentRecord
         {
             true
         }
-        Value::Group(_) if policy.ifindex <= 0 => false,
-        Value::Group(Index::AtStart) => is_on::<0>(ctx, policy.ifindex),
-        Value::Group(Index::BehindAddresses) => {
-            if (IP_MREQ_BYTES..IP_MREQN_BYTES).contains(&len(ctx)) {
-                // The buffer is large enough: the kernel shows at least sixteen bytes (Linux 5.3).
-                set_len(ctx, IP_MREQN_BYTES);
-                return set_word::<8>(ctx, policy.ifindex);
-            }
-            is_on::<8>(ctx, policy.ifindex)
-        }
-        Value::Group(Index::BehindGroup) => is_on::<16>(ctx, policy.ifindex),
+        Value::Group(index) => is_group_allowed(ctx, index, uplink::current(policy, attachment, &held(ctx))),
         // Shared memory communications (SMC) switch to RDMA where they can.
         Value::UpperLayer => word::<0>(ctx) != Some(SMC),
         // The kernel answers a datagram to this host at its source, by the routing table.
         Value::Source => word::<0>(ctx) == Some(0) || is_checked_when_sent(ctx),
         Value::Other => false,
     }
+}
+
+/// Whether the group is on the uplink, which may be missing.
+#[inline(always)]
+fn is_group_allowed(ctx: &SockoptContext, index: &Index, uplink: i32) -> bool {
+    if uplink <= 0 {
+        return false;
+    }
+    match index {
+        Index::AtStart => is_on::<0>(ctx, uplink),
+        Index::BehindAddresses if (IP_MREQ_BYTES..IP_MREQN_BYTES).contains(&len(ctx)) => {
+            // The buffer is large enough: the kernel shows at least sixteen bytes (Linux 5.3).
+            set_len(ctx, IP_MREQN_BYTES);
+            set_word::<8>(ctx, uplink)
+        }
+        Index::BehindAddresses => is_on::<8>(ctx, uplink),
+        Index::BehindGroup => is_on::<16>(ctx, uplink),
+    }
+}
+
+/// What decides about the line of the socket.
+#[inline(always)]
+fn held(ctx: &SockoptContext) -> Held {
+    // SAFETY: the hook always has a socket.
+    let socket: *mut bpf_sock = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
+    Held { bound: socket::bound(socket), marked: socket::marked(socket), family: socket::family_of(socket) }
 }
 
 /// Whether the kernel sends nothing from a source that this host does not have, as it does for `IP_FREEBIND` of an IPv4 socket.
@@ -317,6 +335,10 @@ fn is_whole(ctx: &SockoptContext) -> bool {
 #[inline(always)]
 fn names(ctx: &SockoptContext, policy: &PolicyRecord) -> bool {
     const LONGEST: usize = 15;
+    // The name of a group is none of an interface.
+    if policy.uplink != 0 {
+        return false;
+    }
     let mut at = 0;
     let (start, end) = bounds(ctx);
     while at < LONGEST {

@@ -12,9 +12,9 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use steer_common::{AttachmentRecord, Counter, EventRecord, Kind, policy_flags};
+use steer_common::{AttachmentRecord, Counter, EventRecord, Kind, is_uplink, policy_flags};
 
-use crate::{attachment, dns, events, local, nesting, notes, peer, policy, reach};
+use crate::{attachment, dns, events, local, nesting, notes, peer, policy, reach, uplink};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
@@ -62,7 +62,7 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     let kind = policy.map(|policy| (policy, Kind::try_from(policy.kind)));
     let (passes, is_uplink) = match kind {
         Some((policy, Ok(Kind::Steer))) => {
-            let is_uplink = !is_forged && policy.ifindex > 0 && ifindex.cast_signed() == policy.ifindex;
+            let is_uplink = !is_forged && is_uplink(policy, uplink::group(Some(policy)), ifindex.cast_signed());
             let is_excepted = || {
                 !is_forged
                     && policy.flags & policy_flags::PASSES != 0

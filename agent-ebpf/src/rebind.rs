@@ -5,6 +5,8 @@
 use aya_ebpf::{EbpfContext, helpers::generated::bpf_setsockopt};
 use steer_common::PolicyRecord;
 
+use crate::uplink;
+
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
 const SO_BINDTODEVICE: i32 = 25;
@@ -21,7 +23,7 @@ pub(crate) fn rebind(ctx: &impl EbpfContext, mut ifindex: i32, policy: &PolicyRe
     if unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTOIFINDEX, index, WORD_BYTES) } == 0 {
         return true;
     }
-    let name = (&raw const policy.interface).cast_mut().cast();
+    let name = uplink::name(policy, ifindex).cast_mut().cast();
     // SAFETY: the option's value is the start of the name in the policy, which is longer.
     ifindex > 0 && unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, name, NAME_BYTES) } == 0
 }

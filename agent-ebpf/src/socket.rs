@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::bpf_sock,
     programs::{SockAddrContext, SockContext},
 };
-use steer_common::Mark;
+use steer_common::{Mark, uplink::Family};
 
 /// The socket of a call.
 #[inline(always)]
@@ -47,6 +47,30 @@ pub(crate) fn is_connected(socket: *mut bpf_sock) -> bool {
     const ESTABLISHED: u32 = 1;
     // SAFETY: a four byte load that the verifier allows on every full socket (Linux 5.1).
     unsafe { (*socket).state == ESTABLISHED }
+}
+
+/// The family of a new socket.
+#[inline(always)]
+pub(crate) fn family(ctx: &SockContext) -> Family {
+    const AF_INET: u32 = 2;
+    // SAFETY: the verifier allows a four byte load of `family` in sock_create (Linux 4.10).
+    if unsafe { (*ctx.sock).family } == AF_INET { Family::V4 } else { Family::V6 }
+}
+
+/// The family of a socket.
+#[inline(always)]
+pub(crate) fn family_of(socket: *mut bpf_sock) -> Family {
+    const AF_INET: u32 = 2;
+    // SAFETY: a four byte load that the verifier allows on every full socket.
+    if unsafe { (*socket).family } == AF_INET { Family::V4 } else { Family::V6 }
+}
+
+/// Whether it is a stream: TCP, or MPTCP.
+#[inline(always)]
+pub(crate) fn is_tcp(socket: *mut bpf_sock) -> bool {
+    const SOCK_STREAM: u32 = 1;
+    // SAFETY: a four byte load that the verifier allows on every full socket.
+    unsafe { (*socket).type_ == SOCK_STREAM }
 }
 
 /// The transport protocol of a new socket.

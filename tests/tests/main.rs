@@ -18,6 +18,7 @@ mod existing;
 mod explain;
 mod faults;
 mod filter;
+
 mod guards;
 mod hostile;
 mod instance;
@@ -40,6 +41,7 @@ mod refusals;
 mod suites;
 mod systemd;
 mod top;
+mod uplink_groups;
 mod uplinks;
 mod vrf;
 mod wireguard;
@@ -78,6 +80,7 @@ fn main() {
         ("listeners", listeners::TESTS),
         ("local", local::TESTS),
         ("reach", reach::TESTS),
+        ("uplink_groups", uplink_groups::TESTS),
         ("guards", guards::TESTS),
         ("other_netns", other_netns::TESTS),
         ("hostile", hostile::TESTS),

@@ -21,7 +21,7 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[("any_map_content", any_map_content)];
 
-const POLICY_BYTES: usize = 264;
+const POLICY_BYTES: usize = 272;
 const ATTACHMENT_BYTES: usize = 24;
 /// The offsets of a policy's words.
 const KIND: usize = 0;
@@ -32,8 +32,10 @@ const NETNS_COOKIE: usize = 16;
 const RESOLVERS: usize = 24;
 const MARK: usize = 56;
 const MARK_MASK: usize = 60;
-const NAME: usize = 72;
-const INTERFACE: usize = 136;
+const UPLINK: usize = 64;
+const MEMBERS: usize = 68;
+const NAME: usize = 80;
+const INTERFACE: usize = 144;
 /// The offsets of an attachment's words.
 const SLOT: usize = 0;
 const ATTACHMENT_FLAGS: usize = 4;
@@ -108,7 +110,8 @@ impl Known {
             _ => return Expected::Closed,
         };
         let is_here = long(policy, NETNS_COOKIE) == self.netns_cookie;
-        let ifindex = word(policy, IFINDEX).cast_signed();
+        // There is no group in any slot. A policy that names one has no uplink.
+        let ifindex = if word(policy, UPLINK) == 0 { word(policy, IFINDEX).cast_signed() } else { 0 };
         match word(policy, KIND) {
             EXEMPT => Expected::LeftAlone,
             STEER if !is_here && word(policy, FLAGS) & REFUSE_OTHER_NETNS == 0 => Expected::LeftAlone,
@@ -176,6 +179,8 @@ impl Known {
             2 => words(IFINDEX, indexes.map(i32::cast_unsigned).to_vec()),
             2 => Just((MARK, [SOME_MARK, SOME_MASK].map(u32::to_ne_bytes).concat())),
             1 => words(MARK, vec![0, SOME_MARK, SOME_MARK | 1]),
+            1 => words(UPLINK, vec![0, 1, 255, 256, u32::MAX]),
+            1 => words(MEMBERS, vec![0, 1, 8, u32::MAX]),
             1 => words(OWNER, (0..4).collect()),
             1 => cookies.prop_map(|cookie| (NETNS_COOKIE, cookie.to_ne_bytes().to_vec())),
             1 => vec(any::<u8>(), 1..NAME - RESOLVERS).prop_map(|address| (RESOLVERS, address)),

@@ -15,6 +15,7 @@ use super::{
     resolve::{self, Namespace},
     routes::{self, Elsewhere, Written},
     takeover::{self, TakenOver},
+    uplinks,
 };
 use crate::{
     host::cgroup::{Cgroup, Hierarchy},
@@ -112,6 +113,7 @@ pub fn attach(
     let permitted = permit::attachment(origin, &cgroup.path, existing.as_ref(), configured.unwrap_or_default())?;
     if origin != Origin::Closing {
         resolve::follow(datapath, lock, namespace)?;
+        uplinks::follow(datapath, lock, namespace)?;
     }
     let slot = match (configured, wanted) {
         (Some(slot), _) => slot,

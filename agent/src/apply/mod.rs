@@ -12,3 +12,4 @@ pub mod released;
 pub mod resolve;
 pub mod routes;
 pub mod takeover;
+pub mod uplinks;

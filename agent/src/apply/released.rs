@@ -46,7 +46,7 @@ pub struct Released {
 impl Released {
     fn target(&self) -> Target {
         let spec = self.spec.as_ref();
-        let target = spec.and_then(|spec| spec.target(spec.interface.clone().unwrap_or(Uplink::Closed)).ok());
+        let target = spec.and_then(|spec| spec.target(spec.named_uplink().unwrap_or(Uplink::Closed)).ok());
         target.unwrap_or(Target::CLOSED)
     }
 }
@@ -122,7 +122,7 @@ pub(super) fn restore(
     let none = Table::default();
     for entry in released {
         let Some(path) = hierarchy.path_of(entry.cgroup) else { continue };
-        let elsewhere = Namespace::own(&none, entry.netns_cookie, namespace.marks);
+        let elsewhere = Namespace::own(&none, entry.netns_cookie, namespace.marks, namespace.groups);
         let is_here = entry.configured || entry.netns_cookie == namespace.cookie;
         let namespace = if is_here { namespace } else { elsewhere };
         match entry.restore(datapath, lock, hierarchy, &path, namespace, &slot_of) {

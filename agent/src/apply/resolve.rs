@@ -6,12 +6,15 @@
 use std::{io, net::IpAddr, os::fd::BorrowedFd};
 
 use steer_common::{
-    CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
+    AddressWords, CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
     address::{address_words, ip_address},
     policy_flags,
     record::{INTERFACE_BYTES, NAME_BYTES},
 };
 
+use thiserror::Error as ThisError;
+
+use super::uplinks;
 use crate::{
     host::{
         link::{self, Table},
@@ -24,6 +27,7 @@ use crate::{
         spec::{
             Enforce, Enforcement, Exceptions, Existing, Ingress, Local, OtherNetns, Reach, Resolvers, Target, Uplink,
         },
+        uplink::group::{Group, GroupName},
     },
 };
 
@@ -36,14 +40,16 @@ pub struct Namespace<'a> {
     pub cookie: u64,
     /// The bits of marks that are steer's.
     pub marks: MarkMask,
+    /// The configured groups of uplinks.
+    pub groups: &'a [Group],
     /// A descriptor of it; `None`: it is that of the calling thread.
     pub inside: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Namespace<'a> {
     /// That of the calling thread.
-    pub fn own(links: &'a Table, cookie: u64, marks: MarkMask) -> Self {
-        Self { links, cookie, marks, inside: None }
+    pub fn own(links: &'a Table, cookie: u64, marks: MarkMask, groups: &'a [Group]) -> Self {
+        Self { links, cookie, marks, groups, inside: None }
     }
 
     /// Runs something in it.
@@ -58,7 +64,16 @@ impl<'a> Namespace<'a> {
 /// A policy of this namespace, for the kernel. It is closed while the interface is missing.
 pub fn policy(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> Policy {
     let exceptions = target.reach.except.clone();
-    Policy { record: record(name, target, owner, namespace), exceptions }
+    let group = target.uplink.group().and_then(|name| namespace.groups.iter().find(|group| group.name == *name));
+    let group = group.map(|group| Box::new(uplinks::record(group, namespace)));
+    let mut record = record(name, target, owner, namespace);
+    if let Some(group) = &group {
+        record.members = group.members;
+        let has_dns = |dns: &[AddressWords]| dns.iter().any(|words| *words != [0; 4]);
+        record.flags |=
+            flag_if(has_dns(&group.dns4), policy_flags::DNS4) | flag_if(has_dns(&group.dns6), policy_flags::DNS6);
+    }
+    Policy { record, exceptions, group }
 }
 
 fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> PolicyRecord {
@@ -74,10 +89,11 @@ fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -
         return PolicyRecord { kind: Kind::Exempt as u32, ..common };
     }
     let dns = target.enforcement.dns;
-    let interface = target.uplink.interface().unwrap_or_default();
+    let interface = target.uplink.interface().or(target.uplink.group().map(GroupName::as_str)).unwrap_or_default();
+    let is_group = target.uplink.group().is_some();
     PolicyRecord {
         kind: Kind::Steer as u32,
-        ifindex: index(interface, namespace.links),
+        ifindex: if is_group { CLOSED_IFINDEX } else { index(interface, namespace.links) },
         netns_cookie: namespace.cookie,
         dns4: dns.v4.map_or([0; 4], |resolver| address_words(resolver.to_ipv6_mapped())),
         dns6: dns.v6.map_or([0; 4], address_words),
@@ -87,15 +103,38 @@ fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -
 }
 
 /// As [`policy`], but fails while the interface is missing.
-pub fn present(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> Result<Policy, link::Error> {
+pub fn present(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> Result<Policy, Absent> {
     if let Some(interface) = target.uplink.interface() {
         namespace.links.require(interface)?;
     }
-    Ok(policy(name, target, owner, namespace))
+    let policy = policy(name, target, owner, namespace);
+    if let Some(name) = target.uplink.group() {
+        let Some(group) = &policy.group else { return Err(Absent::Group(name.to_string())) };
+        if group.ifindex.iter().all(|ifindex| *ifindex <= 0) {
+            return Err(Absent::Members(name.to_string()));
+        }
+    }
+    Ok(policy)
+}
+
+/// Why a policy has no uplink.
+#[derive(Debug, ThisError)]
+pub enum Absent {
+    /// There is no such interface.
+    #[error(transparent)]
+    Interface(#[from] link::Error),
+    /// There is no such group.
+    #[error(
+        "there is no [[uplink]] {0:?} in the configuration; `steer check` shows what is wrong with it, if anything is"
+    )]
+    Group(String),
+    /// None of its members is there.
+    #[error("no member of uplink {0} exists here; `steer interfaces` lists the interfaces that do")]
+    Members(String),
 }
 
 /// The index of an interface, or the closed index while it is missing. No link has an empty name.
-fn index(interface: &str, links: &Table) -> i32 {
+pub(super) fn index(interface: &str, links: &Table) -> i32 {
     links.resolve(interface).filter(|_| !interface.is_empty()).unwrap_or(CLOSED_IFINDEX)
 }
 
@@ -134,7 +173,8 @@ pub fn stale(interface: &str, pinned: Option<i32>, links: &Table) -> Option<Stal
 pub fn follow(datapath: &mut Datapath, lock: &Lock, namespace: Namespace<'_>) -> Result<Vec<PolicyEntry>, Error> {
     let mut changed = Vec::new();
     for entry in datapath.policies()? {
-        if entry.exempts() || entry.record.netns_cookie != namespace.cookie {
+        // The members of groups have a choice: see `uplinks::follow`.
+        if entry.exempts() || entry.record.netns_cookie != namespace.cookie || entry.record.uplink != 0 {
             continue;
         }
         let ifindex = index(&text(&entry.record.interface), namespace.links);
@@ -158,12 +198,15 @@ pub fn flags(enforcement: &Enforcement) -> u32 {
         Existing::Rebind => policy_flags::EXISTING_REBIND,
         Existing::Destroy => policy_flags::EXISTING_DESTROY,
     };
-    let flag_if = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
     enforced
         | existing
         | flag_if(*other_netns == OtherNetns::Refuse, policy_flags::REFUSE_OTHER_NETNS)
         | flag_if(dns.v4.is_some(), policy_flags::DNS4)
         | flag_if(dns.v6.is_some(), policy_flags::DNS6)
+}
+
+fn flag_if(is_set: bool, flag: u32) -> u32 {
+    if is_set { flag } else { 0 }
 }
 
 /// The flags of what a policy reaches besides its uplink. Any of it needs the route method.
@@ -201,6 +244,7 @@ pub fn target(record: &PolicyRecord, exceptions: &Exceptions) -> Target {
     let uplink = match interface.as_str() {
         _ if record.kind == Kind::Exempt as u32 => Uplink::Exempt,
         "" => Uplink::Closed,
+        _ if record.members != 0 => GroupName::parse(&interface).map_or(Uplink::Closed, Uplink::Group),
         _ => Uplink::Interface(interface),
     };
     let has = |flag: u32| record.flags & flag != 0;
@@ -247,7 +291,7 @@ pub fn existing(flags: u32) -> Existing {
 }
 
 /// Cuts the text after a whole character, so that a NUL follows it.
-fn padded<const N: usize>(text: &str) -> [u8; N] {
+pub(super) fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut field = [0; N];
     let end = (0..N.min(text.len() + 1)).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
     field[..end].copy_from_slice(&text.as_bytes()[..end]);
@@ -273,7 +317,7 @@ mod tests {
     #[test]
     fn records() {
         let links = links();
-        let here = Namespace::own(&links, 9, MarkMask::new(0xff00_0000));
+        let here = Namespace::own(&links, 9, MarkMask::new(0xff00_0000), &[]);
         let enforcement = Enforcement { other_netns: OtherNetns::Refuse, ..Enforcement::default() };
         let steer = |name: &str| Target { uplink: Uplink::Interface(name.to_owned()), enforcement, reach: Reach::NONE };
         let of = |target: &Target| record("vpn", target, Owner::Config, here);
@@ -316,7 +360,7 @@ mod tests {
                 let enforcement = Enforcement { enforce, ingress, other_netns: OtherNetns::Refuse, existing, dns };
                 let target = Target { uplink: Uplink::Interface("wg0".to_owned()), enforcement, reach: Reach::NONE };
                 let record =
-                    record("vpn", &target, Owner::Config, Namespace::own(&links, 9, MarkMask::new(0xff00_0000)));
+                    record("vpn", &target, Owner::Config, Namespace::own(&links, 9, MarkMask::new(0xff00_0000), &[]));
                 assert_eq!(super::target(&record, &target.reach.except), target);
             }
         }

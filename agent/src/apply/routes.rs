@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How often routes are planned when the kernel does not take one: its address or link may have gone since the reading.
-const TRIES: usize = 3;
+const TRIES: usize = 5;
 
 /// What was written last, by network namespace. It tells what others have removed.
 #[derive(Debug, Default)]
@@ -129,7 +129,8 @@ pub fn follow(
     written: &mut Written,
 ) -> Result<(), Error> {
     let (policies, namespace) = policies_of(datapath, namespace)?;
-    let mut earlier: Option<(Plan, Vec<Failed>)> = None;
+    let mut earlier: Option<Plan> = None;
+    let mut failed: Option<Vec<Failed>> = None;
     for _ in 0..TRIES {
         let state = read(namespace)?;
         let plan = plan_of(&policies, datapath.pins(), namespace, &state)?;
@@ -138,18 +139,20 @@ pub fn follow(
         let changes = run(namespace, "write rules and routes", || route::write(&plan, &state, before))?;
         report(&changes, &plan, before);
         written.0.insert(namespace.cookie, plan.clone());
-        if changes.failed.is_empty() {
-            break;
-        }
         // What changes meanwhile is reported by the kernel, and then followed.
-        if let Some((_, earlier)) = earlier.filter(|(earlier, _)| *earlier == plan) {
-            let again = |failed: &&Failed| earlier.iter().any(|earlier| earlier.what == failed.what);
-            for failed in changes.failed.iter().filter(again) {
-                log::warn!("a route was not written, so its destinations are not reached: {failed}");
-            }
-            break;
+        if changes.failed.is_empty() || earlier.is_some_and(|earlier| earlier != plan) {
+            return Ok(());
         }
-        earlier = Some((plan, changes.failed));
+        earlier = Some(plan);
+        // What fails in each try.
+        let again = |known: &Failed| changes.failed.iter().any(|failed| failed.what == known.what);
+        failed = Some(match failed {
+            None => changes.failed,
+            Some(known) => known.into_iter().filter(again).collect(),
+        });
+    }
+    for failed in failed.into_iter().flatten() {
+        log::warn!("a route was not written, so its destinations are not reached: {failed}");
     }
     Ok(())
 }
@@ -204,8 +207,8 @@ impl Staying {
         let cookie = kernel::netns_cookie().map_err(io::Error::other)?;
         let (mut numbers, mut bound) = (BTreeSet::new(), BTreeSet::new());
         for entry in self.policies.iter().filter(|entry| entry.record.netns_cookie == cookie) {
-            numbers.extend(MarkMask::new(entry.record.mark_mask).number(entry.record.mark));
-            bound.extend(bound_uplink(entry));
+            numbers.extend(kernel::numbers(MarkMask::new(entry.record.mark_mask), &entry.record));
+            bound.extend(bound_uplinks(entry));
         }
         route::keep(self.instance, &numbers, &bound).map(drop)
     }
@@ -295,7 +298,7 @@ fn reaches(entry: &PolicyEntry) -> bool {
 }
 
 fn wanted_passes(entry: &PolicyEntry, plan: &Plan, namespace: Namespace<'_>) -> Passes {
-    let planned = number(entry, namespace).and_then(|number| plan.passes.get(&number)).into_iter().flatten();
+    let planned = numbers(entry, namespace).filter_map(|number| plan.passes.get(&number)).flatten();
     planned.map(|pass| (Pass { ifindex: pass.ifindex, prefix: pass.prefix }, pass.allow)).collect()
 }
 
@@ -306,29 +309,31 @@ fn mask_in_use(policies: &[PolicyEntry]) -> Option<MarkMask> {
     if masks.len() == 1 { masks.first().copied().map(MarkMask::new) } else { None }
 }
 
-/// The number in the mark of a policy. `None`: the mask has changed since.
-fn number(entry: &PolicyEntry, namespace: Namespace<'_>) -> Option<u8> {
+/// The numbers in the marks of a policy, one for each uplink. None if the mask has changed since.
+fn numbers(entry: &PolicyEntry, namespace: Namespace<'_>) -> impl Iterator<Item = u8> {
     let is_current = entry.record.mark_mask == namespace.marks.bits();
-    namespace.marks.number(entry.record.mark).filter(|_| is_current)
+    kernel::numbers(namespace.marks, &entry.record).filter(move |_| is_current)
 }
 
-/// The index of the uplink of a policy that binds its sockets and is strict, if it is there.
-fn bound_uplink(entry: &PolicyEntry) -> Option<u32> {
+/// The indexes of the uplinks of a policy that binds its sockets and is strict, of those that are there.
+fn bound_uplinks(entry: &PolicyEntry) -> impl Iterator<Item = u32> {
     let flags = entry.record.flags;
     let is_bound = flags & policy_flags::ROUTE == 0 && flags & policy_flags::GUARD != 0;
-    uplink(entry).filter(|_| is_bound)
+    uplinks(entry).into_iter().flatten().filter(move |_| is_bound)
 }
 
-/// The index of the uplink of a policy, if it is there.
-fn uplink(entry: &PolicyEntry) -> Option<u32> {
-    u32::try_from(entry.record.ifindex).ok().filter(|ifindex| *ifindex > 0)
+/// The index of each uplink of a policy, if it is there.
+fn uplinks(entry: &PolicyEntry) -> Vec<Option<u32>> {
+    let index = |uplink: &kernel::UplinkOf| u32::try_from(uplink.line.ifindex).ok().filter(|ifindex| *ifindex > 0);
+    entry.uplinks().iter().map(index).collect()
 }
 
 fn wanted(policies: &[PolicyEntry], instance: Instance, namespace: Namespace<'_>) -> Wanted {
     let has = |entry: &PolicyEntry, flag: u32| entry.record.flags & flag != 0;
     let mut marked = Vec::new();
     for entry in policies.iter().filter(|entry| has(entry, policy_flags::ROUTE)) {
-        let Some(number) = number(entry, namespace) else {
+        let numbers: Vec<u8> = numbers(entry, namespace).collect();
+        if numbers.is_empty() {
             log::warn!(
                 "policy {}: `mark_mask` has changed, and its mark {:#x} is of the old one; its packets are stopped until it is attached \
                  again",
@@ -336,7 +341,7 @@ fn wanted(policies: &[PolicyEntry], instance: Instance, namespace: Namespace<'_>
                 entry.record.mark
             );
             continue;
-        };
+        }
         let exceptions = entry.exceptions.iter().map(|exception| route::Exception {
             to: exception.to,
             by: match &exception.by {
@@ -347,14 +352,17 @@ fn wanted(policies: &[PolicyEntry], instance: Instance, namespace: Namespace<'_>
         });
         let lan = has(entry, policy_flags::LOCAL_LAN);
         let discovery = has(entry, policy_flags::LOCAL_DISCOVERY);
-        marked.push(Marked {
+        let exceptions: Vec<_> = exceptions.collect();
+        // A policy that is closed permanently has a mark, and no uplink.
+        let uplinks = uplinks(entry).into_iter().chain(std::iter::repeat(None));
+        marked.extend(numbers.into_iter().zip(uplinks).map(|(number, uplink)| Marked {
             number,
-            uplink: uplink(entry),
+            uplink,
             local: route::Local { lan, discovery },
             resolvers: entry.resolvers(),
-            exceptions: exceptions.collect(),
-        });
+            exceptions: exceptions.clone(),
+        }));
     }
-    let bound: BTreeSet<u32> = policies.iter().filter_map(bound_uplink).collect();
+    let bound: BTreeSet<u32> = policies.iter().flat_map(bound_uplinks).collect();
     Wanted { mask: namespace.marks, instance, marked, bound: bound.into_iter().collect() }
 }

@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::{
     output::say,
-    target::{By, links, marks},
+    target::{By, groups, links, marks},
 };
 use crate::{
     apply::{manual, permit::Origin, resolve::Namespace, takeover},
@@ -47,7 +47,8 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     }
     let links = links()?;
     let cookie = kernel::netns_cookie()?;
-    let namespace = Namespace::own(&links, cookie, marks(CONFIG.as_ref())?);
+    let groups = groups(CONFIG.as_ref())?;
+    let namespace = Namespace::own(&links, cookie, marks(CONFIG.as_ref())?, &groups);
     let wanted = args.by.clone().with_defaults(CONFIG.as_ref())?.wanted(namespace)?;
     let pins = pins.to_change()?;
     let announcement = manual::announce(&pins, &hierarchy, &cgroup, manual::DAEMON_PATIENCE)?;

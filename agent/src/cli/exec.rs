@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 
-use super::target::{By, links, marks};
+use super::target::{By, groups, links, marks};
 use crate::{
     apply::{
         manual::{self, Wanted},
@@ -92,7 +92,8 @@ fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
     let by = by.with_defaults(CONFIG.as_ref())?;
     let hierarchy = Hierarchy::find()?;
     let links = links()?;
-    let namespace = Namespace::own(&links, kernel::netns_cookie()?, marks(CONFIG.as_ref())?);
+    let groups = groups(CONFIG.as_ref())?;
+    let namespace = Namespace::own(&links, kernel::netns_cookie()?, marks(CONFIG.as_ref())?, &groups);
     let wanted = by.wanted(namespace)?;
     by.warn();
     let pins = pins.to_change()?;

@@ -57,7 +57,7 @@ fn read(args: &Args, instance: &Instance) -> anyhow::Result<Status> {
     let mut status = match &pins {
         Some(pins) => {
             let status = status::read(pins, &hierarchy)?;
-            status.compared(Namespace::own(&links()?, kernel::netns_cookie()?, RouteConfig::default().marks()))
+            status.compared(Namespace::own(&links()?, kernel::netns_cookie()?, RouteConfig::default().marks(), &[]))
         }
         None => Status::default(),
     };

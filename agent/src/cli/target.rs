@@ -21,6 +21,7 @@ use crate::{
         config::{self, Source},
         mark::MarkMask,
         spec::{Enforce, KEYS, Key, NOTHING, PolicySpec, Uplink},
+        uplink::group::Group,
     },
 };
 
@@ -102,9 +103,9 @@ impl clap::Args for By {
             Arg::new(POLICY).long(POLICY).short('p').value_name("NAME").help("A policy of the daemon's configuration");
         let options = keys().map(|key| {
             let option = option(key);
-            if key.name == "interface" { option } else { option.conflicts_with(POLICY) }
+            if ["interface", "uplink"].contains(&key.name) { option } else { option.conflicts_with(POLICY) }
         });
-        let group = ArgGroup::new(GROUP).args(["interface", POLICY]).required(true).multiple(false);
+        let group = ArgGroup::new(GROUP).args(["interface", "uplink", POLICY]).required(true).multiple(false);
         command.args(options).arg(policy).group(group)
     }
 
@@ -116,7 +117,7 @@ impl clap::Args for By {
 impl FromArgMatches for By {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let spec = spec(matches)?;
-        Ok(match (matches.get_one::<String>(POLICY), &spec.interface) {
+        Ok(match (matches.get_one::<String>(POLICY), spec.named_uplink()) {
             (Some(policy), _) => Self::Policy(policy.clone()),
             (None, Some(_)) => Self::Interface(spec),
             (None, None) => Self::Nothing,
@@ -147,6 +148,11 @@ fn table<T: Default>(
 /// The bits of marks that are steer's.
 pub(super) fn marks(config: &Path) -> anyhow::Result<MarkMask> {
     Ok(table(config, "route", config::route)?.marks())
+}
+
+/// The groups of uplinks.
+pub(super) fn groups(config: &Path) -> anyhow::Result<Vec<Group>> {
+    table(config, "uplink", config::uplinks)
 }
 
 /// The links of the caller's network namespace.
@@ -197,8 +203,8 @@ impl By {
             Self::Interface(PolicySpec { interface: Some(uplink), .. }) if *uplink == Uplink::Closed => {
                 bail!("expected --interface")
             }
-            Self::Interface(spec) => (spec, spec.interface.clone().unwrap_or(Uplink::Closed)),
-            Self::Nothing => bail!("expected --interface or --policy"),
+            Self::Interface(spec) => (spec, spec.named_uplink().unwrap_or(Uplink::Closed)),
+            Self::Nothing => bail!("expected --interface, --uplink or --policy"),
         };
         let name = uplink.to_string();
         let target = spec.target(uplink).map_err(|conflicts| {
@@ -213,7 +219,7 @@ impl By {
     /// Warns about names that are not resolved, or not by the uplink. `steer status` shows this for configured policies.
     pub(super) fn warn(&self) {
         let Self::Interface(spec) = self else { return };
-        if spec.interface.as_ref().is_none_or(|uplink| *uplink == Uplink::Exempt) {
+        if spec.named_uplink().is_none_or(|uplink| uplink == Uplink::Exempt) {
             return;
         }
         for detour in resolver::detours()

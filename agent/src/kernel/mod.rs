@@ -29,6 +29,7 @@ mod policies;
 mod reach;
 mod reader_lock;
 mod refusal;
+mod uplinks;
 
 use std::{
     cell::{OnceCell, RefCell},
@@ -38,7 +39,7 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, lpm_trie::LpmTrie};
-use steer_common::{CounterRecord, ExceptionKey, ExceptionRecord, PassKey, PolicyRecord, map};
+use steer_common::{CounterRecord, ExceptionKey, ExceptionRecord, PassKey, PolicyRecord, UplinkRecord, map};
 use thiserror::Error;
 
 use crate::model::cgroup_path::CgroupPath;
@@ -54,8 +55,9 @@ pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
 pub use pins::{Lock, Pins};
-pub use policies::{Policy, PolicyEntry, text};
+pub use policies::{Policy, PolicyEntry, numbers, text};
 pub use reach::{Pass, Passes, passes};
+pub use uplinks::{UplinkOf, members};
 
 /// What can go wrong with the kernel objects.
 #[derive(Debug, Error)]
@@ -136,6 +138,16 @@ pub enum Error {
     #[error("policy {name:?}: all {slots} policy slots are in use; detach a cgroup from another policy first")]
     Full {
         /// The policy that found no slot.
+        name: String,
+        /// The number of slots.
+        slots: u32,
+    },
+    /// All slots of uplink groups are taken.
+    #[error(
+        "uplink {name:?}: all {slots} slots of uplink groups are in use; detach a cgroup from a policy with another group first"
+    )]
+    FullUplinks {
+        /// The group that found no slot.
         name: String,
         /// The number of slots.
         slots: u32,
@@ -249,6 +261,7 @@ pub struct Datapath {
     steered: MapData,
     passes: LpmTrie<MapData, PassKey, u32>,
     exceptions: HashMap<MapData, ExceptionKey, ExceptionRecord>,
+    uplinks: Array<MapData, UplinkRecord>,
     /// The cgroups that could not be written to it, and why.
     unreported: RefCell<BTreeMap<u64, String>>,
     /// The pinned programs, opened when they are first needed.
@@ -280,6 +293,7 @@ impl Datapath {
             steered: map_data(pins, map::STEERED)?,
             passes: open_map(pins, map::PASSES, Map::LpmTrie)?,
             exceptions: open_map(pins, map::EXCEPTIONS, Map::HashMap)?,
+            uplinks: open_map(pins, map::UPLINKS, Map::Array)?,
             programs: OnceCell::new(),
             anchor: OnceCell::new(),
             cleared: refusal::Cleared::default(),

@@ -10,8 +10,8 @@ use std::{
 };
 
 use steer_common::{
-    COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, address::ip_address, attachment_flags, map,
-    policy_flags, record::INTERFACE_BYTES,
+    COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, UplinkRecord, address::ip_address,
+    attachment_flags, map, policy_flags, record::INTERFACE_BYTES,
 };
 
 use super::{Datapath, Error, Lock, bpf, map_error};
@@ -26,6 +26,8 @@ pub struct PolicyEntry {
     pub record: PolicyRecord,
     /// Its exceptions as written.
     pub exceptions: Exceptions,
+    /// Its uplinks, if it has a group.
+    pub group: Option<Box<UplinkRecord>>,
 }
 
 /// A policy to be put in a slot.
@@ -35,6 +37,8 @@ pub struct Policy {
     pub record: PolicyRecord,
     /// Its exceptions, of which the record has the fingerprint.
     pub exceptions: Exceptions,
+    /// Its group of uplinks, if it has one. The record does not name its slot yet.
+    pub group: Option<Box<UplinkRecord>>,
 }
 
 /// The text in a NUL-padded field.
@@ -49,7 +53,7 @@ impl PolicyEntry {
         text(&self.record.name)
     }
 
-    /// Its uplink's configured name; empty for an exemption.
+    /// Its uplink's configured name, or that of its group; empty for an exemption.
     pub fn interface(&self) -> String {
         text(&self.record.interface)
     }
@@ -83,7 +87,7 @@ fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
     PolicyRecord { ifindex: new.ifindex, mark: new.mark, ..*old } == *new
 }
 
-/// The lowest mark that no policy and nobody else has; 0 for a policy without a mark.
+/// The lowest mark that no policy and nobody else has, with those that follow for the members of a group; 0 for a policy without a mark.
 fn free_mark<'e>(
     record: &PolicyRecord,
     entries: impl Iterator<Item = &'e PolicyRecord>,
@@ -93,9 +97,25 @@ fn free_mark<'e>(
         return Ok(0);
     }
     let mask = MarkMask::new(record.mark_mask);
-    let used: BTreeSet<u8> = entries.filter_map(|entry| mask.number(entry.mark)).chain(taken.iter().copied()).collect();
-    let free = mask.numbers().find(|number| !used.contains(number)).and_then(|number| mask.mark(number));
+    let used: BTreeSet<u8> = entries.flat_map(|entry| numbers(mask, entry)).chain(taken.iter().copied()).collect();
+    let wanted = |first: u8| (first..=u8::MAX).take(members(record));
+    let fits = |first: &u8| {
+        wanted(*first).count() == members(record)
+            && wanted(*first).all(|number| mask.mark(number).is_some() && !used.contains(&number))
+    };
+    let free = mask.numbers().find(fits).and_then(|number| mask.mark(number));
     free.ok_or_else(|| Error::NoMark { name: text(&record.name), marks: mask.numbers().count() })
+}
+
+/// How many marks a policy needs.
+fn members(record: &PolicyRecord) -> usize {
+    usize::try_from(record.members).map_or(1, |members| members.max(1))
+}
+
+/// The numbers of the marks of a policy.
+pub fn numbers(mask: MarkMask, record: &PolicyRecord) -> impl Iterator<Item = u8> {
+    let first = mask.number(record.mark).filter(|_| record.mark != 0);
+    first.into_iter().flat_map(move |first| (first..=u8::MAX).take(members(record)))
 }
 
 impl Datapath {
@@ -104,13 +124,23 @@ impl Datapath {
         let records = bpf::array_get_all::<PolicyRecord>(self.all_policies.fd().as_fd(), POLICY_SLOTS);
         let records =
             records.map_err(|source| Error::Map { action: "read the policies", name: map::POLICIES, source })?;
-        let entries =
-            (0..).zip(records).map(|(slot, record)| PolicyEntry { slot, record, exceptions: Exceptions::NONE });
+        let entries = (0..).zip(records).map(|(slot, record)| PolicyEntry {
+            slot,
+            record,
+            exceptions: Exceptions::NONE,
+            group: None,
+        });
         let mut entries: Vec<_> = entries.filter(|entry| entry.slot != 0 && entry.record.kind != 0).collect();
         if entries.iter().any(|entry| entry.record.flags & policy_flags::EXCEPT != 0) {
             let mut exceptions = self.exceptions()?;
             for entry in &mut entries {
                 entry.exceptions = exceptions.remove(&entry.slot).unwrap_or_default();
+            }
+        }
+        if entries.iter().any(|entry| entry.record.uplink != 0) {
+            let groups = self.groups_of(entries.iter().map(|entry| &entry.record))?;
+            for entry in &mut entries {
+                entry.group = groups.get(&entry.record.uplink).map(|group| Box::new(*group));
             }
         }
         Ok(entries)
@@ -132,7 +162,10 @@ impl Datapath {
     /// The slot of the configured policy in force that equals this one, apart from the owner.
     pub fn configured_as(&self, record: &PolicyRecord) -> Result<Option<u32>, Error> {
         let configured = PolicyRecord { owner: Owner::Config as u32, ..*record };
-        let found = self.policies()?.into_iter().find(|entry| is_same_policy(&entry.record, &configured));
+        let found = self.policies()?.into_iter().find(|entry| {
+            // A policy that is not in a slot yet names none for its group.
+            is_same_policy(&PolicyRecord { uplink: configured.uplink, ..entry.record }, &configured)
+        });
         Ok(found.map(|entry| entry.slot))
     }
 
@@ -143,7 +176,13 @@ impl Datapath {
             self.policies()?.into_iter().map(|entry| (entry.slot, entry.record)).collect();
         let mut slots = Vec::with_capacity(policies.len());
         let mut fresh = Vec::new();
-        for Policy { record, exceptions } in policies {
+        let mut groups = self.groups_of(entries.values())?;
+        for Policy { record, exceptions, group } in policies {
+            let uplink = match group {
+                Some(group) => self.put_group(group, &mut groups)?,
+                None => 0,
+            };
+            let record = &PolicyRecord { uplink, ..*record };
             let same = entries.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, old)| (*slot, old.mark));
             let Some(slot) =
                 same.map(|(slot, _)| slot).or_else(|| (1..POLICY_SLOTS).find(|slot| !entries.contains_key(slot)))
@@ -220,11 +259,13 @@ impl Datapath {
                     interface: [0; INTERFACE_BYTES],
                     netns_cookie,
                     flags: record.flags & !(policy_flags::LOCAL_HOST | policy_flags::PASSES),
+                    uplink: 0,
                     ..record
                 };
                 self.set_policy(slot, &record.closed())?;
                 self.set_policy(slot, &closed.closed())?;
                 self.clear_reach(slot, record.flags)?;
+                self.free_group(record.uplink)?;
             } else {
                 self.free_policy(slot)?;
             }
@@ -234,9 +275,10 @@ impl Datapath {
 
     /// Empties a slot that no attachment names.
     pub(super) fn free_policy(&mut self, slot: u32) -> Result<(), Error> {
-        let flags = self.policy(slot)?.flags;
+        let PolicyRecord { flags, uplink, .. } = self.policy(slot)?;
         self.set_policy(slot, &PolicyRecord::EMPTY)?;
-        self.clear_reach(slot, flags)
+        self.clear_reach(slot, flags)?;
+        self.free_group(uplink)
     }
 
     fn set_policy(&mut self, slot: u32, record: &PolicyRecord) -> Result<(), Error> {

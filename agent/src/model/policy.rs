@@ -7,19 +7,26 @@ use crate::model::{
     config::{self, Config, RouteConfig},
     mark::MarkMask,
     spec::Target,
+    uplink::group::Group,
 };
 
 /// The policies of a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policies {
-    policies: Vec<config::Policy>,
+    configured: Vec<config::Policy>,
     route: RouteConfig,
+    uplinks: Vec<Group>,
 }
 
 impl Policies {
     /// Takes a configuration's policies.
     pub fn new(config: Config) -> Self {
-        Self { policies: config.policies, route: config.route }
+        Self { configured: config.policies, route: config.route, uplinks: config.uplinks }
+    }
+
+    /// The groups of uplinks.
+    pub fn uplinks(&self) -> &[Group] {
+        &self.uplinks
     }
 
     /// The bits of marks that are steer's.
@@ -33,18 +40,18 @@ impl Policies {
         let has_policy = |policies: &[config::Policy], file: &str| {
             policies.iter().any(|policy| policy.file == file && !policy.is_closed())
         };
-        let is_emptied = |file: &&String| has_policy(&self.policies, file) && !has_policy(&next.policies, file);
+        let is_emptied = |file: &&String| has_policy(&self.configured, file) && !has_policy(&next.policies, file);
         next.files.iter().find(is_emptied).map(String::as_str)
     }
 
     /// As configured.
     pub fn configured(&self) -> &[config::Policy] {
-        &self.policies
+        &self.configured
     }
 
     /// Their names and targets, by index.
     pub fn targets(&self) -> impl Iterator<Item = (&str, &Target)> {
-        self.policies.iter().map(|policy| (policy.name.as_str(), &policy.target))
+        self.configured.iter().map(|policy| (policy.name.as_str(), &policy.target))
     }
 
     /// Index of the policy that names exactly this cgroup. A plain path comes before a glob, then the first policy in the file.
@@ -54,7 +61,7 @@ impl Policies {
     }
 
     fn find(&self, parts: &[&str], literal: bool) -> Option<usize> {
-        self.policies.iter().position(|policy| {
+        self.configured.iter().position(|policy| {
             policy.cgroups.iter().any(|pattern| pattern.is_literal() == literal && pattern.matches(parts))
         })
     }
@@ -77,14 +84,14 @@ impl Policies {
 
     /// The policy that a manual attachment of a cgroup goes before. Not one that only holds containers closed until they are attached.
     pub fn before_manual(&self, path: &CgroupPath) -> Option<&config::Policy> {
-        let policy = &self.policies[self.naming(path)?];
+        let policy = &self.configured[self.naming(path)?];
         (!policy.is_closed()).then_some(policy)
     }
 
     /// Whether a policy could name a cgroup below this one.
     pub fn may_name_below(&self, path: &CgroupPath) -> bool {
         let parts = path.parts().collect::<Vec<_>>();
-        self.policies.iter().any(|policy| policy.cgroups.iter().any(|pattern| pattern.may_match_below(&parts)))
+        self.configured.iter().any(|policy| policy.cgroups.iter().any(|pattern| pattern.may_match_below(&parts)))
     }
 }
 

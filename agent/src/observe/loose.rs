@@ -21,9 +21,10 @@ pub(crate) struct Uplink<'a> {
 impl Uplink<'_> {
     /// Whether the policy does not hold a socket.
     pub(crate) fn is_loose(&self, socket: &Socket) -> bool {
-        let uplink = self.table.resolve(&self.policy.interface());
         let bound = socket.bound();
-        let is_on_uplink = Some(bound) == uplink || bound == self.policy.record.ifindex;
+        let uplinks = self.policy.uplinks();
+        let present: Vec<i32> = uplinks.iter().filter_map(|uplink| self.table.resolve(&uplink.interface)).collect();
+        let is_on_uplink = present.contains(&bound) || uplinks.iter().any(|uplink| uplink.line.ifindex == bound);
         if self.host.is_all_of(socket) {
             return false;
         }
@@ -31,7 +32,7 @@ impl Uplink<'_> {
             return !self.is_marked(socket) || bound != 0 && !is_on_uplink;
         }
         // While the uplink is missing, a socket that was bound to it is correct.
-        !is_on_uplink && (bound == 0 || uplink.is_some() || self.table.name(bound).is_some())
+        !is_on_uplink && (bound == 0 || !present.is_empty() || self.table.name(bound).is_some())
     }
 
     fn is_routed(&self) -> bool {
@@ -40,8 +41,7 @@ impl Uplink<'_> {
 
     /// Whether it has the mark of the policy.
     fn is_marked(&self, socket: &Socket) -> bool {
-        let record = &self.policy.record;
-        record.mark != 0 && socket.mark & record.mark_mask == record.mark
+        self.policy.has_mark(socket.mark)
     }
 
     /// The socket, and what it is bound to or marked with.

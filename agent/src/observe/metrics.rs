@@ -71,8 +71,8 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
             Origin::Manual => "manual",
         };
         let labels = [shown.name.as_str(), origin];
-        if let Some(interface) = &shown.interface {
-            present.with_label_values(&[labels[0], origin, interface]).set(shown.ifindex.is_some().into());
+        for (interface, ifindex) in shown.uplinks() {
+            present.with_label_values(&[labels[0], origin, interface]).set(ifindex.is_some().into());
         }
         // Two manual policies may have the same name: add them up.
         let count = |some: usize| i64::try_from(some).unwrap_or(i64::MAX);
@@ -118,6 +118,7 @@ mod tests {
             origin: Origin::Config,
             interface: Some("wg0".to_owned()),
             ifindex: None,
+            members: Vec::new(),
             stale: None,
             netns_cookie: Some(1),
             cgroups: Vec::new(),

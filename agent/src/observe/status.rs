@@ -61,10 +61,13 @@ pub struct PolicyStatus {
     pub name: String,
     /// Whether it comes from the configuration, or from `exec` or `attach`.
     pub origin: Origin,
-    /// The uplink's name; absent for an exemption.
+    /// The uplink's name, or that of its group; absent for an exemption.
     pub interface: Option<String>,
-    /// The uplink's index; absent while it is missing, and for an exemption.
+    /// The uplink's index; absent while it is missing, for a group, and for an exemption.
     pub ifindex: Option<i32>,
+    /// The members of its group of uplinks. Empty: it has one uplink.
+    #[serde(default)]
+    pub members: Vec<MemberStatus>,
     /// Why the index is not that of the uplink: no daemon has followed it. Only a command in the policy's network namespace
     /// compares them.
     #[serde(default)]
@@ -88,6 +91,17 @@ pub struct PolicyStatus {
     pub except: Vec<Exception>,
     /// Counts of sockets, calls and packets, by what was done with them.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// A member of a group of uplinks.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct MemberStatus {
+    /// Its interface as configured.
+    pub interface: String,
+    /// The index of the interface; absent while it is missing.
+    pub ifindex: Option<i32>,
+    /// Whether new sockets get it.
+    pub chosen: bool,
 }
 
 /// Where a policy comes from.
@@ -132,8 +146,37 @@ impl PolicyStatus {
         !self.cgroups.is_empty() && paths.all(|path| path.is_some_and(scope::is_scope))
     }
 
+    /// Whether this is the index of its uplink, or of one of them.
+    pub fn is_uplink(&self, ifindex: u32) -> bool {
+        let members = self.members.iter().filter_map(|member| member.ifindex);
+        members.chain(self.ifindex).any(|known| known.cast_unsigned() == ifindex)
+    }
+
+    /// The uplinks as names and indexes.
+    pub fn uplinks(&self) -> Vec<(&str, Option<i32>)> {
+        if self.members.is_empty() {
+            return self.interface.iter().map(|name| (name.as_str(), self.ifindex)).collect();
+        }
+        self.members.iter().map(|member| (member.interface.as_str(), member.ifindex)).collect()
+    }
+
+    fn group(&self) -> String {
+        let chosen = self.members.iter().filter(|member| member.chosen);
+        let chosen: Vec<_> = chosen
+            .map(|member| {
+                let index = member.ifindex.map_or_else(|| "missing".to_owned(), |index| index.to_string());
+                format!("{} ({index})", member.interface)
+            })
+            .collect();
+        let name = self.interface.as_deref().unwrap_or_default();
+        if chosen.is_empty() { format!("{name} (missing)") } else { format!("{name}: {}", chosen.join(", ")) }
+    }
+
     /// The uplink as text for people.
     pub fn uplink(&self) -> String {
+        if !self.members.is_empty() {
+            return self.group();
+        }
         match (&self.interface, self.ifindex) {
             (None, _) => "none (exempt)".to_owned(),
             (Some(interface), Some(ifindex)) => format!("{interface} ({ifindex})"),
@@ -199,8 +242,8 @@ impl Status {
     #[must_use]
     pub fn compared(mut self, Namespace { links, cookie, .. }: Namespace<'_>) -> Self {
         for policy in self.policies.iter_mut().filter(|policy| policy.netns_cookie == Some(cookie)) {
-            let interface = policy.interface.as_deref().unwrap_or_default();
-            let stale = resolve::stale(interface, policy.ifindex, links);
+            let mut uplinks = policy.uplinks().into_iter();
+            let stale = uplinks.find_map(|(interface, ifindex)| resolve::stale(interface, ifindex, links));
             policy.stale = stale.map(|stale| format!("{}: {}", stale.what, stale.why));
         }
         self
@@ -291,6 +334,17 @@ fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
     warnings.into_iter().map(|((_, text), names)| format!("{}: {text}", names.join(", "))).collect()
 }
 
+fn members(entry: &PolicyEntry) -> Vec<MemberStatus> {
+    let Some(group) = &entry.group else { return Vec::new() };
+    let live = group.live[0] | group.live[1];
+    let members = entry.uplinks().into_iter().enumerate().map(|(member, uplink)| MemberStatus {
+        interface: uplink.interface,
+        ifindex: (uplink.line.ifindex > 0).then_some(uplink.line.ifindex),
+        chosen: live >> member & 1 != 0,
+    });
+    members.collect()
+}
+
 fn policy_status(
     datapath: &Datapath,
     entry: &PolicyEntry,
@@ -306,6 +360,7 @@ fn policy_status(
         origin: Origin::of(entry),
         interface: steers.then(|| entry.interface()),
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
+        members: members(entry),
         stale: None,
         netns_cookie: steers.then_some(entry.record.netns_cookie),
         cgroups,

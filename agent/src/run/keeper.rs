@@ -19,7 +19,7 @@ use crate::{
     apply::{
         resolve::{self, Namespace},
         routes::{self, Written},
-        takeover,
+        takeover, uplinks,
     },
     host::{
         cgroup::{Hierarchy, scope},
@@ -160,9 +160,11 @@ fn follow_uplinks(
         Err(kernel::Error::SwitchedOff { .. }) => return Ok(()),
         lock => lock?,
     };
-    let namespace = Namespace::own(table, netns_cookie, RouteConfig::default().marks());
+    let namespace = Namespace::own(table, netns_cookie, RouteConfig::default().marks(), &[]);
     let changed = resolve::follow(&mut datapath, &lock, namespace)?;
+    let switches = uplinks::follow(&mut datapath, &lock, namespace)?;
     routes::follow(&mut datapath, &lock, namespace, &mut Written::default())?;
+    uplinks::report(&uplinks::move_sockets(&lock, &datapath, hierarchy, &switches)?);
     takeover::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)
 }
 

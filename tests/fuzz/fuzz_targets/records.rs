@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use steer_common::{Kind, PolicyRecord, Verdict, decide, policy_flags};
+use steer_common::{Kind, Line, PolicyRecord, Verdict, decide, policy_flags};
 
 fuzz_target!(|bytes: [u8; size_of::<PolicyRecord>()]| {
     // SAFETY: plain integers without padding, for which any bytes are valid.
@@ -10,7 +10,7 @@ fuzz_target!(|bytes: [u8; size_of::<PolicyRecord>()]| {
     let (steers, exempts) = (record.kind == Kind::Steer as u32, record.kind == Kind::Exempt as u32);
     for netns_cookie in [record.netns_cookie, !record.netns_cookie] {
         let here = record.netns_cookie == netns_cookie;
-        match decide(Some(&record), netns_cookie) {
+        match decide(Some(&record), Line::of(&record), netns_cookie) {
             Verdict::Bind(ifindex) => assert!(steers && here && ifindex > 0 && ifindex == record.ifindex),
             Verdict::Mark(mark) => {
                 assert!(steers && here && record.flags & policy_flags::ROUTE != 0);

@@ -7,7 +7,7 @@ use crate::{
     apply::{
         follow,
         resolve::{self, Namespace},
-        routes, takeover,
+        routes, takeover, uplinks,
     },
     host::{
         link::{self, Table},
@@ -25,10 +25,12 @@ impl Steering {
     }
 
     pub(super) fn follow_uplinks(&mut self, lock: &Lock) -> Result<(), Error> {
-        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks());
+        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
         log_uplinks(&changed);
+        let switches = uplinks::follow(&mut self.datapath, lock, namespace)?;
         self.follow_routes(lock)?;
+        uplinks::report(&uplinks::move_sockets(lock, &self.datapath, &self.hierarchy, &switches)?);
         report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
         Ok(())
     }
@@ -40,7 +42,7 @@ impl Steering {
     }
 
     pub(super) fn follow_routes(&mut self, lock: &Lock) -> Result<(), Error> {
-        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks());
+        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
         routes::follow(&mut self.datapath, lock, namespace, &mut self.routes)
     }
 
@@ -56,16 +58,26 @@ impl Steering {
     pub(super) fn follow_namespace(&mut self, lock: &Lock, change: &follow::Change) -> Result<(), Error> {
         let cookie = change.netns_cookie;
         let inside = Some(change.netns.as_fd());
-        let namespace = Namespace { links: &change.links, cookie, marks: self.wanted.marks(), inside };
+        let namespace = Namespace {
+            links: &change.links,
+            cookie,
+            marks: self.wanted.marks(),
+            groups: self.wanted.uplinks(),
+            inside,
+        };
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
+        let switches = uplinks::follow(&mut self.datapath, lock, namespace)?;
         routes::follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
-        if changed.is_empty() {
+        if changed.is_empty() && switches.is_empty() {
             return Ok(());
         }
         log_uplinks(&changed);
         let (pins, hierarchy) = (self.datapath.pins(), &self.hierarchy);
         let followed = netns::inside(change.netns.as_fd(), || match Datapath::open(pins)? {
-            Some(datapath) => takeover::follow_uplinks(lock, &datapath, hierarchy, cookie, &changed),
+            Some(datapath) => {
+                uplinks::report(&uplinks::move_sockets(lock, &datapath, hierarchy, &switches)?);
+                takeover::follow_uplinks(lock, &datapath, hierarchy, cookie, &changed)
+            }
             None => Ok(Vec::new()),
         });
         report(&followed.map_err(link::Error::Socket)??);

@@ -134,7 +134,7 @@ impl Steering {
 
     /// The daemon's own network namespace.
     fn namespace(&self) -> Namespace<'_> {
-        Namespace::own(&self.table, self.netns_cookie, self.wanted.marks())
+        Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks())
     }
 
     /// Applies `existing` to the sockets of cgroups that have a new policy.
@@ -284,7 +284,7 @@ impl Steering {
             let index = next.policies.targets().position(|(known, _)| known == name)?;
             next.slots.get(index).copied()
         };
-        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks());
+        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
         let (restored, left) =
             released::restore(&mut self.datapath, lock, &self.hierarchy, namespace, released, slot_of);
         if let Err(error) = released::write(&file, &left) {

@@ -38,11 +38,14 @@ pub struct Refused {
 
 /// Grants a request, or returns why it is refused.
 pub fn grant(config: &Config, request: &Request, by: Asker) -> Result<Grant, Refused> {
-    match (&request.policy, &request.spec.interface) {
+    if request.spec.interface.is_some() && request.spec.uplink.is_some() {
+        return Err(refused(request, "both an interface and a group of uplinks; expected one of them"));
+    }
+    match (&request.policy, request.spec.named_uplink()) {
         (Some(_), Some(_)) => Err(refused(request, "both a policy and an interface; expected one of them")),
         (None, None) => Err(refused(request, "it has options, but names neither a policy nor an interface")),
         (Some(name), None) => by_policy(config, request, name, by),
-        (None, Some(uplink)) => by_interface(config, request, uplink, by),
+        (None, Some(uplink)) => by_interface(config, request, &uplink, by),
     }
 }
 
@@ -89,7 +92,7 @@ fn with_options(request: &Request, policy: &Policy, by: Asker) -> Result<Target,
     if request.spec.dns.is_some_and(|dns| !own.dns.is_empty() && own.dns != dns) {
         return Err(refused(request, "the policy has its own resolvers; expected no steer.dns"));
     }
-    let mut spec = PolicySpec { interface: None, ..request.spec.clone() };
+    let mut spec = PolicySpec { interface: None, uplink: None, ..request.spec.clone() };
     if let Some(except) = &mut spec.except {
         if let Some(inside) = overridden(&policy.target.reach.except, except) {
             return Err(refused(request, &format!("the policy decides by its own exception {inside}")));
@@ -104,7 +107,7 @@ fn by_interface(config: &Config, request: &Request, uplink: &Uplink, by: Asker) 
     let name = uplink.to_string();
     // "*" allows every interface, but no exemption.
     let allowed = match uplink {
-        Uplink::Interface(_) => config.containers.interfaces.allow(&name),
+        Uplink::Interface(_) | Uplink::Group(_) => config.containers.interfaces.allow(&name),
         Uplink::Exempt | Uplink::Closed => config.containers.interfaces.name(&name),
     };
     if by == Asker::Container && !allowed {
@@ -134,7 +137,8 @@ fn refuse_resolvers(config: &Config, request: &Request) -> Result<(), Refused> {
 }
 
 fn refuse_options_of_an_exemption(request: &Request, uplink: &Uplink) -> Result<(), Refused> {
-    let mut options = request.spec.entries().map(|(key, _)| key.name).filter(|key| *key != "interface");
+    let mut options =
+        request.spec.entries().map(|(key, _)| key.name).filter(|key| !["interface", "uplink"].contains(key));
     if *uplink == Uplink::Exempt
         && let Some(option) = options.next()
     {
@@ -207,6 +211,8 @@ mod tests {
             (all, &[("steer.policy", "direct")], Err("it exempts")),
             (none, &[("steer.interface", "eth0")], Err("not in `interfaces`")),
             (none, &[("steer.policy", "vpn"), ("steer.interface", "eth0")], Err("both")),
+            (any, &[("steer.uplink", "lines"), ("steer.interface", "eth0")], Err("both")),
+            (none, &[("steer.uplink", "lines")], Err("not in `interfaces`")),
             (none, &[("steer.enforce", "strict")], Err("neither a policy")),
             (all, &[("steer.policy", "vpn"), ("steer.enforce", "steer")], Err("less than the policy does")),
             (all, &[("steer.policy", "loose"), ("steer.enforce", "steer")], Ok(Some("eth1"))),

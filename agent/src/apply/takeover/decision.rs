@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** a socket that reaches this host only is left alone. So is a socket that is bound or marked for its uplink.
 
-use steer_common::Mark;
+use steer_common::{Line, Mark};
 
 use crate::{
     host::sockets::{
@@ -26,6 +26,8 @@ pub(super) enum Action {
 pub(super) struct Method {
     /// The uplink's index; not positive while it is missing.
     pub(super) uplink: i32,
+    /// The other members of its group, where sockets may stay.
+    pub(super) others: Vec<Line>,
     /// The mark of its sockets; with value 0, they are bound, and have none.
     pub(super) mark: Mark,
     /// What it reaches by other links.
@@ -45,7 +47,15 @@ impl Method {
 
     /// Whether a socket is as the policy requires.
     fn has_settled(&self, socket: &Socket) -> bool {
+        let is_on = |line: &Line| {
+            if self.is_marking() {
+                socket.bound() == 0 && Mark { value: line.mark, ..self.mark }.is_in(socket.mark)
+            } else {
+                line.ifindex > 0 && socket.bound() == line.ifindex && self.has_mark(socket.mark)
+            }
+        };
         self.has_mark(socket.mark) && (self.is_marking() && socket.bound() == 0 || socket.bound() == self.uplink)
+            || self.others.iter().any(is_on)
     }
 
     /// Whether a connection can continue.
@@ -131,14 +141,14 @@ mod tests {
     }
 
     fn bound(uplink: i32) -> Method {
-        Method { uplink, mark: Mark { value: 0, mask: MASK }, passes: Vec::new() }
+        Method { uplink, others: Vec::new(), mark: Mark { value: 0, mask: MASK }, passes: Vec::new() }
     }
 
     #[test]
     fn marks() {
         const MARK: Mark = Mark { value: 0x8100_0000, mask: MASK };
         let lan = vec!["192.0.2.0/24".parse().expect("a prefix")];
-        let method = |passes| Method { uplink: UPLINK, mark: MARK, passes };
+        let method = |passes| Method { uplink: UPLINK, others: Vec::new(), mark: MARK, passes };
         let marked = |mark, bound| Socket { mark, ..tcp("10.0.0.2", bound) };
         let decided =
             |socket: &Socket, passes: &[_]| decide(socket, Existing::Rebind, &method(passes.to_vec()), &host());

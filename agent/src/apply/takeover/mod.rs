@@ -122,6 +122,7 @@ fn claim(
     cgroup_id: u64,
 ) -> Result<Option<Claim>, kernel::Error> {
     let Some(policy) = datapath.policy_of(cgroup_id)? else { return Ok(None) };
+    let (line, others) = datapath.lines_of(&policy, cgroup_id)?;
     let existing = resolve::existing(policy.flags);
     if policy.kind != Kind::Steer as u32 || policy.netns_cookie != netns_cookie || existing == Existing::Keep {
         return Ok(None);
@@ -130,14 +131,14 @@ fn claim(
     let Some(path) = hierarchy.path_of(cgroup_id) else { return Ok(None) };
     let cgroups = datapath.decided_by(hierarchy, Found { path: path.clone(), id: cgroup_id })?;
     let done = TakenOver { path, interface: text(&policy.interface), bound: 0, destroyed: 0, failed: 0 };
-    let mark = match steer_common::decide(Some(&policy), netns_cookie) {
+    let mark = match steer_common::decide(Some(&policy), line, netns_cookie) {
         Verdict::Mark(mark) => mark,
         _ => Mark { value: 0, mask: policy.mark_mask },
     };
     let slot = datapath.attachment(cgroup_id)?.map_or(0, |attachment| attachment.record.policy);
     let passes = if policy.flags & policy_flags::PASSES == 0 { None } else { datapath.passes()?.remove(&slot) };
     let passes = passes.unwrap_or_default().into_iter().filter(|(_, passes)| *passes).map(|(pass, _)| pass.prefix);
-    let method = Method { uplink: policy.ifindex, mark, passes: passes.collect() };
+    let method = Method { uplink: line.ifindex, others, mark, passes: passes.collect() };
     Ok(Some(Claim { existing, method, cgroups, done }))
 }
 

@@ -10,10 +10,12 @@ mod parse;
 mod problem;
 mod reader;
 mod route;
+mod uplinks;
 
 use crate::model::{
     cgroup_path::CgroupPath,
     spec::{Pattern, PolicySpec, Target, Uplink},
+    uplink::group::Group,
 };
 
 pub use allowed::Allowed;
@@ -22,6 +24,7 @@ pub use defaults::defaults;
 pub use parse::{Source, parse, parse_all};
 pub use problem::{Problem, Problems};
 pub use route::{RouteConfig, route};
+pub use uplinks::uplinks;
 
 /// A configuration: one file, or several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub struct Config {
     pub defaults: PolicySpec,
     /// `[route]`.
     pub route: RouteConfig,
+    /// `[[uplink]]`.
+    pub uplinks: Vec<Group>,
     /// The files that were read, also those without a policy.
     pub files: Vec<String>,
 }

@@ -15,9 +15,12 @@ use super::{
     Config, Policy, Problems,
     defaults::{self, hint},
     reader::Reader,
-    route,
+    route, uplinks,
 };
-use crate::model::spec::{self, KEYS, PolicySpec};
+use crate::model::{
+    spec::{self, KEYS, PolicySpec},
+    uplink::group::Group,
+};
 
 /// Leaves slots for manual attachments, and for policies that change.
 const MOST_POLICIES: usize = POLICY_SLOTS as usize / 2 - 1;
@@ -89,19 +92,20 @@ impl Reader<'_> {
         if is_main {
             config.defaults = self.defaults(table);
             config.route = self.route(table);
+            config.uplinks = self.uplinks(table);
         }
         for (key, value) in table {
             match key.get_ref().as_ref() {
                 "policy" => self.policies(value, claims, config),
                 "containers" => self.claim_containers(value, claims, config),
-                defaults::NAME | route::NAME if is_main => {}
-                name @ (defaults::NAME | route::NAME) => {
+                defaults::NAME | route::NAME | uplinks::NAME if is_main => {}
+                name @ (defaults::NAME | route::NAME | uplinks::NAME) => {
                     let main = config.files.first().map(String::as_str).unwrap_or_default();
                     let message = format!("expected in {main} only: it is for all files of policies");
                     self.problem(key.span(), name, "", message);
                 }
                 other => {
-                    let expected = "unknown key; expected [[policy]], [defaults], [containers] or [route]";
+                    let expected = "unknown key; expected [[policy]], [[uplink]], [defaults], [containers] or [route]";
                     self.problem(key.span(), other, "", expected);
                 }
             }
@@ -121,7 +125,7 @@ impl Reader<'_> {
     }
 
     fn policies(&mut self, value: &Spanned<DeValue<'_>>, claims: &mut Claims, config: &mut Config) {
-        let Config { policies, defaults, .. } = config;
+        let Config { policies, defaults, uplinks, .. } = config;
         let Some(tables) = value.get_ref().as_array() else {
             self.wrong("policy", value, "expected [[policy]], with double brackets");
             return;
@@ -163,7 +167,13 @@ impl Reader<'_> {
                 }
                 self.hold(&key, value, parent, claims, policies);
             }
-            let Some(uplink) = policy.spec.interface.clone() else { continue };
+            let Some(uplink) = policy.spec.named_uplink() else { continue };
+            if let Some(name) = uplink.group()
+                && uplinks.iter().all(|group| group.name != *name)
+            {
+                let message = format!("there is no [[uplink]] {:?}; {}", name.as_str(), groups(uplinks));
+                self.problem(table.span(), &format!("{at}.uplink"), "", message);
+            }
             let mut complete = policy.spec.clone();
             complete.fill_from_defaults(defaults);
             match (complete.target(uplink), policy.name) {
@@ -210,15 +220,28 @@ impl Reader<'_> {
         }
         for (key, expected) in [
             ("name", "expected name = \"...\", unique in the file"),
-            ("interface", "expected interface = \"...\", the uplink's name, or \"none\" to exempt"),
             ("cgroups", "expected cgroups = [\"/...\"], one path or glob at least"),
         ] {
             if !seen.contains(key) {
                 self.problem(span.clone(), &format!("{at}.{key}"), "", format!("missing; {expected}"));
             }
         }
+        match (seen.contains("interface"), seen.contains("uplink")) {
+            (false, false) => {
+                let expected = "missing; expected interface = \"...\", the uplink's name, or \"none\" to exempt";
+                self.problem(span, &format!("{at}.interface"), "", expected);
+            }
+            (true, true) => self.problem(span, &format!("{at}.uplink"), "", "expected interface or uplink, not both"),
+            _ => {}
+        }
         policy
     }
+}
+
+/// The groups that there are, for messages.
+fn groups(uplinks: &[Group]) -> String {
+    let names: Vec<_> = uplinks.iter().map(|group| group.name.as_str()).collect();
+    if names.is_empty() { "there is none".to_owned() } else { format!("there are {}", names.join(", ")) }
 }
 
 #[derive(Default)]

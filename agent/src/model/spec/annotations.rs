@@ -11,7 +11,7 @@ const PREFIX: &str = "steer.";
 /// The annotation that names a policy.
 const POLICY: &str = "policy";
 /// The keys of a policy that an annotation may have.
-const KEYS: [&str; 5] = ["interface", "enforce", "dns", "local", "except"];
+const KEYS: [&str; 6] = ["interface", "uplink", "enforce", "dns", "local", "except"];
 
 /// An invalid annotation, or an invalid environment variable that stands for one.
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -70,7 +70,7 @@ impl By {
             Self::REFUSE => Ok(Self::Refuse),
             _ => match Uplink::parse(text)? {
                 Uplink::Interface(name) => Ok(Self::Interface(name)),
-                Uplink::Exempt | Uplink::Closed => {
+                Uplink::Group(_) | Uplink::Exempt | Uplink::Closed => {
                     Err(format!("{}; {:?} is as if not steered", expected(), Self::MAIN))
                 }
             },

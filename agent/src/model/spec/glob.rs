@@ -8,7 +8,7 @@ use regex::Regex;
 const MOST_BYTES: usize = 4096;
 
 /// Compiles a glob; the error says what is wrong with it.
-pub(super) fn compile(glob: &str) -> Result<Regex, String> {
+pub(in crate::model) fn compile(glob: &str) -> Result<Regex, String> {
     if glob.len() > MOST_BYTES {
         return Err(format!("the glob of a name has {MOST_BYTES} bytes at most"));
     }

@@ -8,7 +8,7 @@
 
 pub mod annotations;
 mod except;
-mod glob;
+pub(in crate::model) mod glob;
 mod local;
 mod pattern;
 mod resolvers;
@@ -27,9 +27,9 @@ pub use resolvers::Resolvers;
 pub use target::{Conflict, Enforcement, Reach, Target};
 pub use uplink::Uplink;
 use value::Value;
-pub use words::{Enforce, Existing, Ingress, Missing, OtherNetns, Word};
+pub use words::{AllDown, Balance, Enforce, Existing, Ingress, Missing, OnFail, OnReturn, OtherNetns, Word};
 
-use crate::model::cgroup_path::CgroupPath;
+use crate::model::{cgroup_path::CgroupPath, uplink::group::GroupName};
 
 /// A key of a policy.
 #[derive(Clone, Copy)]
@@ -169,6 +169,9 @@ policy_spec! {
     /// Name or alternative name of the uplink; "none" exempts. It is looked up in the network namespace of the daemon, or of the
     /// command that attaches. While a policy's interface does not exist, its cgroups are closed.
     interface: Uplink = ("interface", "IF");
+    /// Name of a group of uplinks, `[[uplink]]` in steer.toml, instead of an interface. The sockets get its best members. While all of
+    /// them are missing, the policy's cgroups are closed.
+    uplink: GroupName = ("uplink", "NAME");
     /// Path or glob of cgroups; the policy also applies to all cgroups below them. Within a component of a path, `*`, `?`,
     /// `[...]` and `{a,b}` match as in a shell; `**` matches any number of components. The cgroups need not exist. Use an empty
     /// list for a policy that only containers or `steer attach --policy` use.
@@ -241,9 +244,14 @@ impl PolicySpec {
         self
     }
 
+    /// The uplink that `interface` or `uplink` names. `None`: neither does.
+    pub fn named_uplink(&self) -> Option<Uplink> {
+        self.interface.clone().or_else(|| self.uplink.clone().map(Uplink::Group))
+    }
+
     /// Takes keys that are absent from `[defaults]`. An exemption takes none: it binds no socket.
     pub fn fill_from_defaults(&mut self, defaults: &Self) {
-        if matches!(self.interface, Some(Uplink::Interface(_))) {
+        if matches!(self.named_uplink(), Some(Uplink::Interface(_) | Uplink::Group(_))) {
             self.fill_from(defaults.clone());
         }
     }

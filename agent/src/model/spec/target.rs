@@ -126,7 +126,8 @@ impl Target {
         let Enforcement { enforce, ingress, other_netns, existing, dns } = self.enforcement;
         let Reach { local, except } = &self.reach;
         PolicySpec {
-            interface: Some(self.uplink.clone()),
+            interface: Some(self.uplink.clone()).filter(|uplink| uplink.group().is_none()),
+            uplink: self.uplink.group().cloned(),
             cgroups: None,
             parent: None,
             enforce: Some(enforce),

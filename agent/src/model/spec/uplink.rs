@@ -4,6 +4,8 @@ use std::fmt;
 
 use steer_common::record::INTERFACE_BYTES;
 
+use crate::model::uplink::group::GroupName;
+
 /// The word that exempts.
 const NONE: &str = "none";
 
@@ -12,6 +14,8 @@ const NONE: &str = "none";
 pub enum Uplink {
     /// The interface with this name or alternative name.
     Interface(String),
+    /// The group of uplinks with this name.
+    Group(GroupName),
     /// None: the routing table decides, as without steer. Written `none`.
     Exempt,
     /// Closed permanently. No interface opens it.
@@ -38,7 +42,15 @@ impl Uplink {
     pub fn interface(&self) -> Option<&str> {
         match self {
             Self::Interface(name) => Some(name),
-            Self::Exempt | Self::Closed => None,
+            Self::Group(_) | Self::Exempt | Self::Closed => None,
+        }
+    }
+
+    /// The name of its group.
+    pub fn group(&self) -> Option<&GroupName> {
+        match self {
+            Self::Group(name) => Some(name),
+            Self::Interface(_) | Self::Exempt | Self::Closed => None,
         }
     }
 }
@@ -47,6 +59,7 @@ impl fmt::Display for Uplink {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Interface(name) => name,
+            Self::Group(name) => name.as_str(),
             Self::Exempt => NONE,
             Self::Closed => "closed",
         })

@@ -3,7 +3,7 @@
 use steer_common::record::INTERFACE_BYTES;
 
 use super::{Exceptions, Local, Near, Pattern, Resolvers, Uplink, Word, except};
-use crate::model::cgroup_path::CgroupPath;
+use crate::model::{cgroup_path::CgroupPath, uplink::group::GroupName};
 
 /// The value of a key. All values are text, or lists of text; an item of a list may also be a table of texts.
 pub(super) trait Value: Sized {
@@ -79,6 +79,21 @@ impl Value for Uplink {
 
     fn expected() -> String {
         format!("expected a string of 1 to {} bytes without control characters", INTERFACE_BYTES - 1)
+    }
+}
+
+impl Value for GroupName {
+    fn add(value: &mut Option<Self>, text: &str) -> Result<(), String> {
+        *value = Some(Self::parse(text)?);
+        Ok(())
+    }
+
+    fn texts(&self) -> Vec<String> {
+        vec![self.to_string()]
+    }
+
+    fn expected() -> String {
+        Self::expected()
     }
 }
 

@@ -67,6 +67,51 @@ pub enum Missing {
     Close,
 }
 
+/// What decides about the member of a group of uplinks that a socket gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum Balance {
+    /// All sockets of a cgroup that is attached have the same member, so a program has one address.
+    #[default]
+    Cgroup,
+    /// A TCP connection has the member of its destination.
+    Destination,
+    /// Each socket has a member of its own.
+    Socket,
+}
+
+/// What happens to the sockets of a member that fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum OnFail {
+    /// Connections are ended, so that programs make new ones. Other sockets are moved to the next member.
+    #[default]
+    End,
+    /// They stay on the member.
+    Keep,
+}
+
+/// What happens to sockets on a worse member when a better one returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum OnReturn {
+    /// They stay for 30 seconds, and are then treated as those of a member that fails.
+    Linger,
+    /// They stay.
+    Keep,
+}
+
+/// What happens if every member of a group is down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum AllDown {
+    /// Sockets get the last member that was up.
+    #[default]
+    Keep,
+    /// Sockets get no member. Their calls fail.
+    Close,
+}
+
 /// A value that is one of a few words.
 pub trait Word: Copy + PartialEq + VariantArray + EnumMessage + Into<&'static str> {
     /// The word as written.
@@ -120,7 +165,7 @@ macro_rules! words {
     )+ };
 }
 
-words!(Enforce, Ingress, OtherNetns, Existing, Missing, Near);
+words!(Enforce, Ingress, OtherNetns, Existing, Missing, Near, Balance, OnFail, OnReturn, AllDown);
 
 #[cfg(test)]
 mod tests {

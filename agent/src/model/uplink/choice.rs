@@ -2,9 +2,10 @@
 //!
 //! Every bucket has an order of the members. It belongs to the first member in its order that is usable. So the loss of
 //! a member moves its buckets and no others, and its return gives it the same buckets back. The orders are such that the
-//! shares follow the weights (by the method of Webster and Sainte-Laguë): to one bucket in a tier of up to four members,
-//! whichever are lost, and in a larger one while at most one is lost. One order cannot be exact for every set of many
-//! lost members: with five of eight lost, a share was up to eight buckets off. Where shares allow it, a bucket prefers the
+//! shares follow the weights (by the method of Webster and Sainte-Laguë). While at most one member of a tier is lost, a
+//! share is less than (n - 1) / 2 buckets from the ideal, with n members left: one bucket for three. The worst case is one
+//! heavy member beside many that each have little more than half a bucket. One order cannot be exact for every set of many
+//! lost members: with six of eight lost, a share was up to 7.2 buckets off. Where shares allow it, a bucket prefers the
 //! member with the lowest `-log2(hash) / weight`.
 //!
 //! **Invariant:** integers only, so that every machine makes the same choice. The order in which members are written does
@@ -210,8 +211,7 @@ mod tests {
     /// Of every set of usable members: the loss of one moves its buckets and no others, and shares follow the weights.
     #[test]
     fn a_loss_moves_only_the_lost_buckets() {
-        // With at most four members or at most one lost; with more.
-        let (mut worst, mut number) = ([0.0_f64; 2], numbers(1));
+        let mut number = numbers(1);
         for round in 0..60 {
             let count = 2 + number(7);
             let most = [4, 10, 1000][usize::try_from(number(3)).expect("small")];
@@ -223,20 +223,33 @@ mod tests {
                     usable: true,
                 })
                 .collect();
+            if round % 4 == 0 {
+                // A heavy member beside others with little more than half a bucket: the worst case for Webster.
+                for member in &mut group {
+                    member.weight = 100;
+                }
+                group[0].weight = 12000;
+            }
             let mut picks = Vec::new();
             for usable in 0..1_u32 << count {
                 for (at, member) in group.iter_mut().enumerate() {
                     member.usable = usable & (1 << at) != 0;
                 }
                 picks.push(pick(&group));
-                let is_deep = usize::from(count > 4 && u64::from(usable.count_ones()) + 1 < count);
+                // Proved for at most one lost: each share is a quotient rounded by at most a half, and the sum is 64.
+                // With more lost, 7.2 buckets were observed in 1,500 groups.
+                let left = usable.count_ones();
+                let bound = if u64::from(left) + 1 < count { 8.0 } else { f64::from(left.saturating_sub(1)) / 2.0 };
                 let sum: u32 = group.iter().filter(|one| one.usable).map(|one| u32::from(one.weight)).sum();
                 for (member, share) in group.iter().zip(shares(&picks[picks.len() - 1])) {
                     assert!(member.usable || share == 0, "round {round}");
                     if member.usable {
                         let ideal = 64.0 * f64::from(member.weight) / f64::from(sum);
                         let share = f64::from(u32::try_from(share).expect("at most 64"));
-                        worst[is_deep] = worst[is_deep].max((share - ideal).abs());
+                        assert!(
+                            (share - ideal).abs() <= bound + 1e-9,
+                            "round {round}, {usable:b}: {share}, not {ideal}"
+                        );
                     }
                 }
             }
@@ -251,7 +264,6 @@ mod tests {
                 }
             }
         }
-        assert!(worst[0] <= 1.0 + 1e-9 && worst[1] <= 8.0, "{worst:?} buckets");
     }
 
     #[test]
@@ -268,7 +280,9 @@ mod tests {
         for seed in 0..100 {
             let mut number = numbers(seed * 1000);
             let mut group = group(&[3, 2, 1]);
-            group.iter_mut().for_each(|member| member.key = number(u64::MAX));
+            for member in &mut group {
+                member.key = number(u64::MAX);
+            }
             let before = pick(&group);
             group.push(Candidate { key: number(u64::MAX), tier: 1, weight: 2, usable: true });
             let after = pick(&group);

@@ -2,7 +2,10 @@
 //!
 //! **Invariant:** pure: no I/O, and no clock. Times are nanoseconds since boot (`CLOCK_BOOTTIME`), and the caller passes them.
 
+pub mod auto;
 pub mod choice;
+pub mod decision;
+pub mod group;
 pub mod health;
 pub mod probe;
 
@@ -13,4 +16,33 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+}
+
+/// A value for each address family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerFamily<T> {
+    /// Of IPv4.
+    pub v4: T,
+    /// Of IPv6.
+    pub v6: T,
+}
+
+impl<T> PerFamily<T> {
+    /// Calls `value` for each family.
+    pub fn from_fn(mut value: impl FnMut(Family) -> T) -> Self {
+        Self { v4: value(Family::V4), v6: value(Family::V6) }
+    }
+
+    /// The value of one family.
+    pub const fn get(&self, family: Family) -> &T {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
 }

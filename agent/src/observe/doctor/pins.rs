@@ -147,8 +147,10 @@ fn check_indexes(survey: &Survey, report: &mut Report) {
             report.not_applicable(Topic::UplinkIndex, Subject::Policy(name), why);
             continue;
         }
-        let Some(Stale { what, why }) = resolve::stale(&entry.interface(), Some(entry.record.ifindex), &survey.table)
-        else {
+        let mut uplinks = entry.uplinks().into_iter();
+        let stale =
+            uplinks.find_map(|uplink| resolve::stale(&uplink.interface, Some(uplink.line.ifindex), &survey.table));
+        let Some(Stale { what, why }) = stale else {
             continue;
         };
         let attach = |attached: &Attached| {

@@ -44,11 +44,12 @@ pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), ke
 async fn compare(survey: &Survey) -> Result<Option<Difference>, kernel::Error> {
     let datapath = survey.pins.as_ref().map_or(Ok(None), Datapath::open)?;
     let (Some(datapath), Some(cookie)) = (datapath, survey.netns_cookie) else { return Ok(None) };
-    let namespace = Namespace::own(&survey.table, cookie, survey.config.route.marks());
+    let namespace = Namespace::own(&survey.table, cookie, survey.config.route.marks(), &survey.config.uplinks);
     let mut difference = routes::compare(&datapath, namespace)?;
     // What is left of a missing uplink does no harm, and goes when the policy is updated.
     let is_current = |entry: &&PolicyEntry| {
-        survey.table.resolve(&entry.interface()).unwrap_or(CLOSED_IFINDEX) == entry.record.ifindex
+        let present = |name: &str| survey.table.resolve(name).unwrap_or(CLOSED_IFINDEX);
+        entry.uplinks().iter().all(|uplink| present(&uplink.interface) == uplink.line.ifindex)
     };
     let mut here = survey.in_force.iter().filter(|entry| !entry.exempts() && survey.is_here(entry));
     if !here.all(|entry| is_current(&entry)) {

@@ -264,15 +264,20 @@ impl Survey {
     /// The policies that steer in this network namespace: those in force, and other configured ones.
     pub(super) fn policies(&self) -> Vec<Policy> {
         let steers = |entry: &&PolicyEntry| !entry.exempts() && !entry.interface().is_empty() && self.is_here(entry);
-        let in_force = self.in_force.iter().filter(steers).map(|entry| Policy {
-            name: entry.name(),
-            uplink: entry.interface(),
-            resolvers: entry.resolvers(),
-            reach: resolve::target(&entry.record, &entry.exceptions).reach,
+        let in_force = self.in_force.iter().filter(steers).flat_map(|entry| {
+            entry.uplinks().into_iter().map(|uplink| Policy {
+                name: entry.name(),
+                uplink: uplink.interface,
+                resolvers: entry.resolvers(),
+                reach: resolve::target(&entry.record, &entry.exceptions).reach,
+            })
         });
         let mut policies: Vec<_> = in_force.collect();
         for policy in self.config.policies.iter().filter(|policy| self.configured(&policy.name).is_none()) {
-            if let Some(uplink) = policy.interface().map(str::to_owned) {
+            let group = policy.target.uplink.group();
+            let group = self.config.uplinks.iter().find(|known| Some(&known.name) == group);
+            let members = group.into_iter().flat_map(|group| &group.members).map(|member| member.interface.as_str());
+            for uplink in policy.interface().into_iter().chain(members).map(str::to_owned) {
                 let resolvers = policy.target.enforcement.dns.iter().collect();
                 let reach = policy.target.reach.clone();
                 policies.push(Policy { name: policy.name.clone(), uplink, resolvers, reach });

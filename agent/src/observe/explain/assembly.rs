@@ -100,9 +100,10 @@ fn uplink(facts: &Facts, attached: &Attached, link: Option<&Link>) -> Option<Upl
     if record.kind != Kind::Steer as u32 || record.netns_cookie != facts.netns.cookie {
         return None;
     }
-    let interface = policy.interface();
+    let ifindex = attached.line().ifindex;
+    let interface = policy.uplink_named(ifindex);
     Some(Uplink {
-        ifindex: Some(record.ifindex).filter(|ifindex| *ifindex > 0),
+        ifindex: Some(ifindex).filter(|ifindex| *ifindex > 0),
         present_ifindex: facts.table.resolve(&interface),
         link: link.map(|link| link.name.clone()),
         state: match link {

@@ -1,6 +1,6 @@
 //! The chain of cgroups from the root to the target, and the attachment that decides. Pure.
 
-use steer_common::program;
+use steer_common::{Line, program};
 
 use super::document::{self, Cgroup, Foreign, Kind, Match};
 use crate::{
@@ -57,6 +57,11 @@ pub(super) fn deciding(levels: &[Level]) -> Deciding<'_> {
 impl Attached {
     pub(super) fn binds(&self) -> bool {
         self.attachment.hooks.contains(&program::SOCK_CREATE)
+    }
+
+    /// The line of new sockets.
+    pub(super) fn line(&self) -> Line {
+        self.policy.as_ref().map_or(Line::CLOSED, |policy| policy.line_of(self.attachment.cgroup_id))
     }
 
     /// The name of its policy for a sentence.

@@ -38,7 +38,8 @@ pub(super) fn conclude(
     let they = if facts.process.is_some() { "they" } else { "those of this command's network namespace" };
     let by = by(facts, level, attached);
     let record = attached.policy.as_ref().map(|policy| &policy.record);
-    let (outcome, sentence) = match decide(record, facts.netns.cookie) {
+    let decided = attached.line();
+    let (outcome, sentence) = match decide(record, decided, facts.netns.cookie) {
         Verdict::Leave(Counter::LeftExempt) => {
             (Outcome::Exempt, format!("{subject} are not steered: they are exempt by {by}"))
         }
@@ -75,7 +76,7 @@ pub(super) fn conclude(
         verdict @ (Verdict::Bind(_) | Verdict::Mark(_)) => match uplink {
             Some(uplink) if uplink.state != LinkState::Missing => {
                 let link = uplink.link.as_deref().unwrap_or(&uplink.interface);
-                let (index, state) = (record.map_or(0, |record| record.ifindex), state(uplink.state));
+                let (index, state) = (decided.ifindex, state(uplink.state));
                 match verdict {
                     Verdict::Mark(mark) => {
                         let mark = mark.value;

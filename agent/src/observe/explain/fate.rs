@@ -72,7 +72,7 @@ impl<'a> Scene<'a> {
     }
 
     fn is_uplink(self, ifindex: u32) -> bool {
-        self.policy.is_some_and(|policy| u32::try_from(policy.record.ifindex) == Ok(ifindex))
+        self.policy.is_some_and(|policy| policy.is_uplink(ifindex))
     }
 
     fn judge(self) -> Judgment {
@@ -151,7 +151,7 @@ impl<'a> Scene<'a> {
     }
 
     fn no_route(self, error: Errno) -> Judgment {
-        let is_missing = self.policy.is_some_and(|policy| policy.record.ifindex <= 0);
+        let is_missing = self.policy.is_some_and(|policy| !policy.is_open());
         let why = match self.exception() {
             Some(exception) => format!("the exception {exception} of the policy leads nowhere"),
             None if is_missing => "the uplink is missing".to_owned(),

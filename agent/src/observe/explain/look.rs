@@ -3,7 +3,7 @@
 use std::{io, net::IpAddr};
 
 use anyhow::{anyhow, bail};
-use steer_common::{Verdict, decide, program};
+use steer_common::{Line, Verdict, decide, program};
 
 use super::{
     Options, Target,
@@ -161,15 +161,19 @@ pub(super) async fn read_network(
         Deciding::Attachment(_, attached) => attached.policy.as_ref(),
         Deciding::OtherVersion(_) | Deciding::Nobody => None,
     };
-    let verdict = policy.map(|policy| decide(Some(&policy.record), facts.netns.cookie));
+    let decided = match deciding {
+        Deciding::Attachment(_, attached) => attached.line(),
+        Deciding::OtherVersion(_) | Deciding::Nobody => Line::CLOSED,
+    };
+    let verdict = policy.map(|policy| decide(Some(&policy.record), decided, facts.netns.cookie));
     let network = Network::new()?;
-    let link = match (verdict, policy.map(|policy| policy.record.ifindex)) {
+    let link = match (verdict, Some(decided.ifindex)) {
         (Some(Verdict::Bind(_) | Verdict::Mark(_)), Some(ifindex)) if ifindex > 0 => {
             Network::link(ifindex.unsigned_abs())?
         }
         _ => None,
     };
-    let socket = Socket::of(policy, facts.netns.cookie, link.is_some());
+    let socket = Socket::of(policy, decided, facts.netns.cookie, link.is_some());
     let is_held = matches!(socket, Socket::Bound(_) | Socket::Marked(_));
     let (mut routes, mut packet) = (Vec::new(), None);
     for destination in options.to.map_or_else(|| vec![FAR_IPV4, FAR_IPV6], |to| vec![to]) {

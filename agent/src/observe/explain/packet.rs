@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
 use serde::Serialize;
-use steer_common::{Mark, Verdict, decide};
+use steer_common::{Line, Mark, Verdict, decide};
 
 use super::document::Hop;
 use crate::{
@@ -102,9 +102,9 @@ pub(super) enum Socket {
 
 impl Socket {
     /// `is_present`: whether the link with the policy's index exists.
-    pub(super) fn of(policy: Option<&PolicyEntry>, netns_cookie: u64, is_present: bool) -> Self {
+    pub(super) fn of(policy: Option<&PolicyEntry>, line: Line, netns_cookie: u64, is_present: bool) -> Self {
         let Some(policy) = policy else { return Self::Free };
-        match decide(Some(&policy.record), netns_cookie) {
+        match decide(Some(&policy.record), line, netns_cookie) {
             Verdict::Leave(_) => Self::Free,
             Verdict::Refuse(_) => Self::Refused,
             Verdict::Bind(ifindex) if is_present => Self::Bound(ifindex.unsigned_abs()),

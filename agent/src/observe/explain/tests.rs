@@ -36,7 +36,7 @@ fn record(name: &str, interface: Option<&str>, ifindex: Option<i32>, enforcement
         name,
         &Target { uplink, enforcement, reach: Reach::NONE },
         Owner::Config,
-        Namespace::own(&links, HERE, RouteConfig::default().marks()),
+        Namespace::own(&links, HERE, RouteConfig::default().marks(), &[]),
     )
     .record;
     PolicyRecord { ifindex: ifindex.unwrap_or(record.ifindex), ..record }
@@ -47,6 +47,7 @@ fn policy(name: &str, interface: Option<&str>, ifindex: Option<i32>) -> PolicyEn
         slot: 1,
         record: record(name, interface, ifindex, Enforcement::default()),
         exceptions: Exceptions::NONE,
+        group: None,
     }
 }
 
@@ -279,7 +280,13 @@ fn of_another_network_namespace() {
             VPN,
             vec![
                 ("/", None),
-                ("/a", Some(attached(Some(PolicyEntry { slot: 1, record, exceptions: Exceptions::NONE }), false))),
+                (
+                    "/a",
+                    Some(attached(
+                        Some(PolicyEntry { slot: 1, record, exceptions: Exceptions::NONE, group: None }),
+                        false,
+                    )),
+                ),
             ],
         );
         scene.facts.netns.cookie = ELSEWHERE;

@@ -146,7 +146,7 @@ fn policy_frame(
         ifindex,
         packets: traffic.packets,
         bytes: traffic.bytes,
-        stopped: guarded && ifindex != LOOPBACK_IFINDEX && policy.ifindex.map(i32::cast_unsigned) != Some(ifindex),
+        stopped: guarded && ifindex != LOOPBACK_IFINDEX && !policy.is_uplink(ifindex),
     };
     let cgroup = |cgroup: &CgroupStatus| CgroupFrame {
         path: cgroup.path.clone(),
@@ -174,8 +174,9 @@ fn link_name(policy: &PolicyStatus, ifindex: u32, after: &Sample) -> Option<Stri
     if policy.netns_cookie.is_none_or(|cookie| cookie == after.netns_cookie) {
         return after.links.get(&ifindex).cloned();
     }
-    let is_uplink = policy.ifindex.map(i32::cast_unsigned) == Some(ifindex);
-    policy.interface.clone().filter(|_| is_uplink)
+    let uplinks = policy.uplinks().into_iter();
+    let named = uplinks.filter(|(_, known)| known.map(i32::cast_unsigned) == Some(ifindex));
+    named.map(|(name, _)| name.to_owned()).next()
 }
 
 /// The increase of a counter whose value is `now`.

@@ -60,7 +60,7 @@ pub enum Error {
         /// The policy.
         policy: String,
         /// The state of the uplink.
-        source: crate::host::link::Error,
+        source: resolve::Absent,
     },
     /// The container has no cgroup of its own.
     #[error(
@@ -193,7 +193,7 @@ pub fn steer(pins: &Pins, config: &Config, container: Container<'_>, action: &Ac
     let hierarchy = Hierarchy::find()?;
     let process = Process::look_at(&hierarchy, container)?;
     let links = if *action == Action::Close { Table::default() } else { process.links()? };
-    let namespace = process.namespace(&links, config.route.marks());
+    let namespace = process.namespace(&links, config.route.marks(), &config.uplinks);
     let policy = policy(config, namespace, &action.grant())?;
     let pins = &pins.clone().with_patience(config.containers.timeout);
     let announcement = match action {

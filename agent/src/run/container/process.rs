@@ -12,7 +12,7 @@ use crate::{
         pidfd::Pidfd,
     },
     kernel,
-    model::mark::MarkMask,
+    model::{mark::MarkMask, uplink::group::Group},
 };
 
 /// The location of a container.
@@ -87,8 +87,8 @@ impl Process {
     }
 
     /// Its network namespace, with its current links.
-    pub(super) fn namespace<'a>(&'a self, links: &'a Table, marks: MarkMask) -> Namespace<'a> {
-        Namespace { links, cookie: self.netns_cookie, marks, inside: Some(self.netns.as_fd()) }
+    pub(super) fn namespace<'a>(&'a self, links: &'a Table, marks: MarkMask, groups: &'a [Group]) -> Namespace<'a> {
+        Namespace { links, cookie: self.netns_cookie, marks, groups, inside: Some(self.netns.as_fd()) }
     }
 
     /// Runs a function inside its network namespace.

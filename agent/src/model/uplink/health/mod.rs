@@ -63,6 +63,7 @@ pub struct Settings {
 }
 
 /// What the kernel says of the link.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The interface exists.
@@ -342,12 +343,13 @@ impl Health {
         }
         match (self.state, self.reason, self.settings.rounds) {
             (State::Down, _, None) => self.hold(now_ns),
-            (State::Down, Reason::ProbesFail | Reason::TrafficFails | Reason::Unproven, Some(rounds)) => {
-                if self.successes >= rounds.rise.max(1) {
+            (State::Down, reason, Some(rounds)) => {
+                if !matches!(reason, Reason::ProbesFail | Reason::TrafficFails | Reason::Unproven) {
+                    self.enter(State::Down, Reason::Unproven, now_ns);
+                } else if self.successes >= rounds.rise.max(1) {
                     self.hold(now_ns);
                 }
             }
-            (State::Down, _, Some(_)) => self.enter(State::Down, Reason::Unproven, now_ns),
             (State::Up, Reason::ByHand, Some(_)) => self.enter(State::Suspect, Reason::New, now_ns),
             (State::Up, Reason::ByHand, None) | (State::Suspect, Reason::New | Reason::ProbeFailed, None) => {
                 self.enter(State::Up, Reason::Works, now_ns);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Event, Facts, Hand, Health, Reason, Record, Rounds, Settings, State};
+use crate::model::uplink::choice::{BUCKETS, Candidate, pick};
 use crate::model::uplink::probe::Probe;
 
 const MS: u64 = 1_000_000;
@@ -205,6 +206,20 @@ fn ten_percent_answered_switches_at_most_once() {
             assert!(down >= 1 && up.count() == 0, "seed {seed}: {:?}", bed.log);
         }
     }
+}
+
+#[test]
+fn a_backup_that_flaps_moves_nothing_of_a_good_line() {
+    let (mut good, mut backup, mut number) = (Bed::new(settings(1000)), Bed::new(settings(1000)), numbers(3));
+    for _ in 0..300 {
+        backup.apply([NO_CARRIER, LINK, Event::TrafficFails][usize::try_from(number(3)).expect("small")]);
+        backup.run_for(SECOND, |_| number(2) == 0);
+        good.run(backup.now, |_| true);
+        let carries = |bed: &Bed| matches!(bed.health.state(), State::Up | State::Suspect);
+        let member = |key, tier, bed| Candidate { key, tier, weight: 1, usable: carries(bed) };
+        assert_eq!(pick(&[member(1, 1, &good), member(2, 2, &backup)]), [0; BUCKETS]);
+    }
+    assert!(backup.log.len() > 1 && good.log.len() == 1, "{:?} {:?}", backup.log, good.log);
 }
 
 /// Held, a line with 2 % loss returns; one with 20 % loss does not.

@@ -26,6 +26,7 @@ fn policy(counters: &[(&str, u64)]) -> PolicyStatus {
         origin: Origin::Config,
         interface: Some("wg0".to_owned()),
         ifindex: Some(7),
+        members: Vec::new(),
         stale: None,
         netns_cookie: Some(1),
         cgroups: vec![CgroupStatus {

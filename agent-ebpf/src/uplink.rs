@@ -1,0 +1,107 @@
+//! The line of a socket: the policy's uplink, or a member of its group of uplinks.
+//!
+//! **Invariant:** a group without a member for a socket is closed. A socket that is on a member which others still get stays there.
+
+use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_get_prandom_u32, macros::btf_map};
+use steer_common::{
+    AddressWords, AttachmentRecord, Line, PolicyRecord, UPLINK_SLOTS, UplinkRecord, policy_flags,
+    uplink::{Family, MEMBERS, balance, bucket},
+};
+
+#[btf_map]
+static UPLINKS: Array<UplinkRecord, { UPLINK_SLOTS as usize }> = Array::new();
+
+/// The group of a policy; `None`: it has one uplink. An empty slot has no members: closed.
+#[inline(always)]
+pub(crate) fn group(policy: Option<&PolicyRecord>) -> Option<&'static UplinkRecord> {
+    match policy {
+        Some(policy) if policy.uplink != 0 => UPLINKS.get(policy.uplink),
+        _ => None,
+    }
+}
+
+/// The line of a new socket.
+#[inline(always)]
+pub(crate) fn of_new(policy: Option<&PolicyRecord>, attachment: &AttachmentRecord, family: Family) -> Line {
+    let Some(policy) = policy else { return Line::CLOSED };
+    let Some(group) = group(Some(policy)) else { return Line::of(policy) };
+    group.line(policy, group.picked(family, own_bucket(group, attachment)))
+}
+
+/// What decides about the line of a socket that exists.
+pub(crate) struct Held {
+    /// What it is bound to.
+    pub(crate) bound: i32,
+    /// Its mark.
+    pub(crate) marked: u32,
+    pub(crate) family: Family,
+}
+
+/// The line of a socket that exists, before a call. `to`: the destination that decides, if it may.
+#[inline(always)]
+pub(crate) fn of_held(
+    policy: Option<&PolicyRecord>,
+    attachment: &AttachmentRecord,
+    held: &Held,
+    to: Option<&AddressWords>,
+) -> Line {
+    let Some(policy) = policy else { return Line::CLOSED };
+    let Some(group) = group(Some(policy)) else { return Line::of(policy) };
+    let member = member(policy, group, held);
+    let by_destination = match to {
+        Some(to) if group.balance == balance::DESTINATION => Some(to),
+        _ => None,
+    };
+    // A bound socket stays: without a capability, its binding cannot be changed.
+    let may_stay = by_destination.is_none() || policy.flags & policy_flags::ROUTE == 0;
+    if may_stay && group.is_live(held.family, member) {
+        return group.line(policy, member);
+    }
+    let bucket = match by_destination {
+        Some([a, b, c, d]) => bucket(u64::from(a ^ c) << 32 | u64::from(b ^ d)),
+        None => own_bucket(group, attachment),
+    };
+    group.line(policy, group.picked(held.family, bucket))
+}
+
+/// The member that a socket is on; [`MEMBERS`] if on none.
+#[inline(always)]
+fn member(policy: &PolicyRecord, group: &UplinkRecord, held: &Held) -> usize {
+    if policy.flags & policy_flags::ROUTE == 0 {
+        group.member_of(held.bound)
+    } else {
+        policy.member_of_mark(held.marked)
+    }
+}
+
+/// The index of the uplink that a socket is on, also if others do not get it any more; not positive if it is on none.
+#[inline(always)]
+pub(crate) fn current(policy: &PolicyRecord, attachment: &AttachmentRecord, held: &Held) -> i32 {
+    let Some(group) = group(Some(policy)) else { return policy.ifindex };
+    let member = member(policy, group, held);
+    if member < MEMBERS {
+        return group.line(policy, member).ifindex;
+    }
+    group.line(policy, group.picked(held.family, own_bucket(group, attachment))).ifindex
+}
+
+/// The name of the uplink with this index, as for `SO_BINDTODEVICE`.
+#[inline(always)]
+pub(crate) fn name(policy: &PolicyRecord, ifindex: i32) -> *const u8 {
+    let Some(group) = group(Some(policy)) else { return (&raw const policy.interface).cast() };
+    match group.member.get(group.member_of(ifindex)) {
+        Some(member) => (&raw const member.interface).cast(),
+        None => (&raw const policy.interface).cast(),
+    }
+}
+
+/// The bucket where no destination decides.
+#[inline(always)]
+fn own_bucket(group: &UplinkRecord, attachment: &AttachmentRecord) -> usize {
+    if group.balance == balance::SOCKET {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_prandom_u32() as usize }
+    } else {
+        bucket(attachment.cgroup_id)
+    }
+}

@@ -1,0 +1,272 @@
+//! `[[uplink]]`: groups of uplinks, in the configuration file only.
+//!
+//! **Invariant:** each key of a group and of a member is read here, and nowhere else.
+
+use std::time::Duration;
+
+use steer_common::uplink::MEMBERS;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{Problems, Source, reader::Reader};
+use crate::model::{
+    spec::{AllDown, Balance, OnFail, OnReturn, Resolvers, Uplink, Word},
+    uplink::group::{Group, GroupName, HOLD, Member},
+};
+
+/// The name of the tables.
+pub(super) const NAME: &str = "uplink";
+const KEYS: [&str; 7] = ["name", "members", "balance", "hold", "on_fail", "on_return", "all_down"];
+const MEMBER_KEYS: [&str; 5] = ["interface", "tier", "weight", "metered", "dns"];
+/// The longest `hold`.
+const LONGEST_HOLD: Duration = Duration::from_hours(1);
+
+/// Reads the groups of the configuration file. Mistakes elsewhere in it are no error, unless the syntax is wrong.
+pub fn uplinks(source: &Source) -> Result<Vec<Group>, Problems> {
+    let mut reader = Reader { source, problems: Vec::new() };
+    let table = reader.table();
+    let mut groups = Vec::new();
+    if reader.problems.is_empty() {
+        groups = reader.uplinks(table.get_ref());
+    }
+    let problems = reader.sorted();
+    if problems.is_empty() { Ok(groups) } else { Err(Problems { problems }) }
+}
+
+impl Reader<'_> {
+    /// Reads all groups.
+    pub(super) fn uplinks(&mut self, file: &DeTable<'_>) -> Vec<Group> {
+        let Some(value) = file.get(NAME) else { return Vec::new() };
+        let Some(tables) = value.get_ref().as_array() else {
+            self.wrong(NAME, value, "expected [[uplink]], with double brackets");
+            return Vec::new();
+        };
+        let mut groups: Vec<Group> = Vec::new();
+        for (index, table) in tables.iter().enumerate() {
+            let at = format!("{NAME}[{index}]");
+            let Some(fields) = table.get_ref().as_table() else {
+                self.wrong(&at, table, "expected a table");
+                continue;
+            };
+            let Some(group) = self.group(&at, table, fields) else { continue };
+            if groups.iter().any(|other| other.name == group.name) {
+                let path = format!("{at}.name");
+                self.problem(
+                    table.span(),
+                    &path,
+                    "",
+                    format!("another [[uplink]] is named {}; expected another name", group.name),
+                );
+            } else {
+                groups.push(group);
+            }
+        }
+        groups
+    }
+
+    fn group(&mut self, at: &str, table: &Spanned<DeValue<'_>>, fields: &DeTable<'_>) -> Option<Group> {
+        let (mut name, mut members) = (None, None);
+        let (mut balance, mut on_fail, mut all_down) = (Balance::default(), OnFail::default(), AllDown::default());
+        let (mut hold, mut on_return) = (HOLD, None);
+        for (key, value) in fields {
+            let path = format!("{at}.{}", key.get_ref());
+            match key.get_ref().as_ref() {
+                "name" => name = self.parsed(&path, value, GroupName::parse),
+                "members" => members = self.members(&path, value),
+                "balance" => balance = self.one_word(&path, value).unwrap_or(balance),
+                "on_fail" => on_fail = self.one_word(&path, value).unwrap_or(on_fail),
+                "on_return" => on_return = self.one_word::<OnReturn>(&path, value),
+                "all_down" => all_down = self.one_word(&path, value).unwrap_or(all_down),
+                "hold" => hold = self.parsed(&path, value, read_hold).unwrap_or(hold),
+                _ => self.problem(key.span(), &path, "", format!("unknown key; expected {}", KEYS.join(", "))),
+            }
+        }
+        for (key, expected) in [
+            ("name", "expected name = \"...\", as policies use it"),
+            ("members", "expected members = [{ interface = \"eth0\" }, ...]"),
+        ] {
+            if !fields.contains_key(key) {
+                self.problem(table.span(), &format!("{at}.{key}"), "", format!("missing; {expected}"));
+            }
+        }
+        let group = Group { name: name?, members: members?, balance, hold, on_fail, on_return, all_down };
+        match (group.check(), fields.get("members")) {
+            (Err(problem), Some(value)) => {
+                self.wrong(&format!("{at}.members"), value, problem);
+                None
+            }
+            _ => Some(group),
+        }
+    }
+
+    fn members(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<Member>> {
+        let Some(items) = value.get_ref().as_array() else {
+            let expected = format!("expected a list of 1 to {MEMBERS} members, as [{{ interface = \"eth0\" }}]");
+            self.wrong(path, value, expected);
+            return None;
+        };
+        let members: Vec<_> = items
+            .iter()
+            .enumerate()
+            .filter_map(|(index, item)| self.member(&format!("{path}[{index}]"), item))
+            .collect();
+        (members.len() == items.len()).then_some(members)
+    }
+
+    fn member(&mut self, at: &str, item: &Spanned<DeValue<'_>>) -> Option<Member> {
+        if item.get_ref().as_str().is_some() {
+            return self.parsed(at, item, interface).map(Member::new);
+        }
+        let Some(fields) = item.get_ref().as_table() else {
+            self.wrong(at, item, "expected the name of an interface, or a table with it");
+            return None;
+        };
+        let before = self.problems.len();
+        let mut member = Member::new(String::new());
+        for (key, value) in fields {
+            let path = format!("{at}.{}", key.get_ref());
+            match key.get_ref().as_ref() {
+                "interface" => member.interface = self.parsed(&path, value, interface).unwrap_or_default(),
+                "tier" => member.tier = self.small(&path, value).unwrap_or(member.tier),
+                "weight" => member.weight = self.small(&path, value).unwrap_or(member.weight),
+                "metered" => match value.get_ref().as_bool() {
+                    Some(metered) => member.metered = metered,
+                    None => self.wrong(&path, value, "expected true or false"),
+                },
+                "dns" => member.dns = self.resolvers(&path, value),
+                _ => self.problem(key.span(), &path, "", format!("unknown key; expected {}", MEMBER_KEYS.join(", "))),
+            }
+        }
+        if !fields.contains_key("interface") {
+            let expected = "missing; expected interface = \"...\", the name of an interface";
+            self.problem(item.span(), &format!("{at}.interface"), "", expected);
+        }
+        (self.problems.len() == before).then_some(member)
+    }
+
+    fn resolvers(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Resolvers {
+        let mut resolvers = Resolvers::NONE;
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong(path, value, "expected a list of addresses, as [\"192.0.2.53\"]");
+            return resolvers;
+        };
+        for item in items {
+            match item.get_ref().as_str().map(|text| resolvers.add(text)) {
+                Some(Ok(())) => {}
+                Some(Err(problem)) => self.wrong(path, item, problem),
+                None => self.wrong(path, item, "expected an address in quotes"),
+            }
+        }
+        resolvers
+    }
+
+    /// Reads text.
+    fn parsed<T>(
+        &mut self,
+        path: &str,
+        value: &Spanned<DeValue<'_>>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let parsed = value.get_ref().as_str().ok_or_else(|| "expected a string".to_owned()).and_then(parse);
+        parsed.map_err(|problem| self.wrong(path, value, problem)).ok()
+    }
+
+    fn one_word<W: Word>(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<W> {
+        let read = value.get_ref().as_str().ok_or_else(W::expected).and_then(W::read);
+        read.map_err(|problem| self.wrong(path, value, problem)).ok()
+    }
+
+    /// Reads a number from 1 to 100.
+    fn small(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<u8> {
+        let number = value.get_ref().as_integer().and_then(|it| u8::from_str_radix(it.as_str(), it.radix()).ok());
+        let number = number.filter(|number| (1..=100).contains(number));
+        if number.is_none() {
+            self.wrong(path, value, "expected a number from 1 to 100");
+        }
+        number
+    }
+}
+
+fn interface(text: &str) -> Result<String, String> {
+    match Uplink::parse(text)? {
+        Uplink::Interface(name) => Ok(name),
+        Uplink::Group(_) | Uplink::Exempt | Uplink::Closed => Err("expected the name of an interface".to_owned()),
+    }
+}
+
+fn read_hold(text: &str) -> Result<Duration, String> {
+    let hold = text.parse::<jiff::SignedDuration>().ok().and_then(|hold| Duration::try_from(hold).ok());
+    let fits = hold.filter(|hold| *hold <= LONGEST_HOLD && hold.subsec_nanos() == 0);
+    fits.ok_or_else(|| "expected whole seconds up to an hour, as \"30s\" or \"5m\"".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::model::{
+        config::parse,
+        spec::{AllDown, Balance, OnFail, OnReturn, Uplink},
+    };
+
+    const GROUP: &str = r#"
+[[uplink]]
+name = "internet"
+members = [
+  { interface = "eth1", weight = 3, dns = ["192.0.2.53"] },
+  "eth2",
+  { interface = "wwan0", tier = 2, metered = true },
+]
+balance = "socket"
+hold = "1m"
+on_fail = "keep"
+on_return = "linger"
+all_down = "close"
+
+[[policy]]
+name = "a"
+uplink = "internet"
+cgroups = ["/a"]
+"#;
+
+    #[test]
+    fn a_group_and_a_policy_that_uses_it() {
+        let config = parse("f.toml", GROUP).expect("valid");
+        let [group] = config.uplinks.as_slice() else { panic!("one group: {:?}", config.uplinks) };
+        let members: Vec<_> =
+            group.members.iter().map(|it| (it.interface.as_str(), it.tier, it.weight, it.metered)).collect();
+        assert_eq!(members, [("eth1", 1, 3, false), ("eth2", 1, 1, false), ("wwan0", 2, 1, true)]);
+        assert!(group.members[0].dns.v4.is_some());
+        let settings = (group.balance, group.hold, group.on_fail, group.on_return, group.all_down);
+        let want = (Balance::Socket, Duration::from_mins(1), OnFail::Keep, Some(OnReturn::Linger), AllDown::Close);
+        assert_eq!(settings, want);
+        let target = &config.policies[0].target;
+        assert_eq!(target.uplink, Uplink::Group(group.name.clone()));
+        assert_eq!(target.spec().target(target.uplink.clone()), Ok(target.clone()), "written as read");
+    }
+
+    #[test]
+    fn mistakes() {
+        let cases = [
+            ("weight = 3", "weight = 0", "uplink[0].members[0].weight = 0: expected a number from 1 to 100"),
+            ("\"eth2\"", "\"eth1\"", "eth1 is a member twice; expected each interface once"),
+            ("\"eth2\"", "7", "uplink[0].members[1] = 7: expected the name of an interface, or a table with it"),
+            ("interface = \"wwan0\", ", "", "uplink[0].members[2].interface: missing"),
+            ("metered = true", "metered = 1", "members[2].metered = 1: expected true or false"),
+            ("\"1m\"", "\"2h\"", "uplink[0].hold = \"2h\": expected whole seconds up to an hour"),
+            ("\"socket\"", "\"random\"", "uplink[0].balance = \"random\": expected \"cgroup\", \"destination\" or"),
+            ("all_down", "all_up", "uplink[0].all_up: unknown key; expected name, members,"),
+            ("name = \"internet\"\n", "", "uplink[0].name: missing"),
+            ("uplink = \"internet\"", "uplink = \"lte\"", "policy[0].uplink: there is no [[uplink]] \"lte\""),
+            ("uplink = \"internet\"", "uplink = \"a,b\"", "policy[0].uplink = \"a,b\": `,` and `!` are not part"),
+            ("uplink = \"internet\"", "uplink = \"internet\"\ninterface = \"eth0\"", "expected interface or uplink"),
+            ("[[uplink]]", "[uplink]", "uplink = [uplink]: expected [[uplink]], with double brackets"),
+        ];
+        for (from, to, want) in cases {
+            let problems = parse("f.toml", &GROUP.replacen(from, to, 1)).expect_err(want).to_string();
+            assert!(problems.contains(want), "{want}\nin\n{problems}");
+        }
+    }
+}
