@@ -6,7 +6,7 @@
 use std::{io, net::IpAddr, os::fd::BorrowedFd};
 
 use steer_common::{
-    AddressWords, CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
+    CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
     address::{address_words, ip_address},
     policy_flags,
     record::{INTERFACE_BYTES, NAME_BYTES},
@@ -69,9 +69,6 @@ pub fn policy(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_
     let mut record = record(name, target, owner, namespace);
     if let Some(group) = &group {
         record.members = group.members;
-        let has_dns = |dns: &[AddressWords]| dns.iter().any(|words| *words != [0; 4]);
-        record.flags |=
-            flag_if(has_dns(&group.dns4), policy_flags::DNS4) | flag_if(has_dns(&group.dns6), policy_flags::DNS6);
     }
     Policy { record, exceptions, group }
 }

@@ -28,6 +28,8 @@ use crate::{
 
 /// How often routes are planned when the kernel does not take one: its address or link may have gone since the reading.
 const TRIES: usize = 5;
+/// How many of these have to agree before a route is reported.
+const AGREEING: usize = 4;
 
 /// What was written last, by network namespace. It tells what others have removed.
 #[derive(Debug, Default)]
@@ -131,6 +133,7 @@ pub fn follow(
     let (policies, namespace) = policies_of(datapath, namespace)?;
     let mut earlier: Option<Plan> = None;
     let mut failed: Option<Vec<Failed>> = None;
+    let mut agreeing = 0;
     for _ in 0..TRIES {
         let state = read(namespace)?;
         let plan = plan_of(&policies, datapath.pins(), namespace, &state)?;
@@ -139,18 +142,22 @@ pub fn follow(
         let changes = run(namespace, "write rules and routes", || route::write(&plan, &state, before))?;
         report(&changes, &plan, before);
         written.0.insert(namespace.cookie, plan.clone());
-        // What changes meanwhile is reported by the kernel, and then followed.
-        if changes.failed.is_empty() || earlier.is_some_and(|earlier| earlier != plan) {
+        if changes.failed.is_empty() {
             return Ok(());
         }
-        earlier = Some(plan);
-        // What fails in each try.
+        if earlier.is_some_and(|earlier| earlier != plan) {
+            (failed, agreeing) = (None, 0);
+        }
+        (earlier, agreeing) = (Some(plan), agreeing + 1);
+        // What fails in each try since the plan has changed.
         let again = |known: &Failed| changes.failed.iter().any(|failed| failed.what == known.what);
         failed = Some(match failed {
             None => changes.failed,
             Some(known) => known.into_iter().filter(again).collect(),
         });
     }
+    // What changes meanwhile is reported by the kernel, and then followed.
+    let failed = failed.filter(|_| agreeing >= AGREEING);
     for failed in failed.into_iter().flatten() {
         log::warn!("a route was not written, so its destinations are not reached: {failed}");
     }
