@@ -37,6 +37,8 @@ pub mod uplink_flags {
     pub const LINGER_ON_RETURN: u32 = 1 << 2;
     /// If every member is down, there is none.
     pub const CLOSE_IF_ALL_DOWN: u32 = 1 << 3;
+    /// The daemon probes the members. Without its results, what they have decided stays.
+    pub const PROBED: u32 = 1 << 4;
 }
 
 /// A member of a group. For the agent.
@@ -56,6 +58,33 @@ pub struct MemberRecord {
 impl MemberRecord {
     /// No member.
     pub const EMPTY: Self = Self { interface: [0; INTERFACE_BYTES], tier: 0, weight: 0, metered: 0 };
+}
+
+/// The health of a member in one family, so that the next daemon decides the same. For the agent, which gives the numbers their meaning.
+/// Times are nanoseconds since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct HealthRecord {
+    /// Its state.
+    pub state: u8,
+    /// Why it is in this state.
+    pub reason: u8,
+    /// How often it went down lately. Each doubles the time for which it is held.
+    pub flaps: u8,
+    /// What an administrator has decided.
+    pub hand: u8,
+    /// Zero.
+    pub reserved: u32,
+    /// Since when it is in this state.
+    pub since_ns: u64,
+    /// Held: when it is up. Up or suspect: when a flap is forgotten. Down: zero.
+    pub deadline_ns: u64,
+}
+
+impl HealthRecord {
+    /// Of a member that nobody has looked at. The time zero says so.
+    pub const NEW: Self =
+        Self { state: 0, reason: 0, flaps: 0, hand: 0, reserved: 0, since_ns: 0, deadline_ns: 0 };
 }
 
 /// A group of uplinks in one network namespace.
@@ -86,10 +115,20 @@ pub struct UplinkRecord {
     pub hold: u32,
     /// The members as configured.
     pub member: [MemberRecord; MEMBERS],
+    /// The members that may have sockets, by bit: IPv4, and IPv6. For the agent, as what follows.
+    pub holding: [u32; 2],
+    /// When the sockets of each member are ended, in nanoseconds since boot; zero: they do not linger. For IPv4, and for IPv6.
+    pub linger_ns: [[u64; MEMBERS]; 2],
+    /// The health of each member: for IPv4, and for IPv6.
+    pub health: [[HealthRecord; MEMBERS]; 2],
 }
 
 const _: () = assert!(size_of::<MemberRecord>() == INTERFACE_BYTES + 8);
-const _: () = assert!(size_of::<UplinkRecord>() == 56 + 2 * BUCKETS + 32 * MEMBERS + NAME_BYTES + 8 + 136 * MEMBERS);
+const _: () = assert!(size_of::<HealthRecord>() == 24);
+const _: () = assert!(
+    size_of::<UplinkRecord>()
+        == 56 + 2 * BUCKETS + 32 * MEMBERS + NAME_BYTES + 8 + 136 * MEMBERS + 8 + 2 * MEMBERS * (8 + 24)
+);
 
 /// The family of an address, as an index of what a group has for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +175,9 @@ impl UplinkRecord {
         flags: 0,
         hold: 0,
         member: [MemberRecord::EMPTY; MEMBERS],
+        holding: [0; 2],
+        linger_ns: [[0; MEMBERS]; 2],
+        health: [[HealthRecord::NEW; MEMBERS]; 2],
     };
 
     /// The member with this index; [`MEMBERS`] if there is none.

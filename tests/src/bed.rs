@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use steer_lab::{Server, Uplinks};
+use steer_lab::{Netns, Server, Uplinks};
 
 use crate::{Cgroup, Daemon};
 
@@ -119,10 +119,12 @@ impl Bed {
 
     /// Runs ip(8) in the client's network namespace, and returns what it prints.
     pub fn ip(&self, arguments: &str) -> anyhow::Result<String> {
-        let mut command = Command::new("ip");
-        let ran = output(self.net.client.enter(command.args(arguments.split(' '))))?;
-        anyhow::ensure!(ran.code == 0, "ip {arguments}: {ran:?}");
-        Ok(ran.stdout)
+        ip(&self.net.client, arguments)
+    }
+
+    /// The same in the server's network namespace.
+    pub fn ip_of_server(&self, arguments: &str) -> anyhow::Result<String> {
+        ip(&self.net.server, arguments)
     }
 
     /// Deletes all routes of steer's tables of a family, `-4` or `-6`, in the client's network namespace, as another program could.
@@ -170,6 +172,13 @@ impl Drop for Bed {
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+fn ip(netns: &Netns, arguments: &str) -> anyhow::Result<String> {
+    let mut command = Command::new("ip");
+    let ran = output(netns.enter(command.args(arguments.split_whitespace())))?;
+    anyhow::ensure!(ran.code == 0, "ip {arguments}: {ran:?}");
+    Ok(ran.stdout)
 }
 
 /// Runs a command and waits for it.

@@ -42,6 +42,7 @@ mod suites;
 mod systemd;
 mod top;
 mod uplink_groups;
+mod uplink_health;
 mod uplinks;
 mod vrf;
 mod wireguard;
@@ -81,6 +82,7 @@ fn main() {
         ("local", local::TESTS),
         ("reach", reach::TESTS),
         ("uplink_groups", uplink_groups::TESTS),
+        ("uplink_health", uplink_health::TESTS),
         ("guards", guards::TESTS),
         ("other_netns", other_netns::TESTS),
         ("hostile", hostile::TESTS),

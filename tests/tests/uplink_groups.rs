@@ -23,7 +23,7 @@ const METHODS: [&str; 2] = ["[]", "[\"host\"]"];
 
 fn config(members: &str, settings: &str, local: &str) -> String {
     format!(
-        "[[uplink]]\nname = \"lines\"\nmembers = {members}\n{settings}\n\
+        "[[uplink]]\nname = \"lines\"\nmembers = {members}\nhold = \"0s\"\n{settings}\n\
          [[policy]]\nname = \"p\"\nuplink = \"lines\"\nlocal = {local}\ncgroups = [\"@\"]\n"
     )
 }

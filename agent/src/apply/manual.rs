@@ -15,7 +15,7 @@ use super::{
     resolve::{self, Namespace},
     routes::{self, Elsewhere, Written},
     takeover::{self, TakenOver},
-    uplinks,
+    uplinks::Groups,
 };
 use crate::{
     host::cgroup::{Cgroup, Hierarchy},
@@ -113,13 +113,17 @@ pub fn attach(
     let permitted = permit::attachment(origin, &cgroup.path, existing.as_ref(), configured.unwrap_or_default())?;
     if origin != Origin::Closing {
         resolve::follow(datapath, lock, namespace)?;
-        uplinks::follow(datapath, lock, namespace)?;
+        Groups::default().follow(datapath, lock, namespace)?;
     }
     let slot = match (configured, wanted) {
         (Some(slot), _) => slot,
         (None, Wanted::Own(policy)) => {
             let taken = routes::taken(datapath.pins(), std::slice::from_ref(policy), namespace)?;
-            datapath.put_policies(lock, std::slice::from_ref(policy), &taken)?[0]
+            let slot = datapath.put_policies(lock, std::slice::from_ref(policy), &taken)?[0];
+            if policy.group.is_some() {
+                Groups::default().follow(datapath, lock, namespace)?;
+            }
+            slot
         }
         (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone() }),
     };

@@ -27,7 +27,7 @@ use crate::{
         spec::{
             Enforce, Enforcement, Exceptions, Existing, Ingress, Local, OtherNetns, Reach, Resolvers, Target, Uplink,
         },
-        uplink::group::{Group, GroupName},
+        uplink::group::{self, Group, GroupName},
     },
 };
 
@@ -64,8 +64,8 @@ impl<'a> Namespace<'a> {
 /// A policy of this namespace, for the kernel. It is closed while the interface is missing.
 pub fn policy(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -> Policy {
     let exceptions = target.reach.except.clone();
-    let group = target.uplink.group().and_then(|name| namespace.groups.iter().find(|group| group.name == *name));
-    let group = group.map(|group| Box::new(uplinks::record(group, namespace)));
+    let group = target.uplink.group().and_then(|name| group::named(namespace.groups, name));
+    let group = group.map(|group| Box::new(uplinks::record(&group, namespace)));
     let mut record = record(name, target, owner, namespace);
     if let Some(group) = &group {
         record.members = group.members;

@@ -21,6 +21,8 @@ mod status;
 mod target;
 mod top;
 mod unit;
+mod uplink;
+mod uplinks;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -74,6 +76,10 @@ enum Command {
     Reload,
     /// Show the network interfaces, and the policies that use them as uplinks
     Interfaces(interfaces::Args),
+    /// Show the groups of uplinks in force, and the health of their members
+    Uplinks(uplinks::Args),
+    /// Take a member of a group of uplinks out of use, or back
+    Uplink(uplink::Args),
     /// Show what is stopped, as it happens, with or without a daemon
     Events(events::Args),
     /// Show live what steered cgroups create and send, and by which link
@@ -127,6 +133,8 @@ impl Cli {
             Command::Top(args) => top::run(&args, &instance),
             Command::Policy(args) => policy::run(args, &instance),
             Command::Interfaces(args) => interfaces::run(&args, &instance),
+            Command::Uplinks(args) => uplinks::run(&args, &instance),
+            Command::Uplink(args) => uplink::run(&args, &instance),
             Command::Explain(args) => explain::run(args, &instance),
             Command::Doctor(args) => doctor::run(args, &instance),
             Command::Hook(args) => hook::run(args, &instance),

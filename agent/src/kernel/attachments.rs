@@ -4,7 +4,7 @@
 //! first link, all attachments below it already have the nested flag and the programs that write the note.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
@@ -66,6 +66,20 @@ impl Datapath {
     /// Ids of the cgroups attached to one of these slots.
     pub fn attachments_to(&self, slots: &[u32]) -> Result<BTreeSet<u64>, Error> {
         self.attachments_with(|record| slots.contains(&record.policy))
+    }
+
+    /// The values of the policies that some attachment names, of policies by slot.
+    pub fn used_among(&self, values: &BTreeMap<u32, u32>) -> Result<BTreeSet<u32>, Error> {
+        let all: BTreeSet<u32> = values.values().copied().collect();
+        let mut used = BTreeSet::new();
+        for path in list(&self.pins.links())? {
+            if used == all {
+                break;
+            }
+            let Ok(cgroup_id) = file_name(&path).parse() else { continue };
+            used.extend(self.record(cgroup_id)?.and_then(|record| values.get(&record.policy).copied()));
+        }
+        Ok(used)
     }
 
     fn attachments_with(&self, wanted: impl Fn(&AttachmentRecord) -> bool) -> Result<BTreeSet<u64>, Error> {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use steer_common::{
     PolicyRecord, UPLINK_SLOTS, UplinkRecord, map,
-    uplink::{BUCKETS, Family, Line, MEMBERS, MemberRecord, NO_MEMBER, bucket},
+    uplink::{BUCKETS, Family, HealthRecord, Line, MEMBERS, MemberRecord, NO_MEMBER, bucket},
 };
 
 use super::{Datapath, Error, Lock, PolicyEntry, map_error, text};
@@ -76,15 +76,32 @@ pub fn members(group: &UplinkRecord) -> impl Iterator<Item = (usize, &MemberReco
     group.member.iter().enumerate().take(count)
 }
 
-/// Whether two records are the same group, apart from the indexes and the choice.
+/// Whether two records are the same group, apart from the indexes, the choice and the health of the members.
 fn is_same_group(old: &UplinkRecord, new: &UplinkRecord) -> bool {
     let plain = |record: &UplinkRecord| UplinkRecord {
         ifindex: [0; MEMBERS],
         live: [0; 2],
         pick: [[NO_MEMBER; BUCKETS]; 2],
+        holding: [0; 2],
+        linger_ns: [[0; MEMBERS]; 2],
+        health: [[HealthRecord::NEW; MEMBERS]; 2],
         ..*record
     };
     plain(old) == plain(new)
+}
+
+/// A new group, with what is known of the members of an earlier one that had its name.
+fn inherit<'g>(group: &UplinkRecord, mut known: impl Iterator<Item = &'g UplinkRecord>) -> UplinkRecord {
+    let mut heir = *group;
+    let is_earlier = |earlier: &&UplinkRecord| (earlier.netns_cookie, earlier.name) == (group.netns_cookie, group.name);
+    let Some(earlier) = known.find(is_earlier) else { return heir };
+    for (to, member) in members(group) {
+        let Some((from, _)) = members(earlier).find(|(_, known)| known.interface == member.interface) else { continue };
+        for family in 0..heir.health.len() {
+            heir.health[family][to] = earlier.health[family][from];
+        }
+    }
+    heir
 }
 
 impl Datapath {
@@ -129,7 +146,7 @@ impl Datapath {
         let free = || (1..UPLINK_SLOTS).find(|slot| !taken.contains_key(slot));
         // A group that is there keeps its choice.
         let (slot, group) = kept
-            .or_else(|| Some((free()?, *group)))
+            .or_else(|| Some((free()?, inherit(group, taken.values()))))
             .ok_or_else(|| Error::FullUplinks { name: text(&group.name), slots: UPLINK_SLOTS - 1 })?;
         self.write_group(slot, &group)?;
         taken.insert(slot, group);

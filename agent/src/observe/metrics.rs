@@ -2,9 +2,15 @@
 //!
 //! **Invariant:** each request reads what is in force. Names and units follow the conventions of Prometheus, and are stable.
 
-use prometheus::{Encoder as _, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
+use prometheus::{Encoder as _, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
-use crate::observe::status::{Origin, Status};
+use crate::{
+    model::uplink::Family,
+    observe::{
+        status::{Origin, Status},
+        uplinks::UplinkStatus,
+    },
+};
 
 /// The content type of the text.
 pub const CONTENT_TYPE: &str = TEXT_FORMAT;
@@ -14,7 +20,7 @@ const SOCKETS: [&str; 7] =
     ["bound", "closed_missing", "closed_unknown", "refused_netns", "left_netns", "left_exempt", "left_nested"];
 
 /// The text of the metrics. `healthy` is the daemon's own state.
-pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Error> {
+pub fn render(status: &Status, uplinks: &[UplinkStatus], healthy: bool) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
     let gauge = |name, help, labels| {
         let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
@@ -94,9 +100,47 @@ pub fn render(status: &Status, healthy: bool) -> Result<String, prometheus::Erro
             }
         }
     }
+    render_uplinks(&registry, uplinks)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
     String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+}
+
+/// The groups of uplinks.
+fn render_uplinks(registry: &Registry, uplinks: &[UplinkStatus]) -> Result<(), prometheus::Error> {
+    let gauge = |name, help, labels: &[&str]| {
+        let gauge = GaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok::<_, prometheus::Error>(gauge)
+    };
+    let labels = ["uplink", "interface", "family"];
+    let state = gauge(
+        "steer_uplink_state",
+        "The state of a member of a group of uplinks: 1 for the state that it has.",
+        &["uplink", "interface", "family", "state"],
+    )?;
+    let share = gauge("steer_uplink_share_ratio", "The part of new sockets that get the member.", &labels)?;
+    let latency = gauge("steer_uplink_probe_latency_seconds", "The time of the member's last answer.", &labels)?;
+    let lost = gauge("steer_uplink_probe_lost_ratio", "The part of the last 32 rounds of probes that failed.", &labels)?;
+    for (group, member) in uplinks.iter().flat_map(|group| group.members.iter().map(move |member| (group, member))) {
+        for (family, name) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
+            let health = member.health(family);
+            let labels = [group.name.as_str(), member.interface.as_str(), name];
+            for known in ["up", "suspect", "down", "held"] {
+                let labels = [labels[0], labels[1], labels[2], known];
+                state.with_label_values(&labels).set(f64::from(u8::from(health.state == known)));
+            }
+            share.with_label_values(&labels).set(health.share / 100.0);
+            let Some(probes) = &health.probes else { continue };
+            if let Some(ms) = probes.latency_ms {
+                latency.with_label_values(&labels).set(ms / 1000.0);
+            }
+            if probes.rounds > 0 {
+                lost.with_label_values(&labels).set(f64::from(probes.lost) / f64::from(probes.rounds));
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -129,7 +173,7 @@ mod tests {
             except: Vec::new(),
             counters,
         };
-        let text = render(&Status { policies: vec![policy], ..Status::default() }, true).expect("text");
+        let text = render(&Status { policies: vec![policy], ..Status::default() }, &[], true).expect("text");
         for counter in COUNTERS {
             let is_shown = text.lines().any(|line| line.ends_with(&format!(" {}", counter as u64 + 1)));
             assert!(is_shown, "{} is missing in\n{text}", counter.name());

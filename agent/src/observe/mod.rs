@@ -13,3 +13,4 @@ mod schema;
 pub mod status;
 pub mod top;
 pub mod unsteered;
+pub mod uplinks;

@@ -19,7 +19,8 @@ use crate::{
     apply::{
         resolve::{self, Namespace},
         routes::{self, Written},
-        takeover, uplinks,
+        takeover,
+        uplinks::{self, Groups},
     },
     host::{
         cgroup::{Hierarchy, scope},
@@ -162,9 +163,9 @@ fn follow_uplinks(
     };
     let namespace = Namespace::own(table, netns_cookie, RouteConfig::default().marks(), &[]);
     let changed = resolve::follow(&mut datapath, &lock, namespace)?;
-    let switches = uplinks::follow(&mut datapath, &lock, namespace)?;
+    let switches = Groups::default().follow(&mut datapath, &lock, namespace)?;
     routes::follow(&mut datapath, &lock, namespace, &mut Written::default())?;
-    uplinks::report(&uplinks::move_sockets(&lock, &datapath, hierarchy, &switches)?);
+    uplinks::report(&uplinks::move_sockets(&lock, &mut datapath, hierarchy, &switches)?);
     takeover::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)
 }
 

@@ -1,6 +1,6 @@
 //! Follows the links of the daemon's own network namespace, and of those of containers.
 
-use std::os::fd::AsFd as _;
+use std::{os::fd::AsFd as _, time::Duration};
 
 use super::{Steering, report};
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     host::{
         link::{self, Table},
         netns,
+        probe::{Outcome, Round},
     },
     kernel::{Datapath, Error, Lock, PolicyEntry},
 };
@@ -28,9 +29,9 @@ impl Steering {
         let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
         log_uplinks(&changed);
-        let switches = uplinks::follow(&mut self.datapath, lock, namespace)?;
+        let switches = self.groups.follow(&mut self.datapath, lock, namespace)?;
         self.follow_routes(lock)?;
-        uplinks::report(&uplinks::move_sockets(lock, &self.datapath, &self.hierarchy, &switches)?);
+        uplinks::report(&uplinks::move_sockets(lock, &mut self.datapath, &self.hierarchy, &switches)?);
         report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
         Ok(())
     }
@@ -38,7 +39,49 @@ impl Steering {
     /// Handles changed rules, routes and addresses.
     pub(crate) fn routes_changed(&mut self) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
+        self.choose(&lock)?;
         self.follow_routes(&lock)
+    }
+
+    /// Looks at the members of groups, and chooses between them.
+    pub(super) fn choose(&mut self, lock: &Lock) -> Result<(), Error> {
+        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
+        let switches = self.groups.follow(&mut self.datapath, lock, namespace)?;
+        uplinks::report(&uplinks::move_sockets(lock, &mut self.datapath, &self.hierarchy, &switches)?);
+        Ok(())
+    }
+
+    /// Takes the results of probes in. Chooses again if one has changed the health of a member, or if it is time.
+    pub(crate) fn probed(&mut self, outcomes: &[(uplinks::Key, Outcome)]) -> Result<(), Error> {
+        let mut changed = self.groups.is_due();
+        for (key, outcome) in outcomes {
+            changed |= self.groups.take_in(*key, outcome);
+        }
+        if changed {
+            let lock = self.datapath.lock()?;
+            self.choose(&lock)?;
+        }
+        Ok(())
+    }
+
+    /// The last results of probes.
+    pub(crate) fn probe_results(&self) -> Vec<uplinks::Probed> {
+        self.groups.probed()
+    }
+
+    /// The rounds of probes that are due.
+    pub(crate) fn rounds(&mut self) -> Vec<(uplinks::Key, Round)> {
+        self.groups.rounds()
+    }
+
+    /// The time until the next round of probes or choice is due.
+    pub(crate) fn next_choice(&self) -> Option<Duration> {
+        self.groups.wake()
+    }
+
+    /// Looks whether cgroups use the groups that are probed.
+    pub(crate) fn look_at_use(&mut self) -> Result<(), Error> {
+        self.groups.look_at_use(&self.datapath)
     }
 
     pub(super) fn follow_routes(&mut self, lock: &Lock) -> Result<(), Error> {
@@ -66,7 +109,7 @@ impl Steering {
             inside,
         };
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
-        let switches = uplinks::follow(&mut self.datapath, lock, namespace)?;
+        let switches = self.groups.follow(&mut self.datapath, lock, namespace)?;
         routes::follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
         if changed.is_empty() && switches.is_empty() {
             return Ok(());
@@ -74,8 +117,8 @@ impl Steering {
         log_uplinks(&changed);
         let (pins, hierarchy) = (self.datapath.pins(), &self.hierarchy);
         let followed = netns::inside(change.netns.as_fd(), || match Datapath::open(pins)? {
-            Some(datapath) => {
-                uplinks::report(&uplinks::move_sockets(lock, &datapath, hierarchy, &switches)?);
+            Some(mut datapath) => {
+                uplinks::report(&uplinks::move_sockets(lock, &mut datapath, hierarchy, &switches)?);
                 takeover::follow_uplinks(lock, &datapath, hierarchy, cookie, &changed)
             }
             None => Ok(Vec::new()),

@@ -25,6 +25,7 @@ use crate::{
         resolve::{self, Namespace},
         routes::{self, Elsewhere, Written},
         takeover::{self, TakenOver},
+        uplinks::Groups,
     },
     host::{
         cgroup::{self, Hierarchy, scope},
@@ -64,6 +65,7 @@ pub(crate) struct Steering {
     /// The file of what `steer off` has released. `None` once it was restored.
     released: Option<PathBuf>,
     routes: Written,
+    groups: Groups,
 }
 
 /// Policies and the slots they are in.
@@ -109,6 +111,7 @@ impl Steering {
             blind_spots: BlindSpots::default(),
             released: Some(released.to_owned()),
             routes: Written::default(),
+            groups: Groups::probing(),
         })
     }
 
@@ -178,6 +181,7 @@ impl Steering {
         let elsewhere = Elsewhere::read(&self.datapath)?;
         let taken = routes::taken(self.datapath.pins(), &policies, self.namespace())?;
         let slots = self.datapath.put_policies(&lock, &policies, &taken)?;
+        self.choose(&lock)?;
         // The routes come first: without the rule of its mark, packets of a socket are stopped. If they cannot be written, they stay stopped,
         // and everything else goes on.
         let routed = self.follow_routes(&lock);

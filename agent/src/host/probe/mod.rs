@@ -13,7 +13,7 @@ mod dns;
 mod failure;
 mod http;
 mod icmp;
-mod prober;
+mod round;
 mod socket;
 mod stream;
 mod tls;
@@ -26,7 +26,7 @@ use std::{
 use tokio::time::timeout_at;
 
 pub use failure::Failure;
-pub use prober::{Job, Outcome, Prober, Verdict};
+pub use round::{Outcome, Round, Verdict, ask};
 pub use tls::Trust;
 
 use crate::model::uplink::{Family, probe::Target};

@@ -91,7 +91,7 @@ pub fn gateways(link: u32, is_ipv4: bool) -> io::Result<Option<Vec<IpAddr>>> {
     Ok(gateways_in(&state, link, is_ipv4))
 }
 
-fn gateways_in(state: &State, link: u32, is_ipv4: bool) -> Option<Vec<IpAddr>> {
+pub(super) fn gateways_in(state: &State, link: u32, is_ipv4: bool) -> Option<Vec<IpAddr>> {
     let all = if is_ipv4 { Prefix::ALL_IPV4 } else { Prefix::ALL_IPV6 };
     let routes = state.mirror(link, is_ipv4);
     let defaults: Vec<&Route> = routes.iter().filter(|route| route.prefix == all && route.source.is_none()).collect();

@@ -24,6 +24,7 @@
 
 mod contents;
 mod entry;
+mod facts;
 mod hop;
 mod lookup;
 mod netlink;
@@ -40,6 +41,7 @@ use std::net::IpAddr;
 
 use crate::model::{mark::MarkMask, prefix::Prefix};
 
+pub use facts::facts;
 pub use lookup::{Selector, gateways, leads};
 pub use passes::is_discovery;
 pub use plan::{Invalid, Plan, plan};

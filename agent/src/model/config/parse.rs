@@ -19,7 +19,7 @@ use super::{
 };
 use crate::model::{
     spec::{self, KEYS, PolicySpec},
-    uplink::group::Group,
+    uplink::group::{self, Group, GroupName},
 };
 
 /// Leaves slots for manual attachments, and for policies that change.
@@ -169,7 +169,7 @@ impl Reader<'_> {
             }
             let Some(uplink) = policy.spec.named_uplink() else { continue };
             if let Some(name) = uplink.group()
-                && uplinks.iter().all(|group| group.name != *name)
+                && group::named(uplinks, name).is_none()
             {
                 let message = format!("there is no [[uplink]] {:?}; {}", name.as_str(), groups(uplinks));
                 self.problem(table.span(), &format!("{at}.uplink"), "", message);
@@ -201,6 +201,15 @@ impl Reader<'_> {
             match (name, spec::key(name)) {
                 ("name", _) => {
                     policy.name = self.short_text(&path, value, NAME_BYTES).map(|name| (name, value));
+                }
+                // Short for a group of tiers.
+                ("interface", _) if let Some(list) = value.get_ref().as_array() => {
+                    let names: Option<Vec<_>> = list.iter().map(|item| item.get_ref().as_str()).collect();
+                    let name = names.ok_or_else(|| "expected the names of interfaces in quotes".to_owned());
+                    match name.and_then(|names| GroupName::of_list(&names)) {
+                        Ok(name) => policy.spec.uplink = Some(name),
+                        Err(problem) => self.wrong(&path, value, problem),
+                    }
                 }
                 (_, Some(key)) => {
                     let accepted = self.key_of_policy(&path, key, value, &mut policy.spec);

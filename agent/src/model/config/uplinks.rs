@@ -13,12 +13,16 @@ use toml::{
 use super::{Problems, Source, reader::Reader};
 use crate::model::{
     spec::{AllDown, Balance, OnFail, OnReturn, Resolvers, Uplink, Word},
-    uplink::group::{Group, GroupName, HOLD, Member},
+    uplink::{
+        group::{Group, GroupName, HOLD, Member},
+        probe::{self, Probe, Target},
+    },
 };
 
 /// The name of the tables.
 pub(super) const NAME: &str = "uplink";
-const KEYS: [&str; 7] = ["name", "members", "balance", "hold", "on_fail", "on_return", "all_down"];
+const KEYS: [&str; 8] = ["name", "members", "balance", "probe", "hold", "on_fail", "on_return", "all_down"];
+const PROBE_KEYS: [&str; 7] = ["targets", "need", "interval", "timeout", "fall", "rise", "idle"];
 const MEMBER_KEYS: [&str; 5] = ["interface", "tier", "weight", "metered", "dns"];
 /// The longest `hold`.
 const LONGEST_HOLD: Duration = Duration::from_hours(1);
@@ -69,7 +73,7 @@ impl Reader<'_> {
     fn group(&mut self, at: &str, table: &Spanned<DeValue<'_>>, fields: &DeTable<'_>) -> Option<Group> {
         let (mut name, mut members) = (None, None);
         let (mut balance, mut on_fail, mut all_down) = (Balance::default(), OnFail::default(), AllDown::default());
-        let (mut hold, mut on_return) = (HOLD, None);
+        let (mut probe, mut hold, mut on_return) = (None, HOLD, None);
         for (key, value) in fields {
             let path = format!("{at}.{}", key.get_ref());
             match key.get_ref().as_ref() {
@@ -79,6 +83,7 @@ impl Reader<'_> {
                 "on_fail" => on_fail = self.one_word(&path, value).unwrap_or(on_fail),
                 "on_return" => on_return = self.one_word::<OnReturn>(&path, value),
                 "all_down" => all_down = self.one_word(&path, value).unwrap_or(all_down),
+                "probe" => probe = self.probe(&path, value),
                 "hold" => hold = self.parsed(&path, value, read_hold).unwrap_or(hold),
                 _ => self.problem(key.span(), &path, "", format!("unknown key; expected {}", KEYS.join(", "))),
             }
@@ -91,7 +96,7 @@ impl Reader<'_> {
                 self.problem(table.span(), &format!("{at}.{key}"), "", format!("missing; {expected}"));
             }
         }
-        let group = Group { name: name?, members: members?, balance, hold, on_fail, on_return, all_down };
+        let group = Group { name: name?, members: members?, balance, probe, hold, on_fail, on_return, all_down };
         match (group.check(), fields.get("members")) {
             (Err(problem), Some(value)) => {
                 self.wrong(&format!("{at}.members"), value, problem);
@@ -131,10 +136,7 @@ impl Reader<'_> {
                 "interface" => member.interface = self.parsed(&path, value, interface).unwrap_or_default(),
                 "tier" => member.tier = self.small(&path, value).unwrap_or(member.tier),
                 "weight" => member.weight = self.small(&path, value).unwrap_or(member.weight),
-                "metered" => match value.get_ref().as_bool() {
-                    Some(metered) => member.metered = metered,
-                    None => self.wrong(&path, value, "expected true or false"),
-                },
+                "metered" => member.metered = self.is_true(&path, value),
                 "dns" => member.dns = self.resolvers(&path, value),
                 _ => self.problem(key.span(), &path, "", format!("unknown key; expected {}", MEMBER_KEYS.join(", "))),
             }
@@ -144,6 +146,54 @@ impl Reader<'_> {
             self.problem(item.span(), &format!("{at}.interface"), "", expected);
         }
         (self.problems.len() == before).then_some(member)
+    }
+
+    fn probe(&mut self, at: &str, value: &Spanned<DeValue<'_>>) -> Option<Probe> {
+        let Some(fields) = value.get_ref().as_table() else {
+            self.wrong(at, value, "expected a table, as { targets = [\"gateway\"] }");
+            return None;
+        };
+        let before = self.problems.len();
+        let mut probe = Probe::default();
+        for (key, value) in fields {
+            let path = format!("{at}.{}", key.get_ref());
+            match key.get_ref().as_ref() {
+                "targets" => probe.targets = self.targets(&path, value),
+                "need" => probe.need = self.small(&path, value).unwrap_or(probe.need),
+                "interval" => probe.interval = self.parsed(&path, value, probe::duration).unwrap_or(probe.interval),
+                "timeout" => probe.timeout = self.parsed(&path, value, probe::duration).unwrap_or(probe.timeout),
+                "fall" => probe.fall = self.small(&path, value).unwrap_or(probe.fall),
+                "rise" => probe.rise = self.small(&path, value).unwrap_or(probe.rise),
+                "idle" => probe.idle = self.is_true(&path, value),
+                _ => self.problem(key.span(), &path, "", format!("unknown key; expected {}", PROBE_KEYS.join(", "))),
+            }
+        }
+        if !fields.contains_key("timeout") {
+            probe.timeout = probe.timeout.min(probe.interval);
+        }
+        if self.problems.len() == before {
+            for (key, problem) in probe.problems() {
+                let place = fields.get(key).unwrap_or(value);
+                self.wrong(&format!("{at}.{key}"), place, problem);
+            }
+        }
+        (self.problems.len() == before).then_some(probe)
+    }
+
+    fn targets(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Vec<Target> {
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong(path, value, "expected a list, as [\"gateway\", \"dns:192.0.2.53\"]");
+            return Vec::new();
+        };
+        let read = |(index, item)| self.parsed(&format!("{path}[{index}]"), item, Target::parse);
+        items.iter().enumerate().filter_map(read).collect()
+    }
+
+    fn is_true(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> bool {
+        if value.get_ref().as_bool().is_none() {
+            self.wrong(path, value, "expected true or false");
+        }
+        value.get_ref().as_bool().unwrap_or_default()
     }
 
     fn resolvers(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Resolvers {
@@ -220,6 +270,7 @@ members = [
   { interface = "wwan0", tier = 2, metered = true },
 ]
 balance = "socket"
+probe = { targets = ["gateway", "dns:192.0.2.53"], interval = "300ms" }
 hold = "1m"
 on_fail = "keep"
 on_return = "linger"
@@ -242,6 +293,8 @@ cgroups = ["/a"]
         let settings = (group.balance, group.hold, group.on_fail, group.on_return, group.all_down);
         let want = (Balance::Socket, Duration::from_mins(1), OnFail::Keep, Some(OnReturn::Linger), AllDown::Close);
         assert_eq!(settings, want);
+        let probe = group.probe.as_ref().expect("a probe");
+        assert_eq!((probe.targets.len(), probe.timeout, probe.fall), (2, Duration::from_millis(300), 3));
         let target = &config.policies[0].target;
         assert_eq!(target.uplink, Uplink::Group(group.name.clone()));
         assert_eq!(target.spec().target(target.uplink.clone()), Ok(target.clone()), "written as read");
@@ -257,6 +310,9 @@ cgroups = ["/a"]
             ("metered = true", "metered = 1", "members[2].metered = 1: expected true or false"),
             ("\"1m\"", "\"2h\"", "uplink[0].hold = \"2h\": expected whole seconds up to an hour"),
             ("\"socket\"", "\"random\"", "uplink[0].balance = \"random\": expected \"cgroup\", \"destination\" or"),
+            ("\"gateway\"", "\"ping\"", "uplink[0].probe.targets[0] = \"ping\": expected \"gateway\", \"icmp:ADDRESS\""),
+            ("interval", "every", "uplink[0].probe.every: unknown key; expected targets, need,"),
+            ("300ms", "3ms", "uplink[0].probe.interval = \"3ms\": expected 50ms to 1h"),
             ("all_down", "all_up", "uplink[0].all_up: unknown key; expected name, members,"),
             ("name = \"internet\"\n", "", "uplink[0].name: missing"),
             ("uplink = \"internet\"", "uplink = \"lte\"", "policy[0].uplink: there is no [[uplink]] \"lte\""),

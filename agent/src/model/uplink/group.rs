@@ -2,11 +2,12 @@
 //!
 //! **Invariant:** a group has between one and [`MEMBERS`] members, each with another interface.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use steer_common::{record::NAME_BYTES, uplink::MEMBERS};
 
-use crate::model::spec::{AllDown, Balance, OnFail, OnReturn, Resolvers};
+use super::probe::Probe;
+use crate::model::spec::{AllDown, Balance, OnFail, OnReturn, Resolvers, Uplink};
 
 /// For how long a member is healthy before it is preferred again, unless `hold` says otherwise.
 pub const HOLD: Duration = Duration::from_secs(30);
@@ -20,6 +21,8 @@ pub struct Group {
     pub members: Vec<Member>,
     /// `balance`: what decides about the member of a socket.
     pub balance: Balance,
+    /// `probe`: how the health of its members is probed. Absent: carrier, addresses, routes and connections decide.
+    pub probe: Option<Probe>,
     /// `hold`.
     pub hold: Duration,
     /// `on_fail`: what happens to the sockets of a member that fails.
@@ -59,6 +62,7 @@ impl Group {
             name,
             members,
             balance: Balance::default(),
+            probe: None,
             hold: HOLD,
             on_fail: OnFail::default(),
             on_return: None,
@@ -80,7 +84,16 @@ impl Group {
     }
 }
 
-/// The name of a group.
+/// The group with a name: a configured one, or the one that the name lists.
+pub fn named<'g>(groups: &'g [Group], name: &GroupName) -> Option<Cow<'g, Group>> {
+    let configured = groups.iter().find(|group| group.name == *name).map(Cow::Borrowed);
+    configured.or_else(|| name.listed().map(Cow::Owned))
+}
+
+/// What is between the interfaces of a list.
+const AND_THEN: char = '+';
+
+/// The name of a group. One that lists interfaces, as `eth0+wwan0`, needs no configuration: each is a tier of its own, in this order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GroupName(String);
 
@@ -90,9 +103,39 @@ impl GroupName {
         if text.contains([',', '!']) {
             return Err("`,` and `!` are not part of a name; write a list as [\"eth0\", \"wwan0\"]".to_owned());
         }
+        if text.contains(AND_THEN) {
+            let name = Self(text.to_owned());
+            let group = name.listed().filter(|_| text.len() < NAME_BYTES);
+            let group = group.ok_or_else(|| "expected the names of interfaces with `+` in between".to_owned())?;
+            return group.check().map(|()| name);
+        }
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let is_name = !text.is_empty() && text.len() < NAME_BYTES && text.chars().all(is_allowed);
         if is_name { Ok(Self(text.to_owned())) } else { Err(Self::expected()) }
+    }
+
+    /// The name of the group that a list of interfaces makes. The error says what is expected.
+    pub fn of_list(interfaces: &[&str]) -> Result<Self, String> {
+        match interfaces {
+            [] => Err("expected at least one interface".to_owned()),
+            // A list of one has a tier, too.
+            [one] => Self::parse(&format!("{one}{AND_THEN}")),
+            several => Self::parse(&several.join(&AND_THEN.to_string())),
+        }
+    }
+
+    /// The group of a name that lists interfaces.
+    fn listed(&self) -> Option<Group> {
+        let interfaces: Vec<&str> = self.0.split(AND_THEN).collect();
+        let interfaces = match interfaces.as_slice() {
+            [_] => return None,
+            [one, ""] => &[*one],
+            several => several,
+        };
+        let is_name = |name: &&str| matches!(Uplink::parse(name), Ok(Uplink::Interface(_)));
+        let member = |(tier, name): (u8, &&str)| is_name(name).then(|| Member { tier, ..Member::new((*name).to_owned()) });
+        let members: Option<Vec<_>> = (1..).zip(interfaces).map(member).collect();
+        Some(Group::new(self.clone(), members?))
     }
 
     /// What is expected.
@@ -120,6 +163,12 @@ mod tests {
     fn names_and_members() {
         let name = |text: &str| GroupName::parse(text);
         assert_eq!(name("internet").expect("a name").as_str(), "internet");
+        let list = name("eth0+wwan0").expect("a list");
+        let group = super::named(&[], &list).expect("a group");
+        let members: Vec<_> = group.members.iter().map(|member| (member.interface.as_str(), member.tier)).collect();
+        assert_eq!(members, [("eth0", 1), ("wwan0", 2)]);
+        assert_eq!(GroupName::of_list(&["eth0", "wwan0"]), Ok(list));
+        assert!(["eth0+eth0", "eth0++a", "none+a"].iter().all(|text| name(text).is_err()));
         assert!(name("eth0,wwan0").expect_err("a list").contains("write a list"));
         assert!(["", "a b", "a/b", &"x".repeat(64)].iter().all(|text| name(text).is_err()));
         let member = |interface: &str| Member::new(interface.to_owned());

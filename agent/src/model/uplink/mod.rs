@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** pure: no I/O, and no clock. Times are nanoseconds since boot (`CLOCK_BOOTTIME`), and the caller passes them.
 
+use std::fmt;
+
 pub mod auto;
 pub mod choice;
 pub mod decision;
@@ -21,6 +23,23 @@ pub enum Family {
 impl Family {
     /// Both.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The other one.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 /// A value for each address family.
@@ -36,6 +55,14 @@ impl<T> PerFamily<T> {
     /// Calls `value` for each family.
     pub fn from_fn(mut value: impl FnMut(Family) -> T) -> Self {
         Self { v4: value(Family::V4), v6: value(Family::V6) }
+    }
+
+    /// The value of one family, to change it.
+    pub const fn get_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
     }
 
     /// The value of one family.

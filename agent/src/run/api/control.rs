@@ -12,7 +12,9 @@ use tokio::{
 };
 
 use super::{PolicyDocument, PolicyRequest, Problem};
-use crate::{apply::blind_spots::BlindSpot, host::link::Table, kernel::Pins, model::config};
+use crate::{
+    apply::{blind_spots::BlindSpot, uplinks::Probed},
+    host::link::Table, kernel::Pins, model::config};
 
 /// Queued requests to the daemon's loop, which takes them immediately.
 const WAITING: usize = 16;
@@ -61,6 +63,8 @@ pub struct View {
     pub links: Arc<Table>,
     /// Where the daemon does not see new cgroups.
     pub blind_spots: Arc<[BlindSpot]>,
+    /// The last results of probes.
+    pub probed: Arc<[Probed]>,
     /// Whether an operation failed and will be retried.
     pub behind: bool,
 }

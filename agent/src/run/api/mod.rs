@@ -91,6 +91,7 @@ fn router(state: State) -> axum::Router {
         .routes(routes!(reading::attachments))
         .routes(routes!(reading::counters))
         .routes(routes!(reading::interfaces))
+        .routes(routes!(reading::uplinks))
         .routes(routes!(reading::events))
         .routes(routes!(reading::health))
         .routes(routes!(reading::metrics))

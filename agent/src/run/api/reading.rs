@@ -21,6 +21,7 @@ use crate::{
         events::Event,
         metrics,
         status::{self, CgroupStatus, Status},
+        uplinks::{self, UplinkStatus},
     },
 };
 
@@ -113,6 +114,14 @@ pub(super) async fn interfaces(Extracted(state): Extracted<State>) -> Result<Jso
     Ok(Json(InterfaceDocument::all(&view.links, &view.policies)))
 }
 
+/// The groups of uplinks in force, and the health of their members, as `steer uplinks --json` prints them.
+#[utoipa::path(get, path = "/v1/uplinks", tag = "state", responses((status = OK, body = [UplinkStatus])))]
+pub(super) async fn uplinks(Extracted(state): Extracted<State>) -> Result<Json<Vec<UplinkStatus>>, Problem> {
+    let (pins, probed) = (state.pins.clone(), state.control.view().probed);
+    let read = on_a_reader(&state, move || uplinks::read(&pins, &probed)).await?;
+    read.map(Json).map_err(|error| Problem::internal(&error))
+}
+
 /// What is stopped, as it happens, until the client disconnects: one event a line, as `steer events --json` prints them, and
 /// `{"missed": N}` where the client was too slow.
 #[utoipa::path(get, path = "/v1/events", tag = "state",
@@ -140,6 +149,9 @@ pub(super) async fn health(Extracted(state): Extracted<State>) -> Result<(Status
     responses((status = OK, body = String, content_type = "text/plain; version=0.0.4")))]
 pub(super) async fn metrics(Extracted(state): Extracted<State>) -> Result<impl IntoResponse, Problem> {
     let health = read_health(&state).await?;
-    let text = metrics::render(&read(&state).await?, health.ok).map_err(|error| Problem::internal(&error))?;
+    let (pins, probed) = (state.pins.clone(), state.control.view().probed);
+    let uplinks = on_a_reader(&state, move || uplinks::read(&pins, &probed)).await?;
+    let uplinks = uplinks.map_err(|error| Problem::internal(&error))?;
+    let text = metrics::render(&read(&state).await?, &uplinks, health.ok).map_err(|error| Problem::internal(&error))?;
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }

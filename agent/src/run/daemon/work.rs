@@ -15,8 +15,8 @@ use std::{
 };
 
 use crate::{
-    apply::follow,
-    host::{cgroup::Directory, link::Table},
+    apply::{follow, uplinks::Key},
+    host::{cgroup::Directory, link::Table, probe::Outcome},
     run::api::Request,
 };
 
@@ -34,6 +34,12 @@ pub(super) struct Turn {
     pub(super) links: Option<Table>,
     /// Whether rules, routes or addresses of it have changed.
     pub(super) routes: bool,
+    /// Results of probes.
+    pub(super) probed: Vec<(Key, Outcome)>,
+    /// Whether it is time to probe, or to choose between uplinks again.
+    pub(super) choose: bool,
+    /// Whether to look which uplinks are used.
+    pub(super) look_at_use: bool,
     /// The item.
     pub(super) item: Option<Item>,
 }
@@ -65,6 +71,10 @@ pub(super) enum Item {
 pub(super) struct Work {
     links: Option<Table>,
     routes: bool,
+    /// Each member has at most one result here: its next round starts when this one was taken in.
+    probed: Vec<(Key, Outcome)>,
+    choose: bool,
+    look_at_use: bool,
     namespaces: Turns<u64, follow::Change>,
     cgroups: Turns<Directory, Names>,
     files: Option<bool>,
@@ -85,6 +95,11 @@ impl Work {
     /// Rules, routes or addresses of the daemon's own namespace have changed.
     pub(super) fn routes(&mut self) {
         self.routes = true;
+    }
+
+    /// A round of probes has ended.
+    pub(super) fn probed(&mut self, key: Key, outcome: Outcome) {
+        self.probed.push((key, outcome));
     }
 
     /// The links of a container's namespace have changed.
@@ -134,12 +149,15 @@ impl Work {
 
     fn take(&mut self) -> Option<Turn> {
         let (links, routes) = (self.links.take(), std::mem::take(&mut self.routes));
+        let (probed, choose) = (std::mem::take(&mut self.probed), std::mem::take(&mut self.choose));
+        let look_at_use = std::mem::take(&mut self.look_at_use);
         let item = (self.class..self.class + CLASSES).find_map(|class| {
             let item = self.take_of(class % CLASSES)?;
             self.class = (class + 1) % CLASSES;
             Some(item)
         });
-        (links.is_some() || routes || item.is_some()).then_some(Turn { links, routes, item })
+        let is_any = links.is_some() || routes || !probed.is_empty() || choose || look_at_use || item.is_some();
+        is_any.then_some(Turn { links, routes, probed, choose, look_at_use, item })
     }
 
     fn take_of(&mut self, class: usize) -> Option<Item> {
@@ -238,6 +256,10 @@ pub(super) struct Timers {
     pub(super) retry: Option<Instant>,
     /// Removed cgroups are checked.
     pub(super) release: Option<Instant>,
+    /// Members of groups are probed, or chosen again.
+    pub(super) choose: Option<Instant>,
+    /// Which uplinks are used is read again.
+    pub(super) look_at_use: Option<Instant>,
 }
 
 impl Timers {
@@ -247,7 +269,9 @@ impl Timers {
         let is_due = |timer: &mut Option<Instant>| timer.take_if(|at| *at <= now).is_some();
         work.catch_up |= is_due(&mut self.retry);
         work.released |= is_due(&mut self.release);
-        let next = self.retry.into_iter().chain(self.release).min();
+        work.choose |= is_due(&mut self.choose);
+        work.look_at_use |= is_due(&mut self.look_at_use);
+        let next = [self.retry, self.release, self.choose, self.look_at_use].into_iter().flatten().min();
         next.map(|next| next.saturating_duration_since(now))
     }
 }

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+};
 
 use super::{
     answering::Answering,
@@ -19,7 +22,7 @@ use super::{
 };
 use crate::{
     apply::converge::Steering,
-    host::{link::Table, policy_files::Store},
+    host::{link::Table, policy_files::Store, probe},
     kernel::{DaemonLock, Error},
     model::policy::Policies,
     run::api::View,
@@ -27,12 +30,16 @@ use crate::{
 
 /// The delay after a failure until all state is read again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The delay after a change of cgroups until it is read which groups of uplinks are used.
+const LOOK_AT_USE_DELAY: Duration = Duration::from_millis(100);
 
 /// The worker's state.
 pub(super) struct Worker {
     pub(super) steering: Steering,
     pub(super) store: Store,
     pub(super) queue: Arc<Queue>,
+    /// Sends probes.
+    pub(super) runtime: Handle,
     /// The published view of the state.
     pub(super) view: watch::Sender<View>,
     /// Held until the worker ends.
@@ -74,7 +81,18 @@ impl Worker {
     /// Takes turns until it is to end.
     fn work(&mut self) {
         let mut retry = self.look_again();
-        while let Some(turn) = self.queue.next(Timers { retry, release: self.steering.next_check() }) {
+        let (mut look_at_use, mut patience) = (None, None);
+        loop {
+            self.probe();
+            let choose = self.steering.next_choice().map(|left| Instant::now() + left);
+            let choose = choose.map(|at| patience.map_or(at, |earliest: Instant| at.max(earliest)));
+            let timers = Timers { retry, release: self.steering.next_check(), choose, look_at_use };
+            let Some(turn) = self.queue.next(timers) else { return };
+            if turn.look_at_use {
+                look_at_use = None;
+            } else if turn.item.is_some() {
+                look_at_use.get_or_insert_with(|| Instant::now() + LOOK_AT_USE_DELAY);
+            }
             let catches_up = matches!(turn.item, Some(Item::CatchUp));
             match self.take_turn(turn) {
                 Ok(()) if catches_up => retry = None,
@@ -83,11 +101,23 @@ impl Worker {
                 Err(error) => {
                     log::error!("{error}; retrying in {} s", RETRY_DELAY.as_secs());
                     retry = Some(Instant::now() + RETRY_DELAY);
+                    patience = retry;
                 }
             }
             retry = retry.or(self.look_again());
             let behind = retry.is_some();
             self.view.send_if_modified(|view| std::mem::replace(&mut view.behind, behind) != behind);
+        }
+    }
+
+    /// Starts the rounds of probes that are due. Each ends by itself, and its result comes as work.
+    fn probe(&mut self) {
+        for (key, round) in self.steering.rounds() {
+            let queue = Arc::clone(&self.queue);
+            self.runtime.spawn(async move {
+                let outcome = probe::ask(round).await;
+                queue.add(|work| work.probed(key, outcome));
+            });
         }
     }
 
@@ -104,15 +134,21 @@ impl Worker {
         spots.is_unwatched().then(|| Instant::now() + RETRY_DELAY)
     }
 
-    fn take_turn(&mut self, Turn { links, routes, item }: Turn) -> Result<(), Error> {
+    fn take_turn(&mut self, turn: Turn) -> Result<(), Error> {
+        let Turn { links, routes, probed, choose, look_at_use, item } = turn;
         let followed = match links {
             // This writes the routes, too.
             Some(links) => self.links_changed(links),
             None if routes => self.steering.routes_changed(),
             None => Ok(()),
         };
+        let chosen = if choose || !probed.is_empty() { self.steering.probed(&probed) } else { Ok(()) };
+        if !probed.is_empty() {
+            self.view.send_modify(|view| view.probed = self.steering.probe_results().into());
+        }
+        let looked = if look_at_use { self.steering.look_at_use() } else { Ok(()) };
         let done = item.map_or(Ok(()), |item| self.carry_out(item));
-        followed.and(done)
+        followed.and(chosen).and(looked).and(done)
     }
 
     fn carry_out(&mut self, item: Item) -> Result<(), Error> {

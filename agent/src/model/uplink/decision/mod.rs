@@ -4,7 +4,11 @@
 //! other works. Sockets of a member are ended when it failed, and 30 seconds after a better tier returned if they are to
 //! linger.
 //!
-//! **Invariant:** no socket is ended unless another member of its family is usable. The families do not touch each other.
+//! If no member works in one family, this family has the choice of the other: its sockets may carry the other family's packets. If no
+//! member works at all, the last choice stays, or the members whose interface exists are chosen.
+//!
+//! **Invariant:** no socket is ended unless another member is usable. While both families have a member that works, they do not touch
+//! each other.
 
 #[cfg(test)]
 mod tests;
@@ -14,6 +18,7 @@ use super::{
     choice::{BUCKETS, CLOSED, Candidate, MOST_MEMBERS, Pick, pick},
     health::State,
 };
+use crate::model::spec::{AllDown, OnReturn};
 
 /// How long sockets linger, in nanoseconds.
 pub const LINGER_NS: u64 = 30_000_000_000;
@@ -29,26 +34,10 @@ pub struct Member {
     pub weight: u16,
     /// Its traffic costs money.
     pub metered: bool,
+    /// Its interface exists.
+    pub present: bool,
     /// Its health.
     pub states: PerFamily<State>,
-}
-
-/// What happens to sockets on a member when a better tier returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnReturn {
-    /// They are ended after [`LINGER_NS`].
-    Linger,
-    /// They stay.
-    Keep,
-}
-
-/// What happens when no member works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AllDown {
-    /// The last choice stays.
-    Keep,
-    /// The group is closed.
-    Close,
 }
 
 /// The rules of a group.
@@ -126,7 +115,7 @@ pub fn decide(members: &[Member], previous: &PerFamily<Choice>, rules: Rules, no
     let mut wake_ns: Option<u64> = None;
     let mut watched = PerFamily::default();
     let choice = PerFamily::from_fn(|family| {
-        let one = One { members, family, previous: previous.get(family) };
+        let one = One { members, family, decides: deciding(members, family), previous: previous.get(family) };
         let usable = one.usable();
         let mut choice = one.choose(usable, rules.all_down);
         if usable != 0 {
@@ -134,10 +123,7 @@ pub fn decide(members: &[Member], previous: &PerFamily<Choice>, rules: Rules, no
             let next = choice.linger_ns.into_iter().filter(|at| *at > 0).min();
             wake_ns = wake_ns.into_iter().chain(next).min();
         }
-        match family {
-            Family::V4 => watched.v4 = one.watched(usable),
-            Family::V6 => watched.v6 = one.watched(usable),
-        }
+        *watched.get_mut(family) = one.watched(usable);
         choice
     });
     let change = |from: &PerFamily<Choice>, to: &PerFamily<Choice>| {
@@ -145,6 +131,13 @@ pub fn decide(members: &[Member], previous: &PerFamily<Choice>, rules: Rules, no
     };
     let (joined, left) = (change(previous, &choice), change(&choice, previous));
     Decision { choice, joined, left, endings, watched, wake_ns }
+}
+
+/// The family whose states decide about this one.
+fn deciding(members: &[Member], family: Family) -> Family {
+    let works = |family| members.iter().any(|member| *member.states.get(family) != State::Down);
+    let other = family.other();
+    if works(family) || !works(other) { family } else { other }
 }
 
 /// The members that have a bucket.
@@ -156,12 +149,14 @@ pub fn carrying(pick: &Pick) -> Members {
 struct One<'a> {
     members: &'a [Member],
     family: Family,
+    /// The family whose states decide.
+    decides: Family,
     previous: &'a Choice,
 }
 
 impl One<'_> {
     fn state(&self, member: usize) -> State {
-        *self.members[member].states.get(self.family)
+        *self.members[member].states.get(self.decides)
     }
 
     fn set(&self, is_in: impl Fn(usize) -> bool) -> Members {
@@ -181,17 +176,25 @@ impl One<'_> {
 
     fn choose(&self, usable: Members, all_down: AllDown) -> Choice {
         let mut choice = *self.previous;
-        choice.pick = if usable == 0 && all_down == AllDown::Keep {
-            self.previous.pick.map(|member| if usize::from(member) < self.members.len() { member } else { CLOSED })
-        } else {
-            let candidate = |(at, member): (usize, &Member)| {
-                let Member { key, tier, weight, .. } = *member;
-                Candidate { key, tier, weight, usable: has(usable, at) }
-            };
-            pick(&self.members.iter().enumerate().map(candidate).collect::<Vec<_>>())
+        let present = self.set(|member| self.members[member].present);
+        choice.pick = match all_down {
+            AllDown::Keep if usable == 0 && carrying(&self.previous.pick) & present == 0 => self.pick_of(present),
+            AllDown::Keep if usable == 0 => {
+                self.previous.pick.map(|member| if usize::from(member) < self.members.len() { member } else { CLOSED })
+            }
+            AllDown::Keep | AllDown::Close => self.pick_of(usable),
         };
         choice.holding |= carrying(&choice.pick) | carrying(&self.previous.pick);
         choice
+    }
+
+    /// The choice between these members.
+    fn pick_of(&self, usable: Members) -> Pick {
+        let candidate = |(at, member): (usize, &Member)| {
+            let Member { key, tier, weight, .. } = *member;
+            Candidate { key, tier, weight, usable: has(usable, at) }
+        };
+        pick(&self.members.iter().enumerate().map(candidate).collect::<Vec<_>>())
     }
 
     /// Whose sockets are ended now. Lingering ones are noted in `choice`.

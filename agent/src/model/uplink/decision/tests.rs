@@ -1,6 +1,7 @@
 //! Decisions of a group, by the states of its members.
 
-use super::{AllDown, Choice, Decision, LINGER_NS, Member, OnReturn, Rules, Why, carrying, decide, has};
+use super::{Choice, Decision, LINGER_NS, Member, Rules, Why, carrying, decide, deciding, has};
+use crate::model::spec::{AllDown, OnReturn};
 use crate::model::uplink::{
     Family, PerFamily,
     choice::{BUCKETS, CLOSED},
@@ -21,7 +22,7 @@ impl Group {
     /// Members by tier. Those of the tiers behind the first are metered.
     fn new(tiers: &[u8]) -> Self {
         let states = PerFamily { v4: Up, v6: Up };
-        let member = |(key, tier): (u64, &u8)| Member { key, tier: *tier, weight: 1, metered: *tier > 1, states };
+        let member = |(key, tier): (u64, &u8)| Member { key, tier: *tier, weight: 1, metered: *tier > 1, present: true, states };
         let members = (0..).zip(tiers).map(member).collect();
         Self { members, rules: DEFAULT, choice: PerFamily::default(), now: 1 }
     }
@@ -35,6 +36,19 @@ impl Group {
         assert!(decision.endings.iter().all(|ending| ending.family == Family::V4));
         let endings = decision.endings.iter().map(|ending| (ending.member, ending.why)).collect();
         (carrying(&decision.choice.v4.pick), endings)
+    }
+
+    /// Sets the states of both families, which then have the same result.
+    fn both(&mut self, states: &[State]) -> (u8, Vec<(usize, Why)>) {
+        for (member, state) in self.members.iter_mut().zip(states) {
+            member.states = PerFamily { v4: *state, v6: *state };
+        }
+        let Decision { choice, endings, .. } = self.decide();
+        assert_eq!(choice.v4, choice.v6);
+        let of = |family| endings.iter().filter(move |ending| ending.family == family);
+        let of = |family| of(family).map(|ending| (ending.member, ending.why)).collect::<Vec<_>>();
+        assert_eq!(of(Family::V4), of(Family::V6));
+        (carrying(&choice.v4.pick), of(Family::V4))
     }
 
     fn decide(&mut self) -> Decision {
@@ -84,26 +98,42 @@ fn lingering() {
 #[test]
 fn all_down() {
     let mut group = Group::new(&[1, 2]);
-    assert_eq!(group.v4(&[Down, Down]), (0, vec![]), "never up, so nothing to keep");
-    assert_eq!(group.v4(&[Up, Up]), (0b01, vec![]));
-    assert_eq!(group.v4(&[Down, Down]), (0b01, vec![]), "kept, and nothing is touched");
-    assert_eq!(group.v4(&[Down, Held]), (0b10, vec![(0, Why::Failed)]), "better than none");
-    assert_eq!(group.v4(&[Held, Held]), (0b10, vec![]));
-    assert_eq!(group.v4(&[Down, Down]), (0b10, vec![]));
+    assert_eq!(group.both(&[Down, Down]), (0b01, vec![]), "nothing to keep, so any that exists");
+    group.members[0].present = false;
+    assert_eq!(group.both(&[Down, Down]), (0b10, vec![]), "the kept one is gone");
+    group.members[0].present = true;
+    assert_eq!(group.both(&[Up, Up]), (0b01, vec![]));
+    assert_eq!(group.both(&[Down, Down]), (0b01, vec![]), "kept, and nothing is touched");
+    assert_eq!(group.both(&[Down, Held]), (0b10, vec![(0, Why::Failed)]), "better than none");
+    assert_eq!(group.both(&[Held, Held]), (0b10, vec![]));
+    assert_eq!(group.both(&[Down, Down]), (0b10, vec![]));
     group.rules.all_down = AllDown::Close;
-    assert_eq!(group.v4(&[Down, Down]), (0, vec![]), "closed, and nothing is touched");
+    assert_eq!(group.both(&[Down, Down]), (0, vec![]), "closed, and nothing is touched");
     assert_eq!(group.choice.v4.pick, [CLOSED; BUCKETS]);
-    assert_eq!(group.v4(&[Up, Down]), (0b01, vec![(1, Why::Failed)]));
+    assert_eq!(group.both(&[Up, Down]), (0b01, vec![(1, Why::Failed)]));
+}
+
+#[test]
+fn a_family_that_no_member_has_follows_the_other() {
+    let mut group = Group::new(&[1, 2]);
+    group.members.iter_mut().for_each(|member| member.states.v6 = Down);
+    assert_eq!(group.decide().choice.v6.pick, group.choice.v4.pick);
+    group.members[0].states.v4 = Down;
+    let endings = group.decide().endings;
+    assert_eq!(endings.iter().map(|ending| (ending.member, ending.family)).collect::<Vec<_>>(), [
+        (0, Family::V4),
+        (0, Family::V6)
+    ]);
 }
 
 /// Both lines return from a power cut. The first that is up must not take over from one that works.
 #[test]
 fn a_held_member_that_carries_traffic_keeps_it() {
     let mut group = Group::new(&[1, 2]);
-    group.v4(&[Up, Up]);
-    group.v4(&[Down, Down]);
+    group.both(&[Up, Up]);
+    group.both(&[Down, Down]);
     for states in [[Held, Down], [Held, Held], [Held, Up], [Up, Up]] {
-        assert_eq!(group.v4(&states), (0b01, vec![]), "{states:?}");
+        assert_eq!(group.both(&states), (0b01, vec![]), "{states:?}");
     }
 }
 
@@ -175,13 +205,15 @@ fn any_states() {
             let before = group.choice;
             let decision = group.decide();
             for family in Family::ALL {
-                let state = |at: usize| *group.members[at].states.get(family);
+                let decides = deciding(&group.members, family);
+                let state = |at: usize| *group.members[at].states.get(decides);
                 let chosen = carrying(&decision.choice.get(family).pick);
                 let is_any = (0..tiers.len()).any(|at| state(at) != Down);
                 if is_any {
                     assert!(chosen != 0 && (0..tiers.len()).all(|at| !has(chosen, at) || state(at) != Down));
                 } else if group.rules.all_down == AllDown::Keep {
-                    assert_eq!(decision.choice.get(family), before.get(family));
+                    assert!(chosen != 0 && decision.endings.is_empty());
+                    assert!(chosen == carrying(&before.get(family).pick) || carrying(&before.get(family).pick) == 0);
                 }
                 let up = (0..tiers.len()).filter(|at| matches!(state(*at), Up | Suspect)).map(|at| tiers[at]).min();
                 let best = (0..tiers.len()).filter(|at| has(chosen, *at)).map(|at| tiers[at]).min();

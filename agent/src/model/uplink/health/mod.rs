@@ -14,7 +14,9 @@ mod tests;
 
 use std::time::Duration;
 
-pub use record::{Hand, Reason, Record, State};
+use steer_common::uplink::HealthRecord;
+
+pub use record::{Hand, Reason, State};
 
 use super::probe::Probe;
 
@@ -148,7 +150,7 @@ pub struct Health {
 impl Health {
     /// A member that is new. It carries traffic until `fall` rounds have failed: nothing is known against it.
     pub fn new(settings: Settings, facts: Facts, now_ns: u64) -> Self {
-        let record = Record {
+        let record = HealthRecord {
             state: State::Suspect as u8,
             reason: Reason::New as u8,
             flaps: 0,
@@ -161,7 +163,7 @@ impl Health {
     }
 
     /// A member as an earlier daemon left it. Its settings may have changed. One with numbers that mean nothing is new.
-    pub fn restore(record: &Record, settings: Settings, facts: Facts, now_ns: u64) -> Self {
+    pub fn restore(record: &HealthRecord, settings: Settings, facts: Facts, now_ns: u64) -> Self {
         let words = (State::from_repr(record.state), Reason::from_repr(record.reason), Hand::from_repr(record.hand));
         let (Some(state), Some(reason), Some(hand)) = words else { return Self::new(settings, facts, now_ns) };
         let mut health = Self {
@@ -189,8 +191,8 @@ impl Health {
     }
 
     /// What is to be kept. It changes only if [`Self::apply`] says so, or while held.
-    pub const fn record(&self) -> Record {
-        Record {
+    pub const fn record(&self) -> HealthRecord {
+        HealthRecord {
             state: self.state as u8,
             reason: self.reason as u8,
             flaps: self.flaps,
@@ -263,6 +265,11 @@ impl Health {
     pub const fn sent(&mut self, now_ns: u64) {
         self.sent_ns = Some(now_ns);
         self.is_out = true;
+    }
+
+    /// A round of probes has shown nothing.
+    pub const fn learned_nothing(&mut self) {
+        self.is_out = false;
     }
 
     /// Takes an event. Returns whether the state or the reason changed.

@@ -1,6 +1,6 @@
 //! What is known of a member's health in one family, as words and as the integers that are kept with the pins.
 //!
-//! **Invariant:** a number never changes its meaning. [`Record`] has no implicit padding.
+//! **Invariant:** a number never changes its meaning.
 
 use strum::{Display, FromRepr};
 
@@ -74,25 +74,3 @@ pub enum Hand {
     /// Up whatever probes and connections say, as long as the link is there.
     Up = 2,
 }
-
-/// What is kept, so that a restarted daemon decides the same. Times are nanoseconds since boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Record {
-    /// A [`State`].
-    pub state: u8,
-    /// A [`Reason`].
-    pub reason: u8,
-    /// How often it went down lately. Each doubles the time for which it is held.
-    pub flaps: u8,
-    /// A [`Hand`].
-    pub hand: u8,
-    /// Zero.
-    pub reserved: u32,
-    /// Since when it is in this state.
-    pub since_ns: u64,
-    /// Held: when it is up. Up or suspect: when a flap is forgotten. Down: zero.
-    pub deadline_ns: u64,
-}
-
-const _: () = assert!(size_of::<Record>() == 24);

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Event, Facts, Hand, Health, Reason, Record, Rounds, Settings, State};
+use steer_common::uplink::HealthRecord as Record;
+
+use super::{Event, Facts, Hand, Health, Reason, Rounds, Settings, State};
 use crate::model::uplink::choice::{BUCKETS, Candidate, pick};
 use crate::model::uplink::probe::Probe;
 

@@ -36,13 +36,15 @@ pub struct Probe {
     pub fall: u8,
     /// How many rounds in a row must succeed before it is up again.
     pub rise: u8,
+    /// Whether members are probed while no cgroup uses the group.
+    pub idle: bool,
 }
 
 impl Default for Probe {
     /// The gateway only: steer asks nobody else unless it is told to.
     fn default() -> Self {
         let second = Duration::from_secs(1);
-        Self { targets: vec![Target::Gateway], need: 1, interval: second, timeout: second, fall: 3, rise: 5 }
+        Self { targets: vec![Target::Gateway], need: 1, interval: second, timeout: second, fall: 3, rise: 5, idle: false }
     }
 }
 

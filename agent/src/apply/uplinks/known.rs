@@ -1,0 +1,196 @@
+//! What is known of one group: the health of its members. All but the last results of probes is kept with the pins.
+//!
+//! **Invariant:** a member is probed only if a cgroup uses the group, or if the configuration says so.
+
+use std::time::Duration;
+
+use steer_common::{
+    CLOSED_IFINDEX, UplinkRecord,
+    record::NAME_BYTES,
+    uplink::{MEMBERS, uplink_flags},
+};
+
+use crate::{
+    host::probe::{Failure, Method, Outcome, Round, Verdict, Via},
+    model::uplink::{
+        Family, PerFamily,
+        decision::Members,
+        health::{Event, Facts, Health, Rounds, Settings},
+        probe::{DNS_PORT, Probe},
+    },
+};
+
+/// A member of a group in one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    pub(super) netns_cookie: u64,
+    pub(super) slot: u32,
+    pub(super) member: usize,
+    pub(super) family: Family,
+    /// The interface that was asked. An answer of an earlier one says nothing about this one.
+    pub(super) ifindex: i32,
+}
+
+/// The last results of probes of a member in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// The network namespace of the group.
+    pub netns_cookie: u64,
+    /// Its slot.
+    pub slot: u32,
+    /// The position of the member.
+    pub member: usize,
+    /// The family.
+    pub family: Family,
+    /// The time of the last answer.
+    pub latency: Option<Duration>,
+    /// How many of the last rounds failed.
+    pub lost: u32,
+    /// How many rounds that is, at most 32.
+    pub rounds: u8,
+    /// Why the last round failed, if it did.
+    pub failure: Option<String>,
+}
+
+/// A group.
+pub(super) struct Known {
+    pub(super) name: [u8; NAME_BYTES],
+    pub(super) members: Vec<Member>,
+    /// Who sends probes. Absent: nobody here does.
+    pub(super) probe: Option<Probe>,
+    /// Whether a cgroup uses it.
+    pub(super) is_used: bool,
+    pub(super) watched: PerFamily<Members>,
+    /// When to decide again if nothing happens, in nanoseconds since boot.
+    pub(super) wake_ns: Option<u64>,
+}
+
+/// A member.
+pub(super) struct Member {
+    pub(super) ifindex: i32,
+    /// By what probes are sent.
+    pub(super) method: Method,
+    pub(super) resolvers: PerFamily<Option<std::net::SocketAddr>>,
+    pub(super) health: PerFamily<Health>,
+    /// What the last failed round said.
+    pub(super) failures: PerFamily<Option<String>>,
+    /// An index of an interface that is gone, and that sockets may be bound to.
+    pub(super) lost: Option<i32>,
+}
+
+/// What decides about the health of the members of a group. Only a process that probes has the settings of probes.
+fn settings(record: &UplinkRecord, probe: Option<&Probe>) -> Settings {
+    let is_probed = record.flags & uplink_flags::PROBED != 0;
+    // Without results of probes, what probes have decided stays.
+    let rounds = is_probed.then(|| probe.map_or_else(|| Rounds::from(&Probe::default()), Rounds::from));
+    Settings { rounds, hold: Duration::from_secs(record.hold.into()) }
+}
+
+impl Known {
+    /// As the pins have it.
+    pub(super) fn restore(record: &UplinkRecord, probe: Option<Probe>, facts: &[PerFamily<Facts>], now: u64) -> Self {
+        let settings = settings(record, probe.as_ref());
+        let members = facts.iter().enumerate().take(MEMBERS).map(|(slot, facts)| Member {
+            ifindex: record.ifindex[slot],
+            method: Method::Bind,
+            resolvers: PerFamily::default(),
+            health: PerFamily::from_fn(|family| {
+                let (kept, facts) = (&record.health[family as usize][slot], *facts.get(family));
+                if kept.since_ns == 0 {
+                    Health::new(settings, facts, now)
+                } else {
+                    Health::restore(kept, settings, facts, now)
+                }
+            }),
+            failures: PerFamily::default(),
+            lost: None,
+        });
+        let members = members.collect();
+        Self { name: record.name, members, probe, is_used: false, watched: PerFamily::default(), wake_ns: None }
+    }
+
+    /// Whether this is the same group with the same probes.
+    pub(super) fn is_of(&self, record: &UplinkRecord, probe: Option<&Probe>) -> bool {
+        self.name == record.name && self.members.len() == record.members as usize && self.probe.as_ref() == probe
+    }
+
+    /// Takes the result of a round. Returns whether the group has to decide again.
+    pub(super) fn take_in(&mut self, key: Key, outcome: &Outcome, now: u64) -> bool {
+        let Some(member) = self.members.get_mut(key.member).filter(|member| member.ifindex == key.ifindex) else {
+            return false;
+        };
+        let event = match (outcome.verdict, outcome.latency) {
+            (Verdict::Passed, latency) => Event::Answered(latency.unwrap_or_default()),
+            (Verdict::Failed, _) => Event::Unanswered,
+            (Verdict::Nothing, _) => {
+                member.health.get_mut(key.family).learned_nothing();
+                return false;
+            }
+        };
+        let failed = outcome.results.iter().filter_map(|result| result.as_ref().err()).find(|it| it.is_applicable());
+        *member.failures.get_mut(key.family) =
+            failed.filter(|_| event == Event::Unanswered).map(Failure::to_string);
+        member.health.get_mut(key.family).apply(event, now)
+    }
+
+    /// The rounds that are due.
+    pub(super) fn rounds(&mut self, netns_cookie: u64, slot: u32, now: u64) -> Vec<(Key, Round)> {
+        let mut due = Vec::new();
+        for (position, family, round) in self.next_rounds().collect::<Vec<_>>() {
+            let Some(probe) = self.probe.as_ref().filter(|_| round.at_ns <= now) else { continue };
+            let member = &mut self.members[position];
+            member.health.get_mut(family).sent(now);
+            let key = Key { netns_cookie, slot, member: position, family, ifindex: member.ifindex };
+            let resolver = *member.resolvers.get(family);
+            let via = Via { family, ifindex: member.ifindex.cast_unsigned(), method: member.method, resolver };
+            let timeout = Duration::from_nanos(round.timeout_ns);
+            due.push((key, Round { targets: probe.targets.clone(), via, timeout, need: probe.need }));
+        }
+        due
+    }
+
+    /// The next round of each member and family.
+    fn next_rounds(&self) -> impl Iterator<Item = (usize, Family, crate::model::uplink::health::Round)> {
+        let is_probed = |probe: &Probe| probe.idle || self.is_used;
+        let members = self.probe.as_ref().is_some_and(is_probed).then_some(self.members.as_slice()).unwrap_or_default();
+        let present = members.iter().enumerate().filter(|(_, member)| member.ifindex != CLOSED_IFINDEX);
+        present.flat_map(move |(position, member)| {
+            Family::ALL.into_iter().filter_map(move |family| {
+                let is_watched = self.watched.get(family) >> position & 1 != 0;
+                Some((position, family, member.health.get(family).probe(is_watched)?))
+            })
+        })
+    }
+
+    /// The last results of probes.
+    pub(super) fn probed(&self, netns_cookie: u64, slot: u32) -> impl Iterator<Item = Probed> {
+        let members = self.members.iter().enumerate().filter(|_| self.probe.is_some());
+        members.flat_map(move |(position, member)| {
+            Family::ALL.map(|family| {
+                let health = member.health.get(family);
+                let (lost, rounds) = health.loss();
+                let failure = member.failures.get(family).clone();
+                Probed { netns_cookie, slot, member: position, family, latency: health.latency(), lost, rounds, failure }
+            })
+        })
+    }
+
+    /// When the next thing is due, in nanoseconds since boot.
+    pub(super) fn wake_ns(&self) -> Option<u64> {
+        self.wake_ns.into_iter().chain(self.next_rounds().map(|(_, _, round)| round.at_ns)).min()
+    }
+
+    /// The name servers of its members.
+    pub(super) fn set_lines(&mut self, record: &UplinkRecord, method: impl Fn(usize) -> Method) {
+        let address = |words| steer_common::address::ip_address(words).to_canonical();
+        for (slot, member) in self.members.iter_mut().enumerate() {
+            member.ifindex = record.ifindex[slot];
+            member.method = method(slot);
+            let known = PerFamily { v4: record.dns4[slot], v6: record.dns6[slot] };
+            member.resolvers = PerFamily::from_fn(|family| {
+                let words = *known.get(family);
+                (words != [0; 4]).then(|| std::net::SocketAddr::new(address(words), DNS_PORT))
+            });
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Groups of uplinks: members that fail behind a live link, lose what their link needs, are taken out of use by hand, and return.
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use steer_lab::{Capture, SERVER_V4, SERVER_V6, client_v4, client_v6, leaks, wait_until};
+use steer_tests::{Bed, Held, Outcome, PATIENCE, Spy, User, check_outcomes};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_dead_line_is_left", a_dead_line_is_left),
+    ("a_link_that_lacks_something_is_left", a_link_that_lacks_something_is_left),
+    ("one_family_is_left", one_family_is_left),
+    ("by_hand", by_hand),
+    ("the_next_daemon_decides_the_same", the_next_daemon_decides_the_same),
+    ("nobody_is_probed_for_nobody", nobody_is_probed_for_nobody),
+];
+
+const METHODS: [&str; 2] = ["[]", "[\"host\"]"];
+const PROBE: &str = "probe = { targets = [\"gateway\"], interval = \"100ms\", rise = 2 }\nhold = \"1s\"";
+
+/// A group whose first choice is a1.
+fn config(settings: &str, local: &str) -> String {
+    format!(
+        "[[uplink]]\nname = \"lines\"\nmembers = [\"a1\", {{ interface = \"a0\", tier = 2 }}]\n{settings}\n\
+         [[policy]]\nname = \"p\"\nuplink = \"lines\"\nlocal = {local}\ncgroups = [\"@\"]\n"
+    )
+}
+
+/// A member as `steer uplinks` shows it.
+fn member(bed: &Bed, interface: &str) -> anyhow::Result<Value> {
+    let groups: Value = serde_json::from_str(&bed.succeed(&["uplinks", "--json"])?)?;
+    let members = groups[0]["members"].as_array().context("no members")?;
+    members.iter().find(|member| member["interface"] == interface).cloned().context("no such member")
+}
+
+/// Waits until new sockets of both families get a member.
+fn wait_for(bed: &Bed, interface: &str) -> Outcome {
+    wait_for_families(bed, interface, &["ipv4", "ipv6"])
+}
+
+fn wait_for_families(bed: &Bed, interface: &str, families: &[&str]) -> Outcome {
+    let has_all =
+        |member: Value| families.iter().all(|family| member[*family]["share"].as_f64().is_some_and(|share| share > 99.0));
+    wait_until(&format!("{families:?} sockets to get {interface}"), PATIENCE, || member(bed, interface).is_ok_and(has_all))
+        .with_context(|| bed.succeed(&["uplinks", "--json"]).unwrap_or_default())?;
+    Ok(())
+}
+
+/// Checks that every kind of socket reaches the server by an uplink. Probes leave by the other one meanwhile.
+fn check_by(bed: &Bed, uplink: u8) -> Outcome {
+    check_outcomes(&bed.probe(Some(&bed.cgroup), User::Nobody)?, User::Nobody, uplink)
+}
+
+/// Lets the server drop all answers to an uplink, or not.
+fn black_hole(bed: &Bed, uplink: u8, is_on: bool) -> Outcome {
+    let change = if is_on { "add" } else { "del" };
+    for (family, client) in [("-4", client_v4(uplink).to_string()), ("-6", client_v6(uplink).to_string())] {
+        bed.ip_of_server(&format!("{family} rule {change} pref 0 to {client} blackhole"))?;
+    }
+    Ok(())
+}
+
+fn held(bed: &Bed) -> anyhow::Result<Held> {
+    let mut client = bed.client(Some(&bed.cgroup), User::Nobody)?;
+    client.args(["--json", "--timeout-ms", "1000", "--port", &bed.server.port().to_string()]);
+    client.args(["--proto", "tcp", "--proto", "udp"]);
+    client.args(["--target", &SERVER_V4.to_string(), "--target", &SERVER_V6.to_string()]);
+    Held::start(&mut client)
+}
+
+/// Whether the held sockets of each family go by these uplinks.
+fn go_by(held: &mut Held, v4: u8, v6: u8) -> anyhow::Result<bool> {
+    let by = [client_v4(v4).to_string(), client_v6(v6).to_string()];
+    let outcomes = held.round()?;
+    Ok(outcomes.iter().all(|outcome| outcome.saw.as_ref().is_some_and(|saw| by.contains(saw))))
+}
+
+fn a_dead_line_is_left() -> Outcome {
+    for local in METHODS {
+        let bed = Bed::new("health-dead")?;
+        let _daemon = bed.daemon(&config(PROBE, local))?;
+        wait_for(&bed, "a1")?;
+        let mut held = held(&bed)?;
+        ensure!(go_by(&mut held, 1, 1)?);
+        let mut spy = Spy::on(&bed, &["a0", "a1"])?;
+        black_hole(&bed, 1, true)?;
+        wait_for(&bed, "a0").with_context(|| format!("local = {local}"))?;
+        let dead = member(&bed, "a1")?;
+        ensure!(dead["ipv4"]["state"] == "down" && dead["ipv4"]["reason"] == "probes are not answered", "{dead}");
+        ensure!(dead["ipv6"]["probes"]["failure"] == "no answer in time", "{dead}");
+        wait_until("sockets on the other member", PATIENCE, || go_by(&mut held, 0, 0).unwrap_or_default())?;
+        check_by(&bed, 0)?;
+        black_hole(&bed, 1, false)?;
+        wait_for(&bed, "a1").with_context(|| format!("the return, local = {local}"))?;
+        // Only new sockets get the better one.
+        ensure!(go_by(&mut held, 0, 0)?);
+        check_by(&bed, 1)?;
+        spy.saw_nothing().with_context(|| format!("local = {local}"))?;
+    }
+    Ok(())
+}
+
+fn a_link_that_lacks_something_is_left() -> Outcome {
+    let bed = Bed::new("health-link")?;
+    let _daemon = bed.daemon(&config("hold = \"0s\"", "[]"))?;
+    let gateway = bed.ip("-4 route show default dev a1")?;
+    let link = bed.net.server_link(1);
+    wait_for(&bed, "a1")?;
+    bed.ip_of_server(&format!("link set {link} down"))?;
+    wait_for(&bed, "a0").context("no carrier")?;
+    ensure!(member(&bed, "a1")?["ipv4"]["reason"] == "no carrier");
+    check_by(&bed, 0)?;
+    bed.ip_of_server(&format!("link set {link} up"))?;
+    wait_for_families(&bed, "a1", &["ipv4"]).context("the carrier is back")?;
+    bed.ip(&format!("-4 route del {} dev a1", gateway.trim()))?;
+    wait_for_families(&bed, "a0", &["ipv4"]).context("no route")?;
+    ensure!(member(&bed, "a1")?["ipv4"]["reason"] == "no default route of this family");
+    bed.ip(&format!("-4 route add {} dev a1", gateway.trim()))?;
+    wait_for_families(&bed, "a1", &["ipv4"]).context("the route is back")?;
+    bed.ip("-4 addr flush dev a1")?;
+    wait_for_families(&bed, "a0", &["ipv4"]).context("no address")?;
+    ensure!(member(&bed, "a1")?["ipv4"]["reason"] == "no address of this family");
+    Ok(())
+}
+
+fn one_family_is_left() -> Outcome {
+    for local in METHODS {
+        let bed = Bed::new("health-family")?;
+        let _daemon = bed.daemon(&config(PROBE, local))?;
+        wait_for(&bed, "a1")?;
+        let mut held = held(&bed)?;
+        ensure!(go_by(&mut held, 1, 1)?);
+        bed.ip_of_server(&format!("-4 rule add pref 0 to {} blackhole", client_v4(1)))?;
+        wait_for_families(&bed, "a0", &["ipv4"]).with_context(|| format!("local = {local}"))?;
+        // IPv6 connections go on where they were, and IPv4 goes on by the other member.
+        wait_until("IPv4 on the other member", PATIENCE, || go_by(&mut held, 0, 1).unwrap_or_default())?;
+        wait_for_families(&bed, "a1", &["ipv6"])?;
+    }
+    Ok(())
+}
+
+fn by_hand() -> Outcome {
+    for local in METHODS {
+        let bed = Bed::new("health-hand")?;
+        let daemon = bed.daemon(&config("hold = \"0s\"", local))?;
+        wait_for(&bed, "a1")?;
+        let mut held = held(&bed)?;
+        ensure!(go_by(&mut held, 1, 1)?);
+        bed.succeed(&["uplink", "down", "lines", "a1"])?;
+        // The command returns when sockets were moved.
+        wait_for(&bed, "a0")?;
+        ensure!(go_by(&mut held, 0, 0)? || go_by(&mut held, 0, 0)?, "local = {local}");
+        ensure!(member(&bed, "a1")?["hand"] == "down");
+        check_by(&bed, 0)?;
+        ensure!(daemon.end(Signal::SIGKILL)?.is_none());
+        bed.succeed(&["uplink", "auto", "lines", "a1"])?;
+        wait_for(&bed, "a1").context("without a daemon")?;
+        check_by(&bed, 1)?;
+        bed.succeed(&["uplink", "down", "lines", "a1"])?;
+        let _daemon = bed.daemon(&config("hold = \"0s\"", local))?;
+        check_by(&bed, 0).context("the next daemon keeps it")?;
+        bed.succeed(&["uplink", "up", "lines", "a1"])?;
+        wait_for(&bed, "a1")?;
+        let wrong = bed.run(&["uplink", "down", "lines", "a2"])?;
+        ensure!(wrong.code == 1 && wrong.stderr.contains("its members are a1, a0"), "{wrong:?}");
+        let wrong = bed.run(&["uplink", "down", "line", "a1"])?;
+        ensure!(wrong.code == 1 && wrong.stderr.contains("`steer uplinks` lists"), "{wrong:?}");
+    }
+    Ok(())
+}
+
+fn the_next_daemon_decides_the_same() -> Outcome {
+    let bed = Bed::new("health-next")?;
+    let daemon = bed.daemon(&config(PROBE, "[]"))?;
+    wait_for(&bed, "a1")?;
+    black_hole(&bed, 1, true)?;
+    wait_for(&bed, "a0")?;
+    ensure!(daemon.end(Signal::SIGKILL)?.is_none());
+    check_by(&bed, 0).context("without a daemon")?;
+    let _daemon = bed.daemon(&config(PROBE, "[]"))?;
+    ensure!(member(&bed, "a1")?["ipv4"]["state"] == "down");
+    check_by(&bed, 0)?;
+    black_hole(&bed, 1, false)?;
+    wait_for(&bed, "a1")?;
+    Ok(())
+}
+
+fn nobody_is_probed_for_nobody() -> Outcome {
+    let bed = Bed::new("health-idle")?;
+    let unused = config(PROBE, "[]").replace("[\"@\"]", "[\"/steer-test-none\"]");
+    let mut capture = Capture::start(&bed.net.client, "a1")?;
+    let daemon = bed.daemon(&unused)?;
+    let state = member(&bed, "a1")?;
+    ensure!(state["ipv4"]["state"] == "suspect" && state["ipv4"]["probes"]["rounds"].as_u64().is_none_or(|rounds| rounds == 0), "{state}");
+    bed.succeed(&["reload"])?;
+    let packets = capture.take()?;
+    ensure!(leaks(&packets).is_empty(), "{packets:?}");
+    drop(daemon);
+    // The same with a cgroup is probed.
+    let _daemon = bed.daemon(&config(PROBE, "[]"))?;
+    wait_until("probes", PATIENCE, || {
+        member(&bed, "a1").is_ok_and(|member| member["ipv4"]["state"] == "up" && member["ipv4"]["probes"]["rounds"] != 0)
+    })?;
+    ensure!(!leaks(&capture.take()?).is_empty(), "the capture sees probes");
+    Ok(())
+}
