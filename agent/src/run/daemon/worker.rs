@@ -81,7 +81,7 @@ impl Worker {
     /// Takes turns until it is to end.
     fn work(&mut self) {
         let mut retry = self.look_again();
-        let (mut look_at_use, mut patience) = (None, None);
+        let (mut look_at_use, mut patience) = (Some(Instant::now()), None);
         loop {
             self.probe();
             let choose = self.steering.next_choice().map(|left| Instant::now() + left);

@@ -240,7 +240,7 @@ impl One<'_> {
 
     /// Every tier up to the first behind the chosen one that has a member which could take over.
     fn watched(&self, usable: Members) -> Members {
-        let Some(chosen) = self.tier(usable) else { return self.set(|_| true) };
+        let Some(chosen) = self.tier(usable).filter(|_| self.decides == self.family) else { return self.set(|_| true) };
         let next = self.set(|member| self.members[member].tier > chosen && self.state(member) != State::Down);
         let last = self.tier(next).unwrap_or(u8::MAX);
         self.set(|member| self.members[member].tier <= last)
