@@ -39,6 +39,8 @@ pub mod uplink_flags {
     pub const CLOSE_IF_ALL_DOWN: u32 = 1 << 3;
     /// The daemon probes the members. Without its results, what they have decided stays.
     pub const PROBED: u32 = 1 << 4;
+    /// The members are the lines of this host that are no tunnels. They change.
+    pub const AUTO: u32 = 1 << 5;
 }
 
 /// A member of a group. For the agent.

@@ -10,6 +10,7 @@ use steer_common::{
     address::{address_words, ip_address},
     policy_flags,
     record::{INTERFACE_BYTES, NAME_BYTES},
+    uplink::uplink_flags,
 };
 
 use thiserror::Error as ThisError;
@@ -107,7 +108,9 @@ pub fn present(name: &str, target: &Target, owner: Owner, namespace: Namespace<'
     let policy = policy(name, target, owner, namespace);
     if let Some(name) = target.uplink.group() {
         let Some(group) = &policy.group else { return Err(Absent::Group(name.to_string())) };
-        if group.ifindex.iter().all(|ifindex| *ifindex <= 0) {
+        // It finds its members when it is put in force.
+        let is_auto = group.flags & uplink_flags::AUTO != 0;
+        if !is_auto && group.ifindex.iter().all(|ifindex| *ifindex <= 0) {
             return Err(Absent::Members(name.to_string()));
         }
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use steer_common::{
     PolicyRecord, UPLINK_SLOTS, UplinkRecord, map,
-    uplink::{BUCKETS, Family, HealthRecord, Line, MEMBERS, MemberRecord, NO_MEMBER, bucket},
+    uplink::{BUCKETS, Family, HealthRecord, Line, MEMBERS, MemberRecord, NO_MEMBER, bucket, uplink_flags},
 };
 
 use super::{Datapath, Error, Lock, PolicyEntry, map_error, text};
@@ -73,7 +73,8 @@ impl PolicyEntry {
 /// The members of a group, by number.
 pub fn members(group: &UplinkRecord) -> impl Iterator<Item = (usize, &MemberRecord)> {
     let count = usize::try_from(group.members).unwrap_or(MEMBERS);
-    group.member.iter().enumerate().take(count)
+    // Those of a group that finds its members come and go.
+    group.member.iter().enumerate().take(count).filter(|(_, member)| member.interface[0] != 0)
 }
 
 /// Whether two records are the same group, apart from the indexes, the choice and the health of the members.
@@ -82,6 +83,7 @@ fn is_same_group(old: &UplinkRecord, new: &UplinkRecord) -> bool {
         ifindex: [0; MEMBERS],
         live: [0; 2],
         pick: [[NO_MEMBER; BUCKETS]; 2],
+        member: if record.flags & uplink_flags::AUTO != 0 { [MemberRecord::EMPTY; MEMBERS] } else { record.member },
         holding: [0; 2],
         linger_ns: [[0; MEMBERS]; 2],
         health: [[HealthRecord::NEW; MEMBERS]; 2],
@@ -142,7 +144,9 @@ impl Datapath {
         taken: &mut BTreeMap<u32, UplinkRecord>,
     ) -> Result<u32, Error> {
         let same = taken.iter().find(|(_, known)| is_same_group(known, group));
-        let kept = same.map(|(&slot, known)| (slot, UplinkRecord { ifindex: group.ifindex, ..*known }));
+        let is_auto = group.flags & uplink_flags::AUTO != 0;
+        let ifindex = |known: &UplinkRecord| if is_auto { known.ifindex } else { group.ifindex };
+        let kept = same.map(|(&slot, known)| (slot, UplinkRecord { ifindex: ifindex(known), ..*known }));
         let free = || (1..UPLINK_SLOTS).find(|slot| !taken.contains_key(slot));
         // A group that is there keeps its choice.
         let (slot, group) = kept

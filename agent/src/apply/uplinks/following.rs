@@ -1,6 +1,9 @@
 //! Follows the health of the members of groups, and chooses between them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use nix::time::{ClockId, clock_gettime};
 use steer_common::{
@@ -9,11 +12,12 @@ use steer_common::{
 };
 
 use super::{
+    automatic::{self, Current},
     known::{Key, Known, Probed},
     key,
 };
 use crate::{
-    apply::resolve::{Namespace, index},
+    apply::resolve::Namespace,
     host::{
         probe::{Method, Outcome, Round},
         route,
@@ -23,6 +27,7 @@ use crate::{
         spec::{AllDown, OnReturn},
         uplink::{
             Family, PerFamily,
+            group::{self, Group, GroupName},
             decision::{self, Choice, Decision, Rules, Why, carrying, decide},
             health::{Event, Facts, Hand, Reason, State},
             probe::Probe,
@@ -151,19 +156,24 @@ impl Groups {
         }
         let policies = datapath.policies()?;
         for (slot, before) in groups {
-            let facts = read_facts(&before, namespace)?;
-            let probe = self.probe_of(&before, namespace);
+            let group = configured(&before, namespace);
+            let probe = group.as_ref().and_then(|group| self.probe_of(group, namespace));
+            let members = automatic::members(&before, group.as_deref(), namespace)?;
+            let before = Box::new(before);
+            let facts = read_facts(&members.record, namespace)?;
             let now = now_ns();
-            let known = self.known.entry((cookie, slot)).or_insert_with(|| Known::restore(&before, probe.clone(), &facts, now));
+            let restore = |probe| Known::restore(&members.record, probe, &facts, now);
+            let known = self.known.entry((cookie, slot)).or_insert_with(|| restore(probe.clone()));
             if !known.is_of(&before, probe.as_ref()) {
-                *known = Known::restore(&before, probe, &facts, now);
+                *known = restore(probe);
             }
+            known.replace(&members.record, &members.replaced, &facts, now);
             let marked = policies.iter().find(|entry| {
                 entry.record.uplink == slot && entry.record.flags & policy_flags::ROUTE != 0 && entry.record.mark != 0
             });
             let method = |member| marked.map_or(Method::Bind, |entry| Method::Mark(entry.record.mark_of(member)));
             let by_hand = by_hand.filter(|hand| hand.group == text(&before.name));
-            let switch = step(known, slot, &before, &facts, namespace, by_hand, now);
+            let switch = step(known, slot, &before, &members, &facts, by_hand, now);
             known.set_lines(&switch.after, method);
             if switch.after != switch.before {
                 datapath.set_group(lock, slot, &switch.after)?;
@@ -178,13 +188,14 @@ impl Groups {
     }
 
     /// The probes of a group, if this process sends them. It sends them in its own network namespace only.
-    fn probe_of(&self, record: &UplinkRecord, namespace: Namespace<'_>) -> Option<Probe> {
-        if !self.probes || namespace.inside.is_some() {
-            return None;
-        }
-        let name = text(&record.name);
-        namespace.groups.iter().find(|group| group.name.as_str() == name)?.probe.clone()
+    fn probe_of(&self, group: &Group, namespace: Namespace<'_>) -> Option<Probe> {
+        group.probe.clone().filter(|_| self.probes && namespace.inside.is_none())
     }
+}
+
+/// The group as configured, if the configuration is known here.
+fn configured<'g>(record: &UplinkRecord, namespace: Namespace<'g>) -> Option<Cow<'g, Group>> {
+    group::named(namespace.groups, &GroupName::parse(&text(&record.name)).ok()?)
 }
 
 /// The groups that attached cgroups use.
@@ -213,8 +224,7 @@ fn now_ns() -> u64 {
 
 /// What the links of the members offer.
 fn read_facts(group: &UplinkRecord, namespace: Namespace<'_>) -> Result<Vec<PerFamily<Facts>>, Error> {
-    let indexes: Vec<i32> =
-        kernel::members(group).map(|(_, member)| index(&text(&member.interface), namespace.links)).collect();
+    let indexes = group.ifindex;
     let read = move || {
         let facts = indexes.iter().map(|&ifindex| u32::try_from(ifindex).map_or(Ok(MISSING), route::facts));
         facts.collect::<Result<Vec<_>, _>>()
@@ -228,23 +238,23 @@ fn step(
     known: &mut Known,
     slot: u32,
     before: &UplinkRecord,
+    current: &Current,
     facts: &[PerFamily<Facts>],
-    namespace: Namespace<'_>,
     by_hand: Option<&ByHand<'_>>,
     now: u64,
 ) -> Switch {
-    let mut after = *before;
+    let mut after = current.record;
     let mut members = Vec::new();
-    for ((position, record), member) in kernel::members(before).zip(&mut known.members) {
+    for (position, member) in known.members.iter_mut().enumerate() {
+        let record = &after.member[position];
         let interface = text(&record.interface);
-        let (was, is) = (before.ifindex[position], index(&interface, namespace.links));
-        after.ifindex[position] = is;
+        let (was, is) = (before.ifindex[position], after.ifindex[position]);
         if was != is && was != CLOSED_IFINDEX {
             member.lost = Some(was);
         }
         let hand = by_hand.filter(|hand| hand.member == interface).map(|hand| hand.hand);
         for family in Family::ALL {
-            let kept = before.health[family as usize][position];
+            let kept = current.record.health[family as usize][position];
             let health = member.health.get_mut(family);
             health.apply(Event::Facts(*facts[position].get(family)), now);
             let kept = (kept.since_ns != 0).then(|| Hand::from_repr(kept.hand)).flatten();
@@ -254,9 +264,10 @@ fn step(
             health.apply(Event::Time, now);
             after.health[family as usize][position] = health.record();
         }
+        let record = &after.member[position];
         members.push(decision::Member {
             key: key(&interface),
-            tier: u8::try_from(record.tier).unwrap_or(u8::MAX),
+            tier: current.tiers[position],
             weight: record.weight,
             metered: record.metered != 0,
             present: is != CLOSED_IFINDEX,

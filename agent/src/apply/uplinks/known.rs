@@ -90,7 +90,8 @@ impl Known {
     /// As the pins have it.
     pub(super) fn restore(record: &UplinkRecord, probe: Option<Probe>, facts: &[PerFamily<Facts>], now: u64) -> Self {
         let settings = settings(record, probe.as_ref());
-        let members = facts.iter().enumerate().take(MEMBERS).map(|(slot, facts)| Member {
+        let count = usize::try_from(record.members).unwrap_or(MEMBERS);
+        let members = facts.iter().enumerate().take(count).map(|(slot, facts)| Member {
             ifindex: record.ifindex[slot],
             method: Method::Bind,
             resolvers: PerFamily::default(),
@@ -112,6 +113,22 @@ impl Known {
     /// Whether this is the same group with the same probes.
     pub(super) fn is_of(&self, record: &UplinkRecord, probe: Option<&Probe>) -> bool {
         self.name == record.name && self.members.len() == record.members as usize && self.probe.as_ref() == probe
+    }
+
+    /// Begins anew with members that were replaced by other interfaces.
+    pub(super) fn replace(
+        &mut self,
+        record: &UplinkRecord,
+        replaced: &[usize],
+        facts: &[PerFamily<Facts>],
+        now: u64,
+    ) {
+        let settings = settings(record, self.probe.as_ref());
+        for &position in replaced {
+            let Some(member) = self.members.get_mut(position) else { continue };
+            member.health = PerFamily::from_fn(|family| Health::new(settings, *facts[position].get(family), now));
+            member.failures = PerFamily::default();
+        }
     }
 
     /// Takes the result of a round. Returns whether the group has to decide again.

@@ -6,6 +6,7 @@
 //! **Invariant:** the choice comes before the sockets, and a member is noted as one that has sockets until they were moved. So a process
 //! that is killed in between leaves the rest to the next one. If no other member works, no socket is touched.
 
+mod automatic;
 mod by_hand;
 mod following;
 mod known;
@@ -34,7 +35,7 @@ use crate::model::{
 pub(super) fn record(group: &Group, namespace: Namespace<'_>) -> UplinkRecord {
     let mut record = UplinkRecord {
         netns_cookie: namespace.cookie,
-        members: u32::try_from(group.members.len()).unwrap_or_default(),
+        members: u32::try_from(if group.auto.is_some() { MEMBERS } else { group.members.len() }).unwrap_or_default(),
         balance: match group.balance {
             Balance::Cgroup => balance::CGROUP,
             Balance::Destination => balance::DESTINATION,
@@ -74,7 +75,8 @@ fn flags(group: &Group) -> u32 {
     let on_fail = if group.on_fail == OnFail::Keep { uplink_flags::KEEP_ON_FAIL } else { 0 };
     let all_down = if group.all_down == AllDown::Close { uplink_flags::CLOSE_IF_ALL_DOWN } else { 0 };
     let probed = if group.probe.is_some() { uplink_flags::PROBED } else { 0 };
-    on_return | on_fail | all_down | probed
+    let auto = if group.auto.is_some() { uplink_flags::AUTO } else { 0 };
+    on_return | on_fail | all_down | probed | auto
 }
 
 /// What tells a member from others in the choice. It never changes.

@@ -53,7 +53,7 @@ pub fn facts(link: u32) -> io::Result<PerFamily<Facts>> {
 }
 
 /// Whether a link has an address that packets to other networks can be sent from.
-fn has_address(connection: &mut Connection, link: u32, family: u8) -> io::Result<bool> {
+pub(super) fn has_address(connection: &mut Connection, link: u32, family: u8) -> io::Result<bool> {
     let mut body = vec![family, 0, 0, 0];
     body.extend(link.to_ne_bytes());
     connection.filter();

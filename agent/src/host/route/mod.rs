@@ -26,6 +26,7 @@ mod contents;
 mod entry;
 mod facts;
 mod hop;
+mod lines;
 mod lookup;
 mod netlink;
 mod passes;
@@ -42,6 +43,7 @@ use std::net::IpAddr;
 use crate::model::{mark::MarkMask, prefix::Prefix};
 
 pub use facts::facts;
+pub use lines::lines;
 pub use lookup::{Selector, gateways, leads};
 pub use passes::is_discovery;
 pub use plan::{Invalid, Plan, plan};

@@ -14,6 +14,7 @@ use super::{Problems, Source, reader::Reader};
 use crate::model::{
     spec::{AllDown, Balance, OnFail, OnReturn, Resolvers, Uplink, Word},
     uplink::{
+        auto::{Auto, Selector},
         group::{Group, GroupName, HOLD, Member},
         probe::{self, Probe, Target},
     },
@@ -21,7 +22,8 @@ use crate::model::{
 
 /// The name of the tables.
 pub(super) const NAME: &str = "uplink";
-const KEYS: [&str; 8] = ["name", "members", "balance", "probe", "hold", "on_fail", "on_return", "all_down"];
+const KEYS: [&str; 9] = ["name", "members", "auto", "balance", "probe", "hold", "on_fail", "on_return", "all_down"];
+const AUTO_KEYS: [&str; 3] = ["exclude", "prefer", "include"];
 const PROBE_KEYS: [&str; 7] = ["targets", "need", "interval", "timeout", "fall", "rise", "idle"];
 const MEMBER_KEYS: [&str; 5] = ["interface", "tier", "weight", "metered", "dns"];
 /// The longest `hold`.
@@ -71,7 +73,7 @@ impl Reader<'_> {
     }
 
     fn group(&mut self, at: &str, table: &Spanned<DeValue<'_>>, fields: &DeTable<'_>) -> Option<Group> {
-        let (mut name, mut members) = (None, None);
+        let (mut name, mut members, mut auto) = (None, None, None);
         let (mut balance, mut on_fail, mut all_down) = (Balance::default(), OnFail::default(), AllDown::default());
         let (mut probe, mut hold, mut on_return) = (None, HOLD, None);
         for (key, value) in fields {
@@ -79,6 +81,7 @@ impl Reader<'_> {
             match key.get_ref().as_ref() {
                 "name" => name = self.parsed(&path, value, GroupName::parse),
                 "members" => members = self.members(&path, value),
+                "auto" => auto = self.auto(&path, value),
                 "balance" => balance = self.one_word(&path, value).unwrap_or(balance),
                 "on_fail" => on_fail = self.one_word(&path, value).unwrap_or(on_fail),
                 "on_return" => on_return = self.one_word::<OnReturn>(&path, value),
@@ -88,15 +91,24 @@ impl Reader<'_> {
                 _ => self.problem(key.span(), &path, "", format!("unknown key; expected {}", KEYS.join(", "))),
             }
         }
-        for (key, expected) in [
-            ("name", "expected name = \"...\", as policies use it"),
-            ("members", "expected members = [{ interface = \"eth0\" }, ...]"),
+        for (key, is_there, expected) in [
+            ("name", fields.contains_key("name"), "expected name = \"...\", as policies use it"),
+            (
+                "members",
+                fields.contains_key("members") || fields.contains_key("auto"),
+                "expected members = [{ interface = \"eth0\" }, ...], or auto = {}",
+            ),
         ] {
-            if !fields.contains_key(key) {
+            if !is_there {
                 self.problem(table.span(), &format!("{at}.{key}"), "", format!("missing; {expected}"));
             }
         }
-        let group = Group { name: name?, members: members?, balance, probe, hold, on_fail, on_return, all_down };
+        if let Some(value) = fields.get("auto").filter(|_| fields.contains_key("members")) {
+            self.wrong(&format!("{at}.auto"), value, "expected members or auto, not both");
+            return None;
+        }
+        let members = if fields.contains_key("auto") { Vec::new() } else { members? };
+        let group = Group { name: name?, members, auto, balance, probe, hold, on_fail, on_return, all_down };
         match (group.check(), fields.get("members")) {
             (Err(problem), Some(value)) => {
                 self.wrong(&format!("{at}.members"), value, problem);
@@ -104,6 +116,35 @@ impl Reader<'_> {
             }
             _ => Some(group),
         }
+    }
+
+    fn auto(&mut self, at: &str, value: &Spanned<DeValue<'_>>) -> Option<Auto> {
+        let Some(fields) = value.get_ref().as_table() else {
+            self.wrong(at, value, "expected a table, as { exclude = [\"docker*\"] }");
+            return None;
+        };
+        let mut auto = Auto::default();
+        for (key, value) in fields {
+            let path = format!("{at}.{}", key.get_ref());
+            let globs = match key.get_ref().as_ref() {
+                "exclude" => &mut auto.exclude,
+                "prefer" => &mut auto.prefer,
+                "include" => &mut auto.include,
+                _ => {
+                    self.problem(key.span(), &path, "", format!("unknown key; expected {}", AUTO_KEYS.join(", ")));
+                    continue;
+                }
+            };
+            let items = value.get_ref().as_array().map(|items| items.iter().map(|item| item.get_ref().as_str()));
+            match items.and_then(|items| items.collect::<Option<Vec<_>>>()) {
+                Some(items) => *globs = items.into_iter().map(str::to_owned).collect(),
+                None => self.wrong(&path, value, "expected a list of names of interfaces, with globs, as [\"eth*\"]"),
+            }
+        }
+        if let Err(problem) = Selector::new(&auto) {
+            self.wrong(at, value, problem);
+        }
+        Some(auto)
     }
 
     fn members(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<Member>> {
@@ -313,6 +354,8 @@ cgroups = ["/a"]
             ("\"gateway\"", "\"ping\"", "uplink[0].probe.targets[0] = \"ping\": expected \"gateway\", \"icmp:ADDRESS\""),
             ("interval", "every", "uplink[0].probe.every: unknown key; expected targets, need,"),
             ("300ms", "3ms", "uplink[0].probe.interval = \"3ms\": expected 50ms to 1h"),
+            ("balance", "auto", "uplink[0].auto = \"socket\": expected a table"),
+            ("balance = \"socket\"", "auto = {}", "uplink[0].auto = {}: expected members or auto, not both"),
             ("all_down", "all_up", "uplink[0].all_up: unknown key; expected name, members,"),
             ("name = \"internet\"\n", "", "uplink[0].name: missing"),
             ("uplink = \"internet\"", "uplink = \"lte\"", "policy[0].uplink: there is no [[uplink]] \"lte\""),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use steer_common::record::INTERFACE_BYTES;
 
-use crate::model::uplink::group::GroupName;
+use crate::model::uplink::group::{AUTO, GroupName};
 
 /// The word that exempts.
 const NONE: &str = "none";
@@ -23,7 +23,7 @@ pub enum Uplink {
 }
 
 impl Uplink {
-    /// Reads the name of an interface, or `none`.
+    /// Reads the name of an interface, or `none`, or `auto`.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.len() >= INTERFACE_BYTES || text.contains(char::is_control) {
             return Err(<Self as super::value::Value>::expected());
@@ -35,7 +35,11 @@ impl Uplink {
         if let Some((name, peer)) = text.split_once('@').filter(|(name, peer)| !name.is_empty() && !peer.is_empty()) {
             return Err(format!("`ip` prints NAME@PEER, and {peer:?} is the peer; expected {name:?}"));
         }
-        Ok(if text == NONE { Self::Exempt } else { Self::Interface(text.to_owned()) })
+        Ok(match text {
+            NONE => Self::Exempt,
+            AUTO => Self::Group(GroupName::parse(AUTO)?),
+            _ => Self::Interface(text.to_owned()),
+        })
     }
 
     /// The name of its interface.

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use steer_common::{record::NAME_BYTES, uplink::MEMBERS};
 
-use super::probe::Probe;
+use super::{auto::Auto, probe::Probe};
 use crate::model::spec::{AllDown, Balance, OnFail, OnReturn, Resolvers, Uplink};
 
 /// For how long a member is healthy before it is preferred again, unless `hold` says otherwise.
@@ -17,8 +17,10 @@ pub const HOLD: Duration = Duration::from_secs(30);
 pub struct Group {
     /// `name`: unique.
     pub name: GroupName,
-    /// `members`, in their order.
+    /// `members`, in their order. Empty: `auto` finds them.
     pub members: Vec<Member>,
+    /// `auto`: the lines of this host that are no tunnels, the best first.
+    pub auto: Option<Auto>,
     /// `balance`: what decides about the member of a socket.
     pub balance: Balance,
     /// `probe`: how the health of its members is probed. Absent: carrier, addresses, routes and connections decide.
@@ -61,6 +63,7 @@ impl Group {
         Self {
             name,
             members,
+            auto: None,
             balance: Balance::default(),
             probe: None,
             hold: HOLD,
@@ -72,6 +75,9 @@ impl Group {
 
     /// Checks the members. The error says what is expected.
     pub fn check(&self) -> Result<(), String> {
+        if self.auto.is_some() && self.members.is_empty() {
+            return Ok(());
+        }
         if self.members.is_empty() || self.members.len() > MEMBERS {
             return Err(format!("{} members; expected 1 to {MEMBERS}", self.members.len()));
         }
@@ -87,8 +93,12 @@ impl Group {
 /// The group with a name: a configured one, or the one that the name lists.
 pub fn named<'g>(groups: &'g [Group], name: &GroupName) -> Option<Cow<'g, Group>> {
     let configured = groups.iter().find(|group| group.name == *name).map(Cow::Borrowed);
-    configured.or_else(|| name.listed().map(Cow::Owned))
+    let auto = || (name.0 == AUTO).then(|| Group { auto: Some(Auto::default()), ..Group::new(name.clone(), Vec::new()) });
+    configured.or_else(|| name.listed().or_else(auto).map(Cow::Owned))
 }
+
+/// The name of the group of all lines that are no tunnels. It needs no configuration.
+pub const AUTO: &str = "auto";
 
 /// What is between the interfaces of a list.
 const AND_THEN: char = '+';

@@ -1,8 +1,8 @@
 //! `interface = "auto"`: the best line that is not a tunnel, for each family.
 //!
 //! A candidate is up, with carrier, address and default route, and has a device on a bus below it, directly or through
-//! VLANs, bonds, bridges and the like. The order of candidates is: healthy, `prefer`, metric, wired before wireless before
-//! mobile, the current one, lowest index.
+//! VLANs, bonds, bridges and the like. The order of candidates is: `prefer`, metric, wired before wireless before
+//! mobile, the current one, lowest index. Each is a tier of its own in the choice, which knows their health.
 //!
 //! **Invariant:** a kind of link that is not known is refused: it may be a tunnel. Names are only compared with the patterns of
 //! the user.
@@ -71,10 +71,6 @@ pub struct Link {
     pub default_route: PerFamily<Option<u32>>,
     /// It has an address that packets can be sent from. Of IPv6, one that is not link-local.
     pub has_address: PerFamily<bool>,
-    /// A process of the policy's own cgroups holds it open, as a VPN or a proxy does with its tun.
-    pub is_held_open_by_own_cgroup: bool,
-    /// Nothing is known against it.
-    pub is_healthy: PerFamily<bool>,
 }
 
 /// Why a link is not a candidate. The text completes "NAME: ".
@@ -82,8 +78,6 @@ pub struct Link {
 pub enum Refusal {
     /// `exclude` has it.
     Excluded,
-    /// The policy's own programs hold it open.
-    OwnTunnel,
     /// It is a tunnel, or of a kind that may be one.
     Tunnel(String),
     /// It is virtual.
@@ -102,7 +96,6 @@ impl fmt::Display for Refusal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Excluded => "in exclude",
-            Self::OwnTunnel => "held open by a program of the policy itself",
             Self::Tunnel(kind) => return write!(formatter, "of kind {kind}, which is, or may be, a tunnel"),
             Self::NoDevice => "virtual, with no device below it",
             Self::NotUp => "not up",
@@ -114,24 +107,54 @@ impl fmt::Display for Refusal {
 }
 
 /// What the user asks for: globs of names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Auto {
+    /// Links that are never chosen.
+    pub exclude: Vec<String>,
+    /// Links that are chosen before others, in this order.
+    pub prefer: Vec<String>,
+    /// Links that count as devices on a bus, such as the virtual Ethernet link of a container. Tunnels stay refused.
+    pub include: Vec<String>,
+}
+
+/// The same, compiled.
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
     exclude: Vec<Regex>,
     prefer: Vec<Regex>,
+    include: Vec<Regex>,
 }
 
 impl Selector {
     /// Compiles the globs. The error names the one that is wrong.
-    pub fn new<S: AsRef<str>>(exclude: &[S], prefer: &[S]) -> Result<Self, String> {
-        Ok(Self { exclude: compile(exclude)?, prefer: compile(prefer)? })
+    pub fn new(auto: &Auto) -> Result<Self, String> {
+        Ok(Self { exclude: compile(&auto.exclude)?, prefer: compile(&auto.prefer)?, include: compile(&auto.include)? })
+    }
+
+    /// Whether a link counts as a device on a bus.
+    pub fn includes(&self, name: &str) -> bool {
+        self.include.iter().any(|glob| glob.is_match(name))
+    }
+
+    /// The indexes of the links that can be chosen for a family, now or once they have what they lack; the best first. `current`: the one
+    /// in use.
+    pub fn candidates(&self, links: &[Link], family: Family, current: Option<u32>) -> Vec<u32> {
+        let lacks = |link: &Link| match self.refusal(link, family) {
+            None => Some(false),
+            Some(Refusal::NotUp | Refusal::NoCarrier | Refusal::NoAddress | Refusal::NoDefaultRoute) => Some(true),
+            Some(Refusal::Excluded | Refusal::Tunnel(_) | Refusal::NoDevice) => None,
+        };
+        let mut candidates: Vec<_> = links.iter().filter_map(|link| Some((lacks(link)?, link))).collect();
+        candidates.sort_by_key(|(lacks, link)| (*lacks, self.order(link, family, current)));
+        candidates.into_iter().map(|(_, link)| link.index).collect()
     }
 
     /// The indexes of the best links. `current` are those in use. `None`: the family is closed.
-    pub fn select(&self, links: &[Link], current: PerFamily<Option<u32>>) -> PerFamily<Option<u32>> {
+    #[cfg(test)]
+    fn select(&self, links: &[Link], current: PerFamily<Option<u32>>) -> PerFamily<Option<u32>> {
         PerFamily::from_fn(|family| {
-            let candidates = links.iter().filter(|link| self.refusal(link, family).is_none());
-            let best = candidates.min_by_key(|link| self.order(link, family, *current.get(family)));
-            best.map(|link| link.index)
+            let best = self.candidates(links, family, *current.get(family)).first().copied();
+            best.filter(|best| links.iter().any(|link| link.index == *best && self.refusal(link, family).is_none()))
         })
     }
 
@@ -142,7 +165,6 @@ impl Selector {
         let is_line = kind.is_none_or(|kind| LINE_KINDS.contains(&kind)) && !ARPHRD_TUNNELS.contains(&link.arphrd);
         let refusals = [
             (self.exclude.iter().any(|glob| glob.is_match(&link.name)), Refusal::Excluded),
-            (link.is_held_open_by_own_cgroup, Refusal::OwnTunnel),
             (!is_line, Refusal::Tunnel(kind.map_or_else(|| format!("ARPHRD {}", link.arphrd), str::to_owned))),
             (!link.has_bus_device_below, Refusal::NoDevice),
             (!link.is_up, Refusal::NotUp),
@@ -159,7 +181,7 @@ impl Selector {
         let medium = if link.is_mobile { 2 } else { u8::from(link.is_wireless) };
         let metric = link.default_route.get(family).unwrap_or(u32::MAX);
         let is_current = current == Some(link.index);
-        (!link.is_healthy.get(family), preference, metric, medium, !is_current, link.index)
+        (preference, metric, medium, !is_current, link.index)
     }
 }
 

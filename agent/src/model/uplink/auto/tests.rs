@@ -1,6 +1,6 @@
 //! Which line is chosen, by topology.
 
-use super::{ARPHRD_PPP, Link, Refusal, Selector};
+use super::{ARPHRD_PPP, Auto, Link, Refusal, Selector};
 use crate::model::uplink::{Family, PerFamily};
 
 const NONE: u16 = 65534;
@@ -19,8 +19,6 @@ fn line(index: u32, name: &str, metric: u32) -> Link {
         is_mobile: false,
         default_route: PerFamily { v4: Some(metric), v6: Some(metric) },
         has_address: PerFamily { v4: true, v6: true },
-        is_held_open_by_own_cgroup: false,
-        is_healthy: PerFamily { v4: true, v6: true },
     }
 }
 
@@ -111,12 +109,6 @@ fn topologies() {
             nothing,
             [Some(9); 2],
         ),
-        (
-            "the tun that the policy holds open, in a bridge over a line",
-            vec![line(2, "eth0", 100), Link { is_held_open_by_own_cgroup: true, ..over(3, "br1", "bridge", 0) }],
-            nothing,
-            [Some(2); 2],
-        ),
         ("IPv6 only", vec![only_ipv6(line(2, "eth0", 1024))], nothing, [None, Some(2)]),
         (
             "IPv6 by another line",
@@ -177,18 +169,6 @@ fn topologies() {
             current(2),
             [Some(3); 2],
         ),
-        (
-            "IPv4 is not healthy",
-            vec![changed(line(2, "eth0", 0), |link| link.is_healthy.v4 = false), wlan(3, "wlan0", 600)],
-            current(2),
-            [Some(3), Some(2)],
-        ),
-        (
-            "nobody is healthy",
-            vec![changed(line(2, "eth0", 0), |link| link.is_healthy = PerFamily::default())],
-            current(2),
-            [Some(2); 2],
-        ),
     ];
     for (name, mut links, current, [v4, v6]) in cases {
         let selector = Selector::default();
@@ -196,6 +176,11 @@ fn topologies() {
         links.reverse();
         assert_eq!(selector.select(&links, current), PerFamily { v4, v6 }, "{name}, in another order");
     }
+}
+
+fn selector(exclude: &[&str], prefer: &[&str]) -> Result<Selector, String> {
+    let globs = |globs: &[&str]| globs.iter().map(|glob| (*glob).to_owned()).collect();
+    Selector::new(&Auto { exclude: globs(exclude), prefer: globs(prefer), include: Vec::new() })
 }
 
 #[test]
@@ -209,24 +194,20 @@ fn exclude_and_prefer() {
         (&["eth*"], &["eth0"], Some(4)),
         (&["{eth,wlan}?"], &[], None),
     ] {
-        let selector = Selector::new(exclude, prefer).expect("globs");
+        let selector = selector(exclude, prefer).expect("globs");
         let got = selector.select(&links, PerFamily::default());
         assert_eq!(got, PerFamily { v4: want, v6: want }, "{exclude:?} {prefer:?}");
     }
-    let sick = changed(line(2, "eth0", 0), |link| link.is_healthy = PerFamily::default());
-    let selector = Selector::new(&[], &["eth*"]).expect("globs");
-    assert_eq!(selector.select(&[sick, wlan(3, "wlan0", 9)], current(2)).v4, Some(3), "health comes first");
-    let error = Selector::new(&["a", "eth["], &[]).expect_err("a mistake");
+    let error = selector(&["a", "eth["], &[]).expect_err("a mistake");
     assert_eq!(error, r#""eth[": [ without ]"#);
 }
 
 #[test]
 fn refusals_say_why() {
-    let selector = Selector::new(&["x*"], &[]).expect("a glob");
+    let selector = selector(&["x*"], &[]).expect("a glob");
     for (link, want) in [
         (line(2, "eth0", 0), None),
         (line(2, "x", 0), Some(Refusal::Excluded)),
-        (Link { is_held_open_by_own_cgroup: true, ..tun(2, "tun0") }, Some(Refusal::OwnTunnel)),
         (tun(2, "tun0"), Some(Refusal::Tunnel("tun".to_owned()))),
         (Link { arphrd: 776, ..line(2, "sit0", 0) }, Some(Refusal::Tunnel("ARPHRD 776".to_owned()))),
         (virtual_link(2, "docker0", "bridge"), Some(Refusal::NoDevice)),

@@ -29,7 +29,7 @@ pub struct Member {
     /// Hash of its name.
     pub key: u64,
     /// The lowest tier that works carries the traffic.
-    pub tier: u8,
+    pub tier: PerFamily<u8>,
     /// Its share of its tier.
     pub weight: u16,
     /// Its traffic costs money.
@@ -155,6 +155,10 @@ struct One<'a> {
 }
 
 impl One<'_> {
+    fn tier_of(&self, member: usize) -> u8 {
+        *self.members[member].tier.get(self.decides)
+    }
+
     fn state(&self, member: usize) -> State {
         *self.members[member].states.get(self.decides)
     }
@@ -191,8 +195,8 @@ impl One<'_> {
     /// The choice between these members.
     fn pick_of(&self, usable: Members) -> Pick {
         let candidate = |(at, member): (usize, &Member)| {
-            let Member { key, tier, weight, .. } = *member;
-            Candidate { key, tier, weight, usable: has(usable, at) }
+            let Member { key, weight, .. } = *member;
+            Candidate { key, tier: self.tier_of(at), weight, usable: has(usable, at) }
         };
         pick(&self.members.iter().enumerate().map(candidate).collect::<Vec<_>>())
     }
@@ -210,7 +214,7 @@ impl One<'_> {
             }
             let default = if member.metered { OnReturn::Linger } else { OnReturn::Keep };
             let lingers =
-                on_return.unwrap_or(default) == OnReturn::Linger && tier.is_some_and(|tier| tier < member.tier);
+                on_return.unwrap_or(default) == OnReturn::Linger && tier.is_some_and(|tier| tier < self.tier_of(at));
             let why = match self.state(at) {
                 State::Down | State::Held => Some(Why::Failed),
                 State::Up | State::Suspect if !lingers => {
@@ -234,16 +238,15 @@ impl One<'_> {
 
     /// The lowest tier of these members.
     fn tier(&self, members: Members) -> Option<u8> {
-        let in_set = |(at, member): (usize, &Member)| has(members, at).then_some(member.tier);
-        self.members.iter().enumerate().filter_map(in_set).min()
+        (0..self.members.len()).filter(|at| has(members, *at)).map(|at| self.tier_of(at)).min()
     }
 
     /// Every tier up to the first behind the chosen one that has a member which could take over.
     fn watched(&self, usable: Members) -> Members {
         let Some(chosen) = self.tier(usable).filter(|_| self.decides == self.family) else { return self.set(|_| true) };
-        let next = self.set(|member| self.members[member].tier > chosen && self.state(member) != State::Down);
+        let next = self.set(|member| self.tier_of(member) > chosen && self.state(member) != State::Down);
         let last = self.tier(next).unwrap_or(u8::MAX);
-        self.set(|member| self.members[member].tier <= last)
+        self.set(|member| self.tier_of(member) <= last)
     }
 }
 

@@ -22,7 +22,7 @@ impl Group {
     /// Members by tier. Those of the tiers behind the first are metered.
     fn new(tiers: &[u8]) -> Self {
         let states = PerFamily { v4: Up, v6: Up };
-        let member = |(key, tier): (u64, &u8)| Member { key, tier: *tier, weight: 1, metered: *tier > 1, present: true, states };
+        let member = |(key, tier): (u64, &u8)| Member { key, tier: PerFamily { v4: *tier, v6: *tier }, weight: 1, metered: *tier > 1, present: true, states };
         let members = (0..).zip(tiers).map(member).collect();
         Self { members, rules: DEFAULT, choice: PerFamily::default(), now: 1 }
     }
