@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::{
-    cargo,
+    cargo, dependencies,
     setup::{self, Setup},
     toolchain::{self, BOOTSTRAP, Core, TARGET},
 };
@@ -18,12 +18,7 @@ pub(crate) fn run() -> Result<()> {
     let host = ["clippy", "--workspace", "--exclude", "steer-ebpf", "--all-targets", "--", "-D", "warnings"];
     step(&mut cargo::cargo(host))?;
     kernel_clippy()?;
-    if toolchain::program("cargo-deny").is_some() {
-        // The fourth check, advisories, needs a download and belongs to a scheduled job.
-        step(&mut cargo::cargo(["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))?;
-    } else {
-        skip("the check of dependencies", "cargo-deny is not installed");
-    }
+    dependencies::check()?;
     let doc = ["doc", "--no-deps", "--workspace", "--exclude", "steer-ebpf"];
     step(cargo::cargo(doc).env("RUSTDOCFLAGS", "-D warnings"))
 }

@@ -15,7 +15,7 @@ use crate::{
 /// Install missing build dependencies; prints nothing if none is missing.
 #[derive(clap::Args, Clone, Copy, Default)]
 pub(crate) struct Setup {
-    /// Also install the dependencies of `lint` and `dist`: cargo-deny, clippy for the kernel side, and cargo-deb.
+    /// Also install the dependencies of `lint` and `dist`: clippy for the kernel side, and cargo-deb.
     #[arg(long)]
     ci: bool,
     #[arg(skip)]
@@ -35,7 +35,7 @@ impl Setup {
 
     fn needs(self) -> Vec<Need> {
         let more: &[Need] = match self {
-            Self { ci: true, .. } => &[Need::KernelClippy, Need::Deny, Need::Deb, Need::DebTools],
+            Self { ci: true, .. } => &[Need::KernelClippy, Need::Deb, Need::DebTools],
             Self { dist: true, .. } => &[Need::Deb, Need::DebTools],
             Self { .. } => &[],
         };
@@ -72,7 +72,6 @@ enum Need {
     Compiler,
     BpfLinker,
     KernelClippy,
-    Deny,
     Deb,
     DebTools,
 }
@@ -88,7 +87,6 @@ impl Need {
             Self::BpfLinker => has_bpf_linker(),
             // Debian packages clippy for its own compiler only; rustup may provide it for a nightly.
             Self::KernelClippy => toolchain::compiler().is_some_and(|found| found.name != LINKED || has_clippy(&found)),
-            Self::Deny => toolchain::program("cargo-deny").is_some(),
             Self::Deb => toolchain::program("cargo-deb").is_some(),
             Self::DebTools => ["dpkg-shlibdeps", "strip"].iter().all(|name| toolchain::program(name).is_some()),
         }
@@ -101,7 +99,6 @@ impl Need {
             Self::Compiler => "a Rust compiler with the library `core` for BPF",
             Self::BpfLinker => "bpf-linker 0.13 or later",
             Self::KernelClippy => "clippy for the kernel side",
-            Self::Deny => "cargo-deny",
             Self::Deb => "cargo-deb",
             Self::DebTools => "dpkg-shlibdeps and strip",
         }
@@ -122,7 +119,6 @@ impl Need {
                  --features llvm-22"
             }
             Self::KernelClippy => "install Debian's rust-web-clippy",
-            Self::Deny => "cargo install cargo-deny --version ^0.20 --locked",
             Self::Deb => "cargo install cargo-deb --version ^3.8 --locked",
             Self::DebTools => "install Debian's dpkg-dev and binutils",
         }
@@ -131,7 +127,7 @@ impl Need {
     /// Its Debian packages.
     fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Rustup | Self::Deny | Self::Deb => &[],
+            Self::Rustup | Self::Deb => &[],
             Self::HostLinker => &["gcc", "libc6-dev"],
             Self::Compiler => &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"],
             Self::BpfLinker => &["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"],
@@ -153,10 +149,6 @@ impl Need {
                 install.args(["--quiet", "--debug", "--no-default-features", "--features", "llvm-22"]);
                 install.env("CARGO_PROFILE_DEV_DEBUG", "false");
                 cargo::check(install.env("LLVM_PREFIX", "/usr/lib/llvm-22"))
-            }
-            Self::Deny => {
-                eprintln!("setup: building cargo-deny, which takes several minutes");
-                cargo::check(&mut cargo::cargo(["install", "cargo-deny", "--version", "^0.20", "--locked", "--quiet"]))
             }
             Self::Deb => {
                 eprintln!("setup: building cargo-deb, which takes a minute or two");
