@@ -34,8 +34,8 @@ impl Bench {
         let root = Root::find().and_then(Root::prove)?;
         Setup::default().run()?;
         install_peers();
-        let steer = cargo::release_binary("steer", "steer")?;
-        let bench = cargo::release_binary("steer-bench", "steer-bench")?;
+        let built = cargo::release(&["--bin", "steer", "--bin", "steer-bench"])?;
+        let (steer, bench) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "steer-bench")?);
         let mut command = root.command(&bench, &[("STEER_BIN", steer.as_path())]);
         self.pass_on(command.arg("run"));
         let status = command.status().with_context(|| format!("start {}", cargo::display(&command)))?;

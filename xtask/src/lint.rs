@@ -15,12 +15,10 @@ use crate::{
 pub(crate) fn run() -> Result<()> {
     Setup::default().run()?;
     step(&mut cargo::cargo(["fmt", "--all", "--check"]))?;
-    let host = ["clippy", "--workspace", "--exclude", "steer-ebpf", "--all-targets", "--", "-D", "warnings"];
-    step(&mut cargo::cargo(host))?;
+    step(cargo::cargo(["clippy"]).args(cargo::HOST).args(["--all-targets", "--", "-D", "warnings"]))?;
     kernel_clippy()?;
     dependencies::check()?;
-    let doc = ["doc", "--no-deps", "--workspace", "--exclude", "steer-ebpf"];
-    step(cargo::cargo(doc).env("RUSTDOCFLAGS", "-D warnings"))
+    step(cargo::cargo(["doc", "--no-deps"]).args(cargo::HOST).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// Lints the kernel side for its real target, as `agent/build.rs` builds it.
