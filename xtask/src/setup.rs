@@ -143,19 +143,25 @@ impl Need {
             Self::Compiler => cargo::check(Command::new("rustup").args(["toolchain", "link", LINKED, "/usr"])),
             Self::BpfLinker => {
                 eprintln!("setup: building bpf-linker, which takes about a minute");
-                // LLVM, which is compiled already, does its work: a debug build takes half the time and links as fast.
                 // `--force`, because an installed bpf-linker that does not start must be built again.
-                let mut install = cargo::cargo(["install", "bpf-linker", "--version", "^0.13", "--locked", "--force"]);
-                install.args(["--quiet", "--debug", "--no-default-features", "--features", "llvm-22"]);
-                install.env("CARGO_PROFILE_DEV_DEBUG", "false");
+                let mut install = install("bpf-linker", "^0.13");
+                install.args(["--force", "--no-default-features", "--features", "llvm-22"]);
                 cargo::check(install.env("LLVM_PREFIX", "/usr/lib/llvm-22"))
             }
             Self::Deb => {
-                eprintln!("setup: building cargo-deb, which takes a minute or two");
-                cargo::check(&mut cargo::cargo(["install", "cargo-deb", "--version", "^3.8", "--locked", "--quiet"]))
+                eprintln!("setup: building cargo-deb, which takes about a minute");
+                cargo::check(&mut install("cargo-deb", "^3.8"))
             }
         }
     }
+}
+
+/// Builds a tool. A debug build takes half the time. The tools are as fast: LLVM does the work of bpf-linker, and the profile of
+/// cargo-deb optimises what compresses.
+fn install(tool: &str, version: &str) -> Command {
+    let mut install = cargo::cargo(["install", tool, "--version", version, "--locked", "--quiet", "--debug"]);
+    install.env("CARGO_PROFILE_DEV_DEBUG", "false");
+    install
 }
 
 /// Debian's packages of the container runtimes that the tests start, each with its dependencies.
