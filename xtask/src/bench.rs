@@ -9,6 +9,9 @@ use anyhow::{Context as _, Result};
 
 use crate::{apt, cargo, root::Root, setup::Setup, toolchain};
 
+/// The programs that steer is compared with, and their Debian packages. Only root's PATH contains the programs.
+pub(crate) const NEEDS: [(&str, &str); 2] = [("nft", "nftables"), ("runc", "runc")];
+
 /// Measure as root what steering costs a program that creates sockets, and one that sends.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
@@ -60,8 +63,7 @@ impl Bench {
 
 /// Installs the programs that steer is compared with. They are optional: the report names those that are missing.
 fn install_peers() {
-    // Programs, and their packages. Only root's PATH contains the programs.
-    for (program, package) in [("nft", "nftables"), ("runc", "runc")] {
+    for (program, package) in NEEDS {
         if toolchain::program(program).is_none()
             && !apt::is_installed(package)
             && let Err(reason) = apt::install(&[package])

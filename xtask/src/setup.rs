@@ -3,19 +3,20 @@
 //! **Invariant**: it can be repeated at any time; if nothing is missing, it changes nothing and prints nothing. If it cannot
 //! install, one message lists everything that is missing.
 
-use std::{fmt::Write as _, process::Command};
+use std::{fmt::Write as _, process::Command, thread};
 
 use anyhow::{Result, anyhow, bail};
 
 use crate::{
-    apt, cargo,
+    apt, bench, cargo, containerd, fuzz, test,
     toolchain::{self, Compiler, LINKED},
+    vm,
 };
 
 /// Install missing build dependencies; prints nothing if none is missing.
 #[derive(clap::Args, Clone, Copy, Default)]
 pub(crate) struct Setup {
-    /// Also install the dependencies of `lint` and `dist`: clippy for the kernel side, and cargo-deb.
+    /// Also install the dependencies of the other commands that CI runs, such as clippy for the kernel side, cargo-deb and qemu.
     #[arg(long)]
     ci: bool,
     #[arg(skip)]
@@ -51,16 +52,20 @@ impl Setup {
 
         let mut packages: Vec<_> = missing.iter().flat_map(|need| need.packages()).copied().collect();
         packages.retain(|package| !apt::is_installed(package));
-        if !packages.is_empty() {
-            apt::install(&packages).map_err(|reason| manual(&missing, &reason))?;
-        }
-        for need in missing {
-            need.finish()?;
-            if !need.is_met() {
-                bail!("{} was installed, but is not usable; install it manually: {}", need.what(), need.remedy());
+        // It is compiled while apt, which uses one processor, installs the rest.
+        let is_independent = |need: &Need| *need == Need::Deb && !missing.contains(&Need::HostLinker);
+        let (beside, rest): (Vec<_>, Vec<_>) = missing.iter().copied().partition(is_independent);
+        thread::scope(|scope| {
+            let beside = scope.spawn(|| beside.into_iter().try_for_each(Need::install));
+            if !packages.is_empty() {
+                apt::install(&packages).map_err(|reason| manual(&missing, &reason))?;
             }
-        }
-        Ok(())
+            if self.ci {
+                scope.spawn(bring_others);
+            }
+            rest.into_iter().try_for_each(Need::install)?;
+            beside.join().expect("it does not panic")
+        })
     }
 }
 
@@ -136,6 +141,15 @@ impl Need {
         }
     }
 
+    /// Installs it after its packages.
+    fn install(self) -> Result<()> {
+        self.finish()?;
+        if !self.is_met() {
+            bail!("{} was installed, but is not usable; install it manually: {}", self.what(), self.remedy());
+        }
+        Ok(())
+    }
+
     /// The steps that remain after the packages are installed.
     fn finish(self) -> Result<()> {
         match self {
@@ -176,6 +190,23 @@ pub(crate) const RUNTIMES: [&str; 9] = [
     "docker.io",
     "iptables",
 ];
+
+/// Installs and downloads at once what the commands of `.ci/run` would install one after another. What cannot be installed is
+/// reported, and again by the command that needs it.
+fn bring_others() {
+    let programs = [&bench::NEEDS[..], &vm::NEEDS, &vm::ROOT_NEEDS, &fuzz::NEEDS].concat();
+    let missing = programs.into_iter().filter(|(program, _)| toolchain::program(program).is_none());
+    let packages: Vec<_> = missing.map(|(_, package)| package).collect();
+    bring(&[&packages, &RUNTIMES[..], &containerd::PACKAGES, &[TRACER]].concat());
+    for (what, outcome) in [("promtool", test::promtool()), ("containerd", containerd::programs())] {
+        if let Err(error) = outcome {
+            eprintln!("setup: {what}: {error:#}");
+        }
+    }
+}
+
+/// The program that injects faults, and its package.
+pub(crate) const TRACER: &str = "strace";
 
 /// Installs the missing packages without starting their services. If that fails, it prints the reason, and the tests that need a
 /// package are skipped.

@@ -79,7 +79,7 @@ impl Test {
             setup::bring(&setup::RUNTIMES);
         }
         if is_asked("faults") {
-            setup::bring(&["strace"]);
+            setup::bring(&[setup::TRACER]);
         }
         let mut variables = vec![
             ("STEER_BIN", steer.as_path()),
@@ -110,7 +110,7 @@ impl Test {
 }
 
 /// The checker of metrics, from Debian's package if it is not installed. If neither is available, the test reports that.
-fn promtool() -> Result<PathBuf> {
+pub(crate) fn promtool() -> Result<PathBuf> {
     if let Some(installed) = toolchain::program("promtool") {
         return Ok(installed);
     }
