@@ -9,6 +9,9 @@ use anyhow::{Context as _, Result};
 
 use crate::{apt, cargo, root::Root, setup::Setup, toolchain};
 
+/// The programs that steer is compared with, and their Debian packages. Only root's PATH contains the programs.
+pub(crate) const NEEDS: [(&str, &str); 2] = [("nft", "nftables"), ("runc", "runc")];
+
 /// Measure as root what steering costs a program that creates sockets, and one that sends.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
@@ -34,8 +37,8 @@ impl Bench {
         let root = Root::find().and_then(Root::prove)?;
         Setup::default().run()?;
         install_peers();
-        let steer = cargo::release_binary("steer", "steer")?;
-        let bench = cargo::release_binary("steer-bench", "steer-bench")?;
+        let built = cargo::release(&["--bin", "steer", "--bin", "steer-bench"])?;
+        let (steer, bench) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "steer-bench")?);
         let mut command = root.command(&bench, &[("STEER_BIN", steer.as_path())]);
         self.pass_on(command.arg("run"));
         let status = command.status().with_context(|| format!("start {}", cargo::display(&command)))?;
@@ -60,8 +63,7 @@ impl Bench {
 
 /// Installs the programs that steer is compared with. They are optional: the report names those that are missing.
 fn install_peers() {
-    // Programs, and their packages. Only root's PATH contains the programs.
-    for (program, package) in [("nft", "nftables"), ("runc", "runc")] {
+    for (program, package) in NEEDS {
         if toolchain::program(program).is_none()
             && !apt::is_installed(package)
             && let Err(reason) = apt::install(&[package])

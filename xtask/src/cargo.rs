@@ -23,6 +23,17 @@ pub(crate) struct Executable {
     pub(crate) is_test: bool,
 }
 
+/// The packages that run on the host. Every build that is not optimised selects these: cargo compiles a dependency with the
+/// features that the selected packages need, and again for another selection.
+pub(crate) const HOST: [&str; 3] = ["--workspace", "--exclude", "steer-ebpf"];
+
+/// The packages of the optimised programs. Every optimised build selects these, for the same reason.
+const OPTIMISED: [&str; 6] = ["--package", "steer", "--package", "steer-bench", "--package", "steer-lab"];
+
+/// The optimised programs that the integration tests start.
+pub(crate) const TESTED: [&str; 8] =
+    ["--bin", "steer", "--bin", "steer-probe", "--bin", "steer-escape", "--bin", "steer-demo"];
+
 /// The root of the workspace.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the xtask package lies in a directory of the workspace")
@@ -43,9 +54,9 @@ pub(crate) fn check(command: &mut Command) -> Result<()> {
 }
 
 /// Runs a cargo build (`build ...` or `test --no-run ...`) and returns its executables.
-pub(crate) fn build<const N: usize>(args: [&str; N]) -> Result<Vec<Executable>> {
-    let mut command = cargo(args);
-    command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
+pub(crate) fn build(args: &[&str]) -> Result<Vec<Executable>> {
+    let mut command = cargo([]);
+    command.args(args).arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("start {}", display(&command)))?;
     let stdout = child.stdout.take().expect("stdout is piped");
     let mut executables = Vec::new();
@@ -57,9 +68,20 @@ pub(crate) fn build<const N: usize>(args: [&str; N]) -> Result<Vec<Executable>> 
     Ok(executables)
 }
 
-/// Builds one binary of a package in release mode.
-pub(crate) fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
-    binary(&build(["build", "--release", "--package", package, "--bin", name])?, name)
+/// Builds these targets in release mode, such as `--bin steer`, and returns the executables.
+pub(crate) fn release(targets: &[&str]) -> Result<Vec<Executable>> {
+    build(&[&["build", "--release"], &OPTIMISED[..], targets].concat())
+}
+
+/// Builds all tests, not optimised: the integration tests start programs that are.
+pub(crate) fn tests() -> Result<Vec<Executable>> {
+    build(&[&["test", "--no-run"], &HOST[..]].concat())
+}
+
+/// Builds only the integration tests.
+pub(crate) fn integration_tests() -> Result<Executable> {
+    let built = build(&[&["test", "--no-run"], &HOST[..], &["--test", "steer"]].concat())?;
+    built.into_iter().find(|executable| executable.is_test).context("cargo built the tests without reporting them")
 }
 
 /// The binary of this name among the executables.

@@ -12,7 +12,7 @@ use crate::{apt, cargo, vm};
 /// The Debian suite whose containerd supports plugins. Its programs also run with the libraries of the previous release.
 const SUITE: &str = "trixie";
 /// Packages that start containers and set up their networks, and packages for the images.
-const PACKAGES: [&str; 4] = ["runc", "containernetworking-plugins", "busybox-static", "jq"];
+pub(crate) const PACKAGES: [&str; 4] = ["runc", "containernetworking-plugins", "busybox-static", "jq"];
 
 /// The directory of containerd's programs.
 pub(crate) fn programs() -> Result<PathBuf> {

@@ -43,9 +43,8 @@ pub(crate) fn package(directory: &Path, options: &[&str]) -> Result<PathBuf> {
 /// Builds the agent and the demonstration, and writes manual pages and completions to the paths that the package's metadata
 /// name.
 fn generate() -> Result<()> {
-    let built = cargo::build(["build", "--release", "--package", "steer", "--bin", "steer", "--example", "man"])?;
+    let built = cargo::release(&["--bin", "steer", "--bin", "steer-demo", "--example", "man"])?;
     let (steer, man) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "man")?);
-    cargo::release_binary("steer-lab", "steer-demo")?;
     let generated = steer.parent().context("the binary is in no directory")?.join("dist");
     let pages = generated.join("man");
     recreate(&pages)?;

@@ -11,8 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{apt, cargo, setup::Setup, toolchain};
+use crate::{cargo, setup::Setup, vm};
 
+/// libFuzzer is C++: the compiler, and its Debian package.
+pub(crate) const NEEDS: [(&str, &str); 1] = [("c++", "g++")];
 /// All targets.
 const TARGETS: [&str; 6] = ["configuration", "glob", "oci_state", "nri_frames", "api_policy", "records"];
 /// The flags of cargo-fuzz, without a sanitizer, which would need a nightly compiler.
@@ -39,10 +41,7 @@ pub(crate) struct Fuzz {
 impl Fuzz {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         Setup::default().run()?;
-        // libFuzzer is C++.
-        if toolchain::program("c++").is_none() {
-            apt::install(&["g++"])?;
-        }
+        vm::install(&NEEDS)?;
         let place = cargo::target_directory()?.join("fuzz");
         let host = host()?;
         build(&place, &host)?;

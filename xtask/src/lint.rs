@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::{
-    cargo,
+    cargo, dependencies,
     setup::{self, Setup},
     toolchain::{self, BOOTSTRAP, Core, TARGET},
 };
@@ -15,17 +15,10 @@ use crate::{
 pub(crate) fn run() -> Result<()> {
     Setup::default().run()?;
     step(&mut cargo::cargo(["fmt", "--all", "--check"]))?;
-    let host = ["clippy", "--workspace", "--exclude", "steer-ebpf", "--all-targets", "--", "-D", "warnings"];
-    step(&mut cargo::cargo(host))?;
+    step(cargo::cargo(["clippy"]).args(cargo::HOST).args(["--all-targets", "--", "-D", "warnings"]))?;
     kernel_clippy()?;
-    if toolchain::program("cargo-deny").is_some() {
-        // The fourth check, advisories, needs a download and belongs to a scheduled job.
-        step(&mut cargo::cargo(["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))?;
-    } else {
-        skip("the check of dependencies", "cargo-deny is not installed");
-    }
-    let doc = ["doc", "--no-deps", "--workspace", "--exclude", "steer-ebpf"];
-    step(cargo::cargo(doc).env("RUSTDOCFLAGS", "-D warnings"))
+    dependencies::check()?;
+    step(cargo::cargo(["doc", "--no-deps"]).args(cargo::HOST).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// Lints the kernel side for its real target, as `agent/build.rs` builds it.

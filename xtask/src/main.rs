@@ -11,6 +11,7 @@ mod apt;
 mod bench;
 mod cargo;
 mod containerd;
+mod dependencies;
 mod dist;
 mod fuzz;
 mod lint;

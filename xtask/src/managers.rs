@@ -58,21 +58,14 @@ impl Managers {
         let as_root = Root::find().and_then(Root::prove)?;
         Setup::default().run()?;
         setup::bring(&["nftables"]);
-        let binary = |package: &str, name: &str| {
-            if self.debug {
-                cargo::binary(&cargo::build(["build", "--package", package])?, name)
-            } else {
-                cargo::release_binary(package, name)
-            }
-        };
-        let (steer, probe) = (binary("steer", "steer")?, binary("steer-lab", "steer-probe")?);
-        let tests = if self.debug {
-            cargo::build(["test", "--no-run", "--package", "steer-tests"])?
+        let programs = ["--bin", "steer", "--bin", "steer-probe"];
+        let built = if self.debug {
+            cargo::build(&[&["build"], &cargo::HOST[..], &programs].concat())?
         } else {
-            cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?
+            cargo::release(&programs)?
         };
-        let test =
-            tests.iter().find(|test| test.is_test && test.name == "steer").context("the tests were not built")?;
+        let (steer, probe) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "steer-probe")?);
+        let test = cargo::integration_tests()?;
 
         let (mut tally, mut chapters) = (Tally::default(), String::new());
         for suite in &self.suites {

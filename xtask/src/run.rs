@@ -23,7 +23,7 @@ impl Run {
         // Not optimised, except for the kernel side: that halves the build time, and the demonstration mostly waits for packets.
         // One call builds both, which keeps all processors busy for longer.
         let steer = ["build", "--package", "steer", "--bin", "steer", "--package", "steer-lab", "--bin", "steer-demo"];
-        let built = cargo::build(steer)?;
+        let built = cargo::build(&steer)?;
         let name = if self.args.is_empty() { "steer-demo" } else { "steer" };
         let mut command = root.command(&cargo::binary(&built, name)?, &[]);
         command.args(&self.args);

@@ -3,19 +3,20 @@
 //! **Invariant**: it can be repeated at any time; if nothing is missing, it changes nothing and prints nothing. If it cannot
 //! install, one message lists everything that is missing.
 
-use std::{fmt::Write as _, process::Command};
+use std::{fmt::Write as _, process::Command, thread};
 
 use anyhow::{Result, anyhow, bail};
 
 use crate::{
-    apt, cargo,
+    apt, bench, cargo, containerd, fuzz, test,
     toolchain::{self, Compiler, LINKED},
+    vm,
 };
 
 /// Install missing build dependencies; prints nothing if none is missing.
 #[derive(clap::Args, Clone, Copy, Default)]
 pub(crate) struct Setup {
-    /// Also install the dependencies of `lint` and `dist`: cargo-deny, clippy for the kernel side, and cargo-deb.
+    /// Also install the dependencies of the other commands that CI runs, such as clippy for the kernel side, cargo-deb and qemu.
     #[arg(long)]
     ci: bool,
     #[arg(skip)]
@@ -35,7 +36,7 @@ impl Setup {
 
     fn needs(self) -> Vec<Need> {
         let more: &[Need] = match self {
-            Self { ci: true, .. } => &[Need::KernelClippy, Need::Deny, Need::Deb, Need::DebTools],
+            Self { ci: true, .. } => &[Need::KernelClippy, Need::Deb, Need::DebTools],
             Self { dist: true, .. } => &[Need::Deb, Need::DebTools],
             Self { .. } => &[],
         };
@@ -51,16 +52,20 @@ impl Setup {
 
         let mut packages: Vec<_> = missing.iter().flat_map(|need| need.packages()).copied().collect();
         packages.retain(|package| !apt::is_installed(package));
-        if !packages.is_empty() {
-            apt::install(&packages).map_err(|reason| manual(&missing, &reason))?;
-        }
-        for need in missing {
-            need.finish()?;
-            if !need.is_met() {
-                bail!("{} was installed, but is not usable; install it manually: {}", need.what(), need.remedy());
+        // It is compiled while apt, which uses one processor, installs the rest.
+        let is_independent = |need: &Need| *need == Need::Deb && !missing.contains(&Need::HostLinker);
+        let (beside, rest): (Vec<_>, Vec<_>) = missing.iter().copied().partition(is_independent);
+        thread::scope(|scope| {
+            let beside = scope.spawn(|| beside.into_iter().try_for_each(Need::install));
+            if !packages.is_empty() {
+                apt::install(&packages).map_err(|reason| manual(&missing, &reason))?;
             }
-        }
-        Ok(())
+            if self.ci {
+                scope.spawn(bring_others);
+            }
+            rest.into_iter().try_for_each(Need::install)?;
+            beside.join().expect("it does not panic")
+        })
     }
 }
 
@@ -72,7 +77,6 @@ enum Need {
     Compiler,
     BpfLinker,
     KernelClippy,
-    Deny,
     Deb,
     DebTools,
 }
@@ -88,7 +92,6 @@ impl Need {
             Self::BpfLinker => has_bpf_linker(),
             // Debian packages clippy for its own compiler only; rustup may provide it for a nightly.
             Self::KernelClippy => toolchain::compiler().is_some_and(|found| found.name != LINKED || has_clippy(&found)),
-            Self::Deny => toolchain::program("cargo-deny").is_some(),
             Self::Deb => toolchain::program("cargo-deb").is_some(),
             Self::DebTools => ["dpkg-shlibdeps", "strip"].iter().all(|name| toolchain::program(name).is_some()),
         }
@@ -101,7 +104,6 @@ impl Need {
             Self::Compiler => "a Rust compiler with the library `core` for BPF",
             Self::BpfLinker => "bpf-linker 0.13 or later",
             Self::KernelClippy => "clippy for the kernel side",
-            Self::Deny => "cargo-deny",
             Self::Deb => "cargo-deb",
             Self::DebTools => "dpkg-shlibdeps and strip",
         }
@@ -122,7 +124,6 @@ impl Need {
                  --features llvm-22"
             }
             Self::KernelClippy => "install Debian's rust-web-clippy",
-            Self::Deny => "cargo install cargo-deny --version ^0.20 --locked",
             Self::Deb => "cargo install cargo-deb --version ^3.8 --locked",
             Self::DebTools => "install Debian's dpkg-dev and binutils",
         }
@@ -131,13 +132,22 @@ impl Need {
     /// Its Debian packages.
     fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Rustup | Self::Deny | Self::Deb => &[],
+            Self::Rustup | Self::Deb => &[],
             Self::HostLinker => &["gcc", "libc6-dev"],
             Self::Compiler => &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"],
             Self::BpfLinker => &["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"],
             Self::KernelClippy => &["rust-web-clippy"],
             Self::DebTools => &["dpkg-dev", "binutils"],
         }
+    }
+
+    /// Installs it after its packages.
+    fn install(self) -> Result<()> {
+        self.finish()?;
+        if !self.is_met() {
+            bail!("{} was installed, but is not usable; install it manually: {}", self.what(), self.remedy());
+        }
+        Ok(())
     }
 
     /// The steps that remain after the packages are installed.
@@ -147,23 +157,25 @@ impl Need {
             Self::Compiler => cargo::check(Command::new("rustup").args(["toolchain", "link", LINKED, "/usr"])),
             Self::BpfLinker => {
                 eprintln!("setup: building bpf-linker, which takes about a minute");
-                // LLVM, which is compiled already, does its work: a debug build takes half the time and links as fast.
                 // `--force`, because an installed bpf-linker that does not start must be built again.
-                let mut install = cargo::cargo(["install", "bpf-linker", "--version", "^0.13", "--locked", "--force"]);
-                install.args(["--quiet", "--debug", "--no-default-features", "--features", "llvm-22"]);
-                install.env("CARGO_PROFILE_DEV_DEBUG", "false");
+                let mut install = install("bpf-linker", "^0.13");
+                install.args(["--force", "--no-default-features", "--features", "llvm-22"]);
                 cargo::check(install.env("LLVM_PREFIX", "/usr/lib/llvm-22"))
             }
-            Self::Deny => {
-                eprintln!("setup: building cargo-deny, which takes several minutes");
-                cargo::check(&mut cargo::cargo(["install", "cargo-deny", "--version", "^0.20", "--locked", "--quiet"]))
-            }
             Self::Deb => {
-                eprintln!("setup: building cargo-deb, which takes a minute or two");
-                cargo::check(&mut cargo::cargo(["install", "cargo-deb", "--version", "^3.8", "--locked", "--quiet"]))
+                eprintln!("setup: building cargo-deb, which takes about a minute");
+                cargo::check(&mut install("cargo-deb", "^3.8"))
             }
         }
     }
+}
+
+/// Builds a tool. A debug build takes half the time. The tools are as fast: LLVM does the work of bpf-linker, and the profile of
+/// cargo-deb optimises what compresses.
+fn install(tool: &str, version: &str) -> Command {
+    let mut install = cargo::cargo(["install", tool, "--version", version, "--locked", "--quiet", "--debug"]);
+    install.env("CARGO_PROFILE_DEV_DEBUG", "false");
+    install
 }
 
 /// Debian's packages of the container runtimes that the tests start, each with its dependencies.
@@ -178,6 +190,23 @@ pub(crate) const RUNTIMES: [&str; 9] = [
     "docker.io",
     "iptables",
 ];
+
+/// Installs and downloads at once what the commands of `.ci/run` would install one after another. What cannot be installed is
+/// reported, and again by the command that needs it.
+fn bring_others() {
+    let programs = [&bench::NEEDS[..], &vm::NEEDS, &vm::ROOT_NEEDS, &fuzz::NEEDS].concat();
+    let missing = programs.into_iter().filter(|(program, _)| toolchain::program(program).is_none());
+    let packages: Vec<_> = missing.map(|(_, package)| package).collect();
+    bring(&[&packages, &RUNTIMES[..], &containerd::PACKAGES, &[TRACER]].concat());
+    for (what, outcome) in [("promtool", test::promtool()), ("containerd", containerd::programs())] {
+        if let Err(error) = outcome {
+            eprintln!("setup: {what}: {error:#}");
+        }
+    }
+}
+
+/// The program that injects faults, and its package.
+pub(crate) const TRACER: &str = "strace";
 
 /// Installs the missing packages without starting their services. If that fails, it prints the reason, and the tests that need a
 /// package are skipped.

@@ -46,13 +46,11 @@ impl Suites {
         let root = Root::find().and_then(Root::prove)?;
         Setup::default().run()?;
         let debian = self.debian()?;
-        let steer = cargo::release_binary("steer", "steer")?;
-        let probe = cargo::release_binary("steer-lab", "steer-probe")?;
+        let built = cargo::release(&["--bin", "steer", "--bin", "steer-probe"])?;
+        let (steer, probe) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "steer-probe")?);
         let variables =
             [("STEER_BIN", steer.as_path()), ("STEER_PROBE", probe.as_path()), ("STEER_DEBIAN", debian.as_path())];
-        let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
-        let test =
-            tests.into_iter().find(|built| built.is_test && built.name == "steer").context("no test was built")?;
+        let test = cargo::integration_tests()?;
         let mut command = root.command(&test.path, &variables);
         // Two at once, because the suites have timers.
         command.args([self.filter.as_deref().unwrap_or("suites"), "--test-threads", "2"]);

@@ -41,12 +41,14 @@ pub(crate) struct Test {
 impl Test {
     pub(crate) fn run(self) -> Result<ExitCode> {
         Setup::default().run()?;
-        let mut tally = self.unit_tests()?;
+        let (integration, unit): (Vec<_>, Vec<_>) =
+            cargo::tests()?.into_iter().partition(|test| test.package_dir == cargo::root().join("tests"));
+        let mut tally = self.observe(unit, |test| Command::new(&test.path))?;
         tally += self.doc_tests()?;
         let mut complete = true;
         if !self.unit {
             match Root::find().and_then(Root::prove) {
-                Ok(root) => tally += self.integration_tests(root)?,
+                Ok(root) => tally += self.integration_tests(integration, root)?,
                 Err(reason) => {
                     eprintln!("error: the integration tests were skipped: {reason:#}");
                     complete = false;
@@ -61,28 +63,23 @@ impl Test {
         Ok(if complete && tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn unit_tests(&self) -> Result<Tally> {
-        let selection = ["test", "--no-run", "--workspace", "--exclude", "steer-ebpf", "--exclude", "steer-tests"];
-        self.observe(cargo::build(selection)?, |executable| Command::new(&executable.path))
-    }
-
     fn doc_tests(&self) -> Result<Tally> {
-        let selection = ["test", "--doc", "--workspace", "--exclude", "steer-ebpf", "--exclude", "steer-tests"];
-        Tally::observe(cargo::cargo(selection).args(&self.filter).arg("--").args(&self.args), &mut stdout())
+        let mut doc = cargo::cargo(["test", "--doc"]);
+        Tally::observe(doc.args(cargo::HOST).args(&self.filter).arg("--").args(&self.args), &mut stdout())
     }
 
-    fn integration_tests(&self, root: Root) -> Result<Tally> {
-        let steer = cargo::release_binary("steer", "steer")?;
-        let probe = cargo::release_binary("steer-lab", "steer-probe")?;
-        let escape = cargo::release_binary("steer-lab", "steer-escape")?;
-        let demo = cargo::release_binary("steer-lab", "steer-demo")?;
+    fn integration_tests(&self, tests: Vec<Executable>, root: Root) -> Result<Tally> {
+        let built = cargo::release(&cargo::TESTED)?;
+        let program = |name| cargo::binary(&built, name);
+        let (steer, probe) = (program("steer")?, program("steer-probe")?);
+        let (escape, demo) = (program("steer-escape")?, program("steer-demo")?);
         let (promtool, package, containerd) = (promtool()?, package()?, containerd::programs()?);
         let is_asked = |module: &str| self.filter.as_deref().is_none_or(|filter| filter.starts_with(module));
         if is_asked("containers") {
             setup::bring(&setup::RUNTIMES);
         }
         if is_asked("faults") {
-            setup::bring(&["strace"]);
+            setup::bring(&[setup::TRACER]);
         }
         let mut variables = vec![
             ("STEER_BIN", steer.as_path()),
@@ -96,7 +93,6 @@ impl Test {
             variables.push(("STEER_THOROUGH", Path::new("1")));
         }
         variables.extend(package.as_deref().map(|package| ("STEER_DEB", package)));
-        let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
         self.observe(tests, |test| root.command(&test.path, &variables))
     }
 
@@ -114,7 +110,7 @@ impl Test {
 }
 
 /// The checker of metrics, from Debian's package if it is not installed. If neither is available, the test reports that.
-fn promtool() -> Result<PathBuf> {
+pub(crate) fn promtool() -> Result<PathBuf> {
     if let Some(installed) = toolchain::program("promtool") {
         return Ok(installed);
     }

@@ -32,15 +32,11 @@ pub(super) struct Job {
 impl Job {
     /// These tests, with the binaries of the workspace, without a disk.
     pub(super) fn of(filter: &str) -> Result<Self> {
-        let tests = cargo::build(["test", "--no-run", "--release", "--package", "steer-tests"])?;
-        let tests = tests.into_iter().find(|executable| executable.is_test && executable.name == "steer");
-        let programs = vec![
-            ("tests", tests.context("cargo built the tests without reporting them")?.path),
-            ("steer", cargo::release_binary("steer", "steer")?),
-            ("steer-probe", cargo::release_binary("steer-lab", "steer-probe")?),
-            ("steer-escape", cargo::release_binary("steer-lab", "steer-escape")?),
-            ("steer-demo", cargo::release_binary("steer-lab", "steer-demo")?),
-        ];
+        let mut programs = vec![("tests", cargo::integration_tests()?.path)];
+        let built = cargo::release(&cargo::TESTED)?;
+        for name in ["steer", "steer-probe", "steer-escape", "steer-demo"] {
+            programs.push((name, cargo::binary(&built, name)?));
+        }
         Ok(Self { filter: filter.to_owned(), programs, disk: None })
     }
 

@@ -24,7 +24,7 @@ mod table;
 
 pub(crate) use self::{
     debian::{debootstrap, unpack_package},
-    peers::{Peers, version_of},
+    peers::{Peers, ROOT_NEEDS, version_of},
 };
 use self::{
     guest::{Job, Verdict},
@@ -34,7 +34,7 @@ use self::{
 use crate::{apt, cargo, setup::Setup, toolchain};
 
 /// The required programs, and their Debian packages.
-const NEEDS: [(&str, &str); 4] = [
+pub(crate) const NEEDS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("ip", "iproute2"),

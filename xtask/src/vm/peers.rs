@@ -22,7 +22,7 @@ const SUITE: &str = "sid";
 /// Packages of the root file system, in addition to the minimum.
 const PACKAGES: [&str; 5] = ["systemd", "systemd-sysv", "dbus", "iproute2", "util-linux-extra"];
 /// Programs that make and read a root file system, and their Debian packages.
-const ROOT_NEEDS: [(&str, &str); 3] =
+pub(crate) const ROOT_NEEDS: [(&str, &str); 3] =
     [("debootstrap", "debootstrap"), ("mkfs.ext4", "e2fsprogs"), ("debugfs", "e2fsprogs")];
 /// The lines in the console around the tables.
 const TABLES: (&str, &str) = ("steer-peers: begin", "steer-peers: end");
