@@ -85,8 +85,7 @@ pub struct HealthRecord {
 
 impl HealthRecord {
     /// Of a member that nobody has looked at. The time zero says so.
-    pub const NEW: Self =
-        Self { state: 0, reason: 0, flaps: 0, hand: 0, reserved: 0, since_ns: 0, deadline_ns: 0 };
+    pub const NEW: Self = Self { state: 0, reason: 0, flaps: 0, hand: 0, reserved: 0, since_ns: 0, deadline_ns: 0 };
 }
 
 /// A group of uplinks in one network namespace.

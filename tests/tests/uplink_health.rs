@@ -41,10 +41,13 @@ fn wait_for(bed: &Bed, interface: &str) -> Outcome {
 }
 
 fn wait_for_families(bed: &Bed, interface: &str, families: &[&str]) -> Outcome {
-    let has_all =
-        |member: Value| families.iter().all(|family| member[*family]["share"].as_f64().is_some_and(|share| share > 99.0));
-    wait_until(&format!("{families:?} sockets to get {interface}"), PATIENCE, || member(bed, interface).is_ok_and(has_all))
-        .with_context(|| bed.succeed(&["uplinks", "--json"]).unwrap_or_default())?;
+    let has_all = |member: Value| {
+        families.iter().all(|family| member[*family]["share"].as_f64().is_some_and(|share| share > 99.0))
+    };
+    wait_until(&format!("{families:?} sockets to get {interface}"), PATIENCE, || {
+        member(bed, interface).is_ok_and(has_all)
+    })
+    .with_context(|| bed.succeed(&["uplinks", "--json"]).unwrap_or_default())?;
     Ok(())
 }
 
@@ -193,7 +196,11 @@ fn nobody_is_probed_for_nobody() -> Outcome {
     let mut capture = Capture::start(&bed.net.client, "a1")?;
     let daemon = bed.daemon(&unused)?;
     let state = member(&bed, "a1")?;
-    ensure!(state["ipv4"]["state"] == "suspect" && state["ipv4"]["probes"]["rounds"].as_u64().is_none_or(|rounds| rounds == 0), "{state}");
+    ensure!(
+        state["ipv4"]["state"] == "suspect"
+            && state["ipv4"]["probes"]["rounds"].as_u64().is_none_or(|rounds| rounds == 0),
+        "{state}"
+    );
     bed.succeed(&["reload"])?;
     let packets = capture.take()?;
     ensure!(leaks(&packets).is_empty(), "{packets:?}");
@@ -201,7 +208,8 @@ fn nobody_is_probed_for_nobody() -> Outcome {
     // The same with a cgroup is probed.
     let _daemon = bed.daemon(&config(PROBE, "[]"))?;
     wait_until("probes", PATIENCE, || {
-        member(&bed, "a1").is_ok_and(|member| member["ipv4"]["state"] == "up" && member["ipv4"]["probes"]["rounds"] != 0)
+        member(&bed, "a1")
+            .is_ok_and(|member| member["ipv4"]["state"] == "up" && member["ipv4"]["probes"]["rounds"] != 0)
     })?;
     ensure!(!leaks(&capture.take()?).is_empty(), "the capture sees probes");
     Ok(())

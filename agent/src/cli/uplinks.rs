@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
 
-use super::{block_on, output::{Unwritten, say}};
+use super::{
+    block_on,
+    output::{Unwritten, say},
+};
 use crate::{
     host::capability::require_privilege,
     model::{
@@ -98,7 +101,8 @@ fn remarks(member: &MemberStatus) -> Vec<String> {
     let is_up = |health: &HealthStatus| health.state == State::Up.to_string() && health.lingers_for_s.is_none();
     for family in Family::ALL {
         let health = member.health(family);
-        let is_twice = family == Family::V6 && (&health.state, &health.reason) == (&member.ipv4.state, &member.ipv4.reason);
+        let is_twice =
+            family == Family::V6 && (&health.state, &health.reason) == (&member.ipv4.state, &member.ipv4.reason);
         if is_up(health) && member.hand == "auto" || is_twice {
             continue;
         }

@@ -121,7 +121,8 @@ fn render_uplinks(registry: &Registry, uplinks: &[UplinkStatus]) -> Result<(), p
     )?;
     let share = gauge("steer_uplink_share_ratio", "The part of new sockets that get the member.", &labels)?;
     let latency = gauge("steer_uplink_probe_latency_seconds", "The time of the member's last answer.", &labels)?;
-    let lost = gauge("steer_uplink_probe_lost_ratio", "The part of the last 32 rounds of probes that failed.", &labels)?;
+    let lost =
+        gauge("steer_uplink_probe_lost_ratio", "The part of the last 32 rounds of probes that failed.", &labels)?;
     for (group, member) in uplinks.iter().flat_map(|group| group.members.iter().map(move |member| (group, member))) {
         for (family, name) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
             let health = member.health(family);

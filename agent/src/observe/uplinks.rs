@@ -107,12 +107,14 @@ pub fn read(pins: &Pins, probed: &[Probed]) -> Result<Vec<UplinkStatus>, Error> 
         netns_cookie: group.netns_cookie,
         policies: policies.iter().filter(|entry| entry.record.uplink == slot).map(kernel::PolicyEntry::name).collect(),
         members: kernel::members(&group)
-            .map(|(position, member)| member_status(&group, position, member, |family| {
-                let is_it = |it: &&Probed| {
-                    (it.netns_cookie, it.slot, it.member, it.family) == (group.netns_cookie, slot, position, family)
-                };
-                probed.iter().find(is_it).map(ProbeStatus::from)
-            }))
+            .map(|(position, member)| {
+                member_status(&group, position, member, |family| {
+                    let is_it = |it: &&Probed| {
+                        (it.netns_cookie, it.slot, it.member, it.family) == (group.netns_cookie, slot, position, family)
+                    };
+                    probed.iter().find(is_it).map(ProbeStatus::from)
+                })
+            })
             .collect(),
     });
     Ok(groups.collect())
@@ -145,7 +147,8 @@ fn health_status(group: &UplinkRecord, position: usize, family: Family) -> Healt
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
     let since = |ns: u64| now.saturating_sub(Duration::from_nanos(ns)).as_secs();
     let until = |ns: u64| Duration::from_nanos(ns).saturating_sub(now).as_secs();
-    let known = (record.since_ns != 0).then(|| Some((State::from_repr(record.state)?, Reason::from_repr(record.reason)?)));
+    let known =
+        (record.since_ns != 0).then(|| Some((State::from_repr(record.state)?, Reason::from_repr(record.reason)?)));
     let (state, reason) = known.flatten().map_or_else(
         || ("unknown".to_owned(), "nobody has looked at it yet".to_owned()),
         |(state, reason)| (state.to_string(), reason.to_string()),

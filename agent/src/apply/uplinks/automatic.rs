@@ -79,7 +79,8 @@ fn assign(record: &mut UplinkRecord, links: &[Link], orders: &PerFamily<Vec<u32>
     for rank in 0..links.len() {
         for family in Family::ALL {
             let link = orders.get(family).get(rank).and_then(|index| links.iter().find(|link| link.index == *index));
-            wanted.extend(link.filter(|link| wanted.len() < MEMBERS && !wanted.iter().any(|it| it.index == link.index)));
+            wanted
+                .extend(link.filter(|link| wanted.len() < MEMBERS && !wanted.iter().any(|it| it.index == link.index)));
         }
     }
     let mut replaced = Vec::new();

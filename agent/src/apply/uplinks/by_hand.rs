@@ -2,7 +2,11 @@
 
 use super::{ByHand, Groups, move_sockets};
 use crate::{
-    apply::{failover::Moved, resolve::Namespace, routes::{self, Written}},
+    apply::{
+        failover::Moved,
+        resolve::Namespace,
+        routes::{self, Written},
+    },
     host::cgroup::Hierarchy,
     kernel::{self, Datapath, Pins, text},
 };

@@ -13,8 +13,8 @@ use steer_common::{
 
 use super::{
     automatic::{self, Current},
-    known::{Key, Known, Probed},
     key,
+    known::{Key, Known, Probed},
 };
 use crate::{
     apply::resolve::Namespace,
@@ -27,8 +27,8 @@ use crate::{
         spec::{AllDown, OnReturn},
         uplink::{
             Family, PerFamily,
-            group::{self, Group, GroupName},
             decision::{self, Choice, Decision, Rules, Why, carrying, decide},
+            group::{self, Group, GroupName},
             health::{Event, Facts, Hand, Reason, State},
             probe::Probe,
         },
@@ -319,19 +319,15 @@ fn leaving(known: &mut Known, before: &UplinkRecord, after: &UplinkRecord, decis
     let keeps = after.flags & uplink_flags::KEEP_ON_FAIL != 0;
     let ended = decision.endings.iter().filter(|ending| !(keeps && ending.why == Why::Failed));
     let mut leaving: Vec<Leaving> = ended
-        .map(|ending| Leaving {
-            member: ending.member,
-            ifindex: before.ifindex[ending.member],
-            family: ending.family,
-        })
+        .map(|ending| Leaving { member: ending.member, ifindex: before.ifindex[ending.member], family: ending.family })
         .filter(|leaving| leaving.ifindex > 0)
         .collect();
     for (position, member) in known.members.iter_mut().enumerate() {
         for family in Family::ALL {
             let Some(ifindex) = member.lost else { continue };
-            let has_line = after.pick[family as usize].iter().any(|&picked| {
-                after.ifindex.get(usize::from(picked)).is_some_and(|&ifindex| ifindex > 0)
-            });
+            let has_line = after.pick[family as usize]
+                .iter()
+                .any(|&picked| after.ifindex.get(usize::from(picked)).is_some_and(|&ifindex| ifindex > 0));
             let gone = Leaving { member: position, ifindex, family };
             if has_line && !keeps && !leaving.contains(&gone) {
                 leaving.push(gone);
@@ -344,7 +340,8 @@ fn leaving(known: &mut Known, before: &UplinkRecord, after: &UplinkRecord, decis
     leaving
 }
 
-const _: () = assert!(BUCKETS == crate::model::uplink::choice::BUCKETS && MEMBERS == crate::model::uplink::choice::MOST_MEMBERS);
+const _: () =
+    assert!(BUCKETS == crate::model::uplink::choice::BUCKETS && MEMBERS == crate::model::uplink::choice::MOST_MEMBERS);
 
 impl Switch {
     /// Logs what has changed.
@@ -364,7 +361,9 @@ impl Switch {
                 if family == Family::V6 && states.v4 == states.v6 {
                     continue;
                 }
-                let (Some(state), Some(reason)) = (State::from_repr(state), Reason::from_repr(reason)) else { continue };
+                let (Some(state), Some(reason)) = (State::from_repr(state), Reason::from_repr(reason)) else {
+                    continue;
+                };
                 let both = if states.v4 == states.v6 { String::new() } else { format!(" for {family}") };
                 match state {
                     State::Down => log::warn!("uplink {name}: {interface} is down{both}: {reason}"),
@@ -381,7 +380,9 @@ impl Switch {
                 names.map(|(_, member)| text(&member.interface)).collect::<Vec<_>>()
             };
             let (before, after) = (chosen(&self.before, at), chosen(&self.after, at));
-            if before == after || family == Family::V6 && chosen(&self.before, 0) == before && chosen(&self.after, 0) == after {
+            if before == after
+                || family == Family::V6 && chosen(&self.before, 0) == before && chosen(&self.after, 0) == after
+            {
                 continue;
             }
             if after.is_empty() {

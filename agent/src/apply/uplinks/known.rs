@@ -116,13 +116,7 @@ impl Known {
     }
 
     /// Begins anew with members that were replaced by other interfaces.
-    pub(super) fn replace(
-        &mut self,
-        record: &UplinkRecord,
-        replaced: &[usize],
-        facts: &[PerFamily<Facts>],
-        now: u64,
-    ) {
+    pub(super) fn replace(&mut self, record: &UplinkRecord, replaced: &[usize], facts: &[PerFamily<Facts>], now: u64) {
         let settings = settings(record, self.probe.as_ref());
         for &position in replaced {
             let Some(member) = self.members.get_mut(position) else { continue };
@@ -145,8 +139,7 @@ impl Known {
             }
         };
         let failed = outcome.results.iter().filter_map(|result| result.as_ref().err()).find(|it| it.is_applicable());
-        *member.failures.get_mut(key.family) =
-            failed.filter(|_| event == Event::Unanswered).map(Failure::to_string);
+        *member.failures.get_mut(key.family) = failed.filter(|_| event == Event::Unanswered).map(Failure::to_string);
         member.health.get_mut(key.family).apply(event, now)
     }
 
@@ -187,7 +180,16 @@ impl Known {
                 let health = member.health.get(family);
                 let (lost, rounds) = health.loss();
                 let failure = member.failures.get(family).clone();
-                Probed { netns_cookie, slot, member: position, family, latency: health.latency(), lost, rounds, failure }
+                Probed {
+                    netns_cookie,
+                    slot,
+                    member: position,
+                    family,
+                    latency: health.latency(),
+                    lost,
+                    rounds,
+                    failure,
+                }
             })
         })
     }

@@ -351,7 +351,11 @@ cgroups = ["/a"]
             ("metered = true", "metered = 1", "members[2].metered = 1: expected true or false"),
             ("\"1m\"", "\"2h\"", "uplink[0].hold = \"2h\": expected whole seconds up to an hour"),
             ("\"socket\"", "\"random\"", "uplink[0].balance = \"random\": expected \"cgroup\", \"destination\" or"),
-            ("\"gateway\"", "\"ping\"", "uplink[0].probe.targets[0] = \"ping\": expected \"gateway\", \"icmp:ADDRESS\""),
+            (
+                "\"gateway\"",
+                "\"ping\"",
+                "uplink[0].probe.targets[0] = \"ping\": expected \"gateway\", \"icmp:ADDRESS\"",
+            ),
             ("interval", "every", "uplink[0].probe.every: unknown key; expected targets, need,"),
             ("300ms", "3ms", "uplink[0].probe.interval = \"3ms\": expected 50ms to 1h"),
             ("balance", "auto", "uplink[0].auto = \"socket\": expected a table"),

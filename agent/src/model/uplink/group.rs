@@ -93,7 +93,8 @@ impl Group {
 /// The group with a name: a configured one, or the one that the name lists.
 pub fn named<'g>(groups: &'g [Group], name: &GroupName) -> Option<Cow<'g, Group>> {
     let configured = groups.iter().find(|group| group.name == *name).map(Cow::Borrowed);
-    let auto = || (name.0 == AUTO).then(|| Group { auto: Some(Auto::default()), ..Group::new(name.clone(), Vec::new()) });
+    let auto =
+        || (name.0 == AUTO).then(|| Group { auto: Some(Auto::default()), ..Group::new(name.clone(), Vec::new()) });
     configured.or_else(|| name.listed().or_else(auto).map(Cow::Owned))
 }
 
@@ -143,7 +144,8 @@ impl GroupName {
             several => several,
         };
         let is_name = |name: &&str| matches!(Uplink::parse(name), Ok(Uplink::Interface(_)));
-        let member = |(tier, name): (u8, &&str)| is_name(name).then(|| Member { tier, ..Member::new((*name).to_owned()) });
+        let member =
+            |(tier, name): (u8, &&str)| is_name(name).then(|| Member { tier, ..Member::new((*name).to_owned()) });
         let members: Option<Vec<_>> = (1..).zip(interfaces).map(member).collect();
         Some(Group::new(self.clone(), members?))
     }

@@ -14,7 +14,10 @@ use tokio::{
 use super::{PolicyDocument, PolicyRequest, Problem};
 use crate::{
     apply::{blind_spots::BlindSpot, uplinks::Probed},
-    host::link::Table, kernel::Pins, model::config};
+    host::link::Table,
+    kernel::Pins,
+    model::config,
+};
 
 /// Queued requests to the daemon's loop, which takes them immediately.
 const WAITING: usize = 16;

@@ -105,15 +105,14 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let steering =
         Steering::new(datapath, hierarchy, watch, Policies::new(config), namespaces, options.store.released())?;
     let queue = Arc::new(Queue::default());
-    let worker =
-        Worker {
-            steering,
-            store: options.store.clone(),
-            queue: Arc::clone(&queue),
-            runtime: Handle::current(),
-            view,
-            _daemon_lock: daemon_lock,
-        };
+    let worker = Worker {
+        steering,
+        store: options.store.clone(),
+        queue: Arc::clone(&queue),
+        runtime: Handle::current(),
+        view,
+        _daemon_lock: daemon_lock,
+    };
     // Without the table of all links, every uplink would appear to be missing.
     let Some(links) = sources.first_links().await? else { return Ok(()) };
     let Working { mut ready, mut ended } = worker.start(links).context("start the worker")?;

@@ -22,7 +22,14 @@ impl Group {
     /// Members by tier. Those of the tiers behind the first are metered.
     fn new(tiers: &[u8]) -> Self {
         let states = PerFamily { v4: Up, v6: Up };
-        let member = |(key, tier): (u64, &u8)| Member { key, tier: PerFamily { v4: *tier, v6: *tier }, weight: 1, metered: *tier > 1, present: true, states };
+        let member = |(key, tier): (u64, &u8)| Member {
+            key,
+            tier: PerFamily { v4: *tier, v6: *tier },
+            weight: 1,
+            metered: *tier > 1,
+            present: true,
+            states,
+        };
         let members = (0..).zip(tiers).map(member).collect();
         Self { members, rules: DEFAULT, choice: PerFamily::default(), now: 1 }
     }
@@ -120,10 +127,10 @@ fn a_family_that_no_member_has_follows_the_other() {
     assert_eq!(group.decide().choice.v6.pick, group.choice.v4.pick);
     group.members[0].states.v4 = Down;
     let endings = group.decide().endings;
-    assert_eq!(endings.iter().map(|ending| (ending.member, ending.family)).collect::<Vec<_>>(), [
-        (0, Family::V4),
-        (0, Family::V6)
-    ]);
+    assert_eq!(
+        endings.iter().map(|ending| (ending.member, ending.family)).collect::<Vec<_>>(),
+        [(0, Family::V4), (0, Family::V6)]
+    );
 }
 
 /// Both lines return from a power cut. The first that is up must not take over from one that works.

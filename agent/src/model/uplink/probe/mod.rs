@@ -44,7 +44,15 @@ impl Default for Probe {
     /// The gateway only: steer asks nobody else unless it is told to.
     fn default() -> Self {
         let second = Duration::from_secs(1);
-        Self { targets: vec![Target::Gateway], need: 1, interval: second, timeout: second, fall: 3, rise: 5, idle: false }
+        Self {
+            targets: vec![Target::Gateway],
+            need: 1,
+            interval: second,
+            timeout: second,
+            fall: 3,
+            rise: 5,
+            idle: false,
+        }
     }
 }
 
