@@ -41,6 +41,7 @@ mod refusals;
 mod suites;
 mod systemd;
 mod top;
+mod uplink_auto;
 mod uplink_groups;
 mod uplink_health;
 mod uplinks;
@@ -81,6 +82,7 @@ fn main() {
         ("listeners", listeners::TESTS),
         ("local", local::TESTS),
         ("reach", reach::TESTS),
+        ("uplink_auto", uplink_auto::TESTS),
         ("uplink_groups", uplink_groups::TESTS),
         ("uplink_health", uplink_health::TESTS),
         ("guards", guards::TESTS),

@@ -43,6 +43,9 @@ const LINE_KINDS: [&str; 16] = [
     "netdevsim", // of drivers
 ];
 
+/// The kinds of virtual links that `include` makes lines: whether one leads to a line, only the user knows.
+const INCLUDED_KINDS: [&str; 3] = ["veth", "netkit", "dummy"];
+
 /// A link as the kernel describes it.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,7 +165,9 @@ impl Selector {
     pub fn refusal(&self, link: &Link, family: Family) -> Option<Refusal> {
         // Old kernels give a PPP link no kind.
         let kind = link.kind.as_deref().filter(|kind| !kind.is_empty());
-        let is_line = kind.is_none_or(|kind| LINE_KINDS.contains(&kind)) && !ARPHRD_TUNNELS.contains(&link.arphrd);
+        let is_included = |kind| INCLUDED_KINDS.contains(&kind) && self.includes(&link.name);
+        let is_line = kind.is_none_or(|kind| LINE_KINDS.contains(&kind) || is_included(kind))
+            && !ARPHRD_TUNNELS.contains(&link.arphrd);
         let refusals = [
             (self.exclude.iter().any(|glob| glob.is_match(&link.name)), Refusal::Excluded),
             (!is_line, Refusal::Tunnel(kind.map_or_else(|| format!("ARPHRD {}", link.arphrd), str::to_owned))),
