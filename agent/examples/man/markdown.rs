@@ -57,13 +57,13 @@ fn text(page: &mut String, line: &str, place: Place, sections: usize) -> Place {
         }
         return Place::Nowhere;
     }
-    if let Some(row) = line.strip_prefix("| ").and_then(|row| row.strip_suffix(" |")) {
+    if let Some((term, meaning)) = row(line) {
         // The first row is the header.
-        if place == Place::Table
-            && let Some((term, meaning)) = row.split_once(" | ")
-        {
-            push(page, &format!(".TP\n{}\n{}", inline(term), inline(meaning)));
-        }
+        push(page, &if place == Place::Table {
+            format!(".TP\n{}\n{}", inline(term), inline(meaning))
+        } else {
+            format!(".PP\n{}:", inline(&capitalized(term)))
+        });
         return Place::Table;
     }
     if place == Place::Table {
@@ -80,6 +80,16 @@ fn text(page: &mut String, line: &str, place: Place, sections: usize) -> Place {
         push(page, &inline(line.trim_start()));
     }
     Place::Text
+}
+
+/// The two cells of a row.
+fn row(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | ")
+}
+
+fn capitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
 fn push(page: &mut String, line: &str) {
