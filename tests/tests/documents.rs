@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context as _, ensure};
 use libtest_mimic::Failed;
 use steer_lab::{parse_outcomes, wait_for};
-use steer_tests::{Bed, Machine, Outcome, PATIENCE, Spy, User, check_outcomes};
+use steer_tests::{Bed, Cgroup, Machine, Outcome, PATIENCE, Spy, User, check_outcomes, output};
 
 use crate::Test;
 
@@ -31,9 +31,10 @@ pub(crate) fn check(tests: &[String]) -> Result<(), Failed> {
     let mut missing = Vec::new();
     for (document, text) in documents()? {
         let quoted = text.split('`').skip(1).step_by(2);
-        let named = quoted.filter(|word| word.contains("::") && !word.contains([' ', '*', '.', '{', '(', '/']));
+        let is_name =
+            |word: &str| word.starts_with(char::is_alphabetic) && !word.contains([' ', '*', '.', '{', '(', '/']);
         // ARCHITECTURE.md names functions.
-        let named = named.filter(|_| document != "ARCHITECTURE.md");
+        let named = quoted.filter(|word| document != "ARCHITECTURE.md" && word.contains("::") && is_name(word));
         let unknown = named.filter(|word| !tests.iter().any(|test| test.starts_with(word)));
         missing.extend(unknown.map(|word| format!("{document}: the test {word}")));
         let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
@@ -90,6 +91,8 @@ const LINKS: [(&str, &str); 4] = [("eth0", "a0"), ("eth1", "a1"), ("wg0", "a1"),
 struct Reader<'a> {
     bed: &'a Bed,
     machine: Machine,
+    /// The reader's terminal.
+    terminal: Cgroup,
     readme: String,
 }
 
@@ -120,7 +123,8 @@ impl<'a> Reader<'a> {
             )?;
         }
         machine.succeed(&["systemctl", "daemon-reload"])?;
-        Ok(Self { bed, machine, readme: fs::read_to_string(root().join("README.md"))? })
+        let terminal = machine.cgroup("terminal")?;
+        Ok(Self { bed, machine, terminal, readme: fs::read_to_string(root().join("README.md"))? })
     }
 
     /// The file of what a service got to know.
@@ -138,11 +142,12 @@ impl<'a> Reader<'a> {
     /// print.
     fn run(&self, heading: &str) -> anyhow::Result<String> {
         let blocks = blocks(&self.readme, "sh").into_iter().filter(|(under, _)| *under == heading);
-        let lines: Vec<_> = blocks.flat_map(|(_, block)| block.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+        let lines: Vec<_> =
+            blocks.flat_map(|(_, block)| block.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
         ensure!(!lines.is_empty(), "no commands under {heading:?}");
         let mut printed = String::new();
         for line in lines {
-            let output = self.machine.run(&["sh", "-c", &line])?;
+            let output = output(self.terminal.enter(&mut self.machine.command(&["sh", "-c", &line])))?;
             let must_fail = line.contains("# fails:");
             // The bed has no resolver, for example.
             let may_fail = line.ends_with("steer doctor");

@@ -59,11 +59,14 @@ fn text(page: &mut String, line: &str, place: Place, sections: usize) -> Place {
     }
     if let Some((term, meaning)) = row(line) {
         // The first row is the header.
-        push(page, &if place == Place::Table {
-            format!(".TP\n{}\n{}", inline(term), inline(meaning))
-        } else {
-            format!(".PP\n{}:", inline(&capitalized(term)))
-        });
+        push(
+            page,
+            &if place == Place::Table {
+                format!(".TP\n{}\n{}", inline(term), inline(meaning))
+            } else {
+                format!(".PP\n{}:", inline(&capitalized(term)))
+            },
+        );
         return Place::Table;
     }
     if place == Place::Table {
@@ -123,9 +126,7 @@ fn inline(text: &str) -> String {
 fn bold(text: &str) -> String {
     let mut parts = text.split("**");
     let first = parts.next().unwrap_or_default().to_owned();
-    parts.enumerate().fold(first, |line, (number, part)| {
-        line + if number % 2 == 0 { "\\fB" } else { "\\fR" } + part
-    })
+    parts.enumerate().fold(first, |line, (number, part)| line + if number % 2 == 0 { "\\fB" } else { "\\fR" } + part)
 }
 
 /// Leaves the texts of links.
