@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, ensure};
 use libtest_mimic::Failed;
-use steer_lab::{parse_outcomes, wait_for};
+use steer_lab::{parse_outcomes, wait_for, wait_until};
 use steer_tests::{Bed, Cgroup, Machine, Outcome, PATIENCE, Spy, User, check_outcomes, output};
 
 use crate::Test;
@@ -157,6 +157,14 @@ impl<'a> Reader<'a> {
         Ok(printed)
     }
 
+    /// Whether new sockets of the group get this member.
+    fn uses_only(&self, interface: &str) -> anyhow::Result<bool> {
+        let groups: serde_json::Value = serde_json::from_str(&self.machine.succeed(&["steer", "uplinks", "--json"])?)?;
+        let members = groups[0]["members"].as_array().context("no members")?;
+        let member = members.iter().find(|member| member["interface"] == interface).context("no such member")?;
+        Ok(["ipv4", "ipv6"].iter().all(|family| member[*family]["share"].as_f64().is_some_and(|share| share > 99.0)))
+    }
+
     /// Checks that a service that starts meanwhile sends by this uplink and no other.
     fn service_uses(&self, service: &str, uplink: u8, start: impl FnOnce() -> anyhow::Result<String>) -> Outcome {
         let mut spy = Spy::on(self.bed, &[self.bed.net.link(uplink)])?;
@@ -180,9 +188,14 @@ fn the_readme_as_printed() -> Outcome {
     reader.machine.write("/etc/steer/steer.toml", &reader.configuration(vpn)?)?;
     reader.service_uses("transmission-daemon", 1, || reader.run(vpn))?;
 
-    let both = [reader.configuration(vpn)?, reader.configuration("Two lines with failover")?].concat();
+    // The bed has no server of a provider.
+    let lines = reader
+        .configuration("Two lines with failover")?
+        .replace("\"dns:9.9.9.9\", \"dns:[2620:fe::fe]\"", "\"gateway\"");
+    let both = [reader.configuration(vpn)?, lines].concat();
     reader.machine.write("/etc/steer/steer.toml", &both)?;
     reader.machine.succeed(&["systemctl", "reload", "steer"])?;
+    wait_until("the first line to be used", PATIENCE, || reader.uses_only("eth0").unwrap_or_default())?;
     reader.service_uses("restic", 0, || reader.machine.succeed(&["systemctl", "start", "restic"]))?;
 
     let mut spy = Spy::on(&bed, &["a1"])?;
