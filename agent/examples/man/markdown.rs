@@ -115,7 +115,7 @@ fn inline(text: &str) -> String {
     let mut line = String::new();
     for (number, part) in text.split('`').enumerate() {
         if number % 2 == 1 {
-            line.push_str(&format!("\\fB{}\\fR", escaped(part).replace("\\e|", "|")));
+            line.push_str(&["\\fB", &escaped(part).replace("\\e|", "|"), "\\fR"].concat());
         } else {
             line.push_str(&bold(&without_links(&escaped(part))));
         }
