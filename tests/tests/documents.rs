@@ -1,6 +1,9 @@
 //! The documents: what they name exists, their configurations are valid, and the commands of the README do what it says.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, ensure};
 use libtest_mimic::Failed;
@@ -21,7 +24,8 @@ fn documents() -> std::io::Result<Vec<(String, String)>> {
     let mut paths = vec!["README.md".to_owned(), "ARCHITECTURE.md".to_owned()];
     for entry in fs::read_dir(root().join("docs"))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        paths.extend(name.ends_with(".md").then(|| format!("docs/{name}")));
+        let is_document = Path::new(&name).extension().is_some_and(|extension| extension == "md");
+        paths.extend(is_document.then(|| format!("docs/{name}")));
     }
     paths.into_iter().map(|path| Ok((path.clone(), fs::read_to_string(root().join(&path))?))).collect()
 }
