@@ -1,4 +1,4 @@
-//! Tests of the limits in the README. When a test fails, steer has become better and the README is wrong.
+//! Tests of the limits in docs/guarantees.md. When a test fails, steer has become better and the document is wrong.
 
 use std::{
     io::{BufRead as _, BufReader, Lines},

@@ -101,6 +101,7 @@ fn main() {
         ("faults", faults::TESTS),
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
+        ("documents", documents::TESTS),
         ("doctor", doctor::TESTS),
         ("doctor::cgroups", doctor::cgroups::TESTS),
         ("doctor::namespaces", doctor::namespaces::TESTS),
