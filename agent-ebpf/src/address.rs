@@ -195,7 +195,8 @@ impl Acting<'_> {
             }
             // A process with CAP_NET_RAW can unbind its socket.
             let is_free = bound == 0 || bound == LOOPBACK_IFINDEX || self.may_change() && rebind(ctx, 0, policy);
-            return if is_free { ALLOW } else { self.refuse(Counter::StoppedLocal) };
+            // Otherwise the compiler may return `bound`, which is 1 here, and the verifier does not know that.
+            return if is_free { core::hint::black_box(ALLOW) } else { self.refuse(Counter::StoppedLocal) };
         }
         let Wanted { ifindex, mark, is_marked } = wanted;
         let is_done = if is_marked {
