@@ -68,7 +68,9 @@ fn topologies() -> Outcome {
         }
         run(&["-4 route del default dev a0", "-4 route add default via 10.0.0.1 dev a0 table 77"])?;
         wait_for(&bed, "the default route is in another table", both("a0"))?;
-        bed.check_steered(&bed.cgroup, 0)?;
+        if local != "[]" {
+            bed.check_steered(&bed.cgroup, 0).context("a table that no rule leads to")?;
+        }
         run(&["-4 route del default dev a0 table 77"])?;
         wait_for(&bed, "IPv6 only", ["a1", "a0"])?;
         run(&["-4 route append default via 10.0.0.1 dev a0 metric 200"])?;

@@ -151,6 +151,8 @@ fn by_hand() -> Outcome {
         wait_for(&bed, "a1")?;
         let mut held = held(&bed)?;
         ensure!(go_by(&mut held, 1, 1)?);
+        let explained = bed.succeed(&["explain", bed.cgroup.path(), "--if", "a1=down"])?;
+        ensure!(explained.contains("lines: a1") && explained.contains("if that were so: a0"), "{explained}");
         bed.succeed(&["uplink", "down", "lines", "a1"])?;
         // The command returns when sockets were moved.
         wait_for(&bed, "a0")?;

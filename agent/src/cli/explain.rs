@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     host::{capability::require_privilege, cgroup::Hierarchy},
-    model::quote::shown,
-    observe::explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Options, Packet, Route, Target},
+    model::{quote::shown, uplink::health::State},
+    observe::explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Members, Options, Packet, Route, Target},
     run::instance::{CONFIG, Instance},
 };
 
@@ -24,6 +24,9 @@ pub(super) struct Args {
     /// Address to explain a packet to, this host and its networks included; nothing is sent there
     #[arg(long, value_name = "ADDRESS")]
     to: Option<IpAddr>,
+    /// Predict which member of a group of uplinks is chosen if a member were up or down; may be repeated
+    #[arg(long = "if", value_name = "MEMBER=STATE", value_parser = assumption)]
+    assumed: Vec<(String, State)>,
     /// The configuration file, for the reasons [default: /etc/steer/steer.toml, if it exists]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -41,6 +44,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         config_is_named: args.config.is_some(),
         store: instance.store(&args.config.unwrap_or_else(|| CONFIG.into())),
         to: args.to.map(|to| to.to_canonical()),
+        assumed: args.assumed,
     };
     let explanation = target.inside(|| block_on(explain::explain(&options, &hierarchy, &target)))???;
     if args.json {
@@ -49,6 +53,17 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         print(&explanation)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads `eth1=down`.
+fn assumption(text: &str) -> Result<(String, State), String> {
+    let expected = || "expected MEMBER=up or MEMBER=down, as eth1=down".to_owned();
+    match text.rsplit_once('=').ok_or_else(expected)? {
+        ("", _) => Err(expected()),
+        (member, "up") => Ok((member.to_owned(), State::Up)),
+        (member, "down") => Ok((member.to_owned(), State::Down)),
+        _ => Err(expected()),
+    }
 }
 
 fn print(explanation: &Explanation) -> Result<(), Unwritten> {
@@ -84,6 +99,7 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
         row("except", list(&decision.except))?;
         row("not covered", decision.not_covered.clone())?;
     }
+    row("members", explanation.members.as_ref().map(Members::lines).unwrap_or_default())?;
     row("uplink", explanation.uplink.iter().map(uplink).collect())?;
     let is_bound = decision.as_ref().is_some_and(|decision| decision.mark.is_none());
     row("route", explanation.routes.iter().map(|one| route(one, is_bound)).collect())?;

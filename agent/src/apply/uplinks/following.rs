@@ -284,7 +284,7 @@ fn step(
     Switch { slot, before: Box::new(*before), after: Box::new(after), leaving }
 }
 
-fn rules(record: &UplinkRecord) -> Rules {
+pub(super) fn rules(record: &UplinkRecord) -> Rules {
     let has = |flag| record.flags & flag != 0;
     let on_return = match (has(uplink_flags::KEEP_ON_RETURN), has(uplink_flags::LINGER_ON_RETURN)) {
         (true, _) => Some(OnReturn::Keep),
@@ -296,7 +296,7 @@ fn rules(record: &UplinkRecord) -> Rules {
 }
 
 /// What is in force.
-fn choice(record: &UplinkRecord, family: Family) -> Choice {
+pub(super) fn choice(record: &UplinkRecord, family: Family) -> Choice {
     let at = family as usize;
     let known = u8::try_from(record.holding[at] & u32::from(u8::MAX)).unwrap_or_default();
     Choice { pick: record.pick[at], holding: known | carrying(&record.pick[at]), linger_ns: record.linger_ns[at] }

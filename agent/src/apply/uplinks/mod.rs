@@ -10,6 +10,7 @@ mod automatic;
 mod by_hand;
 mod following;
 mod known;
+mod predict;
 mod sockets;
 
 use steer_common::{
@@ -22,6 +23,7 @@ use steer_common::{
 pub use by_hand::set_by_hand;
 pub use following::{ByHand, Groups, Switch};
 pub use known::{Key, Probed};
+pub use predict::{chosen, predict};
 pub use sockets::{move_sockets, report};
 
 use super::resolve::{Namespace, index, padded};

@@ -10,6 +10,7 @@ use super::{
     document::{Decision, Explanation, Hop, LinkState, Outcome, Resolver, Route, Subject, Uplink},
     fate,
     look::{Facts, Surroundings},
+    members,
     packet::{Fate, Method},
     reasons,
 };
@@ -23,9 +24,15 @@ use crate::{
         resolver::Detour,
     },
     kernel::PolicyEntry,
+    model::uplink::health::State,
 };
 
-pub(super) fn assemble(facts: &Facts, deciding: Deciding<'_>, network: &Surroundings) -> Explanation {
+pub(super) fn assemble(
+    facts: &Facts,
+    deciding: Deciding<'_>,
+    network: &Surroundings,
+    assumed: &[(String, State)],
+) -> Explanation {
     let attached = match deciding {
         Deciding::Attachment(_, attached) => Some(attached),
         Deciding::OtherVersion(_) | Deciding::Nobody => None,
@@ -45,6 +52,7 @@ pub(super) fn assemble(facts: &Facts, deciding: Deciding<'_>, network: &Surround
         reasons,
         decision: decision(facts, deciding),
         uplink,
+        members: attached.and_then(|attached| members::members_of(attached, assumed)),
         routes: network.routes.iter().map(|routes| route(routes, is_refused, &facts.table)).collect(),
         packet,
         resolver: attached.filter(|_| is_steered).map(|attached| resolver(facts, attached)),

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::packet::{Method, Packet};
+use super::{
+    members::Members,
+    packet::{Method, Packet},
+};
 use crate::{
     model::{
         cgroup_path::CgroupPath,
@@ -30,6 +33,8 @@ pub struct Explanation {
     pub decision: Option<Decision>,
     /// Its uplink. Absent for an exemption, and if its index is not valid in the target's network namespace.
     pub uplink: Option<Uplink>,
+    /// The members of its group of uplinks. Absent if it has one uplink.
+    pub members: Option<Members>,
     /// Where packets would go, by family.
     pub routes: Vec<Route>,
     /// What happens to a packet to the address of `--to`. Absent without one.

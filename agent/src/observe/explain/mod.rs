@@ -11,6 +11,7 @@ mod conclusion;
 mod document;
 mod fate;
 mod look;
+mod members;
 mod packet;
 mod reasons;
 mod target;
@@ -23,10 +24,14 @@ pub use document::{
     Attached, Cgroup, Configuration, Decision, Explanation, Foreign, Hop, Kind, LinkState, Match, Netns, Outcome,
     Process, Resolver, Route, Sockets, Subject, Uplink,
 };
+pub use members::{Members, Predicted};
 pub use packet::{Fate, Method, Packet, Rule};
 pub use target::{Error, Target};
 
-use crate::host::{cgroup::Hierarchy, policy_files::Store};
+use crate::{
+    host::{cgroup::Hierarchy, policy_files::Store},
+    model::uplink::health::State,
+};
 
 /// What to read.
 #[derive(Clone, Debug)]
@@ -39,6 +44,8 @@ pub struct Options {
     pub config_is_named: bool,
     /// The destination of the routes, instead of a far address of each family. A packet to it is explained.
     pub to: Option<IpAddr>,
+    /// States of members of groups of uplinks, to predict the choice.
+    pub assumed: Vec<(String, State)>,
 }
 
 /// Explains a target. Needs a tokio runtime, and a thread in the target's network namespace: see [`Target::inside`].
@@ -46,5 +53,5 @@ pub async fn explain(options: &Options, hierarchy: &Hierarchy, target: &Target) 
     let facts = look::read(options, hierarchy, target).await?;
     let deciding = chain::deciding(&facts.levels);
     let network = look::read_network(options, &facts, deciding).await?;
-    Ok(assembly::assemble(&facts, deciding, &network))
+    Ok(assembly::assemble(&facts, deciding, &network, &options.assumed))
 }
