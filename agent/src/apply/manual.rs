@@ -113,7 +113,7 @@ pub fn attach(
     let permitted = permit::attachment(origin, &cgroup.path, existing.as_ref(), configured.unwrap_or_default())?;
     if origin != Origin::Closing {
         resolve::follow(datapath, lock, namespace)?;
-        Groups::default().follow(datapath, lock, namespace)?;
+        Groups::default().follow(datapath, lock, namespace, &mut Written::default())?;
     }
     let slot = match (configured, wanted) {
         (Some(slot), _) => slot,
@@ -121,7 +121,7 @@ pub fn attach(
             let taken = routes::taken(datapath.pins(), std::slice::from_ref(policy), namespace)?;
             let slot = datapath.put_policies(lock, std::slice::from_ref(policy), &taken)?[0];
             if policy.group.is_some() {
-                Groups::default().follow(datapath, lock, namespace)?;
+                Groups::default().follow(datapath, lock, namespace, &mut Written::default())?;
             }
             slot
         }

@@ -329,10 +329,13 @@ fn bound_uplinks(entry: &PolicyEntry) -> impl Iterator<Item = u32> {
     uplinks(entry).into_iter().flatten().filter(move |_| is_bound)
 }
 
-/// The index of each uplink of a policy, if it is there.
+/// The index of each uplink of a policy, if it is there, in the order of their marks.
 fn uplinks(entry: &PolicyEntry) -> Vec<Option<u32>> {
-    let index = |uplink: &kernel::UplinkOf| u32::try_from(uplink.line.ifindex).ok().filter(|ifindex| *ifindex > 0);
-    entry.uplinks().iter().map(index).collect()
+    let index = |ifindex: i32| u32::try_from(ifindex).ok().filter(|ifindex| *ifindex > 0);
+    match &entry.group {
+        Some(group) => group.ifindex.map(index).to_vec(),
+        None => entry.uplinks().iter().map(|uplink| index(uplink.line.ifindex)).collect(),
+    }
 }
 
 fn wanted(policies: &[PolicyEntry], instance: Instance, namespace: Namespace<'_>) -> Wanted {

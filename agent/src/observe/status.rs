@@ -337,9 +337,9 @@ fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
 fn members(entry: &PolicyEntry) -> Vec<MemberStatus> {
     let Some(group) = &entry.group else { return Vec::new() };
     let live = group.live[0] | group.live[1];
-    let members = entry.uplinks().into_iter().enumerate().map(|(member, uplink)| MemberStatus {
-        interface: uplink.interface,
-        ifindex: (uplink.line.ifindex > 0).then_some(uplink.line.ifindex),
+    let members = kernel::members(group).map(|(member, record)| MemberStatus {
+        interface: kernel::text(&record.interface),
+        ifindex: Some(group.ifindex[member]).filter(|ifindex| *ifindex > 0),
         chosen: live >> member & 1 != 0,
     });
     members.collect()

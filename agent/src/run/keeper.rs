@@ -163,7 +163,7 @@ fn follow_uplinks(
     };
     let namespace = Namespace::own(table, netns_cookie, RouteConfig::default().marks(), &[]);
     let changed = resolve::follow(&mut datapath, &lock, namespace)?;
-    let switches = Groups::default().follow(&mut datapath, &lock, namespace)?;
+    let switches = Groups::default().follow(&mut datapath, &lock, namespace, &mut Written::default())?;
     routes::follow(&mut datapath, &lock, namespace, &mut Written::default())?;
     uplinks::report(&uplinks::move_sockets(&lock, &mut datapath, hierarchy, &switches)?);
     takeover::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)

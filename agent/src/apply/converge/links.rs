@@ -29,7 +29,7 @@ impl Steering {
         let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
         log_uplinks(&changed);
-        let switches = self.groups.follow(&mut self.datapath, lock, namespace)?;
+        let switches = self.groups.follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
         self.follow_routes(lock)?;
         uplinks::report(&uplinks::move_sockets(lock, &mut self.datapath, &self.hierarchy, &switches)?);
         report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
@@ -46,7 +46,7 @@ impl Steering {
     /// Looks at the members of groups, and chooses between them.
     pub(super) fn choose(&mut self, lock: &Lock) -> Result<(), Error> {
         let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
-        let switches = self.groups.follow(&mut self.datapath, lock, namespace)?;
+        let switches = self.groups.follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
         uplinks::report(&uplinks::move_sockets(lock, &mut self.datapath, &self.hierarchy, &switches)?);
         Ok(())
     }
@@ -109,7 +109,7 @@ impl Steering {
             inside,
         };
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
-        let switches = self.groups.follow(&mut self.datapath, lock, namespace)?;
+        let switches = self.groups.follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
         routes::follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
         if changed.is_empty() && switches.is_empty() {
             return Ok(());

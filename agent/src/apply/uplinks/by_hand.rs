@@ -57,7 +57,8 @@ pub fn set_by_hand(
             members: members.join(", "),
         });
     }
-    let switches = Groups::default().follow_by_hand(&mut datapath, &lock, namespace, Some(by_hand))?;
+    let switches =
+        Groups::default().follow_by_hand(&mut datapath, &lock, namespace, &mut Written::default(), Some(by_hand))?;
     routes::follow(&mut datapath, &lock, namespace, &mut Written::default())?;
     let moved = move_sockets(&lock, &mut datapath, hierarchy, &switches)?;
     pins.notify_daemon(&lock)?;

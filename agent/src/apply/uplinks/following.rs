@@ -17,7 +17,10 @@ use super::{
     known::{Key, Known, Probed},
 };
 use crate::{
-    apply::resolve::Namespace,
+    apply::{
+        resolve::Namespace,
+        routes::{self, Written},
+    },
     host::{
         probe::{Method, Outcome, Round},
         route,
@@ -134,8 +137,9 @@ impl Groups {
         datapath: &mut Datapath,
         lock: &Lock,
         namespace: Namespace<'_>,
+        written: &mut Written,
     ) -> Result<Vec<Switch>, Error> {
-        self.follow_by_hand(datapath, lock, namespace, None)
+        self.follow_by_hand(datapath, lock, namespace, written, None)
     }
 
     /// As [`Self::follow`], with a decision of an administrator.
@@ -144,6 +148,7 @@ impl Groups {
         datapath: &mut Datapath,
         lock: &Lock,
         namespace: Namespace<'_>,
+        written: &mut Written,
         by_hand: Option<&ByHand<'_>>,
     ) -> Result<Vec<Switch>, Error> {
         let groups = datapath.groups()?;
@@ -176,6 +181,12 @@ impl Groups {
             let switch = step(known, slot, &before, &members, &facts, by_hand, now);
             known.set_lines(&switch.after, method);
             if switch.after != switch.before {
+                // Without the routes of its mark, packets of a new member would be stopped.
+                if marked.is_some() && switch.after.ifindex != before.ifindex {
+                    let found = UplinkRecord { ifindex: switch.after.ifindex, member: switch.after.member, ..*before };
+                    datapath.set_group(lock, slot, &found)?;
+                    routes::follow(datapath, lock, namespace, written)?;
+                }
                 datapath.set_group(lock, slot, &switch.after)?;
                 switch.log();
             }

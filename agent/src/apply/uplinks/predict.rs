@@ -53,9 +53,7 @@ pub fn predict(group: &UplinkRecord, cgroup_id: u64, assumed: &[(String, State)]
     }
     let previous = PerFamily::from_fn(|family| choice(group, family));
     let decided = decide(&all, &previous, rules(group), 1);
-    PerFamily::from_fn(|family| {
-        named(group, usize::from(decided.choice.get(family).pick[bucket(cgroup_id)]))
-    })
+    PerFamily::from_fn(|family| named(group, usize::from(decided.choice.get(family).pick[bucket(cgroup_id)])))
 }
 
 fn named(group: &UplinkRecord, position: usize) -> Option<String> {

@@ -54,7 +54,8 @@ pub(super) fn members_of(attached: &Attached, assumed: &[(String, State)]) -> Op
                 _ => "not looked at yet".to_owned(),
             }
         });
-        let state = if states[0] == states[1] { states[0].clone() } else { format!("IPv4 {}; IPv6 {}", states[0], states[1]) };
+        let state =
+            if states[0] == states[1] { states[0].clone() } else { format!("IPv4 {}; IPv6 {}", states[0], states[1]) };
         reasons.push(format!("{}, tier {}, is {state}", text(&member.interface), member.tier));
     }
     Some(Members { uplink: text(&group.name), ipv4: chosen.v4, ipv6: chosen.v6, reasons, predicted })

@@ -125,7 +125,12 @@ impl Scene {
             }
             _ => false,
         };
-        assemble(&self.facts, deciding, &Surroundings { link: is_present.then_some(link), ..Surroundings::default() }, &[])
+        assemble(
+            &self.facts,
+            deciding,
+            &Surroundings { link: is_present.then_some(link), ..Surroundings::default() },
+            &[],
+        )
     }
 
     /// Checks the outcome, the end of the conclusion, and the reasons.
