@@ -158,6 +158,9 @@ fn by_hand() -> Outcome {
         wait_for(&bed, "a0")?;
         ensure!(go_by(&mut held, 0, 0)? || go_by(&mut held, 0, 0)?, "local = {local}");
         ensure!(member(&bed, "a1")?["hand"] == "down");
+        let findings = bed.doctor(&[])?.findings;
+        let mut of_group = findings.iter().filter(|finding| finding.id == "uplink-group");
+        ensure!(of_group.any(|finding| finding.text("what").contains("a1 is down")), "{findings:?}");
         check_by(&bed, 0)?;
         ensure!(daemon.end(Signal::SIGKILL)?.is_none());
         bed.succeed(&["uplink", "auto", "lines", "a1"])?;

@@ -9,6 +9,7 @@ mod cgroups;
 mod command;
 mod fix;
 mod foreign;
+mod groups;
 mod kernel;
 mod names;
 mod namespaces;
@@ -60,6 +61,9 @@ pub async fn examine(options: &Options) -> Report {
         check_pinned_state(&survey, &mut report);
         if let Err(error) = routes::check(&survey, &mut report).await {
             report.failed(Topic::Routes, Subject::Host, &error);
+        }
+        if let Err(error) = groups::check(&survey, &mut report) {
+            report.failed(Topic::UplinkGroup, Subject::Host, &error);
         }
     } else {
         for id in topic::NEED_PINS {

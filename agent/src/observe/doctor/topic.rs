@@ -79,10 +79,12 @@ pub enum Topic {
     ForeignRule,
     /// Whether rules of others use bits of steer's marks.
     MarkClash,
+    /// Whether the members of groups of uplinks work, and probes can tell.
+    UplinkGroup,
 }
 
 /// The checks that need the pins.
-pub(super) const NEED_PINS: [Topic; 15] = [
+pub(super) const NEED_PINS: [Topic; 16] = [
     Topic::Daemon,
     Topic::Attachment,
     Topic::Policy,
@@ -98,6 +100,7 @@ pub(super) const NEED_PINS: [Topic; 15] = [
     Topic::Routes,
     Topic::ForeignRule,
     Topic::MarkClash,
+    Topic::UplinkGroup,
 ];
 
 impl Topic {
@@ -140,6 +143,7 @@ impl Topic {
             Self::Routes => "routes",
             Self::ForeignRule => "foreign-rule",
             Self::MarkClash => "mark-clash",
+            Self::UplinkGroup => "uplink-group",
         }
     }
 }

@@ -1,0 +1,85 @@
+//! Checks the groups of uplinks: the health of their members, and whether their probes can tell.
+
+use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
+use crate::{
+    model::uplink::{
+        Family,
+        group::{self, Group, GroupName},
+        health::State,
+    },
+    observe::uplinks::{self, MemberStatus, UplinkStatus},
+};
+
+pub(super) fn check(survey: &Survey, report: &mut Report) -> Result<(), crate::kernel::Error> {
+    let groups = survey.pins.as_ref().map_or_else(|| Ok(Vec::new()), |pins| uplinks::read(pins, &[]))?;
+    if groups.is_empty() {
+        report.not_applicable(Topic::UplinkGroup, Subject::Host, "no policy uses a group of uplinks");
+        return Ok(());
+    }
+    for status in &groups {
+        let subject = Subject::Uplink(status.name.clone());
+        let name = GroupName::parse(&status.name).ok();
+        let configured = name.and_then(|name| group::named(&survey.config.uplinks, &name));
+        let mut found: Vec<Finding> = status.members.iter().flat_map(|member| health(status, member)).collect();
+        found.extend(configured.as_deref().into_iter().flat_map(|group| probes(group, status)));
+        report.conclude(Topic::UplinkGroup, subject, found, "its members work, and probes can tell");
+    }
+    Ok(())
+}
+
+fn finding(status: &UplinkStatus, severity: Severity, what: String, why: &str, fix: String) -> Finding {
+    let subject = Subject::Uplink(status.name.clone());
+    Finding { id: Topic::UplinkGroup, severity, subject, what, why: why.to_owned(), fix: Some(Fix::advice(fix)) }
+}
+
+/// The families in which a member is down.
+fn health(status: &UplinkStatus, member: &MemberStatus) -> Vec<Finding> {
+    let is_down = |family: &Family| {
+        let health = member.health(*family);
+        health.state == State::Down.to_string() || health.state == State::Held.to_string()
+    };
+    // A host without IPv6 is no fault of a member.
+    let has_family = |family: &Family| status.members.iter().any(|member| !is_down_in(member, *family));
+    let down: Vec<Family> = Family::ALL.into_iter().filter(is_down).filter(has_family).collect();
+    let nobody = Family::ALL.iter().all(|family| !has_family(family));
+    let families = if nobody { &[Family::V4][..] } else { &down };
+    let findings = families.iter().filter(|family| is_down(family)).map(|family| {
+        let health = member.health(*family);
+        let of = if nobody { String::new() } else { format!(" for {family}") };
+        let what = format!("{} is {}{of}: {}", member.interface, health.state, health.reason);
+        let why = if nobody { "no member works" } else { "its share of new sockets goes to the other members" };
+        let fix = if member.hand == "down" {
+            format!("put it back: steer uplink auto {} {}", status.name, member.interface)
+        } else {
+            "repair the line; `steer uplinks` shows when it works again".to_owned()
+        };
+        finding(status, if nobody { Severity::Error } else { Severity::Warning }, what, why, fix)
+    });
+    findings.collect()
+}
+
+fn is_down_in(member: &MemberStatus, family: Family) -> bool {
+    member.health(family).state == State::Down.to_string()
+}
+
+/// Whether the probes of a group can tell what they are for.
+fn probes(group: &Group, status: &UplinkStatus) -> Vec<Finding> {
+    let several = group.members.len() > 1;
+    match &group.probe {
+        None if several => vec![finding(
+            status,
+            Severity::Info,
+            "its members are not probed".to_owned(),
+            "a line that fails behind a live link stays chosen",
+            "add probe = { targets = [\"gateway\"] } to the [[uplink]], or better a target behind the line".to_owned(),
+        )],
+        Some(probe) if several && probe.targets.len() == 1 => vec![finding(
+            status,
+            Severity::Info,
+            format!("{} is the only target of its probes", probe.targets[0]),
+            "if this target fails, the line counts as failed",
+            "add a second target to `probe`".to_owned(),
+        )],
+        _ => Vec::new(),
+    }
+}
