@@ -16,6 +16,7 @@ pub mod offsets;
 pub mod option;
 pub mod reach;
 pub mod record;
+pub mod resolver;
 pub mod uplink;
 
 pub use address::{AddressWords, MAPPED_WORD, mapped};

@@ -55,7 +55,7 @@ pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
 pub use pins::{Lock, Pins};
-pub use policies::{Policy, PolicyEntry, numbers, text};
+pub use policies::{Policy, PolicyEntry, numbers, own_resolvers, text};
 pub use reach::{Pass, Passes, passes};
 pub use uplinks::{UplinkOf, members};
 
