@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("shares_follow_the_weights", shares_follow_the_weights),
     ("without_a_daemon", without_a_daemon),
     ("a_changed_group_is_put_in_force", a_changed_group_is_put_in_force),
+    ("a_program_may_name_a_member", a_program_may_name_a_member),
 ];
 
 /// The methods: bind, and route.
@@ -159,4 +160,25 @@ fn a_changed_group_is_put_in_force() -> Outcome {
         bed.check_steered(&bed.cgroup, 0).with_context(|| format!("without the daemon, local = {local}"))?;
     }
     Ok(())
+}
+
+fn a_program_may_name_a_member() -> Outcome {
+    let bed = Bed::new("group-named")?;
+    bed.ip("link add x0 type veth peer name x1")?;
+    bed.ip("link set x0 up")?;
+    let _daemon = bed.daemon(&config("[\"a0\", \"a1\"]", "", "[]"))?;
+    let mut spy = Spy::on(&bed, &["a0", "a1"])?;
+    for (link, source) in [("a0", Some(0)), ("a1", Some(1)), ("a", None), ("a00", None), ("x0", None), ("lo", None)] {
+        let mut client = bed.client(Some(&bed.cgroup), User::Root)?;
+        client.args(["--json", "--timeout-ms", "1000", "--port", &bed.server.port().to_string()]);
+        client.args(["--proto", "tcp", "--proto", "udp", "--target", &SERVER_V4.to_string()]);
+        for outcome in Held::start(&mut client)?.round_bound_to(link)? {
+            let right = match source {
+                Some(uplink) => outcome.saw == Some(client_v4(uplink).to_string()),
+                None => outcome.error.as_deref() == Some("EPERM"),
+            };
+            ensure!(right, "{link}: {outcome:?}");
+        }
+    }
+    spy.saw_nothing()
 }
