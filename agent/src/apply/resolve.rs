@@ -71,7 +71,9 @@ pub fn policy(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_
     if let Some(group) = &group {
         record.members = group.members;
         let has = |resolvers: &[AddressWords]| resolvers.iter().any(|resolver| *resolver != [0; 4]);
-        record.flags |= flag_if(has(&group.dns4), policy_flags::DNS4) | flag_if(has(&group.dns6), policy_flags::DNS6);
+        record.flags |= policy_flags::GROUP
+            | flag_if(has(&group.dns4), policy_flags::DNS4)
+            | flag_if(has(&group.dns6), policy_flags::DNS6);
     }
     Policy { record, exceptions, group }
 }

@@ -193,6 +193,7 @@ impl Datapath {
         if slot == 0 || self.policies()?.iter().any(|entry| entry.record.uplink == slot) {
             return Ok(());
         }
-        self.write_group(slot, &UplinkRecord::EMPTY)
+        self.write_group(slot, &UplinkRecord::EMPTY)?;
+        self.forget_traffic(slot)
     }
 }
