@@ -16,6 +16,8 @@ pub mod offsets;
 pub mod option;
 pub mod reach;
 pub mod record;
+pub mod resolver;
+pub mod traffic;
 pub mod uplink;
 
 pub use address::{AddressWords, MAPPED_WORD, mapped};
@@ -73,8 +75,14 @@ pub mod map {
     pub const EXCEPTIONS: &str = "EXCEPTIONS";
     /// Array of [`UplinkRecord`](crate::UplinkRecord), by uplink slot.
     pub const UPLINKS: &str = "UPLINKS";
+    /// Per-CPU hash of [`TrafficRecord`](crate::traffic::TrafficRecord), by [`traffic::key`](crate::traffic::key).
+    pub const TRAFFIC: &str = "TRAFFIC";
+    /// Hash of [`FailuresByPort`](crate::traffic::FailuresByPort), by the same key.
+    pub const FAILURES: &str = "FAILURES";
+    /// Ring buffer of [`AlarmRecord`](crate::traffic::AlarmRecord).
+    pub const ALARMS: &str = "ALARMS";
     /// All of them, in the order they are pinned.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 14] = [
         POLICIES,
         ATTACHMENTS,
         COUNTERS,
@@ -86,6 +94,9 @@ pub mod map {
         PASSES,
         EXCEPTIONS,
         UPLINKS,
+        TRAFFIC,
+        FAILURES,
+        ALARMS,
     ];
 }
 
@@ -132,6 +143,8 @@ pub mod program {
     pub const SETSOCKOPT: &str = "setsockopt";
     /// `sockops`: binds a listener without a binding. Pinned only where the kernel accepts it (Linux 5.15).
     pub const SOCK_OPS: &str = "sock_ops";
+    /// `sockops`: counts the connections of policies with a group of uplinks. Likewise optional.
+    pub const TRAFFIC: &str = "traffic";
     /// `cgroup_skb/egress`: stops packets on other links and to other name servers, whatever the programs above have done.
     pub const EGRESS: &str = "egress";
     /// `cgroup_skb/ingress`.

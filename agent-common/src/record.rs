@@ -32,9 +32,9 @@ pub mod policy_flags {
     pub const GUARD: u32 = 1 << 2;
     /// No packet gets in by another link.
     pub const GUARD_INGRESS: u32 = 1 << 3;
-    /// DNS queries over IPv4 go to [`PolicyRecord::dns4`](super::PolicyRecord::dns4).
+    /// DNS queries over IPv4 go to [`PolicyRecord::dns4`](super::PolicyRecord::dns4), or to the resolver of the member of the group.
     pub const DNS4: u32 = 1 << 4;
-    /// DNS queries over IPv6 go to [`PolicyRecord::dns6`](super::PolicyRecord::dns6).
+    /// The same over IPv6, with [`PolicyRecord::dns6`](super::PolicyRecord::dns6).
     pub const DNS6: u32 = 1 << 5;
     /// Existing sockets that are bound elsewhere are bound to the uplink when the policy starts. For the agent.
     pub const EXISTING_REBIND: u32 = 1 << 6;
@@ -51,6 +51,8 @@ pub mod policy_flags {
     pub const LOCAL_DISCOVERY: u32 = 1 << 11;
     /// The policy has entries in [`EXCEPTIONS`](crate::map::EXCEPTIONS). For the agent.
     pub const EXCEPT: u32 = 1 << 12;
+    /// The policy has a group of uplinks: its connections are counted.
+    pub const GROUP: u32 = 1 << 13;
     /// Flags of policies that may have entries in [`PASSES`](crate::map::PASSES).
     pub const PASSES: u32 = LOCAL_LAN | LOCAL_DISCOVERY | EXCEPT;
 }

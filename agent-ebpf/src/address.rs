@@ -297,7 +297,11 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     let netns_cookie = netns_cookie(ctx);
     let address = destination::address(ctx, hook);
     let decides = matches!(call, Call::Connect) && socket::is_tcp(socket::of(ctx));
-    let line = uplink::of_held(policy, &acting.attachment, &acting.held(), decides.then_some(&address));
+    let asked = if let (Call::Connect, Some(policy)) = (call, policy) { dns::asked(ctx, hook, policy) } else { None };
+    // A bound socket may not leave its member, so its queries go to the resolver there.
+    let keeps = asked.is_some() && policy.is_some_and(|policy| policy.flags & policy_flags::ROUTE == 0);
+    let to = decides.then_some(&address);
+    let (line, member) = uplink::of_held_or_kept(policy, &acting.attachment, &acting.held(), to, keeps);
     let verdict = decide(policy, line, netns_cookie);
     if let Call::Bind = call
         && REBINDS.load() == 0
@@ -315,8 +319,10 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     let Some(policy) = policy else {
         return if acting.bound == CLOSED_IFINDEX { ALLOW } else { acting.refuse(call.stopped()) };
     };
-    if let Call::Connect = call {
-        dns::redirect_connection(ctx, hook, policy);
+    if let Some(asked) = asked
+        && !dns::redirect(ctx, hook, policy, member, &asked)
+    {
+        return acting.refuse(Counter::StoppedDns);
     }
     acting.settle(wanted, policy)
 }
@@ -335,7 +341,12 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
         return ALLOW;
     }
     let netns_cookie = netns_cookie(ctx);
-    let line = uplink::of_held(policy, &acting.attachment, &acting.held(), None);
+    // This datagram leaves by the member that the socket is on, unless it is marked again, which stops the datagram.
+    let keeps = policy.is_some_and(|policy| {
+        policy.flags & (policy_flags::ROUTE | policy_flags::GUARD) != policy_flags::ROUTE | policy_flags::GUARD
+            && dns::is_asked(ctx, Some(policy))
+    });
+    let (line, member) = uplink::of_held_or_kept(policy, &acting.attachment, &acting.held(), None, keeps);
     let verdict = decide(policy, line, netns_cookie);
     let wanted = match verdict {
         Verdict::Leave(why) => return leave(ctx, why, netns_cookie),
@@ -347,7 +358,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some(policy) = policy else {
         return if acting.bound == CLOSED_IFINDEX { ALLOW } else { acting.refuse(Counter::StoppedSendmsg) };
     };
-    dns::redirect_datagram(ctx, hook, policy);
+    dns::redirect_datagram(ctx, hook, policy, member);
     if policy.flags & policy_flags::GUARD == 0 && !matches!(verdict, Verdict::Close(Counter::ClosedUnknown)) {
         return ALLOW;
     }

@@ -1,4 +1,5 @@
-//! DNS: redirects queries to the policy's resolver. The program sees answers from the server that it asked.
+//! DNS: redirects queries to the policy's resolver, or to that of the member of its group by which they leave. The program sees answers
+//! from the server that it asked.
 //!
 //! Most machines have a resolver on 127.0.0.53. A socket that is bound to an uplink cannot reach it. If it could, that
 //! resolver would send the names by the machine's own routes.
@@ -10,13 +11,17 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::{SkBuffContext, SockAddrContext},
 };
-use steer_common::{AddressWords, Kind, PolicyRecord, policy_flags};
+use steer_common::{
+    AddressWords, Kind, PolicyRecord, policy_flags,
+    resolver::{has_resolver, is_resolver, may_ask, resolver},
+    uplink::{Family, MEMBERS},
+};
 
 use crate::{
     answer::ALLOW,
     attachment,
     destination::{self, Hook},
-    nesting, notes, peer, policy, socket,
+    nesting, notes, peer, policy, socket, uplink,
 };
 
 const PORT: u16 = 53;
@@ -24,14 +29,10 @@ const SOCK_STREAM: u32 = 1;
 const IPPROTO_UDP: u32 = 17;
 const IPPROTO_UDPLITE: u32 = 136;
 
-/// The policy's resolver of the same family, if it has one.
+/// The family of a server.
 #[inline(always)]
-fn resolver<'p>(policy: &'p PolicyRecord, asked: &AddressWords) -> Option<&'p AddressWords> {
-    if destination::is_mapped(asked) {
-        (policy.flags & policy_flags::DNS4 != 0).then_some(&policy.dns4)
-    } else {
-        (policy.flags & policy_flags::DNS6 != 0).then_some(&policy.dns6)
-    }
+fn family(server: &AddressWords) -> Family {
+    if destination::is_mapped(server) { Family::V4 } else { Family::V6 }
 }
 
 /// Whether the call may be redirected to another server.
@@ -41,10 +42,10 @@ pub(crate) fn is_asked(ctx: &SockAddrContext, policy: Option<&PolicyRecord>) -> 
     policy.is_some_and(has_resolver) && destination::port(ctx) == PORT
 }
 
-/// Whether a packet to port 53 goes to another server than the policy's resolver: from a raw socket, by a source route, or
-/// from a socket that was connected before the policy had a resolver.
+/// Whether a packet to port 53 that leaves by this link goes to another server than the resolver: from a raw socket, by a source route,
+/// or from a socket that was connected before there was a resolver, or on another line.
 #[inline(always)]
-pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord) -> bool {
+pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord, ifindex: i32) -> bool {
     if policy.flags & (policy_flags::DNS4 | policy_flags::DNS6) == 0 || peer::has_other_port(ctx, PORT) {
         return false;
     }
@@ -52,32 +53,20 @@ pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord) -> bool {
     // A packet with more extension headers than are read may be a query.
     let asks =
         peer.port == u32::from(PORT) || !destination::is_mapped(&peer.address) && peer::is_extension(peer.protocol);
-    asks && resolver(policy, &peer.address).is_some_and(|resolver| peer.address != *resolver)
-}
-
-/// Redirects a connection to a name server to the policy's resolver, and notes the original server.
-#[inline(always)]
-pub(crate) fn redirect_connection(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) {
-    if let Some((asked, resolver)) = query(ctx, hook, policy) {
-        redirect(ctx, hook, &asked, resolver);
+    if !asks {
+        return false;
     }
+    let group = uplink::group(Some(policy));
+    let by_link = group.map_or(MEMBERS, |group| group.member_of(ifindex));
+    // By an exception, a packet leaves on a link that is no member. Its mark is that of its socket.
+    // SAFETY: a four byte load of the context.
+    let member = if by_link < MEMBERS { by_link } else { policy.member_of_mark(unsafe { (*ctx.skb.skb).mark }) };
+    !may_ask(policy, group, member, family(&peer.address), &peer.address)
 }
 
-/// The same for a datagram.
+/// The server that a call asks, if queries of its family are redirected.
 #[inline(always)]
-pub(crate) fn redirect_datagram(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) {
-    if let Some((asked, resolver)) = query(ctx, hook, policy) {
-        // An IPv6 socket connected to a mapped address gets here with every datagram. `connect` has redirected it already.
-        if asked == *resolver && socket::is_connected(socket::of(ctx)) {
-            return;
-        }
-        redirect(ctx, hook, &asked, resolver);
-    }
-}
-
-/// The server that the call names, and the resolver to use instead.
-#[inline(always)]
-fn query<'p>(ctx: &SockAddrContext, hook: Hook, policy: &'p PolicyRecord) -> Option<(AddressWords, &'p AddressWords)> {
+pub(crate) fn asked(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) -> Option<AddressWords> {
     if destination::port(ctx) != PORT {
         return None;
     }
@@ -87,14 +76,39 @@ fn query<'p>(ctx: &SockAddrContext, hook: Hook, policy: &'p PolicyRecord) -> Opt
         return None;
     }
     let asked = destination::address(ctx, hook);
-    Some((asked, resolver(policy, &asked)?))
+    has_resolver(policy, family(&asked)).then_some(asked)
 }
 
+/// Redirects a query to the resolver of a member of the group, or to the policy's, and notes the server that the program asked. If there
+/// is none, the query goes to that server; false: not under a strict policy, because it is a resolver of another member.
 #[inline(always)]
-fn redirect(ctx: &SockAddrContext, hook: Hook, asked: &AddressWords, resolver: &AddressWords) {
-    destination::set_address(ctx, hook, resolver);
+pub(crate) fn redirect(
+    ctx: &SockAddrContext,
+    hook: Hook,
+    policy: &PolicyRecord,
+    member: usize,
+    asked: &AddressWords,
+) -> bool {
+    let group = uplink::group(Some(policy));
+    let Some(resolver) = resolver(policy, group, member, family(asked)) else {
+        let is_strict = policy.flags & policy_flags::GUARD != 0;
+        return !is_strict || member >= MEMBERS || may_ask(policy, group, member, family(asked), asked);
+    };
+    destination::set_address(ctx, hook, &resolver);
     // If the note fails, the answer has the resolver's own address, and the program may reject it.
     notes::remember_asked(socket::of(ctx).cast(), asked);
+    true
+}
+
+/// The same for a datagram, of which the packet is stopped.
+#[inline(always)]
+pub(crate) fn redirect_datagram(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord, member: usize) {
+    let Some(asked) = asked(ctx, hook, policy) else { return };
+    // An IPv6 socket connected to a mapped address gets here with every datagram. `connect` has redirected it already.
+    let is_redirected = || is_resolver(policy, uplink::group(Some(policy)), family(&asked), &asked);
+    if !socket::is_connected(socket::of(ctx)) || !is_redirected() {
+        redirect(ctx, hook, policy, member, &asked);
+    }
 }
 
 #[cgroup_sock_addr(recvmsg4)]
@@ -127,7 +141,7 @@ fn rename(ctx: &SockAddrContext, hook: Hook) -> i32 {
     if let Some(policy) = policy::get(attachment.policy)
         && Kind::try_from(policy.kind) == Ok(Kind::Steer)
         && let peer = destination::address(ctx, hook)
-        && resolver(policy, &peer) == Some(&peer)
+        && is_resolver(policy, uplink::group(Some(policy)), family(&peer), &peer)
         && nesting::decides(&attachment, socket::of(ctx).cast())
         && let Some(asked) = notes::asked(socket::of(ctx).cast())
         && destination::is_mapped(&asked) == destination::is_mapped(&peer)

@@ -32,6 +32,7 @@ mod reach;
 mod rebind;
 mod runtime;
 mod socket;
+mod traffic;
 mod uplink;
 
 use answer::{ALLOW, REFUSE};

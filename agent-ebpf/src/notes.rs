@@ -95,6 +95,13 @@ pub(crate) fn is_left(
     cookie != 0 && decide(policy, Line::CLOSED, cookie) == Verdict::Leave(Counter::LeftNetns)
 }
 
+/// Whether the policy leaves the socket alone because of its network namespace, as far as a note tells.
+#[inline(always)]
+pub(crate) fn is_noted_left(socket: Socket, policy: &PolicyRecord) -> bool {
+    let cookie = record(socket, 0).map_or(0, |record| record.netns_cookie);
+    cookie != 0 && decide(Some(policy), Line::CLOSED, cookie) == Verdict::Leave(Counter::LeftNetns)
+}
+
 /// Notes the name server that a program asked through this socket.
 #[inline(always)]
 pub(crate) fn remember_asked(socket: Socket, asked: &AddressWords) {

@@ -17,6 +17,7 @@ use steer_common::{
         SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
     },
     policy_flags,
+    record::INTERFACE_BYTES,
 };
 
 use crate::{
@@ -148,7 +149,7 @@ fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): 
     });
 }
 
-/// Copies the name in the value up to its end. The last byte of `name` stays unchanged.
+/// Copies the name in the value up to its end, as the kernel does. The last byte of `name` stays unchanged.
 #[inline(always)]
 fn copy_name(ctx: &SockoptContext, name: &mut [u8; KERNEL_NAME_BYTES]) {
     let (start, end) = bounds(ctx);
@@ -331,30 +332,40 @@ fn is_whole(ctx: &SockoptContext) -> bool {
     len(ctx) <= SHOWN_BYTES
 }
 
-/// Whether the value is the uplink's name. A longer (alternative) name does not fit in the option.
+/// Whether the value is the name of the uplink, or of a member of the group. A longer (alternative) name does not fit in the option.
 #[inline(always)]
 fn names(ctx: &SockoptContext, policy: &PolicyRecord) -> bool {
-    const LONGEST: usize = 15;
-    // The name of a group is none of an interface.
-    if policy.uplink != 0 {
+    let mut name = Name([0; KERNEL_NAME_BYTES]);
+    copy_name(ctx, &mut name.0);
+    if name.0[0] == 0 {
         return false;
     }
-    let mut at = 0;
-    let (start, end) = bounds(ctx);
-    while at < LONGEST {
-        if start + at + 1 > end {
-            // The value ends here.
-            return at > 0 && policy.interface[at] == 0;
-        }
-        // SAFETY: within the bounds that were just compared, as the verifier requires.
-        let byte = unsafe { ((start + at) as *const u8).read() };
-        if byte != policy.interface[at] {
-            return false;
-        }
-        if byte == 0 {
-            return at > 0;
-        }
-        at += 1;
+    if policy.uplink == 0 {
+        return begins_with(&policy.interface, &name);
     }
-    policy.interface[LONGEST] == 0
+    let Some(group) = uplink::group(Some(policy)) else { return false };
+    for member in &group.member {
+        if begins_with(&member.interface, &name) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The name of an interface, padded with NUL, of which there is at least one.
+#[repr(C, align(4))]
+struct Name([u8; KERNEL_NAME_BYTES]);
+
+/// Whether a record, which holds a name padded with NUL, has this name.
+///
+/// It compares words, and has one branch: the verifier follows every way through all members.
+#[inline(always)]
+fn begins_with(interface: &[u8; INTERFACE_BYTES], name: &Name) -> bool {
+    let words = |bytes: *const u8| {
+        let words = bytes.cast::<[u32; KERNEL_NAME_BYTES / 4]>();
+        // SAFETY: both have so many bytes, and begin at a multiple of four: the records have words behind the name.
+        unsafe { words.read() }
+    };
+    let ([a, b, c, d], [e, f, g, h]) = (words(interface.as_ptr()), words(name.0.as_ptr()));
+    core::hint::black_box(a ^ e | b ^ f | c ^ g | d ^ h) == 0
 }

@@ -74,7 +74,7 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
         Some((_, Err(_))) | None => (false, false),
     };
     let leaves = matches!(reason, Counter::StoppedEgress);
-    let is_stray = passes && leaves && policy.is_some_and(|policy| dns::is_stray(ctx, policy));
+    let is_stray = passes && leaves && policy.is_some_and(|policy| dns::is_stray(ctx, policy, ifindex.cast_signed()));
     let is_local = is_uplink && leaves && local::is_for_loopback(ctx);
     // The checks that need a helper call come last; they can only let more packets pass. Interface names of another network
     // namespace have no meaning here.

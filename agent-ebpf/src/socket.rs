@@ -21,10 +21,12 @@ pub(crate) fn bind(ctx: &SockContext, ifindex: i32) {
 }
 
 /// The index of the interface a socket is bound to; 0 for none.
+///
+/// The load is volatile: of this and that of the mark, the compiler would make one with a computed address, which the verifier refuses.
 #[inline(always)]
 pub(crate) fn bound(socket: *mut bpf_sock) -> i32 {
     // SAFETY: a four byte load that the verifier allows on every full socket.
-    unsafe { (*socket).bound_dev_if }.cast_signed()
+    unsafe { (&raw const (*socket).bound_dev_if).read_volatile() }.cast_signed()
 }
 
 /// Sets the mark of a new socket.

@@ -37,6 +37,13 @@ pub(crate) struct Held {
     pub(crate) family: Family,
 }
 
+impl Held {
+    #[inline(always)]
+    fn line(&self) -> Line {
+        Line { ifindex: self.bound, mark: self.marked }
+    }
+}
+
 /// The line of a socket that exists, before a call. `to`: the destination that decides, if it may.
 #[inline(always)]
 pub(crate) fn of_held(
@@ -45,32 +52,50 @@ pub(crate) fn of_held(
     held: &Held,
     to: Option<&AddressWords>,
 ) -> Line {
-    let Some(policy) = policy else { return Line::CLOSED };
-    let Some(group) = group(Some(policy)) else { return Line::of(policy) };
-    let member = member(policy, group, held);
+    of_held_or_kept(policy, attachment, held, to, false).0
+}
+
+/// The same, with the member that it is; [`MEMBERS`]: none. `keeps`: a socket that is on a member stays there in any case.
+#[inline(always)]
+pub(crate) fn of_held_or_kept(
+    policy: Option<&PolicyRecord>,
+    attachment: &AttachmentRecord,
+    held: &Held,
+    to: Option<&AddressWords>,
+    keeps: bool,
+) -> (Line, usize) {
+    let Some(policy) = policy else { return (Line::CLOSED, MEMBERS) };
+    let Some(group) = group(Some(policy)) else { return (Line::of(policy), MEMBERS) };
+    let member = member(policy, group, held.line());
     let by_destination = match to {
         Some(to) if group.balance == balance::DESTINATION => Some(to),
         _ => None,
     };
     // A bound socket stays: without a capability, its binding cannot be changed.
     let may_stay = by_destination.is_none() || policy.flags & policy_flags::ROUTE == 0;
-    if may_stay && group.is_live(held.family, member) {
-        return group.line(policy, member);
+    if keeps && member < MEMBERS || may_stay && group.is_live(held.family, member) {
+        return (group.line(policy, member), member);
     }
     let bucket = match by_destination {
         Some([a, b, c, d]) => bucket(u64::from(a ^ c) << 32 | u64::from(b ^ d)),
         None => own_bucket(group, attachment),
     };
-    group.line(policy, group.picked(held.family, bucket))
+    let member = group.picked(held.family, bucket);
+    (group.line(policy, member), member)
 }
 
-/// The member that a socket is on; [`MEMBERS`] if on none.
+/// The member that a line is; [`MEMBERS`] if it is none.
 #[inline(always)]
-fn member(policy: &PolicyRecord, group: &UplinkRecord, held: &Held) -> usize {
+pub(crate) fn member_of(policy: &PolicyRecord, line: Line) -> usize {
+    group(Some(policy)).map_or(MEMBERS, |group| member(policy, group, line))
+}
+
+#[inline(always)]
+fn member(policy: &PolicyRecord, group: &UplinkRecord, line: Line) -> usize {
     if policy.flags & policy_flags::ROUTE == 0 {
-        group.member_of(held.bound)
+        group.member_of(line.ifindex)
     } else {
-        policy.member_of_mark(held.marked)
+        policy.member_of_mark(line.mark)
     }
 }
 
@@ -78,7 +103,7 @@ fn member(policy: &PolicyRecord, group: &UplinkRecord, held: &Held) -> usize {
 #[inline(always)]
 pub(crate) fn current(policy: &PolicyRecord, attachment: &AttachmentRecord, held: &Held) -> i32 {
     let Some(group) = group(Some(policy)) else { return policy.ifindex };
-    let member = member(policy, group, held);
+    let member = member(policy, group, held.line());
     if member < MEMBERS {
         return group.line(policy, member).ifindex;
     }

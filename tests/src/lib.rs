@@ -44,7 +44,7 @@ pub use held::{Held, Served};
 pub use linux::linux_is_at_least;
 pub use machine::Machine;
 pub use means::{Confined, MEANS, Means};
-pub use pinned_map::PinnedMap;
+pub use pinned_map::{PinnedMap, RingPosition};
 pub use private_file::replace_file;
 pub use prober::Prober;
 pub use strayed::Strayed;

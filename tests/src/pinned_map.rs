@@ -1,16 +1,19 @@
 //! Direct access to a pinned map of steer, without steer's knowledge.
 
 use std::{
-    ffi::CString,
+    ffi::{CString, c_void},
     fs, io,
+    num::NonZero,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    ptr::NonNull,
 };
 
 use anyhow::Context as _;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 use crate::{Bed, foreign::bpf};
 
@@ -73,5 +76,28 @@ impl<const N: usize> PinnedMap<N> {
     fn element(&self, key: &[u8], value: u64) -> Element {
         let map_fd = self.0.as_raw_fd().cast_unsigned();
         Element { map_fd, key: key.as_ptr() as u64, value, ..Element::default() }
+    }
+}
+
+/// The place in a pinned ring buffer up to which the kernel has written. It is read without taking a record.
+pub struct RingPosition(NonNull<c_void>);
+
+impl RingPosition {
+    /// Opens a ring buffer of the version under test.
+    pub fn open(bed: &Bed, name: &str) -> anyhow::Result<Self> {
+        let ring = open_pin(&bed.abi().join("maps").join(name))?;
+        // SAFETY: no pointers.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let length = NonZero::new(usize::try_from(page)?).context("an empty page")?;
+        // The second page begins with the position.
+        // SAFETY: a new mapping, which only this value uses.
+        let second = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, ring, page)? };
+        Ok(Self(second))
+    }
+
+    /// The bytes written since the ring was made.
+    pub fn bytes(&self) -> u64 {
+        // SAFETY: the page begins with this word, which the kernel changes at any time.
+        unsafe { self.0.cast::<u64>().read_volatile() }
     }
 }

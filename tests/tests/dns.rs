@@ -17,7 +17,7 @@ use steer_lab::{
     name_server::{ADDRESS_V4, LONG, Question},
     parse_outcomes, wait_until,
 };
-use steer_tests::{Bed, Cgroup, Outcome, PATIENCE, Scene, Spy, Try, USERS, User, output, replace_file};
+use steer_tests::{Bed, Cgroup, Held, Outcome, PATIENCE, Scene, Spy, Try, USERS, User, output, replace_file};
 
 use crate::Test;
 
@@ -28,6 +28,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("queries_that_are_not_redirected_are_stopped", queries_that_are_not_redirected_are_stopped),
     ("without_an_uplink_no_server_is_asked", without_an_uplink_no_server_is_asked),
     ("resolvers_change_by_reload", resolvers_change_by_reload),
+    ("resolvers_change_with_the_member", resolvers_change_with_the_member),
+    ("no_member_asks_the_resolver_of_another", no_member_asks_the_resolver_of_another),
     ("the_inner_policys_resolver_is_asked", the_inner_policys_resolver_is_asked),
     ("a_local_resolver_causes_a_warning", a_local_resolver_causes_a_warning),
     ("an_unusable_resolver_is_refused", an_unusable_resolver_is_refused),
@@ -37,6 +39,7 @@ const STUB: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
 const RESOLVER_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
 const RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
 const OTHER_RESOLVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 54);
+const OTHER_RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x54);
 
 /// A bed whose server has resolvers and another name server that must get no query, and whose client has its own stub
 /// resolver.
@@ -49,7 +52,7 @@ struct Names {
 impl Names {
     fn new(name: &str) -> anyhow::Result<Self> {
         let bed = Bed::new(name)?;
-        let far = [RESOLVER_V4.into(), OTHER_RESOLVER.into(), RESOLVER_V6.into()];
+        let far = [RESOLVER_V4.into(), OTHER_RESOLVER.into(), RESOLVER_V6.into(), OTHER_RESOLVER_V6.into()];
         for address in far {
             bed.net.server.add_address("lo", address, if address.is_ipv4() { 32 } else { 128 })?;
         }
@@ -82,10 +85,14 @@ impl Names {
 
     /// Every query was answered, only by the resolvers and only over uplink `a1`.
     fn check(&self, cgroup: &Cgroup, resolver: Ipv4Addr) -> Outcome {
-        let servers =
-            [IpAddr::from(STUB), SERVER_V4.into(), resolver.into(), Ipv6Addr::LOCALHOST.into(), SERVER_V6.into()];
+        self.check_by(cgroup, 1, resolver, RESOLVER_V6)
+    }
+
+    /// The same over any uplink.
+    fn check_by(&self, cgroup: &Cgroup, uplink: u8, v4: Ipv4Addr, v6: Ipv6Addr) -> Outcome {
+        let servers = [IpAddr::from(STUB), SERVER_V4.into(), v4.into(), Ipv6Addr::LOCALHOST.into(), SERVER_V6.into()];
         for user in USERS {
-            let mut spy = Spy::on(&self.bed, &["a1"])?;
+            let mut spy = Spy::on(&self.bed, &[self.bed.net.link(uplink)])?;
             self.far.take();
             let outcomes = self.ask(cgroup, user, &servers)?;
             ensure!(outcomes.len() == 2 * (3 * 5 + 3 * 3), "{outcomes:?}");
@@ -95,8 +102,8 @@ impl Names {
             let asked = self.far.take();
             ensure!(!asked.is_empty());
             for question in asked {
-                ensure!(is_by(&question, 1), "{user:?}: {question:?}");
-                ensure!(question.server == resolver || question.server == RESOLVER_V6, "{user:?}: {question:?}");
+                ensure!(is_by(&question, uplink), "{user:?}: {question:?}");
+                ensure!(question.server == v4 || question.server == v6, "{user:?}: {question:?}");
             }
             ensure!(self.stub.take().is_empty(), "{user:?}: the stub on this host was asked");
         }
@@ -247,6 +254,64 @@ fn resolvers_change_by_reload() -> Outcome {
     wait_until("the reload", PATIENCE, || daemon.log().contains("reloaded"))?;
     names.check(&names.bed.cgroup, OTHER_RESOLVER)?;
     ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    Ok(())
+}
+
+fn group(members: &str, local: &str) -> String {
+    format!(
+        "[[uplink]]\nname = \"lines\"\nmembers = {members}\n\
+         [[policy]]\nname = \"p\"\nuplink = \"lines\"\nlocal = {local}\ncgroups = [\"@\"]\n"
+    )
+}
+
+/// Also for a connected UDP socket that goes on by the other member.
+fn resolvers_change_with_the_member() -> Outcome {
+    for local in ["[]", "[\"host\"]"] {
+        let names = Names::new("dns-members")?;
+        let bed = &names.bed;
+        let members = format!(
+            "[{{ interface = \"a1\", dns = [\"{RESOLVER_V4}\", \"{RESOLVER_V6}\"] }}, \
+             {{ interface = \"a0\", tier = 2, dns = [\"{OTHER_RESOLVER}\", \"{OTHER_RESOLVER_V6}\"] }}]"
+        );
+        let _daemon = bed.daemon(&group(&members, local))?;
+        let mut client = bed.client(Some(&bed.cgroup), User::Nobody)?;
+        client.args(["--json", "--timeout-ms", "1000", "--port", "53", "--proto", "udp"]);
+        client.args(["--target", &SERVER_V4.to_string(), "--target", &SERVER_V6.to_string()]);
+        let mut held = Held::start(&mut client)?;
+        let round_by = |held: &mut Held, uplink: u8, resolvers: [IpAddr; 2]| {
+            names.far.take();
+            held.round().is_ok_and(|outcomes| outcomes.iter().all(steer_lab::Outcome::is_ok))
+                && names.far.take().iter().all(|query| is_by(query, uplink) && resolvers.contains(&query.server))
+        };
+        ensure!(round_by(&mut held, 1, [RESOLVER_V4.into(), RESOLVER_V6.into()]), "local = {local}");
+        names.check(&bed.cgroup, RESOLVER_V4).with_context(|| format!("the first member, local = {local}"))?;
+        // The link goes on, and is no member any more.
+        bed.ip("link set a1 name b1")?;
+        wait_until("queries by the other member", PATIENCE, || {
+            round_by(&mut held, 0, [OTHER_RESOLVER.into(), OTHER_RESOLVER_V6.into()])
+        })?;
+        names
+            .check_by(&bed.cgroup, 0, OTHER_RESOLVER, OTHER_RESOLVER_V6)
+            .with_context(|| format!("the other member, local = {local}"))?;
+    }
+    Ok(())
+}
+
+/// One that has no resolver asks the server that the program asks, unless it is a resolver behind another member.
+fn no_member_asks_the_resolver_of_another() -> Outcome {
+    let names = Names::new("dns-member")?;
+    let bed = &names.bed;
+    let members = format!("[\"a1\", {{ interface = \"a0\", tier = 2, dns = [\"{OTHER_RESOLVER}\"] }}]");
+    let _daemon = bed.daemon(&group(&members, "[]"))?;
+    let mut spy = Spy::on(bed, &["a1"])?;
+    for outcome in names.ask(&bed.cgroup, User::Root, &[SERVER_V4.into(), OTHER_RESOLVER.into()])? {
+        ensure!(outcome.is_ok() == (outcome.target == SERVER_V4), "{outcome:?}");
+    }
+    spy.saw_nothing()?;
+    let asked = names.far.take();
+    ensure!(asked.iter().all(|question| is_by(question, 1) && question.server == SERVER_V4), "{asked:?}");
+    ensure!(bed.sockets("p", "stopped_dns")? > 0);
+    ensure!(bed.policy("p")?["members"][1]["dns"] == serde_json::json!([OTHER_RESOLVER]), "{}", bed.policy("p")?);
     Ok(())
 }
 

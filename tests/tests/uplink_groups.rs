@@ -1,11 +1,17 @@
 //! Groups of uplinks: which member sockets get, by every way to steer, and that nothing leaves by a link that is no member.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    process::{Child, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
+use steer_common::{traffic, uplink::Family};
 use steer_lab::{SERVER_V4, client_v4, parse_outcomes, wait_until};
-use steer_tests::{Bed, Held, Outcome, PATIENCE, Spy, User, output};
+use steer_tests::{Bed, Held, Outcome, PATIENCE, PinnedMap, RingPosition, Spy, User, output};
 
 use crate::Test;
 
@@ -16,6 +22,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("shares_follow_the_weights", shares_follow_the_weights),
     ("without_a_daemon", without_a_daemon),
     ("a_changed_group_is_put_in_force", a_changed_group_is_put_in_force),
+    ("a_program_may_name_a_member", a_program_may_name_a_member),
+    ("failing_connections_raise_an_alarm", failing_connections_raise_an_alarm),
 ];
 
 /// The methods: bind, and route.
@@ -44,10 +52,9 @@ fn wait_for(bed: &Bed, members: &[&str]) -> Outcome {
 fn sockets_get_the_best_member() -> Outcome {
     for local in METHODS {
         let mut bed = Bed::new("group-best")?;
-        let members = "[{ interface = \"a0\", tier = 2 }, { interface = \"a1\", dns = [\"192.0.2.53\"] }]";
+        let members = "[{ interface = \"a0\", tier = 2 }, { interface = \"a1\" }]";
         let _daemon = bed.daemon(&config(members, "", local))?;
         wait_for(&bed, &["a1"])?;
-        ensure!(bed.policy("p")?["dns"] == serde_json::json!([]), "the resolver of a member has no effect yet");
         bed.check_steered(&bed.cgroup, 1).with_context(|| format!("the first tier, local = {local}"))?;
         bed.net.remove_uplink(1)?;
         wait_for(&bed, &["a0"])?;
@@ -158,6 +165,79 @@ fn a_changed_group_is_put_in_force() -> Outcome {
         bed.check_steered(&bed.cgroup, 0).with_context(|| format!("local = {local}"))?;
         drop(daemon);
         bed.check_steered(&bed.cgroup, 0).with_context(|| format!("without the daemon, local = {local}"))?;
+    }
+    Ok(())
+}
+
+fn a_program_may_name_a_member() -> Outcome {
+    let bed = Bed::new("group-named")?;
+    bed.ip("link add x0 type veth peer name x1")?;
+    bed.ip("link set x0 up")?;
+    let _daemon = bed.daemon(&config("[\"a0\", \"a1\"]", "", "[]"))?;
+    let mut spy = Spy::on(&bed, &["a0", "a1"])?;
+    for (link, source) in [("a0", Some(0)), ("a1", Some(1)), ("a", None), ("a00", None), ("x0", None), ("lo", None)] {
+        let mut client = bed.client(Some(&bed.cgroup), User::Root)?;
+        client.args(["--json", "--timeout-ms", "1000", "--port", &bed.server.port().to_string()]);
+        client.args(["--proto", "tcp", "--proto", "udp", "--target", &SERVER_V4.to_string()]);
+        for outcome in Held::start(&mut client)?.round_bound_to(link)? {
+            let right = match source {
+                Some(uplink) => outcome.saw == Some(client_v4(uplink).to_string()),
+                None => outcome.error.as_deref() == Some("EPERM"),
+            };
+            ensure!(right, "{link}: {outcome:?}");
+        }
+    }
+    spy.saw_nothing()
+}
+
+/// A server that drops every packet: the other side of the lab forwards nothing.
+fn dead_server(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, 100 + number)
+}
+
+/// Connects to each server at the same time, for longer than the first time-out of a connection.
+fn connect(bed: &Bed, servers: &[Ipv4Addr]) -> anyhow::Result<Vec<Child>> {
+    let start = |server: &Ipv4Addr| {
+        let mut client = bed.client(Some(&bed.cgroup), User::Nobody)?;
+        client.args([
+            "--json",
+            "--proto",
+            "tcp",
+            "--port",
+            "443",
+            "--timeout-ms",
+            "1500",
+            "--target",
+            &server.to_string(),
+        ]);
+        Ok(client.stdout(Stdio::null()).spawn()?)
+    };
+    servers.iter().map(start).collect()
+}
+
+fn failing_connections_raise_an_alarm() -> Outcome {
+    const ALARM_BYTES: u64 = 8 + 16;
+    for local in METHODS {
+        let bed = Bed::new("group-alarm")?;
+        let _daemon = bed.daemon(&config("[{ interface = \"a0\", tier = 2 }, \"a1\"]", "", local))?;
+        wait_for(&bed, &["a1"])?;
+        let (ring, failures) = (RingPosition::open(&bed, "ALARMS")?, PinnedMap::<160>::open(&bed, "FAILURES")?);
+        let key = |member, family| traffic::key(1, member, family).to_ne_bytes();
+        for mut client in connect(&bed, &[dead_server(1); 8])? {
+            client.wait()?;
+        }
+        ensure!(ring.bytes() == 0, "local = {local}: an alarm because of one server");
+        failures.get(&key(1, Family::V4)).with_context(|| format!("no failures by a1, local = {local}"))?;
+        let mut clients = connect(&bed, &[2, 3, 4, 5, 6].map(dead_server))?;
+        wait_until("an alarm", Duration::from_secs(3), || ring.bytes() == ALARM_BYTES)
+            .with_context(|| format!("local = {local}"))?;
+        for client in &mut clients {
+            client.wait()?;
+        }
+        ensure!(ring.bytes() == ALARM_BYTES, "more than one alarm");
+        for (member, family) in [(0, Family::V4), (0, Family::V6), (1, Family::V6)] {
+            ensure!(failures.get(&key(member, family)).is_err(), "failures of another line: {member} {family:?}");
+        }
     }
     Ok(())
 }

@@ -6,8 +6,8 @@
 use std::{io, net::IpAddr, os::fd::BorrowedFd};
 
 use steer_common::{
-    CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
-    address::{address_words, ip_address},
+    AddressWords, CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
+    address::address_words,
     policy_flags,
     record::{INTERFACE_BYTES, NAME_BYTES},
     uplink::uplink_flags,
@@ -21,7 +21,7 @@ use crate::{
         link::{self, Table},
         netns,
     },
-    kernel::{Datapath, Error, Lock, Policy, PolicyEntry, text},
+    kernel::{Datapath, Error, Lock, Policy, PolicyEntry, own_resolvers, text},
     model::{
         fingerprint::fingerprint,
         mark::MarkMask,
@@ -70,6 +70,10 @@ pub fn policy(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_
     let mut record = record(name, target, owner, namespace);
     if let Some(group) = &group {
         record.members = group.members;
+        let has = |resolvers: &[AddressWords]| resolvers.iter().any(|resolver| *resolver != [0; 4]);
+        record.flags |= policy_flags::GROUP
+            | flag_if(has(&group.dns4), policy_flags::DNS4)
+            | flag_if(has(&group.dns6), policy_flags::DNS6);
     }
     Policy { record, exceptions, group }
 }
@@ -249,7 +253,7 @@ pub fn target(record: &PolicyRecord, exceptions: &Exceptions) -> Target {
     };
     let has = |flag: u32| record.flags & flag != 0;
     let mut dns = Resolvers::NONE;
-    for address in resolvers(record) {
+    for address in own_resolvers(record) {
         match address {
             IpAddr::V4(v4) => dns.v4 = Some(v4),
             IpAddr::V6(v6) => dns.v6 = Some(v6),
@@ -263,12 +267,6 @@ pub fn target(record: &PolicyRecord, exceptions: &Exceptions) -> Target {
         dns,
     };
     Target { uplink, enforcement, reach: reach(record.flags, exceptions) }
-}
-
-/// The resolvers of a record, at most one of each family.
-fn resolvers(record: &PolicyRecord) -> impl Iterator<Item = IpAddr> {
-    let families = [(policy_flags::DNS4, record.dns4), (policy_flags::DNS6, record.dns6)];
-    families.into_iter().filter(|(flag, _)| record.flags & flag != 0).map(|(_, words)| ip_address(words))
 }
 
 /// The enforcement level of a policy with these flags.

@@ -326,16 +326,12 @@ fn numbers(entry: &PolicyEntry, namespace: Namespace<'_>) -> impl Iterator<Item 
 fn bound_uplinks(entry: &PolicyEntry) -> impl Iterator<Item = u32> {
     let flags = entry.record.flags;
     let is_bound = flags & policy_flags::ROUTE == 0 && flags & policy_flags::GUARD != 0;
-    uplinks(entry).into_iter().flatten().filter(move |_| is_bound)
+    entry.uplinks().into_iter().filter(move |_| is_bound).filter_map(|uplink| index(&uplink))
 }
 
-/// The index of each uplink of a policy, if it is there, in the order of their marks.
-fn uplinks(entry: &PolicyEntry) -> Vec<Option<u32>> {
-    let index = |ifindex: i32| u32::try_from(ifindex).ok().filter(|ifindex| *ifindex > 0);
-    match &entry.group {
-        Some(group) => group.ifindex.map(index).to_vec(),
-        None => entry.uplinks().iter().map(|uplink| index(uplink.line.ifindex)).collect(),
-    }
+/// The index of an uplink, if it is there.
+fn index(uplink: &kernel::UplinkOf) -> Option<u32> {
+    u32::try_from(uplink.line.ifindex).ok().filter(|ifindex| *ifindex > 0)
 }
 
 fn wanted(policies: &[PolicyEntry], instance: Instance, namespace: Namespace<'_>) -> Wanted {
@@ -364,12 +360,14 @@ fn wanted(policies: &[PolicyEntry], instance: Instance, namespace: Namespace<'_>
         let discovery = has(entry, policy_flags::LOCAL_DISCOVERY);
         let exceptions: Vec<_> = exceptions.collect();
         // A policy that is closed permanently has a mark, and no uplink.
-        let uplinks = uplinks(entry).into_iter().chain(std::iter::repeat(None));
+        let uplinks = entry.uplinks();
+        // The marks follow each other as the members do, of which a group may lack some.
+        let uplinks = (0..).map(|member| uplinks.iter().find(|uplink| uplink.member == member));
         marked.extend(numbers.into_iter().zip(uplinks).map(|(number, uplink)| Marked {
             number,
-            uplink,
+            uplink: uplink.and_then(index),
             local: route::Local { lan, discovery },
-            resolvers: entry.resolvers(),
+            resolvers: uplink.map(|uplink| uplink.resolvers.clone()).unwrap_or_default(),
             exceptions: exceptions.clone(),
         }));
     }

@@ -29,6 +29,7 @@ mod policies;
 mod reach;
 mod reader_lock;
 mod refusal;
+mod traffic;
 mod uplinks;
 
 use std::{
@@ -38,8 +39,11 @@ use std::{
     path::PathBuf,
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, lpm_trie::LpmTrie};
-use steer_common::{CounterRecord, ExceptionKey, ExceptionRecord, PassKey, PolicyRecord, UplinkRecord, map};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, lpm_trie::LpmTrie};
+use steer_common::{
+    CounterRecord, ExceptionKey, ExceptionRecord, PassKey, PolicyRecord, UplinkRecord, map,
+    traffic::{FailuresByPort, TrafficRecord},
+};
 use thiserror::Error;
 
 use crate::model::cgroup_path::CgroupPath;
@@ -55,8 +59,9 @@ pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
 pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
 pub use pins::{Lock, Pins};
-pub use policies::{Policy, PolicyEntry, numbers, text};
+pub use policies::{Policy, PolicyEntry, numbers, own_resolvers, text};
 pub use reach::{Pass, Passes, passes};
+pub use traffic::{Alarm, Alarms, Traffic};
 pub use uplinks::{UplinkOf, members};
 
 /// What can go wrong with the kernel objects.
@@ -262,6 +267,8 @@ pub struct Datapath {
     passes: LpmTrie<MapData, PassKey, u32>,
     exceptions: HashMap<MapData, ExceptionKey, ExceptionRecord>,
     uplinks: Array<MapData, UplinkRecord>,
+    traffic: PerCpuHashMap<MapData, u32, TrafficRecord>,
+    failures: HashMap<MapData, u32, FailuresByPort>,
     /// The cgroups that could not be written to it, and why.
     unreported: RefCell<BTreeMap<u64, String>>,
     /// The pinned programs, opened when they are first needed.
@@ -294,6 +301,8 @@ impl Datapath {
             passes: open_map(pins, map::PASSES, Map::LpmTrie)?,
             exceptions: open_map(pins, map::EXCEPTIONS, Map::HashMap)?,
             uplinks: open_map(pins, map::UPLINKS, Map::Array)?,
+            traffic: open_map(pins, map::TRAFFIC, Map::PerCpuHashMap)?,
+            failures: open_map(pins, map::FAILURES, Map::HashMap)?,
             programs: OnceCell::new(),
             anchor: OnceCell::new(),
             cleared: refusal::Cleared::default(),

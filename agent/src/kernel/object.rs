@@ -32,7 +32,7 @@ const DNS: u32 = policy_flags::DNS4 | policy_flags::DNS6;
 
 /// Every hook, in the order they are attached. The hooks that a policy needs form one attachment. The IPv6 hooks also see
 /// mapped IPv4 addresses, except sendmsg.
-pub(super) static HOOKS: [Hook; 18] = [
+pub(super) static HOOKS: [Hook; 19] = [
     hook(program::FAMILY, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
     hook(program::COMPAT_OPTION, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
     hook(program::COMPAT_RING, bpf_attach_type::BPF_LSM_CGROUP, policy_flags::GUARD),
@@ -40,6 +40,7 @@ pub(super) static HOOKS: [Hook; 18] = [
     hook(program::INGRESS, bpf_attach_type::BPF_CGROUP_INET_INGRESS, policy_flags::GUARD_INGRESS),
     hook(program::SETSOCKOPT, bpf_attach_type::BPF_CGROUP_SETSOCKOPT, policy_flags::GUARD),
     hook(program::SOCK_OPS, bpf_attach_type::BPF_CGROUP_SOCK_OPS, policy_flags::GUARD),
+    hook(program::TRAFFIC, bpf_attach_type::BPF_CGROUP_SOCK_OPS, policy_flags::GROUP),
     hook(program::RECVMSG4, bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG, policy_flags::DNS4),
     hook(program::RECVMSG6, bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG, DNS),
     hook(program::GETPEERNAME4, bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME, policy_flags::DNS4),
@@ -82,24 +83,25 @@ impl Hook {
         self.is_needed(flags) || self.notes() && self.is_needed(around)
     }
 
-    /// Whether its program runs for a call that it can bind or stop. A packet needs no note. An answer is renamed only if its
-    /// query was redirected.
+    /// Whether its program runs for a call that it can bind or stop. A packet needs no note, and neither does a count. An answer is
+    /// renamed only if its query was redirected.
     fn notes(&self) -> bool {
         use bpf_attach_type::{
             BPF_CGROUP_INET4_BIND, BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET6_BIND, BPF_CGROUP_INET6_CONNECT,
             BPF_CGROUP_SETSOCKOPT, BPF_CGROUP_SOCK_OPS, BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_SENDMSG,
         };
-        matches!(
-            self.attach_type,
-            BPF_CGROUP_INET4_BIND
-                | BPF_CGROUP_INET6_BIND
-                | BPF_CGROUP_INET4_CONNECT
-                | BPF_CGROUP_INET6_CONNECT
-                | BPF_CGROUP_UDP4_SENDMSG
-                | BPF_CGROUP_UDP6_SENDMSG
-                | BPF_CGROUP_SETSOCKOPT
-                | BPF_CGROUP_SOCK_OPS
-        )
+        self.name != program::TRAFFIC
+            && matches!(
+                self.attach_type,
+                BPF_CGROUP_INET4_BIND
+                    | BPF_CGROUP_INET6_BIND
+                    | BPF_CGROUP_INET4_CONNECT
+                    | BPF_CGROUP_INET6_CONNECT
+                    | BPF_CGROUP_UDP4_SENDMSG
+                    | BPF_CGROUP_UDP6_SENDMSG
+                    | BPF_CGROUP_SETSOCKOPT
+                    | BPF_CGROUP_SOCK_OPS
+            )
     }
 
     /// Whether it attaches to a security hook.

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt, fs, os::fd::AsFd as _, path::Path};
 use aya::programs::loaded_links;
 use aya_obj::generated::{BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE};
 
-use steer_common::meter;
+use steer_common::{meter, program};
 
 use super::{Pins, bpf, object, pins::list};
 use crate::{host::cgroup::Cgroup, model::quote::shown};
@@ -72,7 +72,8 @@ impl OnHook {
 /// kernel lacks.
 pub fn programs_on(pins: Option<&Pins>, cgroup: &Cgroup) -> Vec<OnHook> {
     let own = pins.map(|pins| own_programs(pins, cgroup.id)).unwrap_or_default();
-    let hooks = object::HOOKS.iter().filter_map(|hook| {
+    // The two programs of `sock_ops` are on one hook.
+    let hooks = object::HOOKS.iter().filter(|hook| hook.name != program::TRAFFIC).filter_map(|hook| {
         let attached = bpf::query(cgroup.fd(), hook.attach_type).ok()?;
         let programs: Vec<_> = attached.program_ids.iter().filter_map(|&id| program(id, &own)).collect();
         let admits = match attached.flags {

@@ -47,6 +47,13 @@ pub fn text(field: &[u8]) -> String {
     String::from_utf8_lossy(&field[..end]).into_owned()
 }
 
+/// The resolvers of a policy itself; at most one for each family. Members of a group may have others.
+pub fn own_resolvers(record: &PolicyRecord) -> impl Iterator<Item = IpAddr> {
+    let families = [(policy_flags::DNS4, record.dns4), (policy_flags::DNS6, record.dns6)];
+    let asked = families.into_iter().filter(|(flag, words)| record.flags & flag != 0 && *words != [0; 4]);
+    asked.map(|(_, words)| ip_address(words))
+}
+
 impl PolicyEntry {
     /// Its name.
     pub fn name(&self) -> String {
@@ -58,11 +65,18 @@ impl PolicyEntry {
         text(&self.record.interface)
     }
 
-    /// The resolvers that replace the servers a program asks; at most one for each family.
+    /// The resolvers that replace the servers a program asks, by any uplink: at most one for each family and uplink.
     pub fn resolvers(&self) -> Vec<IpAddr> {
-        let families = [(policy_flags::DNS4, self.record.dns4), (policy_flags::DNS6, self.record.dns6)];
-        let asked = families.into_iter().filter(|(flag, _)| self.record.flags & flag != 0);
-        asked.map(|(_, words)| ip_address(words)).collect()
+        if self.group.is_none() {
+            return own_resolvers(&self.record).collect();
+        }
+        let mut resolvers: Vec<IpAddr> = Vec::new();
+        for resolver in self.uplinks().into_iter().flat_map(|uplink| uplink.resolvers) {
+            if !resolvers.contains(&resolver) {
+                resolvers.push(resolver);
+            }
+        }
+        resolvers
     }
 
     /// Whether it belongs to `owner`.

@@ -3,14 +3,20 @@
 //! **Invariant:** the members of a group do not change while a policy names its slot. Only the indexes of their interfaces and the choice
 //! between them change. Another group gets another slot.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use steer_common::{
-    PolicyRecord, UPLINK_SLOTS, UplinkRecord, map,
+    PolicyRecord, UPLINK_SLOTS, UplinkRecord,
+    address::ip_address,
+    map,
+    resolver::resolver,
     uplink::{BUCKETS, Family, HealthRecord, Line, MEMBERS, MemberRecord, NO_MEMBER, bucket, uplink_flags},
 };
 
-use super::{Datapath, Error, Lock, PolicyEntry, map_error, text};
+use super::{Datapath, Error, Lock, PolicyEntry, map_error, own_resolvers, text};
 
 /// An uplink of a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +25,10 @@ pub struct UplinkOf {
     pub interface: String,
     /// Its index and its mark. The index is not positive while it is missing.
     pub line: Line,
+    /// Its number among the members of the group; 0 without a group.
+    pub member: usize,
+    /// The resolvers for queries that leave by it; at most one for each family.
+    pub resolvers: Vec<IpAddr>,
 }
 
 impl PolicyEntry {
@@ -29,10 +39,17 @@ impl PolicyEntry {
                 .map(|(member, record)| UplinkOf {
                     interface: text(&record.interface),
                     line: group.line(&self.record, member),
+                    member,
+                    resolvers: resolvers(&self.record, group, member),
                 })
                 .collect(),
             None if self.exempts() || self.interface().is_empty() => Vec::new(),
-            None => vec![UplinkOf { interface: self.interface(), line: Line::of(&self.record) }],
+            None => vec![UplinkOf {
+                interface: self.interface(),
+                line: Line::of(&self.record),
+                member: 0,
+                resolvers: own_resolvers(&self.record).collect(),
+            }],
         }
     }
 
@@ -68,6 +85,11 @@ impl PolicyEntry {
     pub fn is_open(&self) -> bool {
         self.uplinks().iter().any(|uplink| uplink.line.ifindex > 0)
     }
+}
+
+fn resolvers(policy: &PolicyRecord, group: &UplinkRecord, member: usize) -> Vec<IpAddr> {
+    let of_family = |family| resolver(policy, Some(group), member, family).map(ip_address);
+    [Family::V4, Family::V6].into_iter().filter_map(of_family).collect()
 }
 
 /// The members of a group, by number.
@@ -171,6 +193,7 @@ impl Datapath {
         if slot == 0 || self.policies()?.iter().any(|entry| entry.record.uplink == slot) {
             return Ok(());
         }
-        self.write_group(slot, &UplinkRecord::EMPTY)
+        self.write_group(slot, &UplinkRecord::EMPTY)?;
+        self.forget_traffic(slot)
     }
 }

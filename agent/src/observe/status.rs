@@ -76,7 +76,7 @@ pub struct PolicyStatus {
     pub netns_cookie: Option<u64>,
     /// The cgroups that it is attached to, by path.
     pub cgroups: Vec<CgroupStatus>,
-    /// The resolvers that all DNS queries go to. If empty, queries go to the server that the program asks.
+    /// The resolvers that all DNS queries go to, with those of all members. If empty, queries go to the server that the program asks.
     #[schema(value_type = Vec<String>)]
     pub dns: Vec<IpAddr>,
     /// What happens to sockets that are bound elsewhere when it is attached, or when its uplink is created again.
@@ -102,6 +102,10 @@ pub struct MemberStatus {
     pub ifindex: Option<i32>,
     /// Whether new sockets get it.
     pub chosen: bool,
+    /// The resolvers that DNS queries by it go to. If empty, queries go to the server that the program asks.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub dns: Vec<IpAddr>,
 }
 
 /// Where a policy comes from.
@@ -324,7 +328,8 @@ fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
     let mut warnings: BTreeMap<(usize, String), Vec<&str>> = BTreeMap::new();
     for policy in policies.iter().filter(|policy| policy.interface.is_some()) {
         for (position, detour) in detours.iter().enumerate() {
-            if policy.dns.is_empty() || !detour.ends_with_dns() {
+            let asks_any = policy.dns.is_empty() || policy.members.iter().any(|member| member.dns.is_empty());
+            if asks_any || !detour.ends_with_dns() {
                 let reaches_host = policy.local.contains(&Near::Host);
                 let text = if reaches_host { detour.from_this_host() } else { detour.to_string() };
                 warnings.entry((position, text)).or_default().push(&policy.name);
@@ -337,10 +342,11 @@ fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
 fn members(entry: &PolicyEntry) -> Vec<MemberStatus> {
     let Some(group) = &entry.group else { return Vec::new() };
     let live = group.live[0] | group.live[1];
-    let members = kernel::members(group).map(|(member, record)| MemberStatus {
-        interface: kernel::text(&record.interface),
-        ifindex: Some(group.ifindex[member]).filter(|ifindex| *ifindex > 0),
-        chosen: live >> member & 1 != 0,
+    let members = entry.uplinks().into_iter().map(|uplink| MemberStatus {
+        interface: uplink.interface,
+        ifindex: (uplink.line.ifindex > 0).then_some(uplink.line.ifindex),
+        chosen: live >> uplink.member & 1 != 0,
+        dns: uplink.resolvers,
     });
     members.collect()
 }

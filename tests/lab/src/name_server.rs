@@ -1,4 +1,5 @@
-//! A name server. All names have the address that it was started with, and long answers need TCP.
+//! A name server. All names have the same address, and long answers need TCP. A datagram that is no message of DNS gets the address of
+//! its sender, as from [`Server`](crate::Server).
 //!
 //! **Invariant:** a query is recorded before it is answered.
 
@@ -38,7 +39,7 @@ pub struct Question {
     pub peer: SocketAddr,
     /// The server's address that received it.
     pub server: IpAddr,
-    /// The name in the query.
+    /// The name in the query; empty if it was no message of DNS.
     pub name: String,
 }
 
@@ -86,11 +87,18 @@ struct Log(Arc<Mutex<Vec<Question>>>);
 impl Log {
     /// Records a query and returns the answer, or nothing if the request was not a query.
     fn answer(&self, transport: Transport, peer: SocketAddr, server: IpAddr, request: &[u8]) -> Option<Vec<u8>> {
-        let query = Packet::parse(request).ok()?;
-        let question = query.questions.first()?.clone();
+        let record = |name: String| {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Question { transport, peer, server, name });
+        };
+        let Some((query, question)) =
+            Packet::parse(request).ok().and_then(|query| Some((query.clone(), query.questions.first()?.clone())))
+        else {
+            record(String::new());
+            return (transport == Transport::Udp).then(|| format!("{}\n", peer.ip().to_canonical()).into_bytes());
+        };
         let name = question.qname.to_string();
         let is_long = transport == Transport::Udp && name.starts_with(LONG);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Question { transport, peer, server, name });
+        record(name);
         let mut reply = Packet::new_reply(query.id());
         reply.set_flags(PacketFlag::RECURSION_DESIRED | PacketFlag::RECURSION_AVAILABLE);
         *reply.rcode_mut() = RCODE::NoError;

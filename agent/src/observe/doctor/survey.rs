@@ -21,7 +21,12 @@ use crate::{
         policy_files::{self, Store},
     },
     kernel::{self, Attachment, Datapath, Pins, PolicyEntry},
-    model::{cgroup_path::CgroupPath, config::Config, quote::quoted, spec::Reach},
+    model::{
+        cgroup_path::CgroupPath,
+        config::Config,
+        quote::quoted,
+        spec::{Reach, Resolvers},
+    },
 };
 
 /// The state that all checks use.
@@ -268,7 +273,7 @@ impl Survey {
             entry.uplinks().into_iter().map(|uplink| Policy {
                 name: entry.name(),
                 uplink: uplink.interface,
-                resolvers: entry.resolvers(),
+                resolvers: uplink.resolvers,
                 reach: resolve::target(&entry.record, &entry.exceptions).reach,
             })
         });
@@ -276,9 +281,13 @@ impl Survey {
         for policy in self.config.policies.iter().filter(|policy| self.configured(&policy.name).is_none()) {
             let group = policy.target.uplink.group();
             let group = self.config.uplinks.iter().find(|known| Some(&known.name) == group);
-            let members = group.into_iter().flat_map(|group| &group.members).map(|member| member.interface.as_str());
-            for uplink in policy.interface().into_iter().chain(members).map(str::to_owned) {
-                let resolvers = policy.target.enforcement.dns.iter().collect();
+            let own = policy.target.enforcement.dns;
+            let members = group.into_iter().flat_map(|group| &group.members).map(|member| {
+                let dns = Resolvers { v4: member.dns.v4.or(own.v4), v6: member.dns.v6.or(own.v6) };
+                (member.interface.as_str(), dns)
+            });
+            for (uplink, dns) in policy.interface().into_iter().map(|interface| (interface, own)).chain(members) {
+                let (uplink, resolvers) = (uplink.to_owned(), dns.iter().collect());
                 let reach = policy.target.reach.clone();
                 policies.push(Policy { name: policy.name.clone(), uplink, resolvers, reach });
             }

@@ -23,7 +23,6 @@ use crate::{
         },
         resolver::Detour,
     },
-    kernel::PolicyEntry,
     model::uplink::health::State,
 };
 
@@ -140,7 +139,7 @@ pub(super) fn named(hop: &network::Hop, table: &Table) -> Hop {
 }
 
 fn resolver(facts: &Facts, attached: &Attached) -> Resolver {
-    let dns: Vec<IpAddr> = attached.policy.as_ref().map(PolicyEntry::resolvers).unwrap_or_default();
+    let dns: Vec<IpAddr> = attached.resolvers();
     let reaches_host =
         attached.policy.as_ref().is_some_and(|policy| policy.record.flags & policy_flags::LOCAL_HOST != 0);
     let describe = |detour: &Detour| if reaches_host { detour.from_this_host() } else { detour.to_string() };

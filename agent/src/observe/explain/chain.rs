@@ -1,5 +1,7 @@
 //! The chain of cgroups from the root to the target, and the attachment that decides. Pure.
 
+use std::net::IpAddr;
+
 use steer_common::{Line, program};
 
 use super::document::{self, Cgroup, Foreign, Kind, Match};
@@ -62,6 +64,13 @@ impl Attached {
     /// The line of new sockets.
     pub(super) fn line(&self) -> Line {
         self.policy.as_ref().map_or(Line::CLOSED, |policy| policy.line_of(self.attachment.cgroup_id))
+    }
+
+    /// The resolvers for queries of new sockets.
+    pub(super) fn resolvers(&self) -> Vec<IpAddr> {
+        let line = self.line();
+        let mut uplinks = self.policy.iter().flat_map(PolicyEntry::uplinks);
+        uplinks.find(|uplink| uplink.line == line).map(|uplink| uplink.resolvers).unwrap_or_default()
     }
 
     /// The name of its policy for a sentence.
