@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeMap, io};
 
+use socket2::{Domain, Socket, Type};
+
 use super::{
     entry::{self, BROADCAST, IPV4, IPV6, LOCAL, MAIN, ON_LINK, RTA_OIF, Route, UNICAST},
     hop::Hop,
@@ -47,8 +49,10 @@ pub struct State {
     pub(super) links: BTreeMap<u32, Link>,
     pub(super) routes: Vec<Route>,
     pub(super) rules: Vec<Rule>,
-    /// The families that this kernel has.
+    /// The families for which this kernel has policy rules.
     pub(super) families: Vec<u8>,
+    /// The families that programs can use, but for which it has no policy rules.
+    pub(super) without_rules: Vec<u8>,
 }
 
 /// A link.
@@ -115,8 +119,10 @@ impl State {
         for family in [IPV4, IPV6] {
             let body = [&[family][..], &[0; 11]].concat();
             let rules = match connection.list(&Raw { kind: libc::RTM_GETRULE, body }, libc::RTM_NEWRULE) {
-                // The kernel has no such family.
-                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => continue,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {
+                    state.without_rules.extend(has_sockets(family)?.then_some(family));
+                    continue;
+                }
                 rules => rules?,
             };
             state.families.push(family);
@@ -218,6 +224,15 @@ pub(super) fn is_multicast(prefix: Prefix) -> bool {
 }
 
 pub(super) fn is_link_local(prefix: Prefix) -> bool {
+/// Whether a program can make sockets of the family.
+fn has_sockets(family: u8) -> io::Result<bool> {
+    match Socket::new(Domain::from(i32::from(family)), Type::DGRAM, None) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
     match prefix.address() {
         std::net::IpAddr::V4(address) => address.is_link_local(),
         std::net::IpAddr::V6(address) => address.is_unicast_link_local() && prefix.len() >= 10,
