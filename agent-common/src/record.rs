@@ -51,6 +51,8 @@ pub mod policy_flags {
     pub const LOCAL_DISCOVERY: u32 = 1 << 11;
     /// The policy has entries in [`EXCEPTIONS`](crate::map::EXCEPTIONS). For the agent.
     pub const EXCEPT: u32 = 1 << 12;
+    /// One of them refuses its destinations.
+    pub const REFUSES: u32 = 1 << 13;
     /// Flags of policies that may have entries in [`PASSES`](crate::map::PASSES).
     pub const PASSES: u32 = LOCAL_LAN | LOCAL_DISCOVERY | EXCEPT;
 }

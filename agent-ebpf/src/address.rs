@@ -5,7 +5,7 @@
 //! `connect(AF_UNSPEC)`.
 //!
 //! **Invariant:** a call that would use a link other than the policy's is refused. So is one whose destination is this host,
-//! unless the socket can reach it: by the uplink, its payload would leave.
+//! unless the socket can reach it: by the uplink, its payload would leave. A socket with a loopback address sends to no other host.
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -22,7 +22,7 @@ use crate::{
     answer::{ALLOW, REFUSE},
     attachment,
     destination::{self, Hook},
-    dns, events, nesting, notes, peer, policy,
+    dns, events, nesting, notes, peer, policy, reach,
     rebind::{rebind, remark},
     socket,
     uplink::{self, Held},
@@ -46,6 +46,10 @@ static CHOOSES_ERROR: Global<u8> = Global::new(0);
 
 /// The program sends again, as after a signal.
 const EINTR: i32 = 4;
+/// As without steer, where an IPv4 socket with a loopback address sends to another host.
+const EINVAL: i32 = 22;
+/// As by a route that prohibits.
+const EACCES: i32 = 13;
 /// No interface has the address.
 const EADDRNOTAVAIL: i32 = 99;
 
@@ -176,6 +180,27 @@ impl Acting<'_> {
         refuse(self.ctx, &self.attachment, reason, self.bound, self.hook)
     }
 
+    #[inline(always)]
+    fn report(&self, reason: Counter) {
+        report(self.ctx, &self.attachment, reason, self.bound, self.hook);
+    }
+
+    /// Whether the socket has a loopback address, and so reaches this host only, which the policy does not reach.
+    #[inline(always)]
+    fn stays_on_this_host(&self, policy: &PolicyRecord) -> bool {
+        !matches!(self.call, Call::Bind)
+            && policy.flags & policy_flags::LOCAL_HOST == 0
+            && destination::is_loopback(&socket::address(socket::of(self.ctx), self.hook))
+    }
+
+    /// Whether an exception of the policy refuses the destination. Its route does so, too, but is no event.
+    #[inline(always)]
+    fn is_refused(&self, policy: &PolicyRecord) -> bool {
+        !matches!(self.call, Call::Bind)
+            && policy.flags & policy_flags::REFUSES != 0
+            && reach::refuses(self.attachment.policy, &destination::address(self.ctx, self.hook))
+    }
+
     /// Whether the socket reaches this host. A bound socket does not: by the uplink, its payload would leave. One that is bound to
     /// loopback, or connected there before the policy, does.
     #[inline(always)]
@@ -190,13 +215,30 @@ impl Acting<'_> {
     fn settle(&self, wanted: Wanted, policy: &PolicyRecord) -> i32 {
         let (ctx, bound) = (self.ctx, self.bound);
         if is_this_host(ctx, self.hook, self.call) {
-            if !self.reaches_this_host(policy) {
-                return self.refuse_this_host();
+            if self.reaches_this_host(policy) {
+                // A process with CAP_NET_RAW can unbind its socket.
+                let is_free = bound == 0 || bound == LOOPBACK_IFINDEX || self.may_change() && rebind(ctx, 0, policy);
+                // Otherwise the compiler may return `bound`, which is 1 here, and the verifier does not know that.
+                return if is_free { core::hint::black_box(ALLOW) } else { self.refuse(Counter::StoppedLocal) };
             }
-            // A process with CAP_NET_RAW can unbind its socket.
-            let is_free = bound == 0 || bound == LOOPBACK_IFINDEX || self.may_change() && rebind(ctx, 0, policy);
-            // Otherwise the compiler may return `bound`, which is 1 here, and the verifier does not know that.
-            return if is_free { core::hint::black_box(ALLOW) } else { self.refuse(Counter::StoppedLocal) };
+            match self.call {
+                Call::Bind if wanted.is_marked => {}
+                // Most programs stop if they cannot listen there. The kernel refuses ::1 to a bound socket.
+                Call::Bind if destination::is_mapped(&destination::address(ctx, self.hook)) => {
+                    self.report(Counter::UnreachableBind);
+                }
+                Call::Bind => {
+                    set_error(EADDRNOTAVAIL);
+                    return self.refuse(Counter::StoppedLocal);
+                }
+                Call::Connect | Call::Send => return self.refuse(Counter::StoppedLocal),
+            }
+        } else if self.stays_on_this_host(policy) {
+            set_error(EINVAL);
+            return self.refuse(Counter::StoppedLocal);
+        } else if self.is_refused(policy) {
+            set_error(EACCES);
+            return self.refuse(Counter::StoppedExcept);
         }
         let Wanted { ifindex, mark, is_marked } = wanted;
         let is_done = if is_marked {
@@ -265,14 +307,6 @@ impl Acting<'_> {
         !self.has_mark(policy) || remark(self.ctx, socket::marked(socket::of(self.ctx)) & !policy.mark_mask)
     }
 
-    #[inline(always)]
-    fn refuse_this_host(&self) -> i32 {
-        if let Call::Bind = self.call {
-            set_error(EADDRNOTAVAIL);
-        }
-        self.refuse(Counter::StoppedLocal)
-    }
-
     /// Whether this call may change the socket. `connect` always may.
     #[inline(always)]
     fn may_change(&self) -> bool {
@@ -328,9 +362,10 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let socket = socket::of(ctx);
     let acting = Acting { ctx, hook, call: Call::Send, attachment, bound: socket::bound(socket) };
     if is_settled(policy, uplink::group(policy), acting.bound, socket::marked(socket))
-        && (!is_this_host(ctx, hook, Call::Send)
-            || policy.is_some_and(|policy| policy.flags & policy_flags::LOCAL_HOST != 0))
+        && (policy.is_some_and(|policy| policy.flags & policy_flags::LOCAL_HOST != 0)
+            || !is_this_host(ctx, hook, Call::Send) && !destination::is_loopback(&socket::address(socket, hook)))
         && !dns::is_asked(ctx, policy)
+        && !policy.is_some_and(|policy| acting.is_refused(policy))
     {
         return ALLOW;
     }
@@ -356,6 +391,12 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn refuse(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter, bound: i32, hook: Hook) -> i32 {
+    report(ctx, attachment, reason, bound, hook);
+    REFUSE
+}
+
+#[inline(always)]
+fn report(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter, bound: i32, hook: Hook) {
     policy::count(attachment.policy, reason);
     events::report(attachment, reason, events::cgroup_id(), |record| {
         record.netns_cookie = netns_cookie(ctx);
@@ -363,5 +404,4 @@ fn refuse(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter,
         record.peer = peer::of_call(ctx, hook);
         events::add_caller(record);
     });
-    REFUSE
 }

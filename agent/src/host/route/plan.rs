@@ -105,7 +105,9 @@ pub fn plan(wanted: &Wanted, state: &State) -> Result<Plan, Invalid> {
             plan.routes.extend(contents::marked(policy, state, &regions, family == IPV4, table));
         }
         let regions = passes::with_discovery(regions, policy, state);
-        if plan.passes.insert(number, passes::passes(&regions, policy.uplink)).is_some() {
+        let mut passes = passes::passes(&regions, policy.uplink);
+        passes.extend(passes::refused(&regions, state));
+        if plan.passes.insert(number, passes).is_some() {
             return Err(Invalid::Twice(number));
         }
     }
@@ -155,18 +157,18 @@ impl State {
     }
 }
 
-/// The tables and rules of bound uplinks.
-fn bound(wanted: &Wanted, state: &State, plan: &mut Plan) {
 /// A family without policy rules, and how kernels are configured to have them.
 fn without_rules(family: u8) -> &'static str {
     if family == IPV4 { "IPv4 (CONFIG_IP_MULTIPLE_TABLES)" } else { "IPv6 (CONFIG_IPV6_MULTIPLE_TABLES)" }
 }
 
+/// The tables and rules of bound uplinks.
+fn bound(wanted: &Wanted, state: &State, plan: &mut Plan) {
     if !state.families.contains(&IPV6) {
-        return;
-    }
         let lacks = !wanted.bound.is_empty() && state.without_rules.contains(&IPV6);
         plan.lacks = lacks.then(|| without_rules(IPV6));
+        return;
+    }
     let links: BTreeSet<u32> = wanted.bound.iter().copied().filter(|&link| can_leak(link, state)).collect();
     let names: Vec<(u32, &[u8])> =
         links.iter().filter_map(|link| Some((*link, state.links.get(link)?.name.as_slice()))).collect();

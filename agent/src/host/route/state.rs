@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io};
 use socket2::{Domain, Socket, Type};
 
 use super::{
-    entry::{self, BROADCAST, IPV4, IPV6, LOCAL, MAIN, ON_LINK, RTA_OIF, Route, UNICAST},
+    entry::{self, BROADCAST, IPV4, IPV6, LOCAL, MAIN, ON_LINK, OWN, RTA_OIF, Route, UNICAST},
     hop::Hop,
     netlink::{Attribute, Connection, Raw},
     rule::Rule,
@@ -207,6 +207,11 @@ impl State {
         self.links.keys().copied().filter(move |&link| Some(link) != uplink && self.is_lan(link))
     }
 
+    /// The addresses of this host.
+    pub(super) fn own_addresses(&self) -> impl Iterator<Item = Prefix> {
+        self.routes.iter().filter(|route| route.kind == OWN && route.table == LOCAL).map(|route| route.prefix)
+    }
+
     /// The broadcast addresses of the networks of a link.
     pub(super) fn broadcasts(&self, link: u32) -> impl Iterator<Item = Prefix> {
         let by = move |hop: &Hop| hop.link == link;
@@ -219,11 +224,6 @@ impl State {
     }
 }
 
-pub(super) fn is_multicast(prefix: Prefix) -> bool {
-    prefix.address().is_multicast()
-}
-
-pub(super) fn is_link_local(prefix: Prefix) -> bool {
 /// Whether a program can make sockets of the family.
 fn has_sockets(family: u8) -> io::Result<bool> {
     match Socket::new(Domain::from(i32::from(family)), Type::DGRAM, None) {
@@ -233,6 +233,11 @@ fn has_sockets(family: u8) -> io::Result<bool> {
     }
 }
 
+pub(super) fn is_multicast(prefix: Prefix) -> bool {
+    prefix.address().is_multicast()
+}
+
+pub(super) fn is_link_local(prefix: Prefix) -> bool {
     match prefix.address() {
         std::net::IpAddr::V4(address) => address.is_link_local(),
         std::net::IpAddr::V6(address) => address.is_unicast_link_local() && prefix.len() >= 10,
