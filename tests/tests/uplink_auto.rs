@@ -23,7 +23,8 @@ fn chosen(bed: &Bed) -> anyhow::Result<[String; 2]> {
     let groups: Value = serde_json::from_str(&bed.succeed(&["uplinks", "--json"])?)?;
     let members = groups[0]["members"].as_array().context("no members")?;
     let of = |family: &str| {
-        let mut chosen = members.iter().filter(|member| member[family]["share"].as_f64().is_some_and(|share| share > 99.0));
+        let mut chosen =
+            members.iter().filter(|member| member[family]["share"].as_f64().is_some_and(|share| share > 99.0));
         chosen.next().and_then(|member| member["interface"].as_str()).unwrap_or_default().to_owned()
     };
     Ok([of("ipv4"), of("ipv6")])
