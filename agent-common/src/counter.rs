@@ -34,16 +34,21 @@ pub enum Counter {
     StoppedBind = 13,
     /// `socket` was refused: no program sees what the socket would send.
     StoppedFamily = 14,
-    /// `connect` or a datagram was refused: the destination is this host, which a bound socket does not reach.
+    /// A call or a packet was refused: its destination is this host, which a bound socket does not reach, or the socket has a
+    /// loopback address, which no other host answers.
     StoppedLocal = 15,
     /// A packet to a name server other than the policy's resolver was stopped.
     StoppedDns = 16,
     /// A process was moved out of the policy's cgroups, to one that no policy steers. Its sockets from before stay held.
     MovedOut = 17,
+    /// `bind` to a loopback address, where nothing reaches a bound socket.
+    UnreachableBind = 18,
+    /// `connect` or a datagram was refused: an exception refuses the destination.
+    StoppedExcept = 19,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 18] = [
+pub const COUNTERS: [Counter; 20] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -62,6 +67,8 @@ pub const COUNTERS: [Counter; 18] = [
     Counter::StoppedLocal,
     Counter::StoppedDns,
     Counter::MovedOut,
+    Counter::UnreachableBind,
+    Counter::StoppedExcept,
 ];
 
 impl Counter {
@@ -91,6 +98,8 @@ impl Counter {
             Self::StoppedLocal => "stopped_local",
             Self::StoppedDns => "stopped_dns",
             Self::MovedOut => "moved_out",
+            Self::UnreachableBind => "unreachable_bind",
+            Self::StoppedExcept => "stopped_except",
         }
     }
 }
@@ -103,7 +112,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 144);
+const _: () = assert!(size_of::<CounterRecord>() == 160);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

@@ -8,12 +8,15 @@ use crate::address::AddressWords;
 pub struct PassKey {
     /// The policy slot.
     pub slot: u32,
-    /// Index of the link by which the packet leaves or came in; 0 is any.
+    /// Index of the link by which the packet leaves or came in; 0 is any. [`REFUSED`] is none: its entries say which destinations
+    /// an exception refuses.
     pub ifindex: u32,
     /// The address at the other end. IPv4 is mapped: its prefixes are 96 bits longer.
     pub address: AddressWords,
 }
 
+/// The index of destinations that are refused. No link has it.
+pub const REFUSED: u32 = u32::MAX;
 /// Bits of the slot and of the index in a [`PassKey`].
 pub const PASS_KEY_BITS: u32 = 64;
 /// Bits of an address in a [`PassKey`].

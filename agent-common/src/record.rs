@@ -53,6 +53,8 @@ pub mod policy_flags {
     pub const EXCEPT: u32 = 1 << 12;
     /// The policy has a group of uplinks: its connections are counted.
     pub const GROUP: u32 = 1 << 13;
+    /// One of them refuses its destinations.
+    pub const REFUSES: u32 = 1 << 14;
     /// Flags of policies that may have entries in [`PASSES`](crate::map::PASSES).
     pub const PASSES: u32 = LOCAL_LAN | LOCAL_DISCOVERY | EXCEPT;
 }

@@ -5,7 +5,7 @@
 //! `connect(AF_UNSPEC)`.
 //!
 //! **Invariant:** a call that would use a link other than the policy's is refused. So is one whose destination is this host,
-//! unless the socket can reach it: by the uplink, its payload would leave.
+//! unless the socket can reach it: by the uplink, its payload would leave. A socket with a loopback address sends to no other host.
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -22,7 +22,7 @@ use crate::{
     answer::{ALLOW, REFUSE},
     attachment,
     destination::{self, Hook},
-    dns, events, nesting, notes, peer, policy,
+    dns, events, nesting, notes, peer, policy, reach,
     rebind::{rebind, remark},
     socket,
     uplink::{self, Held},
@@ -46,6 +46,10 @@ static CHOOSES_ERROR: Global<u8> = Global::new(0);
 
 /// The program sends again, as after a signal.
 const EINTR: i32 = 4;
+/// As without steer, where an IPv4 socket with a loopback address sends to another host.
+const EINVAL: i32 = 22;
+/// As by a route that prohibits.
+const EACCES: i32 = 13;
 /// No interface has the address.
 const EADDRNOTAVAIL: i32 = 99;
 
@@ -161,6 +165,29 @@ impl Wanted {
     }
 }
 
+/// What becomes of a call. Words instead of bool: a byte on the stack is unknown to the verifier, which would not take it as an answer.
+#[derive(Clone, Copy)]
+struct Outcome {
+    /// 0 refuses it.
+    allows: u32,
+    /// What is counted and reported.
+    event: Option<Counter>,
+    /// The error of a refused call; 0 is EPERM.
+    errno: i32,
+}
+
+impl Outcome {
+    const ALLOWED: Self = Self { allows: 1, event: None, errno: 0 };
+
+    const fn refused(reason: Counter) -> Self {
+        Self { allows: 0, event: Some(reason), errno: 0 }
+    }
+
+    const fn with_errno(self, errno: i32) -> Self {
+        Self { errno, ..self }
+    }
+}
+
 /// A call on a socket, and the policy that acts.
 struct Acting<'c> {
     ctx: &'c SockAddrContext,
@@ -171,9 +198,36 @@ struct Acting<'c> {
 }
 
 impl Acting<'_> {
+    /// Counts, reports and answers, in one place for all outcomes: each copy of this code would be verified for each way to it.
     #[inline(always)]
-    fn refuse(&self, reason: Counter) -> i32 {
-        refuse(self.ctx, &self.attachment, reason, self.bound, self.hook)
+    fn conclude(&self, outcome: Outcome) -> i32 {
+        let Outcome { allows, event, errno } = core::hint::black_box(outcome);
+        if let Some(reason) = event {
+            report(self.ctx, &self.attachment, reason, self.bound, self.hook);
+        }
+        if allows != 0 {
+            return ALLOW;
+        }
+        if errno != 0 {
+            set_error(errno);
+        }
+        REFUSE
+    }
+
+    /// Whether the socket has a loopback address, and so reaches this host only, which the policy does not reach.
+    #[inline(always)]
+    fn stays_on_this_host(&self, policy: &PolicyRecord) -> bool {
+        !matches!(self.call, Call::Bind)
+            && policy.flags & policy_flags::LOCAL_HOST == 0
+            && destination::is_loopback(&socket::address(socket::of(self.ctx), self.hook))
+    }
+
+    /// Whether an exception of the policy refuses the destination. Its route does so, too, but is no event.
+    #[inline(always)]
+    fn is_refused(&self, policy: &PolicyRecord) -> bool {
+        !matches!(self.call, Call::Bind)
+            && policy.flags & policy_flags::REFUSES != 0
+            && reach::refuses(self.attachment.policy, &destination::address(self.ctx, self.hook))
     }
 
     /// Whether the socket reaches this host. A bound socket does not: by the uplink, its payload would leave. One that is bound to
@@ -185,31 +239,52 @@ impl Acting<'_> {
             || matches!(self.call, Call::Send) && self.bound == 0 && socket::is_connected(socket::of(self.ctx))
     }
 
+    /// Goes on if the destination is allowed, and the socket is as wanted or could be made so.
+    #[inline(always)]
+    fn settle(&self, wanted: Wanted, policy: &PolicyRecord) -> Outcome {
+        let (ctx, bound) = (self.ctx, self.bound);
+        let mut event = None;
+        if is_this_host(ctx, self.hook, self.call) {
+            let refused = Outcome::refused(Counter::StoppedLocal);
+            if self.reaches_this_host(policy) {
+                // A process with CAP_NET_RAW can unbind its socket.
+                let is_free = bound == 0 || bound == LOOPBACK_IFINDEX || self.may_change() && rebind(ctx, 0, policy);
+                return if is_free { Outcome::ALLOWED } else { refused };
+            }
+            match self.call {
+                Call::Bind if wanted.is_marked => {}
+                // Most programs stop if they cannot listen there. The kernel refuses ::1 to a bound socket.
+                Call::Bind if destination::is_mapped(&destination::address(ctx, self.hook)) => {
+                    event = Some(Counter::UnreachableBind);
+                }
+                Call::Bind => return refused.with_errno(EADDRNOTAVAIL),
+                Call::Connect | Call::Send => return refused,
+            }
+        } else if self.stays_on_this_host(policy) {
+            return Outcome::refused(Counter::StoppedLocal).with_errno(EINVAL);
+        } else if self.is_refused(policy) {
+            return Outcome::refused(Counter::StoppedExcept).with_errno(EACCES);
+        }
+        let outcome = self.restore(wanted, policy);
+        if outcome.allows != 0 { Outcome { event, ..outcome } } else { outcome }
+    }
+
     /// Goes on if the socket is as wanted, or could be made so.
     #[inline(always)]
-    fn settle(&self, wanted: Wanted, policy: &PolicyRecord) -> i32 {
+    fn restore(&self, wanted: Wanted, policy: &PolicyRecord) -> Outcome {
         let (ctx, bound) = (self.ctx, self.bound);
-        if is_this_host(ctx, self.hook, self.call) {
-            if !self.reaches_this_host(policy) {
-                return self.refuse_this_host();
-            }
-            // A process with CAP_NET_RAW can unbind its socket.
-            let is_free = bound == 0 || bound == LOOPBACK_IFINDEX || self.may_change() && rebind(ctx, 0, policy);
-            // Otherwise the compiler may return `bound`, which is 1 here, and the verifier does not know that.
-            return if is_free { core::hint::black_box(ALLOW) } else { self.refuse(Counter::StoppedLocal) };
-        }
         let Wanted { ifindex, mark, is_marked } = wanted;
         let is_done = if is_marked {
             let marked = socket::marked(socket::of(ctx));
             let is_free = bound == 0 || self.is_on_uplink(policy);
             if is_free && mark.is_in(marked) {
-                return ALLOW;
+                return Outcome::ALLOWED;
             }
             self.may_change()
                 && (is_free || rebind(ctx, 0, policy))
                 && (mark.is_in(marked) || remark(ctx, mark.set_in(marked)))
         } else if bound == ifindex && !self.has_mark(policy) {
-            return ALLOW;
+            return Outcome::ALLOWED;
         } else {
             (bound == ifindex || ifindex > 0 || bound == CLOSED_IFINDEX)
                 && self.may_change()
@@ -218,22 +293,19 @@ impl Acting<'_> {
         };
         match (self.call, is_done) {
             // The kernel has chosen the route already. The next datagram takes the right one.
-            (Call::Send, true) => {
-                set_error(EINTR);
-                self.refuse(Counter::StoppedSendmsg)
-            }
+            (Call::Send, true) => Outcome::refused(Counter::StoppedSendmsg).with_errno(EINTR),
             (_, true) => {
                 policy::count(self.attachment.policy, Counter::Restored);
-                ALLOW
+                Outcome::ALLOWED
             }
             // A socket with the closed index needs no refusal: the kernel returns ENODEV, or EINVAL from `bind`. One on another member of
             // the group stays there: without a capability, its binding cannot be changed.
             (_, false)
                 if bound == CLOSED_IFINDEX || !is_marked && self.is_on_uplink(policy) && !self.has_mark(policy) =>
             {
-                ALLOW
+                Outcome::ALLOWED
             }
-            (call, false) => self.refuse(call.stopped()),
+            (call, false) => Outcome::refused(call.stopped()),
         }
     }
 
@@ -263,14 +335,6 @@ impl Acting<'_> {
     #[inline(always)]
     fn unmark(&self, policy: &PolicyRecord) -> bool {
         !self.has_mark(policy) || remark(self.ctx, socket::marked(socket::of(self.ctx)) & !policy.mark_mask)
-    }
-
-    #[inline(always)]
-    fn refuse_this_host(&self) -> i32 {
-        if let Call::Bind = self.call {
-            set_error(EADDRNOTAVAIL);
-        }
-        self.refuse(Counter::StoppedLocal)
     }
 
     /// Whether this call may change the socket. `connect` always may.
@@ -311,20 +375,21 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     }
     let wanted = match verdict {
         Verdict::Leave(why) => return leave(ctx, why, netns_cookie),
-        Verdict::Refuse(_) => return acting.refuse(call.stopped()),
+        Verdict::Refuse(_) => return acting.conclude(Outcome::refused(call.stopped())),
         Verdict::Bind(ifindex) => Wanted::bound(ifindex),
         Verdict::Mark(mark) => Wanted::marked(mark),
         Verdict::Close(_) => Wanted::bound(CLOSED_IFINDEX),
     };
     let Some(policy) = policy else {
-        return if acting.bound == CLOSED_IFINDEX { ALLOW } else { acting.refuse(call.stopped()) };
+        let is_closed = acting.bound == CLOSED_IFINDEX;
+        return acting.conclude(if is_closed { Outcome::ALLOWED } else { Outcome::refused(call.stopped()) });
     };
     if let Some(asked) = asked
         && !dns::redirect(ctx, hook, policy, member, &asked)
     {
         return acting.refuse(Counter::StoppedDns);
     }
-    acting.settle(wanted, policy)
+    acting.conclude(acting.settle(wanted, policy))
 }
 
 /// The kernel reads the output interface and the mark before this hook. What is restored here applies only to the next datagram.
@@ -334,9 +399,10 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let socket = socket::of(ctx);
     let acting = Acting { ctx, hook, call: Call::Send, attachment, bound: socket::bound(socket) };
     if is_settled(policy, uplink::group(policy), acting.bound, socket::marked(socket))
-        && (!is_this_host(ctx, hook, Call::Send)
-            || policy.is_some_and(|policy| policy.flags & policy_flags::LOCAL_HOST != 0))
+        && (policy.is_some_and(|policy| policy.flags & policy_flags::LOCAL_HOST != 0)
+            || !is_this_host(ctx, hook, Call::Send) && !destination::is_loopback(&socket::address(socket, hook)))
         && !dns::is_asked(ctx, policy)
+        && !policy.is_some_and(|policy| acting.is_refused(policy))
     {
         return ALLOW;
     }
@@ -350,23 +416,24 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let verdict = decide(policy, line, netns_cookie);
     let wanted = match verdict {
         Verdict::Leave(why) => return leave(ctx, why, netns_cookie),
-        Verdict::Refuse(_) => return acting.refuse(Counter::StoppedSendmsg),
+        Verdict::Refuse(_) => return acting.conclude(Outcome::refused(Counter::StoppedSendmsg)),
         Verdict::Bind(ifindex) => Wanted::bound(ifindex),
         Verdict::Mark(mark) => Wanted::marked(mark),
         Verdict::Close(_) => Wanted::bound(CLOSED_IFINDEX),
     };
     let Some(policy) = policy else {
-        return if acting.bound == CLOSED_IFINDEX { ALLOW } else { acting.refuse(Counter::StoppedSendmsg) };
+        let is_closed = acting.bound == CLOSED_IFINDEX;
+        return acting.conclude(if is_closed { Outcome::ALLOWED } else { Outcome::refused(Counter::StoppedSendmsg) });
     };
     dns::redirect_datagram(ctx, hook, policy, member);
     if policy.flags & policy_flags::GUARD == 0 && !matches!(verdict, Verdict::Close(Counter::ClosedUnknown)) {
         return ALLOW;
     }
-    acting.settle(wanted, policy)
+    acting.conclude(acting.settle(wanted, policy))
 }
 
 #[inline(always)]
-fn refuse(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter, bound: i32, hook: Hook) -> i32 {
+fn report(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter, bound: i32, hook: Hook) {
     policy::count(attachment.policy, reason);
     events::report(attachment, reason, events::cgroup_id(), |record| {
         record.netns_cookie = netns_cookie(ctx);
@@ -374,5 +441,4 @@ fn refuse(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter,
         record.peer = peer::of_call(ctx, hook);
         events::add_caller(record);
     });
-    REFUSE
 }

@@ -4,8 +4,8 @@
 //! table, and its answer belongs to no socket and quotes what was sent. Other sockets need an option for such a source, which
 //! [`crate::option`] refuses.
 //!
-//! On the uplink: the kernel sends there what a bound socket sends to a loopback address. The calls of most sockets are refused
-//! before ([`crate::address`]). Raw and ping sockets, and UDP-Lite, have calls that run no program.
+//! On the uplink: the kernel sends there what a bound socket sends to a loopback address, and, over IPv6, from one. The calls of
+//! most sockets are refused before ([`crate::address`]). Raw and ping sockets, and UDP-Lite, have calls that run no program.
 //!
 //! **Invariant:** the header is read without a helper call, for this runs for every packet. One that cannot be read counts as one
 //! that is stopped on loopback, and passes on the uplink.
@@ -41,30 +41,28 @@ pub(crate) fn has_other_source(ctx: &SkBuffContext) -> bool {
     source != destination && source != [0, 0, 0, 1_u32.to_be()]
 }
 
-/// Whether the destination is a loopback address.
+/// Whether the source or the destination is a loopback address.
 #[inline(always)]
-pub(crate) fn is_for_loopback(ctx: &SkBuffContext) -> bool {
-    const V4_DESTINATION_AT: usize = V4_SOURCE_AT + V4_BYTES;
-    const V6_DESTINATION_AT: usize = V6_SOURCE_AT + V6_BYTES;
+pub(crate) fn has_loopback(ctx: &SkBuffContext) -> bool {
+    const LOOPBACK_V6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
     // SAFETY: four byte loads of the context.
     let (start, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
-    if start + V4_DESTINATION_AT + V4_BYTES > end {
+    if start + V4_SOURCE_AT + 2 * V4_BYTES > end {
         return false;
     }
     // SAFETY: within the bounds that were just compared, as the verifier requires.
-    let (first, v4) = unsafe { ((start as *const u8).read(), ((start + V4_DESTINATION_AT) as *const u8).read()) };
-    if first >> 4 == 4 {
-        return v4 == 127;
+    let version = unsafe { (start as *const u8).read() } >> 4;
+    if version == 4 {
+        // SAFETY: likewise.
+        let ends = unsafe { ((start + V4_SOURCE_AT) as *const [[u8; V4_BYTES]; 2]).read() };
+        return ends[0][0] == 127 || ends[1][0] == 127;
     }
-    if first >> 4 != 6 || start + V6_DESTINATION_AT + V6_BYTES > end {
+    if version != 6 || start + V6_SOURCE_AT + 2 * V6_BYTES > end {
         return false;
     }
     // SAFETY: within the bounds that were just compared, as the verifier requires.
-    if unsafe { ((start + V6_DESTINATION_AT) as *const u8).read() } != 0 {
-        return false;
-    }
-    // SAFETY: likewise.
-    unsafe { ((start + V6_DESTINATION_AT) as *const [u32; 4]).read_unaligned() == [0, 0, 0, 1_u32.to_be()] }
+    let [source, destination] = unsafe { ((start + V6_SOURCE_AT) as *const [[u32; 4]; 2]).read_unaligned() };
+    source == LOOPBACK_V6 || destination == LOOPBACK_V6
 }
 
 /// Whether a program may write the source of this socket's packets itself.

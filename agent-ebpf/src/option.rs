@@ -1,7 +1,8 @@
 //! setsockopt: refuses with EPERM every option that would undo the binding or send by another link, and those for a source that
 //! this host does not have. Of a mark, the program sets the bits that are not steer's. A program that joins
 //! a multicast group without naming a link, or by a link's address, joins it on the uplink. A membership on another link,
-//! from before the policy, cannot be changed, because the kernel reports each change there.
+//! from before the policy, cannot be changed, because the kernel reports each change there. On loopback, where the policy reaches this
+//! host, it can.
 //!
 //! **Invariant:** the uplink's own index and name pass, and with the route method no binding. Every option that is not named here passes.
 
@@ -26,6 +27,8 @@ use crate::{
     uplink::{self, Held},
 };
 
+/// The first interface of every network namespace is its loopback.
+const LOOPBACK_IFINDEX: i32 = 1;
 const IP_MREQ_BYTES: i32 = 8;
 const IP_MREQN_BYTES: i32 = 12;
 /// The part of a value that every kernel shows to the program: one page.
@@ -187,7 +190,8 @@ fn is_allowed(ctx: &SockoptContext, value: &Value, attachment: &AttachmentRecord
             word::<0>(ctx).is_some_and(|mark| set_word::<0>(ctx, wanted.set_in(mark.cast_unsigned()).cast_signed()))
         }
         Value::Group(index)
-            if policy.flags & policy_flags::LOCAL_DISCOVERY != 0 && is_found_on(ctx, index, attachment) =>
+            if policy.flags & policy_flags::LOCAL_DISCOVERY != 0 && is_found_on(ctx, index, attachment)
+                || policy.flags & policy_flags::LOCAL_HOST != 0 && is_on_loopback(ctx, index) =>
         {
             true
         }
@@ -215,6 +219,26 @@ fn is_group_allowed(ctx: &SockoptContext, index: &Index, uplink: i32) -> bool {
         }
         Index::BehindAddresses => is_on::<8>(ctx, uplink),
         Index::BehindGroup => is_on::<16>(ctx, uplink),
+    }
+}
+
+/// Whether the group is on loopback. If the value names it by its address, sets the index: other links can have such addresses.
+#[inline(always)]
+fn is_on_loopback(ctx: &SockoptContext, index: &Index) -> bool {
+    let has_index = match index {
+        Index::AtStart => return word::<0>(ctx) == Some(LOOPBACK_IFINDEX),
+        Index::BehindGroup => return word::<16>(ctx) == Some(LOOPBACK_IFINDEX),
+        Index::BehindAddresses => len(ctx) >= IP_MREQN_BYTES,
+    };
+    match word::<8>(ctx) {
+        Some(LOOPBACK_IFINDEX) if has_index => true,
+        Some(named) if has_index && named != 0 => false,
+        _ if len(ctx) < IP_MREQ_BYTES || word::<4>(ctx).unwrap_or(0).to_ne_bytes()[0] != 127 => false,
+        _ => {
+            // The buffer is large enough: the kernel shows at least sixteen bytes (Linux 5.3).
+            set_len(ctx, IP_MREQN_BYTES);
+            set_word::<8>(ctx, LOOPBACK_IFINDEX)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** packets pass on the uplink, on loopback unless their source is forged, where an exception of the policy lets
 //! them, and where a policy leaves the socket alone. Every other packet is stopped and counted. On the uplink, queries to another
-//! server than the policy's resolver are stopped, too, and what is for this host's loopback addresses.
+//! server than the policy's resolver are stopped, too, and what is for this host's loopback addresses or from them.
 
 use aya_ebpf::{
     Global,
@@ -75,7 +75,7 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     };
     let leaves = matches!(reason, Counter::StoppedEgress);
     let is_stray = passes && leaves && policy.is_some_and(|policy| dns::is_stray(ctx, policy, ifindex.cast_signed()));
-    let is_local = is_uplink && leaves && local::is_for_loopback(ctx);
+    let is_local = is_uplink && leaves && local::has_loopback(ctx);
     // The checks that need a helper call come last; they can only let more packets pass. Interface names of another network
     // namespace have no meaning here.
     if passes && !is_stray && !is_local

@@ -1,4 +1,4 @@
-//! What may pass on links other than the uplink: directly connected networks and exceptions.
+//! What may pass on links other than the uplink: directly connected networks and exceptions. And what none may.
 //!
 //! **Invariant:** the programs ask only after the uplink's index did not match, so nobody pays for it who does not use it.
 
@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use steer_common::{
     AddressWords, EXCEPTIONS as WRITTEN, ExceptionKey, ExceptionRecord, PASSES as ENTRIES, PassKey,
-    reach::{ADDRESS_BITS, PASS_KEY_BITS},
+    reach::{ADDRESS_BITS, PASS_KEY_BITS, REFUSED},
 };
 
 #[btf_map]
@@ -24,10 +24,7 @@ static EXCEPTIONS: HashMap<ExceptionKey, ExceptionRecord, { WRITTEN as usize }, 
 /// longest for any link.
 #[inline(always)]
 pub(crate) fn passes(slot: u32, ifindex: u32, address: &AddressWords) -> bool {
-    let on = |ifindex: u32| {
-        let key = PassKey { slot, ifindex, address: *address };
-        PASSES.get(&Key::new(PASS_KEY_BITS + ADDRESS_BITS, key))
-    };
+    let on = |ifindex: u32| entry(slot, ifindex, address);
     // A value in any case keeps the compiler from reading a register that the verifier does not let it read.
     let mut passes = 0;
     if let Some(on_link) = on(ifindex) {
@@ -36,4 +33,21 @@ pub(crate) fn passes(slot: u32, ifindex: u32, address: &AddressWords) -> bool {
         passes = *on_any;
     }
     passes != 0
+}
+
+/// Whether an exception refuses this destination.
+#[inline(always)]
+pub(crate) fn refuses(slot: u32, address: &AddressWords) -> bool {
+    let mut refuses = 0;
+    if let Some(longest) = entry(slot, REFUSED, address) {
+        refuses = *longest;
+    }
+    refuses != 0
+}
+
+/// The entry of the longest prefix.
+#[inline(always)]
+fn entry(slot: u32, ifindex: u32, address: &AddressWords) -> Option<&'static u32> {
+    let key = PassKey { slot, ifindex, address: *address };
+    PASSES.get(&Key::new(PASS_KEY_BITS + ADDRESS_BITS, key))
 }

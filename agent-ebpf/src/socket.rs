@@ -4,7 +4,9 @@ use aya_ebpf::{
     bindings::bpf_sock,
     programs::{SockAddrContext, SockContext},
 };
-use steer_common::{Mark, uplink::Family};
+use steer_common::{AddressWords, Mark, mapped, uplink::Family};
+
+use crate::destination::Hook;
 
 /// The socket of a call.
 #[inline(always)]
@@ -41,6 +43,21 @@ pub(crate) fn mark(ctx: &SockContext, mark: Mark) {
 pub(crate) fn marked(socket: *mut bpf_sock) -> u32 {
     // SAFETY: a four byte load that the verifier allows on every full socket (Linux 5.1).
     unsafe { (*socket).mark }
+}
+
+/// The socket's own address, of the family of the hook; zero if it has none. A socket with an IPv6 address has 127.0.0.6 for
+/// IPv4, with which the kernel sends nothing.
+#[inline(always)]
+pub(crate) fn address(socket: *mut bpf_sock, hook: Hook) -> AddressWords {
+    match hook {
+        // SAFETY: a four byte load that the verifier allows on every full socket (Linux 4.17).
+        Hook::V4 => mapped(unsafe { (*socket).src_ip4 }),
+        Hook::V6 => {
+            // SAFETY: likewise.
+            let word = |index: usize| unsafe { (*socket).src_ip6[index] };
+            [word(0), word(1), word(2), word(3)]
+        }
+    }
 }
 
 /// Whether a datagram socket is connected.

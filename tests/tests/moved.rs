@@ -1,14 +1,18 @@
 //! Processes that leave a steered cgroup, and the place of the cgroup of `steer exec`, which a user cannot change.
 
-use std::{fs, os::unix::fs::chown};
+use std::{fs, io::Read as _, os::unix::fs::chown, process::Stdio};
 
 use anyhow::{Context as _, ensure};
-use steer_tests::{Bed, Cgroup, Held, NOBODY, NotHere, Outcome, PinnedMap, Spy, USERS, User, check_outcomes, output};
+use steer_lab::wait_until;
+use steer_tests::{
+    Bed, Cgroup, Held, NOBODY, NotHere, Outcome, PATIENCE, PinnedMap, Spy, USERS, User, check_outcomes, output,
+};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("exec_is_out_of_reach_of_the_owner_of_its_cgroup", exec_is_out_of_reach_of_the_owner_of_its_cgroup),
+    ("the_keeper_of_exec_survives_the_callers_cgroup", the_keeper_of_exec_survives_the_callers_cgroup),
     ("sockets_of_a_moved_process_stay_held", sockets_of_a_moved_process_stay_held),
     ("a_move_is_reported", a_move_is_reported),
     ("a_full_map_is_logged_once", a_full_map_is_logged_once),
@@ -53,6 +57,30 @@ fn exec_is_out_of_reach_of_the_owner_of_its_cgroup() -> Outcome {
         ensure!(ran.code == 0 && is_there && lines.next() == Some("in"), "from {}: {ran:?}", from.path());
     }
     Ok(())
+}
+
+/// The owner of a cgroup may kill what is in it, as a user's manager does with a terminal that is closed.
+fn the_keeper_of_exec_survives_the_callers_cgroup() -> Outcome {
+    let bed = Bed::new("moved-keeper")?;
+    let user = delegated(&bed.cgroup, "user")?;
+    let mut command = bed.steer(&["exec", "-i", "a1", "--", "sh", "-c", "echo ready; read _"]);
+    user.enter(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut child = command.spawn()?;
+    let mut ready = [0; 6];
+    child.stdout.as_mut().context("no pipe")?.read_exact(&mut ready)?;
+    // The command's cgroup, and the keeper's.
+    wait_until("the keeper to leave", PATIENCE, || bed.cgroup.children().len() == 3)?;
+    wait_until("the cgroup to be empty", PATIENCE, || {
+        fs::write(user.directory().join("cgroup.kill"), "1").is_ok()
+            && fs::read_to_string(user.directory().join("cgroup.procs")).is_ok_and(|text| text.is_empty())
+    })?;
+    bed.ip("link del a1")?;
+    wait_until("the keeper to follow", PATIENCE, || bed.policy("a1").is_ok_and(|policy| policy["ifindex"].is_null()))?;
+    user.remove()?;
+    drop(child.stdin.take());
+    ensure!(child.wait()?.code() == Some(1), "`read` ended with its input");
+    wait_until("the keeper to remove everything", PATIENCE, || !bed.pins.exists() && bed.cgroup.children().is_empty())
+        .with_context(|| format!("{:?}", bed.cgroup.children()))
 }
 
 fn move_to(cgroup: &Cgroup, pid: u32) -> Outcome {

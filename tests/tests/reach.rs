@@ -5,16 +5,17 @@ use std::{
     io::{BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use steer_lab::{
-    Capture, Outcome as Probed, Proto, SERVER_V4, SERVER_V6, Server, client_v4, client_v6, gateway_v4, gateway_v6,
-    leaks, parse_outcomes,
+    Attempt, Capture, Family, Outcome as Probed, Proto, SERVER_V4, SERVER_V6, Server, Vector, client_v4, client_v6,
+    gateway_v4, gateway_v6, leaks, parse_outcomes,
     prober::{Request, Way},
     wait_until,
 };
-use steer_tests::{Bed, Outcome, PATIENCE, Prober, Spy, USERS, User, linux_is_at_least, output};
+use steer_tests::{Bed, Outcome, PATIENCE, Prober, Scene, Spy, Try, USERS, User, linux_is_at_least, output};
 
 use crate::Test;
 
@@ -87,7 +88,9 @@ fn this_host() -> Outcome {
                 .with_context(|| format!("{target} as {user:?}"))?;
         }
     }
+    groups_on_loopback(&bed)?;
     spy.saw_nothing()?;
+    groups_of_ipv6_need_a_link(&bed)?;
     bed.check_steered(&bed.cgroup, 1)?;
     // Directly connected, but not asked for.
     let mut spy = Spy::on(&bed, &["a1"])?;
@@ -96,6 +99,41 @@ fn this_host() -> Outcome {
         ensure!(near.iter().all(Probed::is_ok), "by the uplink: {near:?}");
     }
     spy.saw_nothing()
+}
+
+fn attempt(bed: &Bed, vector: Vector, user: User, family: Family, options: &[&str]) -> anyhow::Result<Attempt> {
+    let this = Try { vector, user, family, scene: Scene::Steered, timeout: Duration::from_millis(50) };
+    let ran = output(bed.escape_program(this, &bed.cgroup)?.args(options))?;
+    Ok(Attempt::parse(ran.stdout.lines().last().with_context(|| format!("{ran:?}"))?)?)
+}
+
+/// Joins by index, and by address.
+fn groups_on_loopback(bed: &Bed) -> Outcome {
+    for user in USERS {
+        for family in [Family::V4, Family::V6] {
+            for vector in [Vector::Join, Vector::JoinGroup, Vector::JoinSource, Vector::JoinByAddress] {
+                let options = ["--other", "lo", "--source", if family == Family::V4 { "127.0.0.1" } else { "::1" }];
+                let attempt = attempt(bed, vector, user, family, &options)?;
+                ensure!(attempt.is_ok() || !attempt.is_applicable(), "{attempt:?} as {user:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The kernel looks for the link of a group in the table `local`, before all rules.
+fn groups_of_ipv6_need_a_link(bed: &Bed) -> Outcome {
+    let mut spy = Spy::on(bed, &["a1"])?;
+    for user in USERS {
+        let without = attempt(bed, Vector::MulticastSend, user, Family::V6, &[])?;
+        ensure!(without.outcome == "EPERM", "{without:?}");
+        let by_uplink = attempt(bed, Vector::MulticastIf, user, Family::V6, &["--other", "a1"])?;
+        ensure!(by_uplink.is_ok(), "{by_uplink:?}");
+    }
+    spy.saw_nothing()?;
+    let events = bed.succeed(&["events", "--once"])?;
+    ensure!(events.contains("stopped_egress") && events.contains("IPV6_MULTICAST_IF"), "{events}");
+    Ok(())
 }
 
 fn listeners_are_reached_from_this_host_and_the_lan() -> Outcome {
@@ -193,6 +231,20 @@ fn exceptions() -> Outcome {
             }
             spy.saw_nothing().with_context(|| format!("by {by} as {user:?}"))?;
         }
+        if by == "refuse" {
+            // TCP, and UDP in both ways, of two users over two families.
+            ensure!(bed.sockets("a1", "stopped_except")? >= 12, "refusals are not counted");
+            let events = bed.succeed(&["events", "--once"])?;
+            ensure!(events.contains("stopped_except") && events.contains(&SERVER_V4.to_string()), "{events}");
+        }
+    }
+    // The kernel looks for its own addresses before all rules.
+    let own = [IpAddr::V4(client_v4(0)), client_v6(0).into()];
+    let all = ["--local", "host", "--except", "0.0.0.0/1=refuse,8000::/1=refuse"];
+    bed.succeed(&[&["attach", bed.cgroup.path(), "-i", "a1"], &all[..]].concat())?;
+    let here = Server::start(&bed.net.client)?;
+    for address in own {
+        check_reached(&probe(&bed, User::Nobody, &[address], here.port())?, address)?;
     }
     Ok(())
 }

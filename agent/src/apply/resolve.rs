@@ -26,7 +26,8 @@ use crate::{
         fingerprint::fingerprint,
         mark::MarkMask,
         spec::{
-            Enforce, Enforcement, Exceptions, Existing, Ingress, Local, OtherNetns, Reach, Resolvers, Target, Uplink,
+            By, Enforce, Enforcement, Exceptions, Existing, Ingress, Local, OtherNetns, Reach, Resolvers, Target,
+            Uplink,
         },
         uplink::group::{self, Group, GroupName},
     },
@@ -221,6 +222,7 @@ fn reach_flags(reach: &Reach) -> u32 {
         (*lan, policy_flags::LOCAL_LAN),
         (*discovery, policy_flags::LOCAL_DISCOVERY),
         (!except.is_empty(), policy_flags::EXCEPT),
+        (except.iter().any(|exception| exception.by == By::Refuse), policy_flags::REFUSES),
     ];
     asked.into_iter().filter(|(is_asked, _)| *is_asked).fold(0, |flags, (_, flag)| flags | policy_flags::ROUTE | flag)
 }

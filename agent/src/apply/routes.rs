@@ -274,6 +274,12 @@ fn report(changes: &Changes, plan: &Plan, before: Option<&Plan>) {
             changes.restored.join(", ")
         );
     }
+    if let Some(lacks) = plan.lacks.filter(|_| before.is_none()) {
+        log::warn!(
+            "this kernel has no policy rules for {lacks}: the last acknowledgement of a connection that a steered program closes first may \
+             leave by another link"
+        );
+    }
     for rule in plan.in_front.iter().filter(|rule| before.is_none_or(|before| !before.in_front.contains(rule))) {
         log::warn!(
             "the rule {rule} comes before those of steer, so it may take marked packets, which the programs then stop"

@@ -131,7 +131,7 @@ fn attach(
     Ok(manual::needs_filter(&datapath, &scope.cgroup)?)
 }
 
-/// Starts the keeper in the caller's cgroup and in its own session. Returns the descriptor whose end the keeper waits for.
+/// Starts the keeper in its own session. It moves out of the caller's cgroup if that has an owner. Returns the descriptor whose end the keeper waits for.
 fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
     let (reader, writer) = io::pipe()?;
     let (reader_fd, lock_fd) = (reader.as_raw_fd(), scope.lock_fd());

@@ -61,6 +61,11 @@ pub fn render(status: &Status, uplinks: &[UplinkStatus], healthy: bool) -> Resul
         "Processes that were moved out of the policy's cgroups, to one that no policy steers.",
         &policy,
     )?;
+    let unreachable = counter(
+        "steer_unreachable_binds_total",
+        "Sockets that were bound to a loopback address, where nothing reaches them.",
+        &policy,
+    )?;
     let elsewhere = gauge(
         "steer_unsteered_processes",
         "Processes of the policy's cgroups in other network namespaces, whose traffic leaves unsteered.",
@@ -97,6 +102,8 @@ pub fn render(status: &Status, uplinks: &[UplinkStatus], healthy: bool) -> Resul
                 restored.with_label_values(&labels).inc_by(count);
             } else if name == "moved_out" {
                 moved.with_label_values(&labels).inc_by(count);
+            } else if name == "unreachable_bind" {
+                unreachable.with_label_values(&labels).inc_by(count);
             }
         }
     }

@@ -1,6 +1,9 @@
 //! The keeper of one `steer exec`: follows the uplink while the command runs, and then removes the cgroup. It removes the pins when the kernel
 //! has released the cgroup: while sockets of it are open, they stay on the uplink.
 //!
+//! The owner of the caller's cgroup may kill all processes in it. Where the command is not in it, the keeper leaves it, too: it moves to
+//! a cgroup of its own beside the command's.
+//!
 //! **Invariant:** clean-up is the same whether the command ended, was never started, or its wrapper was killed before it
 //! started the command. Repeating it is no error.
 
@@ -23,7 +26,10 @@ use crate::{
         uplinks::{self, Groups},
     },
     host::{
-        cgroup::{Hierarchy, scope},
+        cgroup::{
+            self, Hierarchy,
+            scope::{self, Scope},
+        },
         link, route,
     },
     kernel::{self, Datapath, Pins},
@@ -45,6 +51,10 @@ pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins)
     let _lock = unsafe { OwnedFd::from_raw_fd(lock_fd) };
     let hierarchy = Hierarchy::find()?;
     let cgroup_id = hierarchy.open(path)?.id;
+    let own = OwnCgroup::beside(&hierarchy, path).unwrap_or_else(|error| {
+        log::warn!("the keeper of {path} stays in the cgroup of the caller: {error}");
+        None
+    });
     // The wrapper writes nothing. The end of the pipe is the signal.
     fs::File::from(wrapper).read_to_end(&mut Vec::new()).context("wait for the wrapper")?;
     let mut uplinks = Uplinks::new();
@@ -60,7 +70,35 @@ pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins)
         follow_until(&mut uplinks, &hierarchy, pins, tokio::time::sleep(delay)).await;
         delay = LONGEST_DELAY.min(delay * 2);
     }
-    Ok(())
+    own.map_or(Ok(()), |own| own.remove(&hierarchy))
+}
+
+/// A cgroup for the keeper alone. The next command removes that of a killed keeper.
+struct OwnCgroup {
+    scope: Scope,
+    /// The cgroup of the caller.
+    left: CgroupPath,
+}
+
+impl OwnCgroup {
+    /// Moves this process to a new one beside a command's cgroup. `None`: the command's is in that of the caller, and ends with it.
+    fn beside(hierarchy: &Hierarchy, command: &CgroupPath) -> Result<Option<Self>, cgroup::Error> {
+        let left = hierarchy.own()?;
+        let Some(place) = command.parent().filter(|place| *place != left) else { return Ok(None) };
+        let own = Self { scope: Scope::create(hierarchy, &place)?, left };
+        match own.scope.enter(hierarchy) {
+            Ok(()) => Ok(Some(own)),
+            Err(error) => scope::remove(hierarchy, &own.scope.cgroup.path).and(Err(error)),
+        }
+    }
+
+    /// Moves back, or to the root if that is not possible any more, and removes it.
+    fn remove(self, hierarchy: &Hierarchy) -> anyhow::Result<()> {
+        let enter = |path: &CgroupPath| fs::write(hierarchy.directory(path).join("cgroup.procs"), "0");
+        enter(&self.left).or_else(|_| enter(&CgroupPath::root())).context("leave the keeper's cgroup")?;
+        scope::remove(hierarchy, &self.scope.cgroup.path)?;
+        Ok(())
+    }
 }
 
 /// Follows the uplink while any process is in the cgroup.

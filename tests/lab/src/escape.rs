@@ -54,7 +54,7 @@ pub struct EscapeArgs {
     #[arg(long, overrides_with = "port")]
     pub port: u16,
     /// The link to escape by.
-    #[arg(long, default_value = "a0")]
+    #[arg(long, default_value = "a0", overrides_with = "other")]
     pub other: String,
     /// The neighbour on that link.
     #[arg(long, overrides_with = "gateway")]
@@ -196,8 +196,9 @@ impl EscapeArgs {
             Vector::BindtodeviceMptcp => self.bind_to_device_mptcp(),
             Vector::BindtodeviceUring => self.uring_bind_to_device(),
             Vector::Vrf => self.vrf(),
-            Vector::BindOther => self.bind_other(Type::STREAM),
-            Vector::BindOtherUdp => self.bind_other(Type::DGRAM),
+            Vector::BindOther => self.bind_other(),
+            Vector::BindOtherUdp => self.bind_other_udp(),
+            Vector::BindOtherRaw => self.bind_other_raw(),
             Vector::Freebind => self.foreign_address(false),
             Vector::Transparent => self.foreign_address(true),
             Vector::ForgedHeader => self.forged_header(),

@@ -19,6 +19,8 @@ pub(super) const MAIN: u32 = 254;
 
 /// Types of routes (`RTN_*`).
 pub(super) const UNICAST: u8 = 1;
+/// To an address of this host.
+pub(super) const OWN: u8 = 2;
 pub(super) const BROADCAST: u8 = 3;
 pub(super) const BLACKHOLE: u8 = 6;
 pub(super) const UNREACHABLE: u8 = 7;
@@ -146,7 +148,7 @@ impl Route {
         }
         route.attributes.sort();
         // IPv6 gives routes that refuse the loopback link.
-        if let Some(link) = single.filter(|_| kind == UNICAST || kind == BROADCAST || kind == LOCAL_ADDRESS) {
+        if let Some(link) = single.filter(|_| kind == UNICAST || kind == BROADCAST || kind == OWN) {
             route.hops.insert(0, Hop { link, weight: 0, attributes: Hop::attributes(attributes) });
         }
         Some(route)
@@ -209,9 +211,6 @@ impl fmt::Display for Route {
         self.hops.iter().try_for_each(|hop| write!(formatter, " by link {}", hop.link))
     }
 }
-
-/// The type of routes to own addresses (`RTN_LOCAL`).
-const LOCAL_ADDRESS: u8 = 2;
 
 /// `AF_INET` or `AF_INET6`.
 pub(super) fn family(prefix: Prefix) -> u8 {

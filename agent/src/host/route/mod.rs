@@ -116,10 +116,10 @@ pub enum By {
 /// The longest prefix of the packet's link counts, then the longest of link 0. Without any, the packet is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pass {
-    /// The index of the link; 0: any.
+    /// The index of the link; 0: any; [`REFUSED`](steer_common::reach::REFUSED): what exceptions refuse.
     pub ifindex: u32,
     /// The destinations.
     pub prefix: Prefix,
-    /// Whether they may leave by the link.
+    /// Whether they may leave by the link, or are refused.
     pub allow: bool,
 }

@@ -8,6 +8,8 @@ use std::{
     net::IpAddr,
 };
 
+use steer_common::reach::REFUSED;
+
 use super::{
     By, Marked, Pass,
     contents::{Owner, Regions},
@@ -71,6 +73,24 @@ pub(super) fn passes(regions: &Regions, uplink: Option<u32>) -> Vec<Pass> {
     passes
 }
 
+/// The entries for what exceptions refuse. The addresses of this host are reached whatever the exceptions say: the kernel looks
+/// for them before all rules.
+pub(super) fn refused(regions: &Regions, state: &State) -> impl Iterator<Item = Pass> {
+    let mut entries = BTreeMap::new();
+    for (&prefix, owner) in regions {
+        let is_refused = *owner == Owner::By(By::Refuse);
+        if nearest(&entries, &prefix).unwrap_or(false) != is_refused {
+            entries.insert(prefix, is_refused);
+        }
+    }
+    for own in state.own_addresses() {
+        if nearest(&entries, &own) == Some(true) {
+            entries.insert(own, false);
+        }
+    }
+    entries.into_iter().map(|(prefix, allow)| Pass { ifindex: REFUSED, prefix, allow })
+}
+
 /// What the entry with the longest prefix around `prefix` says.
 fn nearest(entries: &BTreeMap<Prefix, bool>, prefix: &Prefix) -> Option<bool> {
     let around = entries.iter().filter(|(entry, _)| entry.covers(prefix));
@@ -99,7 +119,7 @@ fn links(owner: &Owner) -> Vec<u32> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{By, IpAddr, Owner, Pass, Prefix, Regions, allows, passes};
+    use super::{By, IpAddr, Owner, Pass, Prefix, REFUSED, Regions, State, allows, passes, refused};
 
     fn prefix(text: &str) -> Prefix {
         text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
@@ -152,6 +172,14 @@ mod tests {
                 regions.insert(at, owner);
             }
             let entries = passes(&regions, None);
+            for last in 0..16 {
+                let to = IpAddr::from([10, 0, 0, last]);
+                let around = regions.iter().filter(|(region, _)| region.contains(to));
+                let nearest = around.max_by_key(|(region, _)| region.len());
+                let expected = nearest.is_some_and(|(_, owner)| *owner == Owner::By(By::Refuse));
+                let refused: Vec<Pass> = refused(&regions, &State::default()).collect();
+                assert_eq!(lookup(&refused, REFUSED, to), expected, "{to}: {regions:?} {refused:?}");
+            }
             for link in 1..=4 {
                 for last in 0..16 {
                     let to = IpAddr::from([10, 0, 0, last]);

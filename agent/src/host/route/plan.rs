@@ -27,6 +27,8 @@ pub struct Plan {
     /// Rules of others that marked packets meet before steer's, as `ip rule` would describe them. They stand in front
     /// because they were made before steer's, and may lead packets elsewhere, where the programs stop them.
     pub in_front: Vec<String>,
+    /// The rules of bound uplinks that this kernel lacks.
+    pub lacks: Option<&'static str>,
 }
 
 /// A plan cannot be made.
@@ -38,6 +40,9 @@ pub enum Invalid {
     /// Two policies would have the same mark.
     #[error("policy number {0} is given twice")]
     Twice(u8),
+    /// The kernel has no policy rules for a family.
+    #[error("this kernel has no policy rules for {}, which `local` and `except` need", without_rules(*.0))]
+    NoRules(u8),
     /// Another instance in this network namespace uses the mark.
     #[error("another instance of steer uses the mark {1:#x} of policy number {0} in this network namespace")]
     Taken(u8, u32),
@@ -46,7 +51,14 @@ pub enum Invalid {
 impl Plan {
     /// The plan of an instance that wants nothing.
     pub(super) fn none(instance: Instance) -> Self {
-        Self { instance, rules: Vec::new(), routes: Vec::new(), passes: BTreeMap::new(), in_front: Vec::new() }
+        Self {
+            instance,
+            rules: Vec::new(),
+            routes: Vec::new(),
+            passes: BTreeMap::new(),
+            in_front: Vec::new(),
+            lacks: None,
+        }
     }
 }
 
@@ -77,6 +89,9 @@ impl Plan {
 /// Plans what has to be there.
 pub fn plan(wanted: &Wanted, state: &State) -> Result<Plan, Invalid> {
     let mut plan = Plan::none(wanted.instance);
+    if let (false, Some(&family)) = (wanted.marked.is_empty(), state.without_rules.first()) {
+        return Err(Invalid::NoRules(family));
+    }
     for policy in &wanted.marked {
         let number = policy.number;
         let mark = wanted.mask.mark(number).ok_or(Invalid::Number(number, wanted.mask.bits()))?;
@@ -90,7 +105,9 @@ pub fn plan(wanted: &Wanted, state: &State) -> Result<Plan, Invalid> {
             plan.routes.extend(contents::marked(policy, state, &regions, family == IPV4, table));
         }
         let regions = passes::with_discovery(regions, policy, state);
-        if plan.passes.insert(number, passes::passes(&regions, policy.uplink)).is_some() {
+        let mut passes = passes::passes(&regions, policy.uplink);
+        passes.extend(passes::refused(&regions, state));
+        if plan.passes.insert(number, passes).is_some() {
             return Err(Invalid::Twice(number));
         }
     }
@@ -140,9 +157,16 @@ impl State {
     }
 }
 
+/// A family without policy rules, and how kernels are configured to have them.
+fn without_rules(family: u8) -> &'static str {
+    if family == IPV4 { "IPv4 (CONFIG_IP_MULTIPLE_TABLES)" } else { "IPv6 (CONFIG_IPV6_MULTIPLE_TABLES)" }
+}
+
 /// The tables and rules of bound uplinks.
 fn bound(wanted: &Wanted, state: &State, plan: &mut Plan) {
     if !state.families.contains(&IPV6) {
+        let lacks = !wanted.bound.is_empty() && state.without_rules.contains(&IPV6);
+        plan.lacks = lacks.then(|| without_rules(IPV6));
         return;
     }
     let links: BTreeSet<u32> = wanted.bound.iter().copied().filter(|&link| can_leak(link, state)).collect();
@@ -197,5 +221,34 @@ impl Plan {
     /// Whether a table is this instance's.
     pub(super) fn owns(&self, table: u32) -> bool {
         table::is_ours(table) && self.instance.has(table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Instance, Local, Marked, Wanted},
+        IPV4, IPV6, Invalid, State, plan,
+    };
+    use crate::model::mark::MarkMask;
+
+    #[test]
+    fn a_kernel_without_policy_rules() {
+        let marked =
+            Marked { number: 1, uplink: None, local: Local::default(), resolvers: Vec::new(), exceptions: Vec::new() };
+        let binds =
+            Wanted { mask: MarkMask::new(0xff00_0000), instance: Instance::new(1), marked: Vec::new(), bound: vec![2] };
+        let routes = Wanted { marked: vec![marked], ..binds.clone() };
+        for (families, without_rules, refused, lacks) in [
+            (vec![], vec![IPV4, IPV6], Some(IPV4), true),
+            (vec![IPV4], vec![IPV6], Some(IPV6), true),
+            (vec![IPV6], vec![IPV4], Some(IPV4), false),
+            (vec![IPV4], vec![], None, false),
+        ] {
+            let state = State { families, without_rules, ..State::default() };
+            assert_eq!(plan(&routes, &state).err(), refused.map(Invalid::NoRules), "{state:?}");
+            let plan = plan(&binds, &state).expect("binding needs no rules");
+            assert_eq!((plan.is_empty(), plan.lacks.is_some()), (true, lacks), "{state:?}");
+        }
     }
 }

@@ -4,8 +4,10 @@
 
 use std::{collections::BTreeMap, io};
 
+use socket2::{Domain, Socket, Type};
+
 use super::{
-    entry::{self, BROADCAST, IPV4, IPV6, LOCAL, MAIN, ON_LINK, RTA_OIF, Route, UNICAST},
+    entry::{self, BROADCAST, IPV4, IPV6, LOCAL, MAIN, ON_LINK, OWN, RTA_OIF, Route, UNICAST},
     hop::Hop,
     netlink::{Attribute, Connection, Raw},
     rule::Rule,
@@ -47,8 +49,10 @@ pub struct State {
     pub(super) links: BTreeMap<u32, Link>,
     pub(super) routes: Vec<Route>,
     pub(super) rules: Vec<Rule>,
-    /// The families that this kernel has.
+    /// The families for which this kernel has policy rules.
     pub(super) families: Vec<u8>,
+    /// The families that programs can use, but for which it has no policy rules.
+    pub(super) without_rules: Vec<u8>,
 }
 
 /// A link.
@@ -115,8 +119,10 @@ impl State {
         for family in [IPV4, IPV6] {
             let body = [&[family][..], &[0; 11]].concat();
             let rules = match connection.list(&Raw { kind: libc::RTM_GETRULE, body }, libc::RTM_NEWRULE) {
-                // The kernel has no such family.
-                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => continue,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {
+                    state.without_rules.extend(has_sockets(family)?.then_some(family));
+                    continue;
+                }
                 rules => rules?,
             };
             state.families.push(family);
@@ -201,6 +207,11 @@ impl State {
         self.links.keys().copied().filter(move |&link| Some(link) != uplink && self.is_lan(link))
     }
 
+    /// The addresses of this host.
+    pub(super) fn own_addresses(&self) -> impl Iterator<Item = Prefix> {
+        self.routes.iter().filter(|route| route.kind == OWN && route.table == LOCAL).map(|route| route.prefix)
+    }
+
     /// The broadcast addresses of the networks of a link.
     pub(super) fn broadcasts(&self, link: u32) -> impl Iterator<Item = Prefix> {
         let by = move |hop: &Hop| hop.link == link;
@@ -210,6 +221,15 @@ impl State {
 
     fn is_lan(&self, link: u32) -> bool {
         self.links.get(&link).is_some_and(Link::is_lan)
+    }
+}
+
+/// Whether a program can make sockets of the family.
+fn has_sockets(family: u8) -> io::Result<bool> {
+    match Socket::new(Domain::from(i32::from(family)), Type::DGRAM, None) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

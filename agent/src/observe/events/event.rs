@@ -17,7 +17,7 @@ use steer_common::{Counter, EventRecord, LimitKey, Peer, address::ip_address, op
 
 use crate::{host::link::Near, kernel::text, model::cgroup_path::CgroupPath, observe::hints};
 
-/// One attempt that was stopped, or a summary of attempts beyond the rate limit. A summary has only the cgroup, the policy and the
+/// One attempt that was stopped or cannot work, or a summary of attempts beyond the rate limit. A summary has only the cgroup, the policy and the
 /// reason. The field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 pub struct Event {

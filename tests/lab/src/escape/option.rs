@@ -3,7 +3,10 @@
 //! **Invariant:** if the option is refused, the attempt ends. Another vector covers an ordinary socket.
 
 use super::{At, EscapeArgs, Halt, REQUEST, Step, Tried};
-use crate::sys::{self, set_socket_option};
+use crate::{
+    echo::Echo,
+    sys::{self, set_socket_option},
+};
 use socket2::{Protocol, Socket, Type};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -76,11 +79,29 @@ impl EscapeArgs {
     }
 
     /// The address of the other link as the source.
-    pub(super) fn bind_other(&self, kind: Type) -> Tried {
-        let socket = self.socket(kind, None)?;
+    pub(super) fn bind_other(&self) -> Tried {
+        let socket = self.socket(Type::STREAM, None)?;
         socket.bind(&SocketAddr::new(self.source, 0).into()).at(Step::Bind)?;
         self.connect(&socket, &self.server().into())?;
         self.talk(&socket)
+    }
+
+    /// Without a connection, with one, and after it.
+    pub(super) fn bind_other_udp(&self) -> Tried {
+        let socket = self.socket(Type::DGRAM, None)?;
+        socket.bind(&SocketAddr::new(self.source, 0).into()).at(Step::Bind)?;
+        let sent = self.talk_to(&socket, self.server());
+        let connected = self.connect(&socket, &self.server().into()).and_then(|()| self.talk(&socket));
+        socket.connect(&sys::unspecified()).at(Step::Disconnect)?;
+        self.talk_to(&socket, self.server()).or(connected).or(sent)
+    }
+
+    pub(super) fn bind_other_raw(&self) -> Tried {
+        let socket = self.icmp_socket(Type::RAW)?;
+        socket.bind(&SocketAddr::new(self.source, 0).into()).at(Step::Bind)?;
+        let echo = Echo::new(self.is_v4(), 0);
+        socket.send_to(echo.request(), &SocketAddr::new(self.server().ip(), 0).into()).at(Step::Send)?;
+        self.echo_reply(&socket, &echo, Type::RAW)
     }
 
     /// A source address that this host does not have.

@@ -76,6 +76,7 @@ pub enum Vector {
     // Addresses and routes.
     BindOther,
     BindOtherUdp,
+    BindOtherRaw,
     Freebind,
     Transparent,
     SourceRoute,
@@ -168,6 +169,7 @@ impl Vector {
     pub(super) fn needs(self) -> Option<&'static str> {
         match self {
             Self::Raw
+            | Self::BindOtherRaw
             | Self::RawAfUnspec
             | Self::RawPktinfo
             | Self::RawHeader

@@ -79,7 +79,7 @@ fn host() -> State {
     let prefix = |text: &str| text.parse().expect("a prefix");
     let route = |link, to| Route { table: MAIN, metric: link, ..Route::by(link, prefix(to)) };
     let routes = vec![route(2, "::/0"), route(3, "::/0"), route(4, "2001:db8::/32"), route(3, "2001:db8:1::/48")];
-    State { links, routes, rules: vec![main], families: vec![IPV6] }
+    State { links, routes, rules: vec![main], families: vec![IPV6], without_rules: Vec::new() }
 }
 
 #[test]
