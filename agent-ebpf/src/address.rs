@@ -384,12 +384,11 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
         let is_closed = acting.bound == CLOSED_IFINDEX;
         return acting.conclude(if is_closed { Outcome::ALLOWED } else { Outcome::refused(call.stopped()) });
     };
-    if let Some(asked) = asked
-        && !dns::redirect(ctx, hook, policy, member, &asked)
-    {
-        return acting.refuse(Counter::StoppedDns);
-    }
-    acting.conclude(acting.settle(wanted, policy))
+    let outcome = match asked {
+        Some(asked) if !dns::redirect(ctx, hook, policy, member, &asked) => Outcome::refused(Counter::StoppedDns),
+        _ => acting.settle(wanted, policy),
+    };
+    acting.conclude(outcome)
 }
 
 /// The kernel reads the output interface and the mark before this hook. What is restored here applies only to the next datagram.
