@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     host::policy_files::{Kept, Store},
-    model::spec::{KEYS, Key, PolicySpec},
+    model::spec::{KEYS, Named, Pattern, PolicySpec},
     run::{
         api::{PolicyDocument, PolicyRequest, client::Client},
         instance::{CONFIG, Instance},
@@ -75,8 +75,7 @@ struct Keys(PolicySpec);
 
 impl clap::Args for Keys {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let required = |key: &Key| ["interface", "cgroups"].contains(&key.name);
-        command.args(KEYS.iter().map(|key| option(key).required(required(key))))
+        command.args(KEYS.iter().map(option))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -175,6 +174,16 @@ fn show_kept(store: &Store, name: &str) -> anyhow::Result<PolicyDocument> {
     Ok(PolicyDocument::new(kept, store.kept(kept)))
 }
 
+/// What a policy names, in one column.
+fn applies_to(policy: &PolicySpec) -> String {
+    let text = |pattern: &Pattern| match pattern.named() {
+        Named::User => format!("user:{}", pattern.as_str()),
+        Named::UserUnit => format!("{} of users", pattern.as_str()),
+        Named::Unit | Named::Cgroup => pattern.as_str().to_owned(),
+    };
+    policy.patterns().map(text).collect::<Vec<_>>().join("\n")
+}
+
 /// The path of a policy in the API, percent-encoded by RFC 3986.
 fn resource(name: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -198,7 +207,7 @@ fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()>
         "LOCAL",
         "EXCEPT",
         "KEPT IN",
-        "CGROUPS",
+        "APPLIES TO",
     ]);
     for policy in policies {
         let kept = match policy.kept {
@@ -216,7 +225,7 @@ fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()>
             value("local"),
             value("except"),
             kept,
-            value("cgroups"),
+            applies_to(&policy.policy),
         ]);
     }
     say!("{table}")?;

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** this layer decides no policy.
 
+pub mod account;
 pub mod capability;
 pub mod cgroup;
 pub(crate) mod file;
@@ -16,3 +17,4 @@ pub mod route;
 pub mod seccomp;
 pub mod sockets;
 pub(crate) mod tun;
+pub mod units;

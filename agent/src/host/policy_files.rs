@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use utoipa::ToSchema;
 
-use super::file;
+use super::{account, file};
 use crate::model::config::{self, Config, Problems, Source};
 
 /// Where a policy is kept.
@@ -121,9 +121,11 @@ impl Store {
         Ok([self.file.clone()].into_iter().chain(stored).chain(runtime.iter().cloned()).collect())
     }
 
-    /// Reads and parses all files.
+    /// Reads and parses all files, and looks up the names in them.
     pub fn read(&self) -> Result<Config, Error> {
-        Ok(config::parse_all(&self.sources()?)?)
+        let mut config = config::parse_all(&self.sources()?)?;
+        config.resolve(&account::known(&config));
+        Ok(config)
     }
 
     fn sources(&self) -> Result<Vec<Source>, Error> {

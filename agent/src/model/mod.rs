@@ -13,4 +13,5 @@ pub mod policy;
 pub mod prefix;
 pub mod quote;
 pub mod spec;
+pub mod unit_name;
 pub mod uplink;

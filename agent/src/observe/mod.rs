@@ -3,6 +3,7 @@
 //! **Invariant:** this layer only reads, except for the fixes of `steer doctor --fix`.
 
 pub mod doctor;
+pub mod doubts;
 pub mod elsewhere;
 pub mod events;
 pub mod explain;

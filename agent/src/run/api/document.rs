@@ -27,11 +27,7 @@ impl PolicyDocument {
     pub fn new(policy: &config::Policy, kept: Kept) -> Self {
         Self {
             name: policy.name.clone(),
-            policy: PolicySpec {
-                cgroups: Some(policy.cgroups.clone()),
-                parent: policy.parent.clone(),
-                ..policy.target.spec()
-            },
+            policy: PolicySpec { parent: policy.parent.clone(), ..policy.target.spec() }.with_patterns(&policy.cgroups),
             kept,
             file: policy.file.clone(),
         }
