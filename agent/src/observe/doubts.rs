@@ -15,12 +15,10 @@ use crate::{
     model::{
         cgroup_path::CgroupPath,
         config::{Config, Policy},
+        similar::nearest,
         spec::{Named, Pattern},
     },
 };
-
-/// How similar a name must be to be proposed, from 0 to 1.
-const SIMILAR: f64 = 0.85;
 
 /// A name that this host does not know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -134,35 +132,10 @@ fn known_units(manager: Manager, cgroups: &[CgroupPath]) -> Vec<String> {
     units::files(manager).into_iter().chain(running).collect()
 }
 
-/// The most similar name: one that begins with it, or almost the same.
-pub(crate) fn nearest(name: &str, known: Vec<String>) -> Option<String> {
-    let stem = |name: &str| name.rsplit_once('.').map_or_else(|| name.to_owned(), |(stem, _)| stem.to_owned());
-    let own = stem(name);
-    let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
-    let likeness = |other: &String| {
-        let is_same_kind = ending.is_empty() || other.ends_with(&format!(".{ending}"));
-        if is_same_kind { strsim::jaro_winkler(&own, &stem(other)) } else { 0.0 }
-    };
-    let best = known.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (likeness(&best) >= SIMILAR).then_some(best)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{nearest, of_policies};
+    use super::of_policies;
     use crate::model::{cgroup_path::CgroupPath, config};
-
-    #[test]
-    fn the_nearest_name() {
-        let known = || ["ssh.service", "transmission-daemon.service", "transmission.timer", "cron.service"].map(str::to_owned).into();
-        for (name, want) in [
-            ("transmission.service", Some("transmission-daemon.service")),
-            ("transmision-daemon.service", Some("transmission-daemon.service")),
-            ("nginx.service", None),
-        ] {
-            assert_eq!(nearest(name, known()).as_deref(), want, "{name}");
-        }
-    }
 
     #[test]
     fn what_the_host_does_not_know() {
