@@ -1,6 +1,7 @@
 //! The command line: one file per command, each an `Args` and a `run`.
 
 mod attach;
+mod changes;
 mod check;
 mod completions;
 mod daemon;
@@ -126,7 +127,7 @@ impl Cli {
             Command::Check(args) => check::run(&args, &instance),
             Command::Attach(args) => attach::run(&args, pins),
             Command::Detach(args) => detach::run(&args, &instance),
-            Command::Unit(args) => unit::run(&args, pins),
+            Command::Unit(args) => unit::run(&args, &instance),
             Command::Completions(args) => completions::run(&args),
             Command::Reload => reload::run(&instance),
             Command::Off(args) => off::run(&args, &instance),

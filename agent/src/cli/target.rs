@@ -196,6 +196,18 @@ impl By {
         matches!(self, Self::Policy(_))
     }
 
+    /// Fails if the interface or the group of uplinks does not exist.
+    pub(super) fn require(&self, links: &Table, groups: &[Group]) -> anyhow::Result<()> {
+        let Self::Interface(spec) = self else { return Ok(()) };
+        match spec.named_uplink() {
+            Some(Uplink::Interface(name)) => Ok(links.require(&name).map(drop)?),
+            Some(Uplink::Group(name)) if groups.iter().all(|group| group.name != name) => {
+                bail!("there is no [[uplink]] {:?} in the configuration", name.as_str())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The resolved target. It looks up the interface before anything is changed.
     pub(super) fn wanted(&self, namespace: Namespace<'_>) -> anyhow::Result<Wanted> {
         let (spec, uplink) = match self {

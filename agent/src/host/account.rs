@@ -7,10 +7,7 @@ use std::fs;
 use nix::unistd::{Uid, User};
 
 use super::units;
-use crate::model::{
-    config::Config,
-    spec::{Known, Named},
-};
+use crate::model::spec::{Known, Named, Pattern};
 
 /// The account with this name or id. An error means that it cannot be looked up.
 pub fn find(name: &str) -> nix::Result<Option<User>> {
@@ -26,18 +23,23 @@ pub fn local_names() -> Vec<String> {
     text.lines().filter_map(|line| line.split(':').next()).map(str::to_owned).collect()
 }
 
-/// What the host knows about the names in a configuration.
-pub fn known(config: &Config) -> Known {
+/// What the host knows about the names of users and units among these.
+pub fn known<'a>(patterns: impl Iterator<Item = &'a Pattern>) -> Known {
     let mut known = Known::default();
-    for pattern in config.names(Named::User) {
+    for pattern in patterns {
         let name = pattern.as_str();
-        if let Ok(Some(user)) = find(name) {
-            known.users.insert(name.to_owned(), user.uid.as_raw());
-        }
-    }
-    for pattern in config.names(Named::Unit).filter(|pattern| pattern.is_literal()) {
-        if let Some(unit) = units::other_name(pattern.as_str()) {
-            known.units.insert(pattern.as_str().to_owned(), unit);
+        match pattern.named() {
+            Named::User => {
+                if let Ok(Some(user)) = find(name) {
+                    known.users.insert(name.to_owned(), user.uid.as_raw());
+                }
+            }
+            Named::Unit if pattern.is_literal() => {
+                if let Some(unit) = units::other_name(name) {
+                    known.units.insert(name.to_owned(), unit);
+                }
+            }
+            Named::Unit | Named::UserUnit | Named::Cgroup => {}
         }
     }
     known

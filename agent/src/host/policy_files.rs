@@ -124,7 +124,8 @@ impl Store {
     /// Reads and parses all files, and looks up the names in them.
     pub fn read(&self) -> Result<Config, Error> {
         let mut config = config::parse_all(&self.sources()?)?;
-        config.resolve(&account::known(&config));
+        let known = account::known(config.patterns());
+        config.resolve(&known);
         Ok(config)
     }
 
@@ -148,6 +149,19 @@ impl Store {
             Some(parent) if parent == self.runtime => Kept::Runtime,
             _ => Kept::File,
         }
+    }
+
+    /// The text of the file of a policy, and where it is; `None` if it has no file of its own.
+    pub fn written(&self, name: &str) -> Result<Option<(Kept, String)>, Error> {
+        for kept in [Kept::Runtime, Kept::Stored] {
+            let path = self.path(name, kept);
+            match fs::read_to_string(&path) {
+                Ok(text) => return Ok(Some((kept, text))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::File { action: "read", path, source }),
+            }
+        }
+        Ok(None)
     }
 
     /// Stores a policy, given as the text of a file with only this policy. Replaces a policy of the same name. Returns whether
@@ -298,6 +312,9 @@ mod tests {
         assert!(matches!(store.remove("b"), Err(Error::Missing { .. })));
         assert!(!store.put("a", &text("a", "/c"), Kept::Runtime).expect("changed"));
         assert!(!directory.join("policies.d/a.toml").exists());
+        let written = store.written("a").expect("readable").expect("there");
+        assert_eq!(written, (Kept::Runtime, text("a", "/c")));
+        assert_eq!(store.written("written").expect("readable"), None, "in the configuration file");
         store.remove("a").expect("there");
         assert_eq!(store.read().expect("valid").policies.len(), 1);
         fs::remove_dir_all(directory).expect("removable");

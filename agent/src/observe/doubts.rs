@@ -51,15 +51,12 @@ pub fn doubts(config: &Config) -> Vec<Doubt> {
 
 /// The doubts about all names of these policies.
 pub fn of_policies(policies: &[Policy], cgroups: &[CgroupPath]) -> Vec<Doubt> {
-    let of = |policy: &Policy| {
-        let doubts = policy.cgroups.iter().filter_map(|pattern| doubt(policy, pattern, cgroups));
-        doubts.collect::<Vec<_>>()
-    };
-    policies.iter().flat_map(of).collect()
+    let patterns = policies.iter().flat_map(|policy| policy.cgroups.iter().map(move |pattern| (policy, pattern)));
+    patterns.filter_map(|(policy, pattern)| doubt(&policy.name, pattern, cgroups)).collect()
 }
 
 /// The doubt about one name. `cgroups` are those that exist.
-pub fn doubt(policy: &Policy, pattern: &Pattern, cgroups: &[CgroupPath]) -> Option<Doubt> {
+pub fn doubt(policy: &str, pattern: &Pattern, cgroups: &[CgroupPath]) -> Option<Doubt> {
     let mut paths = cgroups.iter().map(|path| path.parts().collect::<Vec<_>>());
     if paths.any(|parts| pattern.matches(&parts)) {
         return None;
@@ -107,8 +104,8 @@ pub fn doubt(policy: &Policy, pattern: &Pattern, cgroups: &[CgroupPath]) -> Opti
     Some(new(policy, pattern, problem, perhaps))
 }
 
-fn new(policy: &Policy, pattern: &Pattern, problem: String, perhaps: Option<String>) -> Doubt {
-    let (policy, name) = (policy.name.clone(), pattern.as_str().to_owned());
+fn new(policy: &str, pattern: &Pattern, problem: String, perhaps: Option<String>) -> Doubt {
+    let (policy, name) = (policy.to_owned(), pattern.as_str().to_owned());
     Doubt { policy, key: pattern.named().key(), name, problem, perhaps }
 }
 

@@ -14,7 +14,7 @@ mod uplinks;
 
 use crate::model::{
     cgroup_path::CgroupPath,
-    spec::{Known, Named, Pattern, PolicySpec, Target, Uplink},
+    spec::{Known, Pattern, PolicySpec, Target, Uplink},
     uplink::group::Group,
 };
 
@@ -44,9 +44,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// What the policies name by this kind of name.
-    pub fn names(&self, named: Named) -> impl Iterator<Item = &Pattern> {
-        self.policies.iter().flat_map(|policy| &policy.cgroups).filter(move |pattern| pattern.named() == named)
+    /// What the policies name.
+    pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.policies.iter().flat_map(|policy| &policy.cgroups)
     }
 
     /// Adds what the host knows about users and units.

@@ -36,7 +36,7 @@ fn check_policy(survey: &Survey, policy: &Policy, report: &mut Report) {
     let paths: Vec<_> = survey.cgroups.iter().map(|found| found.path.clone()).collect();
     let found = unmatched.map(|pattern| {
         let key = pattern.named().key();
-        let doubt = doubts::doubt(policy, pattern, &paths);
+        let doubt = doubts::doubt(&policy.name, pattern, &paths);
         let elsewhere = elsewhere(survey, pattern);
         let named: Vec<_> = elsewhere.iter().take(3).map(|path| format!("{:?}", path.as_str())).collect();
         let named = Some(named.join(" or ")).filter(|named| !named.is_empty());

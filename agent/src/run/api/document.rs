@@ -51,6 +51,17 @@ impl PolicyRequest {
         if self.runtime { Kept::Runtime } else { Kept::Stored }
     }
 
+    /// The policy as written in a configuration file with only this policy.
+    pub fn from_toml(text: &str) -> Result<PolicySpec, toml::de::Error> {
+        #[derive(Deserialize)]
+        struct File {
+            policy: [toml::Table; 1],
+        }
+        let File { policy: [mut table] } = toml::from_str(text)?;
+        table.remove("name");
+        PolicySpec::deserialize(table)
+    }
+
     /// The text of a configuration file with only this policy.
     pub fn to_toml(&self, name: &str) -> Result<String, toml::ser::Error> {
         #[derive(Serialize)]
