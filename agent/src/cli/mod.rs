@@ -21,6 +21,7 @@ mod output;
 mod policy;
 mod reload;
 mod status;
+mod status_text;
 mod target;
 mod top;
 mod unit;

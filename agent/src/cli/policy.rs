@@ -120,7 +120,8 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
             Action::Show { name, output } => print_all(&[keeper.show(&name).await?], &output),
             Action::Set(set) => {
                 let before = keeper.list().await?.into_iter().find(|policy| policy.name == set.name);
-                let policy = request(&set, before.as_ref(), &keeper.store(instance).await?)?;
+                let files = keeper.store(instance).await?;
+                let policy = request(&set, before.as_ref(), &files)?;
                 let now = keeper.put(&set.name, &policy).await?;
                 if set.output.json {
                     print_all(&[now], &set.output)?;

@@ -165,6 +165,7 @@ mod tests {
             ifindex: None,
             members: Vec::new(),
             stale: None,
+            state: None,
             netns_cookie: Some(1),
             cgroups: Vec::new(),
             dns: Vec::new(),

@@ -11,6 +11,7 @@ mod hints;
 pub(crate) mod loose;
 pub mod metrics;
 mod schema;
+pub mod state;
 pub mod status;
 pub mod top;
 pub mod unsteered;
