@@ -131,7 +131,8 @@ fn by_the_command_with_and_without_a_daemon() -> Outcome {
     let set = steer(&[&["set", "a b/c", "-i", "none", "--cgroup", bed.cgroup.path()] as &[&str], &none].concat())?;
     ensure!(set.code == 0 && set.stderr.is_empty(), "{set:?}");
     ensure!(bed.policy("a b/c")?["interface"].is_null());
-    for (arguments, why) in [(&["-i", "a1"] as &[&str], "it needs --unit"), (&["--unit", "x"], "it needs --interface")] {
+    for (arguments, why) in [(&["-i", "a1"] as &[&str], "it needs --unit"), (&["--unit", "x"], "it needs --interface")]
+    {
         let refused = steer(&[&["set", "new"], arguments].concat())?;
         ensure!(refused.code == 1 && refused.stderr.contains(why), "{refused:?}");
     }

@@ -122,7 +122,10 @@ fn a_daemon_steers_again_what_off_has_released() -> Outcome {
         bed.succeed(&["attach", cgroup.path(), "--interface", link])?;
     }
     let said = bed.succeed(&["off"])?;
-    ensure!(said.contains(&format!("{} (a1)", bed.cgroup.path())) && said.contains("The next daemon steers 2"), "{said}");
+    ensure!(
+        said.contains(&format!("{} (a1)", bed.cgroup.path())) && said.contains("The next daemon steers 2"),
+        "{said}"
+    );
     // It can be repeated, and keeps what it has released before.
     bed.succeed(&["off"])?;
     let says_so = |cgroup: &Cgroup| -> anyhow::Result<bool> {

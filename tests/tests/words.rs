@@ -53,20 +53,28 @@ fn units_are_found_in_any_slice() -> Outcome {
 fn units_as_systemd_knows_them() -> Outcome {
     let bed = Bed::new("words-systemd")?;
     let machine = Machine::boot(&bed)?;
-    machine.write("/etc/systemd/system/held.service", "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/bin/sleep 1000\n")?;
+    machine.write(
+        "/etc/systemd/system/held.service",
+        "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/bin/sleep 1000\n",
+    )?;
     machine.succeed(&["ln", "-s", "held.service", "/etc/systemd/system/other.service"])?;
     machine.install("[[policy]]\nname = \"p\"\ninterface = \"a1\"\nunits = [\"other\"]\nusers = [\"nobody\"]\n")?;
     machine.succeed(&["systemctl", "start", "held"])?;
     let is_steered = |path: &str| {
         let path = format!("\"{path}\"");
-        wait_until("it to be steered", PATIENCE, || machine.status().is_ok_and(|status| status["policies"].to_string().contains(&path)))
+        wait_until("it to be steered", PATIENCE, || {
+            machine.status().is_ok_and(|status| status["policies"].to_string().contains(&path))
+        })
     };
     is_steered("/system.slice/held.service")?;
     let _user = machine.cgroup("user.slice")?.child(&format!("user-{}.slice", NOBODY.0))?;
     is_steered(&format!("/user.slice/user-{}.slice", NOBODY.0))?;
     let checked = machine.succeed(&["steer", "check"])?;
     ensure!(!checked.contains("warning"), "{checked}");
-    machine.write("/tmp/wrong.toml", "[[policy]]\nname = \"p\"\ninterface = \"a1\"\nunits = [\"hled\"]\nusers = [\"nobdy\"]\n")?;
+    machine.write(
+        "/tmp/wrong.toml",
+        "[[policy]]\nname = \"p\"\ninterface = \"a1\"\nunits = [\"hled\"]\nusers = [\"nobdy\"]\n",
+    )?;
     let checked = machine.succeed(&["steer", "check", "/tmp/wrong.toml"])?;
     for doubt in ["there is no unit hled.service; perhaps held.service", "there is no user nobdy; perhaps nobody"] {
         ensure!(checked.contains(&format!("warning: policy p: {doubt}\n")), "{checked}");
@@ -75,7 +83,8 @@ fn units_as_systemd_knows_them() -> Outcome {
     ensure!(reloaded.contains("steer.toml: no mistakes") && reloaded.contains("1 policy"), "{reloaded}");
     machine.succeed(&["steer", "explain", "other"])?;
     machine.succeed(&["systemctl", "stop", "held"])?;
-    for (target, why) in [("held", "held.service does not run"), ("hled", "no unit hled.service; perhaps held.service")] {
+    for (target, why) in [("held", "held.service does not run"), ("hled", "no unit hled.service; perhaps held.service")]
+    {
         let refused = machine.run(&["steer", "attach", target, "-i", "a1"])?;
         ensure!(refused.code == 1 && refused.stderr.contains(why), "{refused:?}");
     }
@@ -114,9 +123,8 @@ fn a_process_stands_for_its_cgroup() -> Outcome {
 fn only_one_process() -> Outcome {
     let bed = Bed::new("words-only")?;
     let (mut one, mut kept) = (hold(&bed, &bed.cgroup)?, hold(&bed, &bed.cgroup)?);
-    let only = |pid: u32, existing: &str| {
-        bed.run(&["attach", &pid.to_string(), "--only", "-i", "a1", "--existing", existing])
-    };
+    let only =
+        |pid: u32, existing: &str| bed.run(&["attach", &pid.to_string(), "--only", "-i", "a1", "--existing", existing]);
     let refused = bed.run(&["attach", &one.pid().to_string(), "--only", "-i", "a7"])?;
     ensure!(refused.code == 1 && bed.cgroup.children().is_empty(), "{refused:?}");
     let moved = only(one.pid(), "destroy")?;
@@ -146,7 +154,8 @@ fn as_another_user() -> Outcome {
     };
     let script = "id -u; id -G; echo $HOME $USER $LOGNAME.$XDG_RUNTIME_DIR; grep -h -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status; ls /proc/self/fd | wc -l";
     let ran = exec("nobody", &["sh", "-c", script])?;
-    let expected = output(Command::new("sh").args(["-c", "id -u nobody; id -G nobody; getent passwd nobody | cut -d: -f6"]))?;
+    let expected =
+        output(Command::new("sh").args(["-c", "id -u nobody; id -G nobody; getent passwd nobody | cut -d: -f6"]))?;
     let [uid, groups, home] = expected.stdout.lines().collect::<Vec<_>>()[..] else { anyhow::bail!("{expected:?}") };
     let lines: Vec<_> = ran.stdout.lines().collect();
     ensure!(ran.code == 0 && lines.len() == 8, "{ran:?}");
@@ -161,7 +170,8 @@ fn as_another_user() -> Outcome {
     copy_program(&binary("STEER_PROBE", "steer-probe"), &probe)?;
     let mut spy = Spy::on(&bed, &["a1"])?;
     let everything = bed.everything();
-    let arguments: Vec<_> = [probe.to_str().unwrap_or_default()].into_iter().chain(everything.iter().map(String::as_str)).collect();
+    let arguments: Vec<_> =
+        [probe.to_str().unwrap_or_default()].into_iter().chain(everything.iter().map(String::as_str)).collect();
     let ran = exec("nobody", &arguments)?;
     spy.saw_nothing()?;
     check_outcomes(&parse_outcomes(&ran.stdout)?, User::Nobody, 1)?;

@@ -76,7 +76,12 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let wanted = args.by.clone().with_defaults(CONFIG.as_ref())?.wanted(namespace)?;
     let pins = pins.to_change()?;
     if let Some(pid) = meant.process {
-        say!("process {pid} ({}) is in {}{}", shown(&process::name(pid)), cgroup.path, company(&hierarchy, &cgroup.path, pid))?;
+        say!(
+            "process {pid} ({}) is in {}{}",
+            shown(&process::name(pid)),
+            cgroup.path,
+            company(&hierarchy, &cgroup.path, pid)
+        )?;
     }
     let announcement = manual::announce(&pins, &hierarchy, &cgroup, manual::DAEMON_PATIENCE)?;
     let taken_over = manual::change(&pins, &hierarchy, |lock| {

@@ -18,7 +18,9 @@ use crate::{
 
 /// Arguments of `steer check`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "A name that this host does not know, such as that of a unit, is a warning. Exit status: 0 if there are no mistakes, 1 if a file cannot be read, 2 if there are mistakes.")]
+#[command(
+    after_help = "A name that this host does not know, such as that of a unit, is a warning. Exit status: 0 if there are no mistakes, 1 if a file cannot be read, 2 if there are mistakes."
+)]
 pub(super) struct Args {
     /// The configuration file [default: /etc/steer/steer.toml]
     #[arg(value_name = "FILE", conflicts_with = "config")]

@@ -29,7 +29,13 @@ use crate::{
 /// How often children are looked for that appear meanwhile. Those of a moved process are in its cgroup.
 const PASSES: usize = 100;
 
-pub(super) fn run(hierarchy: &Hierarchy, old: &CgroupPath, pid: u32, by: &By, pins: &PinDirectory) -> anyhow::Result<()> {
+pub(super) fn run(
+    hierarchy: &Hierarchy,
+    old: &CgroupPath,
+    pid: u32,
+    by: &By,
+    pins: &PinDirectory,
+) -> anyhow::Result<()> {
     let netns = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).context("read its network namespace");
     ensure!(
         netns(&pid.to_string())? == netns("self")?,
@@ -54,7 +60,9 @@ pub(super) fn run(hierarchy: &Hierarchy, old: &CgroupPath, pid: u32, by: &By, pi
     say!("attached {} to policy {}, until they end", scope.cgroup.path, shown(&name(&wanted)))?;
     settle(hierarchy, &pins, &scope, old, cookie, &moved)?;
     if is_unseen {
-        note("a running process cannot be kept from making sockets past the IP stack (AF_PACKET and others) on this host");
+        note(
+            "a running process cannot be kept from making sockets past the IP stack (AF_PACKET and others) on this host",
+        );
     }
     Ok(())
 }

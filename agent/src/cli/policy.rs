@@ -158,7 +158,11 @@ fn request(set: &Set, before: Option<&PolicyDocument>, store: &Store) -> anyhow:
         policy.fill_from(written);
     }
     let is_new = before.is_none();
-    ensure!(policy.named_uplink().is_some() || !is_new, "policy {:?} is new: it needs --interface or --uplink", set.name);
+    ensure!(
+        policy.named_uplink().is_some() || !is_new,
+        "policy {:?} is new: it needs --interface or --uplink",
+        set.name
+    );
     ensure!(
         policy.names_cgroups() || !is_new,
         "policy {:?} is new: it needs --unit, --user-unit, --user or --cgroup (`--cgroup none` if only containers or `steer attach` use it)",

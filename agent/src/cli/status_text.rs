@@ -51,7 +51,10 @@ pub(super) fn print(status: &Status) -> Result<(), Unwritten> {
 /// The columns of the terminal; `None`: not a terminal.
 fn width() -> Option<usize> {
     let is_terminal = std::io::stdout().is_terminal();
-    is_terminal.then(|| crossterm::terminal::size().ok()).flatten().map(|(columns, _)| usize::from(columns).max(NARROWEST))
+    is_terminal
+        .then(|| crossterm::terminal::size().ok())
+        .flatten()
+        .map(|(columns, _)| usize::from(columns).max(NARROWEST))
 }
 
 fn errors(status: &Status) -> Vec<String> {
@@ -63,9 +66,10 @@ fn errors(status: &Status) -> Vec<String> {
             format!("{path} is not steered, although policy {policy} names it")
         }
     });
-    let stale = status.policies.iter().filter_map(|policy| {
-        Some(format!("policy {}: {}", shown(&policy.name), shown(policy.stale.as_ref()?)))
-    });
+    let stale = status
+        .policies
+        .iter()
+        .filter_map(|policy| Some(format!("policy {}: {}", shown(&policy.name), shown(policy.stale.as_ref()?))));
     let blind = status.blind_spots.iter().map(ToString::to_string);
     unsteered.chain(elsewhere(status, true)).chain(stale).chain(blind).collect()
 }
@@ -102,7 +106,11 @@ fn table(status: &Status, width: Option<usize>) -> Vec<String> {
     let line = |cells: &[String; 5]| {
         let [name, uplink, state, sockets, stopped] = cells;
         let [a, b, c, d, e] = columns;
-        format!("{:a$}  {:b$}  {state:c$}  {sockets:>d$}  {stopped:>e$}", short(name, a, false), short(uplink, b, false))
+        format!(
+            "{:a$}  {:b$}  {state:c$}  {sockets:>d$}  {stopped:>e$}",
+            short(name, a, false),
+            short(uplink, b, false)
+        )
     };
     let mut lines = vec![line(&HEADERS.map(str::to_owned))];
     for (policy, row) in policies.iter().zip(&rows) {
@@ -130,7 +138,7 @@ fn row(policy: &PolicyStatus) -> [String; 5] {
 /// What a policy does besides, its members, and its cgroups.
 fn details(policy: &PolicyStatus) -> Vec<String> {
     let list = |name: &str, items: Vec<String>| (!items.is_empty()).then(|| format!("{name} {}", items.join(", ")));
-        let except = match policy.except.len() {
+    let except = match policy.except.len() {
         0 => None,
         1 => Some("1 exception".to_owned()),
         count => Some(format!("{count} exceptions")),
@@ -200,7 +208,12 @@ mod tests {
         let long = "/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-firefox-12345678.scope";
         let policies = [
             policy("second-line", "eth1", "up", "/backup.slice"),
-            policy("a-policy-with-a-very-long-name-that-somebody-chose", "an-alternative-name-of-a-link", "missing", long),
+            policy(
+                "a-policy-with-a-very-long-name-that-somebody-chose",
+                "an-alternative-name-of-a-link",
+                "missing",
+                long,
+            ),
         ];
         serde_json::from_value(serde_json::json!({
             "daemon": true, "policies": policies, "other_versions": [], "not_covered": [], "warnings": [],
@@ -214,7 +227,10 @@ mod tests {
             let lines = table(&status(), Some(width));
             assert!(lines.iter().all(|line| line.chars().count() <= width), "{lines:#?}");
             assert!(lines[1].starts_with("a-policy-") && lines[1].contains("missing") && lines[1].ends_with("1000004"));
-            assert!(lines.iter().any(|line| line.starts_with("  …") && line.ends_with("firefox-12345678.scope")), "{lines:#?}");
+            assert!(
+                lines.iter().any(|line| line.starts_with("  …") && line.ends_with("firefox-12345678.scope")),
+                "{lines:#?}"
+            );
             assert!(lines[4].starts_with("second-line  eth1"), "{lines:#?}");
         }
         let whole = table(&status(), None);

@@ -83,7 +83,10 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         write(&file, &text)?;
         say!("wrote {}", file.display())?;
         let name = args.service.name();
-        say!("{name} is steered from its next start on: systemctl daemon-reload && systemctl restart {}", quoted(name))?;
+        say!(
+            "{name} is steered from its next start on: systemctl daemon-reload && systemctl restart {}",
+            quoted(name)
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -101,7 +104,9 @@ fn require_unit(args: &Args) -> anyhow::Result<()> {
 fn require_uplink(by: &By, instance: &Instance) -> anyhow::Result<()> {
     let By::Policy(name) = by else {
         let groups = groups(CONFIG.as_ref())?;
-        return by.require(&links()?, &groups).context("the service would not start (--force writes the drop-in anyway)");
+        return by
+            .require(&links()?, &groups)
+            .context("the service would not start (--force writes the drop-in anyway)");
     };
     let datapath = instance.pins.to_look()?.as_ref().map(Datapath::open).transpose()?.flatten();
     let in_force = datapath.map(|datapath| datapath.policies()).transpose()?.unwrap_or_default();

@@ -23,7 +23,11 @@ const SHORT_BYTES: usize = 12;
 
 /// The cgroups of running containers with this name or id, outermost only.
 pub fn cgroups(hierarchy: &Hierarchy, name: &str) -> Vec<CgroupPath> {
-    let mut ids = [ids_in_docker(Path::new(DOCKER), name), PODMAN.iter().flat_map(|root| ids_in_podman(Path::new(root), name)).collect()].concat();
+    let mut ids = [
+        ids_in_docker(Path::new(DOCKER), name),
+        PODMAN.iter().flat_map(|root| ids_in_podman(Path::new(root), name)).collect(),
+    ]
+    .concat();
     if ids.is_empty() {
         ids.extend(["docker", "podman"].iter().filter_map(|engine| ask(engine, name)));
     }
@@ -53,7 +57,8 @@ fn read(file: PathBuf) -> Value {
 }
 
 fn ids_in_docker(root: &Path, name: &str) -> Vec<String> {
-    let states = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| read(entry.path().join("config.v2.json")));
+    let states =
+        fs::read_dir(root).into_iter().flatten().flatten().map(|entry| read(entry.path().join("config.v2.json")));
     let named = states.filter(|state| state["Name"].as_str().map(|own| own.trim_start_matches('/')) == Some(name));
     named.filter_map(|state| state["ID"].as_str().map(str::to_owned)).collect()
 }
@@ -61,7 +66,8 @@ fn ids_in_docker(root: &Path, name: &str) -> Vec<String> {
 fn ids_in_podman(root: &Path, name: &str) -> Vec<String> {
     let drivers = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
     let lists = drivers.filter(|path| path.to_string_lossy().ends_with("-containers"));
-    let lists = lists.flat_map(|path| ["containers.json", "volatile-containers.json"].map(|file| read(path.join(file))));
+    let lists =
+        lists.flat_map(|path| ["containers.json", "volatile-containers.json"].map(|file| read(path.join(file))));
     let containers = lists.flat_map(|list| list.as_array().cloned().unwrap_or_default());
     let is_named = |container: &Value| {
         container["names"].as_array().is_some_and(|names| names.iter().any(|own| own.as_str() == Some(name)))
@@ -88,7 +94,14 @@ mod tests {
     #[test]
     fn ids_in_names_of_cgroups() {
         let long = "0a1b2c3d".repeat(8);
-        for name in ["ID", "docker-ID.scope", "libpod-ID", "libpod-ID.scope", "cri-containerd-ID.scope", "pod1.slice:cri-containerd:ID"] {
+        for name in [
+            "ID",
+            "docker-ID.scope",
+            "libpod-ID",
+            "libpod-ID.scope",
+            "cri-containerd-ID.scope",
+            "pod1.slice:cri-containerd:ID",
+        ] {
             assert_eq!(id(&name.replace("ID", &long)), Some(long.as_str()), "{name}");
         }
         for name in ["libpod-conmon-ID.scope", "IDx", "web", ""] {

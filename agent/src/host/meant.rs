@@ -25,7 +25,9 @@ pub const HELP: &str = "A unit, user:NAME, container:NAME, the id of a process, 
 #[derive(Debug, Error)]
 pub enum Error {
     /// It cannot be a name.
-    #[error("{text:?} is not a target: {problem}; expected a unit like x.service, user:NAME, container:NAME, the id of a process, or a cgroup like /system.slice/x.service")]
+    #[error(
+        "{text:?} is not a target: {problem}; expected a unit like x.service, user:NAME, container:NAME, the id of a process, or a cgroup like /system.slice/x.service"
+    )]
     Invalid {
         /// What was given.
         text: String,
@@ -58,7 +60,9 @@ pub enum Error {
     #[error("user {0} is not logged in, so there is no cgroup {1}")]
     NotLoggedIn(String, CgroupPath),
     /// No container with this name runs.
-    #[error("there is no running container {0} of Docker or Podman; give the id of one of its processes, or its cgroup")]
+    #[error(
+        "there is no running container {0} of Docker or Podman; give the id of one of its processes, or its cgroup"
+    )]
     NoContainer(String),
     /// There are several.
     #[error("{text} is ambiguous: {}; give one of these paths", list(.paths))]

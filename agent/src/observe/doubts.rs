@@ -124,7 +124,8 @@ fn known_units(manager: Manager, cgroups: &[CgroupPath]) -> Vec<String> {
         Manager::System => Pattern::unit("*"),
         Manager::User => Pattern::user_unit("*"),
     };
-    let running = cgroups.iter().filter(|path| any.as_ref().is_ok_and(|any| any.matches(&path.parts().collect::<Vec<_>>())));
+    let running =
+        cgroups.iter().filter(|path| any.as_ref().is_ok_and(|any| any.matches(&path.parts().collect::<Vec<_>>())));
     let running = running.map(|path| path.name().to_owned()).collect::<Vec<_>>();
     units::files(manager).into_iter().chain(running).collect()
 }

@@ -72,7 +72,13 @@ pub async fn add(status: &mut Status, netns_cookie: u64) -> Result<(), Error> {
         let own = if policy.members.is_empty() {
             if is_here || policy.ifindex.is_none() { of(&network, policy.ifindex).await? } else { UplinkState::Unknown }
         } else {
-            policy.members.iter().filter(|member| member.chosen).map(|member| member.state).max().unwrap_or(UplinkState::Missing)
+            policy
+                .members
+                .iter()
+                .filter(|member| member.chosen)
+                .map(|member| member.state)
+                .max()
+                .unwrap_or(UplinkState::Missing)
         };
         policy.state = Some(own);
     }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::Error;
-use crate::{host::mount::private_mount, model::cgroup_path::{CgroupPath, below_mount}};
+use crate::{
+    host::mount::private_mount,
+    model::cgroup_path::{CgroupPath, below_mount},
+};
 
 /// A mounted cgroup2 hierarchy.
 #[derive(Debug)]

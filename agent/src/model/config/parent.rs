@@ -7,7 +7,10 @@ use super::{
     parse::{Claims, Place},
     reader::Reader,
 };
-use crate::model::{cgroup_path::CgroupPath, spec::{Named, Pattern}};
+use crate::model::{
+    cgroup_path::CgroupPath,
+    spec::{Named, Pattern},
+};
 
 impl Reader<'_> {
     /// Adds a cgroup to the policy that holds each `parent` closed.

@@ -229,7 +229,12 @@ impl Reader<'_> {
             }
         }
         if !seen.contains("name") {
-            self.problem(span.clone(), &format!("{at}.name"), "", "missing; expected name = \"...\", unique in the file");
+            self.problem(
+                span.clone(),
+                &format!("{at}.name"),
+                "",
+                "missing; expected name = \"...\", unique in the file",
+            );
         }
         if !seen.iter().any(|key| Named::is_key(key)) {
             let expected = "missing; expected units = [\"x.service\"], user_units, users, or cgroups = [\"/...\"]";

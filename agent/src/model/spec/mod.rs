@@ -266,7 +266,8 @@ impl PolicySpec {
     /// Sets the lists of patterns; those without one become absent, except `cgroups`.
     #[must_use]
     pub fn with_patterns(mut self, patterns: &[Pattern]) -> Self {
-        let of = |named: Named| patterns.iter().filter(move |pattern| pattern.named() == named).cloned().collect::<Vec<_>>();
+        let of =
+            |named: Named| patterns.iter().filter(move |pattern| pattern.named() == named).cloned().collect::<Vec<_>>();
         let some = |named: Named| Some(of(named)).filter(|list| !list.is_empty());
         self.cgroups = Some(of(Named::Cgroup));
         self.units = some(Named::Unit).map(Units);

@@ -132,8 +132,18 @@ macro_rules! list_of_patterns {
     };
 }
 
-list_of_patterns!(Units, Unit, Pattern::unit, "expected a list of units, as [\"transmission.service\", \"backup@*.service\"]");
-list_of_patterns!(UserUnits, UserUnit, Pattern::user_unit, "expected a list of users' units, as [\"app-*firefox*.scope\"]");
+list_of_patterns!(
+    Units,
+    Unit,
+    Pattern::unit,
+    "expected a list of units, as [\"transmission.service\", \"backup@*.service\"]"
+);
+list_of_patterns!(
+    UserUnits,
+    UserUnit,
+    Pattern::user_unit,
+    "expected a list of users' units, as [\"app-*firefox*.scope\"]"
+);
 list_of_patterns!(Users, User, Pattern::user, "expected a list of users, as [\"alice\"]");
 
 #[cfg(test)]
@@ -164,10 +174,18 @@ mod tests {
             assert_eq!(matches(&pattern, path), want, "{name} {path}");
         }
         let x = Pattern::unit("x").expect("a unit");
-        for (path, want) in
-            [("/", true), ("/system.slice", true), ("/a.slice/a-b.slice", true), ("/init.scope", false), ("/user.slice/user-1.slice/user@1.service", false)]
-        {
-            assert_eq!(x.may_match_below(&path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>()), want, "{path}");
+        for (path, want) in [
+            ("/", true),
+            ("/system.slice", true),
+            ("/a.slice/a-b.slice", true),
+            ("/init.scope", false),
+            ("/user.slice/user-1.slice/user@1.service", false),
+        ] {
+            assert_eq!(
+                x.may_match_below(&path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>()),
+                want,
+                "{path}"
+            );
         }
         assert!(x.is_literal() && !Pattern::unit("x@*").expect("a glob").is_literal());
     }

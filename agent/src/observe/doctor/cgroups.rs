@@ -14,7 +14,13 @@ use crate::{
         policy_files::Store,
     },
     kernel::PolicyEntry,
-    model::{cgroup_path::CgroupPath, config::Policy, policy::Policies, quote::quoted, spec::{Named, Pattern}},
+    model::{
+        cgroup_path::CgroupPath,
+        config::Policy,
+        policy::Policies,
+        quote::quoted,
+        spec::{Named, Pattern},
+    },
     observe::{
         doubts,
         unsteered::{self, Unsteered},
