@@ -336,35 +336,6 @@ other_netns = true
     }
 
     #[test]
-    fn units_and_users() {
-        let text = "[[policy]]
-name = \"a\"
-interface = \"wg0\"
-units = [\"transmission\", \"backup@*.service\"]
-user_units = [\"app-*firefox*.scope\"]
-users = [\"alice\"]
-[[policy]]
-name = \"b\"
-interface = \"wg0\"
-units = [\"transmission.service\", \"x.timer\"]
-users = [\"a b\"]
-";
-        let config = parse("f.toml", &text[..text.rfind("[[").expect("two")]).expect("valid");
-        let texts: Vec<_> = config.policies[0].cgroups.iter().map(|pattern| pattern.as_str()).collect();
-        assert_eq!(texts, ["transmission.service", "backup@*.service", "app-*firefox*.scope", "alice"]);
-        let problems = parse("f.toml", text).expect_err("mistakes").to_string();
-        let want = [
-            "f.toml:10:10: policy[1].units = \"transmission.service\": policy \"a\" claims the same units",
-            "f.toml:10:34: policy[1].units = \"x.timer\": a timer has no processes; expected a list of units",
-            "f.toml:11:10: policy[1].users = \"a b\": it is not the name of a user",
-        ];
-        assert_eq!(problems.lines().count(), want.len(), "{problems}");
-        for (problem, want) in problems.lines().zip(want) {
-            assert!(problem.starts_with(want), "{want}\nnot\n{problem}");
-        }
-    }
-
-    #[test]
     fn several_files_are_one_configuration() {
         let source = |file: &str, name, cgroup| Source {
             file: file.to_owned(),

@@ -149,6 +149,7 @@ list_of_patterns!(Users, User, Pattern::user, "expected a list of users, as [\"a
 #[cfg(test)]
 mod tests {
     use super::{Known, Pattern};
+    use crate::model::config::parse;
 
     fn matches(pattern: &Pattern, path: &str) -> bool {
         pattern.matches(&path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>())
@@ -202,6 +203,35 @@ mod tests {
             assert_eq!(matches(&firefox, path), want, "{path}");
         }
         assert!(!Pattern::user_unit("x").expect("a unit").is_literal());
+    }
+
+    #[test]
+    fn in_a_configuration() {
+        let text = "[[policy]]
+name = \"a\"
+interface = \"wg0\"
+units = [\"transmission\", \"backup@*.service\"]
+user_units = [\"app-*firefox*.scope\"]
+users = [\"alice\"]
+[[policy]]
+name = \"b\"
+interface = \"wg0\"
+units = [\"transmission.service\", \"x.timer\"]
+users = [\"a b\"]
+";
+        let config = parse("f.toml", &text[..text.rfind("[[").expect("two")]).expect("valid");
+        let texts: Vec<_> = config.policies[0].cgroups.iter().map(|pattern| pattern.as_str()).collect();
+        assert_eq!(texts, ["transmission.service", "backup@*.service", "app-*firefox*.scope", "alice"]);
+        let problems = parse("f.toml", text).expect_err("mistakes").to_string();
+        let want = [
+            "f.toml:10:10: policy[1].units = \"transmission.service\": policy \"a\" claims the same units",
+            "f.toml:10:34: policy[1].units = \"x.timer\": a timer has no processes; expected a list of units",
+            "f.toml:11:10: policy[1].users = \"a b\": it is not the name of a user",
+        ];
+        assert_eq!(problems.lines().count(), want.len(), "{problems}");
+        for (problem, want) in problems.lines().zip(want) {
+            assert!(problem.starts_with(want), "{want}\nnot\n{problem}");
+        }
     }
 
     #[test]
