@@ -239,10 +239,13 @@ fn show_kept(store: &Store, name: &str) -> anyhow::Result<PolicyDocument> {
 
 /// What a policy names, in one column.
 fn applies_to(policy: &PolicySpec) -> String {
-    let text = |pattern: &Pattern| match pattern.named() {
-        Named::User => format!("user:{}", pattern.as_str()),
-        Named::UserUnit => format!("{} of users", pattern.as_str()),
-        Named::Unit | Named::Cgroup => pattern.as_str().to_owned(),
+    let text = |pattern: &Pattern| {
+        let name = shown(pattern.as_str());
+        match pattern.named() {
+            Named::User => format!("user:{name}"),
+            Named::UserUnit => format!("{name} of users"),
+            Named::Unit | Named::Cgroup => name.to_string(),
+        }
     };
     policy.patterns().map(text).collect::<Vec<_>>().join("\n")
 }

@@ -21,9 +21,7 @@ const HEADERS: [&str; 5] = ["POLICY", "UPLINK", "STATE", "SOCKETS", "STOPPED"];
 const SHORTEST: usize = 8;
 
 pub(super) fn print(status: &Status) -> Result<(), Unwritten> {
-    let is_empty = status.policies.is_empty() && status.other_versions.is_empty();
-    let verdict = if is_empty && status.unsteered.is_empty() { "nothing is steered" } else { &status.verdict };
-    say!("{}", shown(verdict))?;
+    say!("{}", shown(&status.verdict))?;
     for error in errors(status) {
         say!("error: {error}")?;
     }

@@ -127,6 +127,9 @@ impl PolicyStatus {
 impl Status {
     /// One line: what holds and what does not, without the full stop.
     pub(super) fn verdict_line(&self) -> String {
+        if self.policies.is_empty() && self.other_versions.is_empty() && self.unsteered.is_empty() {
+            return "nothing is steered".to_owned();
+        }
         let steers = |policy: &&PolicyStatus| policy.interface.as_ref().is_some_and(|name| !name.is_empty());
         let policies: Vec<_> = self.policies.iter().filter(steers).collect();
         let with = |severity: u8| policies.iter().filter(move |policy| policy.severity() == severity);
