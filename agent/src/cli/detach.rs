@@ -53,6 +53,10 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
 /// The name of the policy that a cgroup is attached to.
 fn policy(pins: &Pins, cgroup_id: u64) -> Result<Option<String>, kernel::Error> {
     let Some(datapath) = Datapath::open(pins)? else { return Ok(None) };
+    // An attachment that has gone leaves an empty record.
+    if datapath.attachment(cgroup_id)?.is_none() {
+        return Ok(None);
+    }
     let policy = datapath.policy_of(cgroup_id)?;
     Ok(policy.map(|policy| shown(&kernel::text(&policy.name)).to_string()))
 }

@@ -128,7 +128,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             let command = instance.command();
             let count = released.len();
             say!(
-                "The next daemon steers {count} of them again, which were attached manually: `{command} off --forget` prevents that"
+                "The next daemon steers {count} of them again: `{command} off --forget` prevents that"
             )?;
         }
         for unit in &units {

@@ -55,8 +55,12 @@ pub(super) fn run(
     let is_unseen = exec::attach(hierarchy, &pins, &scope, &wanted, namespace)?;
     let moved = take(hierarchy, &scope, old, pid)?;
     ensure!(!moved.is_empty(), "process {pid} has ended");
-    let children = moved.len() - 1;
-    say!("moved process {pid} ({}) and {children} children to {}", shown(&process::name(pid)), scope.cgroup.path)?;
+    let children = match moved.len() - 1 {
+        0 => String::new(),
+        1 => " and 1 child".to_owned(),
+        many => format!(" and {many} children"),
+    };
+    say!("moved process {pid} ({}){children} to {}", shown(&process::name(pid)), scope.cgroup.path)?;
     say!("attached {} to policy {}, until they end", scope.cgroup.path, shown(&name(&wanted)))?;
     settle(hierarchy, &pins, &scope, old, cookie, &moved)?;
     if is_unseen {
