@@ -66,7 +66,7 @@ fn check_needs_no_privilege() -> Outcome {
     ensure!(checked.stdout.ends_with("default dns: none\ndefault local: host, lan\n"), "{checked:?}");
     let checked = output(command.arg("--json"))?;
     let said: serde_json::Value = serde_json::from_str(&checked.stdout)?;
-    let expected = serde_json::json!({ "files": [bed.config_file()], "policies": 1, "problems": [],
+    let expected = serde_json::json!({ "files": [bed.config_file()], "policies": 1, "problems": [], "warnings": [],
                                        "defaults": { "dns": [], "local": ["host", "lan"] } });
     ensure!(checked.code == 0 && said == expected, "{checked:?}");
     Ok(())
@@ -150,7 +150,7 @@ fn the_root_cgroup() -> Outcome {
 
 fn no_such_cgroup() -> Outcome {
     let bed = Bed::new("refuse-cgroup")?;
-    for (path, expected) in [("/no/such", "there is no cgroup /no/such"), ("relative", "not a cgroup path")] {
+    for (path, expected) in [("/no/such", "there is no cgroup /no/such"), ("relative", "there is no unit relative.service")] {
         let refused = bed.run(&["attach", path, "-i", "a1"])?;
         ensure!(refused.code == 1 && refused.stderr.contains(expected), "{refused:?}");
     }

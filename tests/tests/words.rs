@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use steer_lab::{parse_outcomes, wait_until};
 use steer_tests::{
     Bed, Cgroup, Held, Machine, NOBODY, Outcome, PATIENCE, Spy, User, binary, check_outcomes, copy_program, output,
@@ -19,7 +19,9 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn units_are_found_in_any_slice() -> Outcome {
-    let bed = Bed::new("words.slice")?;
+    let mut bed = Bed::new("words.slice")?;
+    // bpffs allows no dots.
+    bed.pins.set_file_name(bed.pins.file_name().unwrap_or_default().to_string_lossy().replace('.', "-"));
     let name = format!("steer-{}", std::process::id());
     let inner_slice = bed.cgroup.child("words-inner.slice")?;
     let service = bed.cgroup.child(&format!("{name}.service"))?;
@@ -61,10 +63,11 @@ fn units_as_systemd_knows_them() -> Outcome {
     machine.install("[[policy]]\nname = \"p\"\ninterface = \"a1\"\nunits = [\"other\"]\nusers = [\"nobody\"]\n")?;
     machine.succeed(&["systemctl", "start", "held"])?;
     let is_steered = |path: &str| {
-        let path = format!("\"{path}\"");
-        wait_until("it to be steered", PATIENCE, || {
-            machine.status().is_ok_and(|status| status["policies"].to_string().contains(&path))
-        })
+        let named = format!("\"{path}\"");
+        let found = wait_until(&format!("{path} to be steered"), PATIENCE, || {
+            machine.status().is_ok_and(|status| status["policies"].to_string().contains(&named))
+        });
+        found.with_context(|| format!("{:?}", machine.run(&["steer", "doctor"])))
     };
     is_steered("/system.slice/held.service")?;
     let _user = machine.cgroup("user.slice")?.child(&format!("user-{}.slice", NOBODY.0))?;
