@@ -150,7 +150,9 @@ fn the_root_cgroup() -> Outcome {
 
 fn no_such_cgroup() -> Outcome {
     let bed = Bed::new("refuse-cgroup")?;
-    for (path, expected) in [("/no/such", "there is no cgroup /no/such"), ("relative", "there is no unit relative.service")] {
+    for (path, expected) in
+        [("/no/such", "there is no cgroup /no/such"), ("relative", "there is no unit relative.service")]
+    {
         let refused = bed.run(&["attach", path, "-i", "a1"])?;
         ensure!(refused.code == 1 && refused.stderr.contains(expected), "{refused:?}");
     }

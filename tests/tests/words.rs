@@ -36,7 +36,8 @@ fn units_are_found_in_any_slice() -> Outcome {
         bed.policy("p").is_ok_and(|policy| policy["cgroups"].to_string().contains(later.path()))
     })?;
     bed.check_steered(&later, 1)?;
-    let explained = bed.succeed(&["explain", &name])?;
+    let config = bed.config_file().to_string_lossy().into_owned();
+    let explained = bed.succeed(&["explain", &name, "--config", &config])?;
     ensure!(explained.contains(&format!("by the unit \"{name}.service\"")), "{explained}");
     drop(daemon);
     bed.succeed(&["off"])?;
@@ -70,7 +71,8 @@ fn units_as_systemd_knows_them() -> Outcome {
         found.with_context(|| format!("{:?}", machine.run(&["steer", "doctor"])))
     };
     is_steered("/system.slice/held.service")?;
-    let _user = machine.cgroup("user.slice")?.child(&format!("user-{}.slice", NOBODY.0))?;
+    let users = machine.cgroup("user.slice")?;
+    let _user = users.child(&format!("user-{}.slice", NOBODY.0))?;
     is_steered(&format!("/user.slice/user-{}.slice", NOBODY.0))?;
     let checked = machine.succeed(&["steer", "check"])?;
     ensure!(!checked.contains("warning"), "{checked}");
