@@ -34,7 +34,9 @@ pub(super) fn print(before: Option<&PolicyDocument>, now: &PolicyDocument) -> an
     }
     let mut patterns: Vec<_> = now.policy.patterns().cloned().collect();
     let known = account::known(patterns.iter());
-    patterns.iter_mut().for_each(|pattern| pattern.resolve(&known));
+    for pattern in &mut patterns {
+        pattern.resolve(&known);
+    }
     let hierarchy = Hierarchy::find();
     let found = hierarchy.as_ref().map(|hierarchy| hierarchy.descendants(&CgroupPath::root()).unwrap_or_default());
     let cgroups: Vec<_> = found.unwrap_or_default().into_iter().map(|found| found.path).collect();

@@ -103,11 +103,10 @@ fn table(status: &Status, width: Option<usize>) -> Vec<String> {
     }
     let line = |cells: &[String; 5]| {
         let [name, uplink, state, sockets, stopped] = cells;
-        let [a, b, c, d, e] = columns;
+        let (first, second) = (short(name, columns[0], false), short(uplink, columns[1], false));
         format!(
-            "{:a$}  {:b$}  {state:c$}  {sockets:>d$}  {stopped:>e$}",
-            short(name, a, false),
-            short(uplink, b, false)
+            "{first:0$}  {second:1$}  {state:2$}  {sockets:>3$}  {stopped:>4$}",
+            columns[0], columns[1], columns[2], columns[3], columns[4]
         )
     };
     let mut lines = vec![line(&HEADERS.map(str::to_owned))];
