@@ -119,9 +119,31 @@ fn by_the_command_with_and_without_a_daemon() -> Outcome {
     ensure!(without == with && with[1].contains("203.0.113.53"), "{without:#?} {with:#?}");
     ensure!(with[2].contains("198.51.100.0/24=a0") && with[2].contains("lan"), "{with:#?}");
     let links = bed.succeed(&["interfaces", "--json"])?;
+    // What is not named stays.
+    let set = steer(&["set", "a b/c", "-i", "a0"])?;
+    ensure!(set.code == 0 && set.stderr.is_empty(), "{set:?}");
+    ensure!(set.stdout.contains("\n  interface: a0 (was a1)\n") && !set.stdout.contains("dns"), "{set:?}");
+    ensure!(steer(&["set", "a b/c", "-i", "a0"])?.stdout.contains("policy a b/c is unchanged"));
+    ensure!(steer(&["show", "a b/c"])?.stdout.contains("203.0.113.53"));
     let set = steer(&["set", "a b/c", "-i", "none", "--cgroup", bed.cgroup.path()])?;
+    ensure!(set.code == 1 && set.stderr.contains("expected no dns"), "{set:?}");
+    let none = ["--dns", "none", "--local", "none", "--except", "none"];
+    let set = steer(&[&["set", "a b/c", "-i", "none", "--cgroup", bed.cgroup.path()] as &[&str], &none].concat())?;
     ensure!(set.code == 0 && set.stderr.is_empty(), "{set:?}");
     ensure!(bed.policy("a b/c")?["interface"].is_null());
+    for (arguments, why) in [(&["-i", "a1"] as &[&str], "it needs --unit"), (&["--unit", "x"], "it needs --interface")]
+    {
+        let refused = steer(&[&["set", "new"], arguments].concat())?;
+        ensure!(refused.code == 1 && refused.stderr.contains(why), "{refused:?}");
+    }
+    let set = steer(&["add", "units", "-i", "a1", "--unit", "steer-none", "--user", "steer-nobody", "--runtime"])?;
+    ensure!(set.stdout.contains("added policy units, kept until the next boot"), "{set:?}");
+    for doubt in ["there is no unit steer-none.service", "there is no user steer-nobody"] {
+        ensure!(set.stderr.contains(doubt), "{set:?}");
+    }
+    ensure!(steer(&["set", "units", "--user", "root"])?.stdout.contains("users: root (was steer-nobody)"));
+    ensure!(bed.get("/v1/policies/units")?["kept"] == "runtime");
+    ensure!(steer(&["rm", "units"])?.stdout.contains("removed policy units"));
     let wrong = steer(&["set", "w", "-i", "a1", "--cgroup", "x"])?;
     ensure!(wrong.code == 2 && wrong.stderr.contains("--cgroup x: it does not start with /"), "{wrong:?}");
     ensure!(steer(&["remove", "a b/c"])?.code == 0);

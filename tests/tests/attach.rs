@@ -104,13 +104,13 @@ fn off_removes_everything() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "--interface", "a1"])?;
     bed.succeed(&["attach", other.path(), "--interface", "a0"])?;
     let said = bed.succeed(&["off"])?;
-    for expected in [format!("detached {}\n", bed.cgroup.path()), format!("detached {}\n", other.path())] {
+    for expected in [format!("  {} (a1)\n", bed.cgroup.path()), format!("  {} (a0)\n", other.path())] {
         ensure!(said.contains(&expected), "{said}");
     }
-    ensure!(said.contains("2 cgroups detached"), "{said}");
+    ensure!(said.contains("The next daemon steers 2 of them again") && said.lines().count() == 4, "{said}");
     ensure!(!bed.pins.exists(), "something is left");
     bed.check_unsteered(Some(&bed.cgroup))?;
-    ensure!(bed.succeed(&["off", "--forget"])?.contains("nothing to remove"));
+    ensure!(bed.succeed(&["off", "--forget"])?.contains("nothing was steered"));
     ensure!(bed.succeed(&["status"])?.contains("nothing is steered"));
     Ok(())
 }
@@ -122,8 +122,10 @@ fn a_daemon_steers_again_what_off_has_released() -> Outcome {
         bed.succeed(&["attach", cgroup.path(), "--interface", link])?;
     }
     let said = bed.succeed(&["off"])?;
-    let released = format!("released {} from policy a1; the next daemon steers it again", bed.cgroup.path());
-    ensure!(said.contains(&released), "{said}");
+    ensure!(
+        said.contains(&format!("{} (a1)", bed.cgroup.path())) && said.contains("The next daemon steers 2"),
+        "{said}"
+    );
     // It can be repeated, and keeps what it has released before.
     bed.succeed(&["off"])?;
     let says_so = |cgroup: &Cgroup| -> anyhow::Result<bool> {

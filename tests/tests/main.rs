@@ -47,6 +47,7 @@ mod uplink_health;
 mod uplinks;
 mod vrf;
 mod wireguard;
+mod words;
 
 type Test = (&'static str, fn() -> Outcome);
 
@@ -74,6 +75,7 @@ fn main() {
         ("uplinks", uplinks::TESTS),
         ("vrf", vrf::TESTS),
         ("wireguard", wireguard::TESTS),
+        ("words", words::TESTS),
         ("instance", instance::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("refusals", refusals::TESTS),

@@ -122,7 +122,7 @@ fn leaves_nothing_behind() -> Outcome {
     let guest = machine.cgroup("guest")?;
     machine.write("/etc/steer/steer.toml", CONFIG)?;
     machine.succeed(&["systemctl", "reload", "steer"])?;
-    machine.succeed(&["steer", "unit", "other", "--policy", "second"])?;
+    machine.succeed(&["steer", "unit", "other", "--policy", "second", "--force"])?;
     bed.check_steered(&guest, 1)?;
 
     dpkg(&machine, &["--remove", "steer"])?;

@@ -66,7 +66,7 @@ fn check_needs_no_privilege() -> Outcome {
     ensure!(checked.stdout.ends_with("default dns: none\ndefault local: host, lan\n"), "{checked:?}");
     let checked = output(command.arg("--json"))?;
     let said: serde_json::Value = serde_json::from_str(&checked.stdout)?;
-    let expected = serde_json::json!({ "files": [bed.config_file()], "policies": 1, "problems": [],
+    let expected = serde_json::json!({ "files": [bed.config_file()], "policies": 1, "problems": [], "warnings": [],
                                        "defaults": { "dns": [], "local": ["host", "lan"] } });
     ensure!(checked.code == 0 && said == expected, "{checked:?}");
     Ok(())
@@ -117,7 +117,7 @@ fn output_that_takes_no_more() -> Outcome {
         &["explain", cgroup],
         &["doctor"],
         &["top", "--count", "1", "--interval", "0.1"],
-        &["unit", "x", "--policy", "p", "--stdout"],
+        &["unit", "x", "--policy", "p", "--stdout", "--force"],
         &["policy", "set", "q", "-i", "a1", "--cgroup", "/q", "--config", &config],
         &["policy", "remove", "none", "--config", &config],
         &["off"],
@@ -150,7 +150,9 @@ fn the_root_cgroup() -> Outcome {
 
 fn no_such_cgroup() -> Outcome {
     let bed = Bed::new("refuse-cgroup")?;
-    for (path, expected) in [("/no/such", "there is no cgroup /no/such"), ("relative", "not a cgroup path")] {
+    for (path, expected) in
+        [("/no/such", "there is no cgroup /no/such"), ("relative", "there is no unit relative.service")]
+    {
         let refused = bed.run(&["attach", path, "-i", "a1"])?;
         ensure!(refused.code == 1 && refused.stderr.contains(expected), "{refused:?}");
     }
@@ -265,8 +267,25 @@ fn a_drop_in_of_somebody_else() -> Outcome {
     let bed = Bed::new("refuse-drop-in")?;
     let directory = bed.directory.to_string_lossy().into_owned();
     let unit = |arguments: &[&str]| bed.run(&[&["unit", "x", "--dir", &directory], arguments].concat());
+    for (arguments, why) in [
+        (&["--interface", "a1"] as &[&str], "there is no unit x.service"),
+        (&["--policy", "p"], "there is no unit x.service"),
+    ] {
+        let refused = unit(arguments)?;
+        ensure!(refused.code == 1 && refused.stderr.contains(why), "{arguments:?}: {refused:?}");
+    }
+    std::fs::write(bed.directory.join("x.service"), "[Service]\n")?;
+    for (arguments, why) in [
+        (&["--interface", "a7"] as &[&str], "no interface \"a7\""),
+        (&["--uplink", "u"], "there is no [[uplink]] \"u\""),
+        (&["--policy", "p"], "there is no policy p; the service would not start (--force"),
+    ] {
+        let refused = unit(arguments)?;
+        ensure!(refused.code == 1 && refused.stderr.contains(why), "{arguments:?}: {refused:?}");
+    }
+    ensure!(!bed.directory.join("x.service.d").exists());
     // It writes and removes its own drop-in any number of times.
-    for arguments in [&["--policy", "p"] as &[&str], &["--interface", "a1"], &["--remove"], &["--remove"]] {
+    for arguments in [&["--policy", "p", "--force"] as &[&str], &["--interface", "a1"], &["--remove"], &["--remove"]] {
         let done = unit(arguments)?;
         ensure!(done.code == 0, "{arguments:?}: {done:?}");
     }
@@ -274,7 +293,7 @@ fn a_drop_in_of_somebody_else() -> Outcome {
     ensure!(!drop_ins.exists(), "the directory is left");
     std::fs::create_dir(&drop_ins)?;
     std::fs::write(drop_ins.join("50-steer.conf"), "[Service]\n")?;
-    for arguments in [&["--policy", "p"] as &[&str], &["--remove"]] {
+    for arguments in [&["--interface", "a1"] as &[&str], &["--remove"]] {
         let refused = unit(arguments)?;
         ensure!(refused.code == 1 && refused.stderr.contains("not written by `steer unit`"), "{refused:?}");
     }

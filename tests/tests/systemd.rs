@@ -338,7 +338,9 @@ fn a_unit_without_its_uplink_does_not_start() -> Outcome {
     for (arguments, reason) in
         [(["--interface", "a1"], "no interface \"a1\""), (["--policy", "third"], "no policy \"third\" in force")]
     {
-        drop_in(&machine, &arguments)?;
+        let refused = machine.run(&[&["steer", "unit", "client"], &arguments as &[&str]].concat())?;
+        ensure!(refused.code == 1 && refused.stderr.contains("--force"), "{refused:?}");
+        drop_in(&machine, &[&arguments as &[&str], &["--force"]].concat())?;
         ensure!(machine.run(&["systemctl", "start", "client"])?.code != 0);
         ensure!(machine.property("client", "ActiveState")? == "failed");
         let journal = machine.journal()?;

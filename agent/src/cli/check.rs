@@ -6,20 +6,27 @@ use serde::Serialize;
 
 use super::output::say;
 use crate::{
-    host::policy_files,
+    host::policy_files::{self, Store},
     model::{
-        config::Problem,
+        config::{Config, Problem},
+        quote::shown,
         spec::{NOTHING, PolicySpec},
     },
+    observe::doubts::{self, Doubt},
     run::instance::{CONFIG, Instance},
 };
 
 /// Arguments of `steer check`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit status: 0 if there are no mistakes, 1 if a file cannot be read, 2 if there are mistakes.")]
+#[command(
+    after_help = "A name that this host does not know, such as that of a unit, is a warning. Exit status: 0 if there are no mistakes, 1 if a file cannot be read, 2 if there are mistakes."
+)]
 pub(super) struct Args {
-    /// The configuration file
-    #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
+    /// The configuration file [default: /etc/steer/steer.toml]
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    /// The same, as with other commands
+    #[arg(long, short, value_name = "FILE", default_value = CONFIG, hide_default_value = true)]
     config: PathBuf,
     /// Print JSON, including the mistakes
     #[arg(long)]
@@ -37,10 +44,12 @@ struct Output {
     defaults: Option<PolicySpec>,
     /// The mistakes.
     problems: Vec<Problem>,
+    /// Names that this host does not know.
+    warnings: Vec<Doubt>,
 }
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
-    let store = instance.store(&args.config);
+    let store = instance.store(args.file.as_ref().unwrap_or(&args.config));
     let read = store.read();
     if args.json {
         let (config, problems) = match read {
@@ -50,11 +59,18 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         };
         let code = if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) };
         let policies = config.as_ref().map(|config| config.policies.len());
+        let warnings = config.as_ref().map(doubts::doubts).unwrap_or_default();
         let defaults = config.map(|config| config.defaults);
-        say!("{}", serde_json::to_string_pretty(&Output { files: store.files()?, policies, defaults, problems })?)?;
+        let output = Output { files: store.files()?, policies, defaults, problems, warnings };
+        say!("{}", serde_json::to_string_pretty(&output)?)?;
         return Ok(code);
     }
-    let config = read?;
+    report(&store, &read?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what is in the files, which have no mistakes.
+pub(super) fn report(store: &Store, config: &Config) -> anyhow::Result<()> {
     let count = config.policies.len();
     for file in store.files()? {
         say!("{}: no mistakes", file.display())?;
@@ -64,5 +80,8 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         let texts = if texts.is_empty() { NOTHING.to_owned() } else { texts.join(", ") };
         say!("default {}: {texts}", key.name)?;
     }
-    Ok(ExitCode::SUCCESS)
+    for doubt in doubts::doubts(config) {
+        say!("warning: {}", shown(&doubt.to_string()))?;
+    }
+    Ok(())
 }

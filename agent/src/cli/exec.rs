@@ -16,7 +16,10 @@ use anyhow::Context as _;
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 
-use super::target::{By, groups, links, marks};
+use super::{
+    identity::Identity,
+    target::{By, groups, links, marks},
+};
 use crate::{
     apply::{
         manual::{self, Wanted},
@@ -45,6 +48,9 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     by: By,
+    /// Run the command as this user, by name or id; without PAM, and with HOME, USER, LOGNAME and SHELL of the user
+    #[arg(long, short, value_name = "USER")]
+    user: Option<String>,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -78,11 +84,19 @@ impl Failed {
 }
 
 pub(super) fn run(args: Args, pins: &PinDirectory, callers_umask: Mode) -> anyhow::Result<ExitCode> {
+    let user = args.user.as_deref().map(Identity::find).transpose().map_err(Failed::Steer)?;
     prepare(args.by, pins).map_err(Failed::Steer)?;
-    let mut command = args.command.into_iter();
-    let program = command.next().unwrap_or_default();
+    let mut words = args.command.into_iter();
+    let program = words.next().unwrap_or_default();
     umask(callers_umask);
-    let source = Command::new(&program).args(command).exec();
+    let mut command = Command::new(&program);
+    command.args(words);
+    if let Some(user) = &user {
+        user.set_variables(&mut command);
+        // Descriptors of root are not for the user.
+        close_on_exec().context("close the descriptors").and_then(|()| user.become_it()).map_err(Failed::Steer)?;
+    }
+    let source = command.exec();
     Err(Failed::Command { command: program, source }.into())
 }
 
@@ -117,7 +131,7 @@ fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
 }
 
 /// Attaches the policy. Returns whether the command needs a seccomp filter.
-fn attach(
+pub(super) fn attach(
     hierarchy: &Hierarchy,
     pins: &Pins,
     scope: &Scope,
@@ -132,7 +146,7 @@ fn attach(
 }
 
 /// Starts the keeper in its own session. It moves out of the caller's cgroup if that has an owner. Returns the descriptor whose end the keeper waits for.
-fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
+pub(super) fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
     let (reader, writer) = io::pipe()?;
     let (reader_fd, lock_fd) = (reader.as_raw_fd(), scope.lock_fd());
     let inherited = [Some(reader_fd), Some(lock_fd), pins.anchor()];
@@ -176,6 +190,15 @@ fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
     let status = keeper.status()?;
     anyhow::ensure!(status.success(), "start the keeper: {status}");
     Ok(writer)
+}
+
+/// Lets the command inherit the standard descriptors only.
+fn close_on_exec() -> io::Result<()> {
+    for fd in open_descriptors()? {
+        // SAFETY: no pointers. A descriptor that has been closed is none to inherit.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
 }
 
 /// All descriptors of this process except the standard ones.

@@ -9,7 +9,7 @@ use super::{
     output::{Unwritten, say},
 };
 use crate::{
-    host::{capability::require_privilege, cgroup::Hierarchy},
+    host::{capability::require_privilege, cgroup::Hierarchy, meant},
     model::{quote::shown, uplink::health::State},
     observe::explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Members, Options, Packet, Route, Target},
     run::instance::{CONFIG, Instance},
@@ -18,8 +18,7 @@ use crate::{
 /// Arguments of `steer explain`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Process id or cgroup. A cgroup is its path from the root of the hierarchy, or its directory
-    #[arg(value_name = "PID|CGROUP")]
+    #[arg(value_name = "TARGET", help = meant::HELP)]
     target: String,
     /// Address to explain a packet to, this host and its networks included; nothing is sent there
     #[arg(long, value_name = "ADDRESS")]

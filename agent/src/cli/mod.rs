@@ -1,6 +1,7 @@
 //! The command line: one file per command, each an `Args` and a `run`.
 
 mod attach;
+mod changes;
 mod check;
 mod completions;
 mod daemon;
@@ -10,14 +11,17 @@ mod events;
 mod exec;
 mod explain;
 mod hook;
+mod identity;
 mod interfaces;
 mod keep;
 pub mod log_lines;
 mod off;
+mod only;
 mod output;
 mod policy;
 mod reload;
 mod status;
+mod status_text;
 mod target;
 mod top;
 mod unit;
@@ -124,7 +128,7 @@ impl Cli {
             Command::Check(args) => check::run(&args, &instance),
             Command::Attach(args) => attach::run(&args, pins),
             Command::Detach(args) => detach::run(&args, &instance),
-            Command::Unit(args) => unit::run(&args, pins),
+            Command::Unit(args) => unit::run(&args, &instance),
             Command::Completions(args) => completions::run(&args),
             Command::Reload => reload::run(&instance),
             Command::Off(args) => off::run(&args, &instance),

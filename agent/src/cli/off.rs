@@ -1,7 +1,7 @@
 //! `steer off`: end all steering.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::Path,
     process::{Command, ExitCode, Stdio},
@@ -20,7 +20,8 @@ use crate::{
         capability::require_privilege,
         cgroup::{Hierarchy, scope},
     },
-    kernel::{self, Pins, Removed},
+    kernel::{self, Datapath, Pins, Removed},
+    model::quote::shown,
     run::instance::Instance,
 };
 
@@ -50,6 +51,8 @@ struct Output<'a> {
 
 /// The packaged units.
 const UNITS: [&str; 2] = ["steer.service", "steer-nri.service"];
+/// How many cgroups are listed.
+const MOST: usize = 10;
 /// How long the daemon may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -69,11 +72,10 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         (Some(pins), Ok(hierarchy)) => released::lingering(pins, hierarchy).unwrap_or_default(),
         _ => BTreeSet::new(),
     };
+    let policies = pins.as_ref().map_or_else(|| Ok(BTreeMap::new()), policies).unwrap_or_default();
     let mut removed = pins.as_ref().map_or_else(|| Ok(Removed::default()), remove_pins)?;
-    let mut routes = 0;
     if let Some(pins) = &pins {
-        let (number, errors) = routes::remove(pins);
-        routes = number;
+        let (_, errors) = routes::remove(pins);
         removed.errors.extend(errors);
     }
     let released = released.map_err(|error| error.to_string()).and_then(|new| {
@@ -104,39 +106,50 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             })?
         )?;
     } else if removed == Removed::default() {
-        say!("steer is off: there was nothing to remove")?;
+        say!("steer is off; nothing was steered")?;
     } else {
-        for id in &removed.cgroups {
-            say!("detached {}", name(*id))?;
+        let listed = if removed.cgroups.is_empty() { " nothing" } else { "" };
+        say!("steer is off; no longer steered:{listed}")?;
+        let is_there = |id: &&u64| !lingering.contains(id);
+        for id in removed.cgroups.iter().filter(is_there).take(MOST) {
+            let policy = policies.get(id).map(|policy| format!(" ({})", shown(policy))).unwrap_or_default();
+            say!("  {}{policy}", name(*id))?;
         }
-        for released in &released {
-            say!(
-                "released {} from policy {}; the next daemon steers it again, unless you run `{} off --forget`",
-                name(released.cgroup),
-                released.policy,
-                instance.command()
-            )?;
+        let more = removed.cgroups.iter().filter(is_there).count().saturating_sub(MOST);
+        if more > 0 {
+            say!("  and {more} more (`--json` lists all)")?;
         }
         if !lingering.is_empty() {
-            say!("sockets of {} removed cgroups are released, for good", lingering.len())?;
+            say!("  sockets of {} removed cgroups", lingering.len())?;
         }
-        for pin in &removed.pins {
-            say!("removed {pin}")?;
-        }
-        if routes > 0 {
-            say!("removed {routes} rules and routes")?;
-        }
-        say!("steer is off: {} cgroups detached, {} pins removed", removed.cgroups.len(), removed.pins.len())?;
     }
     if !args.json {
+        if !released.is_empty() {
+            let command = instance.command();
+            let count = released.len();
+            say!(
+                "The next daemon steers {count} of them again: `{command} off --forget` prevents that"
+            )?;
+        }
         for unit in &units {
-            say!("{unit} is enabled, so it steers again when it starts; `systemctl disable {unit}` prevents that")?;
+            say!("{unit} is enabled and steers again at the next boot: `systemctl disable {unit}` prevents that")?;
         }
     }
     for error in &removed.errors {
         note(error);
     }
     Ok(if removed.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The name of the policy of each attached cgroup.
+fn policies(pins: &Pins) -> Result<BTreeMap<u64, String>, kernel::Error> {
+    let Some(datapath) = Datapath::open(pins)? else { return Ok(BTreeMap::new()) };
+    let policies = datapath.policies()?;
+    let attached = datapath.attachments()?.into_iter().filter_map(|attachment| {
+        let policy = policies.iter().find(|entry| entry.slot == attachment.record.policy)?;
+        Some((attachment.cgroup_id, policy.name()))
+    });
+    Ok(attached.collect())
 }
 
 /// What was released before and now, of cgroups that exist.

@@ -1,20 +1,24 @@
 //! `steer policy`: the kept policies, through the daemon if it runs, or else in their files.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{borrow::Cow, path::PathBuf, process::ExitCode};
 
+use anyhow::{Context as _, bail, ensure};
 use comfy_table::{Table, presets};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
-    block_on,
+    block_on, changes,
     output::{note, say},
     target::{option, spec},
 };
 use crate::{
     host::policy_files::{Kept, Store},
-    model::spec::{KEYS, Key, PolicySpec},
+    model::{
+        quote::shown,
+        spec::{KEYS, Named, Pattern, PolicySpec},
+    },
     run::{
-        api::{PolicyDocument, PolicyRequest, client::Client},
+        api::{Health, PolicyDocument, PolicyRequest, client::Client},
         instance::{CONFIG, Instance},
     },
 };
@@ -40,9 +44,11 @@ enum Action {
         #[command(flatten)]
         output: Output,
     },
-    /// Keep a policy, which may replace one of this name; a daemon applies it at once
+    /// Keep a new policy, or change the named keys of one; a daemon applies it at once
+    #[command(alias = "add")]
     Set(Set),
     /// Remove a policy
+    #[command(aliases = ["rm", "delete"])]
     Remove {
         /// Its name
         name: String,
@@ -57,14 +63,22 @@ struct Output {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "A policy that exists keeps the keys that are not named. A list is replaced as a whole. A new policy needs --interface or \
+                  --uplink, and a --unit, --user-unit, --user or --cgroup; `--cgroup none` is for a policy that only containers and `steer \
+                  attach` use."
+)]
 struct Set {
     /// Its name
     name: String,
     #[command(flatten)]
     keys: Keys,
-    /// Remove it at the next boot
+    /// Keep it until the next boot only
     #[arg(long)]
     runtime: bool,
+    /// Keep it longer than that [default for a new policy]
+    #[arg(long, conflicts_with = "runtime")]
+    permanent: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -75,8 +89,7 @@ struct Keys(PolicySpec);
 
 impl clap::Args for Keys {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let required = |key: &Key| ["interface", "cgroups"].contains(&key.name);
-        command.args(KEYS.iter().map(|key| option(key).required(required(key))))
+        command.args(KEYS.iter().map(option))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -106,19 +119,57 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
             Action::List(output) => print_all(&keeper.list().await?, &output),
             Action::Show { name, output } => print_all(&[keeper.show(&name).await?], &output),
             Action::Set(set) => {
-                let policy = PolicyRequest { policy: set.keys.0, runtime: set.runtime };
-                print_all(&[keeper.put(&set.name, &policy).await?], &set.output)?;
+                let before = keeper.list().await?.into_iter().find(|policy| policy.name == set.name);
+                let files = keeper.store(instance).await?;
+                let policy = request(&set, before.as_ref(), &files)?;
+                let now = keeper.put(&set.name, &policy).await?;
+                if set.output.json {
+                    print_all(&[now], &set.output)?;
+                } else {
+                    changes::print(before.as_ref(), &now)?;
+                }
                 keeper.warn_without_daemon();
                 Ok(())
             }
             Action::Remove { name } => {
                 keeper.remove(&name).await?;
+                say!("removed policy {}", shown(&name))?;
                 keeper.warn_without_daemon();
                 Ok(())
             }
         }
     })??;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What to keep: the named keys, and for the others those that the policy's file has.
+fn request(set: &Set, before: Option<&PolicyDocument>, store: &Store) -> anyhow::Result<PolicyRequest> {
+    let mut policy = set.keys.0.clone();
+    if let Some(before) = before.filter(|before| before.kept == Kept::File) {
+        bail!("policy {:?} is in {}: edit that file instead", set.name, before.file);
+    }
+    let before = store.written(&set.name)?;
+    if let Some((_, text)) = &before {
+        let mut written =
+            PolicyRequest::from_toml(text).with_context(|| format!("the file of policy {:?}", set.name))?;
+        if policy.named_uplink().is_some() {
+            (written.interface, written.uplink) = (None, None);
+        }
+        policy.fill_from(written);
+    }
+    let is_new = before.is_none();
+    ensure!(
+        policy.named_uplink().is_some() || !is_new,
+        "policy {:?} is new: it needs --interface or --uplink",
+        set.name
+    );
+    ensure!(
+        policy.names_cgroups() || !is_new,
+        "policy {:?} is new: it needs --unit, --user-unit, --user or --cgroup (`--cgroup none` if only containers or `steer attach` use it)",
+        set.name
+    );
+    let was_runtime = before.is_some_and(|(kept, _)| kept == Kept::Runtime);
+    Ok(PolicyRequest { policy, runtime: set.runtime || was_runtime && !set.permanent })
 }
 
 /// Where policies are kept: by the daemon, or in files.
@@ -128,6 +179,17 @@ enum Keeper<'a> {
 }
 
 impl Keeper<'_> {
+    /// The files in which the policies are.
+    async fn store(&self, instance: &Instance) -> anyhow::Result<Cow<'_, Store>> {
+        Ok(match self {
+            Self::Daemon(daemon) => {
+                let health = daemon.get::<Health>("/v1/health").await?;
+                Cow::Owned(instance.store(health.config.as_ref()))
+            }
+            Self::Files(store) => Cow::Borrowed(store),
+        })
+    }
+
     async fn list(&self) -> anyhow::Result<Vec<PolicyDocument>> {
         match self {
             Self::Daemon(daemon) => Ok(daemon.get("/v1/policies").await?),
@@ -175,6 +237,19 @@ fn show_kept(store: &Store, name: &str) -> anyhow::Result<PolicyDocument> {
     Ok(PolicyDocument::new(kept, store.kept(kept)))
 }
 
+/// What a policy names, in one column.
+fn applies_to(policy: &PolicySpec) -> String {
+    let text = |pattern: &Pattern| {
+        let name = shown(pattern.as_str());
+        match pattern.named() {
+            Named::User => format!("user:{name}"),
+            Named::UserUnit => format!("{name} of users"),
+            Named::Unit | Named::Cgroup => name.to_string(),
+        }
+    };
+    policy.patterns().map(text).collect::<Vec<_>>().join("\n")
+}
+
 /// The path of a policy in the API, percent-encoded by RFC 3986.
 fn resource(name: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -198,7 +273,7 @@ fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()>
         "LOCAL",
         "EXCEPT",
         "KEPT IN",
-        "CGROUPS",
+        "APPLIES TO",
     ]);
     for policy in policies {
         let kept = match policy.kept {
@@ -216,7 +291,7 @@ fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()>
             value("local"),
             value("except"),
             kept,
-            value("cgroups"),
+            applies_to(&policy.policy),
         ]);
     }
     say!("{table}")?;

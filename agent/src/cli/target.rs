@@ -20,7 +20,7 @@ use crate::{
     model::{
         config::{self, Source},
         mark::MarkMask,
-        spec::{Enforce, KEYS, Key, NOTHING, PolicySpec, Uplink},
+        spec::{Enforce, KEYS, Key, NOTHING, Named, PolicySpec, Uplink},
         uplink::group::Group,
     },
 };
@@ -42,7 +42,7 @@ const GROUP: &str = "By";
 
 /// The keys that are options of commands which steer at once.
 fn keys() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().filter(|key| !["cgroups", "parent"].contains(&key.name))
+    KEYS.iter().filter(|key| key.name != "parent" && !Named::is_key(key.name))
 }
 
 /// A key as an option of a command.
@@ -57,7 +57,7 @@ pub(super) fn option(key: &'static Key) -> Arg {
     let option = Arg::new(key.name).long(key.option).value_name(key.placeholder).help(help);
     let option = if key.is_list { option.action(ArgAction::Append) } else { option };
     // A glob may have commas.
-    let option = if key.is_list && key.name != "cgroups" { option.value_delimiter(',') } else { option };
+    let option = if key.is_list && !Named::is_key(key.name) { option.value_delimiter(',') } else { option };
     let option = if key.name == "interface" { option.short('i') } else { option };
     let mut words = (key.words)();
     if words.is_empty() {
@@ -194,6 +194,18 @@ impl By {
     /// Whether the target is a policy.
     pub(super) fn is_policy(&self) -> bool {
         matches!(self, Self::Policy(_))
+    }
+
+    /// Fails if the interface or the group of uplinks does not exist.
+    pub(super) fn require(&self, links: &Table, groups: &[Group]) -> anyhow::Result<()> {
+        let Self::Interface(spec) = self else { return Ok(()) };
+        match spec.named_uplink() {
+            Some(Uplink::Interface(name)) => Ok(links.require(&name).map(drop)?),
+            Some(Uplink::Group(name)) if groups.iter().all(|group| group.name != name) => {
+                bail!("there is no [[uplink]] {:?} in the configuration", name.as_str())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The resolved target. It looks up the interface before anything is changed.

@@ -1,6 +1,7 @@
 //! `steer unit`: steer a service from its first socket on, by a drop-in of its unit.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
@@ -8,15 +9,24 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
+use steer_common::Owner;
+
 use super::{
     output::{self, say},
-    target::By,
+    target::{By, groups, links},
 };
 use crate::{
-    host::file::replace,
-    kernel,
-    model::drop_in::{self, Service},
-    run::instance::{CONFIG, PIN_DIRECTORY, PinDirectory},
+    host::{
+        file::replace,
+        units::{self, Manager},
+    },
+    kernel::{self, Datapath, PolicyEntry},
+    model::{
+        drop_in::{self, Service},
+        quote::{quoted, shown},
+        similar::nearest,
+    },
+    run::instance::{CONFIG, Instance, PIN_DIRECTORY, PinDirectory},
 };
 
 /// Arguments of `steer unit`.
@@ -41,16 +51,24 @@ pub(super) struct Args {
     /// Print the drop-in instead of writing it
     #[arg(long)]
     stdout: bool,
+    /// Write it although the unit, the policy or the interface does not exist yet
+    #[arg(long)]
+    force: bool,
     /// Directory of units
     #[arg(long, value_name = "DIR", default_value = "/etc/systemd/system")]
     dir: PathBuf,
 }
 
-pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let pins = &instance.pins;
     let file = args.dir.join(args.service.file());
     if args.remove {
         remove(&file)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if !args.force {
+        require_unit(args)?;
+        require_uplink(&args.by, instance)?;
     }
     let restriction = restriction(args, pins)?;
     let is_restricted = matches!(restriction, Restriction::Set);
@@ -64,9 +82,46 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     } else {
         write(&file, &text)?;
         say!("wrote {}", file.display())?;
-        say!("{} is steered from its next start on; run `systemctl daemon-reload` first", args.service.name())?;
+        let name = args.service.name();
+        say!(
+            "{name} is steered from its next start on: systemctl daemon-reload && systemctl restart {}",
+            quoted(name)
+        )?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn require_unit(args: &Args) -> anyhow::Result<()> {
+    let name = args.service.name();
+    if args.dir.join(name).exists() || units::exists(&name.replace("@.", "@steer.")) {
+        return Ok(());
+    }
+    let perhaps = nearest(name, units::files(Manager::System)).map(|name| format!("; perhaps {name}"));
+    bail!("there is no unit {name}{} (--force writes the drop-in anyway)", perhaps.unwrap_or_default())
+}
+
+/// Fails if the service could not start.
+fn require_uplink(by: &By, instance: &Instance) -> anyhow::Result<()> {
+    let By::Policy(name) = by else {
+        let groups = groups(CONFIG.as_ref())?;
+        return by
+            .require(&links()?, &groups)
+            .context("the service would not start (--force writes the drop-in anyway)");
+    };
+    let datapath = instance.pins.to_look()?.as_ref().map(Datapath::open).transpose()?.flatten();
+    let in_force = datapath.map(|datapath| datapath.policies()).transpose()?.unwrap_or_default();
+    let in_force = in_force.iter().filter(|entry| entry.is_owned_by(Owner::Config)).map(PolicyEntry::name);
+    let configured = instance.store(CONFIG.as_ref()).read().unwrap_or_default().policies;
+    let known: BTreeSet<_> = in_force.chain(configured.into_iter().map(|policy| policy.name)).collect();
+    if known.contains(name) {
+        return Ok(());
+    }
+    let perhaps = nearest(name, known.clone()).map(|name| format!("; perhaps {}", shown(&name)));
+    bail!(
+        "there is no policy {}{}; the service would not start (--force writes the drop-in anyway)",
+        shown(name),
+        perhaps.unwrap_or_default()
+    )
 }
 
 /// Whether the drop-in refuses sockets past the IP stack by settings of systemd.

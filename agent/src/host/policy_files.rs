@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use utoipa::ToSchema;
 
-use super::file;
+use super::{account, file};
 use crate::model::config::{self, Config, Problems, Source};
 
 /// Where a policy is kept.
@@ -121,9 +121,12 @@ impl Store {
         Ok([self.file.clone()].into_iter().chain(stored).chain(runtime.iter().cloned()).collect())
     }
 
-    /// Reads and parses all files.
+    /// Reads and parses all files, and looks up the names in them.
     pub fn read(&self) -> Result<Config, Error> {
-        Ok(config::parse_all(&self.sources()?)?)
+        let mut config = config::parse_all(&self.sources()?)?;
+        let known = account::known(config.patterns());
+        config.resolve(&known);
+        Ok(config)
     }
 
     fn sources(&self) -> Result<Vec<Source>, Error> {
@@ -146,6 +149,19 @@ impl Store {
             Some(parent) if parent == self.runtime => Kept::Runtime,
             _ => Kept::File,
         }
+    }
+
+    /// The text of the file of a policy, and where it is; `None` if it has no file of its own.
+    pub fn written(&self, name: &str) -> Result<Option<(Kept, String)>, Error> {
+        for kept in [Kept::Runtime, Kept::Stored] {
+            let path = self.path(name, kept);
+            match fs::read_to_string(&path) {
+                Ok(text) => return Ok(Some((kept, text))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::File { action: "read", path, source }),
+            }
+        }
+        Ok(None)
     }
 
     /// Stores a policy, given as the text of a file with only this policy. Replaces a policy of the same name. Returns whether
@@ -296,6 +312,9 @@ mod tests {
         assert!(matches!(store.remove("b"), Err(Error::Missing { .. })));
         assert!(!store.put("a", &text("a", "/c"), Kept::Runtime).expect("changed"));
         assert!(!directory.join("policies.d/a.toml").exists());
+        let written = store.written("a").expect("readable").expect("there");
+        assert_eq!(written, (Kept::Runtime, text("a", "/c")));
+        assert_eq!(store.written("written").expect("readable"), None, "in the configuration file");
         store.remove("a").expect("there");
         assert_eq!(store.read().expect("valid").policies.len(), 1);
         fs::remove_dir_all(directory).expect("removable");

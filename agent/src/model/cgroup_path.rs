@@ -13,6 +13,16 @@ use super::quote::shown;
 )]
 pub struct InvalidPath(String);
 
+/// The path without the directory where systemd mounts the hierarchy, which people write before it.
+pub fn below_mount(text: &str) -> &str {
+    let below = |mount| text.strip_prefix(mount).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    match below("/sys/fs/cgroup/unified").or_else(|| below("/sys/fs/cgroup")) {
+        Some("") => "/",
+        Some(rest) => rest,
+        None => text,
+    }
+}
+
 /// An absolute, normalised path from the root of the hierarchy: `/` or `/a/b`, without `.`, `..` or empty parts.
 #[derive(
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize, serde::Serialize, utoipa::ToSchema,
@@ -126,7 +136,7 @@ impl fmt::Display for CgroupPath {
 
 #[cfg(test)]
 mod tests {
-    use super::CgroupPath;
+    use super::{CgroupPath, below_mount};
 
     fn path(text: &str) -> CgroupPath {
         text.parse().expect("a path")
@@ -139,6 +149,18 @@ mod tests {
         }
         for text in ["", "a", "/a/../b", "/./a"] {
             assert!(text.parse::<CgroupPath>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_usual_mount_is_no_part_of_it() {
+        for (text, want) in [
+            ("/sys/fs/cgroup", "/"),
+            ("/sys/fs/cgroup/unified/a", "/a"),
+            ("/sys/fs/cgroup/unifieds/a", "/unifieds/a"),
+            ("/sys/fs/a", "/sys/fs/a"),
+        ] {
+            assert_eq!(below_mount(text), want, "{text}");
         }
     }
 

@@ -12,5 +12,7 @@ pub mod plan;
 pub mod policy;
 pub mod prefix;
 pub mod quote;
+pub mod similar;
 pub mod spec;
+pub mod unit_name;
 pub mod uplink;

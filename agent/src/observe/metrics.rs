@@ -172,6 +172,7 @@ mod tests {
             ifindex: None,
             members: Vec::new(),
             stale: None,
+            state: None,
             netns_cookie: Some(1),
             cgroups: Vec::new(),
             dns: Vec::new(),

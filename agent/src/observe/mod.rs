@@ -3,6 +3,7 @@
 //! **Invariant:** this layer only reads, except for the fixes of `steer doctor --fix`.
 
 pub mod doctor;
+pub mod doubts;
 pub mod elsewhere;
 pub mod events;
 pub mod explain;
@@ -10,6 +11,7 @@ mod hints;
 pub(crate) mod loose;
 pub mod metrics;
 mod schema;
+pub mod state;
 pub mod status;
 pub mod top;
 pub mod unsteered;

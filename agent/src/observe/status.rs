@@ -24,6 +24,7 @@ use crate::{
     },
     observe::{
         elsewhere::{self, Elsewhere},
+        state::{self, UplinkState},
         unsteered::{self, Unsteered},
     },
 };
@@ -31,6 +32,9 @@ use crate::{
 /// Everything `steer status` shows. The field names are stable.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Status {
+    /// What holds and what does not, in one line.
+    #[serde(default)]
+    pub verdict: String,
     /// Whether a daemon is running on this pin directory.
     pub daemon: bool,
     /// Policies, by name.
@@ -72,6 +76,9 @@ pub struct PolicyStatus {
     /// compares them.
     #[serde(default)]
     pub stale: Option<String>,
+    /// The state of the uplink, or the best one of the chosen members; absent for an exemption, and for what is closed by intention.
+    #[serde(default)]
+    pub state: Option<UplinkState>,
     /// Cookie of the network namespace that the index belongs to.
     pub netns_cookie: Option<u64>,
     /// The cgroups that it is attached to, by path.
@@ -106,6 +113,9 @@ pub struct MemberStatus {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub dns: Vec<IpAddr>,
+    /// The state of its link.
+    #[serde(default)]
+    pub state: UplinkState,
 }
 
 /// Where a policy comes from.
@@ -254,6 +264,14 @@ impl Status {
     }
 }
 
+/// Adds the state of the uplinks, and the verdict about all. Needs a tokio runtime.
+pub async fn judge(status: &mut Status, netns_cookie: u64) {
+    if let Err(error) = state::add(status, netns_cookie).await {
+        status.warnings.push(format!("the state of uplinks is unknown: {error}"));
+    }
+    status.verdict = status.verdict_line();
+}
+
 /// Adds what is not steered: processes in other network namespaces, and cgroups that the configuration names. For that, it reads
 /// the host's processes and cgroups, and the files. Files that cannot be read are a warning.
 pub fn add_unsteered(
@@ -347,6 +365,7 @@ fn members(entry: &PolicyEntry) -> Vec<MemberStatus> {
         ifindex: (uplink.line.ifindex > 0).then_some(uplink.line.ifindex),
         chosen: live >> uplink.member & 1 != 0,
         dns: uplink.resolvers,
+        state: UplinkState::Unknown,
     });
     members.collect()
 }
@@ -368,6 +387,7 @@ fn policy_status(
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
         members: members(entry),
         stale: None,
+        state: None,
         netns_cookie: steers.then_some(entry.record.netns_cookie),
         cgroups,
         dns: entry.resolvers(),

@@ -310,8 +310,10 @@ fn a_wrong_target() -> Outcome {
         ("4194305", "there is no process 4194305; `pgrep"),
         ("99999999999999999999", "there is no process 99999999999999999999"),
         ("0", "there is no process 0"),
-        ("curl", "neither the id of a process nor the path of a cgroup"),
-        ("", "neither the id of a process nor the path of a cgroup"),
+        ("curl", "there is no unit curl.service; `pgrep"),
+        ("", "is not a target: it is not the name of a unit; expected a unit like"),
+        ("user:steer-nobody", "there is no user steer-nobody"),
+        ("container:steer-none", "there is no running container steer-none"),
         ("/no/such", "there is no cgroup /no/such"),
         ("/a/../b", "not a cgroup path"),
     ] {

@@ -297,7 +297,7 @@ pub(super) fn while_it_stores_a_policy() -> Outcome {
 pub(super) fn while_it_writes_a_drop_in() -> Outcome {
     let bed = Bed::new("kill-unit")?;
     let directory = bed.directory.to_string_lossy().into_owned();
-    let unit = ["unit", "x", "--policy", "p", "--dir", &directory];
+    let unit = ["unit", "x", "--policy", "p", "--force", "--dir", &directory];
     let drop_in = bed.directory.join("x.service.d/50-steer.conf");
     for call in ["openat", "mkdir", "write", "fsync", "rename"] {
         for number in 1.. {

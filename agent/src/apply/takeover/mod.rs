@@ -24,6 +24,7 @@ use super::resolve;
 use crate::{
     host::{
         cgroup::{Found, Hierarchy},
+        process,
         sockets::{
             diag::{self, Diag, Protocol, Socket},
             holder::{self, Holder},
@@ -91,12 +92,47 @@ pub fn take_over(
             Err(error) => log::warn!("existing sockets of a cgroup (id {cgroup_id}) were not changed: {error}"),
         }
     }
-    if !claims.is_empty()
-        && let Err(error) = carry_out(&mut claims, hierarchy)
+    if !claims.is_empty() {
+        let claimed: BTreeMap<u64, usize> = claims
+            .iter()
+            .enumerate()
+            .flat_map(|(index, claim)| claim.cgroups.iter().map(move |cgroup| (cgroup.id, index)))
+            .collect();
+        if let Err(error) = carry_out(&mut claims, hierarchy, |socket| claimed.get(&socket.cgroup_id).copied()) {
+            log::warn!("existing sockets were not changed: {error}");
+        }
+    }
+    claims.into_iter().map(|claim| claim.done).collect()
+}
+
+/// The same as [`take_over`], for the sockets that processes made before they were moved into a cgroup. Returns also how many there are.
+/// They stay with the cgroup in which they were made: its policy holds them, if it has one.
+pub fn take_over_moved(
+    _lock: &Lock,
+    datapath: &Datapath,
+    hierarchy: &Hierarchy,
+    netns_cookie: u64,
+    cgroup_id: u64,
+    processes: &[u32],
+) -> Result<(usize, Option<TakenOver>), kernel::Error> {
+    let inodes = process::sockets(processes);
+    let is_older = |socket: &Socket| socket.cgroup_id != cgroup_id && inodes.contains(&socket.inode());
+    let older = Diag::open().map(|diag| {
+        let sockets = diag::KINDS.into_iter().filter_map(|kind| diag.list(kind).ok()).flatten();
+        sockets.filter(is_older).count()
+    });
+    let older = older.unwrap_or_else(|error| {
+        log::warn!("existing sockets cannot be listed: {error}");
+        0
+    });
+    let mut claims: Vec<_> = claim(datapath, hierarchy, netns_cookie, cgroup_id)?.into_iter().collect();
+    if older > 0
+        && !claims.is_empty()
+        && let Err(error) = carry_out(&mut claims, hierarchy, |socket| is_older(socket).then_some(0))
     {
         log::warn!("existing sockets were not changed: {error}");
     }
-    claims.into_iter().map(|claim| claim.done).collect()
+    Ok((older, claims.pop().map(|claim| claim.done)))
 }
 
 /// The same as [`take_over`], for all attachments to policies whose uplinks have changed.
@@ -142,13 +178,12 @@ fn claim(
     Ok(Some(Claim { existing, method, cgroups, done }))
 }
 
-/// Reads all sockets and processes once for all cgroups.
-fn carry_out(claims: &mut [Claim], hierarchy: &Hierarchy) -> io::Result<()> {
-    let claimed: BTreeMap<u64, usize> = claims
-        .iter()
-        .enumerate()
-        .flat_map(|(index, claim)| claim.cgroups.iter().map(move |cgroup| (cgroup.id, index)))
-        .collect();
+/// Reads all sockets and processes once for all cgroups. `claimed` returns the claim to a socket.
+fn carry_out(
+    claims: &mut [Claim],
+    hierarchy: &Hierarchy,
+    claimed: impl Fn(&Socket) -> Option<usize>,
+) -> io::Result<()> {
     let (diag, host) = (Diag::open()?, read_host()?);
     let mut decided = Vec::new();
     for kind in diag::KINDS {
@@ -157,7 +192,7 @@ fn carry_out(claims: &mut [Claim], hierarchy: &Hierarchy) -> io::Result<()> {
             Vec::new()
         });
         for socket in sockets {
-            if let Some(&index) = claimed.get(&socket.cgroup_id)
+            if let Some(index) = claimed(&socket)
                 && let Some(action) = decision::decide(&socket, claims[index].existing, &claims[index].method, &host)
             {
                 decided.push((index, socket, action));

@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::Error;
-use crate::{host::mount::private_mount, model::cgroup_path::CgroupPath};
+use crate::{
+    host::mount::private_mount,
+    model::cgroup_path::{CgroupPath, below_mount},
+};
 
 /// A mounted cgroup2 hierarchy.
 #[derive(Debug)]
@@ -88,7 +91,7 @@ impl Hierarchy {
         let path: CgroupPath = text.parse()?;
         Ok(match Path::new(path.as_str()).strip_prefix(&self.root) {
             Ok(below) => format!("/{}", below.display()).parse()?,
-            Err(_) => path,
+            Err(_) => below_mount(path.as_str()).parse()?,
         })
     }
 

@@ -79,16 +79,32 @@ impl Scope {
         self.lock.as_raw_fd()
     }
 
+    /// Moves another process into it. False if the process has ended.
+    pub fn take(&self, hierarchy: &Hierarchy, pid: u32) -> Result<bool, Error> {
+        match self.write(&pid.to_string()) {
+            Ok(()) => Ok(true),
+            Err(nix::Error::ESRCH) => Ok(false),
+            Err(errno) => Err(self.failed(hierarchy, errno)),
+        }
+    }
+
+    fn write(&self, pid: &str) -> nix::Result<()> {
+        let procs = openat(self.cgroup.fd(), "cgroup.procs", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        nix::unistd::write(procs, pid.as_bytes()).map(drop)
+    }
+
+    fn failed(&self, hierarchy: &Hierarchy, errno: nix::Error) -> Error {
+        let file = hierarchy.directory(&self.cgroup.path).join("cgroup.procs");
+        match errno {
+            nix::Error::EOPNOTSUPP => Error::Threaded { file },
+            errno => Error::File { action: "enter", file, source: errno.into() },
+        }
+    }
+
     /// Moves the calling process into it, by its descriptor: a cgroup that another process put in its place is not entered.
     /// Fails if the process is elsewhere afterwards.
     pub fn enter(&self, hierarchy: &Hierarchy) -> Result<(), Error> {
-        let file = hierarchy.directory(&self.cgroup.path).join("cgroup.procs");
-        let opened = openat(self.cgroup.fd(), "cgroup.procs", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
-        match opened.and_then(|procs| nix::unistd::write(procs, b"0")) {
-            Err(nix::Error::EOPNOTSUPP) => return Err(Error::Threaded { file }),
-            Err(errno) => return Err(Error::File { action: "enter", file, source: errno.into() }),
-            Ok(_) => {}
-        }
+        self.write("0").map_err(|errno| self.failed(hierarchy, errno))?;
         let own = hierarchy.own()?;
         if hierarchy.id(&own)? == self.cgroup.id { Ok(()) } else { Err(Error::MovedAway { own }) }
     }

@@ -14,7 +14,7 @@ mod uplinks;
 
 use crate::model::{
     cgroup_path::CgroupPath,
-    spec::{Pattern, PolicySpec, Target, Uplink},
+    spec::{Known, Pattern, PolicySpec, Target, Uplink},
     uplink::group::Group,
 };
 
@@ -43,6 +43,18 @@ pub struct Config {
     pub files: Vec<String>,
 }
 
+impl Config {
+    /// What the policies name.
+    pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.policies.iter().flat_map(|policy| &policy.cgroups)
+    }
+
+    /// Adds what the host knows about users and units.
+    pub fn resolve(&mut self, known: &Known) {
+        self.policies.iter_mut().flat_map(|policy| &mut policy.cgroups).for_each(|pattern| pattern.resolve(known));
+    }
+}
+
 /// Name of the policy that keeps each `parent` closed, of policies and of `[containers]`.
 pub const UNCLASSIFIED: &str = "unclassified";
 
@@ -53,7 +65,7 @@ pub struct Policy {
     pub name: String,
     /// What it does.
     pub target: Target,
-    /// `cgroups`: where it applies.
+    /// `cgroups`, `units`, `user_units` and `users`: where it applies.
     pub cgroups: Vec<Pattern>,
     /// `parent`: a cgroup around them that is held closed.
     pub parent: Option<CgroupPath>,

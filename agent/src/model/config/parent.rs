@@ -7,7 +7,10 @@ use super::{
     parse::{Claims, Place},
     reader::Reader,
 };
-use crate::model::{cgroup_path::CgroupPath, spec::Pattern};
+use crate::model::{
+    cgroup_path::CgroupPath,
+    spec::{Named, Pattern},
+};
 
 impl Reader<'_> {
     /// Adds a cgroup to the policy that holds each `parent` closed.
@@ -22,7 +25,7 @@ impl Reader<'_> {
         let file = &self.source.file;
         let place = Place { file: file.clone(), index: 0, name: Some(UNCLASSIFIED.to_owned()) };
         let is_other = |first: &Place| first.name.as_deref() != Some(UNCLASSIFIED);
-        let held = claims.cgroups.insert(parent.as_str().to_owned(), place.clone());
+        let held = claims.cgroups.insert((Named::Cgroup.key(), parent.as_str().to_owned()), place.clone());
         let is_new = held.is_none();
         let position = policies.iter().position(Policy::is_closed);
         let named = claims.names.insert(UNCLASSIFIED.to_owned(), place).filter(|_| position.is_none());
@@ -63,7 +66,7 @@ mod tests {
         let patterns: Vec<_> = held.cgroups.iter().map(|pattern| pattern.as_str().trim_end_matches('/')).collect();
         assert_eq!(patterns, ["/k", "/s", "/t"]);
         for (text, want) in [
-            (policy("a", "/s", "/s"), "f.toml:5:10: policy[0].parent = \"/s\": none of `cgroups` is in it"),
+            (policy("a", "/s", "/s"), "f.toml:5:10: policy[0].parent = \"/s\": nothing that the policy names is in it"),
             (policy("a", "/s/a", "/"), "f.toml:5:10: policy[0].parent = \"/\": it is the root cgroup"),
             (policy("a", "/s/a", "/*"), "f.toml:5:10: policy[0].parent = \"/*\": expected the path of one cgroup"),
             (

@@ -18,7 +18,7 @@ use super::{
     route, uplinks,
 };
 use crate::model::{
-    spec::{self, KEYS, PolicySpec},
+    spec::{self, KEYS, Named, PolicySpec},
     uplink::group::{self, Group, GroupName},
 };
 
@@ -62,8 +62,8 @@ pub fn parse_all(sources: &[Source]) -> Result<Config, Problems> {
 pub(super) struct Claims {
     /// The policy of each name.
     pub(super) names: BTreeMap<String, Place>,
-    /// The policy of each pattern.
-    pub(super) cgroups: BTreeMap<String, Place>,
+    /// The policy of each pattern, by its key and its text.
+    pub(super) cgroups: BTreeMap<(&'static str, String), Place>,
     /// The file with `[containers]`.
     containers: Option<String>,
 }
@@ -140,7 +140,7 @@ impl Reader<'_> {
                 self.wrong(&at, table, "expected a table");
                 continue;
             };
-            let policy = self.policy(&at, table.span(), fields);
+            let mut policy = self.policy(&at, table.span(), fields);
             let name = policy.name.as_ref().map(|(name, _)| name.clone());
             let place = Place { file: self.source.file.clone(), index, name };
             if let Some((name, span_of)) = &policy.name
@@ -149,13 +149,15 @@ impl Reader<'_> {
                 let first = Place { name: None, ..first }.seen_from(&self.source.file);
                 self.wrong(&format!("{at}.name"), span_of, format!("{first} has this name already; expected another"));
             }
-            let cgroups = policy.spec.cgroups.clone().unwrap_or_default();
-            for (pattern, span_of) in cgroups.iter().zip(&policy.cgroups) {
-                let normal = pattern.as_str().trim_end_matches('/').to_owned();
+            let cgroups: Vec<_> = policy.spec.patterns().cloned().collect();
+            for pattern in &cgroups {
+                let key = pattern.named().key();
+                let normal = (key, pattern.as_str().trim_end_matches('/').to_owned());
+                let Some(span_of) = policy.items.get_mut(key).and_then(Iterator::next) else { continue };
                 if let Some(first) = claims.cgroups.insert(normal, place.clone()) {
                     let first = first.seen_from(&self.source.file);
-                    let message = format!("{first} claims the same cgroups; expected each only once, in one policy");
-                    self.wrong(&format!("{at}.cgroups"), span_of, message);
+                    let message = format!("{first} claims the same {key}; expected each only once, in one policy");
+                    self.wrong(&format!("{at}.{key}"), span_of, message);
                 }
             }
             let parent = policy.spec.parent.clone();
@@ -163,7 +165,7 @@ impl Reader<'_> {
                 let key = format!("{at}.parent");
                 let parts: Vec<_> = parent.parts().collect();
                 if !cgroups.is_empty() && !cgroups.iter().any(|pattern| pattern.may_match_below(&parts)) {
-                    self.wrong(&key, value, "none of `cgroups` is in it; expected a cgroup around them");
+                    self.wrong(&key, value, "nothing that the policy names is in it; expected a cgroup around that");
                 }
                 self.hold(&key, value, parent, claims, policies);
             }
@@ -213,11 +215,10 @@ impl Reader<'_> {
                 }
                 (_, Some(key)) => {
                     let accepted = self.key_of_policy(&path, key, value, &mut policy.spec);
-                    match key.name {
-                        "cgroups" => policy.cgroups = accepted,
-                        "parent" => policy.parent = accepted.first().copied(),
-                        _ => {}
+                    if key.name == "parent" {
+                        policy.parent = accepted.first().copied();
                     }
+                    policy.items.insert(key.name, accepted.into_iter());
                 }
                 (_, None) => {
                     let written = self.source.text.get(value.span()).unwrap_or_default();
@@ -227,13 +228,17 @@ impl Reader<'_> {
                 }
             }
         }
-        for (key, expected) in [
-            ("name", "expected name = \"...\", unique in the file"),
-            ("cgroups", "expected cgroups = [\"/...\"], one path or glob at least"),
-        ] {
-            if !seen.contains(key) {
-                self.problem(span.clone(), &format!("{at}.{key}"), "", format!("missing; {expected}"));
-            }
+        if !seen.contains("name") {
+            self.problem(
+                span.clone(),
+                &format!("{at}.name"),
+                "",
+                "missing; expected name = \"...\", unique in the file",
+            );
+        }
+        if !seen.iter().any(|key| Named::is_key(key)) {
+            let expected = "missing; expected units = [\"x.service\"], user_units, users, or cgroups = [\"/...\"]";
+            self.problem(span.clone(), &format!("{at}.units"), "", expected);
         }
         match (seen.contains("interface"), seen.contains("uplink")) {
             (false, false) => {
@@ -257,8 +262,8 @@ fn groups(uplinks: &[Group]) -> String {
 struct PolicyFields<'v, 'i> {
     name: Option<(String, &'v Spanned<DeValue<'i>>)>,
     spec: PolicySpec,
-    /// Where each item of `cgroups` is written.
-    cgroups: Vec<&'v Spanned<DeValue<'i>>>,
+    /// Where the items of each key are written.
+    items: BTreeMap<&'static str, std::vec::IntoIter<&'v Spanned<DeValue<'i>>>>,
     /// Where `parent` is written.
     parent: Option<&'v Spanned<DeValue<'i>>>,
 }
@@ -322,7 +327,7 @@ other_netns = true
             "f.toml:10:15: policy[1].other_netns = true: expected \"leave\"",
             "f.toml:11:1: policy[2].name: missing",
             "f.toml:11:1: policy[2].interface: missing",
-            "f.toml:11:1: policy[2].cgroups: missing",
+            "f.toml:11:1: policy[2].units: missing",
         ];
         for expected in want {
             assert!(lines.lines().any(|line| line.starts_with(expected)), "{expected}\nin\n{lines}");

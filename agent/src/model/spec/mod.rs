@@ -10,6 +10,7 @@ pub mod annotations;
 mod except;
 pub(in crate::model) mod glob;
 mod local;
+mod named;
 mod pattern;
 mod resolvers;
 mod serde;
@@ -22,6 +23,7 @@ use std::fmt;
 
 pub use except::{By, Exception, Exceptions};
 pub use local::{Local, Near};
+pub use named::{Known, Named, Units, UserUnits, Users};
 pub use pattern::Pattern;
 pub use resolvers::Resolvers;
 pub use target::{Conflict, Enforcement, Reach, Target};
@@ -176,6 +178,12 @@ policy_spec! {
     /// `[...]` and `{a,b}` match as in a shell; `**` matches any number of components. The cgroups need not exist. Use an empty
     /// list for a policy that only containers or `steer attach --policy` use.
     cgroups: Vec<Pattern> = ("cgroup", "PATTERN");
+    /// Units of systemd, in whatever slice they are; globs are allowed. Without an ending, it is a service. The units need not run.
+    units: Units = ("unit", "UNIT");
+    /// Units of users' managers, such as "app-*firefox*.scope" for a program of a desktop. They are found for every user.
+    user_units: UserUnits = ("user-unit", "UNIT");
+    /// Users, by name or id: all processes of their sessions and managers, but not services of the system with `User=`.
+    users: Users = ("user", "USER");
     /// A cgroup around them that the daemon holds closed. In it, only cgroups that a policy names can send, so a service that
     /// restarts is closed until the daemon has attached its new cgroup. Policies may have the same parent.
     parent: CgroupPath = ("parent", "CGROUP");
@@ -242,6 +250,35 @@ impl PolicySpec {
             }
         }
         self
+    }
+
+    /// All patterns of cgroups, in the order in which they are written.
+    pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        let lists = [
+            self.cgroups.as_ref(),
+            self.units.as_ref().map(|units| &units.0),
+            self.user_units.as_ref().map(|units| &units.0),
+            self.users.as_ref().map(|users| &users.0),
+        ];
+        lists.into_iter().flatten().flatten()
+    }
+
+    /// Sets the lists of patterns; those without one become absent, except `cgroups`.
+    #[must_use]
+    pub fn with_patterns(mut self, patterns: &[Pattern]) -> Self {
+        let of =
+            |named: Named| patterns.iter().filter(move |pattern| pattern.named() == named).cloned().collect::<Vec<_>>();
+        let some = |named: Named| Some(of(named)).filter(|list| !list.is_empty());
+        self.cgroups = Some(of(Named::Cgroup));
+        self.units = some(Named::Unit).map(Units);
+        self.user_units = some(Named::UserUnit).map(UserUnits);
+        self.users = some(Named::User).map(Users);
+        self
+    }
+
+    /// Whether a key that names cgroups is present.
+    pub fn names_cgroups(&self) -> bool {
+        Named::ALL.iter().any(|named| self.texts(named.key()).is_some())
     }
 
     /// The uplink that `interface` or `uplink` names. `None`: neither does.

@@ -4,34 +4,64 @@
 //! shell, and `**` alone matches any number of parts. `?` is one character. A backslash is a plain character, because systemd's
 //! unit names use it.
 //!
+//! Units and users are patterns, too: see `named`.
+//!
 //! **Invariant:** a match takes at most the number of parts of the pattern times that of the path.
 
 use std::fmt;
 
 use regex::Regex;
 
-use super::glob;
+use super::{glob, named::Named};
+use crate::model::{cgroup_path, unit_name::is_glob};
 
 /// A pattern, ready to match.
 #[derive(Clone, Debug)]
 pub struct Pattern {
-    text: String,
-    parts: Vec<Part>,
+    pub(super) text: String,
+    pub(super) named: Named,
+    pub(super) parts: Vec<Part>,
 }
 
 #[derive(Clone, Debug)]
-enum Part {
+pub(super) enum Part {
     Literal(String),
     Glob(Regex),
+    /// The cgroup of a unit, by its names. systemd puts an underscore before names that conflict with the kernel's files.
+    Unit(Vec<Part>),
+    /// Any number of parts.
     Any,
+    /// Any number of slices. A pattern with this has no [`Part::Any`].
+    Slices,
+    /// No cgroup: what is named does not exist.
+    Nothing,
 }
 
 impl Part {
+    /// The name of a cgroup, or a glob for it.
+    pub(super) fn name(text: &str) -> Result<Self, String> {
+        Ok(if is_glob(text) { Self::Glob(glob::compile(text)?) } else { Self::Literal(text.to_owned()) })
+    }
+
     fn matches(&self, part: &str) -> bool {
         match self {
             Self::Literal(literal) => literal == part,
             Self::Glob(glob) => glob.is_match(part),
+            Self::Unit(names) => {
+                let unescaped = part.strip_prefix('_');
+                names.iter().any(|name| name.matches(part) || unescaped.is_some_and(|part| name.matches(part)))
+            }
             Self::Any => true,
+            Self::Slices => part.ends_with(".slice"),
+            Self::Nothing => false,
+        }
+    }
+
+    fn is_literal(&self) -> bool {
+        match self {
+            Self::Literal(_) | Self::Nothing => true,
+            Self::Unit(names) => names.iter().all(Self::is_literal),
+            Self::Glob(_) | Self::Any | Self::Slices => false,
         }
     }
 }
@@ -39,6 +69,7 @@ impl Part {
 impl Pattern {
     /// Parses a pattern; the error says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
+        let text = cgroup_path::below_mount(text);
         let Some(rest) = text.strip_prefix('/') else {
             return Err("it does not start with /".to_owned());
         };
@@ -48,11 +79,10 @@ impl Pattern {
                 "." | ".." => return Err(format!("{part} is not the name of a cgroup")),
                 "**" => Part::Any,
                 _ if part.contains("**") => return Err("** must stand alone between slashes".to_owned()),
-                _ if part.contains(['*', '?', '[', ']', '{', '}']) => Part::Glob(glob::compile(part)?),
-                _ => Part::Literal(part.to_owned()),
+                _ => Part::name(part)?,
             });
         }
-        Ok(Self { text: text.to_owned(), parts })
+        Ok(Self { text: text.to_owned(), named: Named::Cgroup, parts })
     }
 
     /// The text, as written.
@@ -60,9 +90,20 @@ impl Pattern {
         &self.text
     }
 
+    /// What the text names.
+    pub fn named(&self) -> Named {
+        self.named
+    }
+
     /// Whether it names exactly one cgroup.
     pub fn is_literal(&self) -> bool {
-        self.parts.iter().all(|part| matches!(part, Part::Literal(_)))
+        match self.named {
+            Named::Cgroup | Named::User => self.parts.iter().all(Part::is_literal),
+            // In whatever slice it is.
+            Named::Unit => self.parts.last().is_some_and(Part::is_literal),
+            // Each user may have it.
+            Named::UserUnit => false,
+        }
     }
 
     /// Whether it matches a cgroup, given by its parts.
@@ -78,18 +119,21 @@ impl Pattern {
 
 fn matches(mut pattern: &[Part], mut path: &[&str]) -> bool {
     // What follows the last `**`, and the path from where that was tried. An earlier `**` need not match more parts.
-    let mut again: Option<(&[Part], &[&str])> = None;
+    let mut again: Option<(&Part, &[Part], &[&str])> = None;
     loop {
         (pattern, path) = match (pattern, path) {
             ([], []) => return true,
-            ([Part::Any, rest @ ..], _) => {
-                again = Some((rest, path));
+            ([many @ (Part::Any | Part::Slices), rest @ ..], _) => {
+                again = Some((many, rest, path));
                 (rest, path)
             }
             ([first, rest @ ..], [part, below @ ..]) if first.matches(part) => (rest, below),
             _ => {
-                let Some((rest, [_, below @ ..])) = again else { return false };
-                again = Some((rest, below));
+                let Some((many, rest, [passed, below @ ..])) = again else { return false };
+                if !many.matches(passed) {
+                    return false;
+                }
+                again = Some((many, rest, below));
                 (rest, below)
             }
         };
@@ -99,6 +143,8 @@ fn matches(mut pattern: &[Part], mut path: &[&str]) -> bool {
 fn may_match_below(pattern: &[Part], path: &[&str]) -> bool {
     match (pattern.split_first(), path.split_first()) {
         (None, _) => false,
+        // A unit follows, which is no slice but the last.
+        (Some((Part::Slices, _)), _) => path.iter().all(|part| Part::Slices.matches(part)),
         (Some((Part::Any, _)), _) | (Some(_), None) => true,
         (Some((first, rest)), Some((part, below))) => first.matches(part) && may_match_below(rest, below),
     }
@@ -106,7 +152,7 @@ fn may_match_below(pattern: &[Part], path: &[&str]) -> bool {
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
+        (self.named, &self.text) == (other.named, &other.text)
     }
 }
 
@@ -156,6 +202,9 @@ mod tests {
             case("/**/b/**/c", "/b/a/b/c/c", true, true),
             case("/**/b/**/c/d", "/b/c/c", false, true),
             case("/**/**", "/a", true, true),
+            case("/sys/fs/cgroup/a/*", "/a/b", true, false),
+            case("/sys/fs/cgroup/unified/a", "/a", true, false),
+            case("/sys/fs/cgroups/a", "/a", false, false),
         ];
         for Case { pattern, path, matches, below } in cases {
             let parsed = Pattern::parse(pattern).expect("a pattern");

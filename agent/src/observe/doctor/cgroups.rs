@@ -14,8 +14,17 @@ use crate::{
         policy_files::Store,
     },
     kernel::PolicyEntry,
-    model::{cgroup_path::CgroupPath, config::Policy, policy::Policies, quote::quoted, spec::Pattern},
-    observe::unsteered::{self, Unsteered},
+    model::{
+        cgroup_path::CgroupPath,
+        config::Policy,
+        policy::Policies,
+        quote::quoted,
+        spec::{Named, Pattern},
+    },
+    observe::{
+        doubts,
+        unsteered::{self, Unsteered},
+    },
 };
 
 pub(super) fn check_patterns(survey: &Survey, report: &mut Report) {
@@ -30,23 +39,28 @@ fn check_policy(survey: &Survey, policy: &Policy, report: &mut Report) {
         return;
     }
     let unmatched = policy.cgroups.iter().filter(|pattern| matching(survey, pattern).next().is_none());
+    let paths: Vec<_> = survey.cgroups.iter().map(|found| found.path.clone()).collect();
     let found = unmatched.map(|pattern| {
+        let key = pattern.named().key();
+        let doubt = doubts::doubt(&policy.name, pattern, &paths);
         let elsewhere = elsewhere(survey, pattern);
-        let (severity, fix) = if elsewhere.is_empty() {
-            (
-                Severity::Info,
-                "do nothing if its processes do not run now; otherwise correct `cgroups` in the policy".to_owned(),
-            )
-        } else {
-            let named: Vec<_> = elsewhere.iter().take(3).map(|path| format!("{:?}", path.as_str())).collect();
-            (Severity::Warning, format!("correct `cgroups` in the policy, perhaps to {}", named.join(" or ")))
+        let named: Vec<_> = elsewhere.iter().take(3).map(|path| format!("{:?}", path.as_str())).collect();
+        let named = Some(named.join(" or ")).filter(|named| !named.is_empty());
+        let perhaps = named.or_else(|| doubt.as_ref()?.perhaps.clone());
+        let severity = if doubt.is_some() || perhaps.is_some() { Severity::Warning } else { Severity::Info };
+        let fix = match (severity, perhaps) {
+            (_, Some(perhaps)) => format!("correct `{key}` in the policy, perhaps to {perhaps}"),
+            (Severity::Info, None) => {
+                format!("do nothing if its processes do not run now; otherwise correct `{key}` in the policy")
+            }
+            (_, None) => format!("correct `{key}` in the policy, then run `{} reload`", survey.steer),
         };
         Finding {
             id: Topic::CgroupPattern,
             severity,
             subject: Subject::Policy(policy.name.clone()),
-            what: format!("no cgroup matches {:?} now", pattern.as_str()),
-            why: "the pattern has no effect until such a cgroup exists".to_owned(),
+            what: doubt.map_or_else(|| format!("no cgroup matches {:?} now", pattern.as_str()), |doubt| doubt.problem),
+            why: "the name has no effect until such a cgroup exists".to_owned(),
             fix: Some(Fix::advice(fix)),
         }
     });
@@ -60,6 +74,9 @@ fn matching<'a>(survey: &'a Survey, pattern: &'a Pattern) -> impl Iterator<Item 
 
 /// The cgroups that match the last part of a pattern: the user may have meant one of them.
 fn elsewhere(survey: &Survey, pattern: &Pattern) -> Vec<CgroupPath> {
+    if pattern.named() != Named::Cgroup {
+        return Vec::new();
+    }
     let last = pattern.as_str().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     // A name that begins with a wildcard matches too much.
     if last.is_empty() || last.starts_with(['*', '?', '[', '{']) {

@@ -146,6 +146,7 @@ pub(super) fn matches(policies: &Policies, path: &CgroupPath) -> Vec<Match> {
             matches.push(Match {
                 policy: policy.name.clone(),
                 pattern: pattern.as_str().to_owned(),
+                key: pattern.named().key(),
                 kind: if pattern.is_literal() { Kind::Path } else { Kind::Glob },
                 file: policy.file.clone(),
                 wins: naming == Some(index),

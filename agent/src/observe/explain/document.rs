@@ -140,6 +140,8 @@ pub struct Match {
     pub policy: String,
     /// The pattern as written.
     pub pattern: String,
+    /// The key of the policy that has it.
+    pub key: &'static str,
     /// A path takes precedence over a glob.
     pub kind: Kind,
     /// The file that contains it.

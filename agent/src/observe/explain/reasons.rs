@@ -86,9 +86,12 @@ fn selection(facts: &Facts, level: &Level, attached: &Attached) -> Vec<String> {
 }
 
 fn named(found: &Match, path: &crate::model::cgroup_path::CgroupPath) -> String {
-    let kind = match found.kind {
-        Kind::Path => "path",
-        Kind::Glob => "glob",
+    let kind = match (found.key, found.kind) {
+        ("units", _) => "unit",
+        ("user_units", _) => "unit of users",
+        ("users", _) => "user",
+        (_, Kind::Path) => "path",
+        (_, Kind::Glob) => "glob",
     };
     format!("policy {} names {path} by the {kind} {:?}, in {}", found.policy, found.pattern, found.file)
 }

@@ -8,7 +8,7 @@ use super::document::Process;
 use crate::{
     host::{
         cgroup::{self, Hierarchy},
-        netns,
+        meant, netns,
     },
     model::{cgroup_path::CgroupPath, quote::shown},
 };
@@ -16,12 +16,9 @@ use crate::{
 /// Why a target cannot be explained.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Neither a number nor a path.
-    #[error(
-        "{0:?} is neither the id of a process nor the path of a cgroup: expected a number, or a path like /system.slice/x.service; \
-         `pgrep -a NAME` finds a process, `systemctl show -p ControlGroup UNIT` shows a unit's cgroup"
-    )]
-    Neither(String),
+    /// The name has no cgroup.
+    #[error(transparent)]
+    Meant(#[from] meant::Error),
     /// No process has this id.
     #[error("there is no process {0}; `pgrep -a NAME` finds a process by its name")]
     NoProcess(String),
@@ -72,10 +69,13 @@ impl Target {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Self::of_process(text, hierarchy);
         }
-        if !text.starts_with('/') {
-            return Err(Error::Neither(text.to_owned()));
+        let cgroup = meant::find(hierarchy, text)?.path;
+        // A container is explained in its own network namespace.
+        if text.starts_with("container:")
+            && let Some(process) = hierarchy.processes(&cgroup).first()
+        {
+            return Self::of_process(&process.to_string(), hierarchy);
         }
-        let cgroup = hierarchy.open(&hierarchy.parse(text)?)?.path;
         let (netns, netns_inode) = open_netns("self")?;
         Ok(Self { process: None, cgroup, netns, netns_inode, netns_is_own: true, sees_other_files: false })
     }

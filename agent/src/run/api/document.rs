@@ -27,11 +27,7 @@ impl PolicyDocument {
     pub fn new(policy: &config::Policy, kept: Kept) -> Self {
         Self {
             name: policy.name.clone(),
-            policy: PolicySpec {
-                cgroups: Some(policy.cgroups.clone()),
-                parent: policy.parent.clone(),
-                ..policy.target.spec()
-            },
+            policy: PolicySpec { parent: policy.parent.clone(), ..policy.target.spec() }.with_patterns(&policy.cgroups),
             kept,
             file: policy.file.clone(),
         }
@@ -53,6 +49,17 @@ impl PolicyRequest {
     /// Where it is to be kept.
     pub fn kept(&self) -> Kept {
         if self.runtime { Kept::Runtime } else { Kept::Stored }
+    }
+
+    /// The policy as written in a configuration file with only this policy.
+    pub fn from_toml(text: &str) -> Result<PolicySpec, toml::de::Error> {
+        #[derive(Deserialize)]
+        struct File {
+            policy: [toml::Table; 1],
+        }
+        let File { policy: [mut table] } = toml::from_str(text)?;
+        table.remove("name");
+        PolicySpec::deserialize(table)
     }
 
     /// The text of a configuration file with only this policy.

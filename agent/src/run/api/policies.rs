@@ -94,10 +94,11 @@ pub fn parse(body: &[u8]) -> Result<PolicyRequest, Problem> {
     };
     let policy: PolicySpec = serde_path_to_error::deserialize(Value::Object(members))
         .map_err(|error| Problem::field(error.path().to_string(), error.into_inner().to_string()))?;
-    for (key, is_missing) in [("interface", policy.interface.is_none()), ("cgroups", policy.cgroups.is_none())] {
-        if is_missing {
-            return Err(Problem::field("", format!("missing field `{key}`")));
-        }
+    if policy.named_uplink().is_none() {
+        return Err(Problem::field("", "missing field `interface`".to_owned()));
+    }
+    if !policy.names_cgroups() {
+        return Err(Problem::field("", "missing field `cgroups`, `units`, `user_units` or `users`".to_owned()));
     }
     Ok(PolicyRequest { policy, runtime })
 }

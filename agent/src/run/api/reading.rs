@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 use super::{Health, InterfaceDocument, Lasting, Problem, State};
 use crate::{
     host::cgroup::Hierarchy,
+    kernel,
     observe::{
         events::Event,
         metrics,
@@ -68,7 +69,10 @@ async fn read(state: &State) -> Result<Status, Problem> {
         Ok::<_, String>(status)
     };
     let status = on_a_reader(state, read).await?.map_err(|error| Problem::internal(&error))?;
-    Ok(Status { blind_spots: state.control.view().blind_spots.to_vec(), ..status })
+    let mut status = Status { blind_spots: state.control.view().blind_spots.to_vec(), ..status };
+    let cookie = kernel::netns_cookie().map_err(|error| Problem::internal(&error))?;
+    status::judge(&mut status, cookie).await;
+    Ok(status)
 }
 
 async fn read_health(state: &State) -> Result<Health, Problem> {

@@ -52,7 +52,10 @@ impl Act for Set {
 
     fn files(&self, now: &Reference) -> Option<Files> {
         let mut files = now.files.clone();
-        files.stored.insert(self.0.name, self.0.clone());
+        // What is not named stays.
+        let before = files.stored.get(self.0.name).map(|policy| policy.spec);
+        let spec = before.map_or(Some(self.0.spec), |before| self.0.spec.over(&before))?;
+        files.stored.insert(self.0.name, Policy { spec, ..self.0.clone() });
         Some(files)
     }
 
@@ -66,9 +69,10 @@ impl Act for Set {
     }
 
     fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
-        let files = self.files(reference).unwrap_or_else(|| reference.files.clone());
-        let should = !is_in_file(reference, self.0.name) && files.policies().is_some();
-        changed(reference, files, done, should)
+        let files = self.files(reference);
+        let is_valid = files.as_ref().is_some_and(|files| files.policies().is_some());
+        let should = !is_in_file(reference, self.0.name) && is_valid;
+        changed(reference, files.unwrap_or_else(|| reference.files.clone()), done, should)
     }
 }
 

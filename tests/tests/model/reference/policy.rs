@@ -83,6 +83,22 @@ impl Spec {
         }
     }
 
+    /// What `steer policy set` makes of a policy with the options of this one: what they do not name stays. `None`: that cannot be written
+    /// together.
+    pub(crate) fn over(self, old: &Self) -> Option<Self> {
+        let merged = Self {
+            refuses: self.refuses || old.refuses,
+            dns: self.dns || old.dns,
+            ingress: self.ingress || old.ingress,
+            rebinds: self.rebinds || old.rebinds,
+            reach: self.reach.over(&old.reach),
+            ..self
+        };
+        let exempts = merged.exempts() && (merged.dns || merged.rebinds || !merged.reach.is_none());
+        let is_lax = merged.ingress && merged.level != Level::Strict;
+        (!exempts && !is_lax).then(|| merged.valid())
+    }
+
     /// The options of a command that say the same.
     pub(crate) fn options(&self) -> Vec<String> {
         let mut options =

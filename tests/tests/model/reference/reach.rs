@@ -47,6 +47,18 @@ impl Reach {
         *self == Self::NONE
     }
 
+    /// With what the options of this one do not name: a list is replaced as a whole.
+    pub(crate) fn over(self, old: &Self) -> Self {
+        let (mut words, mut except) = (self, self);
+        if self.words().is_empty() {
+            words = *old;
+        }
+        if self.exceptions().is_empty() {
+            except = *old;
+        }
+        Self { server: except.server, around: except.around, ..words }
+    }
+
     /// The words of `local`.
     pub(crate) fn words(&self) -> Vec<&'static str> {
         let words = [(self.host, "host"), (self.lan, "lan"), (self.discovery, "discovery")];

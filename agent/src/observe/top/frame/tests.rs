@@ -28,6 +28,7 @@ fn policy(counters: &[(&str, u64)]) -> PolicyStatus {
         ifindex: Some(7),
         members: Vec::new(),
         stale: None,
+        state: None,
         netns_cookie: Some(1),
         cgroups: vec![CgroupStatus {
             elsewhere: Vec::new(),

@@ -1,0 +1,242 @@
+//! The text of `steer status`: the verdict, then errors, then the policies, the worst first.
+//!
+//! **Invariant:** on a terminal, no line about a policy is longer than the terminal is wide; elsewhere nothing is shortened.
+
+use std::{cmp::Reverse, io::IsTerminal as _};
+
+use super::output::{Unwritten, say};
+use crate::{
+    model::quote::shown,
+    observe::{
+        state::UplinkState,
+        status::{CgroupStatus, PolicyStatus, Status},
+    },
+};
+
+/// The narrowest terminal that lines are shortened for.
+const NARROWEST: usize = 40;
+/// The headers. The last two are numbers.
+const HEADERS: [&str; 5] = ["POLICY", "UPLINK", "STATE", "SOCKETS", "STOPPED"];
+/// The shortest name that is shown.
+const SHORTEST: usize = 8;
+
+pub(super) fn print(status: &Status) -> Result<(), Unwritten> {
+    say!("{}", shown(&status.verdict))?;
+    for error in errors(status) {
+        say!("error: {error}")?;
+    }
+    if !status.policies.is_empty() {
+        say!("")?;
+        table(status, width()).iter().try_for_each(|line| say!("{line}"))?;
+        say!("")?;
+    }
+    for cgroup in &status.other_versions {
+        let path = cgroup.path.as_ref().map_or_else(|| cgroup.id.to_string(), ToString::to_string);
+        say!("{path} is steered by another version of steer")?;
+    }
+    for elsewhere in elsewhere(status, false) {
+        say!("{elsewhere}")?;
+    }
+    for what in &status.not_covered {
+        say!("not covered: {what}")?;
+    }
+    for warning in &status.warnings {
+        say!("warning: {warning}")?;
+    }
+    say!("daemon: {}", if status.daemon { "running" } else { "not running" })
+}
+
+/// The columns of the terminal; `None`: not a terminal.
+fn width() -> Option<usize> {
+    let is_terminal = std::io::stdout().is_terminal();
+    is_terminal
+        .then(|| crossterm::terminal::size().ok())
+        .flatten()
+        .map(|(columns, _)| usize::from(columns).max(NARROWEST))
+}
+
+fn errors(status: &Status) -> Vec<String> {
+    let unsteered = status.unsteered.iter().map(|unsteered| {
+        let (path, policy) = (&unsteered.path, shown(&unsteered.policy));
+        if unsteered.released {
+            format!("{path} is not steered: `steer off` has released it from policy {policy}")
+        } else {
+            format!("{path} is not steered, although policy {policy} names it")
+        }
+    });
+    let stale = status
+        .policies
+        .iter()
+        .filter_map(|policy| Some(format!("policy {}: {}", shown(&policy.name), shown(policy.stale.as_ref()?))));
+    let blind = status.blind_spots.iter().map(ToString::to_string);
+    unsteered.chain(elsewhere(status, true)).chain(stale).chain(blind).collect()
+}
+
+/// Processes of steered cgroups in other network namespaces: those that get out by other links, or the others.
+fn elsewhere(status: &Status, leaves: bool) -> Vec<String> {
+    let cgroups = status.policies.iter().flat_map(|policy| policy.cgroups.iter().map(move |cgroup| (policy, cgroup)));
+    let each = cgroups.flat_map(|(policy, cgroup)| cgroup.elsewhere.iter().map(move |it| (policy, cgroup, it)));
+    let of = each.filter(|(.., elsewhere)| elsewhere.leaves == leaves);
+    let text = |(policy, cgroup, elsewhere): (&PolicyStatus, &CgroupStatus, _)| {
+        let path = cgroup.path.as_ref().map(ToString::to_string).unwrap_or_default();
+        format!("{path}, policy {}: {elsewhere}", shown(&policy.name))
+    };
+    of.map(text).collect()
+}
+
+/// The policies, the worst first.
+fn table(status: &Status, width: Option<usize>) -> Vec<String> {
+    let mut policies: Vec<_> = status.policies.iter().collect();
+    policies.sort_by_key(|policy| Reverse(policy.severity()));
+    let rows: Vec<_> = policies.iter().map(|policy| row(policy)).collect();
+    let mut columns = HEADERS.map(str::len);
+    for row in &rows {
+        for (column, cell) in columns.iter_mut().zip(row) {
+            *column = (*column).max(cell.chars().count());
+        }
+    }
+    if let Some(width) = width {
+        // The names give way.
+        let fixed: usize = columns[2..].iter().map(|column| column + 2).sum::<usize>() + 2;
+        let share = width.saturating_sub(fixed) / 2;
+        columns[..2].iter_mut().for_each(|column| *column = (*column).min(share.max(SHORTEST)));
+    }
+    let line = |cells: &[String; 5]| {
+        let [name, uplink, state, sockets, stopped] = cells;
+        let (first, second) = (short(name, columns[0], false), short(uplink, columns[1], false));
+        format!(
+            "{first:0$}  {second:1$}  {state:2$}  {sockets:>3$}  {stopped:>4$}",
+            columns[0], columns[1], columns[2], columns[3], columns[4]
+        )
+    };
+    let mut lines = vec![line(&HEADERS.map(str::to_owned))];
+    for (policy, row) in policies.iter().zip(&rows) {
+        lines.push(line(row));
+        lines.extend(details(policy).into_iter().map(|detail| match width {
+            Some(width) => format!("  {}", short(&detail, width - 2, true)),
+            None => format!("  {detail}"),
+        }));
+    }
+    lines
+}
+
+fn row(policy: &PolicyStatus) -> [String; 5] {
+    let uplink = match policy.interface.as_deref() {
+        None => "none (exempt)".to_owned(),
+        // No link has an empty name, so this policy stays closed.
+        Some("") => "none (closed)".to_owned(),
+        Some(name) => shown(name).to_string(),
+    };
+    let state = policy.state.map_or("-", UplinkState::text).to_owned();
+    let stopped = ["closed_", "refused_", "stopped_"].iter().map(|prefix| sum(policy, prefix)).sum::<u64>();
+    [shown(&policy.name).to_string(), uplink, state, sum(policy, "bound").to_string(), stopped.to_string()]
+}
+
+/// What a policy does besides, its members, and its cgroups.
+fn details(policy: &PolicyStatus) -> Vec<String> {
+    let list = |name: &str, items: Vec<String>| (!items.is_empty()).then(|| format!("{name} {}", items.join(", ")));
+    let except = match policy.except.len() {
+        0 => None,
+        1 => Some("1 exception".to_owned()),
+        count => Some(format!("{count} exceptions")),
+    };
+    let left = sum(policy, "left_");
+    let level = policy.interface.as_ref().map(|_| format!("{:?}", policy.enforce).to_lowercase());
+    let keys = [
+        level,
+        list("dns", policy.dns.iter().map(ToString::to_string).collect()),
+        list("local", policy.local.iter().map(ToString::to_string).collect()),
+        except,
+        (left > 0).then(|| format!("left alone in other network namespaces: {left}")),
+    ];
+    let keys = keys.into_iter().flatten().collect::<Vec<_>>().join("; ");
+    let members = policy.members.iter().map(|member| {
+        let chosen = if member.chosen { ", chosen" } else { "" };
+        format!("{} {}{chosen}", shown(&member.interface), member.state.text())
+    });
+    [keys].into_iter().filter(|keys| !keys.is_empty()).chain(members).chain(policy.cgroups.iter().map(cgroup)).collect()
+}
+
+fn cgroup(cgroup: &CgroupStatus) -> String {
+    let removed = || {
+        let sockets = if cgroup.programs.is_empty() { "" } else { "; sockets of it are still open" };
+        format!("{} (removed{sockets})", cgroup.id)
+    };
+    let path = cgroup.path.as_ref().map_or_else(removed, ToString::to_string);
+    let manual = if cgroup.manual { " (manual)" } else { "" };
+    let broken = if cgroup.complete || cgroup.path.is_none() { "" } else { " (INCOMPLETE)" };
+    format!("{path}{manual}{broken}")
+}
+
+/// Text of at most `width` characters. `keep_end`: the end of a path says more than its beginning.
+fn short(text: &str, width: usize, keep_end: bool) -> String {
+    let count = text.chars().count();
+    if count <= width {
+        return text.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    if keep_end {
+        let end: String = text.chars().skip(count - kept).collect();
+        format!("…{end}")
+    } else {
+        let start: String = text.chars().take(kept).collect();
+        format!("{start}…")
+    }
+}
+
+fn sum(policy: &PolicyStatus, prefix: &str) -> u64 {
+    policy.counters.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, count)| count).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{short, table};
+    use crate::observe::status::Status;
+
+    fn status() -> Status {
+        let policy = |name: &str, interface: &str, state: &str, path: &str| {
+            serde_json::json!({
+                "slot": 1, "name": name, "origin": "config", "interface": interface, "ifindex": 1, "netns_cookie": 1,
+                "cgroups": [{"path": path, "id": 1, "complete": true, "programs": [], "manual": false}],
+                "dns": ["10.64.0.1"], "existing": "keep", "enforce": "strict", "state": state,
+                "counters": {"bound": 12, "stopped_egress": 1_000_000, "closed_missing": 4},
+            })
+        };
+        let long = "/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-firefox-12345678.scope";
+        let policies = [
+            policy("second-line", "eth1", "up", "/backup.slice"),
+            policy(
+                "a-policy-with-a-very-long-name-that-somebody-chose",
+                "an-alternative-name-of-a-link",
+                "missing",
+                long,
+            ),
+        ];
+        serde_json::from_value(serde_json::json!({
+            "daemon": true, "policies": policies, "other_versions": [], "not_covered": [], "warnings": [],
+        }))
+        .expect("a status")
+    }
+
+    #[test]
+    fn fits_the_terminal_and_shows_the_worst_first() {
+        for width in [60, 80] {
+            let lines = table(&status(), Some(width));
+            assert!(lines.iter().all(|line| line.chars().count() <= width), "{lines:#?}");
+            assert!(lines[1].starts_with("a-policy-") && lines[1].contains("missing") && lines[1].ends_with("1000004"));
+            assert!(
+                lines.iter().any(|line| line.starts_with("  …") && line.ends_with("firefox-12345678.scope")),
+                "{lines:#?}"
+            );
+            assert!(lines[4].starts_with("second-line  eth1"), "{lines:#?}");
+        }
+        let whole = table(&status(), None);
+        assert!(whole[1].contains("somebody-chose  an-alternative-name-of-a-link  missing"), "{whole:#?}");
+    }
+
+    #[test]
+    fn shortens_at_either_end() {
+        assert_eq!((short("abcdef", 4, false).as_str(), short("abcdef", 4, true).as_str()), ("abc…", "…def"));
+        assert_eq!(short("abc", 3, true), "abc");
+    }
+}

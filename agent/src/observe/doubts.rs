@@ -1,0 +1,156 @@
+//! Names in the configuration that this host does not know: they are probably misspelt, and steer nothing.
+//!
+//! **Invariant:** a doubt is no error. What a policy names may be installed later.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::{
+    host::{
+        account,
+        cgroup::Hierarchy,
+        units::{self, Manager},
+    },
+    model::{
+        cgroup_path::CgroupPath,
+        config::{Config, Policy},
+        similar::nearest,
+        spec::{Named, Pattern},
+    },
+};
+
+/// A name that this host does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Doubt {
+    /// The policy.
+    pub policy: String,
+    /// The key that has it.
+    pub key: &'static str,
+    /// The name.
+    pub name: String,
+    /// What is wrong.
+    pub problem: String,
+    /// A known name that may be meant.
+    pub perhaps: Option<String>,
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "policy {}: {}", self.policy, self.problem)?;
+        self.perhaps.as_ref().map_or(Ok(()), |name| write!(formatter, "; perhaps {name}"))
+    }
+}
+
+/// The doubts about all names of a configuration.
+pub fn doubts(config: &Config) -> Vec<Doubt> {
+    let found = Hierarchy::find().and_then(|hierarchy| hierarchy.descendants(&CgroupPath::root()));
+    let cgroups: Vec<_> = found.unwrap_or_default().into_iter().map(|found| found.path).collect();
+    of_policies(&config.policies, &cgroups)
+}
+
+/// The doubts about all names of these policies.
+pub fn of_policies(policies: &[Policy], cgroups: &[CgroupPath]) -> Vec<Doubt> {
+    let patterns = policies.iter().flat_map(|policy| policy.cgroups.iter().map(move |pattern| (policy, pattern)));
+    patterns.filter_map(|(policy, pattern)| doubt(&policy.name, pattern, cgroups)).collect()
+}
+
+/// The doubt about one name. `cgroups` are those that exist.
+pub fn doubt(policy: &str, pattern: &Pattern, cgroups: &[CgroupPath]) -> Option<Doubt> {
+    let mut paths = cgroups.iter().map(|path| path.parts().collect::<Vec<_>>());
+    if paths.any(|parts| pattern.matches(&parts)) {
+        return None;
+    }
+    let name = pattern.as_str();
+    let (problem, known) = match pattern.named() {
+        Named::User => {
+            let problem = match account::find(name) {
+                Ok(Some(_)) => return None,
+                Ok(None) => format!("there is no user {name}"),
+                Err(errno) => format!("user {name} cannot be looked up: {}", errno.desc()),
+            };
+            (problem, account::local_names())
+        }
+        Named::Unit if pattern.is_literal() => (missing_unit(name)?, known_units(Manager::System, cgroups)),
+        Named::Unit => {
+            let known = known_units(Manager::System, cgroups);
+            // A template stands for its instances.
+            let matches = |unit: &String| pattern.matches(&[unit]) || pattern.matches(&[&unit.replace("@.", "@x.")]);
+            if known.iter().any(matches) {
+                return None;
+            }
+            (format!("no unit matches {name}"), Vec::new())
+        }
+        Named::UserUnit if is_installed_kind(name) && !units::has_file(Manager::User, name) => {
+            (format!("there is no unit {name} of all users, and none runs"), known_units(Manager::User, cgroups))
+        }
+        Named::UserUnit => return None,
+        Named::Cgroup => {
+            let path = name.parse::<CgroupPath>().ok().filter(|_| pattern.is_literal())?;
+            let above: Vec<_> = path.ancestors();
+            if !above.iter().all(|outer| outer.is_root() || outer.name().ends_with(".slice")) {
+                return None;
+            }
+            let unit = Pattern::unit(path.name()).ok().filter(|unit| unit.as_str() == path.name())?;
+            let elsewhere = cgroups.iter().find(|other| unit.matches(&other.parts().collect::<Vec<_>>()));
+            if let Some(elsewhere) = elsewhere {
+                let problem = format!("there is no cgroup {path}: {} is {elsewhere}", path.name());
+                return Some(new(policy, pattern, problem, Some(format!("units = [{:?}]", path.name()))));
+            }
+            (missing_unit(path.name())?, known_units(Manager::System, cgroups))
+        }
+    };
+    let perhaps = nearest(pattern.as_str().rsplit('/').next().unwrap_or_default(), known);
+    Some(new(policy, pattern, problem, perhaps))
+}
+
+fn new(policy: &str, pattern: &Pattern, problem: String, perhaps: Option<String>) -> Doubt {
+    let (policy, name) = (policy.to_owned(), pattern.as_str().to_owned());
+    Doubt { policy, key: pattern.named().key(), name, problem, perhaps }
+}
+
+/// Whether a unit of this kind has a file before it runs. Scopes are made by programs, and slices by their members.
+fn is_installed_kind(name: &str) -> bool {
+    !crate::model::unit_name::is_glob(name) && [".service", ".socket"].iter().any(|ending| name.ends_with(ending))
+}
+
+fn missing_unit(name: &str) -> Option<String> {
+    (is_installed_kind(name) && !units::exists(name)).then(|| format!("there is no unit {name}"))
+}
+
+/// The units that have a file or a cgroup.
+fn known_units(manager: Manager, cgroups: &[CgroupPath]) -> Vec<String> {
+    let any = match manager {
+        Manager::System => Pattern::unit("*"),
+        Manager::User => Pattern::user_unit("*"),
+    };
+    let running =
+        cgroups.iter().filter(|path| any.as_ref().is_ok_and(|any| any.matches(&path.parts().collect::<Vec<_>>())));
+    let running = running.map(|path| path.name().to_owned()).collect::<Vec<_>>();
+    units::files(manager).into_iter().chain(running).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_policies;
+    use crate::model::{cgroup_path::CgroupPath, config};
+
+    #[test]
+    fn what_the_host_does_not_know() {
+        let text = "[[policy]]\nname = \"p\"\ninterface = \"a\"\nunits = [\"steer-none\", \"runs\", \"steer-none-*.service\"]\n\
+                    users = [\"root\", \"steer-nobody\", \"0\"]\nuser_units = [\"app-*.scope\", \"steer-none\"]\n\
+                    cgroups = [\"/system.slice/steer-none2.service\", \"/system.slice/runs.service\", \"/x\"]\n";
+        let config = config::parse("f.toml", text).expect("valid");
+        let cgroups: Vec<CgroupPath> = ["/a.slice/runs.service"].map(|path| path.parse().expect("a path")).into();
+        let found: Vec<_> = of_policies(&config.policies, &cgroups).iter().map(ToString::to_string).collect();
+        let want = [
+            "policy p: there is no unit steer-none2.service",
+            "policy p: there is no cgroup /system.slice/runs.service: runs.service is /a.slice/runs.service; perhaps units = [\"runs.service\"]",
+            "policy p: there is no unit steer-none.service",
+            "policy p: no unit matches steer-none-*.service",
+            "policy p: there is no unit steer-none.service of all users, and none runs",
+            "policy p: there is no user steer-nobody",
+        ];
+        assert_eq!(found, want);
+    }
+}
