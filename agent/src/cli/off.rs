@@ -127,9 +127,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         if !released.is_empty() {
             let command = instance.command();
             let count = released.len();
-            say!(
-                "The next daemon steers {count} of them again: `{command} off --forget` prevents that"
-            )?;
+            say!("The next daemon steers {count} of them again: `{command} off --forget` prevents that")?;
         }
         for unit in &units {
             say!("{unit} is enabled and steers again at the next boot: `systemctl disable {unit}` prevents that")?;

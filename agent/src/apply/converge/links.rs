@@ -14,7 +14,7 @@ use crate::{
         netns,
         probe::{Outcome, Round},
     },
-    kernel::{Datapath, Error, Lock, PolicyEntry},
+    kernel::{self, Datapath, Error, Lock, PolicyEntry},
 };
 
 impl Steering {
@@ -51,9 +51,16 @@ impl Steering {
         Ok(())
     }
 
-    /// Takes the results of probes in. Chooses again if one has changed the health of a member, or if it is time.
-    pub(crate) fn probed(&mut self, outcomes: &[(uplinks::Key, Outcome)]) -> Result<(), Error> {
+    /// Takes the results of probes in, and alarms about failing connections. Chooses again if one has changed the health of a member, or if it is time.
+    pub(crate) fn probed(
+        &mut self,
+        outcomes: &[(uplinks::Key, Outcome)],
+        alarms: &[kernel::Alarm],
+    ) -> Result<(), Error> {
         let mut changed = self.groups.is_due();
+        for alarm in alarms {
+            changed |= self.groups.traffic_fails(alarm.slot, alarm.member, uplinks::family(alarm.family));
+        }
         for (key, outcome) in outcomes {
             changed |= self.groups.take_in(*key, outcome);
         }

@@ -94,6 +94,12 @@ impl Groups {
         known.is_some_and(|known| known.take_in(key, outcome, now_ns()))
     }
 
+    /// Many connections by a member fail. Returns whether [`Self::follow`] has to be called.
+    pub fn traffic_fails(&mut self, slot: u32, member: usize, family: Family) -> bool {
+        let mut groups = self.known.iter_mut().filter(|((_, known), _)| *known == slot);
+        groups.next().is_some_and(|(_, known)| known.traffic_fails(member, family, now_ns()))
+    }
+
     /// The rounds that are due now. They count as sent.
     pub fn rounds(&mut self) -> Vec<(Key, Round)> {
         let now = now_ns();

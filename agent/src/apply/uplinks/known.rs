@@ -143,6 +143,12 @@ impl Known {
         member.health.get_mut(key.family).apply(event, now)
     }
 
+    /// Many connections by a member fail. Returns whether the group has to decide again.
+    pub(super) fn traffic_fails(&mut self, member: usize, family: Family, now: u64) -> bool {
+        let member = self.members.get_mut(member);
+        member.is_some_and(|member| member.health.get_mut(family).apply(Event::TrafficFails, now))
+    }
+
     /// The rounds that are due.
     pub(super) fn rounds(&mut self, netns_cookie: u64, slot: u32, now: u64) -> Vec<(Key, Round)> {
         let mut due = Vec::new();

@@ -30,7 +30,10 @@ use super::resolve::{Namespace, index, padded};
 use crate::model::{
     fingerprint::fingerprint,
     spec::{AllDown, Balance, OnFail, OnReturn},
-    uplink::group::{Group, Member},
+    uplink::{
+        Family,
+        group::{Group, Member},
+    },
 };
 
 /// The record of a group in a namespace. Nobody has looked at its members yet: it is closed until [`Groups::follow`] has.
@@ -79,6 +82,14 @@ fn flags(group: &Group) -> u32 {
     let probed = if group.probe.is_some() { uplink_flags::PROBED } else { 0 };
     let auto = if group.auto.is_some() { uplink_flags::AUTO } else { 0 };
     on_return | on_fail | all_down | probed | auto
+}
+
+/// A family of the kernel's records.
+pub fn family(family: steer_common::uplink::Family) -> Family {
+    match family {
+        steer_common::uplink::Family::V4 => Family::V4,
+        steer_common::uplink::Family::V6 => Family::V6,
+    }
 }
 
 /// What tells a member from others in the choice. It never changes.

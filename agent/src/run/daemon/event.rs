@@ -15,7 +15,7 @@ use crate::{
         policy_files::Store,
         route,
     },
-    kernel::Pins,
+    kernel::{Alarm, Alarms, Pins},
     run::api,
 };
 
@@ -31,6 +31,8 @@ pub(super) enum Event {
     /// The links in the network namespace of a container.
     NamespaceLinks(follow::Change),
     Cgroups(cgroup::Report),
+    /// Many connections by a member of a group of uplinks fail.
+    Alarm(Alarm),
     Files(files::Change),
     Hangup,
     Terminate,
@@ -49,6 +51,7 @@ pub(super) struct Sources {
     terminate: Signal,
     interrupt: Signal,
     requests: mpsc::Receiver<api::Request>,
+    alarms: Alarms,
 }
 
 impl Sources {
@@ -70,6 +73,7 @@ impl Sources {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
             requests,
+            alarms: Alarms::open(pins)?.context("the pins just made are gone")?,
         })
     }
 
@@ -94,6 +98,7 @@ impl Sources {
             },
             changed = self.routes.changed() => changed.map(|()| Event::Routes).context("watch rules and routes"),
             Some(change) = self.namespace_links.recv() => Ok(Event::NamespaceLinks(change)),
+            alarm = self.alarms.next() => Ok(Event::Alarm(alarm?)),
             report = self.cgroups.next() => Ok(Event::Cgroups(report?)),
             change = self.files.recv() => Ok(Event::Files(change.context("the thread that watches files has ended")?)),
             // The channel closes if the API could not be started.

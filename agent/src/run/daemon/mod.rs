@@ -141,6 +141,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
             Event::Routes => queue.add(work::Work::routes),
             Event::LinksUnread(error) => log::error!("{error}; retrying"),
             Event::NamespaceLinks(change) => queue.add(|work| work.namespace(change)),
+            Event::Alarm(alarm) => queue.add(|work| work.alarm(alarm)),
             Event::Cgroups(Report::Changed(directory, name)) => queue.add(|work| work.cgroup(directory, name)),
             Event::Cgroups(Report::Closed(directory)) => queue.add(|work| work.close(directory)),
             Event::Cgroups(Report::Lost) => {

@@ -17,6 +17,7 @@ use std::{
 use crate::{
     apply::{follow, uplinks::Key},
     host::{cgroup::Directory, link::Table, probe::Outcome},
+    kernel::Alarm,
     run::api::Request,
 };
 
@@ -24,6 +25,8 @@ use crate::{
 const NAMES: usize = 256;
 /// How many requests can be queued.
 const REQUESTS: usize = 16;
+/// How many alarms can be queued.
+const ALARMS: usize = 64;
 /// The number of classes of items.
 const CLASSES: usize = 5;
 
@@ -36,6 +39,8 @@ pub(super) struct Turn {
     pub(super) routes: bool,
     /// Results of probes.
     pub(super) probed: Vec<(Key, Outcome)>,
+    /// Members whose connections fail.
+    pub(super) alarms: Vec<Alarm>,
     /// Whether it is time to probe, or to choose between uplinks again.
     pub(super) choose: bool,
     /// Whether to look which uplinks are used.
@@ -73,6 +78,7 @@ pub(super) struct Work {
     routes: bool,
     /// Each member has at most one result here: its next round starts when this one was taken in.
     probed: Vec<(Key, Outcome)>,
+    alarms: Vec<Alarm>,
     choose: bool,
     look_at_use: bool,
     namespaces: Turns<u64, follow::Change>,
@@ -100,6 +106,13 @@ impl Work {
     /// A round of probes has ended.
     pub(super) fn probed(&mut self, key: Key, outcome: Outcome) {
         self.probed.push((key, outcome));
+    }
+
+    /// Many connections by a member fail. The kernel repeats an alarm, so those past the bound are not lost.
+    pub(super) fn alarm(&mut self, alarm: Alarm) {
+        if self.alarms.len() < ALARMS {
+            self.alarms.push(alarm);
+        }
     }
 
     /// The links of a container's namespace have changed.
@@ -150,14 +163,15 @@ impl Work {
     fn take(&mut self) -> Option<Turn> {
         let (links, routes) = (self.links.take(), std::mem::take(&mut self.routes));
         let (probed, choose) = (std::mem::take(&mut self.probed), std::mem::take(&mut self.choose));
+        let alarms = std::mem::take(&mut self.alarms);
         let look_at_use = std::mem::take(&mut self.look_at_use);
         let item = (self.class..self.class + CLASSES).find_map(|class| {
             let item = self.take_of(class % CLASSES)?;
             self.class = (class + 1) % CLASSES;
             Some(item)
         });
-        let is_any = links.is_some() || routes || !probed.is_empty() || choose || look_at_use || item.is_some();
-        is_any.then_some(Turn { links, routes, probed, choose, look_at_use, item })
+        let is_any = links.is_some() || routes || !probed.is_empty() || !alarms.is_empty() || choose || look_at_use || item.is_some();
+        is_any.then_some(Turn { links, routes, probed, alarms, choose, look_at_use, item })
     }
 
     fn take_of(&mut self, class: usize) -> Option<Item> {

@@ -135,14 +135,15 @@ impl Worker {
     }
 
     fn take_turn(&mut self, turn: Turn) -> Result<(), Error> {
-        let Turn { links, routes, probed, choose, look_at_use, item } = turn;
+        let Turn { links, routes, probed, alarms, choose, look_at_use, item } = turn;
         let followed = match links {
             // This writes the routes, too.
             Some(links) => self.links_changed(links),
             None if routes => self.steering.routes_changed(),
             None => Ok(()),
         };
-        let chosen = if choose || !probed.is_empty() { self.steering.probed(&probed) } else { Ok(()) };
+        let is_news = choose || !probed.is_empty() || !alarms.is_empty();
+        let chosen = if is_news { self.steering.probed(&probed, &alarms) } else { Ok(()) };
         if !probed.is_empty() {
             self.view.send_modify(|view| view.probed = self.steering.probe_results().into());
         }

@@ -26,8 +26,11 @@ pub const LONGEST_HOLD: Duration = Duration::from_mins(10);
 /// A member forgets one flap whenever it was up for this long.
 pub const FORGET: Duration = Duration::from_mins(30);
 
-/// How many intervals without failing connections, or added by a failed round while held.
+/// How many intervals a failed round adds while held.
 const PENALTY: u64 = 10;
+
+/// For how long no hint may come until connections are taken to work again. The kernel repeats an alarm after 10 seconds.
+const QUIET_NS: u64 = 30_000_000_000;
 
 /// What stands for the interval where there are no probes.
 const UNPROBED_INTERVAL_NS: u64 = 1_000_000_000;
@@ -438,7 +441,7 @@ impl Health {
 
     /// When the last hint has been without another for long enough.
     fn quiet_ns(&self) -> u64 {
-        self.hint_ns + PENALTY * self.interval_ns()
+        self.hint_ns + QUIET_NS
     }
 }
 

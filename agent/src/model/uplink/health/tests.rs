@@ -250,7 +250,7 @@ fn connections_fail_while_probes_are_answered() {
     assert!(bed.health.probe(false).expect("suspect").at_ns <= bed.now, "probed at once");
     (0..100).for_each(|_| bed.apply(Event::TrafficFails));
     bed.shows(State::Suspect, Reason::TrafficFails);
-    bed.run_for(9 * SECOND, |_| true);
+    bed.run_for(29 * SECOND, |_| true);
     bed.shows(State::Suspect, Reason::TrafficFails);
     bed.run_for(SECOND, |_| true);
     bed.shows(State::Up, Reason::Works);
@@ -268,7 +268,7 @@ fn without_probes_hints_decide() {
     let mut bed = Bed::new(unprobed());
     bed.apply(Event::TrafficFails);
     bed.shows(State::Suspect, Reason::TrafficFails);
-    bed.run_for(11 * SECOND, |_| true);
+    bed.run_for(31 * SECOND, |_| true);
     bed.shows(State::Up, Reason::Works);
     for _ in 0..3 {
         bed.apply(Event::TrafficFails);
