@@ -9,6 +9,7 @@ mod cgroups;
 mod chart;
 mod containers;
 mod daemon;
+mod failover;
 mod goal;
 mod interrupt;
 mod load;
@@ -43,6 +44,9 @@ enum Cli {
     /// A process that sends.
     #[command(hide = true)]
     Traffic(traffic::Place),
+    /// A process of clients that connect.
+    #[command(hide = true)]
+    Clients(worker::Place),
     /// A process that loads the daemon.
     #[command(hide = true)]
     Storm(load::Storm),
@@ -90,6 +94,7 @@ impl Run {
             containers: containers::measure(steer, Rounds(rounds))?,
             scale: scale::measure(steer, cgroups, rounds)?,
             load: load::measure(steer, rounds)?,
+            failover: failover::measure(steer, Rounds(rounds), cgroups)?,
             goals: Vec::new(),
         }
         .judged();
@@ -111,6 +116,7 @@ fn main() -> ExitCode {
         Cli::Run(run) => run.run(),
         Cli::Sockets(place) => sockets::serve(&place),
         Cli::Traffic(place) => traffic::serve(&place),
+        Cli::Clients(place) => failover::serve(&place),
         Cli::Storm(storm) => load::serve(&storm),
     };
     match done {

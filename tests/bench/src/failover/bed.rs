@@ -1,0 +1,188 @@
+//! The lab of the failover measurements: two lines, a server behind both, a daemon with a group of the two, and clients
+//! in a cgroup of the group.
+//!
+//! **Invariant:** a member fails only for the lab: in its network namespaces. The clients are a process of their own.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{Array, Map, MapData};
+use steer_common::{ABI_VERSION, UPLINK_SLOTS, UplinkRecord, map};
+use steer_lab::{Clients, ClientsReport, SERVER_V4, Server, Uplinks, client_v4, clients};
+
+use crate::{cgroups::Cgroups, daemon::Daemon, interrupt, steering::Steering, worker, worker::Worker};
+
+/// Longer than any change takes to be in force.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The kernel reports changes of a carrier at most once a second.
+const CARRIER_REPORTS: Duration = Duration::from_millis(1100);
+/// The time that the clients have to make their first connections.
+const HEAD_START: Duration = Duration::from_millis(100);
+
+/// The main function of a process of clients.
+pub(crate) fn serve(place: &worker::Place) -> Result<()> {
+    worker::serve(|| {
+        place.join_cgroup()?;
+        Ok(|clients: Clients| Ok(clients.run()?))
+    })
+}
+
+/// How the preferred member fails.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Failure {
+    /// The server drops what it would answer, and the link goes on.
+    BlackHole,
+    /// The link has no carrier.
+    Carrier,
+}
+
+/// Removed on drop.
+pub(super) struct Bed {
+    // In the order in which they are dropped.
+    daemon: Option<Daemon>,
+    clients: Option<Worker>,
+    steering: Steering,
+    pub(super) cgroups: Cgroups,
+    directory: PathBuf,
+    pub(super) lab: Uplinks,
+    server: Server,
+}
+
+impl Bed {
+    pub(super) fn new(steer: &Path) -> Result<Self> {
+        let lab = Uplinks::new()?;
+        // Its addresses outlive the loss of the carrier.
+        lab.server.write_sysctl("net/ipv6/conf/b1/keep_addr_on_down", "1")?;
+        let server = Server::start(&lab.server)?;
+        let steering = Steering::new(steer);
+        let name = steering.pins().file_name().and_then(|name| name.to_str()).context("the pins have no name")?;
+        let directory = std::env::temp_dir().join(format!("{name}-failover"));
+        let cgroups = Cgroups::new()?;
+        fs::create_dir(&directory)?;
+        Ok(Self { daemon: None, clients: None, steering, cgroups, directory, lab, server })
+    }
+
+    /// Starts a daemon with a group "lines" of these members for the cgroups in `p`, and with a policy "one" by a1 for
+    /// the cgroup `one`. The one before ends, and everything of it.
+    pub(super) fn start(&mut self, members: &str, settings: &str) -> Result<()> {
+        let place = self.cgroups.add("p/first")?;
+        if self.daemon.take().is_some() {
+            self.steering.off()?;
+        }
+        let name = self.cgroups.base().file_name().and_then(|name| name.to_str()).context("the cgroup has no name")?;
+        fs::write(
+            self.directory.join("steer.toml"),
+            format!(
+                "[[uplink]]\nname = \"lines\"\nmembers = {members}\nhold = \"0s\"\n{settings}\n\
+                 [[policy]]\nname = \"group\"\nuplink = \"lines\"\ncgroups = [\"/{name}/p/*\"]\n\
+                 [[policy]]\nname = \"one\"\ninterface = \"a1\"\ncgroups = [\"/{name}/one\"]\n"
+            ),
+        )?;
+        let (steer, pins) = (self.steering.steer(), self.steering.pins());
+        self.daemon = Some(Daemon::start(steer, pins, &self.directory, Some(&self.lab.client))?.0);
+        if self.clients.is_none() {
+            let start = || Worker::start("clients", &["clients"], &place, 0);
+            self.clients = Some(self.lab.client.run(start)??);
+        }
+        Ok(())
+    }
+
+    pub(super) fn steering(&self) -> &Steering {
+        &self.steering
+    }
+
+    pub(super) fn target(&self) -> SocketAddr {
+        SocketAddr::new(SERVER_V4.into(), self.server.port())
+    }
+
+    /// Runs clients. They end by themselves.
+    pub(super) fn ask(&mut self, clients: Clients) -> Result<ClientsReport> {
+        self.clients.as_mut().context("there are no clients")?.ask(&clients)
+    }
+
+    /// Waits until new connections are made by a1.
+    fn wait_for_return(&mut self) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            interrupt::check()?;
+            let report = self.ask(Clients::once(self.target()))?;
+            if report.connected.contains_key(&client_v4(1).into()) {
+                return Ok(());
+            }
+            thread::sleep(HEAD_START);
+        }
+        bail!("the first member did not return")
+    }
+
+    /// Runs `count` clients while a1 fails `delay` after they have started, and repairs it. Returns the time from the
+    /// failure to the first connection by the other member, and the report.
+    pub(super) fn failover(
+        &mut self,
+        failure: Failure,
+        count: u32,
+        delay: Duration,
+        after: Duration,
+    ) -> Result<(Duration, Duration, ClientsReport)> {
+        self.wait_for_return()?;
+        if matches!(failure, Failure::Carrier) {
+            thread::sleep(CARRIER_REPORTS);
+        }
+        let interval = Duration::from_millis(10);
+        let patience = PATIENCE;
+        let clients = Clients { target: self.target(), count, interval, kept: 1, addresses: 2, after, patience };
+        let (lab, worker) = (&self.lab, self.clients.as_mut().context("there are no clients")?);
+        let (failed, report) = thread::scope(|scope| {
+            let running = scope.spawn(move || worker.ask::<ClientsReport>(&clients));
+            thread::sleep(HEAD_START + delay);
+            let failed = clients::now();
+            let result = fail(lab, failure, true);
+            let report = running.join().map_err(|_| anyhow::anyhow!("the clients ended"))?;
+            result?;
+            anyhow::Ok((failed, report?))
+        })?;
+        fail(lab, failure, false)?;
+        let elapsed = |at: Duration, what: &str| {
+            at.checked_sub(failed).with_context(|| format!("{what} before the first member failed: {report:?}"))
+        };
+        let first = elapsed(report.first_from(client_v4(0).into())?, "a connection by the other member")?;
+        let (ended, _) = report.ended.last().context("the kept connection has not ended")?;
+        Ok((first, elapsed(*ended, "the kept connection ended")?, report))
+    }
+
+    /// The group that is in force, and the number of its slot.
+    pub(super) fn groups(&self) -> Result<Vec<UplinkRecord>> {
+        let pin = self.steering.pins().join(format!("abi{ABI_VERSION}/maps/{}", map::UPLINKS));
+        let groups = Array::<_, UplinkRecord>::try_from(Map::Array(MapData::from_pin(pin)?))?;
+        (0..UPLINK_SLOTS).map(|slot| Ok(groups.get(&slot, 0)?)).collect()
+    }
+
+    /// How many cgroups are attached.
+    pub(super) fn attached(&self) -> Result<usize> {
+        let links = self.steering.pins().join(format!("abi{ABI_VERSION}/links"));
+        Ok(fs::read_dir(&links).with_context(|| format!("list {}", links.display()))?.count())
+    }
+}
+
+fn fail(lab: &Uplinks, failure: Failure, is_on: bool) -> Result<()> {
+    let link = lab.server_link(1);
+    match failure {
+        Failure::BlackHole => lab.black_hole(1, is_on)?,
+        Failure::Carrier if is_on => lab.server.set_down(&link)?,
+        Failure::Carrier => lab.server.set_up(&link)?,
+    }
+    Ok(())
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.directory) {
+            eprintln!("steer-bench: remove {}: {error}", self.directory.display());
+        }
+    }
+}
