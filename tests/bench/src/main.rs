@@ -66,6 +66,9 @@ struct Run {
     /// Number of cgroups to attach in the measurement of scale
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..))]
     cgroups: u32,
+    /// Measure only groups of uplinks
+    #[arg(long, conflicts_with = "report")]
+    failover: bool,
     /// Also write the report as bench.md and bench.svg into this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -77,7 +80,10 @@ struct Run {
 impl Run {
     fn run(self) -> Result<()> {
         interrupt::watch()?;
-        let Self { ref steer, rounds, ops, cgroups, report: ref report_directory, json } = self;
+        let Self { ref steer, rounds, ops, cgroups, failover, report: ref report_directory, json } = self;
+        if failover {
+            return failover::measure(steer, Rounds(rounds), cgroups)?.print(json);
+        }
         let machine = Machine::read(worker::cpu()?)?;
         let command = format!("cargo xtask bench --rounds {rounds} --ops {ops} --cgroups {cgroups}");
         let mut bed = sockets::Bed::new(steer)?;

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use anyhow::Result;
+
 use super::{Crowd, INTERVALS_MS, Report, SHARED, Switch};
 use crate::goal::Goal;
 
@@ -11,6 +13,17 @@ use crate::goal::Goal;
 const DEAD_MS: [[f64; 2]; 2] = [[3_000.0, 5_000.0], [1_200.0, 1_200.0]];
 
 impl Report {
+    /// Prints it with its goals.
+    pub(crate) fn print(&self, json: bool) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string_pretty(self)?);
+        } else {
+            println!("{self}");
+            self.goals().iter().for_each(|goal| println!("{goal}"));
+        }
+        Ok(())
+    }
+
     pub(crate) fn goals(&self) -> Vec<Goal> {
         let mut goals = Vec::new();
         for ((switch, interval), [median, p99]) in self.black_hole.iter().zip(INTERVALS_MS).zip(DEAD_MS) {
