@@ -7,7 +7,10 @@
 mod bed;
 mod report;
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -33,10 +36,6 @@ const MOST_SWITCHES: u32 = 10;
 const CLIENTS: u32 = 1_000;
 /// The sockets that are shared 3:1.
 const SHARED: u32 = 400;
-/// Each member is a tier of its own.
-const TIERS: &str = "[\"a1\", { interface = \"a0\", tier = 2 }]";
-/// Three of four sockets use a0.
-const WEIGHTS: &str = "[{ interface = \"a0\", weight = 3 }, \"a1\"]";
 /// The intervals of the probes, in milliseconds.
 const INTERVALS_MS: [u32; 2] = [1_000, 300];
 
@@ -106,25 +105,27 @@ pub(crate) fn measure(steer: &Path, Rounds(rounds): Rounds, cgroups: u32) -> Res
 
     let mut black_hole = Vec::new();
     for interval in INTERVALS_MS {
-        bed.start(TIERS, &format!("probe = {{ targets = [\"gateway\"], interval = \"{interval}ms\", rise = 1 }}"))?;
+        bed.start(&format!("probe = {{ targets = [\"gateway\"], interval = \"{interval}ms\", rise = 1 }}"))?;
         let interval = Duration::from_millis(interval.into());
         black_hole.push(switches(&mut bed, Failure::BlackHole, runs, interval)?);
     }
-    bed.start(TIERS, "")?;
+    let places = [bed.cgroups.add("p/cost")?, bed.cgroups.add("one")?];
+    bed.start("")?;
     let carrier = switches(&mut bed, Failure::Carrier, runs, Duration::ZERO)?;
     let crowd = crowd(&mut bed)?;
     let share = share(&mut bed, runs)?;
-    let cost = cost(&mut bed, Rounds(rounds))?;
+    let cost = cost(&bed, &places, Rounds(rounds))?;
 
     for number in 0..cgroups {
         interrupt::check()?;
         bed.cgroups.add(&format!("p/c{number}"))?;
     }
-    bed.start(TIERS, "")?;
+    bed.start("")?;
     let attached = bed.attached()?;
     ensure!(attached >= usize::try_from(cgroups)?, "{attached} cgroups are attached, of {cgroups}");
     let many = switches(&mut bed, Failure::Carrier, runs.min(MOST_SWITCHES), Duration::ZERO)?;
-    let records = bed.groups()?.iter().filter(|group| group.members > 0).count();
+    // One more is that of the group "shared".
+    let records = bed.groups()?.len() - 1;
     Ok(Report { runs, black_hole, carrier, crowd, share, cost, cgroups, records, many })
 }
 
@@ -143,11 +144,11 @@ fn switches(bed: &mut Bed, failure: Failure, runs: u32, interval: Duration) -> R
 
 /// The loss of the carrier, because probes could fail under the load.
 fn crowd(bed: &mut Bed) -> Result<Crowd> {
-    let second = Duration::from_secs(1);
-    let (first, _, report) = bed.failover(Failure::Carrier, CLIENTS, second, second)?;
+    let (before, after) = (Duration::from_millis(400), Duration::from_millis(500));
+    let (first, _, report) = bed.failover(Failure::Carrier, CLIENTS, before, after)?;
     let made: u64 = report.stretches.iter().map(|stretch| stretch.made).sum();
     let since = report.stretches.first().context("no client has connected")?.since;
-    let until = report.ended.last().context("the kept connection has not ended")?.0 + second;
+    let until = report.ended.last().context("the kept connection has not ended")?.0 + after;
     Ok(Crowd {
         clients: CLIENTS,
         per_second: f64::from(u32::try_from(made)?) / until.saturating_sub(since).as_secs_f64(),
@@ -158,7 +159,6 @@ fn crowd(bed: &mut Bed) -> Result<Crowd> {
 
 /// The percentage of the member with three of four shares.
 fn share(bed: &mut Bed, runs: u32) -> Result<Spread> {
-    bed.start(WEIGHTS, "balance = \"socket\"")?;
     let heavy = bed.lab.ifindex(0)?.cast_signed();
     // Each client connects once.
     let clients = Clients {
@@ -172,7 +172,7 @@ fn share(bed: &mut Bed, runs: u32) -> Result<Spread> {
     let mut shares = Vec::new();
     for _ in 0..runs {
         interrupt::check()?;
-        let report = bed.ask(clients)?;
+        let report = bed.share(clients)?;
         let of_heavy = report.stretches.iter().filter(|stretch| stretch.interface == heavy);
         let made: u64 = of_heavy.map(|stretch| stretch.made).sum();
         shares.push(f64::from(u32::try_from(made)?) * 100.0 / f64::from(SHARED));
@@ -180,11 +180,9 @@ fn share(bed: &mut Bed, runs: u32) -> Result<Spread> {
     Ok(Spread::of(shares))
 }
 
-fn cost(bed: &mut Bed, rounds: Rounds) -> Result<Cost> {
-    let (grouped, one) = (bed.cgroups.add("p/cost")?, bed.cgroups.add("one")?);
-    bed.start(TIERS, "")?;
+fn cost(bed: &Bed, [grouped, one]: &[PathBuf; 2], rounds: Rounds) -> Result<Cost> {
     let worker = |cgroup: &Path| bed.lab.client.run(|| Alone::start(cgroup))?;
-    let (mut grouped, mut one) = (worker(&grouped)?, worker(&one)?);
+    let (mut grouped, mut one) = (worker(grouped)?, worker(one)?);
     let ratio = grouped.against(&mut one, rounds.0)?;
     let pin = bed.steering().program_pin(program::SOCK_CREATE);
     let program = bpf::open_pin(&pin).with_context(|| format!("open {}", pin.display()))?;

@@ -47,6 +47,7 @@ pub(super) struct Bed {
     // In the order in which they are dropped.
     daemon: Option<Daemon>,
     clients: Option<Worker>,
+    sharing: Option<Worker>,
     steering: Steering,
     pub(super) cgroups: Cgroups,
     directory: PathBuf,
@@ -65,13 +66,13 @@ impl Bed {
         let directory = std::env::temp_dir().join(format!("{name}-failover"));
         let cgroups = Cgroups::new()?;
         fs::create_dir(&directory)?;
-        Ok(Self { daemon: None, clients: None, steering, cgroups, directory, lab, server })
+        Ok(Self { daemon: None, clients: None, sharing: None, steering, cgroups, directory, lab, server })
     }
 
-    /// Starts a daemon with a group "lines" of these members for the cgroups in `p`, and with a policy "one" by a1 for
-    /// the cgroup `one`. The one before ends, and everything of it.
-    pub(super) fn start(&mut self, members: &str, settings: &str) -> Result<()> {
-        let place = self.cgroups.add("p/first")?;
+    /// Starts a daemon with three policies: for the cgroups in `p`, a group whose first member is a1; for the cgroup
+    /// `shared`, a group that shares sockets 3:1; for the cgroup `one`, a1. The one before ends, and everything of it.
+    pub(super) fn start(&mut self, settings: &str) -> Result<()> {
+        let (place, shared) = (self.cgroups.add("p/first")?, self.cgroups.add("shared")?);
         if self.daemon.take().is_some() {
             self.steering.off()?;
         }
@@ -79,7 +80,11 @@ impl Bed {
         fs::write(
             self.directory.join("steer.toml"),
             format!(
-                "[[uplink]]\nname = \"lines\"\nmembers = {members}\nhold = \"0s\"\n{settings}\n\
+                "[[uplink]]\nname = \"lines\"\nmembers = [\"a1\", {{ interface = \"a0\", tier = 2 }}]\n\
+                 hold = \"0s\"\n{settings}\n\
+                 [[uplink]]\nname = \"shared\"\nmembers = [{{ interface = \"a0\", weight = 3 }}, \"a1\"]\n\
+                 balance = \"socket\"\n\
+                 [[policy]]\nname = \"shared\"\nuplink = \"shared\"\ncgroups = [\"/{name}/shared\"]\n\
                  [[policy]]\nname = \"group\"\nuplink = \"lines\"\ncgroups = [\"/{name}/p/*\"]\n\
                  [[policy]]\nname = \"one\"\ninterface = \"a1\"\ncgroups = [\"/{name}/one\"]\n"
             ),
@@ -87,8 +92,9 @@ impl Bed {
         let (steer, pins) = (self.steering.steer(), self.steering.pins());
         self.daemon = Some(Daemon::start(steer, pins, &self.directory, Some(&self.lab.client))?.0);
         if self.clients.is_none() {
-            let start = || Worker::start("clients", &["clients"], &place, 0);
-            self.clients = Some(self.lab.client.run(start)??);
+            let start =
+                |place: &Path| self.lab.client.run(|| Worker::start("clients", &["clients"], place, worker::cpu()?))?;
+            (self.clients, self.sharing) = (Some(start(&place)?), Some(start(&shared)?));
         }
         Ok(())
     }
@@ -101,9 +107,9 @@ impl Bed {
         SocketAddr::new(SERVER_V4.into(), self.server.port())
     }
 
-    /// Runs clients. They end by themselves.
-    pub(super) fn ask(&mut self, clients: Clients) -> Result<ClientsReport> {
-        self.clients.as_mut().context("there are no clients")?.ask(&clients)
+    /// Runs clients whose sockets are shared. They end by themselves.
+    pub(super) fn share(&mut self, clients: Clients) -> Result<ClientsReport> {
+        self.sharing.as_mut().context("there are no clients")?.ask(&clients)
     }
 
     /// Waits until new connections are made by a1.
@@ -111,7 +117,8 @@ impl Bed {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
             interrupt::check()?;
-            let report = self.ask(Clients::once(self.target()))?;
+            let once = Clients::once(self.target());
+            let report: ClientsReport = self.clients.as_mut().context("there are no clients")?.ask(&once)?;
             if report.connected.contains_key(&client_v4(1).into()) {
                 return Ok(());
             }
@@ -155,11 +162,12 @@ impl Bed {
         Ok((first, elapsed(*ended, "the kept connection ended")?, report))
     }
 
-    /// The group that is in force, and the number of its slot.
+    /// The groups that are in force.
     pub(super) fn groups(&self) -> Result<Vec<UplinkRecord>> {
         let pin = self.steering.pins().join(format!("abi{ABI_VERSION}/maps/{}", map::UPLINKS));
         let groups = Array::<_, UplinkRecord>::try_from(Map::Array(MapData::from_pin(pin)?))?;
-        (0..UPLINK_SLOTS).map(|slot| Ok(groups.get(&slot, 0)?)).collect()
+        let groups: Vec<_> = (0..UPLINK_SLOTS).map(|slot| groups.get(&slot, 0)).collect::<Result<_, _>>()?;
+        Ok(groups.into_iter().filter(|group| group.members > 0).collect())
     }
 
     /// How many cgroups are attached.

@@ -34,7 +34,7 @@ pub(crate) struct Failover {
     pub(crate) late: u64,
     /// Connections by `a0` and by `a1`.
     pub(crate) connections: [u64; 2],
-    /// What the daemon logged.
+    /// What the daemon logged after the failure.
     pub(crate) log: Vec<String>,
 }
 
@@ -60,6 +60,7 @@ pub(crate) fn run(lab: &Uplinks, server: &Server, steer: Command, this: &Path) -
     let client = lab.client.enter(command.stdin(Stdio::null()).stdout(Stdio::piped())).spawn();
     let client = client.with_context(|| format!("start {}", this.display()))?;
     let came = wait_until("connections of the client", PATIENCE, || server.seen().len() > 20);
+    let logged = fs::metadata(&log).map_or(0, |log| log.len());
     let cut = clients::now();
     let cut_off = came.and_then(|()| lab.black_hole(1, true));
     // It ends by itself.
@@ -71,13 +72,14 @@ pub(crate) fn run(lab: &Uplinks, server: &Server, steer: Command, this: &Path) -
     let since_cut = |at: Duration| at.saturating_sub(cut).as_millis();
     let by = |uplink| report.connected.get(&client_v4(uplink).into());
     let text = fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
-    let lines = text.lines().filter(|line| line.contains("uplink lines: ") || line.contains("sockets of members"));
+    let since = text.get(usize::try_from(logged)?..).unwrap_or_default();
+    let lines = since.lines().filter_map(|line| line.split_once("] ").map(|(_, line)| line.to_owned()));
     Ok(Failover {
         connected_ms: by(0).map(|connected| since_cut(connected.first)),
         ended_ms: report.ended.first().map(|(at, errno)| (since_cut(*at), errno.clone())),
         late: report.late(),
         connections: [0, 1].map(|uplink| by(uplink).map_or(0, |connected| connected.count)),
-        log: lines.map(str::to_owned).collect(),
+        log: lines.collect(),
     })
 }
 
