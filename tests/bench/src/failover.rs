@@ -111,10 +111,11 @@ pub(crate) fn measure(steer: &Path, Rounds(rounds): Rounds, cgroups: u32) -> Res
     }
     let places = [bed.cgroups.add("p/cost")?, bed.cgroups.add("one")?];
     bed.start("")?;
-    let carrier = switches(&mut bed, Failure::Carrier, runs, Duration::ZERO)?;
-    let crowd = crowd(&mut bed)?;
+    // While both members work.
     let share = share(&mut bed, runs)?;
     let cost = cost(&bed, &places, Rounds(rounds))?;
+    let carrier = switches(&mut bed, Failure::Carrier, runs, Duration::ZERO)?;
+    let crowd = crowd(&mut bed)?;
 
     for number in 0..cgroups {
         interrupt::check()?;

@@ -14,16 +14,17 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, Map, MapData};
 use steer_common::{ABI_VERSION, UPLINK_SLOTS, UplinkRecord, map};
-use steer_lab::{Clients, ClientsReport, SERVER_V4, Server, Uplinks, client_v4, clients};
+use steer_lab::{Clients, ClientsReport, SERVER_V4, Server, Uplinks, client_v4, clients, wait_until};
 
 use crate::{cgroups::Cgroups, daemon::Daemon, interrupt, steering::Steering, worker, worker::Worker};
 
 /// Longer than any change takes to be in force.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// The kernel reports changes of a carrier at most once a second.
+/// The kernel reports losses of carriers at most once a second, those of all links and network namespaces together. So
+/// other programs that change links make the measured times longer.
 const CARRIER_REPORTS: Duration = Duration::from_millis(1100);
-/// The time that the clients have to make their first connections.
-const HEAD_START: Duration = Duration::from_millis(100);
+/// The time between two looks whether the first member has returned.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The main function of a process of clients.
 pub(crate) fn serve(place: &worker::Place) -> Result<()> {
@@ -122,12 +123,12 @@ impl Bed {
             if report.connected.contains_key(&client_v4(1).into()) {
                 return Ok(());
             }
-            thread::sleep(HEAD_START);
+            thread::sleep(LOOK);
         }
         bail!("the first member did not return")
     }
 
-    /// Runs `count` clients while a1 fails `delay` after they have started, and repairs it. Returns the time from the
+    /// Runs `count` clients while a1 fails `delay` after their first connections, and repairs it. Returns the time from the
     /// failure to the first connection by the other member, and the report.
     pub(super) fn failover(
         &mut self,
@@ -143,12 +144,16 @@ impl Bed {
         let interval = Duration::from_millis(10);
         let patience = PATIENCE;
         let clients = Clients { target: self.target(), count, interval, kept: 1, addresses: 2, after, patience };
-        let (lab, worker) = (&self.lab, self.clients.as_mut().context("there are no clients")?);
+        let (lab, server) = (&self.lab, &self.server);
+        server.take_seen();
+        let worker = self.clients.as_mut().context("there are no clients")?;
         let (failed, report) = thread::scope(|scope| {
             let running = scope.spawn(move || worker.ask::<ClientsReport>(&clients));
-            thread::sleep(HEAD_START + delay);
+            // The kept connection, and one more.
+            let came = wait_until("the first connections", PATIENCE, || server.seen().len() > 1);
+            thread::sleep(delay);
             let failed = clients::now();
-            let result = fail(lab, failure, true);
+            let result = came.map_err(Into::into).and_then(|()| fail(lab, failure, true));
             let report = running.join().map_err(|_| anyhow::anyhow!("the clients ended"))?;
             result?;
             anyhow::Ok((failed, report?))
