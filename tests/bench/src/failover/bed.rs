@@ -21,8 +21,8 @@ use crate::{cgroups::Cgroups, daemon::Daemon, interrupt, steering::Steering, wor
 /// Longer than any change takes to be in force.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The kernel reports losses of carriers at most once a second, those of all links and network namespaces together. So
-/// other programs that change links make the measured times longer.
-const CARRIER_REPORTS: Duration = Duration::from_millis(1100);
+/// other programs that change links make the measured times longer. The two ends of a link are two reports.
+const CARRIER_REPORTS: Duration = Duration::from_millis(2200);
 /// The time between two looks whether the first member has returned.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -54,6 +54,8 @@ pub(super) struct Bed {
     directory: PathBuf,
     pub(super) lab: Uplinks,
     server: Server,
+    /// When a link was changed.
+    changed: Instant,
 }
 
 impl Bed {
@@ -67,7 +69,17 @@ impl Bed {
         let directory = std::env::temp_dir().join(format!("{name}-failover"));
         let cgroups = Cgroups::new()?;
         fs::create_dir(&directory)?;
-        Ok(Self { daemon: None, clients: None, sharing: None, steering, cgroups, directory, lab, server })
+        Ok(Self {
+            daemon: None,
+            clients: None,
+            sharing: None,
+            steering,
+            cgroups,
+            directory,
+            lab,
+            server,
+            changed: Instant::now(),
+        })
     }
 
     /// Starts a daemon with three policies: for the cgroups in `p`, a group whose first member is a1; for the cgroup
@@ -139,7 +151,7 @@ impl Bed {
     ) -> Result<(Duration, Duration, ClientsReport)> {
         self.wait_for_return()?;
         if matches!(failure, Failure::Carrier) {
-            thread::sleep(CARRIER_REPORTS);
+            thread::sleep(CARRIER_REPORTS.saturating_sub(self.changed.elapsed()));
         }
         let interval = Duration::from_millis(10);
         let patience = PATIENCE;
@@ -154,11 +166,12 @@ impl Bed {
             thread::sleep(delay);
             let failed = clients::now();
             let result = came.map_err(Into::into).and_then(|()| fail(lab, failure, true));
-            let report = running.join().map_err(|_| anyhow::anyhow!("the clients ended"))?;
+            let report = running.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
             result?;
             anyhow::Ok((failed, report?))
         })?;
         fail(lab, failure, false)?;
+        self.changed = Instant::now();
         let elapsed = |at: Duration, what: &str| {
             at.checked_sub(failed).with_context(|| format!("{what} before the first member failed: {report:?}"))
         };
