@@ -24,6 +24,9 @@ pub(crate) struct Bench {
     /// Attached cgroups, to measure how the costs scale.
     #[arg(long, value_name = "N")]
     cgroups: Option<u32>,
+    /// Measure only groups of uplinks.
+    #[arg(long)]
+    failover: bool,
     /// Also write the report as bench.md and bench.svg into this directory.
     #[arg(long, value_name = "DIR")]
     report: Option<std::path::PathBuf>,
@@ -55,6 +58,9 @@ impl Bench {
         if let Some(directory) = &self.report {
             command.arg("--report").arg(std::path::absolute(directory).unwrap_or_else(|_| directory.clone()));
         }
+        if self.failover {
+            command.arg("--failover");
+        }
         if self.json {
             command.arg("--json");
         }
@@ -80,10 +86,10 @@ mod tests {
     #[test]
     fn only_given_options_are_passed_on() {
         for (bench, expected) in [
-            (Bench { rounds: None, ops: None, cgroups: None, report: None, json: false }, "b"),
+            (Bench { rounds: None, ops: None, cgroups: None, failover: false, report: None, json: false }, "b"),
             (
-                Bench { rounds: Some(5), ops: Some(7), cgroups: Some(20), report: None, json: true },
-                "b --rounds 5 --ops 7 --cgroups 20 --json",
+                Bench { rounds: Some(5), ops: Some(7), cgroups: Some(20), failover: true, report: None, json: true },
+                "b --rounds 5 --ops 7 --cgroups 20 --failover --json",
             ),
         ] {
             let mut command = Command::new("b");

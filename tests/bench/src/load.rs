@@ -26,7 +26,7 @@ use crate::{
     daemon::{Daemon, SOCKET},
     goal::Goal,
     interrupt,
-    statistic::sorted,
+    statistic::Latency,
     steering::Steering,
 };
 
@@ -60,12 +60,6 @@ struct Row {
     /// The daemon's resident memory, in MiB.
     before_mib: f64,
     after_mib: f64,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Latency {
-    median: f64,
-    p99: f64,
 }
 
 /// Measures under no load, and under each.
@@ -176,13 +170,6 @@ impl Bed {
 
     fn mib(&self) -> Result<f64> {
         Ok(f64::from(u32::try_from(self.daemon.status("VmRSS")?)?) / 1024.0)
-    }
-}
-
-impl Latency {
-    fn of(samples: Vec<f64>) -> Self {
-        let sorted = sorted(samples);
-        Self { median: sorted[sorted.len() / 2], p99: sorted[sorted.len() * 99 / 100] }
     }
 }
 

@@ -9,6 +9,7 @@ mod cgroups;
 mod chart;
 mod containers;
 mod daemon;
+mod failover;
 mod goal;
 mod interrupt;
 mod load;
@@ -43,6 +44,9 @@ enum Cli {
     /// A process that sends.
     #[command(hide = true)]
     Traffic(traffic::Place),
+    /// A process of clients that connect.
+    #[command(hide = true)]
+    Clients(worker::Place),
     /// A process that loads the daemon.
     #[command(hide = true)]
     Storm(load::Storm),
@@ -62,6 +66,9 @@ struct Run {
     /// Number of cgroups to attach in the measurement of scale
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..))]
     cgroups: u32,
+    /// Measure only groups of uplinks
+    #[arg(long, conflicts_with = "report")]
+    failover: bool,
     /// Also write the report as bench.md and bench.svg into this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -73,7 +80,10 @@ struct Run {
 impl Run {
     fn run(self) -> Result<()> {
         interrupt::watch()?;
-        let Self { ref steer, rounds, ops, cgroups, report: ref report_directory, json } = self;
+        let Self { ref steer, rounds, ops, cgroups, failover, report: ref report_directory, json } = self;
+        if failover {
+            return failover::measure(steer, Rounds(rounds), cgroups)?.print(json);
+        }
         let machine = Machine::read(worker::cpu()?)?;
         let command = format!("cargo xtask bench --rounds {rounds} --ops {ops} --cgroups {cgroups}");
         let mut bed = sockets::Bed::new(steer)?;
@@ -90,6 +100,7 @@ impl Run {
             containers: containers::measure(steer, Rounds(rounds))?,
             scale: scale::measure(steer, cgroups, rounds)?,
             load: load::measure(steer, rounds)?,
+            failover: failover::measure(steer, Rounds(rounds), cgroups)?,
             goals: Vec::new(),
         }
         .judged();
@@ -111,6 +122,7 @@ fn main() -> ExitCode {
         Cli::Run(run) => run.run(),
         Cli::Sockets(place) => sockets::serve(&place),
         Cli::Traffic(place) => traffic::serve(&place),
+        Cli::Clients(place) => failover::serve(&place),
         Cli::Storm(storm) => load::serve(&storm),
     };
     match done {

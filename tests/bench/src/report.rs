@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::{chart, containers, goal::Goal, load, machine::Machine, scale, sockets, statistic::Spread, traffic};
+use crate::{
+    chart, containers, failover, goal::Goal, load, machine::Machine, scale, sockets, statistic::Spread, traffic,
+};
 
 /// The whole report.
 #[derive(Debug, Serialize)]
@@ -25,6 +27,7 @@ pub(crate) struct Report {
     pub(crate) containers: Option<containers::Report>,
     pub(crate) scale: scale::Report,
     pub(crate) load: load::Report,
+    pub(crate) failover: failover::Report,
     pub(crate) goals: Vec<Goal>,
 }
 
@@ -33,7 +36,7 @@ impl Report {
     pub(crate) fn judged(self) -> Self {
         let container = containers::Report::goal(self.containers.as_ref());
         let goals = self.sockets.goals().into_iter().chain(self.traffic.goals()).chain([container]);
-        let goals = goals.chain(self.scale.goals()).chain(self.load.goals()).collect();
+        let goals = goals.chain(self.scale.goals()).chain(self.load.goals()).chain(self.failover.goals()).collect();
         Self { goals, ..self }
     }
 }
@@ -77,6 +80,7 @@ impl fmt::Display for Report {
         }
         writeln!(formatter, "{}", self.scale)?;
         writeln!(formatter, "{}", self.load)?;
+        writeln!(formatter, "{}", self.failover)?;
         self.goals.iter().try_for_each(|goal| writeln!(formatter, "{goal}"))
     }
 }

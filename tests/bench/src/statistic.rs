@@ -26,6 +26,21 @@ impl Spread {
     }
 }
 
+/// How long something takes in most cases, and in nearly all.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) median: f64,
+    pub(crate) p99: f64,
+}
+
+impl Latency {
+    /// Of at least one number.
+    pub(crate) fn of(samples: Vec<f64>) -> Self {
+        let sorted = sorted(samples);
+        Self { median: sorted[sorted.len() / 2], p99: sorted[sorted.len() * 99 / 100] }
+    }
+}
+
 /// A median and its confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Median {

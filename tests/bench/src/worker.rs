@@ -27,10 +27,15 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Moves this process to the CPU.
-    pub(crate) fn join(&self) -> Result<()> {
+    /// Moves this process to the cgroup only.
+    pub(crate) fn join_cgroup(&self) -> Result<()> {
         let procs = self.cgroup.join("cgroup.procs");
-        fs::write(&procs, "0").with_context(|| format!("join {}", procs.display()))?;
+        fs::write(&procs, "0").with_context(|| format!("join {}", procs.display()))
+    }
+
+    /// Moves this process to the cgroup and the CPU.
+    pub(crate) fn join(&self) -> Result<()> {
+        self.join_cgroup()?;
         let mut cpus = CpuSet::new();
         cpus.set(self.cpu).with_context(|| format!("select CPU {}", self.cpu))?;
         sched_setaffinity(Pid::this(), &cpus).with_context(|| format!("pin this process to CPU {}", self.cpu))?;

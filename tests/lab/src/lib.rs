@@ -8,6 +8,7 @@
 
 pub mod capture;
 pub mod cli;
+pub mod clients;
 mod echo;
 pub mod error;
 pub mod escape;
@@ -31,6 +32,7 @@ pub mod uplinks;
 pub mod wait;
 
 pub use capture::{Capture, leaks};
+pub use clients::{Clients, ClientsReport};
 pub use error::{Error, Result};
 pub use escape::{Attempt, Step, Vector};
 pub use hold::Hold;

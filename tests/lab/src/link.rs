@@ -13,7 +13,7 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, Prop, State},
-    route::RouteScope,
+    route::{RouteScope, RouteType},
     rule::RuleAction,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVrf, LinkWireguard, RouteMessageBuilder};
@@ -187,6 +187,24 @@ impl Netns {
             None => route.scope(RouteScope::Link),
         };
         self.rtnetlink(&doing, |handle| async move { handle.route().add(route.build()).replace().execute().await })
+    }
+
+    /// Drops all packets to an address, or does so no longer.
+    pub fn black_hole(&self, to: IpAddr, is_on: bool) -> Result<()> {
+        let doing = format!("change the black hole for {to} in {self}");
+        let prefix_len = if to.is_ipv4() { 32 } else { 128 };
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to, prefix_len)
+            .map_err(|e| Error::Invalid { doing: doing.clone(), reason: e.to_string() })?
+            .kind(RouteType::BlackHole)
+            .build();
+        self.rtnetlink(&doing, |handle| async move {
+            if is_on {
+                handle.route().add(route).replace().execute().await
+            } else {
+                handle.route().del(route).execute().await
+            }
+        })
     }
 
     /// Makes a VRF that is up and uses this table. EOPNOTSUPP: the kernel has no VRF support.

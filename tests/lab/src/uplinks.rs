@@ -94,6 +94,12 @@ impl Uplinks {
         self.client.ifindex(self.link(i))
     }
 
+    /// Lets the server drop everything it would send by uplink `i`, or do so no longer. The link goes on.
+    pub fn black_hole(&self, i: u8, is_on: bool) -> Result<()> {
+        self.server.black_hole(client_v4(i).into(), is_on)?;
+        self.server.black_hole(client_v6(i).into(), is_on)
+    }
+
     /// Deletes both ends of uplink `i`.
     ///
     /// # Panics

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** it runs the `steer` binary as a user would, and links none of its code.
 
+mod failover;
 mod report;
 
 use std::{
@@ -37,6 +38,14 @@ enum Client {
     /// The client that tries to escape
     #[command(hide = true)]
     Escape(EscapeArgs),
+    /// The client that connects all the while
+    #[command(hide = true)]
+    Clients {
+        /// Its cgroup
+        cgroup: PathBuf,
+        /// What it does, in JSON
+        how: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -54,6 +63,7 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
     match &cli.client {
         Some(Client::Probe(args)) => return Ok(steer_lab::cli::run(args, &mut io::stdout())?),
         Some(Client::Escape(args)) => return Ok(steer_lab::escape::run(args, &mut io::stdout()).map(|()| true)?),
+        Some(Client::Clients { cgroup, how }) => return failover::client(cgroup, how),
         None => {}
     }
     ensure!(

@@ -1,5 +1,6 @@
 //! The demonstration: a client with two uplinks and a server behind both, in their own network namespaces. The same
-//! client program runs unsteered and under `steer exec`. Then a program tries to send by the other uplink.
+//! client program runs unsteered and under `steer exec`. Then a program tries to send by the other uplink. At last, a line
+//! of a group fails.
 //!
 //! **Invariant:** the output was measured, by the server and by captures on both links. The namespaces have no names
 //! and end with this process. The pins are in their own directory, and `steer off` removes them.
@@ -18,6 +19,8 @@ use steer_lab::{
     Attempt, Capture, Family, Outcome, Packet, Proto, SERVER_V4, SERVER_V6, Server, Uplinks, Vector, client_v4,
     gateway_v4, leaks, parse_outcomes,
 };
+
+use crate::failover::{self, Failover};
 
 /// The transports of the demonstration.
 const PROTOS: [Proto; 2] = [Proto::Tcp, Proto::Udp];
@@ -53,6 +56,8 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
     /// The same attempt to escape, at each level of enforcement.
     pub(crate) escapes: Vec<Escape>,
+    /// A line that fails.
+    pub(crate) failover: Failover,
 }
 
 /// Makes the lab, runs the client with this `steer` binary, and removes everything.
@@ -62,7 +67,9 @@ pub(crate) fn run(steer: &Path) -> anyhow::Result<Report> {
     let this = std::env::current_exe().context("find the path of this program")?;
     let pins = format!("/sys/fs/bpf/steer-demo-{}", std::process::id());
     let stage = Stage { lab, server, steer: steer.to_owned(), this, pins };
-    let measured = stage.connections().and_then(|rows| Ok(Report { rows, escapes: stage.escapes()? }));
+    let measured = stage
+        .connections()
+        .and_then(|rows| Ok(Report { rows, escapes: stage.escapes()?, failover: stage.failover()? }));
     // The keeper of the last command also cleans up, but nothing waits for it.
     let off = stage.off();
     let report = measured?;
@@ -111,6 +118,11 @@ impl Stage {
             Ok(Escape { enforce, attempt, captured })
         };
         LEVELS.into_iter().map(try_at).collect()
+    }
+
+    /// A line of a group fails.
+    fn failover(&self) -> anyhow::Result<Failover> {
+        failover::run(&self.lab, &self.server, self.steer(), &self.this).context("let a line fail")
     }
 
     /// Runs `action` and counts the packets for `target` that leave by each uplink meanwhile.
@@ -202,11 +214,14 @@ impl Escape {
 }
 
 impl Report {
-    /// Whether every unsteered connection used the first uplink only, every steered one the second only, and `strict` stopped
-    /// the attempt to escape.
+    /// Whether every unsteered connection used the first uplink only, every steered one the second only, `strict` stopped the
+    /// attempt to escape, and the failed line was left.
     pub(crate) fn steering_works(&self) -> bool {
         let escapes = !self.escapes.is_empty() && self.escapes.iter().all(Escape::went_as_it_should);
-        escapes && !self.rows.is_empty() && self.rows.iter().all(|row| row.went_by(u8::from(row.steered)))
+        escapes
+            && self.failover.worked()
+            && !self.rows.is_empty()
+            && self.rows.iter().all(|row| row.went_by(u8::from(row.steered)))
     }
 }
 
@@ -241,16 +256,18 @@ impl fmt::Display for Report {
             write!(
                 formatter,
                 "The default route uses a0. Under steer, the same program sent only by a1: none of its packets was on a0.\n\
-                 A program that names a0 itself gets past --enforce steer. --enforce strict, the default, stops it."
+                 A program that names a0 itself gets past --enforce steer. --enforce strict, the default, stops it.\n\n{}",
+                self.failover
             )
         } else {
             let rows = self.rows.iter().filter(|row| !row.went_by(u8::from(row.steered))).count();
             let escapes = self.escapes.iter().filter(|escape| !escape.went_as_it_should()).count();
             write!(
                 formatter,
-                "Steering did NOT work: {} of {} attempts did not take the expected uplink.",
+                "Steering did NOT work: {} of {} attempts did not take the expected uplink.\n\n{}",
                 rows + escapes,
-                self.rows.len() + self.escapes.len()
+                self.rows.len() + self.escapes.len(),
+                self.failover
             )
         }
     }
