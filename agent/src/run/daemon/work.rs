@@ -170,7 +170,13 @@ impl Work {
             self.class = (class + 1) % CLASSES;
             Some(item)
         });
-        let is_any = links.is_some() || routes || !probed.is_empty() || !alarms.is_empty() || choose || look_at_use || item.is_some();
+        let is_any = links.is_some()
+            || routes
+            || !probed.is_empty()
+            || !alarms.is_empty()
+            || choose
+            || look_at_use
+            || item.is_some();
         is_any.then_some(Turn { links, routes, probed, alarms, choose, look_at_use, item })
     }
 
