@@ -34,6 +34,7 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, clap::Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each command line")]
 enum Action {
     /// Show all policies, and where they are kept
     List(Output),

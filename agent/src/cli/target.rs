@@ -27,6 +27,7 @@ use crate::{
 
 /// The target of a command.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each command line")]
 pub(super) enum By {
     /// An interface of the caller's network namespace, and options.
     Interface(PolicySpec),

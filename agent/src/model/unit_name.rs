@@ -29,7 +29,7 @@ pub fn complete(text: &str) -> Result<String, String> {
         match c {
             '/' => name.push('-'),
             c if is_allowed || is_glob(text) && GLOB.contains(c) => name.push(c),
-            c => c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| name.push_str(&format!("\\x{byte:02x}"))),
+            c => c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| name.extend(format!("\\x{byte:02x}").chars())),
         }
         name
     });

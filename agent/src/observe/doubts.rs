@@ -88,7 +88,7 @@ pub fn doubt(policy: &str, pattern: &Pattern, cgroups: &[CgroupPath]) -> Option<
         Named::Cgroup => {
             let path = name.parse::<CgroupPath>().ok().filter(|_| pattern.is_literal())?;
             let above: Vec<_> = path.ancestors();
-            if !above.iter().all(|outer| outer.is_root() || outer.name().ends_with(".slice")) {
+            if !above.iter().all(|outer| outer.is_root() || outer.name().strip_suffix(".slice").is_some()) {
                 return None;
             }
             let unit = Pattern::unit(path.name()).ok().filter(|unit| unit.as_str() == path.name())?;

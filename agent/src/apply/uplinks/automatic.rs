@@ -88,15 +88,12 @@ fn assign(record: &mut UplinkRecord, links: &[Link], orders: &PerFamily<Vec<u32>
         let ifindex = record.ifindex[position];
         let by_index = wanted.iter().position(|link| i32::try_from(link.index) == Ok(ifindex));
         let kept = by_index.or_else(|| wanted.iter().position(|link| is_member(record, position, &link.name)));
-        match kept {
-            Some(at) => {
-                let link = wanted.swap_remove(at);
-                record.member[position].interface = padded::<INTERFACE_BYTES>(&link.name);
-            }
-            None => {
-                record.member[position] = MemberRecord::EMPTY;
-                record.ifindex[position] = CLOSED_IFINDEX;
-            }
+        if let Some(at) = kept {
+            let link = wanted.swap_remove(at);
+            record.member[position].interface = padded::<INTERFACE_BYTES>(&link.name);
+        } else {
+            record.member[position] = MemberRecord::EMPTY;
+            record.ifindex[position] = CLOSED_IFINDEX;
         }
     }
     for link in wanted {

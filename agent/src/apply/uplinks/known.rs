@@ -168,7 +168,7 @@ impl Known {
     /// The next round of each member and family.
     fn next_rounds(&self) -> impl Iterator<Item = (usize, Family, crate::model::uplink::health::Round)> {
         let is_probed = |probe: &Probe| probe.idle || self.is_used;
-        let members = self.probe.as_ref().is_some_and(is_probed).then_some(self.members.as_slice()).unwrap_or_default();
+        let members = if self.probe.as_ref().is_some_and(is_probed) { self.members.as_slice() } else { &[] };
         let present = members.iter().enumerate().filter(|(_, member)| member.ifindex != CLOSED_IFINDEX);
         present.flat_map(move |(position, member)| {
             Family::ALL.into_iter().filter_map(move |family| {

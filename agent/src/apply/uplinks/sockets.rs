@@ -36,11 +36,11 @@ pub fn move_sockets(
             .collect();
         for entry in users {
             for (to, cgroups) in cgroups_by_members(datapath, hierarchy, entry, &switch.after)? {
-                let moves: Vec<Move> =
+                let leave: Vec<Move> =
                     switch.leaving.iter().filter_map(|leaving| move_of(entry, switch, leaving, to)).collect();
-                if !moves.is_empty() {
+                if !leave.is_empty() {
                     let concerned = |cgroup_id: u64| cgroups.contains(&cgroup_id);
-                    moved.push(failover::leave(hierarchy, &concerned, &moves));
+                    moved.push(failover::leave(hierarchy, &concerned, &leave));
                 }
             }
         }

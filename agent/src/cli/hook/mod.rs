@@ -19,6 +19,7 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, clap::Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each command line")]
 enum Hook {
     /// Steer a container by its annotations, as an OCI hook at createRuntime and poststop
     Oci(oci::Args),

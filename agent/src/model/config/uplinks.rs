@@ -136,7 +136,7 @@ impl Reader<'_> {
                 }
             };
             let items = value.get_ref().as_array().map(|items| items.iter().map(|item| item.get_ref().as_str()));
-            match items.and_then(|items| items.collect::<Option<Vec<_>>>()) {
+            match items.and_then(Iterator::collect::<Option<Vec<_>>>) {
                 Some(items) => *globs = items.into_iter().map(str::to_owned).collect(),
                 None => self.wrong(&path, value, "expected a list of names of interfaces, with globs, as [\"eth*\"]"),
             }

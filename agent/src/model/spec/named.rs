@@ -220,7 +220,7 @@ units = [\"transmission.service\", \"x.timer\"]
 users = [\"a b\"]
 ";
         let config = parse("f.toml", &text[..text.rfind("[[").expect("two")]).expect("valid");
-        let texts: Vec<_> = config.policies[0].cgroups.iter().map(|pattern| pattern.as_str()).collect();
+        let texts: Vec<_> = config.policies[0].cgroups.iter().map(crate::model::spec::Pattern::as_str).collect();
         assert_eq!(texts, ["transmission.service", "backup@*.service", "app-*firefox*.scope", "alice"]);
         let problems = parse("f.toml", text).expect_err("mistakes").to_string();
         let want = [

@@ -52,7 +52,7 @@ impl Part {
                 names.iter().any(|name| name.matches(part) || unescaped.is_some_and(|part| name.matches(part)))
             }
             Self::Any => true,
-            Self::Slices => part.ends_with(".slice"),
+            Self::Slices => part.strip_suffix(".slice").is_some(),
             Self::Nothing => false,
         }
     }
