@@ -231,6 +231,12 @@ fn failing_connections_raise_an_alarm() -> Outcome {
         let mut clients = connect(&bed, &[2, 3, 4, 5, 6].map(dead_server))?;
         wait_until("an alarm", Duration::from_secs(3), || ring.bytes() == ALARM_BYTES)
             .with_context(|| format!("local = {local}"))?;
+        let is_suspect = || {
+            let uplinks: serde_json::Value = serde_json::from_str(&bed.succeed(&["uplinks", "--json"]).ok()?).ok()?;
+            let member = &uplinks[0]["members"][1]["ipv4"];
+            Some(member["state"] == "suspect" && member["reason"] == "many connections fail")
+        };
+        wait_until("the daemon to suspect the member", PATIENCE, || is_suspect().unwrap_or_default())?;
         for client in &mut clients {
             client.wait()?;
         }
