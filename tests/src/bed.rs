@@ -43,10 +43,15 @@ pub struct Output {
 impl Bed {
     /// Makes a bed. `name` helps people to identify a hanging test.
     pub fn new(name: &str) -> anyhow::Result<Self> {
+        Self::with_links(name, 2)
+    }
+
+    /// As [`Self::new`], with this number of uplinks.
+    pub fn with_links(name: &str, links: u8) -> anyhow::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let unique = format!("steer-test-{}-{number}-{name}", std::process::id());
-        let net = Uplinks::new()?;
+        let net = Uplinks::with(links)?;
         let server = Server::start(&net.server)?;
         let directory = std::env::temp_dir().join(&unique);
         fs::create_dir(&directory)?;

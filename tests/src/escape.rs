@@ -42,11 +42,16 @@ pub enum Level {
     Steer,
     /// In addition, no packet gets out otherwise.
     Strict,
+    /// The same with a group of three uplinks. The other link is no member.
+    Group,
     /// The same by the route method: this host and an exception are reached by other links.
-    Route,
-    /// The same with the networks of the other link.
+    GroupRoute,
+    /// Strict by the route method with one uplink, and with the networks of the other link.
     Lan,
 }
+
+/// The uplinks of a group: `a1` is chosen as long as it works.
+const GROUP: &str = "a1+a2+a3";
 
 impl Level {
     /// The value of the command line option, if there is one.
@@ -55,7 +60,8 @@ impl Level {
             Self::Bind => "bind",
             Self::Steer => "steer",
             Self::Strict => "strict",
-            Self::Route => "route",
+            Self::Group => "group",
+            Self::GroupRoute => "group-route",
             Self::Lan => "lan",
         }
     }
@@ -63,6 +69,27 @@ impl Level {
     /// Whether no packet may get out by another link, apart from what the policy lets out there.
     pub fn is_strict(self) -> bool {
         self >= Self::Strict
+    }
+
+    /// Whether sockets are marked, not bound.
+    pub fn is_routed(self) -> bool {
+        self >= Self::GroupRoute
+    }
+
+    /// The links of its bed.
+    fn links(self) -> u8 {
+        if self.is_group() { 4 } else { 2 }
+    }
+
+    fn is_group(self) -> bool {
+        matches!(self, Self::Group | Self::GroupRoute)
+    }
+
+    /// A bed for attempts at this level. The other link is `a0`, by which whatever is not steered leaves.
+    pub fn bed(self, name: &str) -> anyhow::Result<Bed> {
+        let bed = Bed::with_links(name, self.links())?;
+        bed.furnish_for_escapes()?;
+        Ok(bed)
     }
 
     /// Whether the policy lets a packet out by the other link.
@@ -82,15 +109,16 @@ impl Level {
         self == Self::Lan && (matches!(packet.kind, Kind::Arp | Kind::Ndp) || packet.dst.is_some_and(is_near))
     }
 
-    /// Attaches a cgroup of the bed to `a1` at this level.
+    /// Attaches a cgroup of the bed to `a1`, or the group with it, at this level.
     pub fn attach(self, bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<()> {
         let enforce = if self.is_strict() { "strict" } else { "steer" };
         let reach: &[&str] = match self {
-            Self::Bind | Self::Steer | Self::Strict => &[],
-            Self::Route => &["--local", "host", "--except", "203.0.113.0/24=a0,2001:db8::/32=main"],
+            Self::Bind | Self::Steer | Self::Strict | Self::Group => &[],
+            Self::GroupRoute => &["--local", "host", "--except", "203.0.113.0/24=a0,2001:db8::/32=main"],
             Self::Lan => &["--local", "host,lan,discovery"],
         };
-        bed.succeed(&[&["attach", cgroup.path(), "-i", "a1", "--enforce", enforce], reach].concat())?;
+        let uplink = if self.is_group() { ["--uplink", GROUP] } else { ["-i", "a1"] };
+        bed.succeed(&[&["attach", cgroup.path(), "--enforce", enforce], &uplink[..], reach].concat())?;
         if self == Self::Bind { leave_only_the_binding(bed, cgroup) } else { Ok(()) }
     }
 }
@@ -168,7 +196,8 @@ impl Bed {
             level.attach(self, &cgroup)?;
         }
         let program = self.escape_program(this, &cgroup)?;
-        let mut seen = self.watch_attempt(this, program, &[self.net.link(1)], || level.attach(self, &cgroup))?;
+        let allowed: Vec<&str> = (1..level.links()).map(|link| self.net.link(link)).collect();
+        let mut seen = self.watch_attempt(this, program, &allowed, || level.attach(self, &cgroup))?;
         seen.leaked.retain(|packet| !level.lets_out(packet));
         Ok(seen)
     }
@@ -183,7 +212,9 @@ impl Bed {
         mut attach: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<Seen> {
         let mut client = Capture::start_except(&self.net.client, &[&["lo"], allowed].concat())?;
-        let mut server = Capture::start_except(&self.net.server, &["lo", &self.net.server_link(1)])?;
+        let far: Vec<String> = (1..self.net.count()).map(|link| self.net.server_link(link)).collect();
+        let far: Vec<&str> = std::iter::once("lo").chain(far.iter().map(String::as_str)).collect();
+        let mut server = Capture::start_except(&self.net.server, &far)?;
         let attempt = self.run_attempt(this, program, || {
             attach()?;
             // Packets that left before steering started are not leaks.

@@ -36,7 +36,7 @@ fn member(bed: &Bed, interface: &str) -> anyhow::Result<Value> {
 }
 
 /// Waits until new sockets of both families get a member.
-fn wait_for(bed: &Bed, interface: &str) -> Outcome {
+pub(crate) fn wait_for(bed: &Bed, interface: &str) -> Outcome {
     wait_for_families(bed, interface, &["ipv4", "ipv6"])
 }
 
@@ -65,7 +65,8 @@ fn black_hole(bed: &Bed, uplink: u8, is_on: bool) -> Outcome {
     Ok(())
 }
 
-fn held(bed: &Bed) -> anyhow::Result<Held> {
+/// A client in the bed's cgroup that keeps TCP and UDP sockets of both families.
+pub(crate) fn held(bed: &Bed) -> anyhow::Result<Held> {
     let mut client = bed.client(Some(&bed.cgroup), User::Nobody)?;
     client.args(["--json", "--timeout-ms", "1000", "--port", &bed.server.port().to_string()]);
     client.args(["--proto", "tcp", "--proto", "udp"]);
@@ -74,7 +75,7 @@ fn held(bed: &Bed) -> anyhow::Result<Held> {
 }
 
 /// Whether the held sockets of each family go by these uplinks.
-fn go_by(held: &mut Held, v4: u8, v6: u8) -> anyhow::Result<bool> {
+pub(crate) fn go_by(held: &mut Held, v4: u8, v6: u8) -> anyhow::Result<bool> {
     let by = [client_v4(v4).to_string(), client_v6(v6).to_string()];
     let outcomes = held.round()?;
     Ok(outcomes.iter().all(|outcome| outcome.saw.as_ref().is_some_and(|saw| by.contains(saw))))

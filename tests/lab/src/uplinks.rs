@@ -73,6 +73,11 @@ impl Uplinks {
         Ok(lab)
     }
 
+    /// How many uplinks there are, with those that are removed.
+    pub fn count(&self) -> u8 {
+        u8::try_from(self.links.len()).unwrap_or(u8::MAX)
+    }
+
     /// The client's name of uplink `i`; `a{i}` until it is renamed.
     ///
     /// # Panics
@@ -122,9 +127,24 @@ impl Uplinks {
         // request: its answers come from the address of `lo`, and there is no link-local address. So the entry must not
         // become stale, which would happen within seconds.
         self.server.write_sysctl(&format!("net/ipv6/neigh/{b}/delay_first_probe_time"), "3600")?;
+        // The client can send one with a packet only. Without, its entry would fail, and IPv6 would use the next default route.
+        self.client.write_sysctl(&format!("net/ipv6/neigh/{a}/delay_first_probe_time"), "3600")?;
         self.server.set_up(&b)?;
-        self.configure_client(i)?;
+        self.restore_client(i)?;
         self.server.wait_running(&b)
+    }
+
+    /// Brings up the server's end of uplink `i`, and adds its missing addresses.
+    ///
+    /// # Panics
+    /// When there is no uplink `i`.
+    pub fn restore_server(&self, i: u8) -> Result<()> {
+        let link = self.server_link(i);
+        self.server.set_up(&link)?;
+        self.server.add_address(&link, gateway_v4(i).into(), 24)?;
+        self.server.add_address(&link, gateway_v6(i).into(), 64)?;
+        self.server.wait_running(&link)?;
+        self.client.wait_running(self.link(i))
     }
 
     /// Renames the client's end of uplink `i`. It keeps its index, its addresses and its routes.
@@ -141,11 +161,14 @@ impl Uplinks {
             result => result?,
         }
         new.clone_into(&mut self.links[usize::from(i)]);
-        self.configure_client(i)
+        self.restore_client(i)
     }
 
     /// Brings up the client's end and adds its missing addresses and routes.
-    fn configure_client(&self, i: u8) -> Result<()> {
+    ///
+    /// # Panics
+    /// When there is no uplink `i`.
+    pub fn restore_client(&self, i: u8) -> Result<()> {
         let (client, link, metric) = (&self.client, self.link(i), 100 * (u32::from(i) + 1));
         client.set_up(link)?;
         for (address, prefix_len) in [(IpAddr::V4(client_v4(i)), 24), (IpAddr::V6(client_v6(i)), 64)] {

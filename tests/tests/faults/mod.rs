@@ -3,6 +3,7 @@
 mod errors;
 mod killed;
 mod storms;
+mod switches;
 
 use crate::Test;
 
@@ -14,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("killed_as_a_hook", killed::as_a_hook),
     ("killed_while_it_starts_a_command", killed::while_it_starts_a_command),
     ("killed_as_a_daemon_that_starts", killed::as_a_daemon_that_starts),
+    ("killed_while_it_switches_uplinks", switches::while_it_switches),
     ("killed_while_it_switches_off", killed::while_it_switches_off),
     ("killed_while_it_stores_a_policy", killed::while_it_stores_a_policy),
     ("killed_while_it_writes_a_drop_in", killed::while_it_writes_a_drop_in),

@@ -173,7 +173,9 @@ impl Groups {
             let before = Box::new(before);
             let facts = read_facts(&members.record, namespace)?;
             let now = now_ns();
-            let restore = |probe| Known::restore(&members.record, probe, &facts, now);
+            // In another namespace; or the configuration has another group of this name now, and this one stays with what was attached to it.
+            let is_unprobed = namespace.inside.is_some() || self.probes && probe.is_none();
+            let restore = |probe| Known::restore(&members.record, probe, is_unprobed, &facts, now);
             let known = self.known.entry((cookie, slot)).or_insert_with(|| restore(probe.clone()));
             if !known.is_of(&before, probe.as_ref()) {
                 *known = restore(probe);

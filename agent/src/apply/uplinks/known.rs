@@ -7,7 +7,7 @@ use std::time::Duration;
 use steer_common::{
     CLOSED_IFINDEX, UplinkRecord,
     record::NAME_BYTES,
-    uplink::{MEMBERS, uplink_flags},
+    uplink::{MEMBERS, MemberRecord, uplink_flags},
 };
 
 use crate::{
@@ -52,12 +52,23 @@ pub struct Probed {
     pub failure: Option<String>,
 }
 
+/// What a group is, apart from indexes, choice and health: its name, its settings, and its members unless it finds them itself.
+type Identity = ([u8; NAME_BYTES], [u32; 3], [MemberRecord; MEMBERS]);
+
+fn identity(record: &UplinkRecord) -> Identity {
+    let is_auto = record.flags & uplink_flags::AUTO != 0;
+    let members = if is_auto { [MemberRecord::EMPTY; MEMBERS] } else { record.member };
+    (record.name, [record.flags, record.hold, record.members], members)
+}
+
 /// A group.
 pub(super) struct Known {
-    pub(super) name: [u8; NAME_BYTES],
+    group: Identity,
     pub(super) members: Vec<Member>,
     /// Who sends probes. Absent: nobody here does.
     pub(super) probe: Option<Probe>,
+    /// Whether nobody sends probes.
+    is_unprobed: bool,
     /// Whether a cgroup uses it.
     pub(super) is_used: bool,
     pub(super) watched: PerFamily<Members>,
@@ -78,9 +89,10 @@ pub(super) struct Member {
     pub(super) lost: Option<i32>,
 }
 
-/// What decides about the health of the members of a group. Only a process that probes has the settings of probes.
-fn settings(record: &UplinkRecord, probe: Option<&Probe>) -> Settings {
-    let is_probed = record.flags & uplink_flags::PROBED != 0;
+/// What decides about the health of the members of a group. Only a process that probes has the settings of probes. `is_unprobed`:
+/// nobody sends probes, so the links decide alone.
+fn settings(record: &UplinkRecord, probe: Option<&Probe>, is_unprobed: bool) -> Settings {
+    let is_probed = record.flags & uplink_flags::PROBED != 0 && !is_unprobed;
     // Without results of probes, what probes have decided stays.
     let rounds = is_probed.then(|| probe.map_or_else(|| Rounds::from(&Probe::default()), Rounds::from));
     Settings { rounds, hold: Duration::from_secs(record.hold.into()) }
@@ -88,8 +100,14 @@ fn settings(record: &UplinkRecord, probe: Option<&Probe>) -> Settings {
 
 impl Known {
     /// As the pins have it.
-    pub(super) fn restore(record: &UplinkRecord, probe: Option<Probe>, facts: &[PerFamily<Facts>], now: u64) -> Self {
-        let settings = settings(record, probe.as_ref());
+    pub(super) fn restore(
+        record: &UplinkRecord,
+        probe: Option<Probe>,
+        is_unprobed: bool,
+        facts: &[PerFamily<Facts>],
+        now: u64,
+    ) -> Self {
+        let settings = settings(record, probe.as_ref(), is_unprobed);
         let count = usize::try_from(record.members).unwrap_or(MEMBERS);
         let members = facts.iter().enumerate().take(count).map(|(slot, facts)| Member {
             ifindex: record.ifindex[slot],
@@ -107,17 +125,18 @@ impl Known {
             lost: None,
         });
         let members = members.collect();
-        Self { name: record.name, members, probe, is_used: false, watched: PerFamily::default(), wake_ns: None }
+        let (group, watched) = (identity(record), PerFamily::default());
+        Self { group, members, probe, is_unprobed, is_used: false, watched, wake_ns: None }
     }
 
-    /// Whether this is the same group with the same probes.
+    /// Whether this is the same group with the same probes. Its slot may have been freed and taken again.
     pub(super) fn is_of(&self, record: &UplinkRecord, probe: Option<&Probe>) -> bool {
-        self.name == record.name && self.members.len() == record.members as usize && self.probe.as_ref() == probe
+        self.group == identity(record) && self.probe.as_ref() == probe
     }
 
     /// Begins anew with members that were replaced by other interfaces.
     pub(super) fn replace(&mut self, record: &UplinkRecord, replaced: &[usize], facts: &[PerFamily<Facts>], now: u64) {
-        let settings = settings(record, self.probe.as_ref());
+        let settings = settings(record, self.probe.as_ref(), self.is_unprobed);
         for &position in replaced {
             let Some(member) = self.members.get_mut(position) else { continue };
             member.health = PerFamily::from_fn(|family| Health::new(settings, *facts[position].get(family), now));

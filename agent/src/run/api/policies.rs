@@ -95,10 +95,13 @@ pub fn parse(body: &[u8]) -> Result<PolicyRequest, Problem> {
     let policy: PolicySpec = serde_path_to_error::deserialize(Value::Object(members))
         .map_err(|error| Problem::field(error.path().to_string(), error.into_inner().to_string()))?;
     if policy.named_uplink().is_none() {
-        return Err(Problem::field("", "missing field `interface`".to_owned()));
+        return Err(Problem::field("", "missing field `interface` or `uplink`".to_owned()));
     }
     if !policy.names_cgroups() {
         return Err(Problem::field("", "missing field `cgroups`, `units`, `user_units` or `users`".to_owned()));
+    }
+    if policy.interface.is_some() && policy.uplink.is_some() {
+        return Err(Problem::field("uplink", "expected interface or uplink, not both".to_owned()));
     }
     Ok(PolicyRequest { policy, runtime })
 }
@@ -119,6 +122,8 @@ mod tests {
             ("[]", "", "invalid"),
             (r#"{"interface": 1, "cgroups": []}"#, "interface", "expected a string"),
             (r#"{"interface": "wg0"}"#, "", "missing field `cgroups`"),
+            (r#"{"cgroups": []}"#, "", "missing field `interface` or `uplink`"),
+            (r#"{"interface": "wg0", "uplink": "lines", "cgroups": []}"#, "uplink", "not both"),
             (r#"{"interface": "wg0", "cgroups": ["/a", 7]}"#, "cgroups[1]", "expected a string"),
             (r#"{"interface": "wg0", "cgroups": [], "enforce": "lax"}"#, "enforce", "expected \"steer\" or \"strict\""),
             (r#"{"interface": "wg0", "cgroups": [], "colour": "red"}"#, "colour", "unknown field"),
@@ -160,6 +165,7 @@ mod tests {
             assert!(problem.errors[0].detail.contains(detail), "{body}: {problem:?}");
         }
         assert!(parse(br#"{"interface": "wg0", "cgroups": ["/a"], "dns": ["10.64.0.1"]}"#).is_ok());
+        assert!(parse(br#"{"uplink": "lines", "cgroups": ["/a"]}"#).is_ok());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Cgroups come and go, and their processes keep sockets.
 
+use std::collections::BTreeSet;
+
 use proptest::{
     prelude::{BoxedStrategy, Strategy, any as anything, prop_oneof},
     sample::select,
@@ -138,8 +140,8 @@ impl Act for Keep {
 
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
         for space in SPACES {
-            if let Ok(binding) = reference.binding(self.0, space) {
-                reference.kept.insert((self.0.to_owned(), space), [binding].into());
+            if let Ok(bindings) = reference.bindings(self.0, space) {
+                reference.kept.insert((self.0.to_owned(), space), bindings);
             }
         }
         reference.settle();
@@ -152,12 +154,15 @@ impl Act for Accept {
     /// namespace is stopped.
     fn makes_sense(&self, now: &Reference) -> bool {
         let line = now.lines.get(&(self.space, self.via)).map(|(line, _)| *line);
+        let none = BTreeSet::from([Binding::None]);
         let is_reached = now
-            .binding(self.place, self.space)
-            .is_ok_and(|binding| binding == Binding::None || now.line_to_server(self.place, self.space) == line);
+            .bindings(self.place, self.space)
+            .is_ok_and(|bindings| bindings == none || now.line_to_server(self.place, self.space) == line);
+        let is_in_group = now.holder(self.place).is_some_and(|held| held.lines.group.is_some());
         let is_new = !now.accepted.contains_key(&(self.place.to_owned(), self.space));
         let is_left = self.space == Space::Here || linux_is_at_least(6, 15);
-        line.is_some() && is_new && is_left && now.places.contains_key(self.place) && is_reached
+        let can_call = line.is_some() && now.is_whole(self.space) && !is_in_group;
+        can_call && is_new && is_left && now.places.contains_key(self.place) && is_reached
     }
 
     fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
@@ -166,9 +171,9 @@ impl Act for Accept {
     }
 
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
-        if let Ok(binding) = reference.binding(self.place, self.space) {
+        if let Ok(bindings) = reference.bindings(self.place, self.space) {
             let by = reference.line_to_server(self.place, self.space);
-            let accepted = Accepted { bindings: [binding].into(), by };
+            let accepted = Accepted { bindings, by };
             reference.accepted.insert((self.place.to_owned(), self.space), accepted);
         }
         reference.settle();

@@ -11,7 +11,9 @@ use serde_json::json;
 use super::{Act, Done, Operation, STORED, WRITTEN, level, node, reach, right, space};
 use crate::model::{
     reference::{
-        Holder, Reference, Space, outer,
+        Holder, Reference, Space,
+        groups::Lines,
+        outer,
         policy::{Level, Policy, Spec, naming},
         reach::Reach,
     },
@@ -53,7 +55,7 @@ fn container() -> BoxedStrategy<Operation> {
     let names: Vec<_> = WRITTEN.into_iter().chain(STORED).collect();
     let asks = prop_oneof![
         4 => select(names).prop_map(Asks::Policy),
-        3 => select(&["a0", "a1", "none"][..]).prop_map(Asks::Interface),
+        3 => select(&["a0", "a1", "none", "g0", "a1+a2"][..]).prop_map(Asks::Interface),
         2 => Just(Asks::Nothing),
     ];
     (node(), space(), asks, weighted(0.3, level()), weighted(0.4, reach()))
@@ -101,7 +103,9 @@ impl Container {
         let asked = written.and_then(|policy| self.asked(&policy, now.files.grants));
         let is_named = now.configured.get(self.place) == Some(&name);
         // Without its uplink, a container does not start.
-        let has_uplink = asked.is_some_and(|asked| now.line_called(Space::Here, asked.uplink).is_some());
+        let has_uplink = asked.is_some_and(|asked| {
+            now.lines_of(Space::Here, &asked, Reference::group_of(&asked, &now.files.groups)).is_any()
+        });
         is_named && self.space == Space::Here && has_uplink && asked == in_force
     }
 
@@ -179,7 +183,10 @@ impl Act for Container {
         let mut annotations = serde_json::Map::new();
         match self.asks {
             Asks::Policy(name) => drop(annotations.insert("steer.policy".to_owned(), json!(name))),
-            Asks::Interface(name) => drop(annotations.insert("steer.interface".to_owned(), json!(name))),
+            Asks::Interface(name) => {
+                let key = if Spec::by(name).is_group() { "steer.uplink" } else { "steer.interface" };
+                annotations.insert(key.to_owned(), json!(name));
+            }
             Asks::Nothing => {}
         }
         if let Some(level) = self.level {
@@ -201,7 +208,8 @@ impl Act for Container {
             return Ok(());
         }
         let granted = self.granted(reference);
-        let line = |spec: &Spec| reference.line_called(self.space, spec.uplink);
+        let lines =
+            |spec: &Spec| reference.lines_of(self.space, spec, Reference::group_of(spec, &reference.files.groups));
         let holder = match granted {
             Ok(None) => {
                 if self.is_as_configured(reference) {
@@ -210,14 +218,16 @@ impl Act for Container {
                 }
                 return right(done, true);
             }
-            Ok(Some((_, spec))) if spec.exempts() => Some(Holder::Own { spec, space: self.space, line: None }),
-            Ok(Some((name, spec))) => line(&spec).map(|line| {
+            Ok(Some((_, spec))) if spec.exempts() => {
+                Some(Holder::Own { spec, space: self.space, lines: Lines::default() })
+            }
+            Ok(Some((name, spec))) => Some(lines(&spec)).filter(Lines::is_any).map(|lines| {
                 // On the daemon's network it follows what the daemon has in force.
                 let same = name.filter(|name| {
                     let same = |it: &crate::model::reference::InForce| it.policy.spec == spec;
                     self.space == Space::Here && reference.policy(name).is_some_and(same)
                 });
-                let own = Holder::Own { spec, space: self.space, line: Some(line) };
+                let own = Holder::Own { spec, space: self.space, lines };
                 same.map_or(own, |name| Holder::Named { name, last: spec })
             }),
             Err(()) => None,
@@ -247,7 +257,7 @@ impl Act for Close {
     }
 
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
-        let holder = Holder::Own { spec: Spec::CLOSED, space: self.space, line: None };
+        let holder = Holder::Own { spec: Spec::CLOSED, space: self.space, lines: Lines::default() };
         reference.steer_manually(self.place, holder);
         Ok(())
     }

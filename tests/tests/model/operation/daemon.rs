@@ -96,6 +96,7 @@ impl Act for Off {
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
         reference.daemon_runs = false;
         reference.in_force.clear();
+        reference.hands.clear();
         reference.configured.clear();
         reference.broken.clear();
         reference.forget_marks(true);

@@ -66,14 +66,15 @@ fn grants() -> impl Strategy<Value = Reach> {
 }
 
 /// Writes other files. What the daemon does not accept is put back.
-fn change(now: &Reference, world: &mut World, next: &Files, watched: bool) -> anyhow::Result<Done> {
+pub(super) fn change(now: &Reference, world: &mut World, next: &Files, watched: bool) -> anyhow::Result<Done> {
     let reloads = world.reloads();
     world.write_files(next)?;
     if !now.daemon_runs {
         return Ok(Ok(()));
     }
     let in_force: Vec<_> = now.in_force.iter().map(|in_force| in_force.policy.clone()).collect();
-    if watched && next.policies().is_some_and(|policies| policies != in_force) {
+    let is_other = |policies| policies != in_force || next.groups != now.files.groups;
+    if watched && next.policies().is_some_and(is_other) {
         world.wait_for_reload(reloads)?;
         return Ok(Ok(()));
     }
@@ -87,7 +88,7 @@ fn change(now: &Reference, world: &mut World, next: &Files, watched: bool) -> an
 }
 
 /// What is right when files are changed.
-fn changed(reference: &mut Reference, next: Files, done: &Done) -> Result<(), String> {
+pub(super) fn changed(reference: &mut Reference, next: Files, done: &Done) -> Result<(), String> {
     let before = std::mem::replace(&mut reference.files, next);
     if !reference.daemon_runs {
         return Ok(());
@@ -108,6 +109,7 @@ impl Write {
             least: *least,
             grants: *grants,
             stored: now.files.stored.clone(),
+            groups: now.files.groups.clone(),
             ..Files::new(policies.clone())
         }
     }

@@ -26,7 +26,7 @@ pub(crate) struct Rename(pub(crate) Space, pub(crate) u8);
 pub(crate) struct Swap(pub(crate) Space);
 
 pub(super) fn any() -> BoxedStrategy<Operation> {
-    let link = || (space(), select(&[0, 1, 1][..]));
+    let link = || (space(), select(&[0, 1, 1, 2][..]));
     prop_oneof![
         3 => link().prop_map(|(space, number)| Go(space, number).into()),
         4 => link().prop_map(|(space, number)| Come(space, number).into()),
@@ -34,6 +34,11 @@ pub(super) fn any() -> BoxedStrategy<Operation> {
         1 => space().prop_map(|space| Swap(space).into()),
     ]
     .boxed()
+}
+
+/// A link cannot be set up without a carrier.
+fn has_carrier(now: &Reference, space: Space, number: u8) -> bool {
+    now.lines.get(&(space, number)).is_some_and(|(line, _)| !now.lacks_carrier(*line))
 }
 
 impl Act for Go {
@@ -84,7 +89,7 @@ impl Rename {
         let (_, name) = now.lines.get(&(self.0, self.1))?;
         let own = format!("a{}", self.1);
         let next = if *name == own { format!("gone{}", self.1) } else { own };
-        now.line_called(self.0, &next).is_none().then_some(next)
+        now.line_called(self.0, &next).is_none().then_some(next).filter(|_| has_carrier(now, self.0, self.1))
     }
 }
 
@@ -101,8 +106,10 @@ impl Act for Rename {
 
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
         let next = self.next(reference).unwrap_or_default();
-        if let Some((_, name)) = reference.lines.get_mut(&(self.0, self.1)) {
+        if let Some((line, name)) = reference.lines.get_mut(&(self.0, self.1)) {
             *name = next;
+            // It gets back what it lacks.
+            reference.lacking.remove(line);
         }
         reference.settle();
         Ok(())
@@ -111,7 +118,7 @@ impl Act for Rename {
 
 impl Act for Swap {
     fn makes_sense(&self, now: &Reference) -> bool {
-        [0, 1].iter().all(|number| now.lines.contains_key(&(self.0, *number)))
+        [0, 1].iter().all(|number| now.lines.contains_key(&(self.0, *number)) && has_carrier(now, self.0, *number))
     }
 
     fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
@@ -127,8 +134,9 @@ impl Act for Swap {
         let name = |number: u8| reference.lines[&(self.0, number)].1.clone();
         let (first, second) = (name(0), name(1));
         for (number, next) in [(0, second), (1, first)] {
-            if let Some((_, name)) = reference.lines.get_mut(&(self.0, number)) {
+            if let Some((line, name)) = reference.lines.get_mut(&(self.0, number)) {
                 *name = next;
+                reference.lacking.remove(line);
             }
         }
         reference.settle();

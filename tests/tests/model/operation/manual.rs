@@ -5,9 +5,9 @@ use proptest::{
     sample::select,
 };
 
-use super::{Act, By, Done, Operation, STORED, WRITTEN, node, right, space, spec};
+use super::{Act, By, Done, GROUPS, Operation, STORED, WRITTEN, node, right, space, spec};
 use crate::model::{
-    reference::{Holder, Reference, Space},
+    reference::{Holder, Reference, Space, policy::Spec},
     world::World,
 };
 
@@ -34,7 +34,9 @@ pub(super) fn any() -> BoxedStrategy<Operation> {
 /// By what a command steers.
 pub(super) fn by() -> impl Strategy<Value = By> {
     let names: Vec<_> = WRITTEN.into_iter().chain(STORED).collect();
-    prop_oneof![5 => spec().prop_map(By::Interface), 2 => select(names).prop_map(By::Policy)]
+    // A command finds groups in the configuration of the system only, and not in that of a test. A list needs none.
+    let listed = |spec: Spec| Spec { uplink: if spec.uplink == GROUPS[0] { "a1+a2" } else { spec.uplink }, ..spec };
+    prop_oneof![5 => spec().prop_map(move |spec| By::Interface(listed(spec))), 2 => select(names).prop_map(By::Policy)]
 }
 
 impl By {
@@ -50,8 +52,8 @@ impl By {
     pub(super) fn holder(&self, now: &Reference, space: Space) -> Option<Holder> {
         match *self {
             Self::Interface(spec) => {
-                let line = now.line_called(space, spec.uplink);
-                (spec.exempts() || line.is_some()).then_some(Holder::Own { spec, space, line })
+                let lines = now.lines_of(space, &spec, Reference::group_of(&spec, &[]));
+                (spec.exempts() || lines.is_any()).then_some(Holder::Own { spec, space, lines })
             }
             Self::Policy(name) => Some(Holder::Named { name, last: now.policy(name)?.policy.spec }),
         }

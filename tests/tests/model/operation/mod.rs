@@ -9,6 +9,7 @@ mod containers;
 mod daemon;
 mod exec;
 mod files;
+mod health;
 mod links;
 mod manual;
 mod tools;
@@ -27,6 +28,7 @@ pub(crate) use containers::{Asks, Close, Container};
 pub(crate) use daemon::{Kill, Off, Start, Stop};
 pub(crate) use exec::{EndExec, Exec};
 pub(crate) use files::{Empty, Store, Unstore, Write};
+pub(crate) use health::{ByHand, Hole, Lose, Regroup};
 pub(crate) use links::{Come, Go, Rename, Swap};
 pub(crate) use manual::{Attach, Detach};
 pub(crate) use tools::{Flush, Further, Reroute, Unrule};
@@ -46,6 +48,8 @@ pub(crate) const NODES: [&str; 6] = ["/a", "/a/b", "/a/b/c", "/e", "/e/f", "/e/f
 const PATTERNS: [&str; 9] = ["/a", "/a/b", "/a/b/c", "/e/f", "/a/*", "/*/f", "/e/**", "/**/g", "/*"];
 /// Policies of the file.
 const WRITTEN: [&str; 3] = ["p0", "p1", "p2"];
+/// Groups of uplinks of the file.
+pub(crate) const GROUPS: [&str; 2] = ["g0", "g1"];
 /// Policies with files of their own.
 pub(crate) const STORED: [&str; 2] = ["q0", "q1"];
 
@@ -135,7 +139,8 @@ macro_rules! operations {
 
 operations![
     Make, Remove, Keep, Accept, Write, Empty, Store, Unstore, Set, Unset, Attach, Detach, Exec, EndExec, Container,
-    Close, Go, Come, Rename, Swap, Kill, Stop, Start, Off, Unrule, Flush, Reroute, Further,
+    Close, Go, Come, Rename, Swap, Kill, Stop, Start, Off, Unrule, Flush, Reroute, Further, Lose, Hole, ByHand,
+    Regroup,
 ];
 
 /// A list of them, which begins with some cgroups.
@@ -160,6 +165,7 @@ fn any() -> BoxedStrategy<Operation> {
         6 => links::any(),
         5 => daemon::any(),
         6 => tools::any(),
+        12 => health::any(),
     ]
     .boxed()
 }
@@ -177,7 +183,14 @@ fn level() -> impl Strategy<Value = Level> {
 }
 
 fn spec() -> impl Strategy<Value = Spec> {
-    let uplink = prop_oneof![6 => Just("a1"), 3 => Just("a0"), 2 => Just("none"), 1 => Just("nowhere")];
+    let uplink = prop_oneof![
+        6 => Just("a1"),
+        3 => Just("a0"),
+        2 => Just("none"),
+        1 => Just("nowhere"),
+        6 => select(&GROUPS[..]),
+        3 => select(&["a1+a2", "a2+a0", "a1+a2+a0"][..]),
+    ];
     let seldom = || prop_oneof![4 => Just(false), 1 => Just(true)];
     let reach = prop_oneof![Just(Reach::NONE), reach()];
     (uplink, level(), anything::<bool>(), seldom(), seldom(), seldom(), reach).prop_map(

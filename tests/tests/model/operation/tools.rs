@@ -87,7 +87,7 @@ impl Act for Flush {
 
 impl Act for Reroute {
     fn makes_sense(&self, now: &Reference) -> bool {
-        now.lines.contains_key(&(self.0, self.1))
+        now.lines.get(&(self.0, self.1)).is_some_and(|(line, _)| !now.lacks_carrier(*line))
     }
 
     fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
@@ -108,7 +108,8 @@ impl Act for Reroute {
 
 impl Act for Further {
     fn makes_sense(&self, now: &Reference) -> bool {
-        now.further_line(self.0).is_some() || now.lines.contains_key(&(self.0, self.1))
+        let lacks = |line| now.lacking.get(&line).is_some_and(|lacks| !lacks.is_empty());
+        now.further_line(self.0).is_some() || now.lines.get(&(self.0, self.1)).is_some_and(|(line, _)| !lacks(*line))
     }
 
     fn carry_out(&self, now: &Reference, world: &mut World) -> anyhow::Result<Done> {

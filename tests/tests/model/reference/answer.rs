@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeMap, collections::BTreeSet, fmt};
 
-use steer_lab::prober::Way;
+use steer_lab::{Family, prober::Way};
 
 use super::{
-    Binding, Bindings, CLOSED, Holder, InForce, Line, Mark, REMOVED, Reference, Space, outer, policy::Level,
-    policy::Spec, routed::To,
+    Binding, Bindings, CLOSED, Holder, InForce, Line, Mark, REMOVED, Reference, Space,
+    groups::{FAMILIES, Lines},
+    outer,
+    policy::{Level, Spec},
+    routed::To,
 };
 use crate::model::known;
 
@@ -16,13 +19,21 @@ pub(crate) struct Asked {
     pub(crate) place: String,
     pub(crate) space: Space,
     pub(crate) way: Way,
+    pub(crate) family: Family,
+}
+
+impl Asked {
+    /// Whether it is sent to an address that is reached by default routes only, from a new socket.
+    pub(super) fn is_to_server(&self) -> bool {
+        matches!(self.way, Way::Tcp | Way::Udp | Way::Mptcp | Way::Dns | Way::Beside)
+    }
 }
 
 /// What is right.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// Packets leave by this link.
-    pub(crate) must: Option<Line>,
+    /// Packets leave by one or more of these links and no others, once all has settled. Empty: none has to leave.
+    pub(crate) must: BTreeSet<Line>,
     /// Packets leave by no other links than these.
     pub(crate) may: BTreeSet<Line>,
     /// A question for a name goes to the policy's resolver.
@@ -31,22 +42,23 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(super) fn by(line: Option<Line>) -> Self {
-        Self { must: line, may: line.into_iter().collect(), resolver: false }
+        let lines: BTreeSet<Line> = line.into_iter().collect();
+        Self { must: lines.clone(), may: lines, resolver: false }
     }
 
     pub(super) fn within(lines: impl IntoIterator<Item = Line>) -> Self {
-        Self { must: None, may: lines.into_iter().collect(), resolver: false }
+        Self { must: BTreeSet::new(), may: lines.into_iter().collect(), resolver: false }
     }
 }
 
 impl fmt::Debug for Answer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |line: &Line| format!("{line:?}");
-        let may = self.may.iter().map(name).collect::<Vec<_>>().join(" or ");
-        match self.must {
-            Some(line) => write!(formatter, "by {}", name(&line)),
-            None if may.is_empty() => write!(formatter, "closed"),
-            None => write!(formatter, "at most by {may}"),
+        let names =
+            |lines: &BTreeSet<Line>| lines.iter().map(|line| format!("{line:?}")).collect::<Vec<_>>().join(" or ");
+        match (self.must.is_empty(), self.may.is_empty()) {
+            (false, _) => write!(formatter, "by {}", names(&self.must)),
+            (true, true) => write!(formatter, "closed"),
+            (true, false) => write!(formatter, "at most by {}", names(&self.may)),
         }
     }
 }
@@ -59,25 +71,26 @@ pub(crate) struct Held {
     pub(crate) name: Option<&'static str>,
     pub(crate) spec: Spec,
     pub(crate) space: Space,
-    pub(crate) line: Option<Line>,
+    pub(crate) lines: Lines,
 }
 
 impl Reference {
     /// What steers this very cgroup.
     pub(crate) fn held_at(&self, place: &str) -> Option<Held> {
-        let held = |name, spec, space, line| Held { place: place.to_owned(), name, spec, space, line };
+        let held = |name, spec, space, lines: &Lines| {
+            let lines = lines.clone().existing(self);
+            Held { place: place.to_owned(), name, spec, space, lines }
+        };
         let of_policy = |name: &str| {
-            let InForce { policy, line } = self.policy(name)?;
-            Some(held(Some(policy.name), policy.spec, Space::Here, line.filter(|line| self.exists(*line))))
+            let InForce { policy, lines } = self.policy(name)?;
+            Some(held(Some(policy.name), policy.spec, Space::Here, lines))
         };
         match self.manual.get(place) {
-            Some(Holder::Own { spec, space, line }) => {
-                Some(held(None, *spec, *space, line.filter(|line| self.exists(*line))))
-            }
+            Some(Holder::Own { spec, space, lines }) => Some(held(None, *spec, *space, lines)),
             // Closed is closed, also where the policy exempted.
-            Some(Holder::Named { name, last }) => {
-                Some(of_policy(name).unwrap_or_else(|| held(Some(*name), last.closed(), Space::Here, None)))
-            }
+            Some(Holder::Named { name, last }) => Some(
+                of_policy(name).unwrap_or_else(|| held(Some(*name), last.closed(), Space::Here, &Lines::default())),
+            ),
             None => self.configured.get(place).and_then(|name| of_policy(name)),
         }
     }
@@ -104,43 +117,51 @@ impl Reference {
         let mut answers = BTreeMap::new();
         for (place, spaces) in &self.places {
             for &space in spaces {
-                for way in Way::ALL.into_iter().filter(|way| !matches!(way, Way::Kept | Way::Accepted)) {
-                    answers.insert(Asked { place: place.clone(), space, way }, self.answer(place, space, way));
+                let new = |way: &Way| !matches!(way, Way::Kept | Way::Accepted);
+                for (way, family) in
+                    Way::ALL.into_iter().filter(new).flat_map(|way| FAMILIES.map(|family| (way, family)))
+                {
+                    let answer = self.answer(place, space, way, family);
+                    answers.insert(Asked { place: place.clone(), space, way, family }, answer);
                 }
             }
         }
-        for (place, space) in self.kept.keys() {
-            let asked = Asked { place: place.clone(), space: *space, way: Way::Kept };
-            answers.insert(asked, self.answer_kept(place, *space));
-        }
-        for (place, space) in self.accepted.keys() {
-            let asked = Asked { place: place.clone(), space: *space, way: Way::Accepted };
-            answers.insert(asked, self.answer_accepted(place, *space));
-        }
-        for (asked, answer) in &mut answers {
-            if known::waives(self, asked) {
-                answer.must = None;
+        for family in FAMILIES {
+            for (place, space) in self.kept.keys() {
+                let asked = Asked { place: place.clone(), space: *space, way: Way::Kept, family };
+                answers.insert(asked, self.answer_kept(place, *space, family));
+            }
+            for (place, space) in self.accepted.keys() {
+                let asked = Asked { place: place.clone(), space: *space, way: Way::Accepted, family };
+                answers.insert(asked, self.answer_accepted(place, *space, family));
             }
         }
-        answers
+        let with_lacks = |(asked, answer): (Asked, Answer)| {
+            let mut answer = self.with_lacks(&asked, answer);
+            if known::waives(self, &asked) {
+                answer.must.clear();
+            }
+            (asked, answer)
+        };
+        answers.into_iter().map(with_lacks).collect()
     }
 
     /// What was right for those who are asked about now: a cgroup that was not there is as the one around it.
     pub(crate) fn answers_for<'a>(&self, asked: impl Iterator<Item = &'a Asked>) -> BTreeMap<Asked, Answer> {
         let answer = |asked: &Asked| match asked.way {
             Way::Kept if self.kept.contains_key(&(asked.place.clone(), asked.space)) => {
-                Some(self.answer_kept(&asked.place, asked.space))
+                Some(self.answer_kept(&asked.place, asked.space, asked.family))
             }
             Way::Accepted if self.accepted.contains_key(&(asked.place.clone(), asked.space)) => {
-                Some(self.answer_accepted(&asked.place, asked.space))
+                Some(self.answer_accepted(&asked.place, asked.space, asked.family))
             }
             Way::Kept | Way::Accepted => None,
-            way => Some(self.answer(&asked.place, asked.space, way)),
+            way => Some(self.answer(&asked.place, asked.space, way, asked.family)),
         };
-        asked.filter_map(|asked| Some((asked.clone(), answer(asked)?))).collect()
+        asked.filter_map(|asked| Some((asked.clone(), self.with_lacks(asked, answer(asked)?)))).collect()
     }
 
-    pub(super) fn answer(&self, place: &str, space: Space, way: Way) -> Answer {
+    pub(super) fn answer(&self, place: &str, space: Space, way: Way, family: Family) -> Answer {
         let to = To::of(way);
         let unsteered = Answer::by(self.by_main(space, to));
         let Some(held) = self.holder(place).filter(|held| !held.spec.exempts()) else { return unsteered };
@@ -148,43 +169,66 @@ impl Reference {
             return if held.spec.refuses { Answer::by(None) } else { unsteered };
         }
         if held.spec.marks() {
-            return self.answer_marked(&held, way);
+            return self.answer_marked(&held, way, family);
         }
         let is_steer = held.spec.level == Level::Steer;
-        match (way, held.line) {
+        let uplink = Answer::by_uplink(&held.lines, family);
+        let members = || uplink.may.iter().copied();
+        let others_have_it = members().any(|line| line.number == 0).then_some(Line::loopback(space));
+        match way {
             // Its binding is lost, and only strict puts it back.
-            (Way::Disconnected, line) if is_steer => Answer::within(line.into_iter().chain(self.default_line(space))),
-            (Way::Disconnected, line) => Answer::within(line),
-            (Way::Dns, line) => Answer { resolver: held.spec.dns, ..Answer::by(line) },
+            Way::Disconnected if is_steer => Answer::within(members().chain(self.default_line(space))),
+            Way::Disconnected => Answer::within(members()),
+            Way::Dns => Answer { resolver: held.spec.dns, ..uplink },
             // A datagram that is not connected is looked at by strict only.
-            (Way::Host, line) if is_steer => Answer::within(line.into_iter().chain([Line::loopback(space)])),
-            (Way::Host | Way::HostTcp, _) => Answer::by(None),
-            // Of the addresses of this host, a bound socket reaches those of its uplink.
-            (Way::Own, Some(line)) if line.number == 0 => Answer::by(Some(Line::loopback(space))),
-            // Closed for good, it may have been marked before.
-            (Way::Own, None) => Answer::within([Line::loopback(space)]),
-            (_, line) => Answer::by(line),
+            Way::Host if is_steer => Answer::within(members().chain([Line::loopback(space)])),
+            Way::Host | Way::HostTcp => Answer::by(None),
+            // Of the addresses of this host, a bound socket reaches those of its uplink. Closed for good, it may have been marked before.
+            Way::Own => match uplink.must.iter().map(|line| line.number).collect::<Vec<_>>().as_slice() {
+                [0] if members().len() == 1 => Answer::by(Some(Line::loopback(space))),
+                [] | [0, ..] => {
+                    Answer::within(members().filter(|line| line.number != 0).chain([Line::loopback(space)]))
+                }
+                // Another member may be the one with the address.
+                _ => Answer { may: members().chain(others_have_it).collect(), ..uplink },
+            },
+            _ => uplink,
         }
     }
 
     /// A socket from before goes by what it is bound to, unless the policy holds it back or binds it.
-    fn answer_kept(&self, place: &str, space: Space) -> Answer {
-        self.answer_from_before(place, space, &self.kept[&(place.to_owned(), space)])
+    fn answer_kept(&self, place: &str, space: Space, family: Family) -> Answer {
+        self.answer_from_before(place, space, family, &self.kept[&(place.to_owned(), space)])
     }
 
-    pub(super) fn answer_accepted(&self, place: &str, space: Space) -> Answer {
+    fn answer_accepted(&self, place: &str, space: Space, family: Family) -> Answer {
         let accepted = &self.accepted[&(place.to_owned(), space)];
-        let answer = self.answer_from_before(place, space, &accepted.bindings);
-        Answer { must: answer.must.filter(|must| accepted.by == Some(*must)), ..answer }
+        let answer = self.answer_from_before(place, space, family, &accepted.bindings);
+        Answer { must: answer.must.into_iter().filter(|must| accepted.by == Some(*must)).collect(), ..answer }
+    }
+
+    /// Where an accepted connection leaves.
+    pub(super) fn accepted_by(&self, place: &str, space: Space) -> Option<Line> {
+        let by = FAMILIES.map(|family| self.answer_accepted(place, space, family).must);
+        by[0].first().copied().filter(|_| by[0] == by[1])
     }
 
     /// A socket that is left of a removed cgroup sends as before, or not.
-    fn answer_from_before(&self, place: &str, space: Space, bindings: &Bindings) -> Answer {
-        let answer = self.answer_of_bindings(place, space, bindings);
-        if place.starts_with(REMOVED) { Answer { must: None, ..answer } } else { answer }
+    ///
+    /// One of a group's cgroup is moved when its member fails.
+    fn answer_from_before(&self, place: &str, space: Space, family: Family, bindings: &Bindings) -> Answer {
+        let Answer { mut must, mut may, resolver } = self.answer_of_bindings(place, space, family, bindings);
+        let held = self.holder(place).filter(|held| held.space == space && held.lines.group.is_some());
+        if let Some(held) = &held {
+            may.extend(held.lines.members.iter().copied());
+        }
+        if place.starts_with(REMOVED) || held.is_some() {
+            must.clear();
+        }
+        Answer { must, may, resolver }
     }
 
-    fn answer_of_bindings(&self, place: &str, space: Space, bindings: &Bindings) -> Answer {
+    fn answer_of_bindings(&self, place: &str, space: Space, family: Family, bindings: &Bindings) -> Answer {
         let by = |binding: &Binding| match binding {
             Binding::None => Some(self.default_line(space)),
             Binding::Line(line) => Some(Some(*line).filter(|line| self.exists(*line))),
@@ -201,10 +245,10 @@ impl Reference {
         let is_stale = place.starts_with(REMOVED) && space == Space::There;
         let Some(held) = self.holder(place).filter(|held| !held.spec.exempts()) else { return own };
         if held.space != space {
-            return if held.spec.refuses { Answer { must: None, ..own } } else { own };
+            return if held.spec.refuses { Answer { must: BTreeSet::new(), ..own } } else { own };
         }
         if held.spec.marks() {
-            let routed = self.answer_marked(&held, Way::Kept);
+            let routed = self.answer_marked(&held, Way::Kept, family);
             if *bindings == BTreeSet::from([Binding::Mark(Mark::of(&held))]) {
                 return routed;
             }
@@ -214,52 +258,49 @@ impl Reference {
             // The programs let it out where the routes lead, and by the uplink.
             let is_open = is_stale || held.spec.level == Level::Steer;
             let own = own.may.into_iter().filter(|_| is_open);
-            return Answer::within(own.chain(routed.may).chain(held.line));
+            return Answer::within(own.chain(routed.may).chain(held.lines.members));
         }
+        let members = &held.lines.members;
         match (held.spec.rebinds, held.spec.level) {
             (true, _) => Answer::within(
                 own.may
                     .into_iter()
-                    .filter(|line| is_stale || held.spec.level == Level::Steer || held.line == Some(*line))
-                    .chain(held.line),
+                    .filter(|line| is_stale || held.spec.level == Level::Steer || members.contains(line))
+                    .chain(members.iter().copied()),
             ),
             (false, Level::Steer) => own,
             (false, Level::Strict) => {
-                let must = own.must.filter(|must| held.line == Some(*must));
+                let may = own.may.into_iter().chain(members.iter().copied());
                 Answer {
-                    must,
-                    may: own
-                        .may
-                        .into_iter()
-                        .chain(held.line)
-                        .filter(|line| is_stale || held.line == Some(*line))
-                        .collect(),
+                    must: own.must.into_iter().filter(|must| members.contains(must)).collect(),
+                    may: may.filter(|line| is_stale || members.contains(line)).collect(),
                     resolver: false,
                 }
             }
         }
     }
 
-    /// What a new socket is bound to; the error is that there is none.
-    pub(crate) fn binding(&self, place: &str, space: Space) -> Result<Binding, ()> {
+    /// What a new socket may be bound to; the error is that there is none.
+    pub(crate) fn bindings(&self, place: &str, space: Space) -> Result<Bindings, ()> {
         match self.holder(place) {
-            Some(held) if held.spec.exempts() => Ok(Binding::None),
+            Some(held) if held.spec.exempts() => Ok([Binding::None].into()),
             Some(held) if held.space != space => {
                 if held.spec.refuses {
                     Err(())
                 } else {
-                    Ok(Binding::None)
+                    Ok([Binding::None].into())
                 }
             }
-            Some(held) => Ok(held.binding()),
-            None => Ok(Binding::None),
+            Some(held) => Ok(held.bindings()),
+            None => Ok([Binding::None].into()),
         }
     }
 
     /// What a policy may bind kept sockets of a cgroup to.
-    pub(super) fn binds_kept(&self, place: &str, space: Space) -> Option<Binding> {
-        let held = self.holder(place).filter(|held| !held.spec.exempts() && held.space == space)?;
-        (held.spec.rebinds || held.spec.level == Level::Strict).then_some(held.binding())
+    pub(super) fn binds_kept(&self, place: &str, space: Space) -> Bindings {
+        let held = self.holder(place).filter(|held| !held.spec.exempts() && held.space == space);
+        let binds = |held: &Held| held.spec.rebinds || held.spec.level == Level::Strict || held.lines.group.is_some();
+        held.filter(binds).map(|held| held.bindings()).unwrap_or_default()
     }
 
     /// The mark that new sockets of a cgroup get.
@@ -270,7 +311,12 @@ impl Reference {
 }
 
 impl Held {
-    fn binding(&self) -> Binding {
-        if self.spec.marks() { Binding::Mark(Mark::of(self)) } else { Binding::Line(self.line.unwrap_or(CLOSED)) }
+    fn bindings(&self) -> Bindings {
+        if self.spec.marks() {
+            return [Binding::Mark(Mark::of(self))].into();
+        }
+        let is_closed = self.lines.group.is_some() || !self.lines.is_any();
+        let closed = is_closed.then_some(CLOSED);
+        self.lines.members.iter().copied().chain(closed).map(Binding::Line).collect()
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
+    groups::{Group, Member},
     policy::{Level, Policy, Spec, real},
     reach::Reach,
 };
+use crate::model::operation::GROUPS;
 
 /// The file, and those in `policies.d`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub(crate) struct Files {
     pub(crate) least: Level,
     /// `local` and `except` of `[containers]`.
     pub(crate) grants: Reach,
+    /// `[[uplink]]`.
+    pub(crate) groups: Vec<Group>,
     /// By name.
     pub(crate) stored: BTreeMap<&'static str, Policy>,
 }
@@ -31,7 +35,14 @@ fn last() -> Policy {
 impl Files {
     pub(crate) fn new(main: Vec<Policy>) -> Self {
         let main = std::iter::once(last()).chain(main).collect();
-        Self { main, parent: None, held: None, least: Level::Strict, grants: Reach::NONE, stored: BTreeMap::new() }
+        let member = |link, tier| Member { link, tier, weight: 1 };
+        let group = |name, members| Group { name, members, probed: false, by_socket: false };
+        let groups = vec![
+            group(GROUPS[0], vec![member("a1", 1), member("a2", 2)]),
+            group(GROUPS[1], vec![member("a2", 1), member("a0", 1), member("a1", 2)]),
+        ];
+        let (parent, held, stored) = (None, None, BTreeMap::new());
+        Self { main, parent, held, least: Level::Strict, grants: Reach::NONE, groups, stored }
     }
 
     /// All policies in the order in which they count; none if they cannot be together.
@@ -54,7 +65,7 @@ impl Files {
         }
         let parent = self.parent.map(|parent| format!("parent = \"@{}\"\n", real(parent))).unwrap_or_default();
         let containers = format!(
-            "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a0\", \"a1\"]\nenforce = \"{}\"\n{parent}{}",
+            "[containers]\npolicies = [\"*\"]\ninterfaces = [\"a0\", \"a1\", \"g0\", \"a1+a2\"]\nenforce = \"{}\"\n{parent}{}",
             self.least.name(),
             self.grants.keys()
         );
@@ -63,6 +74,7 @@ impl Files {
             Some(held) if policy.name == last().name => policy.text() + held,
             _ => policy.text(),
         });
-        std::iter::once(containers).chain(policies).collect()
+        let groups = self.groups.iter().map(Group::text);
+        std::iter::once(containers).chain(groups).chain(policies).collect()
     }
 }

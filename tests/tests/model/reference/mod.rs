@@ -5,6 +5,7 @@
 
 mod answer;
 mod files;
+pub(crate) mod groups;
 pub(crate) mod policy;
 pub(crate) mod reach;
 mod routed;
@@ -14,9 +15,12 @@ use std::{
     fmt,
 };
 
+use steer_lab::Family;
+
 pub(crate) use answer::{Answer, Asked, Held};
 pub(crate) use files::Files;
-use policy::{Policy, Spec};
+use groups::{Hand, Lack, Lines};
+use policy::{Level, Policy, Spec};
 pub(crate) use routed::{Followed, Mark};
 
 /// A network namespace: the daemon's, or the other one.
@@ -59,7 +63,7 @@ impl fmt::Debug for Line {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
     /// A policy of its own, made by a command or a hook, in this network namespace.
-    Own { spec: Spec, space: Space, line: Option<Line> },
+    Own { spec: Spec, space: Space, lines: Lines },
     /// A policy of the configuration, asked for by name; while there is none of that name it is closed, as it was last.
     Named { name: &'static str, last: Spec },
 }
@@ -87,7 +91,7 @@ pub(crate) struct Accepted {
 #[derive(Clone, Debug)]
 pub(crate) struct InForce {
     pub(crate) policy: Policy,
-    pub(crate) line: Option<Line>,
+    pub(crate) lines: Lines,
 }
 
 /// A policy that is `Closed` binds to no link; no other socket is bound to this one.
@@ -118,6 +122,12 @@ pub(crate) struct Reference {
     pub(crate) lines: BTreeMap<(Space, u8), (Line, String)>,
     /// The links that have a further network.
     pub(crate) further: BTreeMap<Space, Line>,
+    /// What links lack.
+    pub(crate) lacking: BTreeMap<Line, BTreeSet<Lack>>,
+    /// The links, by their numbers, and the families, for which the server's answers are lost.
+    pub(crate) holes: BTreeSet<(Space, u8, Family)>,
+    /// What an administrator has decided about a member of a group; nothing if that may be forgotten.
+    pub(crate) hands: BTreeMap<(&'static str, &'static str), Option<Hand>>,
     /// What the routes of policies were made of.
     followed: BTreeMap<Space, Followed>,
     /// Where somebody has removed rules or routes of steer, and nobody has put them back.
@@ -128,13 +138,15 @@ pub(crate) struct Reference {
     pub(crate) shown: Option<usize>,
 }
 
+/// The number of links of a namespace.
+pub(crate) const LINES: u8 = 3;
 /// A cgroup that is gone is known by this name and a number.
 pub(crate) const REMOVED: &str = "removed";
 /// The last part of the path of a cgroup that `steer exec` made.
 pub(crate) const SCOPE: &str = "steer-exec";
 
 impl Reference {
-    /// A daemon with these files, two links in each namespace, and no cgroup.
+    /// A daemon with these files, three links in each namespace, and no cgroup.
     pub(crate) fn new(files: Files) -> Self {
         let mut reference = Self {
             files,
@@ -149,6 +161,9 @@ impl Reference {
             removals: 0,
             lines: BTreeMap::new(),
             further: BTreeMap::new(),
+            lacking: BTreeMap::new(),
+            holes: BTreeSet::new(),
+            hands: BTreeMap::new(),
             followed: SPACES.map(|space| (space, Followed::default())).into(),
             broken: BTreeSet::new(),
             generation: 0,
@@ -156,8 +171,9 @@ impl Reference {
             shown: None,
         };
         for space in SPACES {
-            reference.add_line(space, 0);
-            reference.add_line(space, 1);
+            for number in 0..LINES {
+                reference.add_line(space, number);
+            }
         }
         reference.read_files(false);
         reference
@@ -197,8 +213,12 @@ impl Reference {
         if self.files.main.is_empty() && !self.in_force.is_empty() && !may_be_empty {
             return false;
         }
-        let line = |policy: &Policy| self.line_called(Space::Here, policy.spec.uplink);
-        self.in_force = policies.into_iter().map(|policy| InForce { line: line(&policy), policy }).collect();
+        let before: Vec<_> = self.in_force.iter().map(|in_force| in_force.policy.spec.uplink).collect();
+        let lines = |policy: &Policy| {
+            self.lines_of(Space::Here, &policy.spec, Self::group_of(&policy.spec, &self.files.groups))
+        };
+        self.in_force = policies.into_iter().map(|policy| InForce { lines: lines(&policy), policy }).collect();
+        self.keep_hands(&before);
         let specs: BTreeMap<_, _> = self.in_force.iter().map(|it| (it.policy.name, it.policy.spec)).collect();
         for holder in self.manual.values_mut() {
             if let Holder::Named { name, last } = holder {
@@ -238,20 +258,17 @@ impl Reference {
     pub(crate) fn follow(&mut self, space: Space) {
         self.followed.insert(space, self.links_now(space));
         self.broken.remove(&space);
-        let names: BTreeMap<String, Line> = self
-            .lines
-            .iter()
-            .filter(|((of, _), _)| *of == space)
-            .map(|(_, (line, name))| (name.clone(), *line))
-            .collect();
+        let now = self.clone();
         if space == Space::Here {
             for in_force in &mut self.in_force {
-                in_force.line = names.get(in_force.policy.spec.uplink).copied();
+                in_force.lines = now.lines_of(space, &in_force.policy.spec, in_force.lines.group.clone());
             }
         }
         for holder in self.manual.values_mut() {
             match holder {
-                Holder::Own { spec, space: of, line } if *of == space => *line = names.get(spec.uplink).copied(),
+                Holder::Own { spec, space: of, lines } if *of == space => {
+                    *lines = now.lines_of(space, spec, lines.group.clone());
+                }
                 _ => {}
             }
         }
@@ -284,12 +301,12 @@ impl Reference {
         self.forget_marks(false);
         let keys: Vec<_> = self.kept.keys().cloned().collect();
         for key in keys {
-            let Some(bound) = self.binds_kept(&key.0, key.1) else { continue };
-            self.kept.entry(key).or_default().insert(bound);
+            let bound = self.binds_kept(&key.0, key.1);
+            self.kept.entry(key).or_default().extend(bound);
         }
         let keys: Vec<_> = self.accepted.keys().cloned().collect();
         for (place, space) in keys {
-            let must = self.answer_accepted(&place, space).must;
+            let must = self.accepted_by(&place, space);
             let bound = self.binds_kept(&place, space);
             if let Some(accepted) = self.accepted.get_mut(&(place, space)) {
                 accepted.by = accepted.by.filter(|by| Some(*by) == must);

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::reach::Reach;
+use crate::model::operation::GROUPS;
 
 /// How far a policy goes against a program that wants out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,7 +25,7 @@ impl Level {
 #[expect(clippy::struct_excessive_bools, reason = "each is one key of a policy, of two values")]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Spec {
-    /// The uplink's name; `none` exempts, and the empty one is nobody's.
+    /// The name of the uplink or group; `none` exempts, and the empty one is nobody's.
     pub(crate) uplink: &'static str,
     pub(crate) level: Level,
     /// `other_netns = "refuse"`.
@@ -64,6 +65,16 @@ impl Spec {
         Self { uplink: "", reach: Reach::NONE, ..self }
     }
 
+    /// Whether its uplink is a group.
+    pub(crate) fn is_group(&self) -> bool {
+        self.is_list() || GROUPS.contains(&self.uplink)
+    }
+
+    /// Whether its uplink is a list of interfaces, which needs no configuration.
+    pub(crate) fn is_list(&self) -> bool {
+        self.uplink.contains('+')
+    }
+
     pub(crate) fn exempts(&self) -> bool {
         self.uplink == "none"
     }
@@ -101,8 +112,8 @@ impl Spec {
 
     /// The options of a command that say the same.
     pub(crate) fn options(&self) -> Vec<String> {
-        let mut options =
-            vec!["-i".to_owned(), self.uplink.to_owned(), "--enforce".to_owned(), self.level.name().to_owned()];
+        let uplink = if self.is_group() { "--uplink" } else { "-i" };
+        let mut options = [uplink, self.uplink, "--enforce", self.level.name()].map(str::to_owned).to_vec();
         let mut add = |said: bool, words: [&str; 2]| {
             options.extend(said.then_some(words.map(str::to_owned)).into_iter().flatten());
         };
@@ -119,7 +130,12 @@ impl Spec {
     }
 
     fn keys(&self) -> String {
-        let mut text = format!("interface = \"{}\"\nenforce = \"{}\"\n", self.uplink, self.level.name());
+        let uplink = match (self.is_list(), self.is_group()) {
+            (true, _) => format!("interface = {:?}", self.uplink.split('+').collect::<Vec<_>>()),
+            (false, true) => format!("uplink = \"{}\"", self.uplink),
+            (false, false) => format!("interface = \"{}\"", self.uplink),
+        };
+        let mut text = format!("{uplink}\nenforce = \"{}\"\n", self.level.name());
         let mut add = |said: bool, line: &str| text.push_str(if said { line } else { "" });
         add(self.refuses, "other_netns = \"refuse\"\n");
         add(self.ingress, "ingress = \"uplink\"\n");

@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steer_lab::prober::Way;
+use steer_lab::{Family, prober::Way};
 
 use super::{
     Answer, Asked, Held, Line, Reference, Space,
+    groups::FAMILIES,
     policy::{Level, Spec},
     reach::By,
 };
@@ -57,7 +58,8 @@ pub(crate) struct Mark(pub(super) Option<String>);
 
 impl Mark {
     pub(super) fn of(held: &Held) -> Self {
-        Self(Some(format!("{} {:?} {:?} {:?}", held.place, held.name, held.space, held.spec)))
+        let group = &held.lines.group;
+        Self(Some(format!("{} {:?} {:?} {:?} {group:?}", held.place, held.name, held.space, held.spec)))
     }
 
     pub(super) const STALE: Self = Self(None);
@@ -88,7 +90,8 @@ impl Reference {
 
     /// Where a new connection to the server of a process leaves.
     pub(crate) fn line_to_server(&self, place: &str, space: Space) -> Option<Line> {
-        self.answer(place, space, Way::Tcp).must
+        let by = FAMILIES.map(|family| self.answer(place, space, Way::Tcp, family).must);
+        by[0].first().copied().filter(|_| by[0].len() == 1 && by[0] == by[1])
     }
 
     /// The link that this number has now.
@@ -108,36 +111,36 @@ impl Reference {
         direct.or(self.default_line(space))
     }
 
-    pub(super) fn answer_marked(&self, held: &Held, way: Way) -> Answer {
+    pub(super) fn answer_marked(&self, held: &Held, way: Way, family: Family) -> Answer {
         let (space, reach) = (held.space, held.spec.reach);
         let followed = &self.followed[&space];
         let exists = |line: &Line| self.exists(*line);
+        let uplink = || Answer::by_uplink(&held.lines, family);
+        let or_uplink = |line: Option<Line>| line.map_or_else(uplink, |line| Answer::by(Some(line)));
         let excepted = |by: Option<By>| match by {
-            None => held.line,
-            Some(By::Refuse) => None,
-            Some(By::Link(name)) => followed.names.get(name).copied().filter(exists),
-            Some(By::Main) => followed.lines.iter().copied().find(exists),
+            None => uplink(),
+            Some(By::Refuse) => Answer::by(None),
+            Some(By::Link(name)) => Answer::by(followed.names.get(name).copied().filter(exists)),
+            Some(By::Main) => Answer::by(followed.lines.iter().copied().find(exists)),
         };
         let answer = match To::of(way) {
-            To::Server if way == Way::Dns && held.spec.dns => Answer { resolver: true, ..Answer::by(held.line) },
-            To::Server => Answer::by(excepted(reach.of_server())),
-            To::Beside => Answer::by(excepted(reach.around)),
+            To::Server if way == Way::Dns && held.spec.dns => Answer { resolver: true, ..uplink() },
+            To::Server => excepted(reach.of_server()),
+            To::Beside => excepted(reach.around),
             To::Host if reach.host => Answer::by(Some(Line::loopback(space))),
             // A datagram that is not connected is looked at by strict only. The table of own addresses comes before all rules.
             To::Host if way == Way::Host && held.spec.level == Level::Steer => Answer::within([Line::loopback(space)]),
             To::Host => Answer::by(None),
             To::Own if self.line(space, 0).is_some() => Answer::by(Some(Line::loopback(space))),
-            To::Own => Answer::by(held.line),
+            To::Own => uplink(),
             To::Near(number) => {
                 let direct = self.line(space, number).filter(|line| reach.lan && followed.lines.contains(line));
-                Answer::by(direct.or(held.line))
+                or_uplink(direct)
             }
-            To::Further if !reach.lan => Answer::by(held.line),
-            To::Further if followed.further == self.further_line(space) => {
-                Answer::by(followed.further.filter(exists).or(held.line))
-            }
+            To::Further if !reach.lan => uplink(),
+            To::Further if followed.further == self.further_line(space) => or_uplink(followed.further.filter(exists)),
             // Nobody has seen yet that it came or went.
-            To::Further => Answer::within(followed.further.into_iter().filter(exists).chain(held.line)),
+            To::Further => Answer::within(followed.further.into_iter().filter(exists).chain(uplink().may)),
         };
         self.while_broken(held, way, answer)
     }
@@ -148,7 +151,7 @@ impl Reference {
             return answer;
         }
         let may = answer.may.iter().copied().chain(self.without_rules(held)).collect();
-        Answer { must: None, may, ..answer }
+        Answer { must: BTreeSet::new(), may, ..answer }
     }
 
     fn is_of_this_host(&self, space: Space, way: Way) -> bool {
@@ -165,7 +168,7 @@ impl Reference {
         let all = || self.lines.values().map(|(line, _)| *line).filter(|line| line.space == held.space);
         let by_main = [held.spec.reach.server, held.spec.reach.around].contains(&Some(By::Main));
         let is_open = held.spec.level == Level::Steer || by_main;
-        all().filter(|_| is_open).chain(held.line).collect()
+        all().filter(|_| is_open).chain(held.lines.members.iter().copied()).collect()
     }
 
     /// What may leave for a moment when somebody removes rules or routes.

@@ -18,6 +18,7 @@ use steer_tests::Outcome;
 
 use super::{
     World,
+    health::is_probe,
     traffic::{Tag, asks_name, tag},
 };
 use crate::model::{
@@ -76,9 +77,10 @@ impl World {
                 (asked, may)
             })
             .collect();
+        let probed = before.probed_lines().union(&now.probed_lines()).copied().collect();
         let (mut differences, mut failed) = (Vec::new(), None);
         let patience = self.patience;
-        let settled = wait_until("both to agree", patience, || match self.round(&answers, &allowed) {
+        let settled = wait_until("both to agree", patience, || match self.round(&answers, &allowed, &probed) {
             Ok(found) => {
                 differences = found;
                 differences.is_empty()
@@ -99,7 +101,7 @@ impl World {
             }
             bail!("{}", differences.join("\n    "));
         }
-        Ok(())
+        self.wait_for_uplinks(now)
     }
 
     /// Everybody sends once. Returns what is not as it should be yet.
@@ -107,14 +109,20 @@ impl World {
         &mut self,
         answers: &BTreeMap<Asked, Answer>,
         allowed: &BTreeMap<&Asked, BTreeSet<Line>>,
+        probed: &BTreeSet<Line>,
     ) -> anyhow::Result<Vec<String>> {
         let attempts = self.send()?;
         let mut seen: BTreeMap<Tag, SeenOf> = BTreeMap::new();
         for space in SPACES {
             let packets = self.captures.get_mut(&space).context("no capture")?.take()?;
             for packet in packets {
-                let Some(tag) = tag(&packet, space) else { continue };
                 let line = self.lines.get(&(space, packet.ifindex)).copied();
+                let Some(tag) = tag(&packet, space) else {
+                    if is_probe(&packet) && !line.is_some_and(|line| probed.contains(&line)) {
+                        bail!("LEAK: a probe by {line:?}, not {probed:?}: {packet:?}");
+                    }
+                    continue;
+                };
                 let line = line.with_context(|| format!("a packet on a link that nobody made: {packet:?}"))?;
                 let Some((asked, sent)) = self.ports.attempt(tag) else { bail!("nobody has sent this: {packet:?}") };
                 // One that nobody asks about any more was sent before.
@@ -160,7 +168,7 @@ impl World {
         let mut attempts = Vec::new();
         for (place, space, prober, _) in asked {
             for sent in prober.answer().with_context(|| format!("in {place} {space:?}"))? {
-                let asked = Asked { place: place.clone(), space, way: sent.way };
+                let asked = Asked { place: place.clone(), space, way: sent.way, family: sent.family };
                 attempts.push(self.ports.made(asked, sent));
             }
         }
@@ -172,5 +180,10 @@ fn agrees(answer: &Answer, sent: &Sent, seen: &SeenOf) -> bool {
     let resolvers = RESOLVERS.map(|resolver| resolver.parse::<IpAddr>().ok());
     let is_resolver = |server: &IpAddr| resolvers.contains(&Some(*server));
     let servers = !asks_name(sent) || seen.servers.iter().all(|server| is_resolver(server) == answer.resolver);
-    servers && seen.lines.is_subset(&answer.may) && answer.must.is_none_or(|must| seen.lines.contains(&must))
+    let lines = if answer.must.is_empty() {
+        seen.lines.is_subset(&answer.may)
+    } else {
+        !seen.lines.is_empty() && seen.lines.is_subset(&answer.must)
+    };
+    servers && lines
 }

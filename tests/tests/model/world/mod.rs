@@ -4,6 +4,7 @@
 
 mod compare;
 mod daemon;
+mod health;
 pub(crate) use compare::Settles;
 mod tools;
 mod traffic;
@@ -25,7 +26,7 @@ use steer_lab::{
 };
 use steer_tests::{Bed, Cgroup, Daemon, Outcome, Output, PATIENCE, Prober, User};
 
-use super::reference::{Asked, Line, REMOVED, Reference, SCOPE, SPACES, Space, policy::real};
+use super::reference::{Asked, LINES, Line, REMOVED, Reference, SCOPE, SPACES, Space, policy::real};
 use traffic::Ports;
 
 /// The loopback interface is the first of every namespace.
@@ -78,10 +79,10 @@ impl Drop for Resident {
 }
 
 impl World {
-    /// A daemon with these files, and two links in each namespace.
+    /// A daemon with these files, and three links in each namespace.
     pub(crate) fn new(reference: &Reference, patience: Duration) -> anyhow::Result<Self> {
-        let bed = Bed::new("model")?;
-        let mut there = Uplinks::new()?;
+        let bed = Bed::with_links("model", LINES)?;
+        let mut there = Uplinks::with(LINES)?;
         // Other indexes there than here, but for one that is the same.
         there.remove_uplink(1)?;
         there.create_uplink(1)?;
@@ -107,7 +108,7 @@ impl World {
             let rules = world.rules(space)?;
             world.first_rules.insert(space, rules);
             world.lines.insert((space, LOOPBACK_INDEX), Line::loopback(space));
-            for number in 0..2 {
+            for number in 0..LINES {
                 world.know_line(reference, space, number)?;
             }
         }
@@ -237,7 +238,7 @@ impl World {
                 Family::V6 => (SERVER_V6.into(), client_v6(number).into()),
             };
             let port = self.ports.take_caller();
-            let asked = Asked { place: place.to_owned(), space, way: Way::Accepted };
+            let asked = Asked { place: place.to_owned(), space, way: Way::Accepted, family: listening.family };
             let to = SocketAddr::new(to, listening.source);
             self.ports.made(asked, Sent { port, ..listening });
             let called = self.net(space).server.run(|| prober::call(SocketAddr::new(from, port), to))?;
