@@ -288,7 +288,7 @@ fn follows_the_uplink_without_a_daemon() -> Outcome {
 
 fn many_at_once() -> Outcome {
     let bed = Bed::new("exec-many")?;
-    let children = (0..20)
+    let children = (0..12)
         .map(|i: u8| exec(&bed, &["-i", if i.is_multiple_of(2) { "a0" } else { "a1" }, "--", "true"]).spawn())
         .collect::<Result<Vec<_>, _>>()?;
     for mut child in children {
