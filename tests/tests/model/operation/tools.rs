@@ -87,7 +87,9 @@ impl Act for Flush {
 
 impl Act for Reroute {
     fn makes_sense(&self, now: &Reference) -> bool {
-        now.lines.get(&(self.0, self.1)).is_some_and(|(line, _)| !now.lacks_carrier(*line))
+        // Without its address, a gateway cannot be reached, and the route not be added again.
+        let lacks = |line| now.lacking.get(&line).is_some_and(|lacks| !lacks.is_empty());
+        now.lines.get(&(self.0, self.1)).is_some_and(|(line, _)| !lacks(*line))
     }
 
     fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {

@@ -126,11 +126,11 @@ impl Lines {
         !self.members.is_empty()
     }
 
-    /// Without links that are gone.
+    /// Without links that are gone. A socket may still get one of them, and be closed, until somebody follows.
     pub(crate) fn existing(mut self, now: &Reference) -> Self {
         let exists = |line: &Line| now.exists(*line);
         self.members.retain(exists);
-        self.chosen.values_mut().for_each(|chosen| chosen.retain(exists));
+        self.chosen.retain(|_, chosen| chosen.iter().all(exists));
         self
     }
 }
