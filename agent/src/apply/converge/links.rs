@@ -29,18 +29,18 @@ impl Steering {
         let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
         log_uplinks(&changed);
-        let switches = self.groups.follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
-        self.follow_routes(lock)?;
-        uplinks::report(&uplinks::move_sockets(lock, &mut self.datapath, &self.hierarchy, &switches)?);
-        report(&takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed)?);
-        Ok(())
+        // Groups that cannot be followed do not keep the other policies from being followed.
+        let chosen = self.choose(lock);
+        let routed = self.follow_routes(lock);
+        let taken = takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed);
+        chosen.and(routed).and(taken.map(|taken| report(&taken)))
     }
 
     /// Handles changed rules, routes and addresses.
     pub(crate) fn routes_changed(&mut self) -> Result<(), Error> {
         let lock = self.datapath.lock()?;
-        self.choose(&lock)?;
-        self.follow_routes(&lock)
+        let chosen = self.choose(&lock);
+        self.follow_routes(&lock).and(chosen)
     }
 
     /// Looks at the members of groups, and chooses between them.
@@ -51,7 +51,8 @@ impl Steering {
         Ok(())
     }
 
-    /// Takes the results of probes in, and alarms about failing connections. Chooses again if one has changed the health of a member, or if it is time.
+    /// Takes the results of probes in, and alarms about failing connections. Chooses again if one has changed the health of a member, or
+    /// if it is time.
     pub(crate) fn probed(
         &mut self,
         outcomes: &[(uplinks::Key, Outcome)],

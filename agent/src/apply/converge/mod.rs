@@ -181,10 +181,10 @@ impl Steering {
         let elsewhere = Elsewhere::read(&self.datapath)?;
         let taken = routes::taken(self.datapath.pins(), &policies, self.namespace())?;
         let slots = self.datapath.put_policies(&lock, &policies, &taken)?;
-        self.choose(&lock)?;
-        // The routes come first: without the rule of its mark, packets of a socket are stopped. If they cannot be written, they stay stopped,
-        // and everything else goes on.
-        let routed = self.follow_routes(&lock);
+        // Until it has been followed, a new group is closed. The routes come first, too: without the rule of its mark, packets of a socket
+        // are stopped. If either fails, they stay stopped, and everything else goes on.
+        let chosen = self.choose(&lock);
+        let routed = self.follow_routes(&lock).and(chosen);
         let next = InForce { policies: self.wanted.clone(), slots };
         let mut changed = self.restore(&lock, &next);
         let is_first = !self.refreshed;

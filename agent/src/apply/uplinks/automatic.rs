@@ -84,6 +84,8 @@ fn assign(record: &mut UplinkRecord, links: &[Link], orders: &PerFamily<Vec<u32>
         }
     }
     let mut replaced = Vec::new();
+    // A mark that sockets may have leads them to the new link, so unused positions come first.
+    let used = record.live[0] | record.live[1] | record.holding[0] | record.holding[1];
     for (position, _) in kernel::members(record).map(|(at, member)| (at, *member)).collect::<Vec<_>>() {
         let ifindex = record.ifindex[position];
         let by_index = wanted.iter().position(|link| i32::try_from(link.index) == Ok(ifindex));
@@ -97,7 +99,8 @@ fn assign(record: &mut UplinkRecord, links: &[Link], orders: &PerFamily<Vec<u32>
         }
     }
     for link in wanted {
-        let Some(position) = (0..MEMBERS).find(|at| record.member[*at].interface[0] == 0) else { break };
+        let free = (0..MEMBERS).filter(|at| record.member[*at].interface[0] == 0);
+        let Some(position) = free.min_by_key(|at| used >> at & 1) else { break };
         let interface = padded::<INTERFACE_BYTES>(&link.name);
         record.member[position] = MemberRecord { interface, tier: u16::MAX, weight: 1, metered: 0 };
         for health in &mut record.health {

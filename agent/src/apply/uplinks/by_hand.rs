@@ -45,11 +45,16 @@ pub fn set_by_hand(
     let lock = pins.lock()?.ok_or_else(missing)?;
     let mut datapath = Datapath::open(pins)?.ok_or_else(missing)?;
     let groups = datapath.groups()?;
-    let group = groups
+    // A changed group may be in force beside the earlier one of its name.
+    let named: Vec<_> = groups
         .values()
-        .find(|group| group.netns_cookie == namespace.cookie && text(&group.name) == by_hand.group)
-        .ok_or_else(missing)?;
-    let members: Vec<String> = kernel::members(group).map(|(_, member)| text(&member.interface)).collect();
+        .filter(|group| group.netns_cookie == namespace.cookie && text(&group.name) == by_hand.group)
+        .collect();
+    if named.is_empty() {
+        return Err(missing());
+    }
+    let members = named.iter().flat_map(|group| kernel::members(group)).map(|(_, member)| text(&member.interface));
+    let members: Vec<String> = members.collect();
     if !members.iter().any(|member| member == by_hand.member) {
         return Err(Error::NoMember {
             group: by_hand.group.to_owned(),
@@ -57,10 +62,10 @@ pub fn set_by_hand(
             members: members.join(", "),
         });
     }
+    // First: the daemon, which waits for the lock, then finishes what a killed process leaves.
+    pins.notify_daemon(&lock)?;
     let switches =
         Groups::default().follow_by_hand(&mut datapath, &lock, namespace, &mut Written::default(), Some(by_hand))?;
     routes::follow(&mut datapath, &lock, namespace, &mut Written::default())?;
-    let moved = move_sockets(&lock, &mut datapath, hierarchy, &switches)?;
-    pins.notify_daemon(&lock)?;
-    Ok(moved)
+    Ok(move_sockets(&lock, &mut datapath, hierarchy, &switches)?)
 }

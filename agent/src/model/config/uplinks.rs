@@ -15,7 +15,7 @@ use crate::model::{
     spec::{AllDown, Balance, OnFail, OnReturn, Resolvers, Uplink, Word},
     uplink::{
         auto::{Auto, Selector},
-        group::{Group, GroupName, HOLD, Member},
+        group::{self, Group, GroupName, HOLD, Member},
         probe::{self, Probe, Target},
     },
 };
@@ -79,7 +79,7 @@ impl Reader<'_> {
         for (key, value) in fields {
             let path = format!("{at}.{}", key.get_ref());
             match key.get_ref().as_ref() {
-                "name" => name = self.parsed(&path, value, GroupName::parse),
+                "name" => name = self.parsed(&path, value, configurable_name),
                 "members" => members = self.members(&path, value),
                 "auto" => auto = self.auto(&path, value),
                 "balance" => balance = self.one_word(&path, value).unwrap_or(balance),
@@ -280,6 +280,14 @@ impl Reader<'_> {
     }
 }
 
+fn configurable_name(text: &str) -> Result<GroupName, String> {
+    let name = GroupName::parse(text)?;
+    if group::named(&[], &name).is_some() {
+        return Err(format!("{text:?} needs no [[uplink]]; expected another name"));
+    }
+    Ok(name)
+}
+
 fn interface(text: &str) -> Result<String, String> {
     match Uplink::parse(text)? {
         Uplink::Interface(name) => Ok(name),
@@ -360,6 +368,16 @@ cgroups = ["/a"]
             ("300ms", "3ms", "uplink[0].probe.interval = \"3ms\": expected 50ms to 1h"),
             ("balance", "auto", "uplink[0].auto = \"socket\": expected a table"),
             ("balance = \"socket\"", "auto = {}", "uplink[0].auto = {}: expected members or auto, not both"),
+            (
+                "name = \"internet\"",
+                "name = \"auto\"",
+                "uplink[0].name = \"auto\": \"auto\" needs no [[uplink]]; expected another",
+            ),
+            (
+                "name = \"internet\"",
+                "name = \"a+b\"",
+                "uplink[0].name = \"a+b\": \"a+b\" needs no [[uplink]]; expected another",
+            ),
             ("all_down", "all_up", "uplink[0].all_up: unknown key; expected name, members,"),
             ("name = \"internet\"\n", "", "uplink[0].name: missing"),
             ("uplink = \"internet\"", "uplink = \"lte\"", "policy[0].uplink: there is no [[uplink]] \"lte\""),

@@ -309,6 +309,14 @@ impl Survey {
         uplinks
     }
 
+    /// Whether an interface is only a member of groups of uplinks, of the policies in force here.
+    pub(super) fn is_member(&self, name: &str) -> bool {
+        let mut here = self.in_force.iter().filter(|entry| !entry.exempts() && self.is_here(entry));
+        let uses = |entry: &PolicyEntry| entry.uplinks().iter().any(|uplink| uplink.interface == name);
+        let mut users = here.by_ref().filter(|entry| uses(entry)).peekable();
+        users.peek().is_some() && users.all(|entry| entry.group.is_some())
+    }
+
     /// Reloads a running daemon, or starts one.
     pub(super) fn converge(&self) -> Fix {
         Fix::command(if self.daemon { format!("{} reload", self.steer) } else { self.start.clone() })

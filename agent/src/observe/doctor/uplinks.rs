@@ -51,6 +51,8 @@ pub(super) const IPV6: Family = Family {
 pub(super) struct Uplink<'a> {
     pub(super) name: &'a str,
     pub(super) policies: String,
+    /// Whether it is only a member of groups, which have others.
+    pub(super) is_member: bool,
 }
 
 impl Uplink<'_> {
@@ -67,7 +69,8 @@ pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), Er
     }
     let network = Network::new()?;
     for (name, policies) in &uplinks {
-        let uplink = Uplink { name, policies: policies.iter().map(String::as_str).collect::<Vec<_>>().join(", ") };
+        let policies = policies.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let uplink = Uplink { name, policies, is_member: survey.is_member(name) };
         let index = survey.table.resolve(name).and_then(|index| u32::try_from(index).ok());
         let link = match index {
             Some(index) => Network::link(index)?,
@@ -88,10 +91,10 @@ pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), Er
 fn check_link(uplink: &Uplink<'_>, link: Option<Link>, report: &mut Report) -> Option<Link> {
     let wrong = |what, why: &str, fix| Finding {
         id: Topic::Uplink,
-        severity: Severity::Error,
+        severity: if uplink.is_member { Severity::Warning } else { Severity::Error },
         subject: uplink.subject(),
         what,
-        why: why.to_owned(),
+        why: if uplink.is_member { "the sockets of these policies get the other members" } else { why }.to_owned(),
         fix: Some(fix),
     };
     let found = match link {
