@@ -311,10 +311,10 @@ impl Survey {
 
     /// Whether an interface is only a member of groups of uplinks, of the policies in force here.
     pub(super) fn is_member(&self, name: &str) -> bool {
-        let mut here = self.in_force.iter().filter(|entry| !entry.exempts() && self.is_here(entry));
-        let uses = |entry: &PolicyEntry| entry.uplinks().iter().any(|uplink| uplink.interface == name);
-        let mut users = here.by_ref().filter(|entry| uses(entry)).peekable();
-        users.peek().is_some() && users.all(|entry| entry.group.is_some())
+        let has_it = |entry: &PolicyEntry| entry.uplinks().iter().any(|uplink| uplink.interface == name);
+        let here = self.in_force.iter().filter(|entry| !entry.exempts() && self.is_here(entry));
+        let mut policies = here.filter(|entry| has_it(entry)).peekable();
+        policies.peek().is_some() && policies.all(|entry| entry.group.is_some())
     }
 
     /// Reloads a running daemon, or starts one.
