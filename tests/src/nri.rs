@@ -56,7 +56,9 @@ impl Session {
     fn synchronize(mut self, pid: u32, id: &str, (key, value): (&str, &str)) -> anyhow::Result<()> {
         let (stream, _) = self.receive(RUNTIME, REQUEST).context("the registration")?;
         self.send(RUNTIME, stream, RESPONSE, &[])?;
-        self.call(1, "Configure", &[])?;
+        // The plugin loads the kernel programs, if they are not loaded.
+        let time_limit = [vec![5 << 3], varint(u64::try_from(PATIENCE.as_millis())?)].concat();
+        self.call(1, "Configure", &time_limit)?;
         let annotation = [field(1, key.as_bytes()), field(2, value.as_bytes())].concat();
         let container = [
             field(1, id.as_bytes()),

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: builds the agent and the benchmark, and starts the benchmark as root.
 //!
-//! **Invariant**: both are current release builds, and the benchmark's exit status is that of this command: only an error makes
+//! **Invariant**: both are current builds, and the benchmark's exit status is that of this command: only an error makes
 //! it fail, never a timing.
 
 use std::process::{Command, ExitCode};
@@ -27,6 +27,9 @@ pub(crate) struct Bench {
     /// Measure only groups of uplinks.
     #[arg(long)]
     failover: bool,
+    /// Measure programs that are not optimised, to see that the benchmark works.
+    #[arg(long, conflicts_with = "report")]
+    dev: bool,
     /// Also write the report as bench.md and bench.svg into this directory.
     #[arg(long, value_name = "DIR")]
     report: Option<std::path::PathBuf>,
@@ -40,7 +43,8 @@ impl Bench {
         let root = Root::find().and_then(Root::prove)?;
         Setup::default().run()?;
         install_peers();
-        let built = cargo::release(&["--bin", "steer", "--bin", "steer-bench"])?;
+        let targets = ["--bin", "steer", "--bin", "steer-bench"];
+        let built = if self.dev { cargo::programs(&targets) } else { cargo::release(&targets) }?;
         let (steer, bench) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "steer-bench")?);
         let mut command = root.command(&bench, &[("STEER_BIN", steer.as_path())]);
         self.pass_on(command.arg("run"));
@@ -86,9 +90,28 @@ mod tests {
     #[test]
     fn only_given_options_are_passed_on() {
         for (bench, expected) in [
-            (Bench { rounds: None, ops: None, cgroups: None, failover: false, report: None, json: false }, "b"),
             (
-                Bench { rounds: Some(5), ops: Some(7), cgroups: Some(20), failover: true, report: None, json: true },
+                Bench {
+                    rounds: None,
+                    ops: None,
+                    cgroups: None,
+                    failover: false,
+                    dev: false,
+                    report: None,
+                    json: false,
+                },
+                "b",
+            ),
+            (
+                Bench {
+                    rounds: Some(5),
+                    ops: Some(7),
+                    cgroups: Some(20),
+                    failover: true,
+                    dev: true,
+                    report: None,
+                    json: true,
+                },
                 "b --rounds 5 --ops 7 --cgroups 20 --failover --json",
             ),
         ] {

@@ -30,7 +30,7 @@ pub(crate) const HOST: [&str; 3] = ["--workspace", "--exclude", "steer-ebpf"];
 /// The packages of the optimised programs. Every optimised build selects these, for the same reason.
 const OPTIMISED: [&str; 6] = ["--package", "steer", "--package", "steer-bench", "--package", "steer-lab"];
 
-/// The optimised programs that the integration tests start.
+/// The programs that the integration tests start.
 pub(crate) const TESTED: [&str; 8] =
     ["--bin", "steer", "--bin", "steer-probe", "--bin", "steer-escape", "--bin", "steer-demo"];
 
@@ -73,7 +73,12 @@ pub(crate) fn release(targets: &[&str]) -> Result<Vec<Executable>> {
     build(&[&["build", "--release"], &OPTIMISED[..], targets].concat())
 }
 
-/// Builds all tests, not optimised: the integration tests start programs that are.
+/// Builds these targets of the workspace for tests: not optimised, but for what reads BTF.
+pub(crate) fn programs(targets: &[&str]) -> Result<Vec<Executable>> {
+    build(&[&["build"], &HOST[..], targets].concat())
+}
+
+/// Builds all tests.
 pub(crate) fn tests() -> Result<Vec<Executable>> {
     build(&[&["test", "--no-run"], &HOST[..]].concat())
 }

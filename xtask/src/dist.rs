@@ -22,17 +22,27 @@ pub(crate) fn run() -> Result<()> {
     Setup::for_dist().run()?;
     let directory = cargo::target_directory()?.join("dist");
     recreate(&directory)?;
-    let package = package(&directory, &["--dbgsym"])?;
+    let package = package(&directory, Profile::Release, &["--dbgsym"])?;
     let tarball = tarball(&package, &directory)?;
     println!("{}\n{}", package.display(), tarball.display());
     Ok(())
 }
 
+/// How the packed programs are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As the tests: nothing is compiled twice.
+    Dev,
+    /// For users.
+    Release,
+}
+
 /// Builds the agent and packs it, into an empty directory.
-pub(crate) fn package(directory: &Path, options: &[&str]) -> Result<PathBuf> {
-    generate()?;
-    let mut deb = cargo::cargo(["deb", "--quiet", "--no-build", "--package", "steer", "--output"]);
-    cargo::check(deb.arg(directory).args(options).stdout(Stdio::null()))?;
+pub(crate) fn package(directory: &Path, profile: Profile, options: &[&str]) -> Result<PathBuf> {
+    generate(profile)?;
+    let mut deb = cargo::cargo(["deb", "--quiet", "--no-build", "--package", "steer", "--profile"]);
+    deb.arg(if profile == Profile::Dev { "dev" } else { "release" }).arg("--output").arg(directory);
+    cargo::check(deb.args(options).stdout(Stdio::null()))?;
     let entries = fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
     let mut packages = entries.flatten().map(|entry| entry.path());
     packages
@@ -42,8 +52,9 @@ pub(crate) fn package(directory: &Path, options: &[&str]) -> Result<PathBuf> {
 
 /// Builds the agent and the demonstration, and writes manual pages and completions to the paths that the package's metadata
 /// name.
-fn generate() -> Result<()> {
-    let built = cargo::release(&["--bin", "steer", "--bin", "steer-demo", "--example", "man"])?;
+fn generate(profile: Profile) -> Result<()> {
+    let targets = ["--bin", "steer", "--bin", "steer-demo", "--example", "man"];
+    let built = if profile == Profile::Dev { cargo::programs(&targets) } else { cargo::release(&targets) }?;
     let (steer, man) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "man")?);
     let generated = steer.parent().context("the binary is in no directory")?.join("dist");
     let pages = generated.join("man");

@@ -37,9 +37,6 @@ pub(crate) struct Managers {
     /// A suite of Debian, whose managers are used.
     #[arg(long = "suite", value_name = "SUITE", default_values = ["bookworm", "sid"])]
     suites: Vec<String>,
-    /// Build for debugging, which takes less time.
-    #[arg(long)]
-    debug: bool,
     /// Make the root file systems again.
     #[arg(long)]
     refresh: bool,
@@ -59,11 +56,7 @@ impl Managers {
         Setup::default().run()?;
         setup::bring(&["nftables"]);
         let programs = ["--bin", "steer", "--bin", "steer-probe"];
-        let built = if self.debug {
-            cargo::build(&[&["build"], &cargo::HOST[..], &programs].concat())?
-        } else {
-            cargo::release(&programs)?
-        };
+        let built = cargo::programs(&programs)?;
         let (steer, probe) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "steer-probe")?);
         let test = cargo::integration_tests()?;
 

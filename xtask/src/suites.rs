@@ -46,7 +46,7 @@ impl Suites {
         let root = Root::find().and_then(Root::prove)?;
         Setup::default().run()?;
         let debian = self.debian()?;
-        let built = cargo::release(&["--bin", "steer", "--bin", "steer-probe"])?;
+        let built = cargo::programs(&["--bin", "steer", "--bin", "steer-probe"])?;
         let (steer, probe) = (cargo::binary(&built, "steer")?, cargo::binary(&built, "steer-probe")?);
         let variables =
             [("STEER_BIN", steer.as_path()), ("STEER_PROBE", probe.as_path()), ("STEER_DEBIAN", debian.as_path())];

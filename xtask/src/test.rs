@@ -15,7 +15,8 @@ use anyhow::Result;
 use crate::{
     apt,
     cargo::{self, Executable},
-    containerd, dist,
+    containerd,
+    dist::{self, Profile},
     root::Root,
     setup::{self, Setup},
     tally::Tally,
@@ -69,7 +70,7 @@ impl Test {
     }
 
     fn integration_tests(&self, tests: Vec<Executable>, root: Root) -> Result<Tally> {
-        let built = cargo::release(&cargo::TESTED)?;
+        let built = cargo::programs(&cargo::TESTED)?;
         let program = |name| cargo::binary(&built, name);
         let (steer, probe) = (program("steer")?, program("steer-probe")?);
         let (escape, demo) = (program("steer-escape")?, program("steer-demo")?);
@@ -134,5 +135,5 @@ fn package() -> Result<Option<PathBuf>> {
     }
     let directory = cargo::target_directory()?.join("dist/test");
     dist::recreate(&directory)?;
-    dist::package(&directory, &["--fast", "--strip"]).map(Some)
+    dist::package(&directory, Profile::Dev, &["--fast", "--strip"]).map(Some)
 }

@@ -33,7 +33,7 @@ impl Job {
     /// These tests, with the binaries of the workspace, without a disk.
     pub(super) fn of(filter: &str) -> Result<Self> {
         let mut programs = vec![("tests", cargo::integration_tests()?.path)];
-        let built = cargo::release(&cargo::TESTED)?;
+        let built = cargo::programs(&cargo::TESTED)?;
         for name in ["steer", "steer-probe", "steer-escape", "steer-demo"] {
             programs.push((name, cargo::binary(&built, name)?));
         }

@@ -25,8 +25,10 @@ use super::{
 
 /// Timeout of the registration, as in NRI.
 const REGISTRATION: Duration = Duration::from_secs(5);
-/// The maximum duration of the work for a request. The default timeout of a runtime is two seconds.
+/// The maximum duration of the work for a request of a runtime that does not say its timeout, which is two seconds by default.
 pub const PATIENCE: Duration = Duration::from_millis(1500);
+/// The maximum duration for any runtime.
+const LONGEST: Duration = Duration::from_mins(1);
 /// The limit of a list that is sent in pieces.
 const LIST_LIMIT: usize = 64 << 20;
 
@@ -268,7 +270,7 @@ impl<P: Plugin> Session<'_, P> {
 fn time_limit(request_timeout_ms: i64) -> Duration {
     match u64::try_from(request_timeout_ms) {
         Ok(0) | Err(_) => PATIENCE,
-        Ok(known) => (Duration::from_millis(known) * 3 / 4).min(PATIENCE),
+        Ok(known) => (Duration::from_millis(known) * 3 / 4).min(LONGEST),
     }
 }
 

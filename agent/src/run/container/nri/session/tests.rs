@@ -239,7 +239,8 @@ fn bytes_that_are_no_request_end_the_session() {
 
 #[test]
 fn the_time_limit_is_shorter_than_the_runtimes() {
-    for (timeout_ms, expected) in [(0, 1500), (-1, 1500), (2000, 1500), (1000, 750), (60_000, 1500), (i64::MAX, 1500)] {
+    let expected = [(0, 1500), (-1, 1500), (2000, 1500), (1000, 750), (60_000, 45_000), (i64::MAX, 60_000)];
+    for (timeout_ms, expected) in expected {
         assert_eq!(time_limit(timeout_ms), Duration::from_millis(expected), "{timeout_ms}");
     }
 }
