@@ -4,7 +4,8 @@
 //! **Invariant:** every value a map can hold decodes, and every value that is not a complete policy decodes to *closed*.
 //! Raise [`ABI_VERSION`] when you change the size or meaning of anything here.
 #![no_std]
-#![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
+#![cfg_attr(not(feature = "user"), deny(unsafe_code))]
+#![expect(clippy::inline_always, reason = "calls are expensive for the verifier and the CPU")]
 
 pub mod address;
 pub mod counter;
@@ -19,6 +20,7 @@ pub mod record;
 pub mod resolver;
 pub mod traffic;
 pub mod uplink;
+pub mod verifier;
 
 pub use address::{AddressWords, MAPPED_WORD, mapped};
 pub use counter::{COUNTERS, Counter, CounterRecord};

@@ -6,6 +6,7 @@
 use crate::{
     address::AddressWords,
     record::{CLOSED_IFINDEX, INTERFACE_BYTES, NAME_BYTES, PolicyRecord},
+    verifier::forget,
 };
 
 /// The most members of a group.
@@ -190,7 +191,7 @@ impl UplinkRecord {
                 found = member;
             }
         }
-        if ifindex > 0 { found } else { MEMBERS }
+        forget_member(if ifindex > 0 { found } else { MEMBERS })
     }
 
     /// Whether new sockets of a family get this member.
@@ -247,6 +248,13 @@ impl PolicyRecord {
             _ => MEMBERS,
         }
     }
+}
+
+/// The same member, for the verifier any: else it would walk the rest of a program for each.
+#[expect(clippy::cast_possible_truncation, reason = "members are few")]
+#[inline]
+fn forget_member(member: usize) -> usize {
+    usize::from(forget(member as u8))
 }
 
 /// The bucket of a number, such as the id of a cgroup. Numbers that follow each other spread evenly.

@@ -14,8 +14,10 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use steer_common::{
-    AttachmentRecord, CLOSED_IFINDEX, Counter, Mark, PolicyRecord, Verdict, decide, is_asked, is_settled, is_uplink,
-    policy_flags, uplink::Family,
+    AttachmentRecord, CLOSED_IFINDEX, COUNTERS, Counter, Mark, PolicyRecord, Verdict, decide, is_asked, is_settled,
+    is_uplink, policy_flags,
+    uplink::Family,
+    verifier::{forget, forget_word},
 };
 
 use crate::{
@@ -45,13 +47,13 @@ static REBINDS: Global<u8> = Global::new(1);
 static CHOOSES_ERROR: Global<u8> = Global::new(0);
 
 /// The program sends again, as after a signal.
-const EINTR: i32 = 4;
+const EINTR: u8 = 4;
 /// As without steer, where an IPv4 socket with a loopback address sends to another host.
-const EINVAL: i32 = 22;
+const EINVAL: u8 = 22;
 /// As by a route that prohibits.
-const EACCES: i32 = 13;
+const EACCES: u8 = 13;
 /// No interface has the address.
-const EADDRNOTAVAIL: i32 = 99;
+const EADDRNOTAVAIL: u8 = 99;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -156,6 +158,17 @@ struct Wanted {
 }
 
 impl Wanted {
+    /// The same, of which the verifier knows nothing: so it walks what follows once, not for each verdict.
+    #[inline(always)]
+    fn forget(self) -> Self {
+        let Self { ifindex, mark: Mark { value, mask }, is_marked } = self;
+        Self {
+            ifindex: forget_word(ifindex.cast_unsigned()).cast_signed(),
+            mark: Mark { value: forget_word(value), mask: forget_word(mask) },
+            is_marked: forget(is_marked.into()) != 0,
+        }
+    }
+
     const fn bound(ifindex: i32) -> Self {
         Self { ifindex, mark: Mark { value: 0, mask: 0 }, is_marked: false }
     }
@@ -165,25 +178,27 @@ impl Wanted {
     }
 }
 
-/// What becomes of a call. Words instead of bool: a byte on the stack is unknown to the verifier, which would not take it as an answer.
+/// What becomes of a call.
 #[derive(Clone, Copy)]
 struct Outcome {
-    /// 0 refuses it.
-    allows: u32,
-    /// What is counted and reported.
-    event: Option<Counter>,
+    allows: bool,
+    /// The index of the counter of what is counted and reported, or [`NO_EVENT`].
+    event: u8,
     /// The error of a refused call; 0 is EPERM.
-    errno: i32,
+    errno: u8,
 }
 
+/// No counter has this index.
+const NO_EVENT: u8 = COUNTERS.len() as u8;
+
 impl Outcome {
-    const ALLOWED: Self = Self { allows: 1, event: None, errno: 0 };
+    const ALLOWED: Self = Self { allows: true, event: NO_EVENT, errno: 0 };
 
     const fn refused(reason: Counter) -> Self {
-        Self { allows: 0, event: Some(reason), errno: 0 }
+        Self { allows: false, event: reason as u8, errno: 0 }
     }
 
-    const fn with_errno(self, errno: i32) -> Self {
+    const fn with_errno(self, errno: u8) -> Self {
         Self { errno, ..self }
     }
 }
@@ -201,15 +216,17 @@ impl Acting<'_> {
     /// Counts, reports and answers, in one place for all outcomes: each copy of this code would be verified for each way to it.
     #[inline(always)]
     fn conclude(&self, outcome: Outcome) -> i32 {
-        let Outcome { allows, event, errno } = core::hint::black_box(outcome);
-        if let Some(reason) = event {
-            report(self.ctx, &self.attachment, reason, self.bound, self.hook);
+        let event = forget(outcome.event);
+        let errno = forget(outcome.errno);
+        let allows = forget(outcome.allows.into());
+        if event != NO_EVENT {
+            report(self.ctx, &self.attachment, event.into(), self.bound, self.hook);
         }
         if allows != 0 {
             return ALLOW;
         }
         if errno != 0 {
-            set_error(errno);
+            set_error(errno.into());
         }
         REFUSE
     }
@@ -243,7 +260,7 @@ impl Acting<'_> {
     #[inline(always)]
     fn settle(&self, wanted: Wanted, policy: &PolicyRecord) -> Outcome {
         let (ctx, bound) = (self.ctx, self.bound);
-        let mut event = None;
+        let mut event = NO_EVENT;
         if is_this_host(ctx, self.hook, self.call) {
             let refused = Outcome::refused(Counter::StoppedLocal);
             if self.reaches_this_host(policy) {
@@ -255,7 +272,7 @@ impl Acting<'_> {
                 Call::Bind if wanted.is_marked => {}
                 // Most programs stop if they cannot listen there. The kernel refuses ::1 to a bound socket.
                 Call::Bind if destination::is_mapped(&destination::address(ctx, self.hook)) => {
-                    event = Some(Counter::UnreachableBind);
+                    event = Counter::UnreachableBind as u8;
                 }
                 Call::Bind => return refused.with_errno(EADDRNOTAVAIL),
                 Call::Connect | Call::Send => return refused,
@@ -266,7 +283,7 @@ impl Acting<'_> {
             return Outcome::refused(Counter::StoppedExcept).with_errno(EACCES);
         }
         let outcome = self.restore(wanted, policy);
-        if outcome.allows != 0 { Outcome { event, ..outcome } } else { outcome }
+        if outcome.allows { Outcome { event, ..outcome } } else { outcome }
     }
 
     /// Goes on if the socket is as wanted, or could be made so.
@@ -386,7 +403,7 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     };
     let outcome = match asked {
         Some(asked) if !dns::redirect(ctx, hook, policy, member, &asked) => Outcome::refused(Counter::StoppedDns),
-        _ => acting.settle(wanted, policy),
+        _ => acting.settle(wanted.forget(), policy),
     };
     acting.conclude(outcome)
 }
@@ -428,12 +445,12 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     if policy.flags & policy_flags::GUARD == 0 && !matches!(verdict, Verdict::Close(Counter::ClosedUnknown)) {
         return ALLOW;
     }
-    acting.conclude(acting.settle(wanted, policy))
+    acting.conclude(acting.settle(wanted.forget(), policy))
 }
 
 #[inline(always)]
-fn report(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: Counter, bound: i32, hook: Hook) {
-    policy::count(attachment.policy, reason);
+fn report(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: u32, bound: i32, hook: Hook) {
+    policy::count_index(attachment.policy, reason);
     events::report(attachment, reason, events::cgroup_id(), |record| {
         record.netns_cookie = netns_cookie(ctx);
         record.ifindex = bound;

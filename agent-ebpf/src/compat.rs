@@ -66,7 +66,7 @@ fn judge((level, option): (i32, i32)) -> i32 {
         Some(Ok(Kind::Exempt)) => ALLOW,
         Some(Ok(Kind::Steer) | Err(_)) | None => {
             policy::count(attachment.policy, Counter::StoppedSetsockopt);
-            events::report(&attachment, Counter::StoppedSetsockopt, events::cgroup_id(), |record| {
+            events::report(&attachment, Counter::StoppedSetsockopt as u32, events::cgroup_id(), |record| {
                 record.netns_cookie = 0;
                 (record.option_level, record.option) = (level, option);
                 events::add_caller(record);

@@ -5,6 +5,8 @@
 //!
 //! **Invariant:** reporting decides nothing. The attempt is stopped whether its record is reported, counted or lost.
 
+use core::mem::{MaybeUninit, offset_of};
+
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     btf_maps::{LruPerCpuHashMap, RingBuf},
@@ -13,7 +15,9 @@ use aya_ebpf::{
     },
     macros::btf_map,
 };
-use steer_common::{AttachmentRecord, Counter, EventRecord, LimitKey, LimitRecord, event};
+use steer_common::{
+    AttachmentRecord, EventRecord, LimitKey, LimitRecord, PolicyRecord, event, record::NAME_BYTES,
+};
 
 use crate::policy;
 
@@ -24,16 +28,16 @@ static EVENTS: RingBuf<EventRecord, { event::EVENTS_BYTES as usize }> = RingBuf:
 static EVENT_LIMITS: LruPerCpuHashMap<LimitKey, LimitRecord, { event::EVENT_LIMITS as usize }> =
     LruPerCpuHashMap::new();
 
-/// Reports that the attachment has stopped something of the cgroup `cgroup_id` for that reason. `describe` adds details if
+/// Reports that the attachment has stopped something of the cgroup `cgroup_id` for that reason, the index of a counter. `describe` adds details if
 /// the event will be reported. The record has the policy's network namespace unless `describe` sets another.
 #[inline(always)]
 pub(crate) fn report(
     attachment: &AttachmentRecord,
-    reason: Counter,
+    reason: u32,
     cgroup_id: u64,
     describe: impl FnOnce(&mut EventRecord),
 ) {
-    let key = LimitKey { cgroup_id, policy: attachment.policy, reason: reason as u32 };
+    let key = LimitKey { cgroup_id, policy: attachment.policy, reason };
     let Some(limit) = limit(&key) else { return };
     // SAFETY: this CPU's own element, valid while the program runs. Another program on this CPU may interrupt, or the kernel
     // may reuse the element for another key. This adds or loses one event at most.
@@ -49,20 +53,48 @@ pub(crate) fn report(
         limit.unreported += 1;
         return;
     };
-    let record = entry.write(EventRecord::EMPTY);
+    // SAFETY: all of it is written, and zero is valid in each field.
+    let record = unsafe {
+        clear(&mut entry);
+        entry.assume_init_mut()
+    };
     record.boottime_ns = boottime_ns;
     record.unreported = limit.unreported;
     record.cgroup_id = cgroup_id;
     record.policy = attachment.policy;
-    record.reason = reason as u32;
+    record.reason = reason;
     if let Some(policy) = policy::get(attachment.policy) {
-        record.policy_name = policy.name;
+        copy_name(&policy.name, &mut record.policy_name);
         record.netns_cookie = policy.netns_cookie;
     }
     describe(record);
     entry.submit(0);
     limit.unreported = 0;
 }
+
+/// Writes zeros, by words. A plain assignment becomes a call of `memset`, which writes bytes: the verifier walks each one again.
+#[inline(always)]
+fn clear(record: &mut MaybeUninit<EventRecord>) {
+    let words = record.as_mut_ptr().cast::<u64>();
+    for at in 0..size_of::<EventRecord>() / size_of::<u64>() {
+        // SAFETY: within the record, which is aligned.
+        unsafe { words.add(at).write_volatile(0) };
+    }
+}
+
+/// Copies the name of a policy, likewise.
+#[inline(always)]
+fn copy_name(from: &[u8; NAME_BYTES], to: &mut [u8; NAME_BYTES]) {
+    let (from, to) = (from.as_ptr().cast::<u64>(), to.as_mut_ptr().cast::<u64>());
+    for at in 0..NAME_BYTES / size_of::<u64>() {
+        // SAFETY: within both names, which are aligned: see the assertions.
+        unsafe { to.add(at).write_volatile(from.add(at).read_volatile()) };
+    }
+}
+
+const _: () = assert!(offset_of!(PolicyRecord, name).is_multiple_of(8));
+const _: () = assert!(offset_of!(EventRecord, policy_name).is_multiple_of(8));
+const _: () = assert!(size_of::<EventRecord>().is_multiple_of(8) && NAME_BYTES.is_multiple_of(8));
 
 /// Adds the calling process. The kernel must allow both helpers in the calling program.
 #[expect(clippy::cast_possible_truncation, reason = "sixteen")]

@@ -28,7 +28,7 @@ pub fn family(ctx: LsmContext) -> i32 {
         Some(Ok(Kind::Exempt)) => ALLOW,
         Some(Ok(Kind::Steer) | Err(_)) | None => {
             policy::count(attachment.policy, Counter::StoppedFamily);
-            events::report(&attachment, Counter::StoppedFamily, events::cgroup_id(), |record| {
+            events::report(&attachment, Counter::StoppedFamily as u32, events::cgroup_id(), |record| {
                 record.netns_cookie = 0;
                 events::add_caller(record);
             });

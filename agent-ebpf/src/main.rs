@@ -109,7 +109,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
 
 #[inline(always)]
 fn report(ctx: &SockContext, attachment: &AttachmentRecord, reason: Counter, netns_cookie: u64, ifindex: i32) {
-    events::report(attachment, reason, events::cgroup_id(), |record| {
+    events::report(attachment, reason as u32, events::cgroup_id(), |record| {
         record.netns_cookie = netns_cookie;
         record.ifindex = ifindex;
         record.peer.protocol = socket::protocol(ctx);

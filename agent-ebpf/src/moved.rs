@@ -62,7 +62,7 @@ fn report(to: Address, task: Address, offsets: &Offsets) -> Option<()> {
     policy::count(slot, Counter::MovedOut);
     let cgroup_id = read(read(from, offsets.cgroup_node)?, offsets.node_id)?;
     let attachment = AttachmentRecord { policy: slot, ..AttachmentRecord::default() };
-    events::report(&attachment, Counter::MovedOut, cgroup_id, |record| {
+    events::report(&attachment, Counter::MovedOut as u32, cgroup_id, |record| {
         record.pid = read(task, offsets.task_tgid).unwrap_or(0);
         // SAFETY: the helper checks the address. On failure the field has zeros.
         let _ = unsafe { bpf_probe_read_kernel_buf(at(task, offsets.task_comm), &mut record.comm) };

@@ -134,7 +134,7 @@ pub(crate) fn value_of(level: i32, option: i32) -> Option<Value> {
 
 #[inline(always)]
 fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) {
-    events::report(attachment, Counter::StoppedSetsockopt, events::cgroup_id(), |record| {
+    events::report(attachment, Counter::StoppedSetsockopt as u32, events::cgroup_id(), |record| {
         (record.option_level, record.option) = (level, option);
         record.ifindex = match value {
             Value::Index | Value::Group(Index::AtStart) => word::<0>(ctx),

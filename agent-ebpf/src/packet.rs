@@ -12,12 +12,16 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use steer_common::{AttachmentRecord, Counter, EventRecord, Kind, is_uplink, policy_flags};
+use steer_common::{
+    AttachmentRecord, COUNTERS, Counter, EventRecord, Kind, is_uplink, policy_flags, verifier::forget,
+};
 
 use crate::{attachment, dns, events, local, nesting, notes, peer, policy, reach, uplink};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
+/// No counter has this index.
+const PASSES: u8 = COUNTERS.len() as u8;
 /// The first interface of every network namespace is its loopback.
 const LOOPBACK_IFINDEX: u32 = 1;
 
@@ -58,39 +62,46 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
         return PASS;
     }
     let attachment = attachment::current();
-    let policy = policy::get(attachment.policy);
-    let kind = policy.map(|policy| (policy, Kind::try_from(policy.kind)));
-    let (passes, is_uplink) = match kind {
-        Some((policy, Ok(Kind::Steer))) => {
-            let is_uplink = !is_forged && is_uplink(policy, uplink::group(Some(policy)), ifindex.cast_signed());
-            let is_excepted = || {
-                !is_forged
-                    && policy.flags & policy_flags::PASSES != 0
-                    && is_excepted(ctx, attachment.policy, ifindex, &reason)
-            };
-            (is_uplink || is_excepted(), is_uplink)
-        }
-        Some((_, Ok(Kind::Exempt))) => (true, false),
-        Some((_, Err(_))) | None => (false, false),
-    };
-    let leaves = matches!(reason, Counter::StoppedEgress);
-    let is_stray = passes && leaves && policy.is_some_and(|policy| dns::is_stray(ctx, policy, ifindex.cast_signed()));
-    let is_local = is_uplink && leaves && local::has_loopback(ctx);
+    let stopped = forget(judge(ctx, &attachment, ifindex, is_forged, &reason));
     // The checks that need a helper call come last; they can only let more packets pass. Interface names of another network
-    // namespace have no meaning here.
-    if passes && !is_stray && !is_local
+    // namespace have no meaning here. The policy is looked up again, so that the verifier need not know here what was found before.
+    if stopped == PASSES
         || !nesting::decides_for_packet(&attachment, ctx)
         // Without a socket, the helper would return the cookie of the first network namespace.
-        || socket(ctx).is_some_and(|socket| notes::is_left(ctx, &GUARD_KNOWS_NETNS, socket.cast(), policy))
+        || socket(ctx).is_some_and(|socket| {
+            notes::is_left(ctx, &GUARD_KNOWS_NETNS, socket.cast(), policy::get(attachment.policy))
+        })
     {
         return PASS;
     }
-    let reason = match (is_local, is_stray) {
-        (true, _) => Counter::StoppedLocal,
-        (false, true) => Counter::StoppedDns,
-        (false, false) => reason,
+    stop(ctx, &attachment, stopped.into(), ifindex, matches!(reason, Counter::StoppedIngress))
+}
+
+/// Why a packet is stopped, as the index of a [`Counter`], or [`PASSES`].
+#[inline(always)]
+fn judge(ctx: &SkBuffContext, attachment: &AttachmentRecord, ifindex: u32, is_forged: bool, reason: &Counter) -> u8 {
+    const UPLINK: u8 = 1;
+    const OTHER: u8 = 2;
+    let other_link = *reason as u8;
+    let Some(policy) = policy::get(attachment.policy) else { return other_link };
+    let by = match Kind::try_from(policy.kind) {
+        Ok(Kind::Steer) if is_forged => return other_link,
+        Ok(Kind::Steer) if is_uplink(policy, uplink::group(Some(policy)), ifindex.cast_signed()) => UPLINK,
+        Ok(Kind::Steer)
+            if policy.flags & policy_flags::PASSES != 0 && is_excepted(ctx, attachment.policy, ifindex, reason) =>
+        {
+            OTHER
+        }
+        Ok(Kind::Exempt) => OTHER,
+        Ok(Kind::Steer) | Err(_) => return other_link,
     };
-    stop(ctx, &attachment, reason, ifindex)
+    if !matches!(reason, Counter::StoppedEgress) {
+        return PASSES;
+    }
+    if forget(by) == UPLINK && local::has_loopback(ctx) {
+        return Counter::StoppedLocal as u8;
+    }
+    if dns::is_stray(ctx, policy, ifindex.cast_signed()) { Counter::StoppedDns as u8 } else { PASSES }
 }
 
 /// Whether the policy lets the packet pass on a link other than the uplink.
@@ -101,13 +112,12 @@ fn is_excepted(ctx: &SkBuffContext, slot: u32, ifindex: u32, reason: &Counter) -
 }
 
 #[inline(always)]
-fn stop(ctx: &SkBuffContext, attachment: &AttachmentRecord, reason: Counter, ifindex: u32) -> i32 {
-    policy::count(attachment.policy, reason);
+fn stop(ctx: &SkBuffContext, attachment: &AttachmentRecord, reason: u32, ifindex: u32, incoming: bool) -> i32 {
+    policy::count_index(attachment.policy, reason);
     // SAFETY: the helper takes the program's own context (Linux 4.18 for egress, 5.0 for ingress).
     let of_socket = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
     // The socket of a connection that is being opened or closed has no cgroup.
     let cgroup_id = if of_socket == 0 { attachment.cgroup_id } else { of_socket };
-    let incoming = matches!(reason, Counter::StoppedIngress);
     events::report(attachment, reason, cgroup_id, |record| {
         record.ifindex = ifindex.cast_signed();
         record.peer = peer::of_packet(ctx, incoming);

@@ -21,6 +21,12 @@ pub(crate) fn get(slot: u32) -> Option<&'static PolicyRecord> {
 /// Counts one socket.
 #[inline(always)]
 pub(crate) fn count(slot: u32, counter: Counter) {
+    count_index(slot, counter as u32);
+}
+
+/// The same, by the index of the counter.
+#[inline(always)]
+pub(crate) fn count_index(slot: u32, counter: u32) {
     if let Some(record) = COUNTERS.get_ptr_mut(slot) {
         // The compiler knows the enum's values and would remove the bounds check. The verifier of Linux 6.1 needs it (6.18
         // derives the bound from the branches).

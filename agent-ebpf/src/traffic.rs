@@ -38,6 +38,10 @@ static FAILURES: HashMap<u32, FailuresByPort, { TRAFFIC_ENTRIES as usize }, { BP
 #[btf_map]
 static ALARMS: RingBuf<AlarmRecord, { ALARMS_BYTES as usize }> = RingBuf::new();
 
+/// In memory of its own: on the stack, it would be written byte by byte, which the verifier would follow each time.
+static NO_FAILURES: FailuresByPort =
+    [FailuresRecord { success_ns: 0, failure_ns: 0, alarm_ns: 0, destinations: 0, failures: 0, reserved: 0 }; PORT_CLASSES];
+
 /// The kernel continues, with its own defaults.
 const CONTINUE: u32 = 1;
 const AF_INET: u32 = 2;
@@ -194,7 +198,7 @@ impl Connection {
     #[inline(always)]
     fn failures(&self, key: u32) -> Option<&'static mut FailuresRecord> {
         let by_port = FAILURES.get_ptr_mut(key).or_else(|| {
-            FAILURES.insert(key, [FailuresRecord::default(); PORT_CLASSES], BPF_NOEXIST.into()).ok();
+            FAILURES.insert(key, &NO_FAILURES, BPF_NOEXIST.into()).ok();
             FAILURES.get_ptr_mut(key)
         })?;
         // SAFETY: the element stays while the program runs. Other CPUs write the same words; each is valid by itself.
