@@ -114,10 +114,12 @@ pub(crate) fn current(policy: &PolicyRecord, attachment: &AttachmentRecord, held
 #[inline(always)]
 pub(crate) fn name(policy: &PolicyRecord, ifindex: i32) -> *const u8 {
     let Some(group) = group(Some(policy)) else { return (&raw const policy.interface).cast() };
-    match group.member.get(group.member_of(ifindex)) {
-        Some(member) => (&raw const member.interface).cast(),
-        None => (&raw const policy.interface).cast(),
-    }
+    let member = group.member_of(ifindex);
+    // The compiler computes the address before it compares, so it must be within the record for any number. It may not know that this
+    // is the same number.
+    let at = core::hint::black_box(member) & (MEMBERS - 1);
+    let name = (&raw const group.member[at].interface).cast();
+    if member < MEMBERS { name } else { (&raw const policy.interface).cast() }
 }
 
 /// The bucket where no destination decides.
