@@ -12,11 +12,12 @@
 pub fn forget(byte: u8) -> u8 {
     let mut pair = 0_u16;
     let at = (&raw mut pair).cast::<[u8; 2]>();
-    // SAFETY: both bytes are in the pair.
-    unsafe {
-        (&raw mut (*at)[0]).write_volatile(1);
-        (&raw mut (*at)[1]).write_volatile(byte.wrapping_add(1));
-    }
+    // SAFETY: within the pair.
+    let (first, second) = unsafe { (&raw mut (*at)[0], &raw mut (*at)[1]) };
+    // SAFETY: within the pair.
+    unsafe { first.write_volatile(1) };
+    // SAFETY: within the pair.
+    unsafe { second.write_volatile(byte.wrapping_add(1)) };
     // SAFETY: it was initialized.
     let pair = unsafe { (&raw const pair).read_volatile() };
     pair.to_ne_bytes()[1].wrapping_sub(1)
@@ -29,11 +30,12 @@ pub fn forget_word(word: u32) -> u32 {
     const NOT_ZERO: u32 = 0x5555_5555;
     let mut pair = 0_u64;
     let at = (&raw mut pair).cast::<[u32; 2]>();
-    // SAFETY: both words are in the pair.
-    unsafe {
-        (&raw mut (*at)[0]).write_volatile(1);
-        (&raw mut (*at)[1]).write_volatile(word ^ NOT_ZERO);
-    }
+    // SAFETY: within the pair.
+    let (first, second) = unsafe { (&raw mut (*at)[0], &raw mut (*at)[1]) };
+    // SAFETY: within the pair.
+    unsafe { first.write_volatile(1) };
+    // SAFETY: within the pair.
+    unsafe { second.write_volatile(word ^ NOT_ZERO) };
     // SAFETY: it was initialized.
     let pair = unsafe { (&raw const pair).read_volatile() };
     let [a, b, c, d] = pair.to_ne_bytes().as_chunks::<4>().0[1];

@@ -14,17 +14,17 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use steer_common::{
-    AttachmentRecord, CLOSED_IFINDEX, COUNTERS, Counter, Mark, PolicyRecord, Verdict, decide, is_asked, is_settled,
-    is_uplink, policy_flags,
-    uplink::Family,
-    verifier::{forget, forget_word},
+    AttachmentRecord, CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, is_asked, is_settled, is_uplink,
+    policy_flags, uplink::Family, verifier::forget,
 };
 
 use crate::{
     answer::{ALLOW, REFUSE},
     attachment,
     destination::{self, Hook},
-    dns, events, nesting, notes, peer, policy, reach,
+    dns, events, nesting, notes,
+    outcome::{EACCES, EADDRNOTAVAIL, EINTR, EINVAL, NO_EVENT, Outcome, Wanted},
+    peer, policy, reach,
     rebind::{rebind, remark},
     socket,
     uplink::{self, Held},
@@ -45,15 +45,6 @@ static REBINDS: Global<u8> = Global::new(1);
 /// verifier removes the call.
 #[unsafe(no_mangle)]
 static CHOOSES_ERROR: Global<u8> = Global::new(0);
-
-/// The program sends again, as after a signal.
-const EINTR: u8 = 4;
-/// As without steer, where an IPv4 socket with a loopback address sends to another host.
-const EINVAL: u8 = 22;
-/// As by a route that prohibits.
-const EACCES: u8 = 13;
-/// No interface has the address.
-const EADDRNOTAVAIL: u8 = 99;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -144,63 +135,6 @@ fn is_this_host(ctx: &SockAddrContext, hook: Hook, call: Call) -> bool {
                 // A datagram of a connected socket may have no address here, and then no port.
                 Call::Send => destination::port(ctx) != 0,
             }
-}
-
-/// What a socket should have before a call goes on. All fields always have a value: the verifier lets no program read a part of an
-/// enum that is not there, which the compiler does.
-#[derive(Clone, Copy)]
-struct Wanted {
-    /// Its binding, unless it is marked.
-    ifindex: i32,
-    /// Its mark. Then it has no binding but the uplink's.
-    mark: Mark,
-    is_marked: bool,
-}
-
-impl Wanted {
-    /// The same, of which the verifier knows nothing: so it walks what follows once, not for each verdict.
-    #[inline(always)]
-    fn forget(self) -> Self {
-        let Self { ifindex, mark: Mark { value, mask }, is_marked } = self;
-        Self {
-            ifindex: forget_word(ifindex.cast_unsigned()).cast_signed(),
-            mark: Mark { value: forget_word(value), mask: forget_word(mask) },
-            is_marked: forget(is_marked.into()) != 0,
-        }
-    }
-
-    const fn bound(ifindex: i32) -> Self {
-        Self { ifindex, mark: Mark { value: 0, mask: 0 }, is_marked: false }
-    }
-
-    const fn marked(mark: Mark) -> Self {
-        Self { ifindex: CLOSED_IFINDEX, mark, is_marked: true }
-    }
-}
-
-/// What becomes of a call.
-#[derive(Clone, Copy)]
-struct Outcome {
-    allows: bool,
-    /// The index of the counter of what is counted and reported, or [`NO_EVENT`].
-    event: u8,
-    /// The error of a refused call; 0 is EPERM.
-    errno: u8,
-}
-
-/// No counter has this index.
-const NO_EVENT: u8 = COUNTERS.len() as u8;
-
-impl Outcome {
-    const ALLOWED: Self = Self { allows: true, event: NO_EVENT, errno: 0 };
-
-    const fn refused(reason: Counter) -> Self {
-        Self { allows: false, event: reason as u8, errno: 0 }
-    }
-
-    const fn with_errno(self, errno: u8) -> Self {
-        Self { errno, ..self }
-    }
 }
 
 /// A call on a socket, and the policy that acts.

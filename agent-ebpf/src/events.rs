@@ -15,9 +15,7 @@ use aya_ebpf::{
     },
     macros::btf_map,
 };
-use steer_common::{
-    AttachmentRecord, EventRecord, LimitKey, LimitRecord, PolicyRecord, event, record::NAME_BYTES,
-};
+use steer_common::{AttachmentRecord, EventRecord, LimitKey, LimitRecord, PolicyRecord, event, record::NAME_BYTES};
 
 use crate::policy;
 

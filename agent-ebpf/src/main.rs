@@ -25,6 +25,7 @@ mod moved;
 mod nesting;
 mod notes;
 mod option;
+mod outcome;
 mod packet;
 mod peer;
 mod policy;

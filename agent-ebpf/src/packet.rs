@@ -12,15 +12,14 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use steer_common::{
-    AttachmentRecord, COUNTERS, Counter, EventRecord, Kind, is_uplink, policy_flags, verifier::forget,
-};
+use steer_common::{AttachmentRecord, COUNTERS, Counter, EventRecord, Kind, is_uplink, policy_flags, verifier::forget};
 
 use crate::{attachment, dns, events, local, nesting, notes, peer, policy, reach, uplink};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
 /// No counter has this index.
+#[expect(clippy::cast_possible_truncation, reason = "they are few")]
 const PASSES: u8 = COUNTERS.len() as u8;
 /// The first interface of every network namespace is its loopback.
 const LOOPBACK_IFINDEX: u32 = 1;

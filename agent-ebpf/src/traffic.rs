@@ -40,7 +40,8 @@ static ALARMS: RingBuf<AlarmRecord, { ALARMS_BYTES as usize }> = RingBuf::new();
 
 /// In memory of its own: on the stack, it would be written byte by byte, which the verifier would follow each time.
 static NO_FAILURES: FailuresByPort =
-    [FailuresRecord { success_ns: 0, failure_ns: 0, alarm_ns: 0, destinations: 0, failures: 0, reserved: 0 }; PORT_CLASSES];
+    [FailuresRecord { success_ns: 0, failure_ns: 0, alarm_ns: 0, destinations: 0, failures: 0, reserved: 0 };
+        PORT_CLASSES];
 
 /// The kernel continues, with its own defaults.
 const CONTINUE: u32 = 1;

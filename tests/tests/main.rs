@@ -45,6 +45,7 @@ mod uplink_auto;
 mod uplink_groups;
 mod uplink_health;
 mod uplinks;
+mod verifier;
 mod vrf;
 mod wireguard;
 mod words;
@@ -111,6 +112,7 @@ fn main() {
         ("doctor::routes", doctor::routes::TESTS),
         ("doctor::sockets", doctor::sockets::TESTS),
         ("doctor::uplinks", doctor::uplinks::TESTS),
+        ("verifier", verifier::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     if !root {
