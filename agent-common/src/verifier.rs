@@ -11,9 +11,8 @@
 #[inline(always)]
 pub fn forget(byte: u8) -> u8 {
     let mut pair = 0_u16;
-    let at = (&raw mut pair).cast::<[u8; 2]>();
-    // SAFETY: within the pair.
-    let (first, second) = unsafe { (&raw mut (*at)[0], &raw mut (*at)[1]) };
+    let first = (&raw mut pair).cast::<u8>();
+    let second = first.wrapping_add(1);
     // SAFETY: within the pair.
     unsafe { first.write_volatile(1) };
     // SAFETY: within the pair.
@@ -29,9 +28,8 @@ pub fn forget(byte: u8) -> u8 {
 pub fn forget_word(word: u32) -> u32 {
     const NOT_ZERO: u32 = 0x5555_5555;
     let mut pair = 0_u64;
-    let at = (&raw mut pair).cast::<[u32; 2]>();
-    // SAFETY: within the pair.
-    let (first, second) = unsafe { (&raw mut (*at)[0], &raw mut (*at)[1]) };
+    let first = (&raw mut pair).cast::<u32>();
+    let second = first.wrapping_add(1);
     // SAFETY: within the pair.
     unsafe { first.write_volatile(1) };
     // SAFETY: within the pair.
