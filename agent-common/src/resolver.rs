@@ -8,7 +8,7 @@ use core::hint::black_box;
 use crate::{
     address::AddressWords,
     record::{PolicyRecord, policy_flags},
-    uplink::{Family, MEMBERS, UplinkRecord},
+    uplink::{Family, MEMBERS, UplinkRecord, position},
 };
 
 const NONE: AddressWords = [0; 4];
@@ -37,10 +37,8 @@ pub fn resolver(
     }
     // The verifier lets no program compute with a pointer that may be null, so the group is asked for first.
     let Some(group) = group else { return Some(*policy.resolver(family)) };
-    let resolver = match group.resolvers(family).get(member) {
-        Some(resolver) if *resolver != NONE => resolver,
-        _ => policy.resolver(family),
-    };
+    let own = &group.resolvers(family)[position(member)];
+    let resolver = if member < MEMBERS && *own != NONE { own } else { policy.resolver(family) };
     (*resolver != NONE).then_some(*resolver)
 }
 

@@ -5,7 +5,7 @@
 use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_get_prandom_u32, macros::btf_map};
 use steer_common::{
     AddressWords, AttachmentRecord, Line, PolicyRecord, UPLINK_SLOTS, UplinkRecord, policy_flags,
-    uplink::{Family, MEMBERS, balance, bucket},
+    uplink::{Family, MEMBERS, balance, bucket, position},
 };
 
 #[btf_map]
@@ -115,10 +115,7 @@ pub(crate) fn current(policy: &PolicyRecord, attachment: &AttachmentRecord, held
 pub(crate) fn name(policy: &PolicyRecord, ifindex: i32) -> *const u8 {
     let Some(group) = group(Some(policy)) else { return (&raw const policy.interface).cast() };
     let member = group.member_of(ifindex);
-    // The compiler computes the address before it compares, so it must be within the record for any number. It may not know that this
-    // is the same number.
-    let at = core::hint::black_box(member) & (MEMBERS - 1);
-    let name = (&raw const group.member[at].interface).cast();
+    let name = (&raw const group.member[position(member)].interface).cast();
     if member < MEMBERS { name } else { (&raw const policy.interface).cast() }
 }
 
