@@ -10,9 +10,9 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[("walks_few_instructions", walks_few_instructions)];
 
-/// Instructions for all programs together, most of which the verifier walks more than once. It was 132,000 on Linux 6.18 when this was
-/// written, without the programs for security hooks. `agent-common/src/verifier.rs` says what keeps it low.
-const BUDGET: u32 = 170_000;
+/// Instructions for all programs together, most of which the verifier walks more than once. When this was written, it walked 132,000 on Linux
+/// 6.18, without the programs for security hooks, and 162,000 on Linux 6.1. `agent-common/src/verifier.rs` says what keeps it low.
+const BUDGET: u32 = 210_000;
 
 fn walks_few_instructions() -> Outcome {
     let bed = Bed::new("verifier")?;
