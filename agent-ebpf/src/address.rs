@@ -277,11 +277,14 @@ impl Acting<'_> {
             return Outcome::refused(Counter::StoppedLocal).with_errno(EINVAL);
         } else if self.is_refused(policy) {
             return Outcome::refused(Counter::StoppedExcept).with_errno(EACCES);
-        } else if self.has_foreign_source(policy) {
-            event = Some(Counter::ForeignSource);
         }
         let outcome = self.restore(wanted, policy);
-        if outcome.allows != 0 { Outcome { event, ..outcome } } else { outcome }
+        if outcome.allows == 0 {
+            return outcome;
+        }
+        // Late, so that little is verified for each of its answers.
+        let is_foreign = event.is_none() && self.has_foreign_source(policy);
+        Outcome { event: if is_foreign { Some(Counter::ForeignSource) } else { event }, ..outcome }
     }
 
     /// Goes on if the socket is as wanted, or could be made so.

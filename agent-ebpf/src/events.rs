@@ -60,7 +60,7 @@ fn count(attachment: &AttachmentRecord, reason: Counter) {
     }
 }
 
-/// Reports that the attachment has stopped something of the cgroup `cgroup_id` for that reason. `describe` adds details if
+/// Reports and counts that the attachment has stopped something of the cgroup `cgroup_id` for that reason. `describe` adds details if
 /// the event will be reported. The record has the policy's network namespace unless `describe` sets another.
 #[inline(always)]
 pub(crate) fn report(

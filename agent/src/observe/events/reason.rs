@@ -66,7 +66,7 @@ impl Reason {
             Self::StoppedIngress => "A packet that came in by another link was dropped.",
             Self::RefusedNetns => "A socket of another network namespace was refused.",
             Self::ForeignSource => {
-                "The program bound its socket to an address of another link. Packets leave by the uplink with that address, so no answer comes."
+                "The program bound its socket to an address of another link. Packets leave by the uplink with that address, and answers do not come back there."
             }
             Self::UnreachableBind => {
                 "The program bound its socket to a loopback address, where nothing reaches a steered socket."
@@ -119,7 +119,7 @@ impl Reason {
             }
             Self::UnreachableBind => "`local = [\"host\"]` in the policy: this host then reaches the socket.",
             Self::MovedOut => "The user had systemd move it: docs/guarantees.md has a D-Bus policy that prevents that.",
-            Self::UplinkState => "`steer uplinks` shows why. `steer uplink down|up|auto GROUP MEMBER` decides by hand.",
+            Self::UplinkState => "`steer uplinks` shows why. `steer uplink down` and `up` decide by hand.",
             Self::UplinkSwitch => {
                 "Nothing, if the member that was left had failed. `hold`, `on_fail` and `on_return` in `[[uplink]]` decide when, and what \
                  becomes of sockets."
