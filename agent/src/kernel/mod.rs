@@ -106,7 +106,7 @@ pub enum Error {
     /// Another process reads the events.
     #[error(
         "the events of {path} are being read by another process; each event can be read only once, so end that process first, such as another \
-         `steer events`"
+         `steer events`, or ask the daemon that reads them, with --socket"
     )]
     Read {
         /// The pin directory.

@@ -118,7 +118,9 @@ impl Reader {
     }
 
     async fn run(mut self, pins: Pins, mut questions: mpsc::Receiver<Question>) {
-        self.try_open(&pins);
+        if let Err(problem) = self.open(&pins) {
+            log::warn!("stopped traffic is not logged: {}", problem.detail);
+        }
         loop {
             let due = self.journal.due();
             let next = async {
@@ -138,7 +140,7 @@ impl Reader {
                 },
                 next = next => match next {
                     Ok(Some(event)) => self.take_in(event),
-                    Ok(None) if self.events.is_none() => self.try_open(&pins),
+                    Ok(None) if self.events.is_none() => drop(self.open(&pins)),
                     Ok(None) => self.events = None,
                     Err(error) => {
                         log::error!("the events can no longer be read: {error}");
@@ -147,12 +149,6 @@ impl Reader {
                 },
                 () = until(due) => self.journal.lines(Instant::now()).iter().for_each(|line| log::info!("{line}")),
             }
-        }
-    }
-
-    fn try_open(&mut self, pins: &Pins) {
-        if let Err(problem) = self.open(pins) {
-            log::warn!("stopped traffic is not logged: {}", problem.detail);
         }
     }
 
