@@ -230,6 +230,19 @@ impl Acting<'_> {
             && reach::refuses(self.attachment.policy, &destination::address(self.ctx, self.hook))
     }
 
+    /// Whether the program binds its socket to an address of a link by which the policy sends nothing.
+    #[inline(always)]
+    fn has_foreign_source(&self, policy: &PolicyRecord) -> bool {
+        if !matches!(self.call, Call::Bind) {
+            return false;
+        }
+        let address = destination::address(self.ctx, self.hook);
+        let link = reach::link_of(netns_cookie(self.ctx), &address);
+        link != 0
+            && !is_uplink(policy, uplink::group(Some(policy)), link.cast_signed())
+            && !reach::passes(self.attachment.policy, link, &address)
+    }
+
     /// Whether the socket reaches this host. A bound socket does not: by the uplink, its payload would leave. One that is bound to
     /// loopback, or connected there before the policy, does.
     #[inline(always)]
@@ -264,6 +277,8 @@ impl Acting<'_> {
             return Outcome::refused(Counter::StoppedLocal).with_errno(EINVAL);
         } else if self.is_refused(policy) {
             return Outcome::refused(Counter::StoppedExcept).with_errno(EACCES);
+        } else if self.has_foreign_source(policy) {
+            event = Some(Counter::ForeignSource);
         }
         let outcome = self.restore(wanted, policy);
         if outcome.allows != 0 { Outcome { event, ..outcome } } else { outcome }

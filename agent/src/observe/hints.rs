@@ -23,6 +23,8 @@ const GROUP_V6: &str = "unless the program names a link (IPV6_MULTICAST_IF, or a
 /// For `bind` to a loopback address.
 const UNREACHABLE: &str =
     "nothing reaches a steered socket on a loopback address; with `local = [\"host\"]` in the policy, this host does";
+/// For `bind` to an address of another link.
+const FOREIGN: &str = "the address belongs to another link: what leaves by the uplink with it gets no answer";
 /// For a name server of this host.
 pub(super) const RESOLVER: &str =
     "a steered socket does not reach this host's resolver; give the policy a resolver by `dns` (or --dns)";
@@ -49,6 +51,7 @@ pub(super) fn of(record: &EventRecord) -> Option<&'static str> {
         Counter::StoppedLocal if is_this_host(ip_address(record.peer.address)) => Some(HOST),
         Counter::StoppedLocal => Some(FROM_LOOPBACK),
         Counter::UnreachableBind => Some(UNREACHABLE),
+        Counter::ForeignSource => Some(FOREIGN),
         Counter::StoppedEgress if route::is_discovery(ip_address(record.peer.address)) => Some(DISCOVERY),
         Counter::StoppedEgress if is_group_v6(ip_address(record.peer.address)) => Some(GROUP_V6),
         Counter::StoppedExcept => Some("an exception of the policy refuses this destination"),
