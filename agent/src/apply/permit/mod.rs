@@ -15,6 +15,7 @@
 
 mod grant;
 mod reach;
+pub mod user;
 
 use steer_common::{Kind, Owner};
 use thiserror::Error;
