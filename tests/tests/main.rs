@@ -14,6 +14,7 @@ mod documents;
 mod escape;
 mod events;
 mod exec;
+mod exec_user;
 mod existing;
 mod explain;
 mod faults;
@@ -68,6 +69,7 @@ fn is_asked(arguments: &Arguments, module: &str) -> bool {
 fn main() {
     let modules: &[(&str, &[Test])] = &[
         ("exec", exec::TESTS),
+        ("exec_user", exec_user::TESTS),
         ("moved", moved::TESTS),
         ("filter", filter::TESTS),
         ("attach", attach::TESTS),

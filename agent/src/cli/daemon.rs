@@ -47,8 +47,10 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let config = store.read()?;
     require_privilege("daemon")?;
     let pins = instance.pins.to_change()?;
-    let (socket, socket_group) = (instance.socket.clone(), args.socket_group);
-    let options = Options { store, socket, socket_group, metrics: args.metrics, kernel_log: args.kernel_log };
+    let (socket, users_socket) = (instance.socket.clone(), instance.users_socket.clone());
+    let socket_group = args.socket_group;
+    let options =
+        Options { store, socket, users_socket, socket_group, metrics: args.metrics, kernel_log: args.kernel_log };
     super::block_on(daemon::run(options, config, pins))??;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,11 +9,8 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, IsTerminal as _},
-    os::{
-        fd::AsRawFd,
-        unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
-    },
-    process::{Command, ExitCode, Stdio},
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    process::{Command, ExitCode},
 };
 
 use anyhow::Context as _;
@@ -25,11 +22,7 @@ use super::{
     target::{By, groups, links, marks},
 };
 use crate::{
-    apply::{
-        manual::{self, Wanted},
-        permit::Origin,
-        resolve::Namespace,
-    },
+    apply::resolve::Namespace,
     host::{
         capability::require_privilege,
         cgroup::{
@@ -38,9 +31,17 @@ use crate::{
         },
         seccomp,
     },
-    kernel::{self, Datapath, Pins},
+    kernel,
     model::error_text::describe,
-    run::instance::{CONFIG, PinDirectory},
+    run::{
+        admission::Admitted,
+        api::{
+            client::Client,
+            exec::{self, Ask},
+        },
+        command::{attach, open_descriptors, start_keeper},
+        instance::{CONFIG, Instance, PinDirectory},
+    },
 };
 
 /// Arguments of `steer exec`.
@@ -88,9 +89,16 @@ impl Failed {
     }
 }
 
-pub(super) fn run(args: Args, pins: &PinDirectory, callers_umask: Mode) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args, instance: &Instance, callers_umask: Mode) -> anyhow::Result<ExitCode> {
     let user = args.user.as_deref().map(Identity::find).transpose().map_err(Failed::Steer)?;
-    prepare(args.by, pins).map_err(Failed::Steer)?;
+    match (require_privilege("exec"), &args.by, &user) {
+        (Ok(()), ..) => prepare(args.by, &instance.pins),
+        (Err(_), By::Policy(policy), None) => be_let_in(policy, instance),
+        (Err(unprivileged), ..) => Err(anyhow::Error::new(unprivileged).context(
+            "only `--policy`, of a policy that allows you, works without privilege; `allow_users` in steer.toml(5)",
+        )),
+    }
+    .map_err(Failed::Steer)?;
     let mut words = args.command.into_iter();
     let program = words.next().unwrap_or_default();
     umask(callers_umask);
@@ -107,7 +115,6 @@ pub(super) fn run(args: Args, pins: &PinDirectory, callers_umask: Mode) -> anyho
 
 /// Puts this process into a steered cgroup of its own.
 fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
-    require_privilege("exec")?;
     let by = by.with_defaults(CONFIG.as_ref())?;
     let hierarchy = Hierarchy::find()?;
     let links = links()?;
@@ -135,19 +142,24 @@ fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Attaches the policy. Returns whether the command needs a seccomp filter.
-pub(super) fn attach(
-    hierarchy: &Hierarchy,
-    pins: &Pins,
-    scope: &Scope,
-    wanted: &Wanted,
-    namespace: Namespace<'_>,
-) -> anyhow::Result<bool> {
-    let lock = pins.create_and_lock()?;
-    let mut datapath = Datapath::open_or_load(pins, &lock)?;
-    datapath.clean_up(&lock, hierarchy)?;
-    manual::attach(&mut datapath, &lock, hierarchy, &scope.cgroup, (Origin::Exec, wanted), namespace)?;
-    Ok(manual::needs_filter(&datapath, &scope.cgroup)?)
+/// Lets the daemon put this process into a steered cgroup of its own.
+fn be_let_in(policy: &str, instance: &Instance) -> anyhow::Result<()> {
+    let socket = &instance.users_socket;
+    let ask = async {
+        let daemon = Client::find(socket).await.with_context(|| {
+            format!("without privilege, the daemon has to run the command, and none answers at {}", socket.display())
+        })?;
+        let ask = Ask { policy: policy.to_owned() };
+        Ok::<Admitted, anyhow::Error>(daemon.ask(exec::PATH, &ask).await?)
+    };
+    let admitted = super::block_on(ask)??;
+    let own = Hierarchy::find()?.own()?;
+    anyhow::ensure!(own.to_string() == admitted.cgroup, "this process is in {own}, not in {}", admitted.cgroup);
+    if admitted.needs_filter {
+        nix::sys::prctl::set_no_new_privs().context("give up set-user-ID programs")?;
+        seccomp::refuse_unseen_calls().context("refuse sockets past the IP stack by a seccomp filter")?;
+    }
+    Ok(())
 }
 
 /// The terminal of standard error, if it is one. A write never waits for it: it may be stopped.
@@ -157,55 +169,6 @@ fn terminal() -> Option<File> {
     io::stderr().is_terminal().then(open).flatten()
 }
 
-/// Starts the keeper in its own session. At the end it says on `terminal` what was stopped. It moves out of the caller's cgroup if that has an owner. Returns the descriptor whose end the keeper waits for.
-pub(super) fn start_keeper(scope: &Scope, pins: &Pins, terminal: Option<&File>) -> anyhow::Result<io::PipeWriter> {
-    let (reader, writer) = io::pipe()?;
-    let (reader_fd, lock_fd) = (reader.as_raw_fd(), scope.lock_fd());
-    let terminal_fd = terminal.map(AsRawFd::as_raw_fd);
-    let inherited = [Some(reader_fd), Some(lock_fd), terminal_fd, pins.anchor()];
-    let others = open_descriptors().context("list the open descriptors")?;
-    let mut keeper = Command::new("/proc/self/exe");
-    keeper
-        .arg0("steer-keeper")
-        .arg("--bpffs")
-        .arg(pins.root())
-        .args(["keep", scope.cgroup.path.as_str(), &reader_fd.to_string(), &lock_fd.to_string()])
-        .arg(pins.name())
-        .args(terminal_fd.map(|fd| format!("--terminal-fd={fd}")))
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one closure, one argument")]
-    // SAFETY: only async-signal-safe calls between fork and exec: fcntl, setsid, fork, _exit.
-    unsafe {
-        keeper.pre_exec(move || {
-            // Other inherited descriptors, such as the other end of a pipe, belong to the command, not to the keeper.
-            for &fd in &others {
-                libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
-            }
-            // Inherited by the keeper, not by the command.
-            for fd in inherited.into_iter().flatten() {
-                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            if libc::setsid() < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // The keeper must not be a child of the command, which may wait for all its children.
-            match libc::fork() {
-                -1 => Err(io::Error::last_os_error()),
-                0 => Ok(()),
-                _ => libc::_exit(0),
-            }
-        });
-    }
-    let status = keeper.status()?;
-    anyhow::ensure!(status.success(), "start the keeper: {status}");
-    Ok(writer)
-}
-
 /// Lets the command inherit the standard descriptors only.
 fn close_on_exec() -> io::Result<()> {
     for fd in open_descriptors()? {
@@ -213,11 +176,4 @@ fn close_on_exec() -> io::Result<()> {
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
     Ok(())
-}
-
-/// All descriptors of this process except the standard ones.
-fn open_descriptors() -> io::Result<Vec<i32>> {
-    let entries = std::fs::read_dir("/proc/self/fd")?;
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    Ok(numbers.filter(|&fd| fd > 2).collect())
 }

@@ -123,7 +123,7 @@ impl Cli {
         let instance = Instance::new(self.bpffs, self.socket);
         let pins = &instance.pins;
         match self.command {
-            Command::Exec(args) => exec::run(args, pins, callers_umask),
+            Command::Exec(args) => exec::run(args, &instance, callers_umask),
             Command::Daemon(args) => daemon::run(args, &instance),
             Command::Check(args) => check::run(&args, &instance),
             Command::Attach(args) => attach::run(&args, pins),

@@ -8,7 +8,6 @@ use anyhow::{Context as _, ensure};
 
 use super::{
     attach::name,
-    exec,
     output::{note, say},
     target::{By, groups, links, marks},
 };
@@ -23,7 +22,10 @@ use crate::{
     },
     kernel::{self, Datapath, Pins},
     model::{cgroup_path::CgroupPath, quote::shown},
-    run::instance::{CONFIG, PinDirectory},
+    run::{
+        command,
+        instance::{CONFIG, PinDirectory},
+    },
 };
 
 /// How often children are looked for that appear meanwhile. Those of a moved process are in its cgroup.
@@ -51,8 +53,8 @@ pub(super) fn run(
     let place = scope::place(hierarchy, old)?;
     let scope = Scope::create(hierarchy, &place)?;
     // The keeper begins when this descriptor closes, at the end.
-    let _keeper = exec::start_keeper(&scope, &pins, None)?;
-    let is_unseen = exec::attach(hierarchy, &pins, &scope, &wanted, namespace)?;
+    let _keeper = command::start_keeper(&scope, &pins, None)?;
+    let is_unseen = command::attach(hierarchy, &pins, &scope, &wanted, namespace)?;
     let moved = take(hierarchy, &scope, old, pid)?;
     ensure!(!moved.is_empty(), "process {pid} has ended");
     let children = match moved.len() - 1 {

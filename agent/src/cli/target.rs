@@ -20,7 +20,7 @@ use crate::{
     model::{
         config::{self, Source},
         mark::MarkMask,
-        spec::{Enforce, KEYS, Key, NOTHING, Named, PolicySpec, Uplink},
+        spec::{Enforce, KEYS, Key, NOTHING, Named, PolicySpec, Uplink, is_of_policy_only},
         uplink::group::Group,
     },
 };
@@ -43,7 +43,7 @@ const GROUP: &str = "By";
 
 /// The keys that are options of commands which steer at once.
 fn keys() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().filter(|key| key.name != "parent" && !Named::is_key(key.name))
+    KEYS.iter().filter(|key| !is_of_policy_only(key.name))
 }
 
 /// A key as an option of a command.

@@ -4,10 +4,10 @@
 
 use std::fs;
 
-use nix::unistd::{Uid, User};
+use nix::unistd::{Group, Uid, User};
 
 use super::units;
-use crate::model::spec::{Known, Named, Pattern};
+use crate::model::spec::{Allow, Known, Named, Pattern};
 
 /// The account with this name or id. An error means that it cannot be looked up.
 pub fn find(name: &str) -> nix::Result<Option<User>> {
@@ -15,6 +15,19 @@ pub fn find(name: &str) -> nix::Result<Option<User>> {
         Ok(uid) => User::from_uid(Uid::from_raw(uid)),
         Err(_not_a_number) => User::from_name(name),
     }
+}
+
+/// Whether a user with these groups is allowed. A name that cannot be looked up allows nobody.
+pub fn is_allowed(allow: &Allow, uid: u32, gids: &[u32]) -> bool {
+    let is_user = |name: &String| match name.parse::<u32>() {
+        Ok(id) => id == uid,
+        Err(_not_a_number) => matches!(User::from_name(name), Ok(Some(user)) if user.uid.as_raw() == uid),
+    };
+    let is_member = |name: &String| match name.parse::<u32>() {
+        Ok(id) => gids.contains(&id),
+        Err(_not_a_number) => matches!(Group::from_name(name), Ok(Some(group)) if gids.contains(&group.gid.as_raw())),
+    };
+    allow.users.0.iter().any(is_user) || allow.groups.0.iter().any(is_member)
 }
 
 /// The names of the accounts in /etc/passwd.

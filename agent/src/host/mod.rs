@@ -11,6 +11,7 @@ pub mod link;
 pub mod meant;
 pub(crate) mod mount;
 pub mod netns;
+pub mod peer;
 pub mod pidfd;
 pub mod policy_files;
 pub mod probe;

@@ -14,6 +14,12 @@ use nix::{
 #[derive(Debug)]
 pub struct Pidfd(OwnedFd);
 
+impl From<OwnedFd> for Pidfd {
+    fn from(pidfd: OwnedFd) -> Self {
+        Self(pidfd)
+    }
+}
+
 impl Pidfd {
     /// The process that has this id now. ESRCH: none has it.
     pub fn open(pid: u32) -> nix::Result<Self> {

@@ -30,6 +30,8 @@ pub struct Instance {
     pub pins: PinDirectory,
     /// The API's socket.
     pub socket: PathBuf,
+    /// The socket for all users: see `run::api::exec`.
+    pub users_socket: PathBuf,
     /// Policies that last until the next boot.
     runtime: PathBuf,
     /// What `off` has released.
@@ -41,9 +43,11 @@ impl Instance {
     pub fn new(bpffs: PathBuf, socket: Option<PathBuf>) -> Self {
         let name = name(&bpffs);
         let run = Path::new(RUN_DIRECTORY);
+        let socket = socket.unwrap_or_else(|| run.join(format!("{name}.sock")));
         Self {
             pins: PinDirectory(bpffs),
-            socket: socket.unwrap_or_else(|| run.join(format!("{name}.sock"))),
+            users_socket: socket.with_extension("exec.sock"),
+            socket,
             runtime: run.join(format!("{name}.policies.d")),
             released: run.join(format!("{name}.released")),
         }
@@ -59,8 +63,10 @@ impl Instance {
             _ => {}
         };
         let is_socket = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-        if self.socket == self.usual_socket() && is_socket(&self.socket) {
-            check(&self.socket, fs::remove_file(&self.socket));
+        if self.socket == self.usual_socket() {
+            for socket in [&self.socket, &self.users_socket].into_iter().filter(|socket| is_socket(socket)) {
+                check(socket, fs::remove_file(socket));
+            }
         }
         check(&self.runtime, fs::remove_dir_all(&self.runtime));
         // The directory is not empty while there is another instance.

@@ -5,6 +5,7 @@
 //! | the configuration: a file, the API | yes | no: the manual one stays | yes |
 //! | `attach`, `steer unit` | yes | yes: it is replaced | only the same policy |
 //! | `exec`, for the cgroup that it creates | yes | yes | yes: a glob may name it |
+//! | a user without privilege, by `exec` | if the policy allows the user and nothing holds the process: [`user`] | no | no |
 //! | a container | if the host grants it, and the configuration names no other policy | if the host grants it | only the same policy |
 //! | a hook that closes a container | yes | yes | yes: nothing leaves it then |
 //!
@@ -15,6 +16,7 @@
 
 mod grant;
 mod reach;
+pub mod user;
 
 use steer_common::{Kind, Owner};
 use thiserror::Error;

@@ -14,7 +14,7 @@ mod uplinks;
 
 use crate::model::{
     cgroup_path::CgroupPath,
-    spec::{Known, Pattern, PolicySpec, Target, Uplink},
+    spec::{Allow, Known, Pattern, PolicySpec, Target, Uplink},
     uplink::group::Group,
 };
 
@@ -69,6 +69,8 @@ pub struct Policy {
     pub cgroups: Vec<Pattern>,
     /// `parent`: a cgroup around them that is held closed.
     pub parent: Option<CgroupPath>,
+    /// `allow_users` and `allow_groups`: who may run commands by it.
+    pub allow: Allow,
     /// The file it is in.
     pub file: String,
 }
@@ -77,7 +79,7 @@ impl Policy {
     /// The policy that keeps cgroups closed, for sockets of every network namespace.
     fn unclassified(file: &str) -> Self {
         let (name, cgroups) = (UNCLASSIFIED.to_owned(), Vec::new());
-        Self { name, target: Target::CLOSED, cgroups, parent: None, file: file.to_owned() }
+        Self { name, target: Target::CLOSED, cgroups, parent: None, allow: Allow::default(), file: file.to_owned() }
     }
 
     /// Whether it is closed permanently.

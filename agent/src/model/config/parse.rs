@@ -180,7 +180,8 @@ impl Reader<'_> {
             complete.fill_from_defaults(defaults);
             match (complete.target(uplink), policy.name) {
                 (Ok(target), Some((name, _))) => {
-                    policies.push(Policy { name, target, cgroups, parent, file: self.source.file.clone() });
+                    let allow = policy.spec.allow();
+                    policies.push(Policy { name, target, cgroups, parent, allow, file: self.source.file.clone() });
                 }
                 (Ok(_), None) => {}
                 (Err(conflicts), _) => {

@@ -6,6 +6,7 @@
 //! **Invariant:** each key, its meaning and the spelling of its values exist once, in [`PolicySpec`]. The configuration
 //! parser, the schema of the API, options of commands, annotations and the manual page use [`KEYS`].
 
+mod accounts;
 pub mod annotations;
 mod except;
 pub(in crate::model) mod glob;
@@ -21,6 +22,7 @@ mod words;
 
 use std::fmt;
 
+pub use accounts::{Accounts, Allow};
 pub use except::{By, Exception, Exceptions};
 pub use local::{Local, Near};
 pub use named::{Known, Named, Units, UserUnits, Users};
@@ -205,6 +207,15 @@ policy_spec! {
     /// Destinations that do not go by the uplink. As an option, and as text in files, an item is TO=BY. The longest prefix that has a
     /// destination decides. Queries on port 53 go to the resolver in any case if there is one.
     except: Exceptions = ("except", "TO=BY");
+    /// Users, by name or id, who may run commands by this policy without privilege, by `steer exec --policy`. Nobody but root by default.
+    allow_users: Accounts = ("allow-user", "USER");
+    /// Groups, by name or id, whose members may do so.
+    allow_groups: Accounts = ("allow-group", "GROUP");
+}
+
+/// Whether a key is about the policy itself, so that a command that steers at once has no option for it.
+pub fn is_of_policy_only(key: &str) -> bool {
+    Named::is_key(key) || ["parent", "allow_users", "allow_groups"].contains(&key)
 }
 
 /// The word for an empty list in options of commands.
@@ -273,6 +284,22 @@ impl PolicySpec {
         self.units = some(Named::Unit).map(Units);
         self.user_units = some(Named::UserUnit).map(UserUnits);
         self.users = some(Named::User).map(Users);
+        self
+    }
+
+    /// Who may run commands by the policy.
+    pub fn allow(&self) -> Allow {
+        Allow {
+            users: self.allow_users.clone().unwrap_or_default(),
+            groups: self.allow_groups.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Sets who may run commands by the policy.
+    #[must_use]
+    pub fn with_allow(mut self, Allow { users, groups }: Allow) -> Self {
+        let some = |accounts: Accounts| Some(accounts).filter(|accounts| !accounts.0.is_empty());
+        (self.allow_users, self.allow_groups) = (some(users), some(groups));
         self
     }
 

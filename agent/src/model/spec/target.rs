@@ -140,6 +140,8 @@ impl Target {
             dns: Some(dns),
             local: Some(*local),
             except: Some(except.clone()),
+            allow_users: None,
+            allow_groups: None,
         }
     }
 }

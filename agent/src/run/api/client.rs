@@ -102,6 +102,12 @@ impl<'a> Client<'a> {
         self.send(Method::POST, path, Bytes::new()).await.map(drop)
     }
 
+    /// Sends a request; returns the answer.
+    pub async fn ask<T: DeserializeOwned>(self, path: &str, body: &impl Serialize) -> Result<T, Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Garbled(error.to_string()))?;
+        parse(self.send(Method::POST, path, body.into()).await?)
+    }
+
     /// Removes a resource.
     pub async fn delete(self, path: &str) -> Result<(), Error> {
         self.send(Method::DELETE, path, Bytes::new()).await.map(drop)

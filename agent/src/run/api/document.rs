@@ -27,7 +27,9 @@ impl PolicyDocument {
     pub fn new(policy: &config::Policy, kept: Kept) -> Self {
         Self {
             name: policy.name.clone(),
-            policy: PolicySpec { parent: policy.parent.clone(), ..policy.target.spec() }.with_patterns(&policy.cgroups),
+            policy: PolicySpec { parent: policy.parent.clone(), ..policy.target.spec() }
+                .with_patterns(&policy.cgroups)
+                .with_allow(policy.allow.clone()),
             kept,
             file: policy.file.clone(),
         }

@@ -9,6 +9,7 @@
 pub mod client;
 mod control;
 mod document;
+pub mod exec;
 mod feed;
 mod policies;
 mod problem;
@@ -40,6 +41,8 @@ struct State {
     store: Store,
     pins: Pins,
     readers: Arc<Semaphore>,
+    /// One process is let in at a time.
+    admissions: Arc<Semaphore>,
     feed: feed::Feed,
 }
 
@@ -74,7 +77,14 @@ impl State {
     /// Needs a tokio runtime.
     fn start(control: Control, store: Store, pins: Pins) -> Self {
         let feed = feed::Feed::start(pins.clone());
-        Self { control, store, pins, readers: Arc::new(Semaphore::new(READERS)), feed }
+        Self {
+            control,
+            store,
+            pins,
+            readers: Arc::new(Semaphore::new(READERS)),
+            admissions: Arc::new(Semaphore::new(1)),
+            feed,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! follows the events. The number of connections is limited, for root and for others separately. A body has [`BODY`] bytes at most.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::{SocketAddr, TcpListener as StdTcpListener},
     os::unix::{
@@ -28,8 +29,11 @@ use tokio::{
     sync::{Semaphore, oneshot},
 };
 
-use super::{Control, Lasting, Peer, State, public_router, router};
-use crate::{host::policy_files::Store, kernel::Pins};
+use super::{Control, Lasting, Peer, State, exec, public_router, router};
+use crate::{
+    host::{peer::Peer as HostPeer, policy_files::Store},
+    kernel::Pins,
+};
 
 /// Maximum size of a request's body, in bytes.
 const BODY: usize = 64 * 1024;
@@ -41,6 +45,10 @@ const LIFETIME: Duration = Duration::from_secs(10);
 const CONNECTIONS: usize = 32;
 /// Access for owner and group. Until it is set, the umask restricts access to the owner.
 const MODE: u32 = 0o660;
+/// Access for everybody.
+const MODE_FOR_ALL: u32 = 0o666;
+/// Maximum number of connections of one user who asks to be let in.
+const FOR_A_USER: usize = 4;
 /// Delay after a failed accept, for example when no file descriptor is free.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -52,9 +60,18 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens, and replaces the socket of a daemon that was killed. `group` may read.
+    /// Listens for root and a group, which may read.
     pub fn bind(path: &Path, group: Option<&str>) -> io::Result<Self> {
-        let group = group.map(group_id).transpose()?;
+        Self::listen(path, group.map(group_id).transpose()?, MODE)
+    }
+
+    /// Listens for all users.
+    pub fn bind_for_all(path: &Path) -> io::Result<Self> {
+        Self::listen(path, None, MODE_FOR_ALL)
+    }
+
+    /// Listens, and replaces the socket of a daemon that was killed.
+    fn listen(path: &Path, group: Option<u32>, mode: u32) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
@@ -66,7 +83,7 @@ impl Socket {
         }
         let socket = Self { listener: StdUnixListener::bind(path)?, path: path.to_owned() };
         chown(path, None, group)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         socket.listener.set_nonblocking(true)?;
         Ok(socket)
     }
@@ -111,7 +128,7 @@ pub struct Serving {
 impl Serving {
     /// Starts the thread.
     pub fn start(
-        socket: Socket,
+        (socket, for_users): (Socket, Option<Socket>),
         metrics: Option<StdTcpListener>,
         control: Control,
         store: Store,
@@ -122,7 +139,7 @@ impl Serving {
         let listen = move || {
             runtime.block_on(async {
                 tokio::select! {
-                    error = accept_all(&socket, metrics, State::start(control, store, pins)) => {
+                    error = accept_all((&socket, for_users.as_ref()), metrics, State::start(control, store, pins)) => {
                         log::error!("the API has ended: {error}");
                     }
                     _ = stopped => {}
@@ -147,7 +164,11 @@ impl Drop for Serving {
 }
 
 /// Serves connections until a listener fails.
-async fn accept_all(socket: &Socket, metrics: Option<StdTcpListener>, state: State) -> io::Error {
+async fn accept_all(
+    (socket, for_users): (&Socket, Option<&Socket>),
+    metrics: Option<StdTcpListener>,
+    state: State,
+) -> io::Error {
     let local = async {
         let listener = match socket.listener.try_clone().and_then(UnixListener::from_std) {
             Ok(listener) => listener,
@@ -175,8 +196,24 @@ async fn accept_all(socket: &Socket, metrics: Option<StdTcpListener>, state: Sta
             }
         }
     };
+    let users = async {
+        let Some(socket) = for_users else { return std::future::pending().await };
+        let listener = match socket.listener.try_clone().and_then(UnixListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => return error,
+        };
+        let (router, mut places) = (exec::router(state.clone()).layer(DefaultBodyLimit::max(BODY)), BTreeMap::new());
+        loop {
+            let accepted = listener.accept().await.and_then(|(stream, _)| Ok((HostPeer::of(&stream)?, stream)));
+            let Some((peer, stream)) = pause_on_error(accepted).await else { continue };
+            places.retain(|_, places: &mut Places| !places.is_unused());
+            let places = places.entry(peer.uid).or_insert_with(|| Places::of(FOR_A_USER));
+            places.answer(stream, router.clone().layer(Extension(Arc::new(peer))));
+        }
+    };
     tokio::select! {
         error = local => error,
+        error = users => error,
         error = public => error,
     }
 }
@@ -197,7 +234,15 @@ struct Places(Arc<Semaphore>);
 
 impl Places {
     fn new() -> Self {
-        Self(Arc::new(Semaphore::new(CONNECTIONS)))
+        Self::of(CONNECTIONS)
+    }
+
+    fn of(most: usize) -> Self {
+        Self(Arc::new(Semaphore::new(most)))
+    }
+
+    fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 
     /// Answers on a separate task. Closes the connection if no place is free.

@@ -60,6 +60,8 @@ pub struct Options {
     pub store: Store,
     /// The path of the API's socket.
     pub socket: PathBuf,
+    /// The path of the socket for all users.
+    pub users_socket: PathBuf,
     /// The group that may read through the API.
     pub socket_group: Option<String>,
     /// The additional TCP address of the metrics, without authentication.
@@ -191,8 +193,13 @@ fn serve(options: &Options, control: Control, pins: &Pins) -> Option<Serving> {
             None
         }
     });
-    let serving = Socket::bind(&options.socket, options.socket_group.as_deref())
-        .and_then(|socket| Serving::start(socket, metrics, control, options.store.clone(), pins.clone()));
+    let for_users = Socket::bind_for_all(&options.users_socket);
+    if let Err(error) = &for_users {
+        log::error!("`steer exec` needs root: listen at {}: {error}", options.users_socket.display());
+    }
+    let serving = Socket::bind(&options.socket, options.socket_group.as_deref()).and_then(|socket| {
+        Serving::start((socket, for_users.ok()), metrics, control, options.store.clone(), pins.clone())
+    });
     match serving {
         Ok(serving) => {
             log::info!("answering at {}", options.socket.display());

@@ -1,0 +1,58 @@
+//! The socket for all users, on which `steer exec --policy` asks to be let into a steered cgroup.
+//!
+//! **Invariant:** it answers one kind of request, which concerns the process that connected, and no other.
+
+use std::sync::Arc;
+
+use axum::{Extension, Json, Router, body::Bytes, extract::State as Extracted, http::StatusCode, routing::post};
+use serde::{Deserialize, Serialize};
+
+use super::{Problem, State};
+use crate::{
+    host::peer::Peer,
+    run::admission::{self, Admitted},
+};
+
+/// A request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ask {
+    /// The policy.
+    pub policy: String,
+}
+
+/// The path of the request.
+pub const PATH: &str = "/v1/exec";
+
+/// The only route.
+pub(super) fn router(state: State) -> Router {
+    Router::new()
+        .route(PATH, post(exec))
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "this socket answers POST /v1/exec only") })
+        .with_state(state)
+}
+
+async fn exec(
+    Extracted(state): Extracted<State>,
+    Extension(peer): Extension<Arc<Peer>>,
+    body: Bytes,
+) -> Result<Json<Admitted>, Problem> {
+    let Ask { policy } = serde_json::from_slice(&body).map_err(|error| Problem::field("", error.to_string()))?;
+    let view = state.control.view();
+    let (store, pins) = (state.store.clone(), state.pins.clone());
+    let _turn = state.admissions.acquire().await.map_err(|error| Problem::internal(&error))?;
+    let admit = move || {
+        let config = store.read().map_err(|problems| Problem::internal(&problems))?;
+        let known = (&*view.policies, &config, &*view.links);
+        admission::admit(&pins, &peer, &policy, known).map_err(|error| {
+            log::warn!("user {}, process {}: not let into policy {policy:?}: {error}", peer.uid, peer.pid);
+            if error.is_refusal() {
+                Problem::new(StatusCode::FORBIDDEN, error.to_string())
+            } else {
+                Problem::internal(&error)
+            }
+        })
+    };
+    let admitted = tokio::task::spawn_blocking(admit).await;
+    admitted.map_err(|error| Problem::internal(&error))?.map(Json)
+}
