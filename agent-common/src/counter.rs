@@ -45,10 +45,12 @@ pub enum Counter {
     UnreachableBind = 18,
     /// `connect` or a datagram was refused: an exception refuses the destination.
     StoppedExcept = 19,
+    /// `bind` to an address of this host that belongs to another link: answers to it do not come by the uplink.
+    ForeignSource = 20,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 20] = [
+pub const COUNTERS: [Counter; 21] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -69,6 +71,7 @@ pub const COUNTERS: [Counter; 20] = [
     Counter::MovedOut,
     Counter::UnreachableBind,
     Counter::StoppedExcept,
+    Counter::ForeignSource,
 ];
 
 impl Counter {
@@ -100,6 +103,7 @@ impl Counter {
             Self::MovedOut => "moved_out",
             Self::UnreachableBind => "unreachable_bind",
             Self::StoppedExcept => "stopped_except",
+            Self::ForeignSource => "foreign_source",
         }
     }
 }
@@ -112,7 +116,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 160);
+const _: () = assert!(size_of::<CounterRecord>() == 168);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

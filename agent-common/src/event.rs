@@ -13,6 +13,8 @@ pub const EVENT_LIMITS: u32 = 4096;
 pub const EVENTS_PER_PERIOD: u64 = 10;
 /// Nanoseconds.
 pub const LIMIT_PERIOD_NS: u64 = 1_000_000_000;
+/// Entries of [`map::STOPPED`](crate::map::STOPPED). When the map is full, the least recently used entry is reused.
+pub const STOPPED_ENTRIES: u32 = 4096;
 /// Bytes of a process name or an interface name in the kernel, with the NUL at the end.
 pub const KERNEL_NAME_BYTES: usize = 16;
 
@@ -86,6 +88,14 @@ impl EventRecord {
         policy_name: [0; NAME_BYTES],
     };
 }
+
+/// Something that the agent has done, as JSON, padded with NUL. The agent has no other way into the ring.
+pub type NewsRecord = [u8; NEWS_BYTES];
+
+/// Bytes of a [`NewsRecord`].
+pub const NEWS_BYTES: usize = 1024;
+
+const _: () = assert!(NEWS_BYTES != size_of::<EventRecord>());
 
 /// Events of one kind: of one cgroup, stopped by one policy for one reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -44,7 +44,7 @@ pub const PASSES: u32 = 262_144;
 pub const EXCEPTIONS: u32 = 65_536;
 
 /// The version of this crate's interface. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never used: an empty [`AttachmentRecord`] names it.
 pub const POLICY_SLOTS: u32 = 4096;
@@ -65,10 +65,13 @@ pub mod map {
     pub const STEERED: &str = "STEERED";
     /// Socket storage of [`SocketRecord`](crate::SocketRecord).
     pub const SOCKETS: &str = "SOCKETS";
-    /// Ring buffer of [`EventRecord`](crate::EventRecord).
+    /// Ring buffer of [`EventRecord`](crate::EventRecord), and of [`NewsRecord`](crate::event::NewsRecord).
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU hash of [`LimitRecord`](crate::LimitRecord), by [`LimitKey`](crate::LimitKey).
     pub const EVENT_LIMITS: &str = "EVENT_LIMITS";
+    /// Per-CPU hash of `u64`, by [`LimitKey`](crate::LimitKey) with the id of the attachment's cgroup: how often the attachment has stopped
+    /// something.
+    pub const STOPPED: &str = "STOPPED";
     /// Longest prefix trie of what may pass on links other than the uplink, by [`PassKey`](crate::PassKey). The value is 1, or 0
     /// where a shorter prefix would let it pass.
     pub const PASSES: &str = "PASSES";
@@ -84,7 +87,7 @@ pub mod map {
     /// Ring buffer of [`AlarmRecord`](crate::traffic::AlarmRecord).
     pub const ALARMS: &str = "ALARMS";
     /// All of them, in the order they are pinned.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 15] = [
         POLICIES,
         ATTACHMENTS,
         COUNTERS,
@@ -93,6 +96,7 @@ pub mod map {
         SOCKETS,
         EVENTS,
         EVENT_LIMITS,
+        STOPPED,
         PASSES,
         EXCEPTIONS,
         UPLINKS,
@@ -167,6 +171,8 @@ pub mod program {
     /// `cgroup/sock_create`: does nothing. It is attached briefly so that the kernel allocates the cgroup's record. The agent
     /// fills the record before any other program runs.
     pub const ANCHOR: &str = "create_anchor";
+    /// `cgroup_skb/egress`: writes the packet that it is run with into the ring of events. It is attached to nothing.
+    pub const TELL: &str = "tell";
 }
 
 /// Names in the object that reads the identity of a network namespace; never pinned.

@@ -6,7 +6,7 @@ use crate::address::AddressWords;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub struct PassKey {
-    /// The policy slot.
+    /// The policy slot, or [`OWN`].
     pub slot: u32,
     /// Index of the link by which the packet leaves or came in; 0 is any. [`REFUSED`] is none: its entries say which destinations
     /// an exception refuses.
@@ -17,6 +17,13 @@ pub struct PassKey {
 
 /// The index of destinations that are refused. No link has it.
 pub const REFUSED: u32 = u32::MAX;
+/// The slot of the addresses of a host. The index is [`namespace`], and the value is the index of the address's link. No policy has this slot.
+pub const OWN: u32 = u32::MAX;
+/// What stands for a network namespace in a key with the slot [`OWN`]: the lower half of its cookie. Cookies are given in order.
+pub const fn namespace(cookie: u64) -> u32 {
+    (cookie & 0xffff_ffff) as u32
+}
+
 /// Bits of the slot and of the index in a [`PassKey`].
 pub const PASS_KEY_BITS: u32 = 64;
 /// Bits of an address in a [`PassKey`].

@@ -181,6 +181,19 @@ impl Acting<'_> {
             && reach::refuses(self.attachment.policy, &destination::address(self.ctx, self.hook))
     }
 
+    /// Whether the program binds its socket to an address of a link by which the policy sends nothing.
+    #[inline(always)]
+    fn has_foreign_source(&self, policy: &PolicyRecord) -> bool {
+        if !matches!(self.call, Call::Bind) {
+            return false;
+        }
+        let address = destination::address(self.ctx, self.hook);
+        let link = reach::link_of(netns_cookie(self.ctx), &address);
+        link != 0
+            && !is_uplink(policy, uplink::group(Some(policy)), link.cast_signed())
+            && !reach::passes(self.attachment.policy, link, &address)
+    }
+
     /// Whether the socket reaches this host. A bound socket does not: by the uplink, its payload would leave. One that is bound to
     /// loopback, or connected there before the policy, does.
     #[inline(always)]
@@ -217,7 +230,12 @@ impl Acting<'_> {
             return Outcome::refused(Counter::StoppedExcept).with_errno(EACCES);
         }
         let outcome = self.restore(wanted, policy);
-        if outcome.allows { Outcome { event, ..outcome } } else { outcome }
+        if !outcome.allows {
+            return outcome;
+        }
+        // Late, so that little is verified for each of its answers.
+        let is_foreign = event == NO_EVENT && self.has_foreign_source(policy);
+        Outcome { event: if is_foreign { Counter::ForeignSource as u8 } else { event }, ..outcome }
     }
 
     /// Goes on if the socket is as wanted, or could be made so.

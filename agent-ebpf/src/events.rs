@@ -12,10 +12,16 @@ use aya_ebpf::{
     btf_maps::{LruPerCpuHashMap, RingBuf},
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns,
+        bpf_skb_load_bytes,
     },
-    macros::btf_map,
+    macros::{btf_map, cgroup_skb},
+    programs::SkBuffContext,
 };
-use steer_common::{AttachmentRecord, EventRecord, LimitKey, LimitRecord, PolicyRecord, event, record::NAME_BYTES};
+use steer_common::{
+    AttachmentRecord, EventRecord, LimitKey, LimitRecord, PolicyRecord,
+    event::{self, NewsRecord},
+    record::NAME_BYTES,
+};
 
 use crate::policy;
 
@@ -26,8 +32,39 @@ static EVENTS: RingBuf<EventRecord, { event::EVENTS_BYTES as usize }> = RingBuf:
 static EVENT_LIMITS: LruPerCpuHashMap<LimitKey, LimitRecord, { event::EVENT_LIMITS as usize }> =
     LruPerCpuHashMap::new();
 
-/// Reports that the attachment has stopped something of the cgroup `cgroup_id` for that reason, the index of a counter. `describe` adds details if
-/// the event will be reported. The record has the policy's network namespace unless `describe` sets another.
+#[btf_map]
+static STOPPED: LruPerCpuHashMap<LimitKey, u64, { event::STOPPED_ENTRIES as usize }> = LruPerCpuHashMap::new();
+
+/// Writes the packet that the agent runs it with into the ring (`BPF_PROG_TEST_RUN`). It is attached to nothing.
+#[cgroup_skb(egress)]
+pub fn tell(ctx: SkBuffContext) -> i32 {
+    let Some(mut entry) = EVENTS.reserve_untyped::<NewsRecord>(0) else { return 0 };
+    // SAFETY: the whole entry, with its length (Linux 4.11).
+    let loaded =
+        unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, entry.as_mut_ptr().cast(), event::NEWS_BYTES as u32) };
+    if loaded == 0 {
+        entry.submit(0);
+        1
+    } else {
+        entry.discard(0);
+        0
+    }
+}
+
+/// Counts what the attachment has stopped.
+#[inline(always)]
+fn count(attachment: &AttachmentRecord, reason: u32) {
+    let key = LimitKey { cgroup_id: attachment.cgroup_id, policy: attachment.policy, reason };
+    if let Some(count) = STOPPED.get_ptr_mut(&key) {
+        // SAFETY: this CPU's own element. Another program that interrupts on this CPU may lose one count.
+        unsafe { *count += 1 };
+    } else {
+        STOPPED.insert(&key, 1_u64, BPF_NOEXIST.into()).ok();
+    }
+}
+
+/// Reports and counts that the attachment has stopped something of the cgroup `cgroup_id` for that reason, the index of a counter. `describe`
+/// adds details if the event will be reported. The record has the policy's network namespace unless `describe` sets another.
 #[inline(always)]
 pub(crate) fn report(
     attachment: &AttachmentRecord,
@@ -35,6 +72,7 @@ pub(crate) fn report(
     cgroup_id: u64,
     describe: impl FnOnce(&mut EventRecord),
 ) {
+    count(attachment, reason);
     let key = LimitKey { cgroup_id, policy: attachment.policy, reason };
     let Some(limit) = limit(&key) else { return };
     // SAFETY: this CPU's own element, valid while the program runs. Another program on this CPU may interrupt, or the kernel

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use steer_common::{
     AddressWords, EXCEPTIONS as WRITTEN, ExceptionKey, ExceptionRecord, PASSES as ENTRIES, PassKey,
-    reach::{ADDRESS_BITS, PASS_KEY_BITS, REFUSED},
+    reach::{ADDRESS_BITS, OWN, PASS_KEY_BITS, REFUSED, namespace},
 };
 
 #[btf_map]
@@ -43,6 +43,16 @@ pub(crate) fn refuses(slot: u32, address: &AddressWords) -> bool {
         refuses = *longest;
     }
     refuses != 0
+}
+
+/// The index of the link that has this address; 0: no link is known to have it.
+#[inline(always)]
+pub(crate) fn link_of(netns_cookie: u64, address: &AddressWords) -> u32 {
+    let mut link = 0;
+    if let Some(own) = entry(OWN, namespace(netns_cookie), address) {
+        link = *own;
+    }
+    link
 }
 
 /// The entry of the longest prefix.

@@ -442,7 +442,7 @@ fn metrics() -> Outcome {
     Ok(())
 }
 
-fn check_with_promtool(metrics: &str) -> anyhow::Result<Option<steer_tests::Output>> {
+pub(crate) fn check_with_promtool(metrics: &str) -> anyhow::Result<Option<steer_tests::Output>> {
     let promtool = std::env::var_os("STEER_PROMTOOL").unwrap_or_else(|| "promtool".into());
     let mut command = Command::new(promtool);
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -167,15 +167,15 @@ fn leaves_nothing() -> Outcome {
 }
 
 /// A terminal with a program that runs on it.
-struct Terminal {
-    child: Child,
+pub(crate) struct Terminal {
+    pub(crate) child: Child,
     screen: vt100::Parser,
     bytes: Receiver<Vec<u8>>,
     keys: fs::File,
 }
 
 impl Terminal {
-    fn start(mut command: Command) -> anyhow::Result<Self> {
+    pub(crate) fn start(mut command: Command) -> anyhow::Result<Self> {
         const ROWS: NonZeroU16 = NonZeroU16::new(16).unwrap();
         const COLUMNS: NonZeroU16 = NonZeroU16::new(140).unwrap();
         let size = Winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 };
@@ -199,7 +199,7 @@ impl Terminal {
         Ok(Self { child, screen: vt100::Parser::new(ROWS, COLUMNS, 0), bytes, keys })
     }
 
-    fn wait_for(&mut self, what: &str, shown: impl Fn(&vt100::Screen) -> bool) -> Outcome {
+    pub(crate) fn wait_for(&mut self, what: &str, shown: impl Fn(&vt100::Screen) -> bool) -> Outcome {
         let end = Instant::now() + PATIENCE;
         while !shown(self.screen.screen()) {
             match self.bytes.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -245,6 +245,12 @@ fn on_a_terminal() -> Outcome {
     terminal.wait_for("another order", |screen| screen.contents().contains("by bytes"))?;
     terminal.press("q")?;
     terminal.wait_for("the shell", |screen| !screen.alternate_screen())?;
+    ensure!(terminal.child.wait()?.success());
+    // What was asked for by number stays on the terminal.
+    let mut terminal = Terminal::start(bed.steer(&["top", "--interval", "0.2", "-n", "1"]))?;
+    terminal.wait_for("the last reading", |screen| {
+        !screen.alternate_screen() && line(screen, "second-line").is_some() && line(screen, "/steer-test").is_some()
+    })?;
     ensure!(terminal.child.wait()?.success());
     load.stop()?;
     Ok(())

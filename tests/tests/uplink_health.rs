@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_link_that_lacks_something_is_left", a_link_that_lacks_something_is_left),
     ("one_family_is_left", one_family_is_left),
     ("by_hand", by_hand),
+    ("changes_are_events", changes_are_events),
     ("the_next_daemon_decides_the_same", the_next_daemon_decides_the_same),
     ("nobody_is_probed_for_nobody", nobody_is_probed_for_nobody),
 ];
@@ -177,6 +178,71 @@ fn by_hand() -> Outcome {
         let wrong = bed.run(&["uplink", "down", "line", "a1"])?;
         ensure!(wrong.code == 1 && wrong.stderr.contains("`steer uplinks` lists"), "{wrong:?}");
     }
+    Ok(())
+}
+
+/// The events of groups, with their reasons.
+fn changes(bed: &Bed) -> anyhow::Result<Vec<(String, Value)>> {
+    let text = bed.succeed(&["events", "--once", "--json"])?;
+    let mut changes = Vec::new();
+    for line in text.lines() {
+        let event: Value = serde_json::from_str(line)?;
+        if event["uplink"].is_object() {
+            changes.push((event["reason"].as_str().unwrap_or_default().to_owned(), event["uplink"].clone()));
+        }
+    }
+    Ok(changes)
+}
+
+/// Whoever makes the change, the daemon or a command.
+fn changes_are_events() -> Outcome {
+    let bed = Bed::new("health-events")?;
+    let daemon = bed.daemon(&config("hold = \"0s\"", "[]"))?;
+    wait_for(&bed, "a1")?;
+    let first = changes(&bed)?;
+    let chosen = first.iter().find(|(reason, _)| reason == "uplink_switch").context("no first choice")?;
+    ensure!(
+        chosen.1["group"] == "lines" && chosen.1["ipv4"]["from"].as_array().is_some_and(Vec::is_empty),
+        "{first:?}"
+    );
+    let mut held = held(&bed)?;
+    ensure!(go_by(&mut held, 1, 1)?);
+    bed.succeed(&["uplink", "down", "lines", "a1"])?;
+    let now = changes(&bed)?;
+    let state = &now.iter().rfind(|(reason, _)| reason == "uplink_state").context("no state")?.1;
+    ensure!(state["member"] == "a1" && state["state"] == "down" && state["why"] == "set by hand", "{now:?}");
+    let switch = &now.iter().rfind(|(reason, _)| reason == "uplink_switch").context("no switch")?.1;
+    for family in ["ipv4", "ipv6"] {
+        ensure!(switch[family]["from"][0] == "a1" && switch[family]["to"][0] == "a0", "{switch}");
+    }
+    ensure!(switch["why"] == "a1 is down: set by hand" && switch["left"][0] == "a1", "{switch}");
+    ensure!(switch["ended"].as_u64() >= Some(2) && switch["moved"].as_u64() >= Some(2), "{switch}");
+    let text = bed.succeed(&["events", "--once"])?;
+    ensure!(text.contains(" uplink_switch uplink=\"lines\" ipv4=\"a1 -> a0\" ipv6=\"a1 -> a0\" why="), "{text}");
+    let metrics = bed.ask(User::Root, "GET", "/metrics", None)?.text;
+    let ended = switch["ended"].as_u64().unwrap_or_default();
+    for line in [
+        "steer_uplink_switches_total{family=\"ipv4\",uplink=\"lines\"} 1".to_owned(),
+        "steer_uplink_switches_total{family=\"ipv6\",uplink=\"lines\"} 1".to_owned(),
+        format!("steer_uplink_sockets_ended_total{{interface=\"a1\",uplink=\"lines\"}} {ended}"),
+    ] {
+        ensure!(metrics.lines().any(|found| found == line), "no {line} in\n{metrics}");
+    }
+    if let Some(checked) = crate::api::check_with_promtool(&metrics)? {
+        ensure!(checked.code == 0 && checked.stdout.is_empty(), "{checked:?}");
+    }
+    // The daemon's own changes, and then those without a daemon.
+    bed.succeed(&["uplink", "auto", "lines", "a1"])?;
+    wait_for(&bed, "a1")?;
+    bed.ip("link set a1 down")?;
+    wait_for(&bed, "a0")?;
+    let now = changes(&bed)?;
+    let down = |(_, change): &(String, Value)| change["state"] == "down" && change["why"] == "no carrier";
+    ensure!(now.iter().any(down), "{now:?}");
+    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    bed.succeed(&["uplink", "down", "lines", "a0"])?;
+    let now = changes(&bed)?;
+    ensure!(now.iter().any(|(_, change)| change["member"] == "a0" && change["why"] == "set by hand"), "{now:?}");
     Ok(())
 }
 

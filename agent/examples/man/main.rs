@@ -15,6 +15,8 @@ use clap_mangen::{
 
 mod markdown;
 
+use steer::observe::events::Reason;
+
 const CONFIGURATION: &str = include_str!("../../../docs/configuration.md");
 const UPLINKS: &str = include_str!("../../../docs/uplinks.md");
 
@@ -30,6 +32,17 @@ fn configuration() -> String {
     .concat()
 }
 
+/// The table of reasons, for the page of `steer events`.
+fn reasons() -> Roff {
+    let mut page = Roff::new();
+    page.control("SH", ["REASONS"]);
+    for reason in Reason::all() {
+        page.control("TP", []).text([bold(reason.name())]);
+        page.text([roman(format!("{} To change it: {}", reason.meaning(), reason.cure()))]);
+    }
+    page
+}
+
 fn main() -> io::Result<()> {
     let directory =
         std::env::args_os().nth(1).map(PathBuf::from).ok_or_else(|| io::Error::other("which directory?"))?;
@@ -38,9 +51,13 @@ fn main() -> io::Result<()> {
     steer.build();
     let commands = steer.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect::<Vec<_>>();
     for command in std::iter::once(steer).chain(commands) {
+        let page_is_of_events = command.get_name() == "events";
         let page = Man::new(command).section("8").manual("steer").source(concat!("steer ", env!("CARGO_PKG_VERSION")));
         let mut file = File::create(directory.join(page.get_filename()))?;
         page.render(&mut file)?;
+        if page_is_of_events {
+            reasons().to_writer(&mut file)?;
+        }
         let see_also = [bold("steer"), roman("(8), "), bold("steer.toml"), roman("(5)")];
         Roff::new().control("SH", ["SEE ALSO"]).text(see_also).to_writer(&mut file)?;
     }

@@ -138,6 +138,9 @@ pub fn follow(
         let state = read(namespace)?;
         let plan = plan_of(&policies, datapath.pins(), namespace, &state)?;
         set_passes(datapath, lock, &policies, &plan, namespace)?;
+        if namespace.inside.is_none() && !policies.is_empty() {
+            datapath.set_own(lock, namespace.cookie, &state.addresses_of_links().collect())?;
+        }
         let before = written.0.get(&namespace.cookie);
         let changes = run(namespace, "write rules and routes", || route::write(&plan, &state, before))?;
         report(&changes, &plan, before);

@@ -1,8 +1,9 @@
-//! `steer events`: what is stopped, as it happens.
+//! `steer events`: what is stopped, and the changes of groups of uplinks, as it happens.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, str::FromStr as _};
 
 use anyhow::bail;
+use jiff::tz::TimeZone;
 use nix::sys::signal::{SigHandler, Signal, raise};
 use tokio::signal::{self, unix::SignalKind};
 
@@ -11,18 +12,19 @@ use crate::{
     apply::routes,
     host::{capability::require_privilege, cgroup::Hierarchy},
     kernel::Pins,
-    observe::events::{Event, Events},
+    model::{quote::shown, similar},
+    observe::events::{Event, Events, Reason},
     run::{api::client::Client, instance::Instance},
 };
 
 /// Arguments of `steer events`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Shows first the unread events: about a thousand are kept, later ones are counted. Of each kind \
-                  (cgroup, policy, reason) ten a second are reported on each CPU, and the others are counted. Each event is shown \
-                  once, so without a daemon a second `steer events` is refused; a daemon sends each to all of them. It waits if nothing \
-                  is steered yet. While it runs, the events of a `steer exec` that has ended are kept for it. Exit status: 0 after --once and \
-                  `steer off`, 1 if nothing is steered and --once is given."
+    after_help = "Shows first the unread events. Of each kind (cgroup, policy, reason) ten a second are reported on each CPU, and the others are \
+                  counted. A daemon reads the events, keeps the last 1024 for --once, and sends new ones to all who follow. Without a \
+                  daemon about a thousand are kept, each is shown once, and a second `steer events` is refused. It waits if nothing \
+                  is steered yet. While it runs, the events of a `steer exec` that has ended are kept for it. Exit status: 0 after --once, \
+                  --explain and `steer off`, 1 if nothing is steered and --once is given, or if there is no such reason."
 )]
 pub(super) struct Args {
     /// Print JSON, one object a line
@@ -31,33 +33,97 @@ pub(super) struct Args {
     /// Show the events until now, and end
     #[arg(long)]
     once: bool,
+    /// Show times in UTC, as JSON has them
+    #[arg(long)]
+    utc: bool,
+    /// Say what a reason means and what to change, or list all reasons
+    #[arg(long, value_name = "REASON", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["json", "once", "utc"])]
+    explain: Option<String>,
 }
 
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    if let Some(reason) = &args.explain {
+        explain(reason)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let form = match (args.json, args.utc) {
+        (true, _) => Form::Json,
+        (false, true) => Form::Text(None),
+        (false, false) => Form::Text(Some(TimeZone::system())),
+    };
     super::block_on(async {
         // The daemon reads the events for any number of listeners.
-        if let (false, Some(daemon)) = (args.once, Client::find(&instance.socket).await) {
-            return daemon.follow("/v1/events", |line| print_line(line, args.json)).await;
+        if let Some(daemon) = Client::find(&instance.socket).await {
+            let path = if args.once { "/v1/events?once=true" } else { "/v1/events" };
+            return daemon.follow(path, |line| form.print_line(line)).await;
         }
         require_privilege("events")?;
-        if args.once { show_unread(args.json, instance) } else { follow(args.json, instance).await }
+        if args.once { show_unread(&form, instance) } else { follow(&form, instance).await }
     })??;
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_unread(json: bool, instance: &Instance) -> anyhow::Result<()> {
+/// How events are printed.
+enum Form {
+    Json,
+    /// With the time of a zone; absent: in UTC.
+    Text(Option<TimeZone>),
+}
+
+impl Form {
+    fn print(&self, event: &Event) -> anyhow::Result<()> {
+        match self {
+            Self::Json => say!("{}", serde_json::to_string(event)?)?,
+            Self::Text(Some(zone)) => say!("{}", event.line(zone))?,
+            Self::Text(None) => say!("{event}")?,
+        }
+        Ok(())
+    }
+
+    /// Prints a line of the daemon: an event, or the number of events that this reader missed.
+    fn print_line(&self, line: &[u8]) -> anyhow::Result<()> {
+        match serde_json::from_slice(line) {
+            Ok(event) => self.print(&event),
+            Err(_not_an_event) => Ok(output::write(line)?),
+        }
+    }
+}
+
+/// Prints what a reason means; all of them if the name is empty.
+fn explain(name: &str) -> anyhow::Result<()> {
+    if name.is_empty() {
+        for reason in Reason::all() {
+            say!("{}: {}", reason.name(), reason.meaning())?;
+        }
+        return Ok(());
+    }
+    let Ok(reason) = Reason::from_str(name) else {
+        let names = || Reason::all().map(|reason| reason.name().to_owned());
+        let meant = similar::nearest(name, names()).map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        bail!(
+            "no reason of an event is named {}{meant}\nthe reasons are {}",
+            shown(name),
+            names().collect::<Vec<_>>().join(", ")
+        );
+    };
+    say!("{}: {}", reason.name(), reason.meaning())?;
+    say!("What to change: {}", reason.cure())?;
+    Ok(())
+}
+
+fn show_unread(form: &Form, instance: &Instance) -> anyhow::Result<()> {
     let events = instance.pins.to_look()?.map(|pins| Events::open(&pins)).transpose()?.flatten();
-    let Some(events) = events else { bail!("nothing is steered, so there are no unread events") };
-    events.backlog()?.iter().try_for_each(|event| print(event, json))
+    let Some(mut events) = events else { bail!("nothing is steered, so there are no unread events") };
+    events.backlog()?.iter().try_for_each(|event| form.print(event))
 }
 
 /// Follows until `steer off` or a signal. Then the pins may be unused.
-async fn follow(json: bool, instance: &Instance) -> anyhow::Result<()> {
+async fn follow(form: &Form, instance: &Instance) -> anyhow::Result<()> {
     let pins = instance.pins.to_change()?;
     let (mut interrupt, mut terminate) =
         (signal::unix::signal(SignalKind::interrupt())?, signal::unix::signal(SignalKind::terminate())?);
     let stopped_by = tokio::select! {
-        shown = show(json, &pins) => return shown,
+        shown = show(form, &pins) => return shown,
         _ = interrupt.recv() => Signal::SIGINT,
         _ = terminate.recv() => Signal::SIGTERM,
     };
@@ -71,29 +137,12 @@ async fn follow(json: bool, instance: &Instance) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn show(json: bool, pins: &Pins) -> anyhow::Result<()> {
+async fn show(form: &Form, pins: &Pins) -> anyhow::Result<()> {
     if let Some(mut events) = Events::wait(pins).await? {
         while let Some(event) = events.next().await? {
-            print(&event, json)?;
+            form.print(&event)?;
         }
     }
     note("no more events: steer was switched off, or another version of steer has taken over");
-    Ok(())
-}
-
-/// Prints a line of the daemon: an event, or the number of events that this reader missed.
-fn print_line(line: &[u8], json: bool) -> anyhow::Result<()> {
-    match serde_json::from_slice(line) {
-        Ok(event) => print(&event, json),
-        Err(_not_an_event) => Ok(output::write(line)?),
-    }
-}
-
-fn print(event: &Event, json: bool) -> anyhow::Result<()> {
-    if json {
-        say!("{}", serde_json::to_string(event)?)?;
-    } else {
-        say!("{event}")?;
-    }
     Ok(())
 }

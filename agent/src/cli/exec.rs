@@ -7,8 +7,12 @@
 
 use std::{
     ffi::OsString,
-    io,
-    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    fs::File,
+    io::{self, IsTerminal as _},
+    os::{
+        fd::AsRawFd,
+        unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    },
     process::{Command, ExitCode, Stdio},
 };
 
@@ -43,7 +47,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: that of the command; 125 if steer failed before it started, 126 if it cannot be executed, \
-                        127 if it was not found."
+                        127 if it was not found. If something of the command was stopped and standard error is a terminal, a line for each \
+                        reason appears there when its last process has ended."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -117,7 +122,7 @@ fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
     }
     let scope = Scope::create(&hierarchy, &place)?;
     // From here on, the keeper cleans up, even if this process is killed.
-    let wrapper = start_keeper(&scope, &pins)?;
+    let wrapper = start_keeper(&scope, &pins, terminal().as_ref())?;
     let needs_filter = attach(&hierarchy, &pins, &scope, &wanted, namespace)?;
     scope.enter(&hierarchy)?;
     if needs_filter {
@@ -145,11 +150,19 @@ pub(super) fn attach(
     Ok(manual::needs_filter(&datapath, &scope.cgroup)?)
 }
 
-/// Starts the keeper in its own session. It moves out of the caller's cgroup if that has an owner. Returns the descriptor whose end the keeper waits for.
-pub(super) fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::PipeWriter> {
+/// The terminal of standard error, if it is one. A write never waits for it: it may be stopped.
+fn terminal() -> Option<File> {
+    let options = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let open = || File::options().write(true).custom_flags(options).open("/proc/self/fd/2").ok();
+    io::stderr().is_terminal().then(open).flatten()
+}
+
+/// Starts the keeper in its own session. At the end it says on `terminal` what was stopped. It moves out of the caller's cgroup if that has an owner. Returns the descriptor whose end the keeper waits for.
+pub(super) fn start_keeper(scope: &Scope, pins: &Pins, terminal: Option<&File>) -> anyhow::Result<io::PipeWriter> {
     let (reader, writer) = io::pipe()?;
     let (reader_fd, lock_fd) = (reader.as_raw_fd(), scope.lock_fd());
-    let inherited = [Some(reader_fd), Some(lock_fd), pins.anchor()];
+    let terminal_fd = terminal.map(AsRawFd::as_raw_fd);
+    let inherited = [Some(reader_fd), Some(lock_fd), terminal_fd, pins.anchor()];
     let others = open_descriptors().context("list the open descriptors")?;
     let mut keeper = Command::new("/proc/self/exe");
     keeper
@@ -158,6 +171,7 @@ pub(super) fn start_keeper(scope: &Scope, pins: &Pins) -> anyhow::Result<io::Pip
         .arg(pins.root())
         .args(["keep", scope.cgroup.path.as_str(), &reader_fd.to_string(), &lock_fd.to_string()])
         .arg(pins.name())
+        .args(terminal_fd.map(|fd| format!("--terminal-fd={fd}")))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

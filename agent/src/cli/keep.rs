@@ -17,12 +17,15 @@ pub(super) struct Args {
     lock_fd: i32,
     /// The path by which the user knows the pin directory
     name: PathBuf,
+    /// Descriptor of the terminal on which to say at the end what was stopped
+    #[arg(long)]
+    terminal_fd: Option<i32>,
 }
 
 pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
     let keep = || {
         let pins = pins.to_change()?.with_name(args.name.clone());
-        super::block_on(keeper::keep(&args.cgroup, args.wrapper_fd, args.lock_fd, &pins))?
+        super::block_on(keeper::keep(&args.cgroup, args.wrapper_fd, args.lock_fd, args.terminal_fd, &pins))?
     };
     // It has no standard error.
     let kept = keep();

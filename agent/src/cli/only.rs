@@ -51,7 +51,7 @@ pub(super) fn run(
     let place = scope::place(hierarchy, old)?;
     let scope = Scope::create(hierarchy, &place)?;
     // The keeper begins when this descriptor closes, at the end.
-    let _keeper = exec::start_keeper(&scope, &pins)?;
+    let _keeper = exec::start_keeper(&scope, &pins, None)?;
     let is_unseen = exec::attach(hierarchy, &pins, &scope, &wanted, namespace)?;
     let moved = take(hierarchy, &scope, old, pid)?;
     ensure!(!moved.is_empty(), "process {pid} has ended");

@@ -34,7 +34,7 @@ pub(super) struct Args {
     /// Seconds between two readings
     #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     interval: Duration,
-    /// End after this number of readings
+    /// End after this number of readings, and leave the last one on the terminal
     #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// The order of the rows
@@ -110,9 +110,15 @@ async fn print(args: &Args, mut interval: Interval, readings: &mut Readings) -> 
 
 async fn on_terminal(args: &Args, mut interval: Interval, readings: &mut Readings) -> anyhow::Result<()> {
     let mut terminal = ratatui::try_init().context("take over the terminal")?;
-    let shown = show(args, &mut interval, readings, &mut terminal).await;
+    let mut screen = Screen::new(args.sort);
+    let shown = show(args, &mut interval, readings, &mut terminal, &mut screen).await;
     ratatui::try_restore().context("restore the terminal")?;
-    shown
+    shown?;
+    // What was asked for by number stays.
+    if let Some((frame, sort)) = screen.into_frame().filter(|_| args.count.is_some()) {
+        say!("{}", text(frame, sort))?;
+    }
+    Ok(())
 }
 
 async fn show(
@@ -120,8 +126,8 @@ async fn show(
     interval: &mut Interval,
     readings: &mut Readings,
     terminal: &mut ratatui::DefaultTerminal,
+    screen: &mut Screen,
 ) -> anyhow::Result<()> {
-    let mut screen = Screen::new(args.sort);
     let mut keys = EventStream::new();
     let (mut terminated, mut hung_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     let mut left = args.count.unwrap_or(u64::MAX);

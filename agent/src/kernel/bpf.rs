@@ -159,6 +159,18 @@ pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr)
 }
 
+/// Runs a program once with a packet, whose link layer header it does not see (`BPF_PROG_TEST_RUN`). Returns its result.
+pub(super) fn run_with_packet(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
+    let mut attr = zeroed_attr();
+    attr.test.prog_fd = raw(program);
+    attr.test.data_in = packet.as_ptr() as u64;
+    attr.test.data_size_in = u32::try_from(packet.len()).map_err(io::Error::other)?;
+    attr.test.repeat = 1;
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)?;
+    // SAFETY: the kernel has written the result into the member in use.
+    Ok(unsafe { attr.test.retval })
+}
+
 /// Programs attached to one cgroup itself (not those of its ancestors).
 #[derive(Debug)]
 pub(super) struct Attached {

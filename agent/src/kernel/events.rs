@@ -3,7 +3,7 @@
 //! **Invariant:** the ring has one reader, which holds a lock while it reads. Two readers would each get only a part, and
 //! overwrite each other's position.
 
-use std::{io, ptr};
+use std::{collections::BTreeMap, io, os::fd::AsFd as _, ptr};
 
 use aya::{
     maps::{Map, MapData, MapError, PerCpuHashMap, RingBuf},
@@ -12,10 +12,15 @@ use aya::{
 };
 use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchMask};
-use steer_common::{EventRecord, LimitKey, LimitRecord, map, program};
+use steer_common::{
+    EventRecord, LimitKey, LimitRecord,
+    event::{NEWS_BYTES, NewsRecord},
+    map, program,
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{Error, Pins, map_error, object, open_map, pins::file_name, reader_lock::ReaderLock};
+use super::{Error, Pins, bpf, map_error, object, open_map, pins::file_name, reader_lock::ReaderLock};
+use crate::model::uplink::news::News;
 
 /// The constants that state what the programs may read about the running process and about sockets.
 pub(super) fn constants() -> [(&'static str, u8); 6] {
@@ -36,6 +41,49 @@ pub(super) fn constants() -> [(&'static str, u8); 6] {
         (program::CHOOSES_ERROR, may_ask(ProgramType::CgroupSockAddr, &[BpfHelper::BPF_FUNC_set_retval])),
         (program::SETSOCKOPT_KNOWS_NETNS, may_ask(ProgramType::CgroupSockopt, &netns)),
     ]
+}
+
+/// Bytes of the header of Ethernet.
+const LINK_HEADER: usize = 14;
+
+/// Writes news into the ring. Any process may do so, whether somebody reads the ring or not.
+pub fn tell(pins: &Pins, news: &News) -> Result<(), Error> {
+    let path = pins.program(program::TELL);
+    let failed = |source| Error::Pin { action: "run the program", path: path.clone(), source };
+    let json = news.to_json(NEWS_BYTES).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    let mut packet = [0; LINK_HEADER + NEWS_BYTES];
+    packet[LINK_HEADER..][..json.len()].copy_from_slice(&json);
+    let told =
+        bpf::open_pin(&path).and_then(|program| bpf::run_with_packet(program.as_fd(), &packet)).map_err(failed)?;
+    if told == 0 { Err(failed(io::ErrorKind::StorageFull.into())) } else { Ok(()) }
+}
+
+/// How often the programs attached to a cgroup have stopped something, by reason. The counts of cgroups that were not stopped for long
+/// may be gone.
+pub fn stopped_in(pins: &Pins, cgroup_id: u64) -> Result<BTreeMap<u32, u64>, Error> {
+    let failed = |error| map_error("read what was stopped", map::STOPPED, error);
+    if !object::maps_are_pinned(pins) {
+        return Ok(BTreeMap::new());
+    }
+    let stopped: PerCpuHashMap<MapData, LimitKey, u64> = open_map(pins, map::STOPPED, Map::PerCpuLruHashMap)?;
+    let mut found: BTreeMap<u32, u64> = BTreeMap::new();
+    for key in stopped.keys().collect::<Result<Vec<_>, _>>().map_err(failed)? {
+        if key.cgroup_id == cgroup_id
+            && let Ok(counts) = stopped.get(&key, 0)
+        {
+            *found.entry(key.reason).or_default() += counts.iter().sum::<u64>();
+        }
+    }
+    Ok(found)
+}
+
+/// What is in the ring.
+#[derive(Clone, Debug)]
+pub enum Taken {
+    /// What a program has stopped.
+    Stopped(Box<EventRecord>),
+    /// What the agent has told.
+    News(Box<News>),
 }
 
 /// The ring of one pin directory, for its one reader.
@@ -105,12 +153,12 @@ impl EventRing {
     }
 
     /// Takes the next waiting record, if any.
-    pub fn take(&mut self) -> Option<EventRecord> {
+    pub fn take(&mut self) -> Option<Taken> {
         take(self.ring.get_mut())
     }
 
     /// Waits for the next record. `Ok(None)`: the pins were removed, and no record is left. May be cancelled.
-    pub async fn next(&mut self) -> Result<Option<EventRecord>, Error> {
+    pub async fn next(&mut self) -> Result<Option<Taken>, Error> {
         while !self.gone {
             tokio::select! {
                 biased;
@@ -189,14 +237,23 @@ async fn changed(pins: &Pins) -> io::Result<bool> {
     Ok(true)
 }
 
-fn take(ring: &mut RingBuf<MapData>) -> Option<EventRecord> {
+fn take(ring: &mut RingBuf<MapData>) -> Option<Taken> {
     loop {
         let item = ring.next()?;
-        match decode(&item) {
-            Some(record) => return Some(record),
-            None => log::warn!("ignored an event of {} bytes: its size is not this version's", item.len()),
+        if let Some(record) = decode(&item) {
+            return Some(Taken::Stopped(Box::new(record)));
+        } else if let Some(news) = read_news(&item) {
+            return Some(Taken::News(Box::new(news)));
         }
+        log::warn!("ignored an event of {} bytes: it is not this version's", item.len());
     }
+}
+
+/// Reads what an agent of this version has written.
+fn read_news(bytes: &[u8]) -> Option<News> {
+    let record = <&NewsRecord>::try_from(bytes).ok()?;
+    let end = record.iter().position(|&byte| byte == 0).unwrap_or(NEWS_BYTES);
+    serde_json::from_slice(&record[..end]).ok()
 }
 
 /// Decodes any bytes of the length of a record.
@@ -211,7 +268,7 @@ fn failed(action: &'static str, name: &'static str) -> impl FnOnce(io::Error) ->
 
 #[cfg(test)]
 mod tests {
-    use super::{EventRecord, decode};
+    use super::{EventRecord, NEWS_BYTES, decode, read_news};
 
     #[test]
     fn any_bytes_of_the_right_length_decode() {
@@ -220,6 +277,7 @@ mod tests {
             assert_eq!(decode(&vec![0xff; len]), None, "{len}");
         }
         assert_eq!(decode(&vec![0; size]), Some(EventRecord::EMPTY));
+        assert_eq!(read_news(&[0xff; NEWS_BYTES]), None);
         // Also from an odd address.
         let bytes = vec![0xff; size + 1];
         let record = decode(&bytes[1..]).expect("as many bytes as a record has");

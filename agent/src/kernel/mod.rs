@@ -51,7 +51,7 @@ use crate::model::cgroup_path::CgroupPath;
 pub use announce::Announcement;
 pub use attachments::Attachment;
 pub use daemon_lock::{CHANGED_MANUALLY, DAEMON_DIRECTORY, DaemonLock, RunningDaemon};
-pub use events::{EventRing, Unreported};
+pub use events::{EventRing, Taken, Unreported, stopped_in, tell};
 pub use lsm::{Unguarded, release, unguarded, unguarded_by_kernel, version};
 pub use meter::Meter;
 pub use moved::is_watched;
@@ -106,7 +106,7 @@ pub enum Error {
     /// Another process reads the events.
     #[error(
         "the events of {path} are being read by another process; each event can be read only once, so end that process first, such as another \
-         `steer events`"
+         `steer events`, or ask the daemon that reads them, with --socket"
     )]
     Read {
         /// The pin directory.

@@ -57,6 +57,9 @@ pub(super) static HOOKS: [Hook; 19] = [
 /// Creates the record of a cgroup that was never attached; see [`program::ANCHOR`].
 pub(super) static ANCHOR: Hook = hook(program::ANCHOR, bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE, 0);
 
+/// Writes what the agent tells into the ring of events; see [`program::TELL`].
+static TELL: Hook = hook(program::TELL, bpf_attach_type::BPF_CGROUP_INET_EGRESS, 0);
+
 /// The hooks that can be attached for a policy, in order.
 pub(super) fn available(pins: &Pins) -> Vec<&'static Hook> {
     HOOKS.iter().filter(|hook| hook.is_available(pins)).collect()
@@ -64,7 +67,7 @@ pub(super) fn available(pins: &Pins) -> Vec<&'static Hook> {
 
 /// Every program of the object.
 fn all_programs() -> impl Iterator<Item = &'static Hook> {
-    HOOKS.iter().chain([&ANCHOR])
+    HOOKS.iter().chain([&ANCHOR, &TELL])
 }
 
 const fn hook(name: &'static str, attach_type: bpf_attach_type, needed_by: u32) -> Hook {

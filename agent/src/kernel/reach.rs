@@ -9,7 +9,7 @@ use steer_common::{
     ExceptionKey, ExceptionRecord, PassKey,
     address::{address_words, ip_address},
     map, policy_flags,
-    reach::{ADDRESS_BITS, PASS_KEY_BITS},
+    reach::{ADDRESS_BITS, OWN, PASS_KEY_BITS, namespace},
 };
 
 use super::{Datapath, Error, Lock, map_error, text};
@@ -103,6 +103,9 @@ impl Datapath {
         for entry in &self.passes {
             let (key, passes) = entry.map_err(|error| map_error("read what passes", map::PASSES, error))?;
             let (bits, PassKey { slot, ifindex, address }) = (key.prefix_len(), key.data());
+            if slot == OWN {
+                continue;
+            }
             if let Some(prefix) = bits.checked_sub(PASS_KEY_BITS).and_then(|bits| prefix(address, bits)) {
                 found.entry(slot).or_default().insert(Pass { ifindex, prefix }, passes != 0);
             }
@@ -113,6 +116,32 @@ impl Datapath {
     /// Changes what passes on other links for a policy.
     pub fn set_passes(&mut self, _lock: &Lock, slot: u32, present: &Passes, wanted: &Passes) -> Result<(), Error> {
         self.write_passes(slot, present, wanted)
+    }
+
+    /// Writes which link has which address in a network namespace.
+    pub fn set_own(&mut self, _lock: &Lock, netns_cookie: u64, own: &BTreeMap<Prefix, u32>) -> Result<(), Error> {
+        let ifindex = namespace(netns_cookie);
+        let mut wanted: BTreeMap<PassKey, u32> = BTreeMap::new();
+        for (prefix, link) in own {
+            wanted.insert(PassKey { slot: OWN, ifindex, address: words(prefix).0 }, *link);
+        }
+        let key = |key: &PassKey| Key::new(PASS_KEY_BITS + ADDRESS_BITS, *key);
+        let mut present = BTreeMap::new();
+        for entry in &self.passes {
+            let (key, link) = entry.map_err(|error| map_error("read the addresses of links", map::PASSES, error))?;
+            let key = key.data();
+            if (key.slot, key.ifindex) == (OWN, ifindex) {
+                present.insert(key, link);
+            }
+        }
+        let written = |error| map_error("write the addresses of links", map::PASSES, error);
+        for gone in present.keys().filter(|gone| !wanted.contains_key(gone)) {
+            self.passes.remove(&key(gone)).map_err(written)?;
+        }
+        for (address, link) in wanted.iter().filter(|(address, link)| present.get(address) != Some(link)) {
+            self.passes.insert(&key(address), link, 0).map_err(written)?;
+        }
+        Ok(())
     }
 
     fn write_passes(&mut self, slot: u32, present: &Passes, wanted: &Passes) -> Result<(), Error> {

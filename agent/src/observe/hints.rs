@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use steer_common::{Counter, EventRecord, address::ip_address};
 
-use crate::host::route;
+use crate::{host::route, kernel::text};
 
 /// The first interface of every network namespace is its loopback.
 const LOOPBACK: i32 = 1;
@@ -23,6 +23,10 @@ const GROUP_V6: &str = "unless the program names a link (IPV6_MULTICAST_IF, or a
 /// For `bind` to a loopback address.
 const UNREACHABLE: &str =
     "nothing reaches a steered socket on a loopback address; with `local = [\"host\"]` in the policy, this host does";
+/// For `bind` to an address of another link.
+const FOREIGN: &str = "the address belongs to another link: what leaves by the uplink with it gets no answer";
+/// For an option that binds to an interface with the name of an address.
+const NAME_IS_ADDRESS: &str = "the program was given an address, and tries first whether an interface has that name; curl goes on with the address";
 /// For a name server of this host.
 pub(super) const RESOLVER: &str =
     "a steered socket does not reach this host's resolver; give the policy a resolver by `dns` (or --dns)";
@@ -49,6 +53,8 @@ pub(super) fn of(record: &EventRecord) -> Option<&'static str> {
         Counter::StoppedLocal if is_this_host(ip_address(record.peer.address)) => Some(HOST),
         Counter::StoppedLocal => Some(FROM_LOOPBACK),
         Counter::UnreachableBind => Some(UNREACHABLE),
+        Counter::ForeignSource => Some(FOREIGN),
+        Counter::StoppedSetsockopt if text(&record.interface).parse::<IpAddr>().is_ok() => Some(NAME_IS_ADDRESS),
         Counter::StoppedEgress if route::is_discovery(ip_address(record.peer.address)) => Some(DISCOVERY),
         Counter::StoppedEgress if is_group_v6(ip_address(record.peer.address)) => Some(GROUP_V6),
         Counter::StoppedExcept => Some("an exception of the policy refuses this destination"),

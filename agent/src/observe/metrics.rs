@@ -7,6 +7,7 @@ use prometheus::{Encoder as _, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Regis
 use crate::{
     model::uplink::Family,
     observe::{
+        events::Tally,
         status::{Origin, Status},
         uplinks::UplinkStatus,
     },
@@ -20,7 +21,12 @@ const SOCKETS: [&str; 7] =
     ["bound", "closed_missing", "closed_unknown", "refused_netns", "left_netns", "left_exempt", "left_nested"];
 
 /// The text of the metrics. `healthy` is the daemon's own state.
-pub fn render(status: &Status, uplinks: &[UplinkStatus], healthy: bool) -> Result<String, prometheus::Error> {
+pub fn render(
+    status: &Status,
+    uplinks: &[UplinkStatus],
+    tally: &Tally,
+    healthy: bool,
+) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
     let gauge = |name, help, labels| {
         let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
@@ -73,6 +79,11 @@ pub fn render(status: &Status, uplinks: &[UplinkStatus], healthy: bool) -> Resul
     )?;
     let unsteered =
         gauge("steer_unsteered_cgroups", "Cgroups that the policy names and nothing steers.", &["policy", "cgroup"])?;
+    let foreign = counter(
+        "steer_foreign_sources_total",
+        "Sockets that were bound to an address of another link, to which no answer comes.",
+        &policy,
+    )?;
     for found in &status.unsteered {
         unsteered.with_label_values(&[found.policy.as_str(), found.path.as_str()]).set(1);
     }
@@ -104,10 +115,13 @@ pub fn render(status: &Status, uplinks: &[UplinkStatus], healthy: bool) -> Resul
                 moved.with_label_values(&labels).inc_by(count);
             } else if name == "unreachable_bind" {
                 unreachable.with_label_values(&labels).inc_by(count);
+            } else if name == "foreign_source" {
+                foreign.with_label_values(&labels).inc_by(count);
             }
         }
     }
     render_uplinks(&registry, uplinks)?;
+    render_switches(&registry, tally)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
     String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
@@ -151,11 +165,37 @@ fn render_uplinks(registry: &Registry, uplinks: &[UplinkStatus]) -> Result<(), p
     Ok(())
 }
 
+/// What has changed in groups of uplinks.
+fn render_switches(registry: &Registry, tally: &Tally) -> Result<(), prometheus::Error> {
+    let counter = |name, help, labels: &[&str]| {
+        let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(counter.clone()))?;
+        Ok::<_, prometheus::Error>(counter)
+    };
+    let switches = counter(
+        "steer_uplink_switches_total",
+        "How often new sockets of a group of uplinks got another member, since the daemon has started.",
+        &["uplink", "family"],
+    )?;
+    for ((group, family), count) in &tally.switches {
+        switches.with_label_values(&[group.as_str(), family]).inc_by(*count);
+    }
+    let ended = counter(
+        "steer_uplink_sockets_ended_total",
+        "Connections that were ended because their member was left, since the daemon has started.",
+        &["uplink", "interface"],
+    )?;
+    for ((group, member), count) in &tally.ended {
+        ended.with_label_values(&[group, member]).inc_by(*count);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use steer_common::COUNTERS;
 
-    use super::{SOCKETS, render};
+    use super::{SOCKETS, Tally, render};
     use crate::{
         model::spec::{Enforce, Existing},
         observe::status::{Origin, PolicyStatus, Status},
@@ -182,7 +222,8 @@ mod tests {
             except: Vec::new(),
             counters,
         };
-        let text = render(&Status { policies: vec![policy], ..Status::default() }, &[], true).expect("text");
+        let text = render(&Status { policies: vec![policy], ..Status::default() }, &[], &Tally::default(), true)
+            .expect("text");
         for counter in COUNTERS {
             let is_shown = text.lines().any(|line| line.ends_with(&format!(" {}", counter as u64 + 1)));
             assert!(is_shown, "{} is missing in\n{text}", counter.name());

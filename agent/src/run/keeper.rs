@@ -9,13 +9,14 @@
 
 use std::{
     fs,
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
     os::fd::{FromRawFd as _, OwnedFd},
     pin::pin,
     time::Duration,
 };
 
 use anyhow::Context as _;
+use steer_common::Counter;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -34,6 +35,7 @@ use crate::{
     },
     kernel::{self, Datapath, Pins},
     model::{cgroup_path::CgroupPath, config::RouteConfig},
+    observe::events::Reason,
 };
 
 /// How often the cgroup is looked at, in addition to the changes that the kernel reports.
@@ -44,11 +46,19 @@ const FIRST_DELAY: Duration = Duration::from_millis(20);
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
 /// Waits for the wrapper to become its command, then for the cgroup to be empty, then cleans up.
-pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins) -> anyhow::Result<()> {
+pub async fn keep(
+    path: &CgroupPath,
+    wrapper_fd: i32,
+    lock_fd: i32,
+    terminal_fd: Option<i32>,
+    pins: &Pins,
+) -> anyhow::Result<()> {
     // SAFETY: `steer exec` made this descriptor for its keeper alone.
     let wrapper = unsafe { OwnedFd::from_raw_fd(wrapper_fd) };
     // SAFETY: likewise. Held until this process ends: the lock shows that the cgroup has a keeper.
     let _lock = unsafe { OwnedFd::from_raw_fd(lock_fd) };
+    // SAFETY: likewise.
+    let terminal = terminal_fd.map(|fd| unsafe { fs::File::from_raw_fd(fd) });
     let hierarchy = Hierarchy::find()?;
     let cgroup_id = hierarchy.open(path)?.id;
     let own = OwnCgroup::beside(&hierarchy, path).unwrap_or_else(|error| {
@@ -65,12 +75,33 @@ pub async fn keep(path: &CgroupPath, wrapper_fd: i32, lock_fd: i32, pins: &Pins)
             break;
         }
     }
+    if let Some(terminal) = terminal
+        && let Err(error) = say_what_was_stopped(&terminal, pins, cgroup_id)
+    {
+        log::debug!("say on the terminal of {path} what was stopped: {error}");
+    }
     let mut delay = FIRST_DELAY;
     while !clean_up(&hierarchy, pins, cgroup_id)? {
         follow_until(&mut uplinks, &hierarchy, pins, tokio::time::sleep(delay)).await;
         delay = LONGEST_DELAY.min(delay * 2);
     }
     own.map_or(Ok(()), |own| own.remove(&hierarchy))
+}
+
+/// Says on the terminal of the command what of it was stopped. If nothing was, it says nothing.
+fn say_what_was_stopped(mut terminal: &fs::File, pins: &Pins, cgroup_id: u64) -> anyhow::Result<()> {
+    let stopped = kernel::stopped_in(pins, cgroup_id)?;
+    let lines = stopped.iter().filter_map(|(reason, count)| {
+        let reason = Counter::of_index(*reason)?.name().parse::<Reason>().ok()?;
+        let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
+        Some(format!("\r\nsteer: {} {times}: {}", reason.name(), reason.meaning()))
+    });
+    let text: String = lines.collect();
+    if !text.is_empty() {
+        // The shell has probably written its prompt.
+        terminal.write_all(format!("{text}\r\nsteer: `steer events --explain` says what to change\r\n").as_bytes())?;
+    }
+    Ok(())
 }
 
 /// A cgroup for the keeper alone. The next command removes that of a killed keeper.

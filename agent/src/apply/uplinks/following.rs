@@ -25,14 +25,14 @@ use crate::{
         probe::{Method, Outcome, Round},
         route,
     },
-    kernel::{self, Datapath, Error, Lock, text},
+    kernel::{Datapath, Error, Lock, text},
     model::{
         spec::{AllDown, OnReturn},
         uplink::{
             Family, PerFamily,
             decision::{self, Choice, Decision, Rules, Why, carrying, decide},
             group::{self, Group, GroupName},
-            health::{Event, Facts, Hand, Reason, State},
+            health::{Event, Facts, Hand},
             probe::Probe,
         },
     },
@@ -196,7 +196,7 @@ impl Groups {
                     routes::follow(datapath, lock, namespace, written)?;
                 }
                 datapath.set_group(lock, slot, &switch.after)?;
-                switch.log();
+                switch.tell(datapath.pins());
             }
             if switch.after != switch.before || !switch.leaving.is_empty() {
                 switches.push(switch);
@@ -234,7 +234,7 @@ const MISSING: PerFamily<Facts> = {
     PerFamily { v4: missing, v6: missing }
 };
 
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME)
         .ok()
         .and_then(|time| u64::try_from(std::time::Duration::from(time).as_nanos()).ok())
@@ -361,54 +361,3 @@ fn leaving(known: &mut Known, before: &UplinkRecord, after: &UplinkRecord, decis
 
 const _: () =
     assert!(BUCKETS == crate::model::uplink::choice::BUCKETS && MEMBERS == crate::model::uplink::choice::MOST_MEMBERS);
-
-impl Switch {
-    /// Logs what has changed.
-    fn log(&self) {
-        let name = text(&self.after.name);
-        for (slot, member) in kernel::members(&self.after) {
-            let interface = text(&member.interface);
-            let states = PerFamily::from_fn(|family| {
-                let of = |record: &UplinkRecord| {
-                    let health = record.health[family as usize][slot];
-                    (health.since_ns != 0).then_some((health.state, health.reason))
-                };
-                (of(&self.before) != of(&self.after)).then(|| of(&self.after)).flatten()
-            });
-            for family in Family::ALL {
-                let Some((state, reason)) = *states.get(family) else { continue };
-                if family == Family::V6 && states.v4 == states.v6 {
-                    continue;
-                }
-                let (Some(state), Some(reason)) = (State::from_repr(state), Reason::from_repr(reason)) else {
-                    continue;
-                };
-                let both = if states.v4 == states.v6 { String::new() } else { format!(" for {family}") };
-                match state {
-                    State::Down => log::warn!("uplink {name}: {interface} is down{both}: {reason}"),
-                    State::Up | State::Suspect | State::Held => {
-                        log::info!("uplink {name}: {interface} is {state}{both}: {reason}");
-                    }
-                }
-            }
-        }
-        for family in Family::ALL {
-            let at = family as usize;
-            let chosen = |group: &UplinkRecord, at: usize| {
-                let names = kernel::members(group).filter(|(slot, _)| group.live[at] >> slot & 1 != 0);
-                names.map(|(_, member)| text(&member.interface)).collect::<Vec<_>>()
-            };
-            let (before, after) = (chosen(&self.before, at), chosen(&self.after, at));
-            if before == after
-                || family == Family::V6 && chosen(&self.before, 0) == before && chosen(&self.after, 0) == after
-            {
-                continue;
-            }
-            if after.is_empty() {
-                log::warn!("uplink {name}: no member works, and the group is closed until one does ({family})");
-            } else {
-                log::info!("uplink {name}: new {family} sockets use {}", after.join(" and "));
-            }
-        }
-    }
-}

@@ -12,6 +12,7 @@ mod following;
 mod known;
 mod predict;
 mod sockets;
+mod telling;
 
 use steer_common::{
     UplinkRecord,

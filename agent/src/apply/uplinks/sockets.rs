@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Moves or ends the sockets that leave their line, in the network namespace of the calling thread. Then their members are noted as without
-/// sockets.
+/// sockets, and the switch is told.
 pub fn move_sockets(
     lock: &Lock,
     datapath: &mut Datapath,
@@ -24,12 +24,10 @@ pub fn move_sockets(
     switches: &[Switch],
 ) -> Result<Vec<Moved>, Error> {
     let mut moved = Vec::new();
-    let leaving = || switches.iter().filter(|switch| !switch.leaving.is_empty());
-    if leaving().next().is_none() {
-        return Ok(moved);
-    }
-    let policies = datapath.policies()?;
-    for switch in leaving() {
+    let is_leaving = switches.iter().any(|switch| !switch.leaving.is_empty());
+    let policies = if is_leaving { datapath.policies()? } else { Vec::new() };
+    for switch in switches {
+        let earlier = moved.len();
         let users: Vec<&PolicyEntry> = policies
             .iter()
             .filter(|entry| entry.record.uplink == switch.slot && entry.record.kind == Kind::Steer as u32)
@@ -45,6 +43,7 @@ pub fn move_sockets(
             }
         }
         note(lock, datapath, switch)?;
+        switch.tell_choice(datapath.pins(), &moved[earlier..]);
     }
     Ok(moved)
 }

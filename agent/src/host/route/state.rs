@@ -17,6 +17,8 @@ use crate::model::prefix::Prefix;
 
 /// Header of a message about links, `struct ifinfomsg`.
 const LINK_HEADER: usize = 16;
+/// The first interface of every network namespace is its loopback.
+const LOOPBACK: u32 = 1;
 /// Leaves counters out of the answer (`RTEXT_FILTER_SKIP_STATS`).
 const SKIP_STATISTICS: u32 = 1 << 3;
 /// Kinds of links that lead to somewhere else than the network of this host, or into another protocol. Those with
@@ -210,6 +212,13 @@ impl State {
     /// The addresses of this host.
     pub(super) fn own_addresses(&self) -> impl Iterator<Item = Prefix> {
         self.routes.iter().filter(|route| route.kind == OWN && route.table == LOCAL).map(|route| route.prefix)
+    }
+
+    /// The addresses of this host by the link that has them. Those of loopback are good for any link.
+    pub fn addresses_of_links(&self) -> impl Iterator<Item = (Prefix, u32)> {
+        let own = self.routes.iter().filter(|route| route.kind == OWN && route.table == LOCAL);
+        let by = own.filter_map(|route| Some((route.prefix, route.hops.first()?.link)));
+        by.filter(|(_, link)| *link != LOOPBACK)
     }
 
     /// The broadcast addresses of the networks of a link.

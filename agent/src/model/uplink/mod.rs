@@ -9,6 +9,7 @@ pub mod choice;
 pub mod decision;
 pub mod group;
 pub mod health;
+pub mod news;
 pub mod probe;
 
 /// An address family.

@@ -9,23 +9,29 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use steer_common::{Counter, EventRecord, LimitKey, Peer, address::ip_address, option};
 
-use crate::{host::link::Near, kernel::text, model::cgroup_path::CgroupPath, observe::hints};
+use super::Reason;
+use crate::{
+    host::link::Near,
+    kernel::text,
+    model::{cgroup_path::CgroupPath, uplink::news::UplinkChange},
+    observe::hints,
+};
 
-/// One attempt that was stopped or cannot work, or a summary of attempts beyond the rate limit. A summary has only the cgroup, the policy and the
-/// reason. The field names are stable.
+/// One attempt that was stopped or cannot work, a summary of attempts beyond the rate limit, or a change of a group of uplinks. A summary has
+/// only the cgroup, the policy and the reason. The field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 pub struct Event {
     /// When it was stopped. For a summary: when the summary was made.
     #[serde(serialize_with = "microseconds")]
     #[schema(value_type = String)]
     pub time: Timestamp,
-    /// Why it was stopped: the name of the counter in `steer status --json`.
+    /// Why it was stopped: the name of the counter in `steer status --json`. Or `uplink_state` or `uplink_switch`.
     pub reason: Cow<'static, str>,
     /// Whether this is a summary.
     pub summary: bool,
@@ -57,6 +63,9 @@ pub struct Event {
     /// Why it cannot work, and what to do.
     #[schema(value_type = Option<String>)]
     pub hint: Option<Cow<'static, str>>,
+    /// The change of a group of uplinks. Only events with the reasons `uplink_state` and `uplink_switch` have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<UplinkChange>,
 }
 
 impl Event {
@@ -77,6 +86,28 @@ impl Event {
             summary: false,
             ..Self::summary(&LimitKey::of(record), 1, named(&record.policy_name), time)
         }
+    }
+
+    /// A change of a group of uplinks.
+    pub(super) fn of_uplink(change: UplinkChange, time: Timestamp) -> Self {
+        let reason = if change.state.is_some() { Reason::UplinkState } else { Reason::UplinkSwitch };
+        let none = LimitKey { reason: u32::MAX, ..LimitKey::default() };
+        let nothing = Self::summary(&none, 1, None, time);
+        Self { reason: reason.name().into(), summary: false, uplink: Some(change), ..nothing }
+    }
+
+    /// The remote address, with the port if it is known.
+    pub(super) fn destination(&self) -> Option<String> {
+        Some(match (self.peer?, self.port) {
+            (peer, Some(port)) => SocketAddr::new(peer, port).to_string(),
+            (peer, None) => peer.to_string(),
+        })
+    }
+
+    /// The line of the event, with the time of a time zone. [`fmt::Display`] has it in UTC.
+    pub fn line(&self, zone: &TimeZone) -> String {
+        let time = self.time.to_zoned_datetime(zone.clone());
+        format!("{} {}", time.strftime("%Y-%m-%dT%H:%M:%S%.6f%:z"), Described(self))
     }
 
     /// Adds a hint to a packet that was stopped on its way into a network of the link.
@@ -107,51 +138,88 @@ impl Event {
             protocol: None,
             option: None,
             hint: None,
+            uplink: None,
         }
     }
 }
 
-/// One line of `key=value` pairs, names in quotes.
+/// One line of `key=value` pairs, names in quotes, with the time in UTC.
 impl fmt::Display for Event {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:.6} {}", self.time, self.reason)?;
-        if let Some(policy) = &self.policy {
+        write!(formatter, "{:.6} {}", self.time, Described(self))
+    }
+}
+
+/// An event without its time.
+struct Described<'e>(&'e Event);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let event = self.0;
+        formatter.write_str(&event.reason)?;
+        if let Some(change) = &event.uplink {
+            return describe(change, formatter);
+        }
+        if let Some(policy) = &event.policy {
             write!(formatter, " policy={policy:?}")?;
         }
-        match &self.cgroup {
+        match &event.cgroup {
             Some(cgroup) => write!(formatter, " cgroup={:?}", cgroup.as_str())?,
-            None => write!(formatter, " cgroup_id={}", self.cgroup_id)?,
+            None => write!(formatter, " cgroup_id={}", event.cgroup_id)?,
         }
-        if let Some(pid) = self.pid {
+        if let Some(pid) = event.pid {
             write!(formatter, " pid={pid}")?;
         }
-        if let Some(comm) = &self.comm {
+        if let Some(comm) = &event.comm {
             write!(formatter, " comm={comm:?}")?;
         }
-        if let Some(option) = &self.option {
+        if let Some(option) = &event.option {
             write!(formatter, " option={option}")?;
         }
-        match (&self.interface, self.ifindex) {
+        match (&event.interface, event.ifindex) {
             (Some(interface), _) => write!(formatter, " interface={interface:?}")?,
             (None, Some(ifindex)) => write!(formatter, " ifindex={ifindex}")?,
             (None, None) => {}
         }
-        match (self.peer, self.port) {
-            (Some(peer), Some(port)) => write!(formatter, " peer={}", SocketAddr::new(peer, port))?,
-            (Some(peer), None) => write!(formatter, " peer={peer}")?,
-            (None, _) => {}
+        if let Some(peer) = event.destination() {
+            write!(formatter, " peer={peer}")?;
         }
-        if let Some(protocol) = &self.protocol {
+        if let Some(protocol) = &event.protocol {
             write!(formatter, " protocol={protocol}")?;
         }
-        if let Some(hint) = &self.hint {
+        if let Some(hint) = &event.hint {
             write!(formatter, " hint={hint:?}")?;
         }
-        if self.summary {
-            write!(formatter, " and {} more like it", self.count)?;
+        if event.summary {
+            write!(formatter, " and {} more like it", event.count)?;
         }
         Ok(())
     }
+}
+
+/// A change of a group of uplinks.
+fn describe(change: &UplinkChange, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(formatter, " uplink={:?}", change.group)?;
+    if let Some(member) = &change.member {
+        write!(formatter, " member={member:?}")?;
+    }
+    let words = [("state", &change.state), ("family", &change.family)];
+    for (key, word) in words.into_iter().filter_map(|(key, word)| Some((key, word.as_ref()?))) {
+        write!(formatter, " {key}={word:?}")?;
+    }
+    let choices = [("ipv4", &change.ipv4), ("ipv6", &change.ipv6)];
+    for (family, choice) in choices.into_iter().filter_map(|(family, choice)| Some((family, choice.as_ref()?))) {
+        let named = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join("+") };
+        write!(formatter, " {family}={:?}", format!("{} -> {}", named(&choice.from), named(&choice.to)))?;
+    }
+    if let Some(why) = &change.why {
+        write!(formatter, " why={why:?}")?;
+    }
+    let counts = [("ended", change.ended), ("moved", change.moved)];
+    for (key, count) in counts.into_iter().filter_map(|(key, count)| Some((key, count?))) {
+        write!(formatter, " {key}={count}")?;
+    }
+    Ok(())
 }
 
 fn microseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -185,8 +253,38 @@ mod tests {
     use steer_common::{Counter, EventRecord, LimitKey, Peer, event::KERNEL_NAME_BYTES};
 
     use super::Event;
+    use crate::model::uplink::news::{Choice, UplinkChange};
 
     const TIME: Timestamp = Timestamp::UNIX_EPOCH;
+
+    #[test]
+    fn the_time_is_local() {
+        let event = Event::of(&egress(), TIME);
+        let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(1));
+        assert!(
+            event.line(&zone).starts_with("1970-01-01T01:00:00.000000+01:00 stopped_egress "),
+            "{}",
+            event.line(&zone)
+        );
+    }
+
+    #[test]
+    fn a_switch_has_a_line() {
+        let change = UplinkChange {
+            group: "lines".to_owned(),
+            ipv4: Some(Choice { from: vec!["a1".to_owned()], to: vec!["a0".to_owned()] }),
+            why: Some("a1 is down: no carrier".to_owned()),
+            ended: Some(2),
+            ..UplinkChange::default()
+        };
+        let event = Event::of_uplink(change, TIME);
+        assert_eq!(
+            event.to_string(),
+            "1970-01-01T00:00:00.000000Z uplink_switch uplink=\"lines\" ipv4=\"a1 -> a0\" why=\"a1 is down: no carrier\" ended=2"
+        );
+        let json = serde_json::to_string(&event).expect("JSON");
+        assert_eq!(serde_json::from_str::<Event>(&json).expect("an event"), event);
+    }
 
     fn name<const N: usize>(name: &str) -> [u8; N] {
         let mut field = [0; N];

@@ -4,6 +4,9 @@
 //! reused, and not the index of an interface in another network namespace.
 
 mod event;
+mod journal;
+mod reason;
+mod tally;
 
 use std::{collections::VecDeque, fs, time::Duration};
 
@@ -14,10 +17,14 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     host::{cgroup::Hierarchy, link},
-    kernel::{self, Datapath, EventRing, Pins, Unreported},
+    kernel::{self, Datapath, EventRing, Pins, Taken, Unreported},
+    model::uplink::news::News,
 };
 
 pub use event::Event;
+pub use journal::Journal;
+pub use reason::Reason;
+pub use tally::Tally;
 
 /// For this long, a process id in a record is assumed to be the same process.
 const FRESH: Duration = Duration::from_secs(1);
@@ -59,12 +66,12 @@ impl Events {
     }
 
     /// All events until now that the kernel has kept.
-    pub fn backlog(mut self) -> Result<VecDeque<Event>, kernel::Error> {
-        while let Some(record) = self.ring.take() {
-            self.receive(&record);
+    pub fn backlog(&mut self) -> Result<VecDeque<Event>, kernel::Error> {
+        while let Some(taken) = self.ring.take() {
+            self.receive(taken);
         }
         self.receive_unreported(u64::MAX)?;
-        Ok(self.waiting)
+        Ok(std::mem::take(&mut self.waiting))
     }
 
     /// Waits for the next event. `Ok(None)`: the pins are gone, and there are no more events. Cancel safe.
@@ -76,12 +83,12 @@ impl Events {
             let due = self.due.unwrap_or_else(Instant::now);
             tokio::select! {
                 biased;
-                record = self.ring.next() => {
-                    let Some(record) = record? else {
+                taken = self.ring.next() => {
+                    let Some(taken) = taken? else {
                         self.receive_unreported(u64::MAX)?;
                         return Ok(self.waiting.pop_front());
                     };
-                    self.receive(&record);
+                    self.receive(taken);
                 }
                 () = sleep_until(due), if self.due.is_some() => {
                     let others = self.receive_unreported(boottime_ns())?;
@@ -91,8 +98,18 @@ impl Events {
         }
     }
 
-    fn receive(&mut self, record: &EventRecord) {
-        let age = Duration::from_nanos(boottime_ns().saturating_sub(record.boottime_ns));
+    fn receive(&mut self, taken: Taken) {
+        match taken {
+            Taken::Stopped(record) => self.receive_record(&record),
+            Taken::News(news) => {
+                let News { boottime_ns, change } = *news;
+                self.waiting.push_back(Event::of_uplink(change, Timestamp::now() - age(boottime_ns)));
+            }
+        }
+    }
+
+    fn receive_record(&mut self, record: &EventRecord) {
+        let age = age(record.boottime_ns);
         let time = Timestamp::now() - age;
         let event = self.name(record, Event::of(record, time), age);
         if record.unreported > 0 {
@@ -141,6 +158,11 @@ impl Events {
 fn comm_of(pid: u32) -> Option<String> {
     let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(String::from_utf8_lossy(comm.trim_ascii_end()).into_owned())
+}
+
+/// The time since a record was made.
+fn age(at_ns: u64) -> Duration {
+    Duration::from_nanos(boottime_ns().saturating_sub(at_ns))
 }
 
 /// The clock of the records. If it failed, which it cannot, every event would count as old.

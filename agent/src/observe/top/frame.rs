@@ -11,7 +11,10 @@ use steer_common::meter::TrafficRecord;
 use super::Sample;
 use crate::{
     model::{cgroup_path::CgroupPath, spec::Enforce},
-    observe::status::{CgroupStatus, PolicyStatus},
+    observe::{
+        status::{CgroupStatus, PolicyStatus},
+        uplinks::{MemberStatus, UplinkStatus},
+    },
 };
 
 /// The loopback interface has this index in every network namespace.
@@ -41,8 +44,10 @@ pub struct PolicyFrame {
     pub name: String,
     /// Name of its uplink; absent for an exemption.
     pub interface: Option<String>,
-    /// Index of the uplink; absent while it is missing.
+    /// Index of the uplink; absent while it is missing, and for a group.
     pub ifindex: Option<i32>,
+    /// The members of its group of uplinks. Empty: it has one uplink.
+    pub members: Vec<MemberFrame>,
     /// How it is enforced.
     pub enforce: Enforce,
     /// New sockets.
@@ -51,6 +56,17 @@ pub struct PolicyFrame {
     pub blocked: BTreeMap<String, u64>,
     /// Its cgroups.
     pub cgroups: Vec<CgroupFrame>,
+}
+
+/// A member of a group of uplinks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemberFrame {
+    /// Its interface as configured.
+    pub interface: String,
+    /// Whether new sockets get it.
+    pub chosen: bool,
+    /// Its state; that for IPv4 and that for IPv6 if they differ, as in `up/down`.
+    pub state: String,
 }
 
 /// One steered cgroup, including the cgroups in it that have no other policy.
@@ -162,11 +178,28 @@ fn policy_frame(
         name: policy.name.clone(),
         interface: policy.interface.clone(),
         ifindex: policy.ifindex,
+        members: members(policy, after),
         enforce: policy.enforce,
         sockets: SOCKETS.iter().map(|name| counted(name)).sum(),
         blocked,
         cgroups: policy.cgroups.iter().map(cgroup).collect(),
     }
+}
+
+/// The members of the policy's group, if it has one.
+fn members(policy: &PolicyStatus, after: &Sample) -> Vec<MemberFrame> {
+    let is_its = |group: &&UplinkStatus| {
+        policy.interface.as_ref() == Some(&group.name)
+            && policy.netns_cookie == Some(group.netns_cookie)
+            && group.policies.contains(&policy.name)
+    };
+    let members = after.uplinks.iter().filter(is_its).take(1).flat_map(|group| &group.members);
+    let frame = |member: &MemberStatus| {
+        let (v4, v6) = (&member.ipv4, &member.ipv6);
+        let state = if v4.state == v6.state { v4.state.clone() } else { format!("{}/{}", v4.state, v6.state) };
+        MemberFrame { interface: member.interface.clone(), chosen: v4.share > 0.0 || v6.share > 0.0, state }
+    };
+    members.map(frame).collect()
 }
 
 /// The name of a link. In another network namespace, only the policy's uplink has a known name.

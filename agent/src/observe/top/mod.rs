@@ -7,6 +7,6 @@ mod frame;
 mod sample;
 mod screen;
 
-pub use frame::{CgroupFrame, Frame, LinkFrame, PolicyFrame};
+pub use frame::{CgroupFrame, Frame, LinkFrame, MemberFrame, PolicyFrame};
 pub use sample::{Sample, Watcher};
 pub use screen::{Screen, Sort, text};

@@ -12,7 +12,10 @@ use crate::{
     host::{cgroup::Hierarchy, link},
     kernel::{self, Meter, Pins},
     model::cgroup_path::CgroupPath,
-    observe::status::{self, Status},
+    observe::{
+        status::{self, Status},
+        uplinks::{self, UplinkStatus},
+    },
 };
 
 /// The state of all counters at one time.
@@ -24,6 +27,8 @@ pub struct Sample {
     pub at: Instant,
     /// What is in force.
     pub status: Status,
+    /// The groups of uplinks in force.
+    pub uplinks: Vec<UplinkStatus>,
     /// Cookie of this process's network namespace.
     pub netns_cookie: u64,
     /// Sockets made, by cgroup id.
@@ -82,6 +87,7 @@ impl Watcher {
             links: indexes.into_iter().filter_map(name).collect(),
             steered: self.steered.clone(),
             status,
+            uplinks: uplinks::read(&self.pins, &[])?,
             sockets,
             traffic,
         })

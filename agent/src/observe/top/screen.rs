@@ -10,19 +10,24 @@ use ratatui::{
     widgets::{Cell, Row, Table},
 };
 
-use super::{CgroupFrame, Frame, LinkFrame, PolicyFrame};
+use super::{CgroupFrame, Frame, LinkFrame, MemberFrame, PolicyFrame};
 use crate::model::quote::shown;
 
 const HEADER: [&str; 7] = ["POLICY / CGROUP", "UPLINK", "SOCKETS/s", "LINK", "PACKETS/s", "BYTES/s", "BLOCKED/s"];
 const COLUMNS: [Constraint; 7] = [
     Constraint::Fill(3),
-    Constraint::Length(16),
+    Constraint::Length(20),
     Constraint::Length(9),
     Constraint::Length(15),
     Constraint::Length(9),
     Constraint::Length(9),
     Constraint::Fill(2),
 ];
+/// The columns of terminals that are at least this wide. Without a column of its own, a link is shown in that of the uplink: no row has
+/// both.
+const SHOWN: [(u16, &[usize]); 3] = [(100, &[0, 1, 2, 3, 4, 5, 6]), (76, &[0, 1, 2, 5, 6]), (0, &[0, 1, 5])];
+const UPLINK: usize = 1;
+const LINK: usize = 3;
 /// The columns with numbers.
 const NUMBERS: [usize; 3] = [2, 4, 5];
 const KEYS: &str = "q quits   s sorts   ↑↓ scroll   p pauses";
@@ -123,6 +128,11 @@ impl Screen {
         Self { sort, ..Self::default() }
     }
 
+    /// The frame that is shown, and the order of its rows.
+    pub fn into_frame(self) -> Option<(Frame, Sort)> {
+        Some((self.frame?, self.sort))
+    }
+
     /// Sets the frame to show, unless the screen is paused.
     pub fn show(&mut self, frame: Frame) {
         if !self.paused {
@@ -160,18 +170,37 @@ impl Screen {
         let rows = rows(frame);
         // Keep the last row visible.
         self.above = self.above.min(rows.len().saturating_sub(1));
-        let shown = rows.into_iter().skip(self.above).map(|(kind, cells)| {
-            let cell = |(column, text): (usize, String)| Cell::from(Text::from(text).alignment(alignment(column)));
-            Row::new(cells.into_iter().enumerate().map(cell)).style(kind.style())
+        let width = terminal.area().width;
+        let columns = SHOWN.iter().find(|(least, _)| width >= *least).map_or(&[] as &[usize], |(_, columns)| columns);
+        let widths: Vec<Constraint> = columns.iter().map(|&column| COLUMNS[column]).collect();
+        let first =
+            Layout::horizontal(&widths).spacing(1).split(middle).first().map_or(0, |area| usize::from(area.width));
+        let shown = rows.into_iter().skip(self.above).map(|(kind, mut cells)| {
+            cells[0] = fitted(&cells[0], first);
+            if !columns.contains(&LINK) && cells[UPLINK].is_empty() {
+                cells[UPLINK] = std::mem::take(&mut cells[LINK]);
+            }
+            let cell = |&column: &usize| Cell::from(Text::from(cells[column].clone()).alignment(alignment(column)));
+            Row::new(columns.iter().map(cell)).style(kind.style())
         });
-        let header = HEADER.iter().enumerate().map(|(column, name)| Text::from(*name).alignment(alignment(column)));
-        let table = Table::new(shown, COLUMNS).header(Row::new(header).style(Style::new().reversed()));
+        let header = columns.iter().map(|&column| Text::from(HEADER[column]).alignment(alignment(column)));
+        let table = Table::new(shown, widths).header(Row::new(header).style(Style::new().reversed()));
         terminal.render_widget(Line::from(title(frame)), top);
         terminal.render_widget(table, middle);
         let state = if self.paused { "   PAUSED" } else { "" };
         let sort = format!("{:?}", self.sort).to_lowercase();
         terminal.render_widget(Line::from(format!("{KEYS}   by {sort}{state}")).dim(), bottom);
     }
+}
+
+/// A text that ends as a longer one does: the end of a cgroup's path says most.
+fn fitted(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.to_owned();
+    }
+    let left = width.saturating_sub(1);
+    std::iter::once('…').chain(text.chars().skip(length - left)).collect()
 }
 
 fn alignment(column: usize) -> Alignment {
@@ -203,6 +232,7 @@ fn policy_rows(policy: &PolicyFrame, seconds: f64) -> Vec<(Kind, [String; 7])> {
     let blocked: Vec<_> = blocked.collect();
     let (kind, uplink) = match (&policy.interface, policy.ifindex) {
         (None, _) => (Kind::Policy, "none (exempt)".to_owned()),
+        (Some(group), None) if !policy.members.is_empty() => group_of(group, &policy.members),
         (Some(interface), Some(ifindex)) => (Kind::Policy, format!("{interface} ({ifindex})")),
         (Some(interface), None) => (Kind::Missing, format!("{interface} (missing)")),
     };
@@ -217,6 +247,21 @@ fn policy_rows(policy: &PolicyFrame, seconds: f64) -> Vec<(Kind, [String; 7])> {
     ];
     let cgroups = policy.cgroups.iter().flat_map(|cgroup| cgroup_rows(cgroup, seconds));
     std::iter::once((kind, whole)).chain(cgroups).collect()
+}
+
+/// A group of uplinks: its chosen members, with their states unless they are up.
+fn group_of(group: &str, members: &[MemberFrame]) -> (Kind, String) {
+    let chosen = members.iter().filter(|member| member.chosen);
+    let chosen: Vec<_> = chosen
+        .map(|member| match member.state.as_str() {
+            "up" => member.interface.clone(),
+            state => format!("{} {state}", member.interface),
+        })
+        .collect();
+    if chosen.is_empty() {
+        return (Kind::Missing, format!("{group}: closed"));
+    }
+    (Kind::Policy, format!("{group}: {}", chosen.join(", ")))
 }
 
 fn cgroup_rows(cgroup: &CgroupFrame, seconds: f64) -> Vec<(Kind, [String; 7])> {

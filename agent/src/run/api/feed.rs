@@ -1,44 +1,48 @@
-//! Distributes events to all listeners. The ring buffer has only one reader, which runs while there is a listener.
+//! Reads the events while the daemon runs: logs them, keeps the last ones, counts those of groups, and passes them on to all listeners. The ring
+//! buffer has only one reader.
 //!
-//! **Invariant:** a listener that is too slow loses events and receives their number; it delays no other listener.
+//! **Invariant:** a listener that is too slow loses events and receives their number; it delays no other listener, and neither the log.
 
-use std::{
-    convert::Infallible,
-    sync::{Arc, Mutex, PoisonError, Weak},
-};
+use std::{collections::VecDeque, convert::Infallible, future::pending, time::Duration};
 
 use axum::body::{Body, Bytes};
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
-    task::JoinHandle,
+    sync::{
+        broadcast::{self, error::RecvError},
+        mpsc, oneshot,
+    },
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::Problem;
 use crate::{
     kernel::Pins,
-    observe::events::{Event, Events},
+    observe::events::{Event, Events, Journal, Tally},
 };
 
 /// How many events a listener may lag behind.
 const BEHIND: usize = 256;
+/// How many events are kept for those who ask later.
+const KEPT: usize = 1024;
+/// How many questions may wait.
+const QUESTIONS: usize = 16;
+/// When to try again to read the events, which another process reads.
+const RETRY: Duration = Duration::from_secs(60);
 
-/// The sender to which listeners subscribe.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Feed(Arc<Mutex<Weak<Reading>>>);
+/// The way to the reader.
+#[derive(Clone, Debug)]
+pub(super) struct Feed(mpsc::Sender<Question>);
 
-/// The reading task, which ends with the last listener.
 #[derive(Debug)]
-struct Reading {
-    events: broadcast::Sender<Event>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+enum Question {
+    /// The events that no listener has got, and all from now on.
+    Listen(oneshot::Sender<Result<(Vec<Event>, broadcast::Receiver<Event>), Problem>>),
+    /// The events that are kept.
+    Kept(oneshot::Sender<Result<Vec<Event>, Problem>>),
+    /// The counts.
+    Tally(oneshot::Sender<Tally>),
 }
 
 /// Sent in place of lost events.
@@ -48,45 +52,161 @@ struct Missed {
 }
 
 impl Feed {
-    /// The events from now on, one JSON object a line. The first listener also gets the unread events of the ring buffer.
-    pub(super) fn listen(&self, pins: &Pins) -> Result<Body, Problem> {
-        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (reading, receiver) = match current.upgrade() {
-            // A task that has ended, as after `steer off`, cannot be used again.
-            Some(reading) if !reading.task.is_finished() => {
-                let receiver = reading.events.subscribe();
-                (reading, receiver)
-            }
-            _ => {
-                let events = Events::open(pins).map_err(|error| Problem::internal(&error))?;
-                let events = events.ok_or_else(|| Problem::internal(&"the pins are gone: steer was switched off"))?;
-                let (sender, receiver) = broadcast::channel(BEHIND);
-                let reading = Reading { task: tokio::spawn(read(events, sender.clone())), events: sender };
-                (Arc::new(reading), receiver)
-            }
-        };
-        *current = Arc::downgrade(&reading);
-        drop(current);
-        let lines = stream::unfold((reading, receiver), |(reading, mut receiver)| async move {
+    /// Starts the reader, which ends with the last copy of this.
+    pub(super) fn start(pins: Pins) -> Self {
+        let (sender, questions) = mpsc::channel(QUESTIONS);
+        tokio::spawn(Reader::new().run(pins, questions));
+        Self(sender)
+    }
+
+    /// The events from now on, one JSON object a line. The first listener also gets those before.
+    pub(super) async fn listen(&self) -> Result<Body, Problem> {
+        let (earlier, receiver) = self.ask(Question::Listen).await??;
+        let later = stream::unfold(receiver, |mut receiver| async move {
             let line = match receiver.recv().await {
                 Ok(event) => line(&event),
                 Err(RecvError::Lagged(missed)) => line(&Missed { missed }),
                 Err(RecvError::Closed) => return None,
             };
-            Some((Ok::<_, Infallible>(line), (reading, receiver)))
+            Some((line, receiver))
         });
-        Ok(Body::from_stream(lines))
+        let lines = stream::iter(earlier).map(|event| line(&event)).chain(later);
+        Ok(Body::from_stream(lines.map(Ok::<_, Infallible>)))
+    }
+
+    /// The last events until now, one JSON object a line.
+    pub(super) async fn kept(&self) -> Result<Body, Problem> {
+        let kept = self.ask(Question::Kept).await??;
+        Ok(Body::from_stream(stream::iter(kept).map(|event| Ok::<_, Infallible>(line(&event)))))
+    }
+
+    /// What the events tell of groups of uplinks.
+    pub(super) async fn tally(&self) -> Result<Tally, Problem> {
+        self.ask(Question::Tally).await
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, Problem> {
+        let gone = || Problem::internal(&"the events are no longer read");
+        let (reply, answer) = oneshot::channel();
+        self.0.send(question(reply)).await.map_err(|_ended| gone())?;
+        answer.await.map_err(|_ended| gone())
     }
 }
 
-async fn read(mut events: Events, listeners: broadcast::Sender<Event>) {
-    loop {
-        match events.next().await {
-            // It is no error if no one listens: the last listener has just left.
-            Ok(Some(event)) => drop(listeners.send(event)),
-            Ok(None) => return,
-            Err(error) => return log::error!("the events can no longer be read: {error}"),
+/// The one reader.
+struct Reader {
+    events: Option<Events>,
+    /// The last events, the oldest first.
+    kept: VecDeque<Event>,
+    /// How many of these no listener has got.
+    unread: usize,
+    listeners: broadcast::Sender<Event>,
+    journal: Journal,
+    tally: Tally,
+}
+
+impl Reader {
+    fn new() -> Self {
+        Self {
+            events: None,
+            kept: VecDeque::new(),
+            unread: 0,
+            listeners: broadcast::channel(BEHIND).0,
+            journal: Journal::default(),
+            tally: Tally::default(),
         }
+    }
+
+    async fn run(mut self, pins: Pins, mut questions: mpsc::Receiver<Question>) {
+        if let Err(problem) = self.open(&pins) {
+            log::warn!("stopped traffic is not logged: {}", problem.detail);
+        }
+        loop {
+            let due = self.journal.due();
+            let next = async {
+                match &mut self.events {
+                    Some(events) => events.next().await,
+                    None => {
+                        sleep(RETRY).await;
+                        Ok(None)
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                question = questions.recv() => match question {
+                    Some(question) => self.answer(&pins, question),
+                    None => return,
+                },
+                next = next => match next {
+                    Ok(Some(event)) => self.take_in(event),
+                    Ok(None) if self.events.is_none() => drop(self.open(&pins)),
+                    Ok(None) => self.events = None,
+                    Err(error) => {
+                        log::error!("the events can no longer be read: {error}");
+                        self.events = None;
+                    }
+                },
+                () = until(due) => self.journal.lines(Instant::now()).iter().for_each(|line| log::info!("{line}")),
+            }
+        }
+    }
+
+    /// Opens the events, unless they are open.
+    fn open(&mut self, pins: &Pins) -> Result<(), Problem> {
+        if self.events.is_none() {
+            self.events = Events::open(pins).map_err(|error| Problem::internal(&error))?;
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, event: Event) {
+        self.tally.add(&event);
+        if let Some(line) = self.journal.add(&event, Instant::now()) {
+            log::info!("{line}");
+        }
+        if self.kept.len() == KEPT {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(event.clone());
+        // An error is no listener.
+        let is_read = self.listeners.send(event).is_ok();
+        self.unread = if is_read { 0 } else { (self.unread + 1).min(KEPT) };
+    }
+
+    /// Takes in all events until now.
+    fn catch_up(&mut self, pins: &Pins) -> Result<(), Problem> {
+        self.open(pins)?;
+        let gone = || Problem::internal(&"the pins are gone: steer was switched off");
+        let backlog = self.events.as_mut().ok_or_else(gone)?.backlog().map_err(|error| Problem::internal(&error))?;
+        backlog.into_iter().for_each(|event| self.take_in(event));
+        Ok(())
+    }
+
+    /// A client that has disconnected gets no answer.
+    fn answer(&mut self, pins: &Pins, question: Question) {
+        let caught_up = self.catch_up(pins);
+        match question {
+            Question::Listen(reply) => {
+                let read = self.kept.len().saturating_sub(self.unread);
+                let answer =
+                    caught_up.map(|()| (self.kept.range(read..).cloned().collect(), self.listeners.subscribe()));
+                self.unread = if answer.is_ok() { 0 } else { self.unread };
+                drop(reply.send(answer));
+            }
+            Question::Kept(reply) => {
+                self.unread = if caught_up.is_ok() { 0 } else { self.unread };
+                drop(reply.send(caught_up.map(|()| self.kept.iter().cloned().collect())));
+            }
+            Question::Tally(reply) => drop(reply.send(self.tally.clone())),
+        }
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => pending().await,
     }
 }
 

@@ -71,8 +71,10 @@ impl Peer {
 struct Document;
 
 impl State {
-    fn new(control: Control, store: Store, pins: Pins) -> Self {
-        Self { control, store, pins, readers: Arc::new(Semaphore::new(READERS)), feed: feed::Feed::default() }
+    /// Needs a tokio runtime.
+    fn start(control: Control, store: Store, pins: Pins) -> Self {
+        let feed = feed::Feed::start(pins.clone());
+        Self { control, store, pins, readers: Arc::new(Semaphore::new(READERS)), feed }
     }
 }
 

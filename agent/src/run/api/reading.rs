@@ -7,12 +7,12 @@ use std::{
 
 use axum::{
     Extension, Json,
-    extract::State as Extracted,
+    extract::{Query, State as Extracted},
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
 };
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::{Health, InterfaceDocument, Lasting, Problem, State};
 use crate::{
@@ -126,15 +126,24 @@ pub(super) async fn uplinks(Extracted(state): Extracted<State>) -> Result<Json<V
     read.map(Json).map_err(|error| Problem::internal(&error))
 }
 
-/// What is stopped, as it happens, until the client disconnects: one event a line, as `steer events --json` prints them, and
-/// `{"missed": N}` where the client was too slow.
-#[utoipa::path(get, path = "/v1/events", tag = "state",
+/// Which events.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct Which {
+    /// The last events until now, at most 1024, instead of those from now on.
+    #[serde(default)]
+    once: bool,
+}
+
+/// What is stopped, and the changes of groups of uplinks, as it happens, until the client disconnects: one event a line, as `steer events --json`
+/// prints them, and `{"missed": N}` where the client was too slow. First the events that nobody has read.
+#[utoipa::path(get, path = "/v1/events", tag = "state", params(Which),
     responses((status = OK, body = Event, content_type = "application/x-ndjson")))]
 pub(super) async fn events(
     Extracted(state): Extracted<State>,
     Extension(lasting): Extension<Lasting>,
+    Query(which): Query<Which>,
 ) -> Result<impl IntoResponse, Problem> {
-    let events = state.feed.listen(&state.pins)?;
+    let events = if which.once { state.feed.kept().await? } else { state.feed.listen().await? };
     lasting.0.store(true, Ordering::Relaxed);
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], events))
 }
@@ -156,6 +165,8 @@ pub(super) async fn metrics(Extracted(state): Extracted<State>) -> Result<impl I
     let (pins, probed) = (state.pins.clone(), state.control.view().probed);
     let uplinks = on_a_reader(&state, move || uplinks::read(&pins, &probed)).await?;
     let uplinks = uplinks.map_err(|error| Problem::internal(&error))?;
-    let text = metrics::render(&read(&state).await?, &uplinks, health.ok).map_err(|error| Problem::internal(&error))?;
+    let tally = state.feed.tally().await?;
+    let text = metrics::render(&read(&state).await?, &uplinks, &tally, health.ok)
+        .map_err(|error| Problem::internal(&error))?;
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }

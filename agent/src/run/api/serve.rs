@@ -122,7 +122,7 @@ impl Serving {
         let listen = move || {
             runtime.block_on(async {
                 tokio::select! {
-                    error = accept_all(&socket, metrics, State::new(control, store, pins)) => {
+                    error = accept_all(&socket, metrics, State::start(control, store, pins)) => {
                         log::error!("the API has ended: {error}");
                     }
                     _ = stopped => {}

@@ -56,6 +56,7 @@ fn sample(at: Instant, policy: PolicyStatus, traffic: &[(u64, u32, u64)], socket
         time: Timestamp::UNIX_EPOCH,
         at,
         status: Status { policies: vec![policy], ..Status::default() },
+        uplinks: Vec::new(),
         netns_cookie: 1,
         sockets: sockets.iter().copied().collect(),
         traffic: traffic.collect(),

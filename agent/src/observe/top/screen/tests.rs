@@ -7,7 +7,7 @@ use ratatui::{Terminal, backend::TestBackend};
 use super::{Screen, Sort, text};
 use crate::{
     model::spec::Enforce,
-    observe::top::{CgroupFrame, Frame, LinkFrame, PolicyFrame},
+    observe::top::{CgroupFrame, Frame, LinkFrame, MemberFrame, PolicyFrame},
 };
 
 fn link(interface: Option<&str>, ifindex: u32, packets: u64, stopped: bool) -> LinkFrame {
@@ -23,6 +23,7 @@ fn frame() -> Frame {
         name: "vpn".to_owned(),
         interface: Some("wg0".to_owned()),
         ifindex: Some(7),
+        members: Vec::new(),
         enforce: Enforce::Strict,
         sockets: 30,
         blocked: BTreeMap::from([("stopped_egress".to_owned(), 4)]),
@@ -41,7 +42,11 @@ fn frame() -> Frame {
 }
 
 fn drawn(screen: &mut Screen, rows: u16) -> Vec<String> {
-    let mut terminal = Terminal::new(TestBackend::new(110, rows)).expect("a terminal");
+    drawn_on(screen, 110, rows)
+}
+
+fn drawn_on(screen: &mut Screen, columns: u16, rows: u16) -> Vec<String> {
+    let mut terminal = Terminal::new(TestBackend::new(columns, rows)).expect("a terminal");
     terminal.draw(|frame| screen.draw(frame)).expect("a screen");
     let buffer = terminal.backend().buffer();
     let line = |y| (0..buffer.area.width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
@@ -94,4 +99,41 @@ fn text_without_a_terminal() {
     assert!(lines[0].starts_with("steer  1970"), "{text}");
     assert_eq!(words(lines[2])[0], "vpn");
     assert!(lines.iter().any(|line| words(line) == ["eth0", "STOPPED", "2.0", "2", "kB"]), "{text}");
+}
+
+#[test]
+fn narrow_terminals_keep_the_first_column() {
+    let mut screen = Screen::default();
+    let mut narrow = frame();
+    let path = "/system.slice/system-transmission.slice/transmission-daemon.service";
+    narrow.policies[0].cgroups[0].path = Some(path.parse().expect("a path"));
+    screen.show(narrow);
+    for columns in [60, 80] {
+        let lines = drawn_on(&mut screen, columns, 9);
+        assert_eq!(words(&lines[2])[..3], ["backup", "eth1", "(missing)"], "{lines:?}");
+        assert!(lines[5].starts_with('…') && words(&lines[5])[0].ends_with("daemon.service"), "{lines:?}");
+        assert_eq!(words(&lines[5])[1], "wg0", "{lines:?}");
+        assert_eq!(words(&lines[6])[..2], ["eth0", "STOPPED"], "{lines:?}");
+    }
+}
+
+#[test]
+fn a_group_shows_the_chosen_member_and_its_state() {
+    let member = |interface: &str, chosen, state: &str| MemberFrame {
+        interface: interface.to_owned(),
+        chosen,
+        state: state.to_owned(),
+    };
+    let uplink = |members: Vec<MemberFrame>| {
+        let mut with_group = frame();
+        let policy = &mut with_group.policies[0];
+        (policy.interface, policy.ifindex, policy.members) = (Some("lines".to_owned()), None, members);
+        let mut screen = Screen::default();
+        screen.show(with_group);
+        words(&drawn(&mut screen, 9)[4])[1..4].join(" ")
+    };
+    let down = || member("wg0", false, "down");
+    assert_eq!(uplink(vec![down(), member("wg1", true, "up")]), "lines: wg1 15");
+    assert_eq!(uplink(vec![down(), member("wg1", true, "suspect")]), "lines: wg1 suspect");
+    assert_eq!(uplink(vec![down()]), "lines: closed 15");
 }

@@ -1,23 +1,24 @@
 //! `steer events` reports the processes that were stopped, and no others.
 
+mod follower;
+mod told;
+
 use std::{
     io::{BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr},
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    process::{Child, ChildStdout, Stdio},
+    os::unix::process::ExitStatusExt as _,
+    process::{ChildStdout, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use nix::{
-    sys::signal::{SigHandler, Signal, kill, signal},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use steer_lab::{Family, SERVER_V4, SERVER_V6, Vector, client_v4, gateway_v4, gateway_v6, wait_until};
 use steer_tests::{Bed, Cgroup, Held, Outcome, PATIENCE, Scene, Try, User, binary, copy_program, output};
 
 use crate::Test;
+use follower::Follower;
 
 pub(crate) const TESTS: &[Test] = &[
     ("attempts_are_reported", attempts_are_reported),
@@ -30,6 +31,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("followed_until_off", followed_until_off),
     ("waits_for_commands_and_shows_all_their_events", waits_for_commands_and_shows_all_their_events),
     ("one_reader", one_reader),
+    ("once_beside_a_listener", told::once_beside_a_listener),
+    ("stopped_traffic_is_in_the_log", told::stopped_traffic_is_in_the_log),
+    ("an_address_of_another_link", told::an_address_of_another_link),
+    ("exec_says_what_was_stopped", told::exec_says_what_was_stopped),
+    ("reasons_are_explained", told::reasons_are_explained),
     ("a_name_that_would_break_the_line", a_name_that_would_break_the_line),
 ];
 
@@ -234,8 +240,8 @@ fn a_flood_is_reported_in_part_and_counted() -> Outcome {
         ensure!(event.as_object().is_some_and(|fields| fields.keys().eq(FIELDS)), "{event:#}");
         ensure!(event["policy"] == "p" && event["cgroup"] == bed.cgroup.path(), "{event:#}");
     }
-    // Reported events are not reported again.
-    ensure!(backlog(&bed)?.is_empty());
+    // A daemon keeps events.
+    ensure!(backlog(&bed)? == events);
     // A flood of one kind hides no other kind. A follower receives the count of the rest when the flood is over.
     let (mut follower, mut line) = Follower::start(&bed, &["--json"])?;
     let load = bed.load(&bed.cgroup)?;
@@ -277,59 +283,6 @@ fn nothing_of_others() -> Outcome {
     let events = backlog(&bed)?;
     ensure!(events.is_empty(), "{events:#?}");
     Ok(())
-}
-
-/// `steer events` in follow mode.
-struct Follower {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-}
-
-impl Follower {
-    /// Starts it, and returns after its first line.
-    fn start(bed: &Bed, arguments: &[&str]) -> anyhow::Result<(Self, String)> {
-        let pid = attempt(bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4)?;
-        let mut command = bed.steer(&["events"]);
-        // The parent shell may ignore the signal for background jobs.
-        let by_default = || {
-            // SAFETY: the default action is no handler.
-            unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }?;
-            Ok(())
-        };
-        // SAFETY: one system call between fork and exec.
-        unsafe { command.pre_exec(by_default) };
-        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
-        let mut follower = Self { child, lines };
-        let line = follower.next()?;
-        ensure!(line.contains(&pid.to_string()), "not of process {pid}: {line}");
-        Ok((follower, line))
-    }
-
-    fn next(&mut self) -> anyhow::Result<String> {
-        Ok(self.lines.next().context("it ended")??)
-    }
-
-    fn signal(&self, signal: Signal) -> Outcome {
-        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
-    }
-
-    /// Waits for its end. Returns its exit status, its remaining output, and its standard error.
-    fn end(mut self) -> anyhow::Result<(std::process::ExitStatus, Vec<String>, String)> {
-        let mut rest = Vec::new();
-        for line in &mut self.lines {
-            rest.push(line?);
-        }
-        let complaint = std::io::read_to_string(self.child.stderr.take().context("no pipe")?)?;
-        Ok((self.child.wait()?, rest, complaint))
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn followed_until_a_signal() -> Outcome {
