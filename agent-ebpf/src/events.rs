@@ -63,8 +63,8 @@ fn count(attachment: &AttachmentRecord, reason: u32) {
     }
 }
 
-/// Reports and counts that the attachment has stopped something of the cgroup `cgroup_id` for that reason, the index of a counter. `describe` adds
-/// details if the event will be reported. The record has the policy's network namespace unless `describe` sets another.
+/// Reports and counts that the attachment has stopped something of the cgroup `cgroup_id` for that reason, the index of a counter. `describe`
+/// adds details if the event will be reported. The record has the policy's network namespace unless `describe` sets another.
 #[inline(always)]
 pub(crate) fn report(
     attachment: &AttachmentRecord,

@@ -54,7 +54,7 @@ pub use wireguard::{TUNNEL, Tunnel};
 use std::time::Duration;
 
 /// Longer than any wait of a test takes on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Why a test cannot run on this machine. A test that returns it as its error counts as skipped.
 #[derive(Debug)]

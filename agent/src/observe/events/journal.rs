@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Event;
 
 /// From one line to the next of the same policy and reason.
-const PERIOD: Duration = Duration::from_secs(60);
+const PERIOD: Duration = Duration::from_mins(1);
 
 /// What is to be logged.
 #[derive(Debug, Default)]

@@ -29,7 +29,7 @@ const KEPT: usize = 1024;
 /// How many questions may wait.
 const QUESTIONS: usize = 16;
 /// When to try again to read the events, which another process reads.
-const RETRY: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_mins(1);
 
 /// The way to the reader.
 #[derive(Clone, Debug)]
@@ -38,12 +38,15 @@ pub(super) struct Feed(mpsc::Sender<Question>);
 #[derive(Debug)]
 enum Question {
     /// The events that no listener has got, and all from now on.
-    Listen(oneshot::Sender<Result<(Vec<Event>, broadcast::Receiver<Event>), Problem>>),
+    Listen(oneshot::Sender<Result<Listening, Problem>>),
     /// The events that are kept.
     Kept(oneshot::Sender<Result<Vec<Event>, Problem>>),
     /// The counts.
     Tally(oneshot::Sender<Tally>),
 }
+
+/// What a listener gets: the events before, and those from now on.
+type Listening = (Vec<Event>, broadcast::Receiver<Event>);
 
 /// Sent in place of lost events.
 #[derive(Serialize)]
@@ -124,13 +127,11 @@ impl Reader {
         loop {
             let due = self.journal.due();
             let next = async {
-                match &mut self.events {
-                    Some(events) => events.next().await,
-                    None => {
-                        sleep(RETRY).await;
-                        Ok(None)
-                    }
+                if let Some(events) = &mut self.events {
+                    return events.next().await;
                 }
+                sleep(RETRY).await;
+                Ok(None)
             };
             tokio::select! {
                 biased;
@@ -179,7 +180,9 @@ impl Reader {
         self.open(pins)?;
         let gone = || Problem::internal(&"the pins are gone: steer was switched off");
         let backlog = self.events.as_mut().ok_or_else(gone)?.backlog().map_err(|error| Problem::internal(&error))?;
-        backlog.into_iter().for_each(|event| self.take_in(event));
+        for event in backlog {
+            self.take_in(event);
+        }
         Ok(())
     }
 
