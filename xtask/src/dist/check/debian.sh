@@ -11,8 +11,8 @@ apt() {
 	DEBIAN_FRONTEND=noninteractive chroot "$root" apt-get -qq --yes "$@" >"$PLACE/apt.log" 2>&1 || fail "apt-get $*: $(cat "$PLACE/apt.log")"
 }
 
-# There are no lists of packages: it must need nothing.
-apt install --no-download /tmp/steer.deb
+# Nothing is downloaded: it must need nothing.
+apt install /tmp/steer.deb
 [ "$(chroot "$root" steer --version)" = "steer $VERSION" ]
 chroot "$root" steer check --config /etc/steer/steer.toml
 demo "$root"
@@ -23,9 +23,9 @@ echo "# mine" >"$root/etc/steer/steer.toml"
 dpkg-deb --raw-extract "$root/tmp/steer.deb" "$PLACE/next"
 sed -i "s/^Version: .*/&+next/" "$PLACE/next/DEBIAN/control"
 dpkg-deb -Znone --root-owner-group --build "$PLACE/next" "$root/tmp/next.deb" >/dev/null
-apt install --no-download /tmp/next.deb
-if (apt install --no-download /tmp/steer.deb) 2>/dev/null; then fail "a downgrade was not refused"; fi
-apt install --no-download --allow-downgrades /tmp/steer.deb
+apt install /tmp/next.deb
+if (apt install /tmp/steer.deb) 2>/dev/null; then fail "a downgrade was not refused"; fi
+apt install --allow-downgrades /tmp/steer.deb
 [ "$(cat "$root/etc/steer/steer.toml")" = "# mine" ]
 
 apt remove steer
