@@ -69,11 +69,10 @@ pub(super) fn built_here(profile: Profile) -> Result<PathBuf> {
 fn flags() -> String {
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
-    let mut flags = format!("-C strip=symbols -C debuginfo=0 --remap-path-prefix={}=/steer", cargo::root().display());
-    if let Some(home) = cargo_home {
-        flags.push_str(&format!(" --remap-path-prefix={}=/cargo", home.display()));
-    }
-    flags
+    let strip = ["-C strip=symbols -C debuginfo=0".to_owned()];
+    let remap = |from: &Path, to| format!("--remap-path-prefix={}={to}", from.display());
+    let paths = [Some(remap(cargo::root(), "/steer")), cargo_home.map(|home| remap(&home, "/cargo"))];
+    strip.into_iter().chain(paths.into_iter().flatten()).collect::<Vec<_>>().join(" ")
 }
 
 /// Writes manual pages and completions to `dist` beside the program, where the package's metadata expect them.

@@ -24,16 +24,12 @@ pub(super) fn of(arch: Arch, tree: &Path, directory: &Path) -> Result<PathBuf> {
     let mut spec = fs::read_to_string(cargo::root().join(SPEC)).with_context(|| format!("read {SPEC}"))?;
     spec = spec.replace("@VERSION@", VERSION);
     spec.push_str("\n%files\n%config(noreplace) /etc/steer/steer.toml\n");
-    let mut files = super::files(tree)?;
+    let files = super::files(tree)?;
     // rpm removes only the directories of a package that are in its list.
     let own: BTreeSet<_> = files.iter().flat_map(|file| file.ancestors().skip(1)).filter(|path| is_own(path)).collect();
-    for directory in &own {
-        spec.push_str(&format!("%dir /{}\n", directory.display()));
-    }
-    files.retain(|file| !file.starts_with("etc"));
-    for file in files {
-        spec.push_str(&format!("/{}\n", file.display()));
-    }
+    let own = own.iter().map(|directory| format!("%dir /{}\n", directory.display()));
+    let others = files.iter().filter(|file| !file.starts_with("etc")).map(|file| format!("/{}\n", file.display()));
+    spec.extend(own.chain(others));
     let file = place.join("steer.spec");
     fs::write(&file, spec).with_context(|| format!("write {}", file.display()))?;
     let mut rpmbuild = Command::new("rpmbuild");

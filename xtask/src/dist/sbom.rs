@@ -103,8 +103,9 @@ mod tests {
     fn what_only_builds_or_tests_is_not_listed() {
         let package = |name: &str| json!({"id": name, "name": name, "version": "1.0.0", "license": "MIT/Apache-2.0"});
         let dependency = |name: &str, kind: Value| json!({"pkg": name, "dep_kinds": [{"kind": kind}]});
+        let packages = ["steer", "linked", "deep", "cc", "proptest", "other"].map(package);
         let metadata = json!({
-            "packages": ["steer", "linked", "deep", "cc", "proptest", "other"].map(package),
+            "packages": packages,
             "resolve": {"nodes": [
                 {"id": "steer", "deps": [
                     dependency("linked", Value::Null), dependency("cc", "build".into()), dependency("proptest", "dev".into()),
