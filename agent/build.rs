@@ -8,7 +8,7 @@ mod toolchain;
 use std::{
     env,
     ffi::{OsStr, OsString},
-    iter,
+    fs, iter,
     path::{Path, PathBuf},
 };
 
@@ -26,7 +26,15 @@ fn main() {
     }
 }
 
+/// Names a directory with objects to embed instead of building them. They are the same for every target, so `cargo xtask dist` builds them
+/// once, and `cargo xtask lint` has empty ones.
+const BUILT: &str = "STEER_KERNEL_OBJECTS";
+
 fn build() -> Result<()> {
+    println!("cargo::rerun-if-env-changed={BUILT}");
+    if let Some(built) = env::var_os(BUILT).map(PathBuf::from) {
+        return copy(&built);
+    }
     let Some(compiler) = toolchain::compiler() else {
         bail!("no Rust compiler that can build the kernel side was found; run `cargo xtask setup`");
     };
@@ -47,6 +55,17 @@ fn build() -> Result<()> {
     let root_dir = root_dir.to_str().context("the path of agent-ebpf is not UTF-8")?;
     let package = Package { name: "steer-ebpf", root_dir, ..Package::default() };
     aya_build::build_ebpf([package], Toolchain::Custom(&compiler.name)).context("the kernel side did not build")
+}
+
+fn copy(built: &Path) -> Result<()> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    for object in toolchain::OBJECTS {
+        let from = built.join(object);
+        println!("cargo::rerun-if-changed={}", from.display());
+        let copied = fs::read(&from).and_then(|bytes| fs::write(out.join(object), bytes));
+        copied.with_context(|| format!("{BUILT}: copy {} to {}", from.display(), out.display()))?;
+    }
+    Ok(())
 }
 
 /// Sets a variable for the compiler started below.

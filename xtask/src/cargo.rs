@@ -55,17 +55,36 @@ pub(crate) fn check(command: &mut Command) -> Result<()> {
 
 /// Runs a cargo build (`build ...` or `test --no-run ...`) and returns its executables.
 pub(crate) fn build(args: &[&str]) -> Result<Vec<Executable>> {
-    let mut command = cargo([]);
-    command.args(args).arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("start {}", display(&command)))?;
+    let messages = messages(cargo([]).args(args))?;
+    Ok(messages.iter().filter_map(|message| executable(message)).collect())
+}
+
+/// Runs a cargo build and returns its messages.
+fn messages(command: &mut Command) -> Result<Vec<String>> {
+    command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("start {}", display(command)))?;
     let stdout = child.stdout.take().expect("stdout is piped");
-    let mut executables = Vec::new();
-    for line in BufReader::new(stdout).lines() {
-        executables.extend(executable(&line.context("read cargo's messages")?));
-    }
+    let messages: std::io::Result<Vec<_>> = BufReader::new(stdout).lines().collect();
     let status = child.wait().context("wait for cargo")?;
-    ensure!(status.success(), "`{}` failed: {status}", display(&command));
-    Ok(executables)
+    ensure!(status.success(), "`{}` failed: {status}", display(command));
+    messages.context("read cargo's messages")
+}
+
+/// What a build for another target leaves.
+pub(crate) struct Built {
+    pub(crate) executables: Vec<Executable>,
+    /// The output of the agent's build script.
+    pub(crate) agent_out: Option<PathBuf>,
+}
+
+/// Builds these targets of the optimised programs' packages for a target of rustup, with these further arguments, after `prepare` has set
+/// variables.
+pub(crate) fn build_for(args: &[&str], target: &str, prepare: impl FnOnce(&mut Command)) -> Result<Built> {
+    let mut command = cargo(["build", "--target", target]);
+    prepare(command.args(OPTIMISED).args(args));
+    let messages = messages(&mut command)?;
+    let agent_out = messages.iter().filter_map(|message| build_script_of_agent(message)).next_back();
+    Ok(Built { executables: messages.iter().filter_map(|message| executable(message)).collect(), agent_out })
 }
 
 /// Builds these targets in release mode, such as `--bin steer`, and returns the executables.
@@ -118,6 +137,14 @@ fn executable(message: &str) -> Option<Executable> {
         package_dir: Path::new(text("/manifest_path")?).parent()?.to_owned(),
         is_test: message.pointer("/profile/test")?.as_bool()?,
     })
+}
+
+/// Parses one of cargo's JSON messages. The output directory, if it reports that the agent's build script ran.
+fn build_script_of_agent(message: &str) -> Option<PathBuf> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let text = |key: &str| message.get(key)?.as_str();
+    let is_agent = text("reason")? == "build-script-executed" && text("package_id")?.contains("/agent#");
+    is_agent.then(|| text("out_dir").map(PathBuf::from))?
 }
 
 /// A command line in the form of a shell, for messages.

@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: formatting, clippy on both sides, licences and sources of dependencies, documentation.
+//! `cargo xtask lint`: formatting, clippy on both sides, a check for the other processor, licences and sources of dependencies, documentation.
 //!
 //! **Invariant**: it changes no file of the project, and reports each skipped check with the reason.
 
@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::{
-    cargo, dependencies,
+    cargo, dependencies, portable,
     setup::{self, Setup},
     toolchain::{self, BOOTSTRAP, Core, TARGET},
 };
@@ -17,6 +17,7 @@ pub(crate) fn run() -> Result<()> {
     step(&mut cargo::cargo(["fmt", "--all", "--check"]))?;
     step(cargo::cargo(["clippy"]).args(cargo::HOST).args(["--all-targets", "--", "-D", "warnings"]))?;
     kernel_clippy()?;
+    other_processor()?;
     dependencies::check()?;
     step(cargo::cargo(["doc", "--no-deps"]).args(cargo::HOST).env("RUSTDOCFLAGS", "-D warnings"))
 }
@@ -38,6 +39,16 @@ fn kernel_clippy() -> Result<()> {
         Core::Sources => command.args(["-Z", "build-std=core"]),
     };
     step(command.args(["--", "-D", "warnings"]))
+}
+
+fn other_processor() -> Result<()> {
+    match portable::check()? {
+        Ok(mut check) => step(&mut check),
+        Err(why) => {
+            skip(&format!("the check for {}", portable::arch().target()), why);
+            Ok(())
+        }
+    }
 }
 
 fn step(command: &mut Command) -> Result<()> {

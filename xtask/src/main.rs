@@ -16,6 +16,8 @@ mod dist;
 mod fuzz;
 mod lint;
 mod managers;
+mod portable;
+mod release;
 mod root;
 mod run;
 mod setup;
@@ -45,8 +47,8 @@ enum Verb {
     Suites(suites::Suites),
     /// Check formatting, lints, dependencies and documentation.
     Lint,
-    /// Make a Debian package and a tarball, in target/dist.
-    Dist,
+    Dist(dist::Dist),
+    Release(release::Release),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +73,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Managers(managers) => managers.run(),
         Verb::Suites(suites) => suites.run(),
         Verb::Lint => lint::run().map(|()| ExitCode::SUCCESS),
-        Verb::Dist => dist::run().map(|()| ExitCode::SUCCESS),
+        Verb::Dist(dist) => dist.run(),
+        Verb::Release(release) => release.run(),
     }
 }

@@ -8,7 +8,7 @@ use std::{fmt::Write as _, process::Command, thread};
 use anyhow::{Result, anyhow, bail};
 
 use crate::{
-    apt, bench, cargo, containerd, fuzz, test,
+    apt, bench, cargo, containerd, fuzz, portable, test,
     toolchain::{self, Compiler, LINKED},
     vm,
 };
@@ -20,11 +20,18 @@ pub(crate) struct Setup {
     #[arg(long)]
     ci: bool,
     #[arg(skip)]
+    package: bool,
+    #[arg(skip)]
     dist: bool,
 }
 
 impl Setup {
-    /// The dependencies of packing, in addition to those of building.
+    /// The dependencies of making a Debian package for this machine, in addition to those of building.
+    pub(crate) fn for_package() -> Self {
+        Self { package: true, ..Self::default() }
+    }
+
+    /// The dependencies of packing for all systems.
     pub(crate) fn for_dist() -> Self {
         Self { dist: true, ..Self::default() }
     }
@@ -37,7 +44,8 @@ impl Setup {
     fn needs(self) -> Vec<Need> {
         let more: &[Need] = match self {
             Self { ci: true, .. } => &[Need::KernelClippy, Need::Deb, Need::DebTools],
-            Self { dist: true, .. } => &[Need::Deb, Need::DebTools],
+            Self { dist: true, .. } => &[Need::Deb, Need::DebTools, Need::OtherC, Need::Targets, Need::Rpm],
+            Self { package: true, .. } => &[Need::Deb, Need::DebTools],
             Self { .. } => &[],
         };
         [&Need::BUILD, more].concat()
@@ -79,6 +87,9 @@ enum Need {
     KernelClippy,
     Deb,
     DebTools,
+    OtherC,
+    Targets,
+    Rpm,
 }
 
 impl Need {
@@ -94,6 +105,9 @@ impl Need {
             Self::KernelClippy => toolchain::compiler().is_some_and(|found| found.name != LINKED || has_clippy(&found)),
             Self::Deb => toolchain::program("cargo-deb").is_some(),
             Self::DebTools => ["dpkg-shlibdeps", "strip"].iter().all(|name| toolchain::program(name).is_some()),
+            Self::OtherC => toolchain::program(portable::arch().c_compiler()).is_some(),
+            Self::Targets => portable::has_targets(),
+            Self::Rpm => toolchain::program("rpmbuild").is_some(),
         }
     }
 
@@ -106,6 +120,9 @@ impl Need {
             Self::KernelClippy => "clippy for the kernel side",
             Self::Deb => "cargo-deb",
             Self::DebTools => "dpkg-shlibdeps and strip",
+            Self::OtherC => "a C compiler for the other processor",
+            Self::Targets => "Rust's targets for static programs",
+            Self::Rpm => "rpmbuild",
         }
     }
 
@@ -126,18 +143,23 @@ impl Need {
             Self::KernelClippy => "install Debian's rust-web-clippy",
             Self::Deb => "cargo install cargo-deb --version ^3.8 --locked",
             Self::DebTools => "install Debian's dpkg-dev and binutils",
+            Self::OtherC => "install Debian's gcc-aarch64-linux-gnu; on arm64, gcc-x86-64-linux-gnu",
+            Self::Targets => "rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl",
+            Self::Rpm => "install Debian's rpm",
         }
     }
 
     /// Its Debian packages.
     fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Rustup | Self::Deb => &[],
+            Self::Rustup | Self::Deb | Self::Targets => &[],
             Self::HostLinker => &["gcc", "libc6-dev"],
             Self::Compiler => &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"],
             Self::BpfLinker => &["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"],
             Self::KernelClippy => &["rust-web-clippy"],
             Self::DebTools => &["dpkg-dev", "binutils"],
+            Self::OtherC => portable::C_COMPILER,
+            Self::Rpm => &["rpm"],
         }
     }
 
@@ -153,7 +175,8 @@ impl Need {
     /// The steps that remain after the packages are installed.
     fn finish(self) -> Result<()> {
         match self {
-            Self::Rustup | Self::HostLinker | Self::KernelClippy | Self::DebTools => Ok(()),
+            Self::Rustup | Self::HostLinker | Self::KernelClippy | Self::DebTools | Self::OtherC | Self::Rpm => Ok(()),
+            Self::Targets => portable::install_targets(),
             Self::Compiler => cargo::check(Command::new("rustup").args(["toolchain", "link", LINKED, "/usr"])),
             Self::BpfLinker => {
                 eprintln!("setup: building bpf-linker, which takes about a minute");
@@ -197,7 +220,12 @@ fn bring_others() {
     let programs = [&bench::NEEDS[..], &vm::NEEDS, &vm::ROOT_NEEDS, &fuzz::NEEDS].concat();
     let missing = programs.into_iter().filter(|(program, _)| toolchain::program(program).is_none());
     let packages: Vec<_> = missing.map(|(_, package)| package).collect();
-    bring(&[&packages, &RUNTIMES[..], &containerd::PACKAGES, &[TRACER]].concat());
+    bring(&[&packages, &RUNTIMES[..], &containerd::PACKAGES, &[TRACER], portable::C_COMPILER].concat());
+    if !portable::has_targets()
+        && let Err(error) = portable::install_targets()
+    {
+        eprintln!("setup: Rust's targets for static programs: {error:#}");
+    }
     for (what, outcome) in [("promtool", test::promtool()), ("containerd", containerd::programs())] {
         if let Err(error) = outcome {
             eprintln!("setup: {what}: {error:#}");
@@ -267,7 +295,7 @@ mod tests {
 
     #[test]
     fn the_message_names_each_missing_thing() {
-        let all = Setup { ci: true, dist: true }.needs();
+        let all = [Setup { ci: true, ..Setup::default() }.needs(), Setup::for_dist().needs()].concat();
         let text = manual(&all, &anyhow!("apt-get needs root")).to_string();
         assert!(text.contains("(apt-get needs root)"), "{text}");
         for need in all {

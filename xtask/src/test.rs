@@ -127,7 +127,7 @@ pub(crate) fn promtool() -> Result<PathBuf> {
 
 /// The Debian package under test, if it can be built.
 fn package() -> Result<Option<PathBuf>> {
-    if !Setup::for_dist().is_done() {
+    if !Setup::for_package().is_done() {
         eprintln!(
             "test: the tools that build the Debian package are not installed; `cargo xtask setup --ci` installs them"
         );

@@ -19,6 +19,9 @@ pub(crate) const BOOTSTRAP: &str = "aya_ebpf";
 /// The target of the kernel side.
 pub(crate) const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
+/// The objects of the kernel side, in the output of the agent's build script.
+pub(crate) const OBJECTS: [&str; 3] = ["steer", "meter", "netns-cookie"];
+
 /// A rustup toolchain that can build the kernel side.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Compiler {

@@ -142,7 +142,7 @@ pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     // SAFETY: a struct of integers; zero is valid and requests none of the optional arrays.
     let mut info: bpf_prog_info = unsafe { MaybeUninit::zeroed().assume_init() };
     object_info(program, &mut info)?;
-    let name = info.name.iter().map(|&byte| byte.cast_unsigned()).take_while(|&byte| byte != 0).collect::<Vec<u8>>();
+    let name = info.name.iter().map(|&byte| byte.to_ne_bytes()[0]).take_while(|&byte| byte != 0).collect::<Vec<u8>>();
     Ok(ProgramInfo {
         id: info.id,
         tag: info.tag,

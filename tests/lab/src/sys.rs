@@ -74,7 +74,7 @@ pub(crate) fn link_name(name: &str) -> SockAddr {
     address(|link: &mut libc::sockaddr| {
         link.sa_family = family(libc::AF_PACKET);
         for (to, from) in link.sa_data.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed();
+            *to = libc::c_char::from_ne_bytes([from]);
         }
     })
 }
@@ -125,10 +125,12 @@ pub(crate) fn with_pktinfo_message<R>(
         info: libc::in_pktinfo,
     }
     let len = size_of::<libc::cmsghdr>() + size_of::<libc::in_pktinfo>();
-    let mut control = Control {
-        header: libc::cmsghdr { cmsg_len: len as _, cmsg_level: libc::IPPROTO_IP, cmsg_type: libc::IP_PKTINFO },
-        info: pktinfo(ifindex),
-    };
+    // SAFETY: a header of zeroes is valid. musl's has padding that a literal cannot name.
+    let mut header: libc::cmsghdr = unsafe { std::mem::zeroed() };
+    header.cmsg_len = len as _;
+    header.cmsg_level = libc::IPPROTO_IP;
+    header.cmsg_type = libc::IP_PKTINFO;
+    let mut control = Control { header, info: pktinfo(ifindex) };
     let to = SockAddr::from(to);
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: a msghdr of zeroes is an empty one.
@@ -236,7 +238,7 @@ pub(crate) fn name_tun(tun: &impl AsFd, name: &str) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     // SAFETY: `request` is a whole, NUL-terminated ifreq that outlives the call.
     let code = unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
