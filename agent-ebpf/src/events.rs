@@ -37,6 +37,7 @@ static STOPPED: LruPerCpuHashMap<LimitKey, u64, { event::STOPPED_ENTRIES as usiz
 
 /// Writes the packet that the agent runs it with into the ring (`BPF_PROG_TEST_RUN`). It is attached to nothing.
 #[cgroup_skb(egress)]
+#[expect(clippy::cast_possible_truncation, reason = "a few hundred")]
 pub fn tell(ctx: SkBuffContext) -> i32 {
     let Some(mut entry) = EVENTS.reserve_untyped::<NewsRecord>(0) else { return 0 };
     // SAFETY: the whole entry, with its length (Linux 4.11).
@@ -55,11 +56,11 @@ pub fn tell(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn count(attachment: &AttachmentRecord, reason: u32) {
     let key = LimitKey { cgroup_id: attachment.cgroup_id, policy: attachment.policy, reason };
-    if let Some(count) = STOPPED.get_ptr_mut(&key) {
+    if let Some(count) = STOPPED.get_ptr_mut(key) {
         // SAFETY: this CPU's own element. Another program that interrupts on this CPU may lose one count.
         unsafe { *count += 1 };
     } else {
-        STOPPED.insert(&key, 1_u64, BPF_NOEXIST.into()).ok();
+        STOPPED.insert(key, 1_u64, BPF_NOEXIST.into()).ok();
     }
 }
 
@@ -119,6 +120,7 @@ fn clear(record: &mut MaybeUninit<EventRecord>) {
 }
 
 /// Copies the name of a policy, likewise.
+#[expect(clippy::cast_ptr_alignment, reason = "both are aligned: see the assertions")]
 #[inline(always)]
 fn copy_name(from: &[u8; NAME_BYTES], to: &mut [u8; NAME_BYTES]) {
     let (from, to) = (from.as_ptr().cast::<u64>(), to.as_mut_ptr().cast::<u64>());

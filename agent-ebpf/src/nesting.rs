@@ -59,6 +59,7 @@ fn has_inner(attachment: &AttachmentRecord, ancestor: impl Fn(i32) -> u64) -> bo
     if attachment.flags & attachment_flags::HAS_INNER == 0 {
         return false;
     }
+    #[expect(clippy::range_plus_one, reason = "an inclusive range has a flag more, which the verifier walks both ways")]
     for below in 1..DEPTH + 1 {
         let cgroup_id = ancestor(attachment.level.wrapping_add(below).cast_signed());
         if cgroup_id == 0 {

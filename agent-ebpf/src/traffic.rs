@@ -199,7 +199,7 @@ impl Connection {
     #[inline(always)]
     fn failures(&self, key: u32) -> Option<&'static mut FailuresRecord> {
         let by_port = FAILURES.get_ptr_mut(key).or_else(|| {
-            FAILURES.insert(key, &NO_FAILURES, BPF_NOEXIST.into()).ok();
+            FAILURES.insert(key, NO_FAILURES, BPF_NOEXIST.into()).ok();
             FAILURES.get_ptr_mut(key)
         })?;
         // SAFETY: the element stays while the program runs. Other CPUs write the same words; each is valid by itself.
