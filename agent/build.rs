@@ -26,13 +26,9 @@ fn main() {
     }
 }
 
-/// Names a directory with objects to embed instead of building them. They are the same for every target, so `cargo xtask dist` builds them
-/// once, and `cargo xtask lint` has empty ones.
-const BUILT: &str = "STEER_KERNEL_OBJECTS";
-
 fn build() -> Result<()> {
-    println!("cargo::rerun-if-env-changed={BUILT}");
-    if let Some(built) = env::var_os(BUILT).map(PathBuf::from) {
+    println!("cargo::rerun-if-env-changed={}", toolchain::BUILT);
+    if let Some(built) = env::var_os(toolchain::BUILT).map(PathBuf::from) {
         return copy(&built);
     }
     let Some(compiler) = toolchain::compiler() else {
@@ -63,7 +59,7 @@ fn copy(built: &Path) -> Result<()> {
         let from = built.join(object);
         println!("cargo::rerun-if-changed={}", from.display());
         let copied = fs::read(&from).and_then(|bytes| fs::write(out.join(object), bytes));
-        copied.with_context(|| format!("{BUILT}: copy {} to {}", from.display(), out.display()))?;
+        copied.with_context(|| format!("{}: copy {} to {}", toolchain::BUILT, from.display(), out.display()))?;
     }
     Ok(())
 }

@@ -11,22 +11,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{cargo, setup::Setup, vm};
+use crate::{cargo, portable, setup::Setup, toolchain, vm};
 
 /// libFuzzer is C++: the compiler, and its Debian package.
 pub(crate) const NEEDS: [(&str, &str); 1] = [("c++", "g++")];
 /// All targets.
 const TARGETS: [&str; 6] = ["configuration", "glob", "oci_state", "nri_frames", "api_policy", "records"];
-/// The flags of cargo-fuzz, without a sanitizer, which would need a nightly compiler.
-const FLAGS: [&str; 6] = [
-    "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=4",
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
-    "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
-    "-Ccodegen-units=1",
-];
-
 /// Run the fuzz targets.
 #[derive(clap::Args)]
 pub(crate) struct Fuzz {
@@ -43,12 +33,11 @@ impl Fuzz {
         Setup::default().run()?;
         vm::install(&NEEDS)?;
         let place = cargo::target_directory()?.join("fuzz");
-        let host = host()?;
-        build(&place, &host)?;
+        build(&place)?;
         for target in TARGETS.iter().filter(|target| self.target.as_ref().is_none_or(|only| only == *target)) {
             let corpus = place.join("corpus").join(target);
             fs::create_dir_all(&corpus)?;
-            let program = place.join(&host).join("release").join(target);
+            let program = place.join("release").join(target);
             let mut run = Command::new(&program);
             run.arg(format!("-max_total_time={}", self.seconds))
                 .args(["-print_final_stats=0", "-verbosity=0", "-timeout=10", "-rss_limit_mb=2048"])
@@ -71,19 +60,10 @@ impl Fuzz {
     }
 }
 
-fn build(place: &Path, host: &str) -> Result<()> {
-    let flags: Vec<_> = ["--cfg", "fuzzing"].iter().chain(&FLAGS).map(|flag| format!("{flag:?}")).collect();
-    let mut build = cargo::cargo(["build", "--release", "--target", host]);
-    // By configuration, not by RUSTFLAGS, which the build of the kernel programs would inherit.
-    build.arg("--config").arg(format!("target.{host}.rustflags=[{}]", flags.join(", ")));
+fn build(place: &Path) -> Result<()> {
+    let mut build = cargo::cargo(["build", "--release"]);
+    build.env(toolchain::BUILT, portable::no_kernel_side()?);
+    build.env("RUSTC_WRAPPER", cargo::root().join("tests/fuzz/instrument.sh"));
     build.arg("--manifest-path").arg(cargo::root().join("tests/fuzz/Cargo.toml")).arg("--target-dir").arg(place);
     cargo::check(&mut build)
-}
-
-/// The compiler's own target. If a target is named, build scripts and macros are built without the flags.
-fn host() -> Result<String> {
-    let printed = Command::new("rustc").arg("-vV").output().context("start rustc")?;
-    let text = String::from_utf8_lossy(&printed.stdout).into_owned();
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc -vV prints no host")?.to_owned())
 }

@@ -2,7 +2,7 @@
 //!
 //! **Invariant**: only what a check needs is built. The kernel side is the same for all targets, and clippy has built it before.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 
@@ -33,6 +33,14 @@ pub(crate) fn check() -> Result<std::result::Result<Command, &'static str>> {
     if toolchain::program(arch.c_compiler()).is_none() {
         return Ok(Err("its C compiler is not installed"));
     }
+    let mut check = cargo::cargo(["check", "--package", "steer", "--package", "steer-lab", "--bins"]);
+    arch.prepare(&mut check);
+    check.args(["--target", arch.target()]).env(toolchain::BUILT, no_kernel_side()?);
+    Ok(Ok(check))
+}
+
+/// A directory with empty objects, for builds that load none.
+pub(crate) fn no_kernel_side() -> Result<PathBuf> {
     let empty = cargo::target_directory()?.join("no-kernel-side");
     fs::create_dir_all(&empty).with_context(|| format!("create {}", empty.display()))?;
     for object in toolchain::OBJECTS.map(|name| empty.join(name)) {
@@ -41,10 +49,7 @@ pub(crate) fn check() -> Result<std::result::Result<Command, &'static str>> {
             fs::write(&object, "").with_context(|| format!("write {}", object.display()))?;
         }
     }
-    let mut check = cargo::cargo(["check", "--package", "steer", "--package", "steer-lab", "--bins"]);
-    arch.prepare(&mut check);
-    check.args(["--target", arch.target()]).env("STEER_KERNEL_OBJECTS", &empty);
-    Ok(Ok(check))
+    Ok(empty)
 }
 
 /// Whether rustup has the targets of static programs.

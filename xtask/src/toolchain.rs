@@ -19,6 +19,10 @@ pub(crate) const BOOTSTRAP: &str = "aya_ebpf";
 /// The target of the kernel side.
 pub(crate) const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
+/// Names a directory with objects to embed instead of building them. They are the same for every target, so `cargo xtask dist` builds them
+/// once, and `cargo xtask lint` and `fuzz` have empty ones.
+pub(crate) const BUILT: &str = "STEER_KERNEL_OBJECTS";
+
 /// The objects of the kernel side, in the output of the agent's build script.
 pub(crate) const OBJECTS: [&str; 3] = ["steer", "meter", "netns-cookie"];
 

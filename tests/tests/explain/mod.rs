@@ -111,7 +111,8 @@ fn by_a_glob_of_the_configuration() -> Outcome {
     ensure!(*attached == expected, "{attached:#}");
     ensure!(attached["programs"].as_array().is_some_and(|programs| programs.contains(&json!("egress"))), "{said:#}");
     let pattern = format!("{}/app-*", bed.cgroup.path());
-    let matched = json!([{ "policy": "p", "key": "cgroups", "pattern": pattern, "kind": "glob", "file": file, "wins": true }]);
+    let matched =
+        json!([{ "policy": "p", "key": "cgroups", "pattern": pattern, "kind": "glob", "file": file, "wins": true }]);
     ensure!(chain[2]["matches"] == matched, "{said:#}");
     ensure!(said["decision"]["cgroup"] == app_path && said["decision"]["policy"] == "p", "{said:#}");
     let uplink = json!({ "interface": "a1", "ifindex": index, "present_ifindex": index, "link": "a1", "state": "up" });

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{Profile, arch::Arch, recreate};
-use crate::cargo;
+use crate::{cargo, toolchain};
 
 /// The shells, and the files that the package's metadata name.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "steer.bash"), ("zsh", "steer.zsh"), ("fish", "steer.fish")];
@@ -35,7 +35,7 @@ pub(super) fn build(archs: &[Arch], profile: Profile) -> Result<Vec<Programs>> {
         let built = cargo::build_for(&targets, arch.target(), |command| {
             arch.prepare(command);
             arch.flags(command, flags());
-            command.envs(objects.as_ref().map(|directory| ("STEER_KERNEL_OBJECTS", directory)));
+            command.envs(objects.as_ref().map(|directory| (toolchain::BUILT, directory)));
         })?;
         let steer = cargo::binary(&built.executables, "steer")?;
         objects = objects.or(built.agent_out);
