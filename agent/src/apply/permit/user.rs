@@ -59,7 +59,7 @@ pub fn policy<'p>(policies: &'p [Policy], name: &str, peer: &Peer) -> Result<&'p
     if credentials.uids.iter().any(|now| *now != uid) {
         return Err(Refused::OtherUser { pid, uid });
     }
-    if uid != 0 && !account::is_allowed(&policy.allow, uid, &credentials.gids) {
+    if !account::is_allowed(&policy.allow, uid, &credentials.gids) {
         return Err(Refused::NotAllowed { policy: name.to_owned(), uid });
     }
     Ok(policy)

@@ -207,7 +207,7 @@ policy_spec! {
     /// Destinations that do not go by the uplink. As an option, and as text in files, an item is TO=BY. The longest prefix that has a
     /// destination decides. Queries on port 53 go to the resolver in any case if there is one.
     except: Exceptions = ("except", "TO=BY");
-    /// Users, by name or id, who may run commands by this policy without privilege, by `steer exec --policy`. Nobody but root by default.
+    /// Users, by name or id, who may run commands by this policy without privilege, by `steer exec --policy`. Nobody by default.
     allow_users: Accounts = ("allow-user", "USER");
     /// Groups, by name or id, whose members may do so.
     allow_groups: Accounts = ("allow-group", "GROUP");

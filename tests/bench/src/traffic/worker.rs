@@ -23,6 +23,7 @@ use crate::worker;
 
 /// The namespaces of a worker, as files like those in `/proc/PID/fd`.
 #[derive(Debug, clap::Args)]
+#[group(id = "namespaces")]
 pub(crate) struct Place {
     /// The network namespace it sends from.
     own: PathBuf,
