@@ -104,8 +104,12 @@ pub fn admit(
     let needs_filter = command::attach(&hierarchy, pins, &scope, &Wanted::Policy(policy.name.clone()), namespace)?;
     // Meanwhile it may have become another program, or may have been steered.
     user::policy(policies, name, peer)?;
-    if hierarchy.of_process(pid)? != path {
-        return Err(Refused::Held { pid, path: hierarchy.of_process(pid)? }.into());
+    let now = hierarchy.of_process(pid)?;
+    if now != path {
+        return Err(Refused::Held { pid, path: now }.into());
+    }
+    if let Some(datapath) = Datapath::open(pins)? {
+        user::leaving(&datapath, &hierarchy, &path, pid)??;
     }
     let is_moved = scope.take(&hierarchy, pid)?;
     if !is_moved || peer.has_ended().unwrap_or(true) {
