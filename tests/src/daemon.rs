@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -78,6 +79,19 @@ impl Daemon {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+    }
+
+    /// Stops it while it holds no lock, so that commands can work until `SIGCONT`.
+    pub fn freeze(&self, bed: &Bed) -> anyhow::Result<()> {
+        let pins = fs::File::open(&bed.pins)?;
+        let lock = Flock::lock(pins, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+        self.signal(Signal::SIGSTOP)?;
+        let stat = format!("/proc/{}/stat", self.pid());
+        wait_until("the daemon to stop", PATIENCE, || {
+            fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))
+        })?;
+        lock.unlock().map_err(|(_, errno)| errno)?;
+        Ok(())
     }
 
     /// Ends it with a signal, and waits for its exit status; `None` if the signal killed it.

@@ -154,7 +154,7 @@ fn what_a_glob_names_inside_is_attached_first() -> Outcome {
     let middle = bed.cgroup.child("middle")?;
     let inner = middle.child("inner")?;
     let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/**\"]\n")?;
-    daemon.signal(Signal::SIGSTOP)?;
+    daemon.freeze(&bed)?;
     let mut attach = bed.steer(&["attach", middle.path(), "--interface", "a0"]).spawn()?;
     let announced = || {
         let entries = fs::read_dir(bed.pins.join("daemon")).into_iter().flatten().flatten();
@@ -166,7 +166,7 @@ fn what_a_glob_names_inside_is_attached_first() -> Outcome {
     daemon.signal(Signal::SIGCONT)?;
     ensure!(attach.wait()?.success());
     // Without a word from the daemon, which has nothing more to do.
-    daemon.signal(Signal::SIGSTOP)?;
+    daemon.freeze(&bed)?;
     bed.check_steered(&inner, 1)?;
     bed.check_steered(&middle, 0)?;
     ensure!(!announced());
@@ -186,7 +186,7 @@ fn off_ends_the_daemon() -> Outcome {
         bed.check_unsteered(Some(&bed.cgroup))?;
         daemon = Daemon::start(&bed)?;
     }
-    daemon.signal(Signal::SIGSTOP)?;
+    daemon.freeze(&bed)?;
     let hangs = bed.run(&["off"])?;
     let said = format!("the daemon (PID {}) was switched off, but did not end within", daemon.pid());
     ensure!(hangs.code == 1 && hangs.stderr.contains(&said), "{hangs:?}");

@@ -269,7 +269,7 @@ fn set_in_the_configuration() -> Outcome {
 fn before_the_daemon_has_seen_the_cgroup() -> Outcome {
     let bed = Bed::new("existing-window")?;
     let daemon = bed.daemon(&config("a1", "destroy").replace('@', "@/late"))?;
-    daemon.signal(Signal::SIGSTOP)?;
+    daemon.freeze(&bed)?;
     let late = bed.cgroup.child("late")?;
     let mut held = hold(&bed, Some(&late), User::Nobody, 0)?;
     daemon.signal(Signal::SIGCONT)?;

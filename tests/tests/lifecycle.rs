@@ -316,7 +316,7 @@ fn a_link_change_that_fails_is_made_up_for() -> Outcome {
 fn a_late_report_of_a_removal_detaches_nothing() -> Outcome {
     let bed = Bed::new("life-late")?;
     let daemon = bed.daemon(&policy("p", "a1", "\"@/one\""))?;
-    daemon.signal(Signal::SIGSTOP)?;
+    daemon.freeze(&bed)?;
     for _ in 0..200 {
         bed.cgroup.child("one")?.remove()?;
     }

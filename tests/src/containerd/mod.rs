@@ -191,6 +191,7 @@ impl Containerd {
              [{cri}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
              [{cri}.containerd.runtimes.runc.options]\nBinaryName = \"{directory}/runc\"\nSystemdCgroup = false\n\
              [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = false\nsocket_path = \"{}\"\n\
+             plugin_request_timeout = \"10s\"\n\
              plugin_path = \"{directory}/plugins\"\nplugin_config_path = \"{directory}/plugins\"\n",
             image::NAME,
             self.nri_socket.display(),

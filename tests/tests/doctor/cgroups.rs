@@ -45,7 +45,7 @@ fn a_daemon_that_has_not_seen_a_cgroup() -> Outcome {
     let seen = bed.cgroup.child("inner")?;
     let daemon = bed.daemon(&[policy("p", "a1", "\"@\""), policy("q", "a0", "\"@/in*\"")].concat())?;
     bed.is_healthy()?;
-    daemon.signal(Signal::SIGSTOP)?;
+    daemon.freeze(&bed)?;
     let unseen = bed.cgroup.child("in-between")?;
     let finding = bed.only_finding("cgroup-steered")?;
     ensure!(finding.json["subject"]["cgroup"] == unseen.path(), "{finding:?}");

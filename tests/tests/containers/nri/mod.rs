@@ -236,7 +236,8 @@ fn a_held_lock_refuses_in_time() -> Outcome {
     bed.write_config(CONFIG)?;
     let plugin = Service::plugin(&bed, &containerd)?;
     let pod = Pod::run(&containerd, PodOptions::default())?;
-    check_steered(&bed, 1, || pod.client(&bed, &[SECOND])?.outcomes())?;
+    // It stays, so the pins do, too.
+    pod.waiting(&bed, &[SECOND])?.start()?;
     let directory = fs::File::open(&bed.pins)?;
     let lock = Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
     let client = pod.client(&bed, &[SECOND])?;
@@ -310,7 +311,7 @@ fn a_hung_plugin_is_skipped_and_catches_up() -> Outcome {
     let plugin = Service::plugin(&bed, &containerd)?;
     let pod = Pod::run(&containerd, annotated(&[SECOND]))?;
     plugin.signal(Signal::SIGSTOP)?;
-    // This is NRI's design: the runtime waits for two seconds and continues.
+    // This is NRI's design: the runtime waits for its time limit and continues.
     let waiting = pod.waiting(&bed, &[])?;
     waiting.start()?;
     check_untouched(|| waiting.probe(&bed))?;
