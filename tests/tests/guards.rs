@@ -57,7 +57,7 @@ fn is_local_to(report: &LoadReport, uplink: u8) -> bool {
 
 /// The kernel acknowledges the peer's FIN of a connection that the program closed first, without its socket. Over IPv6 a binding is
 /// then only a preference.
-fn the_last_acknowledgement_of_a_closed_connection() -> Outcome {
+pub(crate) fn the_last_acknowledgement_of_a_closed_connection() -> Outcome {
     let bed = Bed::new("guard-time-wait")?;
     // The acknowledgement has the address of the uplink, so it could not look for the gateway of the other link.
     bed.ip(&format!("neigh add {} lladdr 02:00:00:00:00:01 dev a0 nud permanent", gateway_v6(0)))?;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use steer_lab::{Family, Vector};
 use steer_tests::{Bed, Level, Outcome, Scene, Try, User, binary, output};
 
-use crate::{Test, dns, guards, uplinks, vrf, wireguard};
+use crate::{Test, dns, guards, reach, uplink_groups, uplinks, vrf, wireguard};
 
 pub(crate) const TESTS: &[Test] = &[
     ("demo", demo),
@@ -15,6 +15,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("strict", strict),
     ("dns", dns::every_way_of_asking),
     ("LSM guard", guards::sockets_past_ip_are_refused),
+    ("last ACK", guards::the_last_acknowledgement_of_a_closed_connection),
+    ("local host", reach::this_host),
+    ("exceptions", reach::exceptions),
+    ("uplink group", uplink_groups::connections_end_with_their_member),
     ("uplink made again", uplinks::deleted_and_made_again),
     ("VRF", vrf::a_link_in_a_vrf),
     ("ip vrf exec beside", vrf::ip_vrf_exec_beside_a_policy),

@@ -69,7 +69,7 @@ fn check_refused(outcomes: &[Probed]) -> Outcome {
     Ok(())
 }
 
-fn this_host() -> Outcome {
+pub(crate) fn this_host() -> Outcome {
     let bed = Bed::new("reach-host")?;
     let server = Server::start(&bed.net.client)?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--local", "host"])?;
@@ -207,7 +207,7 @@ fn the_lan_is_followed() -> Outcome {
     bed.check_steered(&bed.cgroup, 1)
 }
 
-fn exceptions() -> Outcome {
+pub(crate) fn exceptions() -> Outcome {
     let bed = Bed::new("reach-except")?;
     let server: [IpAddr; 2] = [SERVER_V4.into(), SERVER_V6.into()];
     for (by, link) in [("a0", Some(0)), ("main", Some(0)), ("a1", Some(1)), ("refuse", None), ("a9", None)] {
@@ -426,7 +426,7 @@ fn check_kept(bed: &Bed, client: &mut Prober) -> Outcome {
 }
 
 /// All rules and routes of the client.
-fn tables(bed: &Bed) -> anyhow::Result<String> {
+pub(crate) fn tables(bed: &Bed) -> anyhow::Result<String> {
     let mut all = String::new();
     for arguments in ["rule", "-6 rule", "route show table all", "-6 route show table all"] {
         let printed = bed.ip(arguments)?;

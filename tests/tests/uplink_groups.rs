@@ -66,7 +66,7 @@ fn sockets_get_the_best_member() -> Outcome {
     Ok(())
 }
 
-fn connections_end_with_their_member() -> Outcome {
+pub(crate) fn connections_end_with_their_member() -> Outcome {
     for local in METHODS {
         let bed = Bed::new("group-ends")?;
         let members = "[{ interface = \"a0\", tier = 2 }, { interface = \"a1\" }]";

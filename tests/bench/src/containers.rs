@@ -91,7 +91,7 @@ struct Bed {
 
 impl Bed {
     fn new(steering: Steering, cgroups: &Cgroups) -> Result<Self> {
-        steering.attach(cgroups.base(), "lo", "strict")?;
+        steering.attach(cgroups.base(), "lo", "strict", &[])?;
         let pins = steering.pins().file_name().and_then(|name| name.to_str());
         let name = format!("{}-container", pins.context("the pin directory has no name")?);
         let directory = std::env::temp_dir().join(&name);

@@ -8,8 +8,8 @@ mod storm;
 
 use std::{
     fmt, fs,
-    io::{Read as _, Write as _},
-    os::unix::{fs::MetadataExt as _, net::UnixStream, process::CommandExt as _},
+    io::Read as _,
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -21,14 +21,7 @@ use serde::Serialize;
 use steer_common::{ABI_VERSION, program};
 use steer_lab::{Netns, create_veth};
 
-use crate::{
-    cgroups::Cgroups,
-    daemon::{Daemon, SOCKET},
-    goal::Goal,
-    interrupt,
-    statistic::Latency,
-    steering::Steering,
-};
+use crate::{cgroups::Cgroups, daemon::Daemon, goal::Goal, interrupt, statistic::Latency, steering::Steering};
 
 pub(crate) use storm::{Storm, serve};
 
@@ -82,7 +75,6 @@ struct Bed {
     storm: PathBuf,
     quiet: PathBuf,
     links: PathBuf,
-    socket: PathBuf,
     #[expect(dead_code, reason = "removed when dropped")]
     removed_last: (Directory, Steering, Cgroups),
 }
@@ -105,11 +97,11 @@ impl Bed {
         )?;
         let netns = Netns::new("load")?;
         let (daemon, _) = Daemon::start(steer, pins, &directory.0, Some(&netns))?;
-        let (links, socket) = (pins.join(format!("abi{ABI_VERSION}/links")), directory.0.join(SOCKET));
+        let links = pins.join(format!("abi{ABI_VERSION}/links"));
         let container = Container::start(&own)?;
-        container.netns.run(|| steering.attach(&own, LINK, "steer"))??;
+        container.netns.run(|| steering.attach(&own, LINK, "steer", &[]))??;
         let removed_last = (directory, steering, cgroups);
-        Ok(Self { daemon, container, storm, quiet, links, socket, removed_last })
+        Ok(Self { daemon, container, storm, quiet, links, removed_last })
     }
 
     fn measure(&self, load: &'static str, samples: u32, storms: &[Storm]) -> Result<Row> {
@@ -121,7 +113,7 @@ impl Bed {
         for number in 0..samples {
             interrupt::check()?;
             steered.push(self.steered(number)?);
-            reload.push(self.reload()?);
+            reload.push(self.daemon.reload()?);
         }
         let after_mib = self.mib()?;
         let done = running.into_iter().map(Running::end).sum::<Result<f64>>()?;
@@ -148,24 +140,6 @@ impl Bed {
         let steered = start.elapsed();
         fs::remove_dir(&cgroup)?;
         Ok(steered.as_secs_f64() * 1e3)
-    }
-
-    /// The time in which the daemon reads and applies its files, in milliseconds.
-    fn reload(&self) -> Result<f64> {
-        let start = Instant::now();
-        let mut stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream
-            .write_all(b"POST /v1/reload HTTP/1.1\r\nHost: steer\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
-        let mut answer = Vec::new();
-        match stream.read_to_end(&mut answer) {
-            Ok(_) if answer.is_empty() => return Ok(PATIENCE.as_secs_f64() * 1e3),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(PATIENCE.as_secs_f64() * 1e3),
-            read => drop(read?),
-        }
-        let text = String::from_utf8_lossy(&answer);
-        ensure!(text.starts_with("HTTP/1.1 204"), "the daemon did not reload: {text}");
-        Ok(start.elapsed().as_secs_f64() * 1e3)
     }
 
     fn mib(&self) -> Result<f64> {

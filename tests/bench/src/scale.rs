@@ -4,6 +4,7 @@
 //! **Invariant:** attachments are counted afterwards, so a daemon that attaches less does not appear fast.
 
 mod bare;
+mod rules;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,14 @@ use serde::Serialize;
 use steer_common::{ABI_VERSION, PolicyRecord, map};
 use steer_lab::Netns;
 
-use crate::{cgroups::Cgroups, daemon::Daemon, goal::Goal, interrupt, sockets, statistic::Spread, steering::Steering};
+use crate::{
+    cgroups::Cgroups,
+    daemon::Daemon,
+    goal::Goal,
+    interrupt, sockets,
+    statistic::{Latency, Spread},
+    steering::Steering,
+};
 
 /// The number of policies that the cgroups belong to.
 const POLICIES: u32 = 10;
@@ -61,6 +69,8 @@ pub(crate) struct Report {
     link_change_ms_p99: f64,
     /// The ratio of the time of a steered socket to an unsteered one, with one cgroup attached and with all.
     socket_ratio: [Spread; 2],
+    /// Rules and tables.
+    rules: rules::Rules,
 }
 
 /// Measures with this number of cgroups.
@@ -115,6 +125,7 @@ pub(crate) fn measure(steer: &Path, cgroups: u32, rounds: u32) -> Result<Report>
 
     let mut changes = bed.link_changes(&netns)?;
     changes.sort_by(f64::total_cmp);
+    let rules = rules::measure(&bed, rounds)?;
     let attach_us_each = (attach.saturating_sub(start)).as_secs_f64() * 1e6 / f64::from(cgroups);
     Ok(Report {
         cgroups,
@@ -131,6 +142,7 @@ pub(crate) fn measure(steer: &Path, cgroups: u32, rounds: u32) -> Result<Report>
         link_change_ms_p99: changes[changes.len() * 99 / 100],
         link_change_ms: Spread::of(changes),
         socket_ratio: [ratio_of_one, ratio_of_all],
+        rules,
     })
 }
 
@@ -256,6 +268,12 @@ impl Report {
                 vec![all.median / one.median],
                 |ratio| ratio < 1.05,
             ),
+            Goal::new(
+                format!("rules of {} policies are in force 100 ms after a reload", rules::POLICIES),
+                vec![self.rules.in_force.median],
+                |ms| ms < 100.0,
+            ),
+            Goal::new("they are gone 100 ms after `steer off`", vec![self.rules.gone.median], |ms| ms < 100.0),
         ]
     }
 }
@@ -284,6 +302,13 @@ impl fmt::Display for Report {
             &format!("a link change until the last of {many_policies} policies has followed: median; 99 of 100"),
             changed,
         );
+        for (what, Latency { median, p99 }) in [
+            ("a reload until their rules and tables are in force", &self.rules.in_force),
+            ("`steer off` until they are gone", &self.rules.gone),
+        ] {
+            let what = format!("{} policies with `local`: {what}: median; 99 of 100", rules::POLICIES);
+            row(&what, format!("{median:.1} ms; {p99:.1} ms"));
+        }
         writeln!(formatter, "{table}")
     }
 }

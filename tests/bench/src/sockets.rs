@@ -41,7 +41,7 @@ fn wall_clock(bed: &mut Bed, rounds: Rounds, ops: u32) -> Result<WallClock> {
 /// The time of a run of each program, as measured by the kernel, for IPv4 UDP sockets.
 fn run_time(bed: &mut Bed, rounds: Rounds, ops: u32) -> Result<ProgramTime> {
     let _enabled = bpf::enable_statistics().context("enable BPF statistics")?;
-    let mut turns = [Variant::Steered, Variant::Nested, Variant::Constant, Variant::Empty];
+    let mut turns = [Variant::Steered, Variant::Nested, Variant::Routed, Variant::Constant, Variant::Empty];
     rounds.take_turns(&mut turns, |&variant| {
         let read = |bed: &Bed| {
             let program = bed.program(variant).context("the variant has no program")?;

@@ -38,10 +38,10 @@ impl Steering {
         self.pins.join(format!("abi{ABI_VERSION}/programs/{program}"))
     }
 
-    /// Steers a cgroup to an interface of the calling thread's network namespace.
-    pub(crate) fn attach(&self, cgroup: &Path, interface: &str, enforce: &str) -> Result<()> {
+    /// Steers a cgroup to an interface of the calling thread's network namespace. `more` are options of `steer attach`.
+    pub(crate) fn attach(&self, cgroup: &Path, interface: &str, enforce: &str, more: &[&str]) -> Result<()> {
         let mut command = self.command();
-        command.arg("attach").arg(cgroup).args(["--interface", interface, "--enforce", enforce]);
+        command.arg("attach").arg(cgroup).args(["--interface", interface, "--enforce", enforce]).args(more);
         let status = command.status().with_context(|| format!("start {}", self.steer.display()))?;
         ensure!(status.success(), "`steer attach {}` failed: {status}", cgroup.display());
         Ok(())

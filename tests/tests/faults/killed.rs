@@ -234,7 +234,7 @@ pub(super) fn as_a_daemon_that_starts() -> Outcome {
 }
 
 /// Ends the traced process, and so strace.
-fn end_tracee(strace: &mut Child) -> Outcome {
+pub(super) fn end_tracee(strace: &mut Child) -> Outcome {
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", strace.id()))?;
     for pid in children.split_whitespace() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse()?), Signal::SIGTERM)?;

@@ -2,6 +2,7 @@
 
 mod errors;
 mod killed;
+mod rules;
 mod storms;
 mod switches;
 
@@ -16,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("killed_while_it_starts_a_command", killed::while_it_starts_a_command),
     ("killed_as_a_daemon_that_starts", killed::as_a_daemon_that_starts),
     ("killed_while_it_switches_uplinks", switches::while_it_switches),
+    ("killed_while_it_writes_rules", rules::while_it_writes_rules),
     ("killed_while_it_switches_off", killed::while_it_switches_off),
     ("killed_while_it_stores_a_policy", killed::while_it_stores_a_policy),
     ("killed_while_it_writes_a_drop_in", killed::while_it_writes_a_drop_in),

@@ -23,7 +23,7 @@ const METHODS: [&str; 2] = ["[]", "[\"host\"]"];
 const WRITES: [(&str, &[&str]); 5] = [
     ("bpf", &["BPF_MAP_UPDATE_ELEM", "BPF_MAP_DELETE_ELEM"]),
     // Routes, rules, and SOCK_DESTROY. strace does not know the protocol of a netlink socket in another namespace.
-    ("sendto", &["type=0x18", "type=0x19", "type=0x20", "type=0x21", "type=0x15"]),
+    ("sendto", &["type=0x18", "type=0x19", "type=0x20", "type=0x21", "type=0x15", "RTM_NEW", "RTM_DEL"]),
     ("pidfd_getfd", &[]),
     ("setsockopt", &["SO_BINDTODEVICE", "SO_BINDTOIFINDEX", "SO_MARK"]),
     ("connect", &["AF_INET", "AF_UNSPEC"]),
@@ -61,7 +61,7 @@ pub(super) fn while_it_switches() -> Outcome {
 }
 
 /// The calls in a trace that write.
-fn writes(trace: &str) -> Vec<Point> {
+pub(super) fn writes(trace: &str) -> Vec<Point> {
     let mut counts = std::collections::BTreeMap::<(&str, &str), usize>::new();
     let mut points = BTreeSet::new();
     for line in trace.lines() {

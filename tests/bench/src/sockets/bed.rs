@@ -51,8 +51,9 @@ impl Bed {
         let inner = path(Variant::Nested);
         let outer = inner.parent().context("the nested cgroup has no parent")?;
         for cgroup in [path(Variant::Steered), outer, inner] {
-            steering.attach(cgroup, DEVICE, ENFORCE)?;
+            steering.attach(cgroup, DEVICE, ENFORCE, &[])?;
         }
+        steering.attach(path(Variant::Routed), DEVICE, ENFORCE, &["--local", "host"])?;
         let pin = steering.program_pin(program::SOCK_CREATE);
         let steered = bpf::open_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
         let constant = bpf::load(Hook::SOCK_CREATE, &bpf::constant(IFINDEX)).context("load the constant program")?;
@@ -70,9 +71,10 @@ impl Bed {
     /// Makes the worker of a variant create `ops` sockets. Returns the nanoseconds per socket.
     pub(super) fn measure(&mut self, variant: Variant, kind: Kind, ops: u32) -> Result<f64> {
         let job = Job { kind, bind: variant == Variant::Setsockopt, ops };
-        let Answer { elapsed, device } = self.workers[variant as usize].ask(&job)?;
+        let Answer { elapsed, device, mark } = self.workers[variant as usize].ask(&job)?;
         let (name, expected) = (variant.name(), variant.device());
         ensure!(device == expected, "worker {name:?}: a new socket is bound to {device:?}, not to {expected:?}");
+        ensure!((mark != 0) == variant.has_mark(), "worker {name:?}: the mark of a new socket is {mark:#x}");
         Ok(elapsed.as_secs_f64() * 1e9 / f64::from(ops))
     }
 
@@ -85,7 +87,7 @@ impl Bed {
     pub(super) fn program(&self, variant: Variant) -> Option<&OwnedFd> {
         match variant {
             Variant::Unsteered | Variant::Control | Variant::Setsockopt | Variant::Preload => None,
-            Variant::Steered | Variant::Nested => Some(&self.steered),
+            Variant::Steered | Variant::Nested | Variant::Routed => Some(&self.steered),
             Variant::Constant => Some(&self.constant),
             Variant::Empty => Some(&self.empty),
         }

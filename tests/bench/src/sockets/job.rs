@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::sys::socket::{SockFlag, getsockopt, setsockopt, socket, sockopt::BindToDevice};
+use nix::sys::socket::{
+    SockFlag, getsockopt, setsockopt, socket,
+    sockopt::{BindToDevice, Mark},
+};
 use serde::{Deserialize, Serialize};
 
 use super::variant::{DEVICE, Kind};
@@ -28,6 +31,8 @@ pub(super) struct Answer {
     pub(super) elapsed: Duration,
     /// The interface of one more socket, which is made before the clock is read.
     pub(super) device: String,
+    /// Its mark.
+    pub(super) mark: u32,
 }
 
 /// The main function of a worker process.
@@ -40,7 +45,10 @@ pub(crate) fn serve(place: &Place) -> Result<()> {
 
 impl Job {
     fn run(self) -> nix::Result<Answer> {
-        let device = getsockopt(&self.socket()?, BindToDevice)?.to_string_lossy().into_owned();
+        let first = self.socket()?;
+        let device = getsockopt(&first, BindToDevice)?.to_string_lossy().into_owned();
+        let mark = getsockopt(&first, Mark)?;
+        drop(first);
         let wanted = OsString::from(DEVICE);
         let start = Instant::now();
         if self.bind {
@@ -52,7 +60,7 @@ impl Job {
                 drop(self.socket()?);
             }
         }
-        Ok(Answer { elapsed: start.elapsed(), device })
+        Ok(Answer { elapsed: start.elapsed(), device, mark })
     }
 
     fn socket(self) -> nix::Result<OwnedFd> {

@@ -18,11 +18,12 @@ const MAX_RATIO: f64 = 1.03;
 const MAX_OVER_CONSTANT_NS: f64 = 25.0;
 
 /// The comparisons by the wall clock.
-const PAIRS: [(Variant, Variant); 8] = [
+const PAIRS: [(Variant, Variant); 9] = [
     (Variant::Steered, Variant::Unsteered),
     (Variant::Steered, Variant::Setsockopt),
     (Variant::Steered, Variant::Preload),
     (Variant::Nested, Variant::Unsteered),
+    (Variant::Routed, Variant::Unsteered),
     (Variant::Setsockopt, Variant::Unsteered),
     (Variant::Preload, Variant::Unsteered),
     (Variant::Constant, Variant::Unsteered),
@@ -70,13 +71,18 @@ impl Report {
         Bars { title: "A new socket: time, unsteered = 1".to_owned(), bars: bars.collect() }
     }
 
-    pub(crate) fn goals(&self) -> [Goal; 4] {
+    pub(crate) fn goals(&self) -> [Goal; 5] {
         let steered = self.run_times.iter().filter(|program| program.program == Variant::Steered.name());
         let over_constant = steered.map(|program| program.over_constant_ns).collect();
         [
             Goal::new(
                 "a steered socket takes at most 1.03 times as long as an unsteered one",
                 self.medians(PAIRS[0]),
+                |ratio| ratio <= MAX_RATIO,
+            ),
+            Goal::new(
+                "the same of a policy with `local`",
+                self.medians((Variant::Routed, Variant::Unsteered)),
                 |ratio| ratio <= MAX_RATIO,
             ),
             Goal::new(

@@ -60,6 +60,8 @@ pub(crate) enum Variant {
     Steered,
     /// `steer attach` on the cgroup and on its parent.
     Nested,
+    /// `steer attach --local host`: a mark, not a bound device.
+    Routed,
     /// A BPF program that stores a constant index.
     Constant,
     /// A BPF program that does nothing.
@@ -67,13 +69,14 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Unsteered,
         Self::Control,
         Self::Setsockopt,
         Self::Preload,
         Self::Steered,
         Self::Nested,
+        Self::Routed,
         Self::Constant,
         Self::Empty,
     ];
@@ -86,6 +89,7 @@ impl Variant {
             Self::Preload => "LD_PRELOAD",
             Self::Steered => "steered",
             Self::Nested => "steered, nested",
+            Self::Routed => "steered, local",
             Self::Constant => "constant program",
             Self::Empty => "empty program",
         }
@@ -100,6 +104,7 @@ impl Variant {
             Self::Preload => "preload",
             Self::Steered => "steered",
             Self::Nested => "outer/inner",
+            Self::Routed => "routed",
             Self::Constant => "constant",
             Self::Empty => "empty",
         }
@@ -114,6 +119,7 @@ impl Variant {
             | Self::Setsockopt
             | Self::Steered
             | Self::Nested
+            | Self::Routed
             | Self::Constant
             | Self::Empty => &[],
         }
@@ -122,8 +128,13 @@ impl Variant {
     /// The interface that a new socket is bound to before its program changes it.
     pub(crate) fn device(self) -> &'static str {
         match self {
-            Self::Unsteered | Self::Control | Self::Setsockopt | Self::Empty => "",
+            Self::Unsteered | Self::Control | Self::Setsockopt | Self::Routed | Self::Empty => "",
             Self::Preload | Self::Steered | Self::Nested | Self::Constant => DEVICE,
         }
+    }
+
+    /// Whether a new socket has a mark.
+    pub(crate) fn has_mark(self) -> bool {
+        self == Self::Routed
     }
 }

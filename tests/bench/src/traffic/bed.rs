@@ -23,6 +23,9 @@ use crate::{
     worker::{self, Worker},
 };
 
+/// The options with which a policy routes by a mark.
+const LOCAL: [&str; 2] = ["--local", "host"];
+
 /// A way that this machine does not support.
 #[derive(Debug, Serialize)]
 pub(super) struct Unavailable {
@@ -63,7 +66,7 @@ impl Bed {
             steering: Steering::new(steer),
             cgroups: Cgroups::new()?,
         };
-        for way in Way::ALL {
+        for way in Way::all() {
             match bed.client(way) {
                 Ok(client) => drop(bed.clients.insert(way, client)),
                 Err(error) if way.is_foreign() => {
@@ -122,11 +125,10 @@ impl Bed {
                     self.links.push(bpf::attach(hook, &program, &cgroup).context("attach an empty program")?);
                 }
             }
-            // Named after the level.
-            Way::Steer | Way::Strict => {
-                let attach = || self.steering.attach(&cgroup, uplinks.link(1), way.name());
-                uplinks.client.run(attach)??;
-            }
+            Way::Steer => self.attach(&uplinks, &cgroup, "steer", &[])?,
+            Way::Strict => self.attach(&uplinks, &cgroup, "strict", &[])?,
+            Way::Route => self.attach(&uplinks, &cgroup, "strict", &LOCAL)?,
+            Way::BesideBind | Way::BesideRoute | Way::BesideRoutes => self.attach_others(way, &uplinks)?,
             Way::Mark => foreign::mark(&uplinks, &cgroup)?,
             Way::MarkMasquerade => {
                 foreign::mark(&uplinks, &cgroup)?;
@@ -140,6 +142,24 @@ impl Bed {
             }
         }
         Ok(Site { way, cgroup, uplinks, inner })
+    }
+}
+
+impl Bed {
+    fn attach(&self, uplinks: &Uplinks, cgroup: &Path, enforce: &str, more: &[&str]) -> Result<()> {
+        uplinks.client.run(|| self.steering.attach(cgroup, uplinks.link(1), enforce, more))?
+    }
+
+    /// Attaches cgroups without a program in them, each with a policy of its own.
+    fn attach_others(&mut self, way: Way, uplinks: &Uplinks) -> Result<()> {
+        let number = if way == Way::BesideRoutes { Way::MANY } else { 1 };
+        for i in 0..number {
+            let cgroup = self.cgroups.add(&format!("{}-other-{i}", way.cgroup()))?;
+            let except = format!("203.0.113.{i}/32=a0");
+            let more = [LOCAL[0], LOCAL[1], "--except", &except];
+            self.attach(uplinks, &cgroup, "strict", if way == Way::BesideBind { &[] } else { &more })?;
+        }
+        Ok(())
     }
 }
 

@@ -98,26 +98,21 @@ impl Row {
                 strict_ratio: Median::of_pairs(strict, ours, |strict, ours| strict / ours),
             })
         };
-        Self { load, unit: load.unit(), ways: Way::ALL.into_iter().filter_map(cell).collect() }
+        Self { load, unit: load.unit(), ways: Way::all().filter_map(cell).collect() }
     }
 
     fn cell(&self, way: Way) -> Option<&Cell> {
         self.ways.iter().find(|cell| cell.way == way)
     }
 
-    fn texts(&self) -> Vec<String> {
+    fn texts(&self, ways: &[Way]) -> Vec<String> {
         let text = |way| match (self.cell(way), way) {
             (None, _) => "n/a".to_owned(),
             (Some(cell), Way::Unsteered) => quantity(cell.per_second, self.unit),
             (Some(cell), _) => format!("{:.3}", cell.ratio.value),
         };
         let mut texts = vec![self.load.name()];
-        texts.extend(Way::ALL.map(text));
-        texts.extend(
-            self.cell(Way::Strict)
-                .iter()
-                .flat_map(|cell| [cell.ratio.low, cell.ratio.high].map(|ratio| format!("{ratio:.3}"))),
-        );
+        texts.extend(ways.iter().map(|way| text(*way)));
         texts
     }
 }
@@ -129,13 +124,20 @@ impl fmt::Display for Report {
             "What one CPU sends and delivers through a veth, and the ratio of each way to no policy in each round (median; that of \
              strict with its 95 % confidence interval):\n"
         )?;
-        let header = ["traffic"].into_iter().chain(Way::ALL.map(Way::name)).chain(["strict from", "to"]);
-        let mut table = table(header, 1);
+        let header = ["traffic"].into_iter().chain(Way::OWN.map(Way::name)).chain(["strict from", "to"]);
+        let mut own = table(header, 1);
         for row in &self.loads {
-            table.add_row(row.texts());
+            let interval = row.cell(Way::Strict).map(|cell| [cell.ratio.low, cell.ratio.high]);
+            let interval = interval.into_iter().flatten().map(|ratio| format!("{ratio:.3}"));
+            own.add_row(row.texts(&Way::OWN).into_iter().chain(interval));
         }
-        writeln!(formatter, "{table}\n")?;
-        for way in Way::ALL {
+        writeln!(formatter, "{own}\n\nWhat policies of other programs cost a program that has none:\n")?;
+        let mut beside = table(["traffic"].into_iter().chain(Way::BESIDE.map(Way::name)), 1);
+        for row in &self.loads {
+            beside.add_row(row.texts(&Way::BESIDE));
+        }
+        writeln!(formatter, "{beside}\n")?;
+        for way in Way::all() {
             writeln!(formatter, "- {}: {}", way.name(), way.description())?;
         }
         for Unavailable { way, reason } in &self.unavailable {

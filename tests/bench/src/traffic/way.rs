@@ -18,6 +18,14 @@ pub(super) enum Way {
     Steer,
     /// `steer attach --enforce strict`.
     Strict,
+    /// `steer attach --local host`.
+    Route,
+    /// Nothing, beside a policy without `local`.
+    BesideBind,
+    /// Nothing, beside a policy with `local`.
+    BesideRoute,
+    /// Nothing, beside many of them.
+    BesideRoutes,
     /// A mark. The packets keep the source address of the link that they would have left by.
     Mark,
     /// A mark, with a rule that corrects the source address.
@@ -27,16 +35,28 @@ pub(super) enum Way {
 }
 
 impl Way {
-    pub(super) const ALL: [Self; 8] = [
+    /// What steers the program itself.
+    pub(super) const OWN: [Self; 9] = [
         Self::Unsteered,
         Self::Control,
         Self::Empty,
         Self::Steer,
         Self::Strict,
+        Self::Route,
         Self::Mark,
         Self::MarkMasquerade,
         Self::Namespace,
     ];
+    /// What steers other programs of the same network namespace.
+    pub(super) const BESIDE: [Self; 5] =
+        [Self::Unsteered, Self::Control, Self::BesideBind, Self::BesideRoute, Self::BesideRoutes];
+    /// The number of policies in [`Self::BesideRoutes`].
+    pub(super) const MANY: u8 = 60;
+
+    /// Each once.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        Self::OWN.into_iter().chain(Self::BESIDE.into_iter().skip(2))
+    }
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -45,6 +65,10 @@ impl Way {
             Self::Empty => "empty",
             Self::Steer => "steer",
             Self::Strict => "strict",
+            Self::Route => "local",
+            Self::BesideBind => "beside strict",
+            Self::BesideRoute => "beside local",
+            Self::BesideRoutes => "beside 60",
             Self::Mark => "mark",
             Self::MarkMasquerade => "mark, NAT",
             Self::Namespace => "namespace",
@@ -58,6 +82,10 @@ impl Way {
             Self::Empty => "BPF programs that do nothing, on the hooks of strict: what the kernel takes to call them",
             Self::Steer => "a policy with enforce = \"steer\"",
             Self::Strict => "a policy with enforce = \"strict\"",
+            Self::Route => "the same with `local = [\"host\"]`",
+            Self::BesideBind => "no policy; another program has one without `local`",
+            Self::BesideRoute => "no policy; another program has one with `local`",
+            Self::BesideRoutes => "no policy; 60 other programs have different ones with `local`",
             Self::Mark => {
                 "nftables: `socket cgroupv2` sets a mark, a rule sends it by another table; wrong source address"
             }
@@ -74,6 +102,10 @@ impl Way {
             Self::Empty => "empty",
             Self::Steer => "steer",
             Self::Strict => "strict",
+            Self::Route => "local",
+            Self::BesideBind => "beside-strict",
+            Self::BesideRoute => "beside-local",
+            Self::BesideRoutes => "beside-60-local",
             Self::Mark => "mark",
             Self::MarkMasquerade => "mark-nat",
             Self::Namespace => "namespace",
@@ -83,8 +115,13 @@ impl Way {
     /// The number of the uplink by which the traffic leaves; 0 is the choice of the routing table.
     pub(super) fn uplink(self) -> usize {
         match self {
-            Self::Unsteered | Self::Control | Self::Empty => 0,
-            Self::Steer | Self::Strict | Self::Mark | Self::MarkMasquerade | Self::Namespace => 1,
+            Self::Unsteered
+            | Self::Control
+            | Self::Empty
+            | Self::BesideBind
+            | Self::BesideRoute
+            | Self::BesideRoutes => 0,
+            Self::Steer | Self::Strict | Self::Route | Self::Mark | Self::MarkMasquerade | Self::Namespace => 1,
         }
     }
 
