@@ -2,17 +2,20 @@
 //! whenever the socket was made.
 //!
 //! **Invariant:** packets pass on the uplink, on loopback unless their source is forged, where an exception of the policy lets
-//! them, and where a policy leaves the socket alone. Every other packet is stopped and counted. On the uplink, queries to another
+//! them, and where a policy leaves the socket alone. A policy that refuses other network namespaces stops their packets on all links
+//! (Linux 6.15). Every other packet is stopped and counted. On the uplink, queries to another
 //! server than the policy's resolver are stopped, too, and what is for this host's loopback addresses or from them.
 
 use aya_ebpf::{
     Global,
     bindings::bpf_sock,
-    helpers::generated::{bpf_sk_fullsock, bpf_skb_cgroup_id},
+    helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use steer_common::{AttachmentRecord, COUNTERS, Counter, EventRecord, Kind, is_uplink, policy_flags, verifier::forget};
+use steer_common::{
+    AttachmentRecord, COUNTERS, Counter, EventRecord, Kind, PolicyRecord, is_uplink, policy_flags, verifier::forget,
+};
 
 use crate::{attachment, dns, events, local, nesting, notes, peer, policy, reach, uplink};
 
@@ -85,6 +88,7 @@ fn judge(ctx: &SkBuffContext, attachment: &AttachmentRecord, ifindex: u32, is_fo
     let Some(policy) = policy::get(attachment.policy) else { return other_link };
     let by = match Kind::try_from(policy.kind) {
         Ok(Kind::Steer) if is_forged => return other_link,
+        Ok(Kind::Steer) if is_elsewhere(ctx, policy) => return Counter::RefusedNetns as u8,
         Ok(Kind::Steer) if is_uplink(policy, uplink::group(Some(policy)), ifindex.cast_signed()) => UPLINK,
         Ok(Kind::Steer)
             if policy.flags & policy_flags::PASSES != 0 && is_excepted(ctx, attachment.policy, ifindex, reason) =>
@@ -101,6 +105,16 @@ fn judge(ctx: &SkBuffContext, attachment: &AttachmentRecord, ifindex: u32, is_fo
         return Counter::StoppedLocal as u8;
     }
     if dns::is_stray(ctx, policy, ifindex.cast_signed()) { Counter::StoppedDns as u8 } else { PASSES }
+}
+
+/// Whether the policy refuses the network namespace of the packet's socket. A link there may have the index of the uplink.
+#[inline(always)]
+fn is_elsewhere(ctx: &SkBuffContext, policy: &PolicyRecord) -> bool {
+    policy.flags & policy_flags::REFUSE_OTHER_NETNS != 0
+        && GUARD_KNOWS_NETNS.load() != 0
+        && socket(ctx).is_some()
+        // SAFETY: the helper takes the program's own context. The loader has found that this kernel has it here.
+        && unsafe { bpf_get_netns_cookie(ctx.skb.skb.cast()) } != policy.netns_cookie
 }
 
 /// Whether the policy lets the packet pass on a link other than the uplink.

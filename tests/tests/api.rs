@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 use serde_json::{Value, json};
 use steer_lab::{Family, Vector, wait_until};
 use steer_tests::{Answer, Bed, Daemon, NOBODY, Outcome, PATIENCE, USERS, User, output};
@@ -29,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("slow_clients_do_not_silence_the_metrics", slow_clients_do_not_silence_the_metrics),
     ("matches_the_openapi_document", matches_the_openapi_document),
     ("health", health),
+    ("files_that_cannot_be_read", files_that_cannot_be_read),
     ("metrics", metrics),
     ("events_for_all_listeners", events_for_all_listeners),
     ("a_file_that_appears_is_a_policy", a_file_that_appears_is_a_policy),
@@ -403,6 +407,29 @@ fn health() -> Outcome {
     let refused = bed.ask(User::Root, "POST", "/v1/reload", None)?;
     ensure!(refused.status == 422, "{refused:?}");
     bed.check_steered(&bed.cgroup, 1)
+}
+
+/// A file that nobody writes to, and one that no memory holds.
+fn files_that_cannot_be_read() -> Outcome {
+    let bed = Bed::new("api-unread")?;
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@/*\"]\n")?;
+    let file = bed.directory.join("policies.d/x.toml");
+    let refused = |reason: &str| {
+        let refused = bed.ask(User::Root, "POST", "/v1/reload", None)?;
+        ensure!(refused.status >= 400 && refused.text.contains(reason), "{refused:?}");
+        // The daemon goes on.
+        let cgroup = bed.cgroup.child(&format!("of-{}", refused.status))?;
+        wait_until("the cgroup to be steered", PATIENCE, || bed.check_steered(&cgroup, 1).is_ok())?;
+        cgroup.remove()?;
+        fs::remove_file(&file)?;
+        anyhow::Ok(())
+    };
+    mkfifo(&file, Mode::S_IRUSR)?;
+    refused("no regular file")?;
+    fs::File::create(&file)?.set_len(20 << 30)?;
+    refused("larger than 16 MiB")?;
+    daemon.end(Signal::SIGTERM)?;
+    Ok(())
 }
 
 fn a_file_that_appears_is_a_policy() -> Outcome {

@@ -1,13 +1,20 @@
 //! `steer exec --policy` without privilege: who may, what leaves, and what a hostile user may try.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
+    os::{
+        fd::IntoRawFd as _,
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::{
+    signal::Signal,
+    socket::{self, AddressFamily, SockFlag, SockType, UnixAddr},
+};
 use steer_lab::{parse_outcomes, wait_until};
 use steer_tests::{Bed, NOBODY, Outcome, PATIENCE, Spy, User, check_outcomes, output};
 
@@ -19,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_steered_process_does_not_escape", a_steered_process_does_not_escape),
     ("the_user_cannot_leave_by_himself", the_user_cannot_leave_by_himself),
     ("nothing_else_is_answered", nothing_else_is_answered),
+    ("a_flood_of_strangers_delays_nobody", a_flood_of_strangers_delays_nobody),
     ("commands_are_limited", commands_are_limited),
 ];
 
@@ -158,6 +166,42 @@ fn nothing_else_is_answered() -> Outcome {
     drop(silent);
     daemon.end(Signal::SIGTERM)?;
     ensure!(!socket.exists(), "the socket is left");
+    Ok(())
+}
+
+/// Clients that end at once, and clients that do not finish their request, as users whom no policy allows.
+fn a_flood_of_strangers_delays_nobody() -> Outcome {
+    let bed = Bed::new("user-flood")?;
+    let daemon = bed.daemon(&allowed())?;
+    let socket = bed.socket().with_extension("exec.sock");
+    let descriptors = || Ok::<_, std::io::Error>(fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?.count());
+    let before = descriptors()?;
+    daemon.freeze(&bed)?;
+    for _ in 0..150 {
+        let address = UnixAddr::new(&socket)?;
+        let mut client = Command::new("true");
+        // SAFETY: two system calls.
+        unsafe {
+            client.pre_exec(move || {
+                let socket = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None)?;
+                socket::connect(socket.into_raw_fd(), &address)?;
+                Ok(())
+            });
+        }
+        ensure!(client.status()?.success());
+    }
+    let mut unfinished = Vec::new();
+    for _ in 0..100 {
+        let mut stream = UnixStream::connect(&socket)?;
+        stream.write_all(b"POST /v1/exec HTTP/1.1\r\nHost: steer\r\nContent-Length: 10\r\n\r\n")?;
+        unfinished.push(stream);
+    }
+    daemon.signal(Signal::SIGCONT)?;
+    // It waits for its answer for 10 s, as long as an unfinished request may take.
+    let ran = output(&mut exec(&bed, &["--policy", "second", "--", "true"])?)?;
+    ensure!(ran.code == 0, "{ran:?}");
+    let now = descriptors()?;
+    ensure!(now < before + 100, "{now} descriptors, {before} before");
     Ok(())
 }
 

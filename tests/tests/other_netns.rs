@@ -3,8 +3,9 @@
 use std::{net::IpAddr, panic::resume_unwind, process::Command, thread};
 
 use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
 use steer_lab::{Probe, Proto, SERVER_V4, SERVER_V6, Server, client_v4, client_v6};
-use steer_tests::{Bed, Held, NotHere, Outcome, Served, Spy, USERS, User, linux_is_at_least};
+use steer_tests::{Bed, Daemon, Held, NotHere, Outcome, Served, Spy, USERS, User, linux_is_at_least};
 
 use crate::Test;
 
@@ -12,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("they_are_left_alone", they_are_left_alone),
     ("sockets_made_from_others_are_left_alone", sockets_made_from_others_are_left_alone),
     ("older_sockets_are_left_alone", older_sockets_are_left_alone),
+    ("older_sockets_are_refused_whatever_the_index", older_sockets_are_refused_whatever_the_index),
     ("their_own_policy_takes_them_over", their_own_policy_takes_them_over),
 ];
 
@@ -121,6 +123,33 @@ fn older_sockets_are_left_alone() -> Outcome {
         check(bound.round_bound_to("b0")?).with_context(|| format!("{user:?}: an option"))?;
         ensure!(bed.sockets("a1", "stopped_egress")? == 0);
         ensure!(bed.sockets("a1", "stopped_setsockopt")? == 0);
+    }
+    Ok(())
+}
+
+/// A link of another network namespace may have the index of the uplink.
+fn older_sockets_are_refused_whatever_the_index() -> Outcome {
+    if !linux_is_at_least(6, 15) {
+        return Err(NotHere("before Linux 6.15 egress cannot ask for the network namespace of a socket".into()).into());
+    }
+    let bed = Bed::new("netns-index")?;
+    ensure!(bed.net.server.ifindex("b0")? == bed.net.ifindex(0)?, "the links have other indexes");
+    let local = Server::start(&bed.net.client)?;
+    for user in USERS {
+        let kinds = ["--proto", "tcp", "--proto", "udp"];
+        let mut held = Held::start(&mut elsewhere(&bed, local.port(), user, &kinds)?)?;
+        check(held.round()?)?;
+        bed.write_config(
+            "[[policy]]\nname = \"p\"\ninterface = \"a0\"\nother_netns = \"refuse\"\ncgroups = [\"@\"]\n",
+        )?;
+        let daemon = Daemon::start(&bed)?;
+        let mut spy = Spy::in_netns(&bed.net.server, &bed.server, &[])?;
+        let outcomes = held.round()?;
+        ensure!(outcomes.iter().all(|outcome| !outcome.is_ok()), "{user:?}: {outcomes:#?}");
+        spy.saw_nothing().with_context(|| format!("{user:?}"))?;
+        ensure!(bed.sockets("p", "refused_netns")? > 0);
+        daemon.end(Signal::SIGTERM)?;
+        bed.succeed(&["off", "--forget"])?;
     }
     Ok(())
 }

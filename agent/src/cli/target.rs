@@ -1,6 +1,6 @@
 //! `--interface` or `--policy`, and options: the target of `exec`, `attach` and `unit`.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches};
@@ -13,6 +13,7 @@ use crate::{
         resolve::{self, Namespace},
     },
     host::{
+        file,
         link::{self, Table},
         resolver,
     },
@@ -137,12 +138,12 @@ fn table<T: Default>(
     name: &str,
     parse: impl FnOnce(&Source) -> Result<T, config::Problems>,
 ) -> anyhow::Result<T> {
-    let file = config.display().to_string();
-    match fs::read_to_string(config) {
-        Ok(text) => parse(&Source { file, text })
+    let shown = config.display().to_string();
+    match file::read(config) {
+        Ok(text) => parse(&Source { file: shown, text })
             .with_context(|| format!("[{name}] of the configuration, which holds for this command, cannot be read")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
-        Err(error) => Err(error).with_context(|| format!("read [{name}] in {file}")),
+        Err(error) => Err(error).with_context(|| format!("read [{name}] in {shown}")),
     }
 }
 

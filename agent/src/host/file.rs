@@ -4,7 +4,8 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::mpsc,
     thread,
@@ -12,6 +13,27 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+
+/// Larger files are not read, in bytes.
+const MOST: u64 = 16 << 20;
+
+/// Reads a text. Fails if it is no regular file, which could let the reader wait without end, or is larger than 16 MiB.
+pub(crate) fn read(path: &Path) -> io::Result<String> {
+    let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !kind.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file; expected one"));
+    }
+    let mut text = String::new();
+    file.take(MOST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MOST {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 16 MiB; expected a smaller file"));
+    }
+    Ok(text)
+}
 
 /// Writes a new file next to the old one, and renames it over the old one when it is on the disk. Creates the directory.
 pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {

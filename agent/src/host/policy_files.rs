@@ -132,7 +132,7 @@ impl Store {
     fn sources(&self) -> Result<Vec<Source>, Error> {
         let mut sources = Vec::new();
         for path in self.files()? {
-            match fs::read_to_string(&path) {
+            match file::read(&path) {
                 Ok(text) => sources.push(Source { file: path.display().to_string(), text }),
                 // Removed since it was listed; the configuration file itself must be there.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && path != self.file => {}
@@ -155,7 +155,7 @@ impl Store {
     pub fn written(&self, name: &str) -> Result<Option<(Kept, String)>, Error> {
         for kept in [Kept::Runtime, Kept::Stored] {
             let path = self.path(name, kept);
-            match fs::read_to_string(&path) {
+            match file::read(&path) {
                 Ok(text) => return Ok(Some((kept, text))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::File { action: "read", path, source }),

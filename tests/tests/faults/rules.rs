@@ -95,6 +95,6 @@ fn points(bed: &Bed, command: &[String]) -> anyhow::Result<Vec<usize>> {
         ensure!(traced.wait()?.success(), "{command:?}");
     }
     let points: Vec<_> = writes(&fs::read_to_string(&trace)?).into_iter().map(|(_, number)| number).collect();
-    ensure!(points.len() > 2, "{command:?} writes no rules: {points:?}");
+    ensure!(!points.is_empty(), "{command:?} writes no rules: {points:?}");
     Ok(points)
 }

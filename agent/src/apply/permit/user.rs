@@ -65,6 +65,12 @@ pub fn policy<'p>(policies: &'p [Policy], name: &str, peer: &Peer) -> Result<&'p
     Ok(policy)
 }
 
+/// Whether a policy allows the user of a process, or one of his groups.
+pub fn is_named(policies: &[Policy], peer: &Peer) -> bool {
+    let Ok(credentials) = peer.credentials() else { return false };
+    policies.iter().any(|policy| account::is_allowed(&policy.allow, peer.uid, &credentials.gids))
+}
+
 /// Whether a process in `path` may leave that cgroup: nothing steers it.
 pub fn leaving(
     datapath: &Datapath,

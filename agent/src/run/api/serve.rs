@@ -31,6 +31,7 @@ use tokio::{
 
 use super::{Control, Lasting, Peer, State, exec, public_router, router};
 use crate::{
+    apply::permit::user,
     host::{peer::Peer as HostPeer, policy_files::Store},
     kernel::Pins,
 };
@@ -41,13 +42,14 @@ const BODY: usize = 64 * 1024;
 const HEADER: Duration = Duration::from_secs(1);
 /// Maximum lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(10);
-/// Maximum number of connections: of root, of all other users together, and by TCP.
+/// Maximum number of connections: of root, of all other users together, by TCP, and of all users who ask to be let in and whom no policy
+/// allows.
 const CONNECTIONS: usize = 32;
 /// Access for owner and group. Until it is set, the umask restricts access to the owner.
 const MODE: u32 = 0o660;
 /// Access for everybody.
 const MODE_FOR_ALL: u32 = 0o666;
-/// Maximum number of connections of one user who asks to be let in.
+/// Maximum number of connections of one user whom a policy allows to be let in.
 const FOR_A_USER: usize = 4;
 /// Delay after a failed accept, for example when no file descriptor is free.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -203,11 +205,24 @@ async fn accept_all(
             Err(error) => return error,
         };
         let (router, mut places) = (exec::router(state.clone()).layer(DefaultBodyLimit::max(BODY)), BTreeMap::new());
+        let strangers = Places::new();
         loop {
-            let accepted = listener.accept().await.and_then(|(stream, _)| Ok((HostPeer::of(&stream)?, stream)));
-            let Some((peer, stream)) = pause_on_error(accepted).await else { continue };
-            places.retain(|_, places: &mut Places| !places.is_unused());
-            let places = places.entry(peer.uid).or_insert_with(|| Places::of(FOR_A_USER));
+            let Some((stream, _)) = pause_on_error(listener.accept().await).await else { continue };
+            // No pause here: any user can make it fail, and others wait.
+            let peer = match HostPeer::of(&stream) {
+                Ok(peer) => peer,
+                Err(error) => {
+                    log::debug!("a client of {}: {error}", socket.path.display());
+                    continue;
+                }
+            };
+            // A user has many user ids by a user namespace, and no policy names them.
+            let places = if user::is_named(&state.control.view().policies, &peer) {
+                places.retain(|_, places: &mut Places| !places.is_unused());
+                places.entry(peer.uid).or_insert_with(|| Places::of(FOR_A_USER))
+            } else {
+                &strangers
+            };
             places.answer(stream, router.clone().layer(Extension(Arc::new(peer))));
         }
     };
