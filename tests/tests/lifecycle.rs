@@ -32,7 +32,7 @@ const CONFIG: &str = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\
 
 fn check_report(report: &LoadReport) -> Outcome {
     let ours = |local: &std::net::IpAddr| *local == client_v4(1) || *local == client_v6(1);
-    ensure!(report.ok > 100, "too little load to mean anything: {report:?}");
+    ensure!(report.ok > 20, "too little load to mean anything: {report:?}");
     ensure!(report.locals.keys().all(ours), "another address: {report:?}");
     ensure!(!report.bound.contains_key(&0), "an unbound socket: {report:?}");
     Ok(())

@@ -2,13 +2,17 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::{BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsRawFd as _,
+    path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
+use nix::mount::{MsFlags, mount, umount};
 use steer_lab::{
     Attempt, Capture, Family, Outcome as Probed, Proto, SERVER_V4, SERVER_V6, Server, Vector, client_v4, client_v6,
     gateway_v4, gateway_v6, leaks, parse_outcomes,
@@ -343,6 +347,17 @@ fn nothing_stays_behind() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--local", "host"])?;
     bed.succeed(&["off", "--forget"])?;
     ensure!(tables(&bed)? == before, "off: {}", tables(&bed)?);
+    // From another namespace, with no process in the one of the policy but the daemon, and then with none.
+    let daemon = bed.daemon("[[policy]]\nname = \"p\"\ninterface = \"a1\"\nlocal = [\"host\"]\ncgroups = [\"@\"]\n")?;
+    ensure!(tables(&bed)? != before);
+    let off = || output(&mut bed.steer_here(&["off", "--forget"]));
+    ensure!(off()?.code == 0 && daemon.wait()? == Some(0));
+    ensure!(tables(&bed)? == before, "off elsewhere: {}", tables(&bed)?);
+    let mount = Mounted::netns(&bed)?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--local", "host"])?;
+    ensure!(off()?.code == 0);
+    drop(mount);
+    ensure!(tables(&bed)? == before, "off without a process: {}", tables(&bed)?);
     let probe = bed.copy_of("STEER_PROBE", "steer-probe")?;
     let mut command = bed.steer(&["exec", "-i", "a1", "--local", "host,lan", "--"]);
     ensure!(output(command.arg(probe).arg("--help"))?.code == 0);
@@ -423,6 +438,25 @@ fn check_kept(bed: &Bed, client: &mut Prober) -> Outcome {
         sent.iter().all(|sent| seen.contains(&sent.port))
     })?;
     Ok(())
+}
+
+/// The client's network namespace, mounted as `ip netns` does. Unmounted on drop.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn netns(bed: &Bed) -> anyhow::Result<Self> {
+        let place = bed.directory.join("netns");
+        fs::write(&place, "")?;
+        let netns = format!("/proc/self/fd/{}", bed.net.client.fd().as_raw_fd());
+        mount(Some(netns.as_str()), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(Self(place))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = umount(&self.0);
+    }
 }
 
 /// All rules and routes of the client.

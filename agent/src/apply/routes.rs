@@ -242,8 +242,9 @@ pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error>
     kernel::tidy(pins, lock, hierarchy)
 }
 
-/// Removes all rules and routes of these pins from the network namespaces of all processes. Returns how many, and what went wrong.
-pub fn remove(pins: &Pins) -> (usize, Vec<String>) {
+/// Removes all rules and routes of these pins from the calling thread's network namespace, and from `others`. Returns how many, and what
+/// went wrong.
+pub fn remove(pins: &Pins, others: io::Result<Vec<File>>) -> (usize, Vec<String>) {
     let instance = instance(pins);
     let (mut removed, mut errors) = (0, Vec::new());
     let mut take_in = |result: io::Result<Changes>| match result {
@@ -251,7 +252,7 @@ pub fn remove(pins: &Pins) -> (usize, Vec<String>) {
         Err(error) => errors.push(format!("remove rules and routes: {error}")),
     };
     take_in(route::remove(instance));
-    match netns::others() {
+    match others {
         Ok(others) => others
             .into_iter()
             .filter_map(|netns| enter(&netns, || route::remove(instance)).transpose())

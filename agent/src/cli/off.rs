@@ -19,6 +19,7 @@ use crate::{
     host::{
         capability::require_privilege,
         cgroup::{Hierarchy, scope},
+        netns,
     },
     kernel::{self, Datapath, Pins, Removed},
     model::quote::shown,
@@ -73,9 +74,11 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         _ => BTreeSet::new(),
     };
     let policies = pins.as_ref().map_or_else(|| Ok(BTreeMap::new()), policies).unwrap_or_default();
+    // Perhaps the daemon is the last process in its namespace.
+    let namespaces = netns::others();
     let mut removed = pins.as_ref().map_or_else(|| Ok(Removed::default()), remove_pins)?;
     if let Some(pins) = &pins {
-        let (_, errors) = routes::remove(pins);
+        let (_, errors) = routes::remove(pins, namespaces);
         removed.errors.extend(errors);
     }
     let released = released.map_err(|error| error.to_string()).and_then(|new| {

@@ -8,6 +8,7 @@ use std::{
         fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
     },
+    path::PathBuf,
     thread,
 };
 
@@ -52,21 +53,34 @@ pub fn inside<T: Send>(netns: impl AsFd + Send, look: impl FnOnce() -> T + Send)
     })
 }
 
-/// The network namespaces of all processes, without that of the calling thread.
+/// The network namespaces of all processes, and those that are mounted, without that of the calling thread.
 pub fn others() -> io::Result<Vec<File>> {
     let mut seen = BTreeSet::from([File::open("/proc/thread-self/ns/net")?.metadata()?.ino()]);
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let is_process = entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-        // Any error means that the process has ended.
-        if is_process
-            && let Ok(netns) = File::open(entry.path().join("ns/net"))
+    let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    let entries = fs::read_dir("/proc")?.flatten();
+    let processes = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_process));
+    let processes = processes.map(|entry| entry.path().join("ns/net"));
+    for path in processes.chain(mounted(&fs::read_to_string("/proc/thread-self/mountinfo")?)) {
+        // Any error means that the process has ended, or that the mount is gone or hidden.
+        if let Ok(netns) = File::open(path)
             && seen.insert(netns.metadata()?.ino())
         {
             found.push(netns);
         }
     }
     Ok(found)
+}
+
+/// The paths at which network namespaces are mounted, such as those of `ip netns`. `mountinfo` is that of proc(5).
+fn mounted(mountinfo: &str) -> Vec<PathBuf> {
+    let path = |line: &str| {
+        let mut fields = line.split(' ');
+        let root = fields.nth(3)?;
+        // Paths with a space are written with an escape, and not looked for.
+        (root.starts_with("net:[")).then(|| fields.next().map(PathBuf::from)).flatten()
+    };
+    mountinfo.lines().filter_map(path).collect()
 }
 
 fn unix_socket() -> io::Result<OwnedFd> {
@@ -77,4 +91,19 @@ fn unix_socket() -> io::Result<OwnedFd> {
     }
     // SAFETY: a new file descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::mounted;
+
+    #[test]
+    fn mounted_namespaces() {
+        let mountinfo = "25 30 0:23 / /sys rw,nosuid - sysfs sysfs rw\n\
+                         531 64 0:4 net:[4026532267] /run/netns/blue rw shared:1 - nsfs nsfs rw\n\
+                         532 64 0:4 mnt:[4026532268] /run/snapd/ns/x.mnt rw - nsfs nsfs rw\n";
+        assert_eq!(mounted(mountinfo), [PathBuf::from("/run/netns/blue")]);
+    }
 }

@@ -125,6 +125,7 @@ pub(crate) fn measure(steer: &Path, cgroups: u32, rounds: u32) -> Result<Report>
 
     let mut changes = bed.link_changes(&netns)?;
     changes.sort_by(f64::total_cmp);
+    bed.switch_off()?;
     let rules = rules::measure(&bed, rounds)?;
     let attach_us_each = (attach.saturating_sub(start)).as_secs_f64() * 1e6 / f64::from(cgroups);
     Ok(Report {

@@ -24,8 +24,7 @@ pub(super) fn while_it_writes_rules() -> Outcome {
         let words = ["attach", cgroup.path(), "-i", "a1", "--local", "host,lan", "--except", except];
         words.map(str::to_owned).to_vec()
     };
-    let (keep, attach) =
-        (attach(&kept, "198.51.100.0/24=a0"), attach(&target, "203.0.113.0/24=a0,2001:db8:1::/48=main"));
+    let (keep, attach) = (attach(&kept, "192.0.2.0/24=a0"), attach(&target, "203.0.113.0/24=a0,2001:db8:1::/48=main"));
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     bed.write_config("[[policy]]\nname = \"p\"\ninterface = \"a1\"\nlocal = [\"host\"]\ncgroups = [\"@/named\"]\n")?;
     bed.cgroup.child("named")?;

@@ -37,7 +37,7 @@ pub(super) fn measure(bed: &Bed, rounds: u32) -> Result<Rules> {
             write!(
                 text,
                 "[[policy]]\nname = \"p{i}\"\ninterface = \"a1\"\nlocal = [\"host\"]\n\
-                 except = [{{ to = \"203.0.113.{i}\", by = \"a0\" }}]\ncgroups = [\"{}/nothing\"]\n",
+                 except = [{{ to = \"203.0.113.{i}\", by = \"a0\" }}]\ncgroups = [\"{}/nothing-{i}\"]\n",
                 bed.name
             )?;
         }
