@@ -1,10 +1,16 @@
 //! Groups of uplinks: members that fail behind a live link, lose what their link needs, are taken out of use by hand, and return.
 
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use steer_lab::{Capture, SERVER_V4, SERVER_V6, client_v4, client_v6, leaks, wait_until};
-use steer_tests::{Bed, Held, Outcome, PATIENCE, Spy, User, check_outcomes};
+use steer_common::traffic;
+use steer_lab::{Capture, SERVER_V4, SERVER_V6, Server, client_v4, client_v6, leaks, parse_outcomes, wait_until};
+use steer_tests::{Bed, Held, Outcome, PATIENCE, Spy, User, check_outcomes, output};
 
 use crate::Test;
 
@@ -13,6 +19,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_link_that_lacks_something_is_left", a_link_that_lacks_something_is_left),
     ("one_family_is_left", one_family_is_left),
     ("by_hand", by_hand),
+    ("settings_of_a_group", settings_of_a_group),
+    ("one_port_that_is_dropped_is_found", one_port_that_is_dropped_is_found),
+    ("a_member_that_flaps_is_held_longer", a_member_that_flaps_is_held_longer),
     ("changes_are_events", changes_are_events),
     ("the_next_daemon_decides_the_same", the_next_daemon_decides_the_same),
     ("nobody_is_probed_for_nobody", nobody_is_probed_for_nobody),
@@ -127,6 +136,13 @@ fn a_link_that_lacks_something_is_left() -> Outcome {
     bed.ip("-4 addr flush dev a1")?;
     wait_for_families(&bed, "a0", &["ipv4"]).context("no address")?;
     ensure!(member(&bed, "a1")?["ipv4"]["reason"] == "no address of this family");
+    // A tunnel needs no gateway, so it needs no default route.
+    let _tun = bed.net.client.add_tun("t0")?;
+    bed.net.client.set_up("t0")?;
+    bed.net.client.add_address("t0", Ipv4Addr::new(10, 0, 9, 2).into(), 24)?;
+    bed.write_config(&config("hold = \"0s\"", "[]").replace("\"a1\"", "\"t0\""))?;
+    bed.succeed(&["reload"])?;
+    wait_for_families(&bed, "t0", &["ipv4"]).context("a tunnel")?;
     Ok(())
 }
 
@@ -153,6 +169,11 @@ fn by_hand() -> Outcome {
         wait_for(&bed, "a1")?;
         let mut held = held(&bed)?;
         ensure!(go_by(&mut held, 1, 1)?);
+        let (used, other) = (member(&bed, "a1")?, member(&bed, "a0")?);
+        ensure!(used["sockets"] == 4 && other["sockets"] == 0, "local = {local}: {used} {other}");
+        ensure!(used["link"]["sent_packets"].as_u64() > Some(0), "{used}");
+        let shown = bed.succeed(&["uplinks"])?;
+        ensure!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
         let explained = bed.succeed(&["explain", bed.cgroup.path(), "--if", "a1=down"])?;
         ensure!(explained.contains("lines: a1") && explained.contains("if that were so: a0"), "{explained}");
         bed.succeed(&["uplink", "down", "lines", "a1"])?;
@@ -173,10 +194,158 @@ fn by_hand() -> Outcome {
         check_by(&bed, 0).context("the next daemon keeps it")?;
         bed.succeed(&["uplink", "up", "lines", "a1"])?;
         wait_for(&bed, "a1")?;
+        by_the_api(&bed).with_context(|| format!("local = {local}"))?;
         let wrong = bed.run(&["uplink", "down", "lines", "a2"])?;
         ensure!(wrong.code == 1 && wrong.stderr.contains("its members are a1, a0"), "{wrong:?}");
         let wrong = bed.run(&["uplink", "down", "line", "a1"])?;
         ensure!(wrong.code == 1 && wrong.stderr.contains("`steer uplinks` lists"), "{wrong:?}");
+    }
+    Ok(())
+}
+
+/// `on_fail = "keep"`, `all_down = "close"`, and `on_return = "linger"`.
+fn settings_of_a_group() -> Outcome {
+    const LINGER_S: u64 = 30;
+    let bed = Bed::new("health-settings")?;
+    let _daemon = bed.daemon(&config("hold = \"0s\"\non_fail = \"keep\"\nall_down = \"close\"", "[]"))?;
+    wait_for(&bed, "a1")?;
+    let mut kept = held(&bed)?;
+    ensure!(go_by(&mut kept, 1, 1)?);
+    bed.succeed(&["uplink", "down", "lines", "a1"])?;
+    check_by(&bed, 0)?;
+    ensure!(go_by(&mut kept, 1, 1)?, "sockets stay on a member that failed");
+    bed.succeed(&["uplink", "down", "lines", "a0"])?;
+    bed.check_closed(&bed.cgroup)?;
+    let shown = bed.succeed(&["uplinks"])?;
+    ensure!(shown.ends_with("lines: closed, because no member works\n"), "{shown}");
+    bed.write_config(&config("hold = \"0s\"\non_return = \"linger\"", "[]"))?;
+    bed.succeed(&["reload"])?;
+    bed.succeed(&["uplink", "auto", "lines", "a0"])?;
+    wait_for(&bed, "a0")?;
+    let mut displaced = held(&bed)?;
+    ensure!(go_by(&mut displaced, 0, 0)?);
+    let begun = Instant::now();
+    bed.succeed(&["uplink", "auto", "lines", "a1"])?;
+    wait_for(&bed, "a1")?;
+    ensure!(go_by(&mut displaced, 0, 0)?, "sockets stay for a while");
+    let lingers = member(&bed, "a0")?["ipv4"]["lingers_for_s"].as_u64();
+    ensure!(lingers.is_some_and(|left| left <= LINGER_S), "{lingers:?}");
+    wait_until("sockets on the better member", PATIENCE, || go_by(&mut displaced, 1, 1).unwrap_or_default())?;
+    ensure!(begun.elapsed() >= Duration::from_secs(LINGER_S - 1), "{:?}", begun.elapsed());
+    Ok(())
+}
+
+/// The same by the API: sockets were moved when the answer arrives.
+fn by_the_api(bed: &Bed) -> Outcome {
+    let put = |path: &str, hand: &str| {
+        let body = serde_json::json!({ "hand": hand }).to_string();
+        bed.ask(User::Root, "PUT", &format!("/v1/uplinks/{path}"), Some(&body))
+    };
+    let mut held = held(bed)?;
+    ensure!(go_by(&mut held, 1, 1)?);
+    let down = put("lines/members/a1", "down")?;
+    let seen = &down.body;
+    ensure!(down.status == 200 && seen["hand"] == "down" && seen["ipv4"]["state"] == "down", "{down:?}");
+    ensure!(
+        seen["ipv6"]["share"] == 0.0 && seen["sockets"] == 0 && seen["remaining"] == serde_json::json!([]),
+        "{seen}"
+    );
+    ensure!(go_by(&mut held, 0, 0)? || go_by(&mut held, 0, 0)?);
+    check_by(bed, 0)?;
+    ensure!(put("lines/members/a1", "up")?.body["ipv4"]["reason"] == "set by hand");
+    check_by(bed, 1)?;
+    let auto = put("lines/members/a1", "auto")?;
+    ensure!(auto.body["hand"] == "auto" && auto.body["ipv4"]["state"] == "up", "{auto:?}");
+    ensure!(bed.get("/v1/uplinks")?[0]["members"][0]["hand"] == "auto");
+    for (path, hand, status, said) in [
+        ("lines/members/a2", "down", 404, "its members are a1, a0"),
+        ("line/members/a1", "down", 404, "no policy in force here uses an uplink"),
+        ("lines/members/a1", "off", 422, "expected {\"hand\": \"down\"}"),
+    ] {
+        let wrong = put(path, hand)?;
+        let detail = wrong.body["detail"].as_str().unwrap_or_default();
+        ensure!(wrong.status == status && detail.contains(said), "{path}: {wrong:?}");
+    }
+    Ok(())
+}
+
+/// A further server, on a port of another class than the first one's.
+fn other_server(bed: &Bed) -> anyhow::Result<Server> {
+    let class = |server: &Server| traffic::port_class(server.port().into());
+    let mut servers = Vec::new();
+    loop {
+        let server = Server::start(&bed.net.server)?;
+        if class(&server) != class(&bed.server) {
+            return Ok(server);
+        }
+        // It keeps its port while the next one is made.
+        servers.push(server);
+    }
+}
+
+/// A line drops one TCP port. Its probes are answered, and so are connections to another port, by programs of the same cgroup.
+fn one_port_that_is_dropped_is_found() -> Outcome {
+    const BESIDE: &str = "198.51.100.2";
+    let bed = Bed::new("health-port")?;
+    let other = other_server(&bed)?;
+    bed.ip_of_server(&format!("-4 addr add {BESIDE}/32 dev lo"))?;
+    let _daemon = bed.daemon(&config("probe = { targets = [\"gateway\"], interval = \"200ms\" }", "[]"))?;
+    wait_for(&bed, "a1")?;
+    let mut spy = Spy::on(&bed, &["a0", "a1"])?;
+    let client = |port: u16, timeout: &str| {
+        let mut client = bed.client(Some(&bed.cgroup), User::Nobody)?;
+        client.args(["--json", "--proto", "tcp", "--timeout-ms", timeout, "--port", &port.to_string()]);
+        client.args(["--target", &SERVER_V4.to_string(), "--target", BESIDE]);
+        anyhow::Ok(client)
+    };
+    let goes_by = |outcomes: &[steer_lab::Outcome], uplink: u8| {
+        outcomes.iter().all(|outcome| outcome.saw == Some(client_v4(uplink).to_string()))
+    };
+    let mut dropped = Held::start(&mut client(bed.server.port(), "300")?)?;
+    ensure!(goes_by(&dropped.round()?, 1));
+    let port = bed.server.port();
+    bed.ip_of_server(&format!("-4 rule add pref 0 to {} ipproto tcp sport {port} blackhole", client_v4(1)))?;
+    // The connections that are there fail first, and then new ones.
+    let begun = Instant::now();
+    wait_until("new connections on the other member", PATIENCE, || {
+        let mut answered = client(other.port(), "1000").ok().and_then(|mut client| output(&mut client).ok());
+        let answered = answered.take().and_then(|output| parse_outcomes(&output.stdout).ok()).unwrap_or_default();
+        let is_answered = goes_by(&answered, 1) || goes_by(&answered, 0);
+        is_answered && dropped.round().is_ok_and(|outcomes| goes_by(&outcomes, 0))
+    })?;
+    let took = begun.elapsed();
+    // Two more alarms, 10 seconds apart.
+    ensure!(took > Duration::from_secs(18) && took < Duration::from_secs(40), "{took:?}");
+    wait_for_families(&bed, "a0", &["ipv4"])?;
+    let left = member(&bed, "a1")?;
+    ensure!(left["ipv4"]["probes"]["lost"] == 0 && left["ipv6"]["state"] == "up", "{left}");
+    let is_cause = |(_, change): &(String, Value)| {
+        change["member"] == "a1" && change["state"] == "down" && change["why"] == "many connections fail"
+    };
+    let changes = changes(&bed)?;
+    ensure!(changes.iter().any(is_cause), "{changes:?}");
+    spy.saw_nothing()
+}
+
+/// Each failure doubles the time for which a member that works again is not preferred.
+fn a_member_that_flaps_is_held_longer() -> Outcome {
+    const HOLD_S: u64 = 4;
+    let bed = Bed::new("health-flap")?;
+    let _daemon = bed.daemon(&config(&format!("hold = \"{HOLD_S}s\""), "[]"))?;
+    let link = bed.net.server_link(1);
+    for is_longer in [false, true] {
+        wait_for(&bed, "a1")?;
+        bed.ip_of_server(&format!("link set {link} down"))?;
+        wait_for(&bed, "a0")?;
+        bed.ip_of_server(&format!("link set {link} up"))?;
+        let mut left = None;
+        wait_until("the member to work again", PATIENCE, || {
+            left = member(&bed, "a1").ok().and_then(|member| member["ipv4"]["held_for_s"].as_u64());
+            left.is_some()
+        })?;
+        ensure!(left.is_some_and(|left| (left > HOLD_S) == is_longer), "{left:?}");
+        // It is used only if no other member works.
+        check_by(&bed, 0)?;
     }
     Ok(())
 }
@@ -276,6 +445,9 @@ fn nobody_is_probed_for_nobody() -> Outcome {
     bed.succeed(&["reload"])?;
     let packets = capture.take()?;
     ensure!(leaks(&packets).is_empty(), "{packets:?}");
+    drop(daemon);
+    let daemon = bed.daemon(&unused.replace("rise = 2", "rise = 2, idle = true"))?;
+    wait_until("probes", PATIENCE, || capture.take().is_ok_and(|packets| !leaks(&packets).is_empty()))?;
     drop(daemon);
     // The same with a cgroup is probed.
     let _daemon = bed.daemon(&config(PROBE, "[]"))?;
