@@ -8,7 +8,6 @@ use std::{
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use steer_common::traffic;
 use steer_lab::{Capture, SERVER_V4, SERVER_V6, Server, client_v4, client_v6, leaks, parse_outcomes, wait_until};
 use steer_tests::{Bed, Held, Outcome, PATIENCE, Spy, User, check_outcomes, output};
 
@@ -269,25 +268,11 @@ fn by_the_api(bed: &Bed) -> Outcome {
     Ok(())
 }
 
-/// A further server, on a port of another class than the first one's.
-fn other_server(bed: &Bed) -> anyhow::Result<Server> {
-    let class = |server: &Server| traffic::port_class(server.port().into());
-    let mut servers = Vec::new();
-    loop {
-        let server = Server::start(&bed.net.server)?;
-        if class(&server) != class(&bed.server) {
-            return Ok(server);
-        }
-        // It keeps its port while the next one is made.
-        servers.push(server);
-    }
-}
-
-/// A line drops one TCP port. Its probes are answered, and so are connections to another port, by programs of the same cgroup.
+/// A line drops TCP port 443. Its probes are answered, and so are connections to port 80, by programs of the same cgroup.
 fn one_port_that_is_dropped_is_found() -> Outcome {
     const BESIDE: &str = "198.51.100.2";
     let bed = Bed::new("health-port")?;
-    let other = other_server(&bed)?;
+    let _servers = [Server::start_on(&bed.net.server, 443)?, Server::start_on(&bed.net.server, 80)?];
     bed.ip_of_server(&format!("-4 addr add {BESIDE}/32 dev lo"))?;
     let _daemon = bed.daemon(&config("probe = { targets = [\"gateway\"], interval = \"200ms\" }", "[]"))?;
     wait_for(&bed, "a1")?;
@@ -301,15 +286,14 @@ fn one_port_that_is_dropped_is_found() -> Outcome {
     let goes_by = |outcomes: &[steer_lab::Outcome], uplink: u8| {
         outcomes.iter().all(|outcome| outcome.saw == Some(client_v4(uplink).to_string()))
     };
-    let mut dropped = Held::start(&mut client(bed.server.port(), "300")?)?;
+    let mut dropped = Held::start(&mut client(443, "300")?)?;
     ensure!(goes_by(&dropped.round()?, 1));
-    let port = bed.server.port();
-    bed.ip_of_server(&format!("-4 rule add pref 0 to {} ipproto tcp sport {port} blackhole", client_v4(1)))?;
+    bed.ip_of_server(&format!("-4 rule add pref 0 to {} ipproto tcp sport 443 blackhole", client_v4(1)))?;
     // The connections that are there fail first, and then new ones.
     let begun = Instant::now();
     wait_until("new connections on the other member", PATIENCE, || {
-        let mut answered = client(other.port(), "1000").ok().and_then(|mut client| output(&mut client).ok());
-        let answered = answered.take().and_then(|output| parse_outcomes(&output.stdout).ok()).unwrap_or_default();
+        let answered = client(80, "1000").ok().and_then(|mut client| output(&mut client).ok());
+        let answered = answered.and_then(|output| parse_outcomes(&output.stdout).ok()).unwrap_or_default();
         let is_answered = goes_by(&answered, 1) || goes_by(&answered, 0);
         is_answered && dropped.round().is_ok_and(|outcomes| goes_by(&outcomes, 0))
     })?;

@@ -102,6 +102,7 @@ pub struct PolicyStatus {
 
 /// A member of a group of uplinks.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = PolicyMember)]
 pub struct MemberStatus {
     /// Its interface as configured.
     pub interface: String,
