@@ -102,7 +102,6 @@ pub struct PolicyStatus {
 
 /// A member of a group of uplinks.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-#[schema(as = PolicyMember)]
 pub struct MemberStatus {
     /// Its interface as configured.
     pub interface: String,

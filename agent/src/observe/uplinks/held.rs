@@ -17,6 +17,7 @@ use crate::{
         },
     },
     kernel::{self, Datapath, Error, PolicyEntry},
+    model::cgroup_path::CgroupPath,
 };
 
 /// How many lines a list of sockets is asked for at once.
@@ -128,7 +129,7 @@ impl Owners<'_> {
         }
         let mut found = self.datapath.slot_of(cgroup_id)?;
         let path = self.hierarchy.path_of(cgroup_id).filter(|_| found.is_none());
-        for path in path.iter().flat_map(|path| path.self_and_ancestors()) {
+        for path in path.iter().flat_map(CgroupPath::self_and_ancestors) {
             // It may be removed meanwhile.
             let Ok(id) = self.hierarchy.id(&path) else { continue };
             found = self.datapath.slot_of(id)?;

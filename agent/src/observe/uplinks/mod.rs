@@ -43,6 +43,7 @@ pub struct UplinkStatus {
 
 /// A member.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = UplinkMember)]
 pub struct MemberStatus {
     /// Its interface as configured.
     pub interface: String,
