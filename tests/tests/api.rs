@@ -279,7 +279,12 @@ fn only_root_changes() -> Outcome {
             ensure!(bed.ask(user, "GET", path, None)?.status == 200, "{path} as {user:?}");
         }
     }
-    for (method, path) in [("PUT", "/v1/policies/p"), ("DELETE", "/v1/policies/p"), ("POST", "/v1/reload")] {
+    for (method, path) in [
+        ("PUT", "/v1/policies/p"),
+        ("DELETE", "/v1/policies/p"),
+        ("POST", "/v1/reload"),
+        ("PUT", "/v1/uplinks/lines/members/a1"),
+    ] {
         let refused = bed.ask(User::Nobody, method, path, Some(&policy(&bed, "a1")))?;
         ensure!(refused.status == 403, "{method} {path}: {refused:?}");
     }
@@ -355,7 +360,8 @@ fn metrics_by_tcp(bed: &Bed, path: &str) -> anyhow::Result<steer_tests::Output> 
 fn matches_the_openapi_document() -> Outcome {
     let bed = Bed::new("api-document")?;
     let _daemon = bed.daemon(
-        "[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"@\"]\ndns = [\"203.0.113.53\"]\n\
+        "[[uplink]]\nname = \"lines\"\nmembers = [\"a1\", \"a0\"]\n\
+                    [[policy]]\nname = \"p\"\nuplink = \"lines\"\ncgroups = [\"@\"]\ndns = [\"203.0.113.53\"]\n\
                     local = [\"host\", \"lan\", \"discovery\"]\nexcept = [{ to = \"198.51.100.0/24\", by = \"a0\" }]\n",
     )?;
     bed.succeed(&["attach", bed.cgroup.child("hand")?.path(), "-i", "none"])?;
@@ -369,14 +375,17 @@ fn matches_the_openapi_document() -> Outcome {
                 // It ends only when the client closes the connection: see `events_for_all_listeners`.
                 continue;
             }
+            let is_hand = path == "/v1/uplinks/{name}/members/{member}";
             let (concrete, wanted) = match (method.as_str(), path.contains("{name}")) {
+                ("put", _) if is_hand => ("/v1/uplinks/lines/members/a1".to_owned(), "200"),
                 ("get", false) => (path.clone(), "200"),
                 ("get", true) => (path.replace("{name}", "p"), "200"),
                 ("put", _) => (path.replace("{name}", "q"), "422"),
                 ("delete", _) => (path.replace("{name}", "q"), "404"),
                 _ => continue,
             };
-            let answer = bed.ask(User::Root, &method.to_uppercase(), &concrete, (method == "put").then_some("{}"))?;
+            let body = if is_hand { "{\"hand\": \"auto\"}" } else { "{}" };
+            let answer = bed.ask(User::Root, &method.to_uppercase(), &concrete, (method == "put").then_some(body))?;
             ensure!(answer.status.to_string() == wanted, "{method} {path}: {answer:?}");
             let content = &operation["responses"][wanted]["content"];
             let Some(schema) = content.get("application/json").map(|json| json["schema"].clone()) else {
@@ -390,7 +399,7 @@ fn matches_the_openapi_document() -> Outcome {
             checked += 1;
         }
     }
-    ensure!(checked >= 9, "only {checked} resources");
+    ensure!(checked >= 11, "only {checked} resources");
     Ok(())
 }
 

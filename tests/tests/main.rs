@@ -45,6 +45,7 @@ mod top;
 mod uplink_auto;
 mod uplink_groups;
 mod uplink_health;
+mod uplink_settings;
 mod uplinks;
 mod verifier;
 mod vrf;
@@ -90,6 +91,7 @@ fn main() {
         ("uplink_auto", uplink_auto::TESTS),
         ("uplink_groups", uplink_groups::TESTS),
         ("uplink_health", uplink_health::TESTS),
+        ("uplink_settings", uplink_settings::TESTS),
         ("guards", guards::TESTS),
         ("other_netns", other_netns::TESTS),
         ("hostile", hostile::TESTS),

@@ -1,5 +1,7 @@
 //! Groups of uplinks: members that fail behind a live link, lose what their link needs, are taken out of use by hand, and return.
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -22,7 +24,7 @@ const METHODS: [&str; 2] = ["[]", "[\"host\"]"];
 const PROBE: &str = "probe = { targets = [\"gateway\"], interval = \"100ms\", rise = 2 }\nhold = \"1s\"";
 
 /// A group whose first choice is a1.
-fn config(settings: &str, local: &str) -> String {
+pub(crate) fn config(settings: &str, local: &str) -> String {
     format!(
         "[[uplink]]\nname = \"lines\"\nmembers = [\"a1\", {{ interface = \"a0\", tier = 2 }}]\n{settings}\n\
          [[policy]]\nname = \"p\"\nuplink = \"lines\"\nlocal = {local}\ncgroups = [\"@\"]\n"
@@ -30,7 +32,7 @@ fn config(settings: &str, local: &str) -> String {
 }
 
 /// A member as `steer uplinks` shows it.
-fn member(bed: &Bed, interface: &str) -> anyhow::Result<Value> {
+pub(crate) fn member(bed: &Bed, interface: &str) -> anyhow::Result<Value> {
     let groups: Value = serde_json::from_str(&bed.succeed(&["uplinks", "--json"])?)?;
     let members = groups[0]["members"].as_array().context("no members")?;
     members.iter().find(|member| member["interface"] == interface).cloned().context("no such member")
@@ -41,7 +43,7 @@ pub(crate) fn wait_for(bed: &Bed, interface: &str) -> Outcome {
     wait_for_families(bed, interface, &["ipv4", "ipv6"])
 }
 
-fn wait_for_families(bed: &Bed, interface: &str, families: &[&str]) -> Outcome {
+pub(crate) fn wait_for_families(bed: &Bed, interface: &str, families: &[&str]) -> Outcome {
     let has_all = |member: Value| {
         families.iter().all(|family| member[*family]["share"].as_f64().is_some_and(|share| share > 99.0))
     };
@@ -53,7 +55,7 @@ fn wait_for_families(bed: &Bed, interface: &str, families: &[&str]) -> Outcome {
 }
 
 /// Checks that every kind of socket reaches the server by an uplink. Probes leave by the other one meanwhile.
-fn check_by(bed: &Bed, uplink: u8) -> Outcome {
+pub(crate) fn check_by(bed: &Bed, uplink: u8) -> Outcome {
     check_outcomes(&bed.probe(Some(&bed.cgroup), User::Nobody)?, User::Nobody, uplink)
 }
 
@@ -127,6 +129,13 @@ fn a_link_that_lacks_something_is_left() -> Outcome {
     bed.ip("-4 addr flush dev a1")?;
     wait_for_families(&bed, "a0", &["ipv4"]).context("no address")?;
     ensure!(member(&bed, "a1")?["ipv4"]["reason"] == "no address of this family");
+    // A tunnel needs no gateway, so it needs no default route.
+    let _tun = bed.net.client.add_tun("t0")?;
+    bed.net.client.set_up("t0")?;
+    bed.net.client.add_address("t0", Ipv4Addr::new(10, 0, 9, 2).into(), 24)?;
+    bed.write_config(&config("hold = \"0s\"", "[]").replace("\"a1\"", "\"t0\""))?;
+    bed.succeed(&["reload"])?;
+    wait_for_families(&bed, "t0", &["ipv4"]).context("a tunnel")?;
     Ok(())
 }
 
@@ -153,6 +162,11 @@ fn by_hand() -> Outcome {
         wait_for(&bed, "a1")?;
         let mut held = held(&bed)?;
         ensure!(go_by(&mut held, 1, 1)?);
+        let (used, other) = (member(&bed, "a1")?, member(&bed, "a0")?);
+        ensure!(used["sockets"] == 4 && other["sockets"] == 0, "local = {local}: {used} {other}");
+        ensure!(used["link"]["sent_packets"].as_u64() > Some(0), "{used}");
+        let shown = bed.succeed(&["uplinks"])?;
+        ensure!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
         let explained = bed.succeed(&["explain", bed.cgroup.path(), "--if", "a1=down"])?;
         ensure!(explained.contains("lines: a1") && explained.contains("if that were so: a0"), "{explained}");
         bed.succeed(&["uplink", "down", "lines", "a1"])?;
@@ -173,6 +187,7 @@ fn by_hand() -> Outcome {
         check_by(&bed, 0).context("the next daemon keeps it")?;
         bed.succeed(&["uplink", "up", "lines", "a1"])?;
         wait_for(&bed, "a1")?;
+        by_the_api(&bed).with_context(|| format!("local = {local}"))?;
         let wrong = bed.run(&["uplink", "down", "lines", "a2"])?;
         ensure!(wrong.code == 1 && wrong.stderr.contains("its members are a1, a0"), "{wrong:?}");
         let wrong = bed.run(&["uplink", "down", "line", "a1"])?;
@@ -181,8 +196,42 @@ fn by_hand() -> Outcome {
     Ok(())
 }
 
+/// The same by the API: sockets were moved when the answer arrives.
+fn by_the_api(bed: &Bed) -> Outcome {
+    let put = |path: &str, hand: &str| {
+        let body = serde_json::json!({ "hand": hand }).to_string();
+        bed.ask(User::Root, "PUT", &format!("/v1/uplinks/{path}"), Some(&body))
+    };
+    let mut held = held(bed)?;
+    ensure!(go_by(&mut held, 1, 1)?);
+    let down = put("lines/members/a1", "down")?;
+    let seen = &down.body;
+    ensure!(down.status == 200 && seen["hand"] == "down" && seen["ipv4"]["state"] == "down", "{down:?}");
+    ensure!(
+        seen["ipv6"]["share"] == 0.0 && seen["sockets"] == 0 && seen["remaining"] == serde_json::json!([]),
+        "{seen}"
+    );
+    ensure!(go_by(&mut held, 0, 0)? || go_by(&mut held, 0, 0)?);
+    check_by(bed, 0)?;
+    ensure!(put("lines/members/a1", "up")?.body["ipv4"]["reason"] == "set by hand");
+    check_by(bed, 1)?;
+    let auto = put("lines/members/a1", "auto")?;
+    ensure!(auto.body["hand"] == "auto" && auto.body["ipv4"]["state"] == "up", "{auto:?}");
+    ensure!(bed.get("/v1/uplinks")?[0]["members"][0]["hand"] == "auto");
+    for (path, hand, status, said) in [
+        ("lines/members/a2", "down", 404, "its members are a1, a0"),
+        ("line/members/a1", "down", 404, "no policy in force here uses an uplink"),
+        ("lines/members/a1", "off", 422, "expected {\"hand\": \"down\"}"),
+    ] {
+        let wrong = put(path, hand)?;
+        let detail = wrong.body["detail"].as_str().unwrap_or_default();
+        ensure!(wrong.status == status && detail.contains(said), "{path}: {wrong:?}");
+    }
+    Ok(())
+}
+
 /// The events of groups, with their reasons.
-fn changes(bed: &Bed) -> anyhow::Result<Vec<(String, Value)>> {
+pub(crate) fn changes(bed: &Bed) -> anyhow::Result<Vec<(String, Value)>> {
     let text = bed.succeed(&["events", "--once", "--json"])?;
     let mut changes = Vec::new();
     for line in text.lines() {
@@ -276,6 +325,9 @@ fn nobody_is_probed_for_nobody() -> Outcome {
     bed.succeed(&["reload"])?;
     let packets = capture.take()?;
     ensure!(leaks(&packets).is_empty(), "{packets:?}");
+    drop(daemon);
+    let daemon = bed.daemon(&unused.replace("rise = 2", "rise = 2, idle = true"))?;
+    wait_until("probes", PATIENCE, || capture.take().is_ok_and(|packets| !leaks(&packets).is_empty()))?;
     drop(daemon);
     // The same with a cgroup is probed.
     let _daemon = bed.daemon(&config(PROBE, "[]"))?;

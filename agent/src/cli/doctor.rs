@@ -41,6 +41,7 @@ struct Output<'a> {
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let options = Options {
         blind_spots: super::block_on(super::status::blind_spots(&instance.socket))?,
+        uplinks: super::block_on(super::uplinks::of_daemon(&instance.socket))?,
         pin_directory: instance.pins.0.clone(),
         steer: instance.command(),
         config_is_named: args.config.is_some(),

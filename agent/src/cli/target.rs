@@ -21,8 +21,8 @@ use crate::{
     model::{
         config::{self, Source},
         mark::MarkMask,
-        spec::{Enforce, KEYS, Key, NOTHING, Named, PolicySpec, Uplink, is_of_policy_only},
-        uplink::group::Group,
+        spec::{Enforce, Exceptions, KEYS, Key, NOTHING, Named, PolicySpec, Uplink, is_of_policy_only},
+        uplink::group::{self, Group},
     },
 };
 
@@ -201,6 +201,7 @@ impl By {
     /// Fails if the interface or the group of uplinks does not exist.
     pub(super) fn require(&self, links: &Table, groups: &[Group]) -> anyhow::Result<()> {
         let Self::Interface(spec) = self else { return Ok(()) };
+        require_exceptions(spec, links, groups)?;
         match spec.named_uplink() {
             Some(Uplink::Interface(name)) => Ok(links.require(&name).map(drop)?),
             Some(Uplink::Group(name)) if groups.iter().all(|group| group.name != name) => {
@@ -220,6 +221,7 @@ impl By {
             Self::Interface(spec) => (spec, spec.named_uplink().unwrap_or(Uplink::Closed)),
             Self::Nothing => bail!("expected --interface, --uplink or --policy"),
         };
+        require_exceptions(spec, namespace.links, namespace.groups)?;
         let name = uplink.to_string();
         let target = spec.target(uplink).map_err(|conflicts| {
             let problems: Vec<_> =
@@ -244,6 +246,17 @@ impl By {
             log::warn!("{}", if reaches_host { detour.from_this_host() } else { detour.to_string() });
         }
     }
+}
+
+/// Fails if an exception goes by a group of uplinks.
+fn require_exceptions(spec: &PolicySpec, links: &Table, groups: &[Group]) -> anyhow::Result<()> {
+    for exception in spec.except.iter().flat_map(Exceptions::iter) {
+        let is_link = exception.by.interface().is_some_and(|name| links.resolve(name).is_some());
+        if let Some(message) = group::mistaken(groups, exception).filter(|_| !is_link) {
+            bail!("--except: {message}");
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! `steer uplinks`: the groups of uplinks in force, and the health of their members.
+//! `steer uplinks`: the groups of uplinks in force, the health of their members, and what they hold.
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
+use humansize::{DECIMAL, format_size};
 
 use super::{
     block_on,
@@ -18,6 +19,9 @@ use crate::{
     run::{api::client::Client, instance::Instance},
 };
 
+/// The width of a terminal.
+const WIDTH: u16 = 80;
+
 /// Arguments of `steer uplinks`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -32,7 +36,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             return anyhow::Ok(daemon.get("/v1/uplinks").await?);
         }
         require_privilege("uplinks")?;
-        Ok(instance.pins.to_look()?.map_or_else(|| Ok(Vec::new()), |pins| uplinks::read(&pins, &[]))?)
+        Ok(instance.pins.to_look()?.map_or_else(|| Ok(Vec::new()), |pins| uplinks::read_with_use(&pins, &[]))?)
     })??;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&groups)?)?;
@@ -44,27 +48,17 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a running daemon shows; nothing without one.
+pub(super) async fn of_daemon(socket: &Path) -> Vec<UplinkStatus> {
+    let Some(daemon) = Client::find(socket).await else { return Vec::new() };
+    daemon.get("/v1/uplinks").await.unwrap_or_default()
+}
+
 fn print(groups: &[UplinkStatus]) -> Result<(), Unwritten> {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["UPLINK", "MEMBER", "IPV4", "IPV6", "SHARE", "SINCE", "LATENCY", "LOST"]);
-    for group in groups {
-        for member in &group.members {
-            let [v4, v6] = Family::ALL.map(|family| member.health(family));
-            let best = if v4.probes.is_some() || v4.since_s <= v6.since_s { v4 } else { v6 };
-            table.add_row([
-                shown(&group.name).to_string(),
-                shown(&member.interface).to_string(),
-                v4.state.clone(),
-                v6.state.clone(),
-                share(v4, v6),
-                duration(best.since_s),
-                latency(v4, v6),
-                lost(v4, v6),
-            ]);
-        }
+    say!("{}", members(groups))?;
+    if let Some(links) = links(groups) {
+        say!("\ntraffic of the whole link, whoever sends:\n{links}")?;
     }
-    say!("{table}")?;
     for group in groups {
         for member in &group.members {
             for line in remarks(member) {
@@ -78,21 +72,73 @@ fn print(groups: &[UplinkStatus]) -> Result<(), Unwritten> {
     Ok(())
 }
 
-fn share(v4: &HealthStatus, v6: &HealthStatus) -> String {
-    let one = |health: &HealthStatus| format!("{:.0}%", health.share);
-    if one(v4) == one(v6) { one(v4) } else { format!("{}/{}", one(v4), one(v6)) }
+/// A table that fits, whatever it holds: long cells are broken.
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    table.set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
+    table
 }
 
-fn latency(v4: &HealthStatus, v6: &HealthStatus) -> String {
-    let one = |health: &HealthStatus| health.probes.as_ref()?.latency_ms.map(|ms| format!("{ms:.1} ms"));
-    [v4, v6].into_iter().filter_map(one).collect::<Vec<_>>().join(", ")
+fn members(groups: &[UplinkStatus]) -> Table {
+    let mut table = table(["UPLINK", "MEMBER", "IPV4", "IPV6", "SHARE", "SINCE", "LATENCY", "LOST", "SOCKETS"]);
+    for group in groups {
+        for member in &group.members {
+            let [v4, v6] = Family::ALL.map(|family| member.health(family));
+            let best = if v4.probes.is_some() || v4.since_s <= v6.since_s { v4 } else { v6 };
+            let latency = both(v4, v6, |health| health.probes.as_ref()?.latency_ms.map(short));
+            table.add_row([
+                shown(&group.name).to_string(),
+                shown(&member.interface).to_string(),
+                v4.state.clone(),
+                v6.state.clone(),
+                both(v4, v6, |health| Some(format!("{:.0}%", health.share))),
+                duration(best.since_s),
+                if latency.is_empty() { latency } else { format!("{latency} ms") },
+                both(v4, v6, lost),
+                member.sockets.map_or_else(String::new, |sockets| sockets.to_string()),
+            ]);
+        }
+    }
+    table
 }
 
-fn lost(v4: &HealthStatus, v6: &HealthStatus) -> String {
-    let one = |health: &HealthStatus| {
-        health.probes.as_ref().filter(|probes| probes.rounds > 0).map(|it| format!("{}/{}", it.lost, it.rounds))
-    };
-    [v4, v6].into_iter().filter_map(one).collect::<Vec<_>>().join(", ")
+/// What the links of members have carried; each link once.
+fn links(groups: &[UplinkStatus]) -> Option<Table> {
+    let mut table = table(["LINK", "SENT", "PACKETS", "RECEIVED", "PACKETS"]);
+    let members = groups.iter().flat_map(|group| &group.members);
+    let known: BTreeMap<_, _> = members.filter_map(|member| Some((member.interface.as_str(), member.link?))).collect();
+    for (interface, link) in &known {
+        table.add_row([
+            shown(interface).to_string(),
+            format_size(link.sent_bytes, DECIMAL),
+            link.sent_packets.to_string(),
+            format_size(link.received_bytes, DECIMAL),
+            link.received_packets.to_string(),
+        ]);
+    }
+    (!known.is_empty()).then_some(table)
+}
+
+/// What is known of both families: once if it is the same, else IPv4 first.
+fn both(v4: &HealthStatus, v6: &HealthStatus, of: impl Fn(&HealthStatus) -> Option<String>) -> String {
+    match (of(v4), of(v6)) {
+        (Some(v4), Some(v6)) if v4 != v6 => format!("{v4}/{v6}"),
+        (v4, v6) => v4.or(v6).unwrap_or_default(),
+    }
+}
+
+/// Milliseconds with as many digits as matter.
+fn short(ms: f64) -> String {
+    if ms < 10.0 { format!("{ms:.1}") } else { format!("{ms:.0}") }
+}
+
+fn lost(health: &HealthStatus) -> Option<String> {
+    let probes = health.probes.as_ref().filter(|probes| probes.rounds > 0)?;
+    Some(format!("{:.0}%", f64::from(probes.lost) * 100.0 / f64::from(probes.rounds)))
 }
 
 /// What is to be said of a member that is not simply up.
@@ -131,5 +177,74 @@ fn duration(seconds: u64) -> String {
         60..3600 => format!("{} min", seconds / 60),
         3600..86400 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{WIDTH, duration, links, members};
+    use crate::observe::uplinks::{HealthStatus, LinkTraffic, MemberStatus, ProbeStatus, UplinkStatus};
+
+    fn health(state: &str, share: f64, latency_ms: f64, lost: u32) -> HealthStatus {
+        HealthStatus {
+            state: state.to_owned(),
+            reason: "it works".to_owned(),
+            since_s: 3540,
+            held_for_s: None,
+            share,
+            lingers_for_s: None,
+            probes: Some(ProbeStatus {
+                latency_ms: Some(latency_ms),
+                lost,
+                rounds: 32,
+                failure: None,
+                targets: Vec::new(),
+            }),
+        }
+    }
+
+    fn group(name: &str, interface: &str, ipv4: HealthStatus, ipv6: HealthStatus) -> UplinkStatus {
+        let link = LinkTraffic {
+            sent_bytes: u64::MAX,
+            sent_packets: u64::MAX,
+            received_bytes: u64::MAX,
+            received_packets: u64::MAX,
+        };
+        UplinkStatus {
+            name: name.to_owned(),
+            slot: 1,
+            balance: "cgroup".to_owned(),
+            netns_cookie: 1,
+            policies: vec!["p".to_owned()],
+            members: vec![MemberStatus {
+                interface: interface.to_owned(),
+                ifindex: Some(2),
+                tier: 1,
+                weight: 1,
+                metered: false,
+                hand: "auto".to_owned(),
+                ipv4,
+                ipv6,
+                sockets: Some(1234),
+                link: Some(link),
+            }],
+        }
+    }
+
+    #[test]
+    fn it_fits_a_terminal() {
+        let usual = group("internet", "eth1", health("up", 75.0, 1.24, 0), health("up", 75.0, 1.24, 0));
+        let text = members(std::slice::from_ref(&usual)).to_string();
+        let row: Vec<_> = text.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+        assert_eq!(row, ["internet", "eth1", "up", "up", "75%", "59", "min", "1.2", "ms", "0%", "1234"]);
+        let worst = (health("suspect", 75.0, 12.3, 1), health("suspect", 100.0, 250.0, 32));
+        let worst = group(&"a-long-name-".repeat(5), "enp0s31f6.1234x", worst.0, worst.1);
+        let groups = [usual, worst];
+        for table in [members(&groups), links(&groups).expect("links")] {
+            let text = table.to_string();
+            assert!(text.lines().all(|line| line.trim_end().chars().count() <= WIDTH.into()), "{text}");
+            assert!(text.contains("1234") || text.contains("EB"), "{text}");
+        }
+        assert_eq!(duration(59), "59 s");
     }
 }

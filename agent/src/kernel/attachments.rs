@@ -94,6 +94,14 @@ impl Datapath {
         ids.map(|cgroup_id| Ok((cgroup_id, self.record(cgroup_id)?))).collect()
     }
 
+    /// The slot of the policy that a cgroup is attached to; `None` if it is not attached itself.
+    pub fn slot_of(&self, cgroup_id: u64) -> Result<Option<u32>, Error> {
+        if !self.pins.attachment(cgroup_id).exists() {
+            return Ok(None);
+        }
+        Ok(self.record(cgroup_id)?.map(|record| record.policy))
+    }
+
     /// The attachment of one cgroup.
     pub fn attachment(&self, cgroup_id: u64) -> Result<Option<Attachment>, Error> {
         if !self.pins.attachment(cgroup_id).exists() {

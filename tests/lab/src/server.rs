@@ -53,7 +53,12 @@ pub struct Server {
 impl Server {
     /// Listens on every address of the namespace, for both families, TCP and UDP, on one port that the kernel chooses.
     pub fn start(netns: &Netns) -> Result<Self> {
-        let sockets = netns.run(|| Sockets::bind(None))?.doing(|| format!("listen in {netns}"))?;
+        Self::start_on(netns, 0)
+    }
+
+    /// As [`Self::start`], on this port of the namespace.
+    pub fn start_on(netns: &Netns, port: u16) -> Result<Self> {
+        let sockets = netns.run(|| Sockets::bind(port, None))?.doing(|| format!("listen in {netns}"))?;
         let (port, log) = (sockets.port, Log::default());
         let service = Service::start(netns, {
             let log = log.clone();
@@ -85,7 +90,8 @@ pub(crate) fn serve_here(
     ready: impl FnOnce(u16) -> io::Result<()>,
 ) -> io::Result<std::convert::Infallible> {
     let protocol = mptcp.then_some(Protocol::MPTCP);
-    let sockets = Sockets::bind(protocol).or_else(|error| if mptcp { Sockets::bind(None) } else { Err(error) })?;
+    let sockets =
+        Sockets::bind(0, protocol).or_else(|error| if mptcp { Sockets::bind(0, None) } else { Err(error) })?;
     ready(sockets.port)?;
     tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
         sockets.serve(&Log::default())?;
@@ -118,11 +124,11 @@ struct Sockets {
 }
 
 impl Sockets {
-    /// The listeners are of this protocol, or of TCP.
-    fn bind(protocol: Option<Protocol>) -> io::Result<Self> {
+    /// The listeners are of this protocol, or of TCP. Port 0: the kernel chooses.
+    fn bind(port: u16, protocol: Option<Protocol>) -> io::Result<Self> {
         // A port that is free for one socket may be in use for another if the namespace has other servers.
         for _ in 0..16 {
-            match Self::bind_once(protocol) {
+            match Self::bind_once(port, protocol) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 result => return result,
             }
@@ -130,10 +136,10 @@ impl Sockets {
         Err(io::ErrorKind::AddrInUse.into())
     }
 
-    fn bind_once(protocol: Option<Protocol>) -> io::Result<Self> {
+    fn bind_once(port: u16, protocol: Option<Protocol>) -> io::Result<Self> {
         let v4: IpAddr = Ipv4Addr::UNSPECIFIED.into();
         let v6: IpAddr = Ipv6Addr::UNSPECIFIED.into();
-        let first = listen(v4, 0, protocol)?;
+        let first = listen(v4, port, protocol)?;
         let port = first.local_addr()?.port();
         let udp = [datagrams(v4, port)?, datagrams(v6, port)?];
         setsockopt(&udp[0], sockopt::Ipv4PacketInfo, &true)?;

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use steer_lab::{client_v4, gateway_v4, gateway_v6, wait_until};
 use steer_tests::{Bed, Outcome, PATIENCE};
 
@@ -11,6 +11,7 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("an_uplink_that_is_missing", an_uplink_that_is_missing),
+    ("a_group_with_faults", a_group_with_faults),
     ("an_uplink_that_is_down", an_uplink_that_is_down),
     ("an_uplink_without_carrier", an_uplink_without_carrier),
     ("no_default_route", no_default_route),
@@ -34,6 +35,36 @@ fn an_uplink_that_is_missing() -> Outcome {
     ensure!(finding.text("what").contains("a1, the uplink of p") && !finding.advice()?.is_empty(), "{finding:?}");
     bed.net.create_uplink(1)?;
     wait_until("the daemon to follow", PATIENCE, || bed.is_healthy().is_ok())?;
+    Ok(())
+}
+
+/// A member that is missing, and a target that nobody has.
+fn a_group_with_faults() -> Outcome {
+    let bed = Bed::new("doctor-group")?;
+    let _daemon = bed.daemon(
+        "[[uplink]]\nname = \"lines\"\nmembers = [\"a1\", \"a0\", \"a9\"]\n\
+         probe = { targets = [\"gateway\", \"icmp:198.51.100.77\"], interval = \"100ms\" }\n\
+         [[policy]]\nname = \"p\"\nuplink = \"lines\"\ncgroups = [\"@\"]\n",
+    )?;
+    let mut examined = None;
+    wait_until("enough probes", PATIENCE, || {
+        let found = bed.doctor(&[]);
+        let has_it = found.as_ref().is_ok_and(|it| it.findings.iter().any(|finding| finding.id == "uplink-group"));
+        examined = found.ok();
+        has_it
+    })?;
+    let found = examined.context("no findings")?.findings;
+    let said: Vec<_> = found.iter().map(|finding| (finding.id.as_str(), finding.text("what"))).collect();
+    let want = [
+        ("uplink", "there is no interface a9, a member of the uplink of p"),
+        ("uplink-group", "icmp:198.51.100.77 has never answered a probe, by no member"),
+    ];
+    ensure!(said.len() == want.len() && want.iter().all(|want| said.contains(want)), "{said:?}");
+    ensure!(found.iter().all(|finding| finding.text("severity") == "warning"), "{found:?}");
+    let uplinks = bed.get("/v1/uplinks")?;
+    let targets = &uplinks[0]["members"][0]["ipv4"]["probes"]["targets"];
+    ensure!(targets[0]["target"] == "gateway" && targets[0]["answered"].as_u64() > Some(0), "{targets}");
+    ensure!(targets[1]["answered"] == 0 && targets[1]["rounds"].as_u64() >= Some(10), "{targets}");
     Ok(())
 }
 

@@ -5,9 +5,11 @@ use std::{os::fd::AsFd as _, time::Duration};
 use super::{Steering, report};
 use crate::{
     apply::{
+        failover::Moved,
         follow,
         resolve::{self, Namespace},
-        routes, takeover, uplinks,
+        routes, takeover,
+        uplinks::{self, ByHand, ByHandError},
     },
     host::{
         link::{self, Table},
@@ -70,6 +72,18 @@ impl Steering {
             self.choose(&lock)?;
         }
         Ok(())
+    }
+
+    /// Carries out what an administrator has decided about a member.
+    pub(crate) fn set_by_hand(&mut self, by_hand: &ByHand<'_>) -> Result<Vec<Moved>, ByHandError> {
+        let lock = self.datapath.lock()?;
+        let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
+        uplinks::check_by_hand(&self.datapath, namespace, by_hand)?;
+        let (groups, routes) = (&mut self.groups, &mut self.routes);
+        let moved =
+            uplinks::carry_out_by_hand(groups, &mut self.datapath, &lock, &self.hierarchy, namespace, routes, by_hand)?;
+        uplinks::report(&moved);
+        Ok(moved)
     }
 
     /// The last results of probes.

@@ -8,11 +8,11 @@ use crate::{
         routes::{self, Written},
     },
     host::cgroup::Hierarchy,
-    kernel::{self, Datapath, Pins, text},
+    kernel::{self, Datapath, Lock, Pins, text},
 };
 use thiserror::Error;
 
-/// Why it failed.
+/// Why a decision of an administrator was not carried out.
 #[derive(Debug, Error)]
 pub enum Error {
     /// No policy in force has this group here.
@@ -44,6 +44,19 @@ pub fn set_by_hand(
     let missing = || Error::NoGroup(by_hand.group.to_owned());
     let lock = pins.lock()?.ok_or_else(missing)?;
     let mut datapath = Datapath::open(pins)?.ok_or_else(missing)?;
+    check(&datapath, namespace, by_hand)?;
+    // First: the daemon, which waits for the lock, then finishes what a killed process leaves.
+    pins.notify_daemon(&lock)?;
+    let (groups, written) = (&mut Groups::default(), &mut Written::default());
+    Ok(carry_out(groups, &mut datapath, &lock, hierarchy, namespace, written, by_hand)?)
+}
+
+/// Whether the group has this member.
+pub(in crate::apply) fn check(
+    datapath: &Datapath,
+    namespace: Namespace<'_>,
+    by_hand: &ByHand<'_>,
+) -> Result<(), Error> {
     let groups = datapath.groups()?;
     // A changed group may be in force beside the earlier one of its name.
     let named: Vec<_> = groups
@@ -51,7 +64,7 @@ pub fn set_by_hand(
         .filter(|group| group.netns_cookie == namespace.cookie && text(&group.name) == by_hand.group)
         .collect();
     if named.is_empty() {
-        return Err(missing());
+        return Err(Error::NoGroup(by_hand.group.to_owned()));
     }
     let members = named.iter().flat_map(|group| kernel::members(group)).map(|(_, member)| text(&member.interface));
     let members: Vec<String> = members.collect();
@@ -62,10 +75,20 @@ pub fn set_by_hand(
             members: members.join(", "),
         });
     }
-    // First: the daemon, which waits for the lock, then finishes what a killed process leaves.
-    pins.notify_daemon(&lock)?;
-    let switches =
-        Groups::default().follow_by_hand(&mut datapath, &lock, namespace, &mut Written::default(), Some(by_hand))?;
-    routes::follow(&mut datapath, &lock, namespace, &mut Written::default())?;
-    Ok(move_sockets(&lock, &mut datapath, hierarchy, &switches)?)
+    Ok(())
+}
+
+/// Does it, with the groups that this process knows.
+pub(in crate::apply) fn carry_out(
+    groups: &mut Groups,
+    datapath: &mut Datapath,
+    lock: &Lock,
+    hierarchy: &Hierarchy,
+    namespace: Namespace<'_>,
+    written: &mut Written,
+    by_hand: &ByHand<'_>,
+) -> Result<Vec<Moved>, kernel::Error> {
+    let switches = groups.follow_by_hand(datapath, lock, namespace, written, Some(by_hand))?;
+    routes::follow(datapath, lock, namespace, written)?;
+    move_sockets(lock, datapath, hierarchy, &switches)
 }

@@ -50,6 +50,19 @@ pub struct Probed {
     pub rounds: u8,
     /// Why the last round failed, if it did.
     pub failure: Option<String>,
+    /// What each target has answered since this process probes the member. Without those that are not for this family.
+    pub targets: Vec<Asked>,
+}
+
+/// How often a target was asked by a member, in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The target as configured.
+    pub target: String,
+    /// In how many rounds it was asked.
+    pub rounds: u32,
+    /// How often it answered in time.
+    pub answered: u32,
 }
 
 /// What a group is, apart from indexes, choice and health: its name, its settings, and its members unless it finds them itself.
@@ -85,6 +98,8 @@ pub(super) struct Member {
     pub(super) health: PerFamily<Health>,
     /// What the last failed round said.
     pub(super) failures: PerFamily<Option<String>>,
+    /// In how many rounds each target was asked, and how often it answered.
+    pub(super) asked: PerFamily<Vec<(u32, u32)>>,
     /// An index of an interface that is gone, and that sockets may be bound to.
     pub(super) lost: Option<i32>,
 }
@@ -122,6 +137,7 @@ impl Known {
                 }
             }),
             failures: PerFamily::default(),
+            asked: PerFamily::default(),
             lost: None,
         });
         let members = members.collect();
@@ -141,6 +157,7 @@ impl Known {
             let Some(member) = self.members.get_mut(position) else { continue };
             member.health = PerFamily::from_fn(|family| Health::new(settings, *facts[position].get(family), now));
             member.failures = PerFamily::default();
+            member.asked = PerFamily::default();
         }
     }
 
@@ -149,6 +166,12 @@ impl Known {
         let Some(member) = self.members.get_mut(key.member).filter(|member| member.ifindex == key.ifindex) else {
             return false;
         };
+        let asked = member.asked.get_mut(key.family);
+        asked.resize(outcome.results.len(), (0, 0));
+        for ((rounds, answered), result) in asked.iter_mut().zip(&outcome.results) {
+            *rounds = rounds.saturating_add(result.as_ref().err().is_none_or(Failure::is_applicable).into());
+            *answered = answered.saturating_add(result.is_ok().into());
+        }
         let event = match (outcome.verdict, outcome.latency) {
             (Verdict::Passed, latency) => Event::Answered(latency.unwrap_or_default()),
             (Verdict::Failed, _) => Event::Unanswered,
@@ -199,9 +222,13 @@ impl Known {
 
     /// The last results of probes.
     pub(super) fn probed(&self, netns_cookie: u64, slot: u32) -> impl Iterator<Item = Probed> {
+        let targets = self.probe.as_ref().map_or(&[][..], |probe| &probe.targets);
         let members = self.members.iter().enumerate().filter(|_| self.probe.is_some());
         members.flat_map(move |(position, member)| {
             Family::ALL.map(|family| {
+                let asked = member.asked.get(family).iter().zip(targets).filter(|((rounds, _), _)| *rounds > 0);
+                let targets =
+                    asked.map(|(&(rounds, answered), target)| Asked { target: target.to_string(), rounds, answered });
                 let health = member.health.get(family);
                 let (lost, rounds) = health.loss();
                 let failure = member.failures.get(family).clone();
@@ -214,6 +241,7 @@ impl Known {
                     lost,
                     rounds,
                     failure,
+                    targets: targets.collect(),
                 }
             })
         })

@@ -21,9 +21,10 @@ use steer_common::{
     uplink::{MEMBERS, MemberRecord, balance, uplink_flags},
 };
 
-pub use by_hand::set_by_hand;
+pub use by_hand::{Error as ByHandError, set_by_hand};
+pub(super) use by_hand::{carry_out as carry_out_by_hand, check as check_by_hand};
 pub use following::{ByHand, Groups, Switch};
-pub use known::{Key, Probed};
+pub use known::{Asked, Key, Probed};
 pub use predict::{chosen, predict};
 pub use sockets::{move_sockets, report};
 

@@ -7,6 +7,7 @@ mod near;
 pub(crate) mod network;
 mod reading;
 mod table;
+mod traffic;
 mod watch;
 
 use std::io;
@@ -18,6 +19,7 @@ use crate::model::quote::shown;
 pub use near::{Near, near};
 pub use reading::read;
 pub use table::{Change, Names, Table};
+pub use traffic::{Traffic, traffic};
 pub use watch::Watch;
 
 /// What can go wrong with interfaces.

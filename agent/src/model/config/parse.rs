@@ -18,7 +18,7 @@ use super::{
     route, uplinks,
 };
 use crate::model::{
-    spec::{self, KEYS, Named, PolicySpec},
+    spec::{self, Exceptions, KEYS, Named, PolicySpec},
     uplink::group::{self, Group, GroupName},
 };
 
@@ -175,6 +175,11 @@ impl Reader<'_> {
             {
                 let message = format!("there is no [[uplink]] {:?}; {}", name.as_str(), groups(uplinks));
                 self.problem(table.span(), &format!("{at}.uplink"), "", message);
+            }
+            for exception in policy.spec.except.iter().flat_map(Exceptions::iter) {
+                if let Some(message) = group::mistaken(uplinks, exception) {
+                    self.problem(table.span(), &format!("{at}.except"), "", message);
+                }
             }
             let mut complete = policy.spec.clone();
             complete.fill_from_defaults(defaults);

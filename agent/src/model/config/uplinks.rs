@@ -344,6 +344,11 @@ cgroups = ["/a"]
         assert_eq!(settings, want);
         let probe = group.probe.as_ref().expect("a probe");
         assert_eq!((probe.targets.len(), probe.timeout, probe.fall), (2, Duration::from_millis(300), 3));
+        let by_a_member = GROUP.replacen("internet", "eth2", 1).replace("uplink = \"internet\"", "uplink = \"eth2\"");
+        assert!(
+            parse("f.toml", &(by_a_member + "except = [\"192.0.2.0/24=eth2\"]\n")).is_ok(),
+            "a group named as a member"
+        );
         let target = &config.policies[0].target;
         assert_eq!(target.uplink, Uplink::Group(group.name.clone()));
         assert_eq!(target.spec().target(target.uplink.clone()), Ok(target.clone()), "written as read");
@@ -383,6 +388,12 @@ cgroups = ["/a"]
             ("uplink = \"internet\"", "uplink = \"lte\"", "policy[0].uplink: there is no [[uplink]] \"lte\""),
             ("uplink = \"internet\"", "uplink = \"a,b\"", "policy[0].uplink = \"a,b\": `,` and `!` are not part"),
             ("uplink = \"internet\"", "uplink = \"internet\"\ninterface = \"eth0\"", "expected interface or uplink"),
+            (
+                "uplink = \"internet\"",
+                "uplink = \"internet\"\nexcept = [{ to = \"10.0.0.0/8\", by = \"eth7\" }, \"192.0.2.0/24=internet\"]",
+                "policy[0].except: 192.0.2.0/24 is to go by \"internet\", which is an [[uplink]]; expected one interface, as its \
+                 member \"eth1\", \"main\" or \"refuse\"",
+            ),
             ("[[uplink]]", "[uplink]", "uplink = [uplink]: expected [[uplink]], with double brackets"),
         ];
         for (from, to, want) in cases {

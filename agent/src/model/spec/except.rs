@@ -70,7 +70,8 @@ impl By {
             Self::REFUSE => Ok(Self::Refuse),
             _ => match Uplink::parse(text)? {
                 Uplink::Interface(name) => Ok(Self::Interface(name)),
-                Uplink::Group(_) | Uplink::Exempt | Uplink::Closed => {
+                Uplink::Group(_) => Err(format!("{}; an exception goes by one interface, not by several", expected())),
+                Uplink::Exempt | Uplink::Closed => {
                     Err(format!("{}; {:?} is as if not steered", expected(), Self::MAIN))
                 }
             },
@@ -236,6 +237,7 @@ mod tests {
             ("=eth0", "to: expected a prefix"),
             ("192.168.3.0/24=", "by: expected the name of an interface, \"main\" or \"refuse\""),
             ("192.168.3.0/24=none", "\"main\" is as if not steered"),
+            ("192.168.3.0/24=auto", "goes by one interface"),
             ("192.168.3.0/24=eth 0", "by: expected the name of a network interface"),
             ("10.0.0.1/32=eth1", "has an exception already"),
         ] {

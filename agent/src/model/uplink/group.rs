@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 use steer_common::{record::NAME_BYTES, uplink::MEMBERS};
 
 use super::{auto::Auto, probe::Probe};
-use crate::model::spec::{AllDown, Balance, OnFail, OnReturn, Resolvers, Uplink};
+use crate::model::spec::{AllDown, Balance, Exception, OnFail, OnReturn, Resolvers, Uplink};
 
 /// For how long a member is healthy before it is preferred again, unless `hold` says otherwise.
 pub const HOLD: Duration = Duration::from_secs(30);
@@ -96,6 +96,23 @@ pub fn named<'g>(groups: &'g [Group], name: &GroupName) -> Option<Cow<'g, Group>
     let auto =
         || (name.0 == AUTO).then(|| Group { auto: Some(Auto::default()), ..Group::new(name.clone(), Vec::new()) });
     configured.or_else(|| name.listed().or_else(auto).map(Cow::Owned))
+}
+
+/// What is wrong with an exception that goes by a group, which is not possible: its routes are those of one interface. A member can have the
+/// name of its group.
+pub fn mistaken(groups: &[Group], exception: &Exception) -> Option<String> {
+    let by = exception.by.interface()?;
+    let group = groups.iter().find(|group| group.name.as_str() == by)?;
+    let is_member = |group: &Group| group.members.iter().any(|member| member.interface == by);
+    if groups.iter().any(is_member) {
+        return None;
+    }
+    let member =
+        group.members.first().map_or_else(String::new, |member| format!(", as its member {:?}", member.interface));
+    let to = exception.to;
+    Some(format!(
+        "{to} is to go by {by:?}, which is an [[uplink]]; expected one interface{member}, \"main\" or \"refuse\""
+    ))
 }
 
 /// The name of the group of all lines that are no tunnels. It needs no configuration.

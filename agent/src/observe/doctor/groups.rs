@@ -1,5 +1,7 @@
 //! Checks the groups of uplinks: the health of their members, and whether their probes can tell.
 
+use std::collections::BTreeMap;
+
 use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
 use crate::{
     model::uplink::{
@@ -10,7 +12,11 @@ use crate::{
     observe::uplinks::{self, MemberStatus, UplinkStatus},
 };
 
-pub(super) fn check(survey: &Survey, report: &mut Report) -> Result<(), crate::kernel::Error> {
+/// How often a target was asked before it is said that it never answers.
+const ROUNDS: u32 = 10;
+
+/// `probed`: the groups with the results of probes, which a daemon has.
+pub(super) fn check(survey: &Survey, probed: &[UplinkStatus], report: &mut Report) -> Result<(), crate::kernel::Error> {
     let groups = survey.pins.as_ref().map_or_else(|| Ok(Vec::new()), |pins| uplinks::read(pins, &[]))?;
     if groups.is_empty() {
         report.not_applicable(Topic::UplinkGroup, Subject::Host, "no policy uses a group of uplinks");
@@ -22,6 +28,10 @@ pub(super) fn check(survey: &Survey, report: &mut Report) -> Result<(), crate::k
         let configured = name.and_then(|name| group::named(&survey.config.uplinks, &name));
         let mut found: Vec<Finding> = status.members.iter().flat_map(|member| health(status, member)).collect();
         found.extend(configured.as_deref().into_iter().flat_map(|group| probes(group, status)));
+        let is_it = |it: &&UplinkStatus| {
+            (it.netns_cookie, it.slot, &it.name) == (status.netns_cookie, status.slot, &status.name)
+        };
+        found.extend(probed.iter().find(is_it).into_iter().flat_map(silent_targets));
         report.conclude(Topic::UplinkGroup, subject, found, "its members work, and probes can tell");
     }
     Ok(())
@@ -42,6 +52,10 @@ fn health(status: &UplinkStatus, member: &MemberStatus) -> Vec<Finding> {
     let has_family = |family: &Family| status.members.iter().any(|member| !is_down_in(member, *family));
     let down: Vec<Family> = Family::ALL.into_iter().filter(is_down).filter(has_family).collect();
     let nobody = Family::ALL.iter().all(|family| !has_family(family));
+    // What is missing has a finding of its own, which says what to do.
+    if !nobody && member.ifindex.is_none() && member.hand != "down" {
+        return Vec::new();
+    }
     let families = if nobody { &[Family::V4][..] } else { &down };
     let findings = families.iter().filter(|family| is_down(family)).map(|family| {
         let health = member.health(*family);
@@ -82,4 +96,43 @@ fn probes(group: &Group, status: &UplinkStatus) -> Vec<Finding> {
         )],
         _ => Vec::new(),
     }
+}
+
+/// A target by one member, in one family.
+struct By<'a> {
+    member: &'a MemberStatus,
+    family: Family,
+    answered: bool,
+    /// Whether another target has answered there, so that the line works.
+    is_line_alive: bool,
+}
+
+/// The targets that have never answered: by no member, or by one that others answer by.
+fn silent_targets(status: &UplinkStatus) -> Vec<Finding> {
+    let mut targets: BTreeMap<&str, Vec<By<'_>>> = BTreeMap::new();
+    for (member, family) in status.members.iter().flat_map(|member| Family::ALL.map(|family| (member, family))) {
+        let Some(probes) = &member.health(family).probes else { continue };
+        let is_line_alive = probes.targets.iter().any(|target| target.answered > 0);
+        for asked in probes.targets.iter().filter(|asked| asked.rounds >= ROUNDS) {
+            let by = By { member, family, answered: asked.answered > 0, is_line_alive };
+            targets.entry(&asked.target).or_default().push(by);
+        }
+    }
+    let mut found = Vec::new();
+    let mut say = |what: String| {
+        let why = "it cannot tell whether a line works";
+        let fix = "check that the target answers such a probe, or name another one in `probe`";
+        found.push(finding(status, Severity::Warning, what, why, fix.to_owned()));
+    };
+    for (target, by) in targets {
+        if by.iter().all(|by| !by.answered) {
+            say(format!("{target} has never answered a probe, by no member"));
+            continue;
+        }
+        for by in by.iter().filter(|by| !by.answered && by.is_line_alive) {
+            let (interface, family) = (&by.member.interface, by.family);
+            say(format!("{target} has never answered a probe by {interface} for {family}, and others have"));
+        }
+    }
+    found
 }

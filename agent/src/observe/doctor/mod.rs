@@ -26,7 +26,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::{apply::blind_spots::BlindSpot, host::policy_files::Store, kernel::Pins};
+use crate::{apply::blind_spots::BlindSpot, host::policy_files::Store, kernel::Pins, observe::uplinks::UplinkStatus};
 pub use fix::{Fix, How};
 pub use report::{Check, Finding, Report, Severity, Status, Subject};
 pub use topic::Topic;
@@ -42,6 +42,8 @@ pub struct Options {
     pub store: Store,
     /// Where the daemon does not see new cgroups.
     pub blind_spots: Vec<BlindSpot>,
+    /// The groups of uplinks as a running daemon shows them, with the results of probes.
+    pub uplinks: Vec<UplinkStatus>,
     /// Whether the user named the configuration file, so that it must exist.
     pub config_is_named: bool,
 }
@@ -62,7 +64,7 @@ pub async fn examine(options: &Options) -> Report {
         if let Err(error) = routes::check(&survey, &mut report).await {
             report.failed(Topic::Routes, Subject::Host, &error);
         }
-        if let Err(error) = groups::check(&survey, &mut report) {
+        if let Err(error) = groups::check(&survey, &options.uplinks, &mut report) {
             report.failed(Topic::UplinkGroup, Subject::Host, &error);
         }
     } else {

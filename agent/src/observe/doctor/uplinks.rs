@@ -98,6 +98,13 @@ fn check_link(uplink: &Uplink<'_>, link: Option<Link>, report: &mut Report) -> O
         fix: Some(fix),
     };
     let found = match link {
+        None if uplink.is_member => wrong(
+            format!("there is no interface {}, a member of the uplink of {}", uplink.name, uplink.policies),
+            "",
+            Fix::advice(
+                "create the interface, or correct `members` of the uplink; `ip -brief link` lists all interfaces",
+            ),
+        ),
         None => wrong(
             format!("there is no interface {}, the uplink of {}", uplink.name, uplink.policies),
             "the cgroups of these policies have no network until it exists",

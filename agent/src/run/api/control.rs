@@ -16,7 +16,7 @@ use crate::{
     apply::{blind_spots::BlindSpot, uplinks::Probed},
     host::link::Table,
     kernel::Pins,
-    model::config,
+    model::{config, uplink::health::Hand},
 };
 
 /// Queued requests to the daemon's loop, which takes them immediately.
@@ -34,8 +34,21 @@ pub enum Request {
     Put(String, Box<PolicyRequest>, Reply<(PolicyDocument, bool)>),
     /// Remove a policy, and apply the change.
     Remove(String, Reply<()>),
+    /// Carry out what an administrator has decided about a member of a group. The answer: the sockets that stay on it.
+    Hand(Decided, Reply<Vec<String>>),
     /// Read the files again.
     Reload(Reply<()>),
+}
+
+/// What an administrator has decided about a member of a group.
+#[derive(Debug)]
+pub struct Decided {
+    /// The name of the group.
+    pub group: String,
+    /// The interface of the member.
+    pub member: String,
+    /// The decision.
+    pub hand: Hand,
 }
 
 impl Request {
@@ -43,6 +56,7 @@ impl Request {
     pub fn is_abandoned(&self) -> bool {
         match self {
             Self::Put(_, _, reply) => reply.is_closed(),
+            Self::Hand(_, reply) => reply.is_closed(),
             Self::Remove(_, reply) | Self::Reload(reply) => reply.is_closed(),
         }
     }
@@ -52,6 +66,7 @@ impl Request {
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests wait; try again later");
         match self {
             Self::Put(_, _, reply) => drop(reply.send(Err(problem))),
+            Self::Hand(_, reply) => drop(reply.send(Err(problem))),
             Self::Remove(_, reply) | Self::Reload(reply) => drop(reply.send(Err(problem))),
         }
     }

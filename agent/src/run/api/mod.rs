@@ -15,6 +15,7 @@ mod policies;
 mod problem;
 mod reading;
 mod serve;
+mod uplinks;
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -23,7 +24,7 @@ use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub use control::{Control, Reply, Request, View};
+pub use control::{Control, Decided, Reply, Request, View};
 pub use document::{Health, InterfaceDocument, PolicyDocument, PolicyRequest};
 pub use policies::parse as parse_policy;
 pub use problem::{FieldError, Problem};
@@ -103,7 +104,8 @@ fn router(state: State) -> axum::Router {
         .routes(routes!(reading::attachments))
         .routes(routes!(reading::counters))
         .routes(routes!(reading::interfaces))
-        .routes(routes!(reading::uplinks))
+        .routes(routes!(uplinks::list))
+        .routes(routes!(uplinks::put_hand))
         .routes(routes!(reading::events))
         .routes(routes!(reading::health))
         .routes(routes!(reading::metrics))

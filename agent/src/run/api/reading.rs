@@ -22,7 +22,7 @@ use crate::{
         events::Event,
         metrics,
         status::{self, CgroupStatus, Status},
-        uplinks::{self, UplinkStatus},
+        uplinks,
     },
 };
 
@@ -46,7 +46,7 @@ pub(super) struct CountersDocument {
 }
 
 /// Reads on a blocking thread, when one of the readers is free.
-async fn on_a_reader<T: Send + 'static>(
+pub(super) async fn on_a_reader<T: Send + 'static>(
     state: &State,
     read: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
@@ -116,14 +116,6 @@ pub(super) async fn counters(Extracted(state): Extracted<State>) -> Result<Json<
 pub(super) async fn interfaces(Extracted(state): Extracted<State>) -> Result<Json<Vec<InterfaceDocument>>, Problem> {
     let view = state.control.view();
     Ok(Json(InterfaceDocument::all(&view.links, &view.policies)))
-}
-
-/// The groups of uplinks in force, and the health of their members, as `steer uplinks --json` prints them.
-#[utoipa::path(get, path = "/v1/uplinks", tag = "state", responses((status = OK, body = [UplinkStatus])))]
-pub(super) async fn uplinks(Extracted(state): Extracted<State>) -> Result<Json<Vec<UplinkStatus>>, Problem> {
-    let (pins, probed) = (state.pins.clone(), state.control.view().probed);
-    let read = on_a_reader(&state, move || uplinks::read(&pins, &probed)).await?;
-    read.map(Json).map_err(|error| Problem::internal(&error))
 }
 
 /// Which events.

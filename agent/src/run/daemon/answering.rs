@@ -5,11 +5,14 @@ use tokio::sync::watch;
 
 use super::worker::{describe_emptied, show_policies};
 use crate::{
-    apply::converge::Steering,
+    apply::{
+        converge::Steering,
+        uplinks::{ByHand, ByHandError},
+    },
     host::policy_files::Store,
     kernel,
     model::policy::Policies,
-    run::api::{PolicyDocument, PolicyRequest, Problem, Reply, Request, View},
+    run::api::{Decided, PolicyDocument, PolicyRequest, Problem, Reply, Request, View},
 };
 
 /// The state that an answer needs.
@@ -38,6 +41,7 @@ impl Answering<'_> {
             request if request.is_abandoned() => Ok(()),
             Request::Put(name, policy, reply) => answer_to(reply, self.put(&name, &policy)),
             Request::Remove(name, reply) => answer_to(reply, self.remove(&name)),
+            Request::Hand(decided, reply) => answer_to(reply, self.set_by_hand(&decided)),
             Request::Reload(reply) => answer_to(reply, self.reload()),
         }
     }
@@ -57,6 +61,15 @@ impl Answering<'_> {
         self.store.remove(name)?;
         log::info!("policy {name} is removed");
         self.carry_out()
+    }
+
+    /// Returns the sockets that stay on the member.
+    fn set_by_hand(&mut self, Decided { group, member, hand }: &Decided) -> Result<Vec<String>, Failure> {
+        match self.steering.set_by_hand(&ByHand { group, member, hand: *hand }) {
+            Ok(moved) => Ok(moved.iter().flat_map(|moved| &moved.remaining).map(ToString::to_string).collect()),
+            Err(ByHandError::Kernel(error)) => Err(unfinished("not carried out completely", error)),
+            Err(error) => Err(Problem::new(StatusCode::NOT_FOUND, error.to_string()).into()),
+        }
     }
 
     /// As after a change of the files, an empty set of policies is refused: it is more likely a mistake.
@@ -79,13 +92,13 @@ impl Answering<'_> {
         }
         self.steering.set_policies(Policies::new(config));
         show_policies(self.view, self.steering);
-        self.steering.converge().map_err(|error| Failure {
-            problem: Box::new(Problem::internal(&format!(
-                "kept, but not carried out yet; the daemon retries: {error}"
-            ))),
-            unfinished: Some(Box::new(error)),
-        })
+        self.steering.converge().map_err(|error| unfinished("kept, but not carried out yet", error))
     }
+}
+
+fn unfinished(what: &str, error: kernel::Error) -> Failure {
+    let problem = Box::new(Problem::internal(&format!("{what}; the daemon retries: {error}")));
+    Failure { problem, unfinished: Some(Box::new(error)) }
 }
 
 /// A client that has disconnected gets no answer.

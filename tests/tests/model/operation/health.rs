@@ -7,11 +7,11 @@ use proptest::{
 };
 use steer_lab::Family;
 
-use super::{Act, Done, GROUPS, Operation, files::change, files::changed, right, space};
+use super::{AUTO, Act, Done, GROUPS, Operation, files::change, files::changed, right, space};
 use crate::model::{
     reference::{
         Files, Reference, Space,
-        groups::{FAMILIES, Group, Hand, Lack, Member},
+        groups::{FAMILIES, Group, Hand, LINKS, Lack, Member},
     },
     world::World,
 };
@@ -35,8 +35,6 @@ pub(crate) struct Regroup {
     pub(crate) watched: bool,
 }
 
-const LINKS: [&str; 3] = ["a0", "a1", "a2"];
-
 pub(super) fn any() -> BoxedStrategy<Operation> {
     let family = || select(&FAMILIES[..]);
     let number = || select(&[0, 1, 1, 2, 2][..]);
@@ -56,11 +54,14 @@ pub(super) fn any() -> BoxedStrategy<Operation> {
     .boxed()
 }
 
-/// A group of two or three members.
+/// A group of two or three members, or the one that finds them.
 fn group(name: &'static str) -> impl Strategy<Value = Group> {
     let members = subsequence(&LINKS[..], 2..=3).prop_shuffle();
     let places = proptest::collection::vec((1..=2_u8, 1..=3_u8), LINKS.len());
     (members, places, anything::<bool>(), anything::<bool>()).prop_map(move |(links, places, probed, by_socket)| {
+        if name == AUTO {
+            return Group::auto(probed, by_socket);
+        }
         let members = links.into_iter().zip(places).map(|(link, (tier, weight))| Member { link, tier, weight });
         Group { name, members: members.collect(), probed, by_socket }
     })
@@ -145,6 +146,12 @@ impl Act for ByHand {
     }
 
     fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
+        // The daemon may not have found a member yet.
+        if self.0 == AUTO && done.as_ref().is_err_and(|said| said.contains("is no member of uplink")) {
+            reference.follow(Space::Here);
+            reference.settle();
+            return Ok(());
+        }
         right(done, true)?;
         reference.hands.insert((self.0, self.1), Some(self.2));
         reference.follow(Space::Here);

@@ -53,6 +53,7 @@ impl Act for Go {
 
     fn expect(&self, reference: &mut Reference, _: &Done) -> Result<(), String> {
         reference.lines.remove(&(self.0, self.1));
+        reference.forget_hands_of_auto(self.0);
         // What the other end acknowledges may have come by this one.
         for ((_, space), accepted) in &mut reference.accepted {
             accepted.by = accepted.by.filter(|_| *space != self.0);
@@ -111,6 +112,7 @@ impl Act for Rename {
             // It gets back what it lacks.
             reference.lacking.remove(line);
         }
+        reference.forget_hands_of_auto(self.0);
         reference.settle();
         Ok(())
     }
@@ -139,6 +141,7 @@ impl Act for Swap {
                 reference.lacking.remove(line);
             }
         }
+        reference.forget_hands_of_auto(self.0);
         reference.settle();
         Ok(())
     }

@@ -5,7 +5,7 @@ use proptest::{
     sample::select,
 };
 
-use super::{Act, By, Done, GROUPS, Operation, STORED, WRITTEN, node, right, space, spec};
+use super::{AUTO, Act, By, Done, GROUPS, Operation, STORED, WRITTEN, node, right, space, spec};
 use crate::model::{
     reference::{Holder, Reference, Space, policy::Spec},
     world::World,
@@ -35,7 +35,11 @@ pub(super) fn any() -> BoxedStrategy<Operation> {
 pub(super) fn by() -> impl Strategy<Value = By> {
     let names: Vec<_> = WRITTEN.into_iter().chain(STORED).collect();
     // A command finds groups in the configuration of the system only, and not in that of a test. A list needs none.
-    let listed = |spec: Spec| Spec { uplink: if spec.uplink == GROUPS[0] { "a1+a2" } else { spec.uplink }, ..spec };
+    let listed = |spec: Spec| match spec.uplink {
+        AUTO => Spec { uplink: "a2+a0", ..spec },
+        uplink if uplink == GROUPS[0] => Spec { uplink: "a1+a2", ..spec },
+        _ => spec,
+    };
     prop_oneof![5 => spec().prop_map(move |spec| By::Interface(listed(spec))), 2 => select(names).prop_map(By::Policy)]
 }
 

@@ -48,8 +48,9 @@ pub(crate) const NODES: [&str; 6] = ["/a", "/a/b", "/a/b/c", "/e", "/e/f", "/e/f
 const PATTERNS: [&str; 9] = ["/a", "/a/b", "/a/b/c", "/e/f", "/a/*", "/*/f", "/e/**", "/**/g", "/*"];
 /// Policies of the file.
 const WRITTEN: [&str; 3] = ["p0", "p1", "p2"];
-/// Groups of uplinks of the file.
-pub(crate) const GROUPS: [&str; 2] = ["g0", "g1"];
+/// Groups of uplinks of the file. The last one finds its members itself.
+pub(crate) const GROUPS: [&str; 3] = ["g0", "g1", AUTO];
+pub(crate) const AUTO: &str = "auto-g2";
 /// Policies with files of their own.
 pub(crate) const STORED: [&str; 2] = ["q0", "q1"];
 

@@ -40,6 +40,7 @@ impl Files {
         let groups = vec![
             group(GROUPS[0], vec![member("a1", 1), member("a2", 2)]),
             group(GROUPS[1], vec![member("a2", 1), member("a0", 1), member("a1", 2)]),
+            Group::auto(false, false),
         ];
         let (parent, held, stored) = (None, None, BTreeMap::new());
         Self { main, parent, held, least: Level::Strict, grants: Reach::NONE, groups, stored }

@@ -10,9 +10,11 @@ use std::{
 use steer_lab::Family;
 
 use super::{Answer, Asked, Level, Line, Reference, Space, policy::Spec, reach::By};
-use crate::model::operation::GROUPS;
+use crate::model::operation::{AUTO, GROUPS};
 
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+/// The first names of the links.
+pub(crate) const LINKS: [&str; 3] = ["a0", "a1", "a2"];
 
 /// A member of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,16 @@ impl Group {
         Self { name, members: members.collect(), probed: false, by_socket: false }
     }
 
+    /// The links that have a name of a link, the one with the best default route first.
+    pub(crate) fn auto(probed: bool, by_socket: bool) -> Self {
+        let members = (1..).zip(LINKS).map(|(tier, link)| Member { link, tier, weight: 1 });
+        Self { name: AUTO, members: members.collect(), probed, by_socket }
+    }
+
+    pub(crate) fn is_auto(&self) -> bool {
+        self.name == AUTO
+    }
+
     /// A member of a list that returns is not preferred for half a minute.
     fn holds(&self) -> bool {
         self.name.contains('+')
@@ -54,10 +66,14 @@ impl Group {
         let members: Vec<_> = self.members.iter().map(member).collect();
         let probe =
             "probe = { targets = [\"gateway\"], interval = \"50ms\", timeout = \"50ms\", fall = 2, rise = 1 }\n";
+        let members = if self.is_auto() {
+            "auto = { include = [\"a*\"] }".to_owned()
+        } else {
+            format!("members = [{}]", members.join(", "))
+        };
         format!(
-            "[[uplink]]\nname = \"{}\"\nmembers = [{}]\nhold = \"0s\"\nbalance = \"{}\"\n{}",
+            "[[uplink]]\nname = \"{}\"\n{members}\nhold = \"0s\"\nbalance = \"{}\"\n{}",
             self.name,
-            members.join(", "),
             if self.by_socket { "socket" } else { "cgroup" },
             if self.probed { probe } else { "" }
         )
@@ -161,14 +177,20 @@ impl Reference {
     /// The lines that new sockets get. Empty: that depends on what was before, or no member works.
     fn choose(&self, space: Space, group: &Group, family: Family) -> BTreeSet<Line> {
         let none = BTreeSet::new();
-        // What probes found last is not known once nobody sends them.
+        // What probes found last is not known once nobody sends them, and only the daemon looks for members.
+        if group.is_auto() && !self.daemon_runs {
+            return none;
+        }
         let is_unknown = |member: &Member| self.hand(space, group, member).is_none();
         if group.probed && space == Space::Here && !self.daemon_runs || group.members.iter().any(is_unknown) {
             return none;
         }
         let working = |family: Family| -> Vec<(u8, Line)> {
             let works = |member: &&Member| self.works(space, group, member, family);
-            let line = |member: &Member| Some((member.tier, self.line_called(space, member.link)?));
+            let line = |member: &Member| {
+                let line = self.line_called(space, member.link)?;
+                Some((if group.is_auto() { line.number } else { member.tier }, line))
+            };
             group.members.iter().filter(works).filter_map(line).collect()
         };
         let other = if family == Family::V4 { Family::V6 } else { Family::V4 };
@@ -258,6 +280,12 @@ impl Reference {
     /// Whether a policy of the configuration that is in force has a group.
     pub(crate) fn has_in_force(&self, group: &str) -> bool {
         self.in_force.iter().any(|in_force| in_force.policy.spec.uplink == group)
+    }
+
+    /// What an administrator has decided goes with a link that is no member any more, and with one that has another name.
+    pub(crate) fn forget_hands_of_auto(&mut self, space: Space) {
+        let of_auto = self.hands.iter_mut().filter(|((group, _), _)| *group == AUTO && space == Space::Here);
+        of_auto.filter(|(_, hand)| **hand != Some(Hand::Auto)).for_each(|(_, hand)| *hand = None);
     }
 
     /// Decisions of an administrator are kept with the group, as long as a policy has it.

@@ -105,12 +105,12 @@ impl World {
 fn has_chosen(now: &Reference, space: Space, said: &serde_json::Value, lines: &Lines) -> bool {
     let Some(group) = &lines.group else { return true };
     let members = said["members"].as_array().cloned().unwrap_or_default();
-    let is_it = said["name"] == group.name
-        && members.len() == group.members.len()
+    let has_members = members.len() == group.members.len()
         && members.iter().zip(&group.members).all(|(said, member)| {
             said["interface"] == member.link && said["tier"] == member.tier && said["weight"] == member.weight
         });
-    is_it
+    said["name"] == group.name
+        && (group.is_auto() || has_members)
         && FAMILIES.into_iter().all(|family| {
             let key = if family == Family::V4 { "ipv4" } else { "ipv6" };
             let has_share = |said: &&serde_json::Value| said[key]["share"].as_f64().is_some_and(|share| share > 0.0);

@@ -2,7 +2,9 @@
 //!
 //! **Invariant:** a number never changes its meaning.
 
+use serde::{Deserialize, Serialize};
 use strum::{Display, FromRepr};
+use utoipa::ToSchema;
 
 /// The state of a member in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display, FromRepr)]
@@ -62,9 +64,10 @@ pub enum Reason {
 }
 
 /// What an administrator has decided.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, FromRepr)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, FromRepr, Serialize, Deserialize, ToSchema)]
 #[repr(u8)]
 #[strum(serialize_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
 pub enum Hand {
     /// Nothing: probes and the state of the link decide.
     #[default]

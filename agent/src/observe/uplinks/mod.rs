@@ -1,8 +1,10 @@
 //! The groups of uplinks in force: the health of their members, and which of them sockets get.
 //!
-//! **Invariant:** all but the results of probes is read from the pins, and is the same without a daemon.
+//! **Invariant:** all but the results of probes is read from the pins and the kernel, and is the same without a daemon.
 
-use std::time::Duration;
+mod held;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -13,8 +15,9 @@ use steer_common::{
 use utoipa::ToSchema;
 
 use crate::{
-    apply::uplinks::Probed,
-    kernel::{self, Datapath, Error, Pins, text},
+    apply::uplinks::{Asked, Probed},
+    host::link::Traffic,
+    kernel::{self, Datapath, Error, Pins, PolicyEntry, text},
     model::uplink::{
         Family,
         health::{Hand, Reason, State},
@@ -40,6 +43,7 @@ pub struct UplinkStatus {
 
 /// A member.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = UplinkMember)]
 pub struct MemberStatus {
     /// Its interface as configured.
     pub interface: String,
@@ -57,6 +61,23 @@ pub struct MemberStatus {
     pub ipv4: HealthStatus,
     /// Its health for IPv6.
     pub ipv6: HealthStatus,
+    /// How many TCP and UDP sockets of the group's cgroups are on it now, listeners included. Absent for a member in another network namespace.
+    pub sockets: Option<usize>,
+    /// What its link has sent and received. Absent while it is missing, and in another network namespace.
+    pub link: Option<LinkTraffic>,
+}
+
+/// What a link has sent and received since it exists, for all programs of this host: nobody counts by group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkTraffic {
+    /// Bytes that were sent.
+    pub sent_bytes: u64,
+    /// Packets that were sent.
+    pub sent_packets: u64,
+    /// Bytes that were received.
+    pub received_bytes: u64,
+    /// Packets that were received.
+    pub received_packets: u64,
 }
 
 /// The health of a member in one family.
@@ -89,13 +110,38 @@ pub struct ProbeStatus {
     pub rounds: u8,
     /// Why the last round failed, if it did.
     pub failure: Option<String>,
+    /// What each target has answered since the daemon probes the member. Without those that are not for this family.
+    pub targets: Vec<TargetStatus>,
+}
+
+/// How often a target was asked, and answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TargetStatus {
+    /// The target as configured.
+    pub target: String,
+    /// In how many rounds it was asked.
+    pub rounds: u32,
+    /// How often it answered in time.
+    pub answered: u32,
 }
 
 /// Reads the groups. `probed`: the results of the daemon's probes.
 pub fn read(pins: &Pins, probed: &[Probed]) -> Result<Vec<UplinkStatus>, Error> {
     let Some(datapath) = Datapath::open(pins)? else { return Ok(Vec::new()) };
-    let policies = datapath.policies()?;
-    let groups = datapath.groups()?.into_iter().map(|(slot, group)| UplinkStatus {
+    Ok(statuses(&datapath.groups()?, &datapath.policies()?, probed))
+}
+
+/// As [`read`], with what the members of this network namespace hold. This lists the sockets of their lines.
+pub fn read_with_use(pins: &Pins, probed: &[Probed]) -> Result<Vec<UplinkStatus>, Error> {
+    let Some(datapath) = Datapath::open(pins)? else { return Ok(Vec::new()) };
+    let (groups, policies) = (datapath.groups()?, datapath.policies()?);
+    let mut statuses = statuses(&groups, &policies, probed);
+    held::add(&datapath, &groups, &policies, &mut statuses)?;
+    Ok(statuses)
+}
+
+fn statuses(groups: &BTreeMap<u32, UplinkRecord>, policies: &[PolicyEntry], probed: &[Probed]) -> Vec<UplinkStatus> {
+    let statuses = groups.iter().map(|(&slot, group)| UplinkStatus {
         name: text(&group.name),
         slot,
         balance: match group.balance {
@@ -105,10 +151,10 @@ pub fn read(pins: &Pins, probed: &[Probed]) -> Result<Vec<UplinkStatus>, Error> 
         }
         .to_owned(),
         netns_cookie: group.netns_cookie,
-        policies: policies.iter().filter(|entry| entry.record.uplink == slot).map(kernel::PolicyEntry::name).collect(),
-        members: kernel::members(&group)
+        policies: policies.iter().filter(|entry| entry.record.uplink == slot).map(PolicyEntry::name).collect(),
+        members: kernel::members(group)
             .map(|(position, member)| {
-                member_status(&group, position, member, |family| {
+                member_status(group, position, member, |family| {
                     let is_it = |it: &&Probed| {
                         (it.netns_cookie, it.slot, it.member, it.family) == (group.netns_cookie, slot, position, family)
                     };
@@ -117,7 +163,7 @@ pub fn read(pins: &Pins, probed: &[Probed]) -> Result<Vec<UplinkStatus>, Error> 
             })
             .collect(),
     });
-    Ok(groups.collect())
+    statuses.collect()
 }
 
 fn member_status(
@@ -138,6 +184,8 @@ fn member_status(
         hand: hand.to_string(),
         ipv4: health(Family::V4),
         ipv6: health(Family::V6),
+        sockets: None,
+        link: None,
     }
 }
 
@@ -178,7 +226,20 @@ impl From<&Probed> for ProbeStatus {
             lost: probed.lost,
             rounds: probed.rounds,
             failure: probed.failure.clone(),
+            targets: probed.targets.iter().map(TargetStatus::from).collect(),
         }
+    }
+}
+
+impl From<&Asked> for TargetStatus {
+    fn from(Asked { target, rounds, answered }: &Asked) -> Self {
+        Self { target: target.clone(), rounds: *rounds, answered: *answered }
+    }
+}
+
+impl From<Traffic> for LinkTraffic {
+    fn from(Traffic { sent_bytes, sent_packets, received_bytes, received_packets }: Traffic) -> Self {
+        Self { sent_bytes, sent_packets, received_bytes, received_packets }
     }
 }
 
