@@ -1,6 +1,9 @@
 //! docs/configuration.md, from which steer.toml(5) is made, has every key of a policy, and every word of its value.
 
-use steer::model::spec::{DEFAULTS, KEYS};
+use steer::model::{
+    config::DAEMON_KEYS,
+    spec::{DEFAULTS, KEYS},
+};
 
 const DOCUMENT: &str = include_str!("../../docs/configuration.md");
 
@@ -18,5 +21,9 @@ fn every_key_of_a_policy_is_documented() {
         }
     }
     let defaults = DOCUMENT.split("\n## ").find(|section| section.starts_with("Defaults")).expect("a section");
+    let daemon = DOCUMENT.split("\n## ").find(|section| section.starts_with("Daemon")).expect("a section");
+    for key in DAEMON_KEYS {
+        assert!(daemon.contains(&format!("\n| `{key}` |")), "no row for {key}");
+    }
     assert!(DEFAULTS.iter().all(|key| defaults.contains(&format!("`{key}`"))), "{DEFAULTS:?}");
 }

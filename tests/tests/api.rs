@@ -273,7 +273,26 @@ fn only_root_changes() -> Outcome {
     // curl prints 0 if it cannot connect.
     ensure!(bed.ask(User::Nobody, "GET", "/v1/health", None)?.status == 0, "any user may read");
     daemon.end(Signal::SIGTERM)?;
-    let _daemon = Daemon::start_with(&bed, &["--socket-group", &NOBODY.1.to_string()])?;
+    // Of a group in the file, its members may read; an option goes before the file.
+    let table = format!("{EMPTY}\n[daemon]\nsocket_group = \"{}\"\nlog = \"warn\"\n", NOBODY.1);
+    bed.write_config(&table)?;
+    let daemon = Daemon::start_with(&bed, &["--socket-group", "0"])?;
+    ensure!(bed.ask(User::Nobody, "GET", "/v1/health", None)?.status == 0, "the option is not used");
+    daemon.end(Signal::SIGTERM)?;
+    // Without such a group, it is for root only, and the rest goes on.
+    bed.write_config(&table.replace(&NOBODY.1.to_string(), "steer-nobody"))?;
+    let daemon = Daemon::start(&bed)?;
+    daemon.wait_for_log("for root only: there is no group \"steer-nobody\"")?;
+    ensure!(bed.ask(User::Root, "GET", "/v1/health", None)?.status == 200);
+    let checked = bed.succeed(&["check", &bed.config_file().to_string_lossy()])?;
+    ensure!(checked.contains("warning: socket_group: there is no group steer-nobody"), "{checked}");
+    let before = daemon.log();
+    daemon.end(Signal::SIGTERM)?;
+    bed.write_config(&table.replace("log", "metrics = \"127.0.0.1:9464\"\nlog"))?;
+    let daemon = Daemon::start(&bed)?;
+    ensure!(!daemon.log()[before.len()..].contains("ready"), "{}", daemon.log());
+    let metrics = output(bed.net.client.enter(Command::new("curl").args(["-sf", "http://127.0.0.1:9464/metrics"])))?;
+    ensure!(metrics.code == 0 && metrics.stdout.contains("steer_"), "{metrics:?}");
     for user in USERS {
         for path in ["/v1/health", "/v1/status", "/v1/policies", "/v1/interfaces"] {
             ensure!(bed.ask(user, "GET", path, None)?.status == 200, "{path} as {user:?}");
@@ -288,8 +307,9 @@ fn only_root_changes() -> Outcome {
         let refused = bed.ask(User::Nobody, method, path, Some(&policy(&bed, "a1")))?;
         ensure!(refused.status == 403, "{method} {path}: {refused:?}");
     }
+    bed.write_config(&table)?;
     ensure!(bed.ask(User::Root, "POST", "/v1/reload", None)?.status == 204);
-    Ok(())
+    daemon.wait_for_log("[daemon] has changed; restart the daemon to apply it")
 }
 
 /// Connections that send nothing or half a request, and others that do not read, delay neither root's requests nor

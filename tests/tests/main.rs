@@ -36,6 +36,7 @@ mod nested;
 mod other_netns;
 mod package;
 mod peers;
+mod plan;
 mod reach;
 mod records;
 mod refusals;
@@ -75,6 +76,7 @@ fn main() {
         ("filter", filter::TESTS),
         ("attach", attach::TESTS),
         ("daemon", daemon::TESTS),
+        ("plan", plan::TESTS),
         ("nested", nested::TESTS),
         ("uplinks", uplinks::TESTS),
         ("vrf", vrf::TESTS),

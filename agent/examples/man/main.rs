@@ -1,20 +1,22 @@
-//! Writes a manual page for every command of steer, made from its command line, and that of the configuration, made from
-//! docs/configuration.md and docs/uplinks.md, into the directory given.
+//! Writes a manual page for every command of steer, made from its command line and `sections.rs`, and that of the configuration, made
+//! from docs/configuration.md and docs/uplinks.md, into the directory given.
 
 use std::{
     fs::{self, File},
-    io,
-    path::PathBuf,
+    io::{self, Write},
+    path::{Path, PathBuf},
 };
 
-use clap::CommandFactory as _;
+use clap::{Command, CommandFactory as _};
 use clap_mangen::{
     Man,
     roff::{Roff, bold, roman},
 };
 
 mod markdown;
+mod sections;
 
+use sections::{ENVIRONMENT, EXIT, FILES, PAGES, Page};
 use steer::observe::events::Reason;
 
 const CONFIGURATION: &str = include_str!("../../../docs/configuration.md");
@@ -43,23 +45,58 @@ fn reasons() -> Roff {
     page
 }
 
+/// A section of terms and their meanings. There is none without terms.
+fn section<'t>(name: &str, terms: impl Iterator<Item = &'t (&'t str, &'t str)>) -> Roff {
+    let mut section = Roff::new();
+    let mut terms = terms.peekable();
+    if terms.peek().is_some() {
+        section.control("SH", [name]);
+    }
+    for (term, meaning) in terms {
+        section.control("TP", []).text([bold(*term)]);
+        section.text([roman(*meaning)]);
+    }
+    section
+}
+
+/// The sections that are not made from the command line.
+fn sections(page: &Page) -> [Roff; 4] {
+    let exit = if page.exit.is_empty() { &EXIT[..] } else { page.exit };
+    [
+        section("EXAMPLES", page.examples.iter()),
+        section("FILES", FILES.iter().chain(page.files)),
+        section("EXIT STATUS", exit.iter()),
+        section("ENVIRONMENT", ENVIRONMENT.iter().chain(page.environment)),
+    ]
+}
+
+/// Writes the page of a command, and those of the commands in it. `name`: as in `policy set`.
+fn write(directory: &Path, command: &Command, name: &str) -> io::Result<()> {
+    let missing = || io::Error::other(format!("no page for `steer {name}` in sections.rs"));
+    let page = PAGES.iter().find(|page| page.command == name).ok_or_else(missing)?;
+    let man = Man::new(command.clone()).section("8").manual("steer").source(concat!("steer ", env!("CARGO_PKG_VERSION")));
+    let mut file = File::create(directory.join(man.get_filename()))?;
+    man.render(&mut file)?;
+    for section in sections(page) {
+        section.to_writer(&mut file)?;
+    }
+    if name == "events" {
+        reasons().to_writer(&mut file)?;
+    }
+    let see_also = [bold("steer"), roman("(8), "), bold("steer.toml"), roman("(5)")];
+    Roff::new().control("SH", ["SEE ALSO"]).text(see_also).to_writer(&mut file)?;
+    file.flush()?;
+    for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+        write(directory, inner, format!("{name} {}", inner.get_name()).trim_start())?;
+    }
+    Ok(())
+}
+
 fn main() -> io::Result<()> {
     let directory =
         std::env::args_os().nth(1).map(PathBuf::from).ok_or_else(|| io::Error::other("which directory?"))?;
     fs::write(directory.join("steer.toml.5"), configuration())?;
     let mut steer = steer::cli::Cli::command().disable_help_subcommand(true);
     steer.build();
-    let commands = steer.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect::<Vec<_>>();
-    for command in std::iter::once(steer).chain(commands) {
-        let page_is_of_events = command.get_name() == "events";
-        let page = Man::new(command).section("8").manual("steer").source(concat!("steer ", env!("CARGO_PKG_VERSION")));
-        let mut file = File::create(directory.join(page.get_filename()))?;
-        page.render(&mut file)?;
-        if page_is_of_events {
-            reasons().to_writer(&mut file)?;
-        }
-        let see_also = [bold("steer"), roman("(8), "), bold("steer.toml"), roman("(5)")];
-        Roff::new().control("SH", ["SEE ALSO"]).text(see_also).to_writer(&mut file)?;
-    }
-    Ok(())
+    write(&directory, &steer, "")
 }

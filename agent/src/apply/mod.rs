@@ -8,6 +8,7 @@ pub mod failover;
 pub mod follow;
 pub mod manual;
 pub mod permit;
+pub mod plan;
 pub mod released;
 pub mod resolve;
 pub mod routes;

@@ -10,7 +10,7 @@ use crate::{
     model::{
         cgroup_path::CgroupPath,
         quote::shown,
-        spec::{Existing, KEYS, NOTHING, Pattern},
+        spec::{Existing, Pattern, changes},
     },
     observe::doubts,
     run::api::PolicyDocument,
@@ -23,7 +23,7 @@ pub(super) fn print(before: Option<&PolicyDocument>, now: &PolicyDocument) -> an
         Kept::Runtime => "kept until the next boot".to_owned(),
         Kept::File | Kept::Stored => format!("kept in {}", now.file),
     };
-    let changes = before.map(|before| changes(before, now));
+    let changes = before.map(|before| changes(&before.policy, &now.policy));
     match (&changes, before.is_some_and(|before| before.kept != now.kept)) {
         (None, _) => say!("added policy {name}, {place}")?,
         (Some(changes), false) if changes.is_empty() => say!("policy {name} is unchanged")?,
@@ -49,16 +49,6 @@ pub(super) fn print(before: Option<&PolicyDocument>, now: &PolicyDocument) -> an
         running(hierarchy, &patterns, &cgroups, now)?;
     }
     Ok(())
-}
-
-/// The keys that differ.
-fn changes(before: &PolicyDocument, now: &PolicyDocument) -> Vec<String> {
-    let value = |document: &PolicyDocument, key: &str| {
-        let texts = document.policy.texts(key).unwrap_or_default();
-        if texts.is_empty() { NOTHING.to_owned() } else { texts.join(", ") }
-    };
-    let differs = KEYS.iter().filter(|key| value(before, key.name) != value(now, key.name));
-    differs.map(|key| format!("{}: {} (was {})", key.name, value(now, key.name), value(before, key.name))).collect()
 }
 
 /// Names what runs already.

@@ -2,9 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
+use super::log_lines;
 use crate::{
     host::capability::require_privilege,
     kernel::LogLevel,
+    model::{config::DaemonConfig, spec::Word as _},
     run::{
         daemon::{self, Options},
         instance::{CONFIG, Instance},
@@ -21,10 +23,10 @@ pub(super) struct Args {
     /// The configuration file; policies with files of their own are in `policies.d` beside it
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
-    /// Group that may read through the API; only root may make changes
+    /// Group that may read through the API; only root may make changes [default: `socket_group` in the file]
     #[arg(long, value_name = "GROUP")]
     socket_group: Option<String>,
-    /// Loopback address and port where the metrics are also served, such as 127.0.0.1:9464
+    /// Loopback address and port where the metrics are also served, such as 127.0.0.1:9464 [default: `metrics` in the file]
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
     /// Log every decision of the kernel programs; for debugging
@@ -33,24 +35,36 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// The log level unless STEER_LOG sets one. The kernel programs log at trace.
+    /// The most that is logged, unless STEER_LOG sets it. The kernel programs log at trace.
     pub(super) fn log_level(&self) -> &'static str {
         match self.kernel_log {
-            LogLevel::Off => "info",
+            LogLevel::Off => "info,steer=debug",
             LogLevel::Trace => "info,steer=trace",
         }
     }
 }
 
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    if args.kernel_log == LogLevel::Off {
+        log_lines::set_level("info");
+    }
     let store = instance.store(&args.config);
     let config = store.read()?;
     require_privilege("daemon")?;
     let pins = instance.pins.to_change()?;
     let (socket, users_socket) = (instance.socket.clone(), instance.users_socket.clone());
-    let socket_group = args.socket_group;
-    let options =
-        Options { store, socket, users_socket, socket_group, metrics: args.metrics, kernel_log: args.kernel_log };
+    let DaemonConfig { socket_group, metrics, log } = config.daemon.clone();
+    if args.kernel_log == LogLevel::Off {
+        log_lines::set_level(log.text());
+    }
+    let options = Options {
+        store,
+        socket,
+        users_socket,
+        socket_group: args.socket_group.or(socket_group),
+        metrics: args.metrics.or(metrics),
+        kernel_log: args.kernel_log,
+    };
     super::block_on(daemon::run(options, config, pins))??;
     Ok(ExitCode::SUCCESS)
 }

@@ -24,6 +24,15 @@ pub fn init(default_level: &str) {
     builder.init();
 }
 
+/// Lowers the level, unless STEER_LOG sets one.
+pub(super) fn set_level(level: &str) {
+    if let Ok(level) = level.parse()
+        && std::env::var_os("STEER_LOG").is_none()
+    {
+        log::set_max_level(level);
+    }
+}
+
 /// Starts logging of warnings and errors to the system log, which is the journal where systemd runs: for a process without
 /// standard error.
 pub(super) fn init_system_log() {

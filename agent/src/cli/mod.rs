@@ -18,6 +18,7 @@ pub mod log_lines;
 mod off;
 mod only;
 mod output;
+mod plan;
 mod policy;
 mod reload;
 mod status;
@@ -76,8 +77,10 @@ enum Command {
     Status(status::Args),
     /// Show, keep and remove policies
     Policy(policy::Args),
+    /// Show what a reload, or the start of the daemon, would change
+    Plan(plan::Args),
     /// Make the daemon read its files again, and wait until they are in force
-    Reload,
+    Reload(reload::Args),
     /// Show the network interfaces, and the policies that use them as uplinks
     Interfaces(interfaces::Args),
     /// Show the groups of uplinks in force, and the health of their members
@@ -130,7 +133,8 @@ impl Cli {
             Command::Detach(args) => detach::run(&args, &instance),
             Command::Unit(args) => unit::run(&args, &instance),
             Command::Completions(args) => completions::run(&args),
-            Command::Reload => reload::run(&instance),
+            Command::Plan(args) => plan::run(&args, &instance),
+            Command::Reload(args) => reload::run(&args, &instance),
             Command::Off(args) => off::run(&args, &instance),
             Command::Status(args) => status::run(&args, &instance),
             Command::Events(args) => events::run(&args, &instance),

@@ -2,19 +2,39 @@
 
 use std::{path::Path, process::ExitCode};
 
-use super::{block_on, check};
-use crate::run::{
-    api::{Health, client::Client},
-    instance::Instance,
+use super::{block_on, check, plan};
+use crate::{
+    host::capability::require_privilege,
+    run::{
+        api::{Health, client::Client},
+        instance::Instance,
+        plan::Running,
+    },
 };
 
-pub(super) fn run(instance: &Instance) -> anyhow::Result<ExitCode> {
+/// Arguments of `steer reload`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit status: 0 if the files are in force, 1 if they are not, with the reason.")]
+pub(super) struct Args {
+    /// Change nothing, and show what would change: see `steer plan`
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the plan as JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let missing = || anyhow::anyhow!("no daemon answers at {}; is one running?", instance.socket.display());
+    if args.dry_run {
+        require_privilege("reload")?;
+        let daemon = block_on(Running::find(instance))??.ok_or_else(missing)?;
+        return plan::show(instance, Some(&daemon), None, args.json);
+    }
     let health = block_on(async {
-        let Some(daemon) = Client::find(&instance.socket).await else {
-            anyhow::bail!("no daemon answers at {}; is one running?", instance.socket.display());
-        };
+        let daemon = Client::find(&instance.socket).await.ok_or_else(missing)?;
         daemon.post("/v1/reload").await?;
-        Ok(daemon.get::<Health>("/v1/health").await?)
+        anyhow::Ok(daemon.get::<Health>("/v1/health").await?)
     })??;
     let store = instance.store(Path::new(&health.config));
     // A file that was changed since then has mistakes of its own.

@@ -30,6 +30,11 @@ pub fn is_allowed(allow: &Allow, uid: u32, gids: &[u32]) -> bool {
     allow.users.0.iter().any(is_user) || allow.groups.0.iter().any(is_member)
 }
 
+/// Whether there is a group of this name.
+pub fn has_group(name: &str) -> bool {
+    matches!(Group::from_name(name), Ok(Some(_)))
+}
+
 /// The names of the accounts in /etc/passwd.
 pub fn local_names() -> Vec<String> {
     let text = fs::read_to_string("/etc/passwd").unwrap_or_default();

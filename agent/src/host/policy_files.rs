@@ -98,6 +98,12 @@ impl Store {
         Self { file: file.to_owned(), stored, runtime: runtime.to_owned(), released: released.to_owned() }
     }
 
+    /// The same with another configuration file. The directories stay.
+    #[must_use]
+    pub fn with_file(self, file: &Path) -> Self {
+        Self { file: file.to_owned(), ..self }
+    }
+
     /// The configuration file.
     pub fn file(&self) -> &Path {
         &self.file

@@ -44,14 +44,7 @@ impl Datapath {
 
     /// The cgroups whose sockets an attachment decides about: its own cgroup, and those below up to the next attachment.
     pub fn decided_by(&self, hierarchy: &Hierarchy, attached: Found) -> Result<Vec<Found>, Error> {
-        let mut decided = vec![attached];
-        let mut visited = 0;
-        while let Some(found) = decided.get(visited) {
-            let children = hierarchy.children(&found.path)?;
-            decided.extend(children.into_iter().filter(|child| !self.pins.attachment(child.id).exists()));
-            visited += 1;
-        }
-        Ok(decided)
+        Ok(hierarchy.part(attached, |id| self.pins.attachment(id).exists())?)
     }
 
     /// The attachments below a cgroup, with their records.

@@ -14,8 +14,11 @@ use steer_common::{
     attachment_flags, map, policy_flags, record::INTERFACE_BYTES,
 };
 
-use super::{Datapath, Error, Lock, bpf, map_error};
-use crate::model::{config::UNCLASSIFIED, mark::MarkMask, spec::Exceptions};
+use super::{
+    Datapath, Error, Lock, Placement, bpf, map_error,
+    placement::{is_same_policy, place},
+};
+use crate::model::{config::UNCLASSIFIED, spec::Exceptions};
 
 /// A filled slot.
 #[derive(Clone, Debug)]
@@ -96,42 +99,6 @@ impl PolicyEntry {
     }
 }
 
-/// Whether two records are the same policy, apart from the current index of the uplink and the mark.
-fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
-    PolicyRecord { ifindex: new.ifindex, mark: new.mark, ..*old } == *new
-}
-
-/// The lowest mark that no policy and nobody else has, with those that follow for the members of a group; 0 for a policy without a mark.
-fn free_mark<'e>(
-    record: &PolicyRecord,
-    entries: impl Iterator<Item = &'e PolicyRecord>,
-    taken: &BTreeSet<u8>,
-) -> Result<u32, Error> {
-    if record.flags & policy_flags::ROUTE == 0 {
-        return Ok(0);
-    }
-    let mask = MarkMask::new(record.mark_mask);
-    let used: BTreeSet<u8> = entries.flat_map(|entry| numbers(mask, entry)).chain(taken.iter().copied()).collect();
-    let wanted = |first: u8| (first..=u8::MAX).take(members(record));
-    let fits = |first: &u8| {
-        wanted(*first).count() == members(record)
-            && wanted(*first).all(|number| mask.mark(number).is_some() && !used.contains(&number))
-    };
-    let free = mask.numbers().find(fits).and_then(|number| mask.mark(number));
-    free.ok_or_else(|| Error::NoMark { name: text(&record.name), marks: mask.numbers().count() })
-}
-
-/// How many marks a policy needs.
-fn members(record: &PolicyRecord) -> usize {
-    usize::try_from(record.members).map_or(1, |members| members.max(1))
-}
-
-/// The numbers of the marks of a policy.
-pub fn numbers(mask: MarkMask, record: &PolicyRecord) -> impl Iterator<Item = u8> {
-    let first = mask.number(record.mark).filter(|_| record.mark != 0);
-    first.into_iter().flat_map(move |first| (first..=u8::MAX).take(members(record)))
-}
-
 impl Datapath {
     /// All filled slots, by number.
     pub fn policies(&self) -> Result<Vec<PolicyEntry>, Error> {
@@ -183,43 +150,34 @@ impl Datapath {
         Ok(found.map(|entry| entry.slot))
     }
 
-    /// Puts each policy in the slot that holds the same one, or else in a free slot. Returns the slot numbers. Changes nothing if there
-    /// are not enough slots or marks. `taken`: numbers of marks that others use.
-    pub fn put_policies(&mut self, _lock: &Lock, policies: &[Policy], taken: &BTreeSet<u8>) -> Result<Vec<u32>, Error> {
-        let mut entries: BTreeMap<u32, PolicyRecord> =
-            self.policies()?.into_iter().map(|entry| (entry.slot, entry.record)).collect();
-        let mut slots = Vec::with_capacity(policies.len());
-        let mut fresh = Vec::new();
-        let mut groups = self.groups_of(entries.values())?;
-        for Policy { record, exceptions, group } in policies {
-            let uplink = match group {
-                Some(group) => self.put_group(group, &mut groups)?,
-                None => 0,
-            };
-            let record = &PolicyRecord { uplink, ..*record };
-            let same = entries.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, old)| (*slot, old.mark));
-            let Some(slot) =
-                same.map(|(slot, _)| slot).or_else(|| (1..POLICY_SLOTS).find(|slot| !entries.contains_key(slot)))
-            else {
-                return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
-            };
-            let mark = if let Some((_, mark)) = same {
-                mark
-            } else {
-                fresh.push((slot, record.flags, exceptions));
-                free_mark(record, entries.values(), taken)?
-            };
-            entries.insert(slot, PolicyRecord { mark, ..*record });
-            slots.push(slot);
+    /// Where policies go; see [`place`]. `pinned`: without it, nothing is there yet.
+    pub fn place(
+        pinned: Option<&Self>,
+        policies: &[Policy],
+        taken: &BTreeSet<u8>,
+    ) -> Result<Placement, Error> {
+        let entries = pinned.map_or_else(|| Ok(Vec::new()), Self::policies)?;
+        let records: BTreeMap<u32, PolicyRecord> =
+            entries.into_iter().map(|entry| (entry.slot, entry.record)).collect();
+        let groups = pinned.map_or_else(|| Ok(BTreeMap::new()), |pinned| pinned.groups_of(records.values()))?;
+        place(records, groups, policies, taken)
+    }
+
+    /// Puts each policy in its slot. Returns the slot numbers. Changes nothing if there are not enough slots or marks.
+    /// `taken`: numbers of marks that others use.
+    pub fn put_policies(&mut self, lock: &Lock, policies: &[Policy], taken: &BTreeSet<u8>) -> Result<Vec<u32>, Error> {
+        let Placement { slots, records, fresh, groups } = Self::place(Some(self), policies, taken)?;
+        for (slot, group) in groups {
+            self.set_group(lock, slot, &group)?;
         }
-        for (slot, flags, exceptions) in fresh {
+        for (slot, exceptions) in fresh {
             self.zero_counters(slot)?;
             // A process that was killed may have left some.
-            self.clear_reach(slot, flags)?;
-            self.put_exceptions(slot, exceptions)?;
+            self.clear_reach(slot, records[&slot].flags)?;
+            self.put_exceptions(slot, &exceptions)?;
         }
         for slot in &slots {
-            self.set_policy(*slot, &entries[slot])?;
+            self.set_policy(*slot, &records[slot])?;
         }
         Ok(slots)
     }
@@ -232,27 +190,27 @@ impl Datapath {
     }
 
     /// The attachments to configured policies that are not in `keep`, each with the slot in `keep` of the policy of the same name: ids of
-    /// cgroups, whether the attachment is manual, and slots.
-    pub fn heirs(&self, keep: &[u32]) -> Result<Vec<(u64, bool, u32)>, Error> {
-        let entries = self.policies()?;
-        let (kept, retired): (Vec<_>, Vec<_>) = entries
-            .into_iter()
-            .filter(|entry| entry.is_owned_by(Owner::Config))
-            .partition(|entry| keep.contains(&entry.slot));
+    /// cgroups, whether the attachment is manual, and slots. `records`: the policies by slot.
+    pub fn heirs(&self, records: &BTreeMap<u32, PolicyRecord>, keep: &[u32]) -> Result<Vec<(u64, bool, u32)>, Error> {
+        let configured = records.iter().filter(|(_, record)| record.owner == Owner::Config as u32);
+        let (kept, retired): (BTreeMap<u32, &PolicyRecord>, BTreeMap<u32, &PolicyRecord>) =
+            configured.map(|(slot, record)| (*slot, record)).partition(|(slot, _)| keep.contains(slot));
         if retired.is_empty() {
             return Ok(Vec::new());
         }
-        let heirs: BTreeMap<String, u32> = kept.iter().map(|entry| (entry.name(), entry.slot)).collect();
-        let heir_of = |slot: u32| {
-            let entry = retired.iter().find(|entry| entry.slot == slot)?;
-            heirs.get(&entry.name()).copied()
-        };
+        let heirs: BTreeMap<_, u32> = kept.iter().map(|(slot, record)| (record.name, *slot)).collect();
+        let heir_of = |slot: u32| heirs.get(&retired.get(&slot)?.name).copied();
         let records = self.records()?.into_iter().filter_map(|(id, record)| Some((id, record?)));
         let heirs = records.filter_map(|(id, record)| {
             let is_manual = record.flags & attachment_flags::MANUAL != 0;
             Some((id, is_manual, heir_of(record.policy)?))
         });
         Ok(heirs.collect())
+    }
+
+    /// The records of the policies, by slot.
+    pub fn policy_records(&self) -> Result<BTreeMap<u32, PolicyRecord>, Error> {
+        Ok(self.policies()?.into_iter().map(|entry| (entry.slot, entry.record)).collect())
     }
 
     /// Frees the configured policies that are not in `keep`. One that an attachment still names is closed, and its slot is kept until the

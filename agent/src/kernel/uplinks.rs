@@ -128,6 +128,22 @@ fn inherit<'g>(group: &UplinkRecord, mut known: impl Iterator<Item = &'g UplinkR
     heir
 }
 
+/// The slot of a group, and its record there: the slot that has the same group, or else a free one. `taken`: the groups that are in use,
+/// by slot.
+pub(super) fn place(
+    group: &UplinkRecord,
+    taken: &BTreeMap<u32, UplinkRecord>,
+) -> Result<(u32, UplinkRecord), Error> {
+    let same = taken.iter().find(|(_, known)| is_same_group(known, group));
+    let is_auto = group.flags & uplink_flags::AUTO != 0;
+    let ifindex = |known: &UplinkRecord| if is_auto { known.ifindex } else { group.ifindex };
+    // A group that is there keeps its choice.
+    let kept = same.map(|(&slot, known)| (slot, UplinkRecord { ifindex: ifindex(known), ..*known }));
+    let free = || (1..UPLINK_SLOTS).find(|slot| !taken.contains_key(slot));
+    kept.or_else(|| Some((free()?, inherit(group, taken.values()))))
+        .ok_or_else(|| Error::FullUplinks { name: text(&group.name), slots: UPLINK_SLOTS - 1 })
+}
+
 impl Datapath {
     /// The groups that these policies name, by slot.
     pub(super) fn groups_of<'r>(
@@ -157,26 +173,6 @@ impl Datapath {
 
     fn group(&self, slot: u32) -> Result<UplinkRecord, Error> {
         self.uplinks.get(&slot, 0).map_err(|error| map_error("read an uplink group", map::UPLINKS, error))
-    }
-
-    /// The slot of a group: the one that has the same group, or else a free one. `taken`: the groups that are in use, by slot.
-    pub(super) fn put_group(
-        &mut self,
-        group: &UplinkRecord,
-        taken: &mut BTreeMap<u32, UplinkRecord>,
-    ) -> Result<u32, Error> {
-        let same = taken.iter().find(|(_, known)| is_same_group(known, group));
-        let is_auto = group.flags & uplink_flags::AUTO != 0;
-        let ifindex = |known: &UplinkRecord| if is_auto { known.ifindex } else { group.ifindex };
-        let kept = same.map(|(&slot, known)| (slot, UplinkRecord { ifindex: ifindex(known), ..*known }));
-        let free = || (1..UPLINK_SLOTS).find(|slot| !taken.contains_key(slot));
-        // A group that is there keeps its choice.
-        let (slot, group) = kept
-            .or_else(|| Some((free()?, inherit(group, taken.values()))))
-            .ok_or_else(|| Error::FullUplinks { name: text(&group.name), slots: UPLINK_SLOTS - 1 })?;
-        self.write_group(slot, &group)?;
-        taken.insert(slot, group);
-        Ok(slot)
     }
 
     /// Changes the indexes of a group, or the choice between its members. Policies that name it are in force with it at once.

@@ -34,14 +34,9 @@ impl Policies {
         self.route.marks()
     }
 
-    /// A file that has lost all the policies which it has here. That is more likely a mistake, such as a file that is being written, than
-    /// meant. A policy whose file was removed is meant to go.
+    /// A file that has lost all the policies which it has here: see [`emptied`].
     pub fn emptied_by<'a>(&self, next: &'a Config) -> Option<&'a str> {
-        let has_policy = |policies: &[config::Policy], file: &str| {
-            policies.iter().any(|policy| policy.file == file && !policy.is_closed())
-        };
-        let is_emptied = |file: &&String| has_policy(&self.configured, file) && !has_policy(&next.policies, file);
-        next.files.iter().find(is_emptied).map(String::as_str)
+        emptied(|file| has_policy(&self.configured, file), next)
     }
 
     /// As configured.
@@ -93,6 +88,17 @@ impl Policies {
         let parts = path.parts().collect::<Vec<_>>();
         self.configured.iter().any(|policy| policy.cgroups.iter().any(|pattern| pattern.may_match_below(&parts)))
     }
+}
+
+/// A file that `had` policies and has none in the next configuration. That is more likely a mistake, such as a file that is being written,
+/// than meant. A policy whose file was removed is meant to go.
+pub fn emptied(had: impl Fn(&str) -> bool, next: &Config) -> Option<&str> {
+    let is_emptied = |file: &&String| had(file) && !has_policy(&next.policies, file);
+    next.files.iter().find(is_emptied).map(String::as_str)
+}
+
+fn has_policy(policies: &[config::Policy], file: &str) -> bool {
+    policies.iter().any(|policy| policy.file == file && !policy.is_closed())
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use crate::{
 /// A name that this host does not know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Doubt {
-    /// The policy.
+    /// The policy; empty: it is about the daemon.
     pub policy: String,
     /// The key that has it.
     pub key: &'static str,
@@ -37,7 +37,10 @@ pub struct Doubt {
 
 impl fmt::Display for Doubt {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "policy {}: {}", self.policy, self.problem)?;
+        match self.policy.as_str() {
+            "" => write!(formatter, "{}: {}", self.key, self.problem)?,
+            policy => write!(formatter, "policy {policy}: {}", self.problem)?,
+        }
         self.perhaps.as_ref().map_or(Ok(()), |name| write!(formatter, "; perhaps {name}"))
     }
 }
@@ -46,7 +49,20 @@ impl fmt::Display for Doubt {
 pub fn doubts(config: &Config) -> Vec<Doubt> {
     let found = Hierarchy::find().and_then(|hierarchy| hierarchy.descendants(&CgroupPath::root()));
     let cgroups: Vec<_> = found.unwrap_or_default().into_iter().map(|found| found.path).collect();
-    of_policies(&config.policies, &cgroups)
+    let group = config.daemon.socket_group.as_deref().and_then(missing_group);
+    group.into_iter().chain(of_policies(&config.policies, &cgroups)).collect()
+}
+
+/// The doubt about the group of the daemon's socket.
+fn missing_group(name: &str) -> Option<Doubt> {
+    let is_id = name.parse::<u32>().is_ok();
+    (!is_id && !account::has_group(name)).then(|| Doubt {
+        policy: String::new(),
+        key: "socket_group",
+        name: name.to_owned(),
+        problem: format!("there is no group {name}, so only root may use the daemon's socket"),
+        perhaps: None,
+    })
 }
 
 /// The doubts about all names of these policies.

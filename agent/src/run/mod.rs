@@ -7,3 +7,4 @@ pub mod container;
 pub mod daemon;
 pub mod instance;
 pub mod keeper;
+pub mod plan;

@@ -40,7 +40,7 @@ impl Steering {
     fn steer_new(&mut self, path: &CgroupPath) -> Result<(), Error> {
         let manual = |path: &CgroupPath| is_manual_cgroup(&self.hierarchy, &self.datapath, path);
         let mut blind_spots = self.blind_spots.clone();
-        let mut found = named_in(&self.hierarchy, path, &self.in_force, manual, &mut self.watch, &mut blind_spots)?;
+        let mut found = named_in(&self.hierarchy, path, &self.in_force, manual, Some(&mut self.watch), &mut blind_spots)?;
         blind_spots.log_since(&self.blind_spots);
         self.blind_spots = blind_spots;
         found.retain(|cgroup_id, desired| self.attached.get(&desired.path) != Some(cgroup_id));
@@ -94,13 +94,13 @@ impl Steering {
     }
 }
 
-/// The cgroups at `path` and below it that get a policy, by id. Watches those in which more may be created.
+/// The cgroups at `path` and below it that get a policy, by id. Watches those in which more may be created, if `watch` is given.
 pub(super) fn named_in(
     hierarchy: &Hierarchy,
     path: &CgroupPath,
     in_force: &InForce,
     manual: impl Fn(&CgroupPath) -> bool,
-    watch: &mut cgroup::Watch,
+    mut watch: Option<&mut cgroup::Watch>,
     blind_spots: &mut BlindSpots,
 ) -> Result<BTreeMap<u64, Desired>, Error> {
     let InForce { policies, slots } = in_force;
@@ -120,7 +120,9 @@ pub(super) fn named_in(
         }
         if policies.may_name_below(&path) {
             // Watch before listing, so that no new cgroup is missed.
-            if let Err(error) = watch.add(hierarchy, &path) {
+            if let Some(watch) = &mut watch
+                && let Err(error) = watch.add(hierarchy, &path)
+            {
                 blind_spots.unwatched(&path, &error);
             }
             let listing = hierarchy.list(&path)?;

@@ -5,6 +5,7 @@
 //! **Invariant:** if one cgroup cannot be steered, the others still are.
 
 mod cgroups;
+pub(super) mod decision;
 mod lingering;
 mod links;
 
@@ -16,12 +17,12 @@ use std::{
 use anyhow::bail;
 use steer_common::{CLOSED_IFINDEX, Owner};
 
-use self::{cgroups::named_in, lingering::Lingering};
+use self::lingering::Lingering;
 use super::follow::Namespaces;
 use crate::{
     apply::{
         blind_spots::BlindSpots,
-        permit, released,
+        released,
         resolve::{self, Namespace},
         routes::{self, Elsewhere, Written},
         takeover::{self, TakenOver},
@@ -34,7 +35,7 @@ use crate::{
     kernel::{self, Attachment, Datapath, Error, Lock, PolicyEntry, Remaining},
     model::{
         cgroup_path::CgroupPath,
-        plan::{self, Actual, Desired, Step},
+        plan::{Actual, Desired, Step},
         policy::Policies,
         spec::Target,
     },
@@ -70,9 +71,9 @@ pub(crate) struct Steering {
 
 /// Policies and the slots they are in.
 #[derive(Default)]
-struct InForce {
-    policies: Policies,
-    slots: Vec<u32>,
+pub(super) struct InForce {
+    pub(super) policies: Policies,
+    pub(super) slots: Vec<u32>,
 }
 
 impl Steering {
@@ -85,16 +86,7 @@ impl Steering {
         released: &Path,
     ) -> anyhow::Result<Self> {
         let netns_cookie = kernel::netns_cookie()?;
-        let foreign = |entry: &PolicyEntry| {
-            entry.is_owned_by(Owner::Config) && !entry.exempts() && entry.record.netns_cookie != netns_cookie
-        };
-        if let Some(entry) = datapath.policies()?.iter().find(|entry| foreign(entry)) {
-            bail!(
-                "policy {} is in force for another network namespace, and the index of its uplink is not valid in this one: \
-                 start the daemon there, use another --bpffs here, or end steering with `steer off`",
-                entry.name()
-            );
-        }
+        refuse_foreign(&datapath, netns_cookie)?;
         Ok(Self {
             datapath,
             hierarchy,
@@ -195,31 +187,12 @@ impl Steering {
             self.lingering.add(attachment.cgroup_id, attachment.is_manual());
         }
         let announced = self.datapath.pins().announced(&lock)?;
-        let manual: BTreeSet<u64> = attached
-            .iter()
-            .filter(|attached| !permit::configuration_may_change(attached))
-            .map(|attached| attached.cgroup_id)
-            .chain(announced.iter().copied())
-            .collect();
-        let manual = |path: &CgroupPath| {
-            !manual.is_empty() && self.hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
-        };
         let mut blind_spots = BlindSpots::default();
-        let root = CgroupPath::root();
-        let desired = named_in(&self.hierarchy, &root, &next, manual, &mut self.watch, &mut blind_spots)?;
+        let watch = Some(&mut self.watch);
+        let decision::Decision { desired, actual, steps } =
+            decision::decide(&self.hierarchy, &next, &attached, &announced, watch, &mut blind_spots)?;
         blind_spots.log_since(&self.blind_spots);
         self.blind_spots = blind_spots;
-        let actual: BTreeMap<u64, Actual> = attached
-            .into_iter()
-            .map(|attachment| {
-                let actual = Actual {
-                    slot: attachment.record.policy,
-                    manual: !permit::configuration_may_change(&attachment),
-                    complete: attachment.complete,
-                };
-                (attachment.cgroup_id, actual)
-            })
-            .collect();
         let ours = |id: &u64| actual.get(id).is_some_and(|actual| !actual.manual);
         self.attached = desired.iter().filter(|(id, _)| ours(id)).map(|(&id, to)| (to.path.clone(), id)).collect();
         self.manual.clear();
@@ -242,7 +215,6 @@ impl Steering {
         for (_, cgroup_id) in self.manual.extract_if(.., |_, id| self.hierarchy.is_gone(*id)) {
             self.lingering.add(cgroup_id, true);
         }
-        let steps = plan::steps(&desired, &actual);
         let has_steps = !steps.is_empty();
         for step in steps {
             match step {
@@ -301,7 +273,7 @@ impl Steering {
     /// cannot be is closed with its policy. The error is that of the last such attachment.
     fn move_to_heirs(&mut self, lock: &Lock, slots: &[u32], changed: &mut BTreeSet<u64>) -> Result<(), Error> {
         let mut moved = Ok(());
-        for (cgroup_id, is_manual, heir) in self.datapath.heirs(slots)? {
+        for (cgroup_id, is_manual, heir) in self.datapath.heirs(&self.datapath.policy_records()?, slots)? {
             let Some(path) = self.hierarchy.path_of(cgroup_id) else {
                 self.datapath.repoint(lock, cgroup_id, heir)?;
                 continue;
@@ -376,6 +348,21 @@ impl Steering {
         }
         Ok(())
     }
+}
+
+/// Fails where policies of the configuration are in force for another network namespace.
+pub(super) fn refuse_foreign(datapath: &Datapath, netns_cookie: u64) -> anyhow::Result<()> {
+    let foreign = |entry: &PolicyEntry| {
+        entry.is_owned_by(Owner::Config) && !entry.exempts() && entry.record.netns_cookie != netns_cookie
+    };
+    if let Some(entry) = datapath.policies()?.iter().find(|entry| foreign(entry)) {
+        bail!(
+            "policy {} is in force for another network namespace, and the index of its uplink is not valid in this one: \
+             start the daemon there, use another --bpffs here, or end steering with `steer off`",
+            entry.name()
+        );
+    }
+    Ok(())
 }
 
 /// Logs the manual attachments from before the daemon that go before what the configuration names.

@@ -10,6 +10,7 @@
 //! socket of another network namespace. A failure concerns one socket: the attachment stays.
 
 mod decision;
+pub mod foreseen;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -94,6 +94,18 @@ impl Hierarchy {
         Ok(found)
     }
 
+    /// A cgroup, and those below it up to the next ones that `is_other` says are apart.
+    pub fn part(&self, top: Found, is_other: impl Fn(u64) -> bool) -> Result<Vec<Found>, Error> {
+        let mut part = vec![top];
+        let mut visited = 0;
+        while let Some(found) = part.get(visited) {
+            let children = self.children(&found.path)?;
+            part.extend(children.into_iter().filter(|child| !is_other(child.id)));
+            visited += 1;
+        }
+        Ok(part)
+    }
+
     /// The processes in a cgroup, without those below it; none if it cannot be read, as a threaded cgroup.
     pub fn members(&self, path: &CgroupPath) -> Vec<u32> {
         let text = fs::read_to_string(self.directory(path).join("cgroup.procs")).unwrap_or_default();

@@ -4,6 +4,7 @@
 
 mod allowed;
 mod containers;
+mod daemon;
 mod defaults;
 mod parent;
 mod parse;
@@ -20,6 +21,7 @@ use crate::model::{
 
 pub use allowed::Allowed;
 pub use containers::{Containers, Missing};
+pub use daemon::{DAEMON_KEYS, DaemonConfig};
 pub use defaults::defaults;
 pub use parse::{Source, parse, parse_all};
 pub use problem::{Problem, Problems};
@@ -37,6 +39,8 @@ pub struct Config {
     pub defaults: PolicySpec,
     /// `[route]`.
     pub route: RouteConfig,
+    /// `[daemon]`.
+    pub daemon: DaemonConfig,
     /// `[[uplink]]`.
     pub uplinks: Vec<Group>,
     /// The files that were read, also those without a policy.

@@ -12,7 +12,7 @@ use toml::{
 };
 
 use super::{
-    Config, Policy, Problems,
+    Config, Policy, Problems, daemon,
     defaults::{self, hint},
     reader::Reader,
     route, uplinks,
@@ -93,19 +93,20 @@ impl Reader<'_> {
             config.defaults = self.defaults(table);
             config.route = self.route(table);
             config.uplinks = self.uplinks(table);
+            config.daemon = self.daemon(table);
         }
         for (key, value) in table {
             match key.get_ref().as_ref() {
                 "policy" => self.policies(value, claims, config),
                 "containers" => self.claim_containers(value, claims, config),
-                defaults::NAME | route::NAME | uplinks::NAME if is_main => {}
-                name @ (defaults::NAME | route::NAME | uplinks::NAME) => {
+                daemon::NAME | defaults::NAME | route::NAME | uplinks::NAME if is_main => {}
+                name @ (daemon::NAME | defaults::NAME | route::NAME | uplinks::NAME) => {
                     let main = config.files.first().map(String::as_str).unwrap_or_default();
                     let message = format!("expected in {main} only: it is for all files of policies");
                     self.problem(key.span(), name, "", message);
                 }
                 other => {
-                    let expected = "unknown key; expected [[policy]], [[uplink]], [defaults], [containers] or [route]";
+                    let expected = "unknown key; expected [[policy]], [[uplink]], [defaults], [daemon], [containers] or [route]";
                     self.problem(key.span(), other, "", expected);
                 }
             }

@@ -8,6 +8,7 @@
 
 mod accounts;
 pub mod annotations;
+mod difference;
 mod except;
 pub(in crate::model) mod glob;
 mod local;
@@ -23,6 +24,7 @@ mod words;
 use std::fmt;
 
 pub use accounts::{Accounts, Allow};
+pub use difference::changes;
 pub use except::{By, Exception, Exceptions};
 pub use local::{Local, Near};
 pub use named::{Known, Named, Units, UserUnits, Users};

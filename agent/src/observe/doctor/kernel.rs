@@ -4,8 +4,12 @@ use std::path::Path;
 
 use steer_common::policy_flags;
 
-use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
+use super::{
+    Finding, Fix, Report, Severity, Subject, Topic,
+    survey::{Attached, Survey},
+};
 use crate::{
+    host::cgroup::scope,
     kernel::{self, Unguarded, inspect},
     model::{cgroup_path::CgroupPath, spec::Enforce},
 };
@@ -69,7 +73,14 @@ fn conclude(report: &mut Report, id: Topic, wrong: Option<String>, ok: &str) {
 }
 
 fn check_security_hooks(survey: &Survey, report: &mut Report) {
-    let in_force = survey.in_force.iter().any(|entry| entry.record.flags & policy_flags::GUARD != 0);
+    let strict = survey.in_force.iter().filter(|entry| entry.record.flags & policy_flags::GUARD != 0);
+    let strict: Vec<u32> = strict.map(|entry| entry.slot).collect();
+    let in_force = !strict.is_empty();
+    // A command of `exec` has a filter of its own.
+    let is_open = |attached: &Attached| {
+        strict.contains(&attached.attachment.record.policy) && !scope::is_scope(&attached.path)
+    };
+    let severity = if survey.attached.iter().any(is_open) { Severity::Warning } else { Severity::Info };
     let configured = survey.config.policies.iter().any(|policy| policy.target.enforcement.enforce == Enforce::Strict);
     if !in_force && !configured {
         report.not_applicable(Topic::LsmBpf, Subject::Host, "no policy is strict");
@@ -96,7 +107,7 @@ fn check_security_hooks(survey: &Survey, report: &mut Report) {
     };
     report.find(Finding {
         id: Topic::LsmBpf,
-        severity: Severity::Info,
+        severity,
         subject: Subject::Host,
         what: unguarded.map_or_else(String::new, |why| why.to_string()),
         why: "outside of `steer exec` and of units that `steer unit` restricts, steer cannot refuse packet and XDP sockets, with which a \

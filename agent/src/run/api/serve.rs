@@ -62,9 +62,13 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens for root and a group, which may read.
+    /// Listens for root and a group, which may read. Without such a group, for root only.
     pub fn bind(path: &Path, group: Option<&str>) -> io::Result<Self> {
-        Self::listen(path, group.map(group_id).transpose()?, MODE)
+        let group = group.and_then(|group| {
+            let found = group_id(group);
+            found.inspect_err(|error| log::error!("{} is for root only: {error}", path.display())).ok()
+        });
+        Self::listen(path, group, MODE)
     }
 
     /// Listens for all users.

@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use tokio::sync::watch;
 
-use super::worker::{describe_emptied, show_policies};
+use super::worker::{describe_emptied, show_policies, warn_of_start_only};
 use crate::{
     apply::{
         converge::Steering,
@@ -11,13 +11,14 @@ use crate::{
     },
     host::policy_files::Store,
     kernel,
-    model::policy::Policies,
+    model::{config::DaemonConfig, policy::Policies},
     run::api::{Decided, PolicyDocument, PolicyRequest, Problem, Reply, Request, View},
 };
 
 /// The state that an answer needs.
 pub(super) struct Answering<'a> {
     pub(super) store: &'a Store,
+    pub(super) daemon: &'a DaemonConfig,
     pub(super) steering: &'a mut Steering,
     pub(super) view: &'a watch::Sender<View>,
 }
@@ -90,6 +91,7 @@ impl Answering<'_> {
         if let Some(emptied) = self.steering.policies().emptied_by(&config) {
             return Err(Problem::new(StatusCode::CONFLICT, describe_emptied(emptied)).into());
         }
+        warn_of_start_only(self.daemon, &config);
         self.steering.set_policies(Policies::new(config));
         show_policies(self.view, self.steering);
         self.steering.converge().map_err(|error| unfinished("kept, but not carried out yet", error))

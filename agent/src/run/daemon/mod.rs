@@ -22,6 +22,8 @@ mod files;
 mod work;
 mod worker;
 
+pub(super) use worker::describe_emptied;
+
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
@@ -104,12 +106,14 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let (namespaces, namespace_links) = Namespaces::new();
     let (watch, cgroups) = cgroup::watch()?;
     let mut sources = Sources::new(&options.store, &pins, cgroups, namespace_links, requests)?;
+    let daemon = config.daemon.clone();
     let steering =
         Steering::new(datapath, hierarchy, watch, Policies::new(config), namespaces, options.store.released())?;
     let queue = Arc::new(Queue::default());
     let worker = Worker {
         steering,
         store: options.store.clone(),
+        daemon,
         queue: Arc::clone(&queue),
         runtime: Handle::current(),
         view,

@@ -24,7 +24,10 @@ use crate::{
     apply::converge::Steering,
     host::{link::Table, policy_files::Store, probe},
     kernel::{DaemonLock, Error},
-    model::policy::Policies,
+    model::{
+        config::{Config, DaemonConfig},
+        policy::Policies,
+    },
     run::api::View,
 };
 
@@ -37,6 +40,8 @@ const LOOK_AT_USE_DELAY: Duration = Duration::from_millis(100);
 pub(super) struct Worker {
     pub(super) steering: Steering,
     pub(super) store: Store,
+    /// `[daemon]` as it was at the start.
+    pub(super) daemon: DaemonConfig,
     pub(super) queue: Arc<Queue>,
     /// Sends probes.
     pub(super) runtime: Handle,
@@ -169,7 +174,8 @@ impl Worker {
             Item::CatchUp => self.steering.catch_up(),
             Item::Released => self.steering.forget_released(),
             Item::Request(request) => {
-                Answering { store: &self.store, steering: &mut self.steering, view: &self.view }.answer(request)
+                let (store, daemon) = (&self.store, &self.daemon);
+                Answering { store, daemon, steering: &mut self.steering, view: &self.view }.answer(request)
             }
         }
     }
@@ -185,7 +191,7 @@ impl Worker {
 
     /// Reads the files. A bad file is reported and changes nothing. Unchanged policies are applied again only if `always` is set.
     fn reload(&mut self, always: bool) -> Result<(), Error> {
-        let (store, steering) = (&self.store, &mut self.steering);
+        let (store, daemon, steering) = (&self.store, &self.daemon, &mut self.steering);
         let file = store.file().display();
         match store.read() {
             // The file is more likely truncated than meant to be empty; an empty one would end all steering.
@@ -197,6 +203,7 @@ impl Worker {
                     log::error!("{}", describe_emptied(emptied));
                     return Ok(());
                 }
+                warn_of_start_only(daemon, &config);
                 let policies = Policies::new(config);
                 if always || policies != *steering.policies() {
                     steering.set_policies(policies);
@@ -217,11 +224,18 @@ impl Worker {
 }
 
 /// What is reported of a file that has lost all its policies.
-pub(super) fn describe_emptied(file: &str) -> String {
+pub(in crate::run) fn describe_emptied(file: &str) -> String {
     format!(
         "{file} has lost all its policies and was not reloaded; the previous policies stay in force. If that is intended, remove the file, \
          or end steering with `steer off`"
     )
+}
+
+/// Says that `[daemon]` applies from the next start on, if it has changed.
+pub(super) fn warn_of_start_only(daemon: &DaemonConfig, config: &Config) {
+    if config.daemon != *daemon {
+        log::warn!("[daemon] has changed; restart the daemon to apply it: it is read at the start only");
+    }
 }
 
 /// Shows the policies as read last.

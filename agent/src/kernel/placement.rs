@@ -1,0 +1,97 @@
+//! Decides which slot, mark and group of uplinks each policy gets. Pure.
+//!
+//! **Invariant:** a policy that is in a slot keeps it, with its mark. Nothing is written here, so a plan and a change decide the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use steer_common::{POLICY_SLOTS, PolicyRecord, UplinkRecord, policy_flags};
+
+use super::{Error, Policy, text, uplinks};
+use crate::model::{mark::MarkMask, spec::Exceptions};
+
+/// Where policies go.
+#[derive(Clone, Debug, Default)]
+pub struct Placement {
+    /// The slot of each policy, in their order.
+    pub slots: Vec<u32>,
+    /// All filled slots as they are then.
+    pub records: BTreeMap<u32, PolicyRecord>,
+    /// The slots that were free, with the exceptions that go there.
+    pub fresh: Vec<(u32, Exceptions)>,
+    /// The groups that the policies name, by slot.
+    pub(super) groups: BTreeMap<u32, UplinkRecord>,
+}
+
+/// Places each policy in the slot that holds the same one, or else in a free slot. `records` and `groups`: what is there.
+/// `taken`: numbers of marks that others use.
+pub(super) fn place(
+    mut records: BTreeMap<u32, PolicyRecord>,
+    mut groups: BTreeMap<u32, UplinkRecord>,
+    policies: &[Policy],
+    taken: &BTreeSet<u8>,
+) -> Result<Placement, Error> {
+    let mut placement = Placement::default();
+    for Policy { record, exceptions, group } in policies {
+        let uplink = match group {
+            Some(group) => {
+                let (slot, group) = uplinks::place(group, &groups)?;
+                groups.insert(slot, group);
+                placement.groups.insert(slot, group);
+                slot
+            }
+            None => 0,
+        };
+        let record = &PolicyRecord { uplink, ..*record };
+        let same = records.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, old)| (*slot, old.mark));
+        let Some(slot) =
+            same.map(|(slot, _)| slot).or_else(|| (1..POLICY_SLOTS).find(|slot| !records.contains_key(slot)))
+        else {
+            return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
+        };
+        let mark = if let Some((_, mark)) = same {
+            mark
+        } else {
+            placement.fresh.push((slot, exceptions.clone()));
+            free_mark(record, records.values(), taken)?
+        };
+        records.insert(slot, PolicyRecord { mark, ..*record });
+        placement.slots.push(slot);
+    }
+    Ok(Placement { records, ..placement })
+}
+
+/// Whether two records are the same policy, apart from the current index of the uplink and the mark.
+pub(super) fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
+    PolicyRecord { ifindex: new.ifindex, mark: new.mark, ..*old } == *new
+}
+
+/// The lowest mark that no policy and nobody else has, with those that follow for the members of a group; 0 for a policy without a mark.
+fn free_mark<'e>(
+    record: &PolicyRecord,
+    entries: impl Iterator<Item = &'e PolicyRecord>,
+    taken: &BTreeSet<u8>,
+) -> Result<u32, Error> {
+    if record.flags & policy_flags::ROUTE == 0 {
+        return Ok(0);
+    }
+    let mask = MarkMask::new(record.mark_mask);
+    let used: BTreeSet<u8> = entries.flat_map(|entry| numbers(mask, entry)).chain(taken.iter().copied()).collect();
+    let wanted = |first: u8| (first..=u8::MAX).take(members(record));
+    let fits = |first: &u8| {
+        wanted(*first).count() == members(record)
+            && wanted(*first).all(|number| mask.mark(number).is_some() && !used.contains(&number))
+    };
+    let free = mask.numbers().find(fits).and_then(|number| mask.mark(number));
+    free.ok_or_else(|| Error::NoMark { name: text(&record.name), marks: mask.numbers().count() })
+}
+
+/// How many marks a policy needs.
+fn members(record: &PolicyRecord) -> usize {
+    usize::try_from(record.members).map_or(1, |members| members.max(1))
+}
+
+/// The numbers of the marks of a policy.
+pub fn numbers(mask: MarkMask, record: &PolicyRecord) -> impl Iterator<Item = u8> {
+    let first = mask.number(record.mark).filter(|_| record.mark != 0);
+    first.into_iter().flat_map(move |first| (first..=u8::MAX).take(members(record)))
+}
