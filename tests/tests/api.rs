@@ -402,6 +402,22 @@ fn health() -> Outcome {
     );
     let refused = bed.ask(User::Root, "POST", "/v1/reload", None)?;
     ensure!(refused.status == 422, "{refused:?}");
+    let file = bed.config_file().display().to_string();
+    ensure!(refused.body["errors"][0]["place"] == json!({"file": file, "line": 1, "column": 1}), "{refused:?}");
+    // The commands print what `check` prints, also where the mistake is not in what they were given.
+    let checked = bed.run(&["check", &file])?;
+    let mistakes = checked.stderr.strip_prefix("steer: ").context("no mistakes")?;
+    ensure!(checked.code == 2 && mistakes.starts_with(&format!("{file}:1:1: policy 1: name: missing")), "{checked:?}");
+    for arguments in [&["reload"][..], &["policy", "set", "q", "-i", "a1", "--cgroup", "/q"], &["policy", "rm", "q"]] {
+        let refused = bed.run(arguments)?;
+        ensure!(refused.code == 2 && refused.stderr.contains(mistakes), "{arguments:?}: {refused:?}");
+        ensure!(refused.stderr.contains("the files of the configuration have mistakes"), "{arguments:?}: {refused:?}");
+    }
+    // Nor are the files well while the daemon does not take them.
+    bed.write_config("")?;
+    let ill = bed.ask(User::Root, "GET", "/v1/health", None)?;
+    let why = ill.body["config_error"].as_str().unwrap_or_default();
+    ensure!(ill.status == 503 && why.contains("no policy in the files"), "{ill:?}");
     bed.check_steered(&bed.cgroup, 1)
 }
 

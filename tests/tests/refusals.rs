@@ -80,10 +80,10 @@ fn a_wrong_configuration() -> Outcome {
         let refused = bed.run(&[command, "--config", &file])?;
         ensure!(refused.code == 2, "{refused:?}");
         for line in [
-            format!("{file}:1:1: policy[0].name: missing"),
-            format!("{file}:2:1: policy[0].nam = \"p\": unknown key"),
-            format!("{file}:4:12: policy[0].cgroups = \"x\""),
-            format!("{file}:4:17: policy[0].cgroups = \"/[\""),
+            format!("{file}:1:1: policy 1: name: missing"),
+            format!("{file}:2:1: policy 1: nam = \"p\": unknown key"),
+            format!("{file}:4:12: policy 1: cgroups = \"x\""),
+            format!("{file}:4:17: policy 1: cgroups = \"/[\""),
         ] {
             ensure!(refused.stderr.contains(&line), "{line} in {refused:?}");
         }

@@ -37,6 +37,7 @@ use nix::sys::stat::{Mode, umask};
 use crate::{
     host::policy_files,
     run::{
+        api::client,
         daemon::Emptied,
         instance::{Instance, PIN_DIRECTORY},
     },
@@ -149,7 +150,8 @@ impl Cli {
 
 /// 2 for a wrong configuration or command line; 1 for all other errors.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if matches!(error.downcast_ref(), Some(policy_files::Error::Invalid(_))) || error.is::<Emptied>() {
+    let is_refused = matches!(error.downcast_ref(), Some(client::Error::Refused(problem)) if problem.is_of_mistakes());
+    if is_refused || matches!(error.downcast_ref(), Some(policy_files::Error::Invalid(_))) || error.is::<Emptied>() {
         return ExitCode::from(2);
     }
     match error.downcast_ref::<exec::Failed>() {

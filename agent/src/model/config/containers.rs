@@ -8,7 +8,10 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{allowed::Allowed, reader::Reader};
+use super::{
+    allowed::Allowed,
+    reader::{Reader, unknown},
+};
 use crate::model::{
     cgroup_path::CgroupPath,
     spec::{self, Enforce, Exception, Near, Word},
@@ -62,6 +65,19 @@ impl Default for Containers {
 const DEFAULT_TIMEOUT_MS: u64 = 1500;
 const MOST_TIMEOUT_MS: i64 = 60_000;
 
+const KEYS: [&str; 10] = [
+    "policies",
+    "interfaces",
+    "dns",
+    "local",
+    "except",
+    "enforce",
+    "missing",
+    "timeout_ms",
+    "exempt_namespaces",
+    "parent",
+];
+
 impl Reader<'_> {
     /// Reads the table. Invalid values keep their defaults.
     pub(super) fn containers(&mut self, table: &Spanned<DeValue<'_>>) -> Containers {
@@ -91,11 +107,7 @@ impl Reader<'_> {
                 },
                 "exempt_namespaces" => containers.exempt_namespaces = self.names(&path, value, NAME_BYTES),
                 "parent" => containers.parent = self.parent(&path, value),
-                _ => {
-                    let expected = "unknown key; expected policies, interfaces, dns, local, except, enforce, missing, \
-                                    timeout_ms, exempt_namespaces or parent";
-                    self.problem(key.span(), &path, "", expected);
-                }
+                name => self.problem(key.span(), &path, "", unknown(name, &KEYS, &KEYS.join(", "))),
             }
         }
     }

@@ -49,6 +49,8 @@ fn refusal(body: &[u8]) -> Error {
 
 fn described(problem: &Problem) -> String {
     let fields = problem.errors.iter().map(|error| match error.field.as_str() {
+        // As `steer check` prints it.
+        _ if error.place.is_some() => format!("\n{}", error.detail),
         "" => format!("\n  {}", error.detail),
         field => format!("\n  {field}: {}", error.detail),
     });

@@ -26,7 +26,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub use control::{Control, Reply, Request, View};
 pub use document::{Health, InterfaceDocument, PolicyDocument, PolicyRequest};
 pub use policies::parse as parse_policy;
-pub use problem::{FieldError, Problem};
+pub use problem::{FieldError, Place, Problem};
 pub use serve::{Serving, Socket, bind_metrics};
 
 use crate::{host::policy_files::Store, kernel::Pins};
