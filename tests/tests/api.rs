@@ -504,6 +504,20 @@ fn events_for_all_listeners() -> Outcome {
         child.kill()?;
         child.wait()?;
     }
+    // A command goes on with the next daemon, and ends with `off`.
+    let mut command = bed.steer(&["events"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
+    let mut said = BufReader::new(child.stderr.take().context("no pipe")?).lines();
+    lines.next().context("the unread events")??;
     ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    ensure!(said.next().context("no note")??.contains("the daemon has ended; waiting for the next one"));
+    let daemon = Daemon::start(&bed)?;
+    let _ = attempt(&bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4);
+    ensure!(lines.next().context("an end")??.contains("stopped_setsockopt"));
+    bed.succeed(&["off"])?;
+    drop(daemon);
+    ensure!(said.next().context("no note")??.contains("no more events: steer was switched off"));
+    ensure!(child.wait()?.success());
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs, io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
@@ -88,6 +89,16 @@ fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
     }
     remove_tree(&pins.daemon(), errors);
     remove_tree(&pins.reader(), errors);
+    // Its own file system, of another mount namespace.
+    if pins.anchor().is_some()
+        && pins.root().file_name().is_none_or(|name| name == OsStr::new(&pins.anchor().unwrap_or_default().to_string()))
+    {
+        let name = pins.name().display();
+        errors.push(format!(
+            "{name} is empty, but stays: it is mounted in another mount namespace; `umount {name}` there removes it"
+        ));
+        return;
+    }
     if bpffs::is_mount_point(pins.root())
         && let Err(error) = nix::mount::umount2(pins.root(), nix::mount::MntFlags::MNT_DETACH)
     {

@@ -21,11 +21,14 @@ use crate::{
         cgroup_path::CgroupPath,
         policy::Policies,
         spec::{Enforce, Exception, Existing, Near},
+        uplink::Family,
     },
     observe::{
+        doubts,
         elsewhere::{self, Elsewhere},
         state::{self, UplinkState},
         unsteered::{self, Unsteered},
+        uplinks::{self, HealthStatus},
     },
 };
 
@@ -37,6 +40,9 @@ pub struct Status {
     pub verdict: String,
     /// Whether a daemon is running on this pin directory.
     pub daemon: bool,
+    /// What to do, if the daemon that runs does not answer. Only a command asks it.
+    #[serde(default)]
+    pub silent: Option<String>,
     /// Policies, by name.
     pub policies: Vec<PolicyStatus>,
     /// Cgroups steered by another version of steer, whose records this one cannot read.
@@ -65,8 +71,11 @@ pub struct PolicyStatus {
     pub name: String,
     /// Whether it comes from the configuration, or from `exec` or `attach`.
     pub origin: Origin,
-    /// The uplink's name, or that of its group; absent for an exemption.
+    /// The uplink's name, or that of its group, which is in `uplink`, too; absent for an exemption.
     pub interface: Option<String>,
+    /// The name of its group of uplinks. Absent: it has one uplink.
+    #[serde(default)]
+    pub uplink: Option<String>,
     /// The uplink's index; absent while it is missing, for a group, and for an exemption.
     pub ifindex: Option<i32>,
     /// The members of its group of uplinks. Empty: it has one uplink.
@@ -107,8 +116,14 @@ pub struct MemberStatus {
     pub interface: String,
     /// The index of the interface; absent while it is missing.
     pub ifindex: Option<i32>,
-    /// Whether new sockets get it.
+    /// Whether new sockets get it, in any family.
     pub chosen: bool,
+    /// Its health for IPv4, as `steer uplinks` shows it.
+    #[serde(default)]
+    pub ipv4: Option<HealthStatus>,
+    /// Its health for IPv6.
+    #[serde(default)]
+    pub ipv6: Option<HealthStatus>,
     /// The resolvers that DNS queries by it go to. If empty, queries go to the server that the program asks.
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
@@ -315,6 +330,9 @@ pub fn add_unsteered(
     };
     let policies = Policies::new(config);
     let candidates = unsteered::candidates(&policies, hierarchy);
+    let named: Vec<_> = policies.configured().iter().map(|policy| (policy.name.as_str(), &*policy.cgroups)).collect();
+    let shadowed = doubts::shadowed(&named, &candidates);
+    status.warnings.extend(shadowed.iter().map(ToString::to_string));
     status.unsteered.extend(unsteered::among(&policies, candidates.iter(), |path| attached.get(path).copied()));
     Ok(())
 }
@@ -364,6 +382,8 @@ fn members(entry: &PolicyEntry) -> Vec<MemberStatus> {
         interface: uplink.interface,
         ifindex: (uplink.line.ifindex > 0).then_some(uplink.line.ifindex),
         chosen: live >> uplink.member & 1 != 0,
+        ipv4: Some(uplinks::health_status(group, uplink.member, Family::V4)),
+        ipv6: Some(uplinks::health_status(group, uplink.member, Family::V6)),
         dns: uplink.resolvers,
         state: UplinkState::Unknown,
     });
@@ -384,6 +404,7 @@ fn policy_status(
         name: entry.name(),
         origin: Origin::of(entry),
         interface: steers.then(|| entry.interface()),
+        uplink: entry.group.as_ref().map(|group| kernel::text(&group.name)),
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
         members: members(entry),
         stale: None,

@@ -53,7 +53,12 @@ impl Reader<'_> {
 
     fn unknown_default(&mut self, path: &str, span: std::ops::Range<usize>, value: &Spanned<DeValue<'_>>) {
         let written = self.source.text.get(value.span()).unwrap_or_default().lines().next().unwrap_or_default();
-        self.problem(span, path, written, unknown(path.rsplit('.').next().unwrap_or_default(), &DEFAULTS, &DEFAULTS.join(", ")));
+        self.problem(
+            span,
+            path,
+            written,
+            unknown(path.rsplit('.').next().unwrap_or_default(), &DEFAULTS, &DEFAULTS.join(", ")),
+        );
     }
 }
 

@@ -66,7 +66,10 @@ mod tests {
         let patterns: Vec<_> = held.cgroups.iter().map(|pattern| pattern.as_str().trim_end_matches('/')).collect();
         assert_eq!(patterns, ["/k", "/s", "/t"]);
         for (text, want) in [
-            (policy("a", "/s", "/s"), "f.toml:5:10: policy \"a\": parent = \"/s\": nothing that the policy names is in it"),
+            (
+                policy("a", "/s", "/s"),
+                "f.toml:5:10: policy \"a\": parent = \"/s\": nothing that the policy names is in it",
+            ),
             (policy("a", "/s/a", "/"), "f.toml:5:10: policy \"a\": parent = \"/\": it is the root cgroup"),
             (policy("a", "/s/a", "/*"), "f.toml:5:10: policy \"a\": parent = \"/*\": expected the path of one cgroup"),
             (

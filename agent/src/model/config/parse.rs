@@ -182,7 +182,8 @@ impl Reader<'_> {
                 // One with a mistake is there, too.
                 && !claims.groups.iter().any(|group| group == name.as_str())
             {
-                let message = format!("there is no [[uplink]] {:?}{}", name.as_str(), groups(name.as_str(), &claims.groups));
+                let message =
+                    format!("there is no [[uplink]] {:?}{}", name.as_str(), groups(name.as_str(), &claims.groups));
                 self.problem(table.span(), &format!("{at}.uplink"), "", message);
             }
             let mut complete = policy.spec.clone();
@@ -350,6 +351,26 @@ other_netns = true
             assert!(lines.lines().any(|line| line.starts_with(expected)), "{expected}\nin\n{lines}");
         }
         assert_eq!(problems.problems.len(), want.len(), "{lines}");
+    }
+
+    #[test]
+    fn similar_names() {
+        let text = "[[uplink]]\nname = \"internet\"\nmembers = [{ interface = \"eth0\", teir = 2 }]\n\
+                    [[policy]]\nname = \"a\"\nuplink = \"internett\"\nunit = [\"x\"]\nlocl = []\n[default]\n\
+                    [[policy]]\nname = \"b\"\nuplink = \"internet\"\ncgroups = [\"/b\"]\n";
+        let problems = parse("f.toml", text).expect_err("mistakes").to_string();
+        let want = [
+            "f.toml:3:35: uplink \"internet\": members 1: teir: unknown key, perhaps tier; expected interface,",
+            "f.toml:4:1: policy \"a\": units: missing",
+            "f.toml:4:1: policy \"a\": uplink: there is no [[uplink]] \"internett\"; did you mean \"internet\"?",
+            "f.toml:7:1: policy \"a\": unit = [\"x\"]: unknown key, perhaps units; expected name,",
+            "f.toml:8:1: policy \"a\": locl = []: unknown key, perhaps local;",
+            "f.toml:9:2: default: unknown key, perhaps defaults; expected [[policy]],",
+        ];
+        for (problem, want) in problems.lines().zip(want) {
+            assert!(problem.starts_with(want), "{want}\nnot\n{problem}");
+        }
+        assert_eq!(problems.lines().count(), want.len(), "{problems}");
     }
 
     #[test]

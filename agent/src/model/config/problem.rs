@@ -52,8 +52,8 @@ impl Problem {
             };
             place += word.unwrap_or(part);
             match (depth, &self.name, index.and_then(|index| index.parse::<usize>().ok())) {
-                (0, Some(name), Some(_)) => place += &format!(" {name:?}"),
-                (_, _, Some(index)) => place += &format!(" {}", index + 1),
+                (0, Some(name), Some(_)) => place.extend([" ", &format!("{name:?}")]),
+                (_, _, Some(index)) => place.extend([" ", &(index + 1).to_string()]),
                 (_, _, None) => {}
             }
         }

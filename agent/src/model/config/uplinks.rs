@@ -358,11 +358,19 @@ cgroups = ["/a"]
         let cases = [
             ("weight = 3", "weight = 0", "uplink \"internet\": members 1: weight = 0: expected a number from 1 to 100"),
             ("\"eth2\"", "\"eth1\"", "eth1 is a member twice; expected each interface once"),
-            ("\"eth2\"", "7", "uplink \"internet\": members 2 = 7: expected the name of an interface, or a table with it"),
+            (
+                "\"eth2\"",
+                "7",
+                "uplink \"internet\": members 2 = 7: expected the name of an interface, or a table with it",
+            ),
             ("interface = \"wwan0\", ", "", "uplink \"internet\": members 3: interface: missing"),
             ("metered = true", "metered = 1", "members[2].metered = 1: expected true or false"),
             ("\"1m\"", "\"2h\"", "uplink \"internet\": hold = \"2h\": expected whole seconds up to an hour"),
-            ("\"socket\"", "\"random\"", "uplink \"internet\": balance = \"random\": expected \"cgroup\", \"destination\" or"),
+            (
+                "\"socket\"",
+                "\"random\"",
+                "uplink \"internet\": balance = \"random\": expected \"cgroup\", \"destination\" or",
+            ),
             (
                 "\"gateway\"",
                 "\"ping\"",

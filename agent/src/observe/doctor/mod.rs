@@ -42,6 +42,8 @@ pub struct Options {
     pub store: Store,
     /// Where the daemon does not see new cgroups.
     pub blind_spots: Vec<BlindSpot>,
+    /// What to do, if the daemon that runs does not answer.
+    pub silent: Option<String>,
     /// Whether the user named the configuration file, so that it must exist.
     pub config_is_named: bool,
 }

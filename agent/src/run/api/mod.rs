@@ -27,7 +27,7 @@ pub use control::{Control, Reply, Request, View};
 pub use document::{Health, InterfaceDocument, PolicyDocument, PolicyRequest};
 pub use policies::parse as parse_policy;
 pub use problem::{FieldError, Place, Problem};
-pub use serve::{Serving, Socket, bind_metrics};
+pub use serve::{Serving, Socket, bind_metrics, group_id, require_loopback};
 
 use crate::{host::policy_files::Store, kernel::Pins};
 

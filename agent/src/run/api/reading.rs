@@ -127,7 +127,21 @@ pub(super) async fn counters(Extracted(state): Extracted<State>) -> Result<Json<
 #[utoipa::path(get, path = "/v1/interfaces", tag = "state", responses((status = OK, body = [InterfaceDocument])))]
 pub(super) async fn interfaces(Extracted(state): Extracted<State>) -> Result<Json<Vec<InterfaceDocument>>, Problem> {
     let view = state.control.view();
-    Ok(Json(InterfaceDocument::all(&view.links, &view.policies)))
+    let mut links = InterfaceDocument::all(&view.links, &view.policies, &view.uplinks);
+    // The lines that `auto` has chosen.
+    let pins = state.pins.clone();
+    let groups = on_a_reader(&state, move || uplinks::read(&pins, &[])).await?;
+    for group in groups.map_err(|error| Problem::internal(&error))? {
+        for link in &mut links {
+            let is_it = |ifindex: i32| u32::try_from(ifindex) == Ok(link.ifindex);
+            if group.members.iter().any(|member| member.ifindex.is_some_and(is_it)) {
+                link.policies.extend(group.policies.iter().cloned());
+                link.policies.sort();
+                link.policies.dedup();
+            }
+        }
+    }
+    Ok(Json(links))
 }
 
 /// The groups of uplinks in force, and the health of their members, as `steer uplinks --json` prints them.
