@@ -8,8 +8,8 @@ use super::output::{Unwritten, columns, paragraph, say};
 use crate::{
     model::{quote::shown, uplink::health::State},
     observe::{
-        state::UplinkState,
-        status::{CgroupStatus, MemberStatus, PolicyStatus, Status},
+        state::{MemberStatus, UplinkState},
+        status::{CgroupStatus, PolicyStatus, Status},
         uplinks::HealthStatus,
     },
 };

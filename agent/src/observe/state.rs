@@ -2,19 +2,22 @@
 //!
 //! **Invariant:** a state that cannot be known is unknown, not well.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    status::{MemberStatus, PolicyStatus, Status},
-    uplinks::HealthStatus,
+    status::{PolicyStatus, Status},
+    uplinks::{self, HealthStatus},
 };
 use crate::{
     host::link::{
         Error,
         network::{FAR_IPV4, FAR_IPV6, Network},
     },
-    model::uplink::health,
+    kernel::PolicyEntry,
+    model::uplink::{Family, health},
 };
 
 /// How bad it is that a policy is not attached completely, or that some of its processes get out by other links.
@@ -67,6 +70,46 @@ impl UplinkState {
     pub fn is_closed(self) -> bool {
         matches!(self, Self::Missing | Self::Down | Self::NoCarrier)
     }
+}
+
+/// A member of a group of uplinks.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct MemberStatus {
+    /// Its interface as configured.
+    pub interface: String,
+    /// The index of the interface; absent while it is missing.
+    pub ifindex: Option<i32>,
+    /// Whether new sockets get it, in any family.
+    pub chosen: bool,
+    /// Its health for IPv4, as `steer uplinks` shows it.
+    #[serde(default)]
+    pub ipv4: Option<HealthStatus>,
+    /// Its health for IPv6.
+    #[serde(default)]
+    pub ipv6: Option<HealthStatus>,
+    /// The resolvers that DNS queries by it go to. If empty, queries go to the server that the program asks.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub dns: Vec<IpAddr>,
+    /// The state of its link.
+    #[serde(default)]
+    pub state: UplinkState,
+}
+
+/// The members of the group of a policy, without the state of their links.
+pub(super) fn members(entry: &PolicyEntry) -> Vec<MemberStatus> {
+    let Some(group) = &entry.group else { return Vec::new() };
+    let live = group.live[0] | group.live[1];
+    let members = entry.uplinks().into_iter().map(|uplink| MemberStatus {
+        interface: uplink.interface,
+        ifindex: (uplink.line.ifindex > 0).then_some(uplink.line.ifindex),
+        chosen: live >> uplink.member & 1 != 0,
+        ipv4: Some(uplinks::health_status(group, uplink.member, Family::V4)),
+        ipv6: Some(uplinks::health_status(group, uplink.member, Family::V6)),
+        dns: uplink.resolvers,
+        state: UplinkState::Unknown,
+    });
+    members.collect()
 }
 
 /// Finds the state of each uplink of this network namespace. Needs a tokio runtime.

@@ -21,14 +21,12 @@ use crate::{
         cgroup_path::CgroupPath,
         policy::Policies,
         spec::{Enforce, Exception, Existing, Near},
-        uplink::Family,
     },
     observe::{
         doubts,
         elsewhere::{self, Elsewhere},
-        state::{self, UplinkState},
+        state::{self, MemberStatus, UplinkState},
         unsteered::{self, Unsteered},
-        uplinks::{self, HealthStatus},
     },
 };
 
@@ -107,30 +105,6 @@ pub struct PolicyStatus {
     pub except: Vec<Exception>,
     /// Counts of sockets, calls and packets, by what was done with them.
     pub counters: BTreeMap<String, u64>,
-}
-
-/// A member of a group of uplinks.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct MemberStatus {
-    /// Its interface as configured.
-    pub interface: String,
-    /// The index of the interface; absent while it is missing.
-    pub ifindex: Option<i32>,
-    /// Whether new sockets get it, in any family.
-    pub chosen: bool,
-    /// Its health for IPv4, as `steer uplinks` shows it.
-    #[serde(default)]
-    pub ipv4: Option<HealthStatus>,
-    /// Its health for IPv6.
-    #[serde(default)]
-    pub ipv6: Option<HealthStatus>,
-    /// The resolvers that DNS queries by it go to. If empty, queries go to the server that the program asks.
-    #[serde(default)]
-    #[schema(value_type = Vec<String>)]
-    pub dns: Vec<IpAddr>,
-    /// The state of its link.
-    #[serde(default)]
-    pub state: UplinkState,
 }
 
 /// Where a policy comes from.
@@ -375,21 +349,6 @@ fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
     warnings.into_iter().map(|((_, text), names)| format!("{}: {text}", names.join(", "))).collect()
 }
 
-fn members(entry: &PolicyEntry) -> Vec<MemberStatus> {
-    let Some(group) = &entry.group else { return Vec::new() };
-    let live = group.live[0] | group.live[1];
-    let members = entry.uplinks().into_iter().map(|uplink| MemberStatus {
-        interface: uplink.interface,
-        ifindex: (uplink.line.ifindex > 0).then_some(uplink.line.ifindex),
-        chosen: live >> uplink.member & 1 != 0,
-        ipv4: Some(uplinks::health_status(group, uplink.member, Family::V4)),
-        ipv6: Some(uplinks::health_status(group, uplink.member, Family::V6)),
-        dns: uplink.resolvers,
-        state: UplinkState::Unknown,
-    });
-    members.collect()
-}
-
 fn policy_status(
     datapath: &Datapath,
     entry: &PolicyEntry,
@@ -406,7 +365,7 @@ fn policy_status(
         interface: steers.then(|| entry.interface()),
         uplink: entry.group.as_ref().map(|group| kernel::text(&group.name)),
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
-        members: members(entry),
+        members: state::members(entry),
         stale: None,
         state: None,
         netns_cookie: steers.then_some(entry.record.netns_cookie),

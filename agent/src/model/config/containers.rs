@@ -8,10 +8,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{
-    allowed::Allowed,
-    reader::{Reader, unknown},
-};
+use super::{allowed::Allowed, reader::Reader};
 use crate::model::{
     cgroup_path::CgroupPath,
     spec::{self, Enforce, Exception, Near, Word},
@@ -107,7 +104,7 @@ impl Reader<'_> {
                 },
                 "exempt_namespaces" => containers.exempt_namespaces = self.names(&path, value, NAME_BYTES),
                 "parent" => containers.parent = self.parent(&path, value),
-                name => self.problem(key.span(), &path, "", unknown(name, &KEYS, &KEYS.join(", "))),
+                _ => self.unknown_key(key, &path, &KEYS),
             }
         }
     }

@@ -354,26 +354,6 @@ other_netns = true
     }
 
     #[test]
-    fn similar_names() {
-        let text = "[[uplink]]\nname = \"internet\"\nmembers = [{ interface = \"eth0\", teir = 2 }]\n\
-                    [[policy]]\nname = \"a\"\nuplink = \"internett\"\nunit = [\"x\"]\nlocl = []\n[default]\n\
-                    [[policy]]\nname = \"b\"\nuplink = \"internet\"\ncgroups = [\"/b\"]\n";
-        let problems = parse("f.toml", text).expect_err("mistakes").to_string();
-        let want = [
-            "f.toml:3:35: uplink \"internet\": members 1: teir: unknown key, perhaps tier; expected interface,",
-            "f.toml:4:1: policy \"a\": units: missing",
-            "f.toml:4:1: policy \"a\": uplink: there is no [[uplink]] \"internett\"; did you mean \"internet\"?",
-            "f.toml:7:1: policy \"a\": unit = [\"x\"]: unknown key, perhaps units; expected name,",
-            "f.toml:8:1: policy \"a\": locl = []: unknown key, perhaps local;",
-            "f.toml:9:2: default: unknown key, perhaps defaults; expected [[policy]],",
-        ];
-        for (problem, want) in problems.lines().zip(want) {
-            assert!(problem.starts_with(want), "{want}\nnot\n{problem}");
-        }
-        assert_eq!(problems.lines().count(), want.len(), "{problems}");
-    }
-
-    #[test]
     fn several_files_are_one_configuration() {
         let source = |file: &str, name, cgroup| Source {
             file: file.to_owned(),

@@ -10,10 +10,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{
-    Problems, Source,
-    reader::{Reader, unknown},
-};
+use super::{Problems, Source, reader::Reader};
 use crate::model::{
     spec::{AllDown, Balance, OnFail, OnReturn, Resolvers, Uplink, Word},
     uplink::{
@@ -92,7 +89,7 @@ impl Reader<'_> {
                 "all_down" => all_down = self.one_word(&path, value).unwrap_or(all_down),
                 "probe" => probe = self.probe(&path, value),
                 "hold" => hold = self.parsed(&path, value, read_hold).unwrap_or(hold),
-                name => self.problem(key.span(), &path, "", unknown(name, &KEYS, &KEYS.join(", "))),
+                _ => self.unknown_key(key, &path, &KEYS),
             }
         }
         for (key, is_there, expected) in [
@@ -134,8 +131,8 @@ impl Reader<'_> {
                 "exclude" => &mut auto.exclude,
                 "prefer" => &mut auto.prefer,
                 "include" => &mut auto.include,
-                name => {
-                    self.problem(key.span(), &path, "", unknown(name, &AUTO_KEYS, &AUTO_KEYS.join(", ")));
+                _ => {
+                    self.unknown_key(key, &path, &AUTO_KEYS);
                     continue;
                 }
             };
@@ -183,7 +180,7 @@ impl Reader<'_> {
                 "weight" => member.weight = self.small(&path, value).unwrap_or(member.weight),
                 "metered" => member.metered = self.is_true(&path, value),
                 "dns" => member.dns = self.resolvers(&path, value),
-                name => self.problem(key.span(), &path, "", unknown(name, &MEMBER_KEYS, &MEMBER_KEYS.join(", "))),
+                _ => self.unknown_key(key, &path, &MEMBER_KEYS),
             }
         }
         if !fields.contains_key("interface") {
@@ -210,7 +207,7 @@ impl Reader<'_> {
                 "fall" => probe.fall = self.small(&path, value).unwrap_or(probe.fall),
                 "rise" => probe.rise = self.small(&path, value).unwrap_or(probe.rise),
                 "idle" => probe.idle = self.is_true(&path, value),
-                name => self.problem(key.span(), &path, "", unknown(name, &PROBE_KEYS, &PROBE_KEYS.join(", "))),
+                _ => self.unknown_key(key, &path, &PROBE_KEYS),
             }
         }
         if !fields.contains_key("timeout") {
