@@ -55,7 +55,8 @@ fn wrapped(text: &str, width: Option<usize>, indent: usize) -> String {
     for word in text.split(' ') {
         let length = word.chars().count();
         if !begins && used + 1 + length > width {
-            lines += &format!("\n{:indent$}", "");
+            lines.push('\n');
+            lines.extend(std::iter::repeat_n(' ', indent));
             (used, begins) = (indent, true);
         }
         if !begins {

@@ -284,13 +284,15 @@ fn resource(name: &str) -> String {
     format!("/v1/policies/{}", utf8_percent_encode(name, ENCODED))
 }
 
+/// The columns of a list of policies.
+const HEADER: [&str; 10] =
+    ["POLICY", "UPLINK", "ENFORCE", "INGRESS", "OTHER NETNS", "DNS", "LOCAL", "EXCEPT", "KEPT IN", "APPLIES TO"];
+
 fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()> {
     if output.json {
         say!("{}", serde_json::to_string_pretty(policies)?)?;
         return Ok(());
     }
-    const HEADER: [&str; 10] =
-        ["POLICY", "UPLINK", "ENFORCE", "INGRESS", "OTHER NETNS", "DNS", "LOCAL", "EXCEPT", "KEPT IN", "APPLIES TO"];
     let rows = policies.iter().map(|policy| {
         let kept = match policy.kept {
             Kept::Runtime => "memory, until the next boot".to_owned(),

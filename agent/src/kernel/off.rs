@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    ffi::OsStr,
     fs, io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
@@ -90,9 +89,8 @@ fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
     remove_tree(&pins.daemon(), errors);
     remove_tree(&pins.reader(), errors);
     // Its own file system, of another mount namespace.
-    if pins.anchor().is_some()
-        && pins.root().file_name().is_none_or(|name| name == OsStr::new(&pins.anchor().unwrap_or_default().to_string()))
-    {
+    let own_mount = pins.anchor().map(|fd| Path::new("/proc/self/fd").join(fd.to_string()));
+    if own_mount.as_deref() == Some(pins.root()) {
         let name = pins.name().display();
         errors.push(format!(
             "{name} is empty, but stays: it is mounted in another mount namespace; `umount {name}` there removes it"

@@ -209,7 +209,7 @@ mod tests {
             ("local = [\"*\", \"lan\"]", "f.toml:2:10: containers.local = \"*\": expected \"host\""),
             (
                 "except = [{ to = \"::/0\", by = \"a\" }]",
-                "f.toml:2:18: containers.except[0].to = \"::/0\": that is the whole",
+                "f.toml:2:18: containers.except 1: to = \"::/0\": that is the whole",
             ),
             ("enforce = \"bind\"", "f.toml:2:11: containers.enforce = \"bind\": expected \"steer\""),
             ("missing = 1", "f.toml:2:11: containers.missing = 1: expected \"refuse\""),

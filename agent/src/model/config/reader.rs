@@ -191,7 +191,7 @@ mod tests {
                     [[policy]]\nname = \"b\"\nuplink = \"internet\"\ncgroups = [\"/b\"]\n";
         let problems = parse("f.toml", text).expect_err("mistakes").to_string();
         let want = [
-            "f.toml:3:35: uplink \"internet\": members 1: teir: unknown key, perhaps tier; expected interface,",
+            "f.toml:3:34: uplink \"internet\": members 1: teir: unknown key, perhaps tier; expected interface,",
             "f.toml:4:1: policy \"a\": units: missing",
             "f.toml:4:1: policy \"a\": uplink: there is no [[uplink]] \"internett\"; did you mean \"internet\"?",
             "f.toml:7:1: policy \"a\": unit = [\"x\"]: unknown key, perhaps units; expected name,",

@@ -361,7 +361,7 @@ cgroups = ["/a"]
                 "uplink \"internet\": members 2 = 7: expected the name of an interface, or a table with it",
             ),
             ("interface = \"wwan0\", ", "", "uplink \"internet\": members 3: interface: missing"),
-            ("metered = true", "metered = 1", "members[2].metered = 1: expected true or false"),
+            ("metered = true", "metered = 1", "members 3: metered = 1: expected true or false"),
             ("\"1m\"", "\"2h\"", "uplink \"internet\": hold = \"2h\": expected whole seconds up to an hour"),
             (
                 "\"socket\"",
