@@ -1,13 +1,12 @@
 //! The entry point: parses the arguments, runs the command and prints its error chain.
 
-use clap::Parser as _;
 use steer::{
-    cli::{Cli, exit_code, log_lines},
+    cli::{exit_code, log_lines, parse},
     model::error_text::describe,
 };
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
+    let cli = parse();
     match cli.run() {
         Ok(code) => code,
         Err(error) => {

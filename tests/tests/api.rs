@@ -130,7 +130,7 @@ fn by_the_command_with_and_without_a_daemon() -> Outcome {
     ensure!(steer(&["set", "a b/c", "-i", "a0"])?.stdout.contains("policy a b/c is unchanged"));
     ensure!(steer(&["show", "a b/c"])?.stdout.contains("203.0.113.53"));
     let set = steer(&["set", "a b/c", "-i", "none", "--cgroup", bed.cgroup.path()])?;
-    ensure!(set.code == 1 && set.stderr.contains("expected no dns"), "{set:?}");
+    ensure!(set.code == 2 && set.stderr.contains("expected no dns"), "{set:?}");
     let none = ["--dns", "none", "--local", "none", "--except", "none"];
     let set = steer(&[&["set", "a b/c", "-i", "none", "--cgroup", bed.cgroup.path()] as &[&str], &none].concat())?;
     ensure!(set.code == 0 && set.stderr.is_empty(), "{set:?}");
@@ -435,6 +435,22 @@ fn health() -> Outcome {
     );
     let refused = bed.ask(User::Root, "POST", "/v1/reload", None)?;
     ensure!(refused.status == 422, "{refused:?}");
+    let file = bed.config_file().display().to_string();
+    ensure!(refused.body["errors"][0]["place"] == json!({"file": file, "line": 1, "column": 1}), "{refused:?}");
+    // The commands print what `check` prints, also where the mistake is not in what they were given.
+    let checked = bed.run(&["check", &file])?;
+    let mistakes = checked.stderr.strip_prefix("steer: ").context("no mistakes")?;
+    ensure!(checked.code == 2 && mistakes.starts_with(&format!("{file}:1:1: policy 1: name: missing")), "{checked:?}");
+    for arguments in [&["reload"][..], &["policy", "set", "q", "-i", "a1", "--cgroup", "/q"], &["policy", "rm", "q"]] {
+        let refused = bed.run(arguments)?;
+        ensure!(refused.code == 2 && refused.stderr.contains(mistakes), "{arguments:?}: {refused:?}");
+        ensure!(refused.stderr.contains("the files of the configuration have mistakes"), "{arguments:?}: {refused:?}");
+    }
+    // Nor are the files well while the daemon does not take them.
+    bed.write_config("")?;
+    let ill = bed.ask(User::Root, "GET", "/v1/health", None)?;
+    let why = ill.body["config_error"].as_str().unwrap_or_default();
+    ensure!(ill.status == 503 && why.contains("no policy in the files"), "{ill:?}");
     bed.check_steered(&bed.cgroup, 1)
 }
 
@@ -544,6 +560,27 @@ fn events_for_all_listeners() -> Outcome {
         child.kill()?;
         child.wait()?;
     }
+    // A command goes on with the next daemon, and ends with `off`.
+    let mut command = bed.steer(&["events"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
+    let mut said = BufReader::new(child.stderr.take().context("no pipe")?).lines();
+    let (sender, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || lines.for_each(|line| drop(sender.send(line))));
+    let hears = |what: &str| {
+        wait_until(what, PATIENCE, || {
+            let _ = attempt(&bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4);
+            heard.try_iter().any(|line| line.is_ok_and(|line| line.contains("stopped_setsockopt")))
+        })
+    };
+    hears("an event of the first daemon")?;
     ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    ensure!(said.next().context("no note")??.contains("the daemon has ended; waiting for the next one"));
+    let daemon = Daemon::start(&bed)?;
+    hears("an event of the next daemon")?;
+    bed.succeed(&["off"])?;
+    drop(daemon);
+    ensure!(said.next().context("no note")??.contains("no more events: steer was switched off"));
+    ensure!(child.wait()?.success());
     Ok(())
 }

@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_pin_directory_that_others_may_enter", a_pin_directory_that_others_may_enter),
     ("two_with_the_same_last_part", two_with_the_same_last_part),
     ("off_leaves_the_socket_of_another", off_leaves_the_socket_of_another),
+    ("off_from_another_mount_namespace", off_from_another_mount_namespace),
 ];
 
 fn make(pins: &Path, mode: u32) -> std::io::Result<()> {
@@ -107,6 +108,21 @@ fn two_with_the_same_last_part() -> Outcome {
     succeed(in_directory(&bed, "a1", &["off"]))?;
     ["a0", "a1"].iter().try_for_each(|directory| fs::remove_dir(bed.pins.join(directory)))?;
     Ok(())
+}
+
+/// As `ip netns exec` makes one, with a /sys of its own.
+fn off_from_another_mount_namespace() -> Outcome {
+    let bed = Bed::new("instance-off")?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
+    let own = bed.steer(&["off", "--forget"]);
+    let mut command = Command::new("unshare");
+    let script = "umount --lazy /sys && mount -t sysfs none /sys && exec \"$0\" \"$@\"";
+    command.args(["--mount", "--propagation", "slave", "sh", "-c", script]);
+    command.arg(own.get_program()).args(own.get_args());
+    bed.net.client.enter(&mut command);
+    let off = succeed(command)?;
+    ensure!(off.contains("no longer steered:") && !bed.pins.exists(), "{off}");
+    bed.check_unsteered(Some(&bed.cgroup))
 }
 
 fn off_leaves_the_socket_of_another() -> Outcome {

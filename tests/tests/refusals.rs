@@ -80,10 +80,10 @@ fn a_wrong_configuration() -> Outcome {
         let refused = bed.run(&[command, "--config", &file])?;
         ensure!(refused.code == 2, "{refused:?}");
         for line in [
-            format!("{file}:1:1: policy[0].name: missing"),
-            format!("{file}:2:1: policy[0].nam = \"p\": unknown key"),
-            format!("{file}:4:12: policy[0].cgroups = \"x\""),
-            format!("{file}:4:17: policy[0].cgroups = \"/[\""),
+            format!("{file}:1:1: policy 1: name: missing"),
+            format!("{file}:2:1: policy 1: nam = \"p\": unknown key"),
+            format!("{file}:4:12: policy 1: cgroups = \"x\""),
+            format!("{file}:4:17: policy 1: cgroups = \"/[\""),
         ] {
             ensure!(refused.stderr.contains(&line), "{line} in {refused:?}");
         }
@@ -95,6 +95,22 @@ fn a_wrong_configuration() -> Outcome {
                                        "message": said["problems"][1]["message"] });
     ensure!(said["problems"][1] == expected, "{said:#}");
     ensure!(said["problems"].as_array().is_some_and(|problems| problems.len() == 4), "{said:#}");
+    let nowhere = bed.directory.join("none/steer.toml").to_string_lossy().into_owned();
+    let refused = bed.run(&["policy", "rm", "z", "--config", &nowhere])?;
+    ensure!(refused.code == 1 && !bed.directory.join("none").exists(), "{refused:?}");
+    // Each is found before anything is done.
+    let cases: [(&[&str], &str); 5] = [
+        (&["daemon", "--config", &file, "--metrics", "0.0.0.0:9464"], "expected a loopback address"),
+        (&["daemon", "--config", &file, "--socket-group", "steer-none"], "there is no group \"steer-none\""),
+        (&["policy", "set", "p", "--dns", "1.2.3"], "Usage: steer policy set "),
+        (&["explain", "1", "--to", "example.org"], "`getent ahosts example.org`"),
+        (&["explain", "1", "--to", "1.2.3.4:x"], "expected an address"),
+    ];
+    for (arguments, why) in cases {
+        let refused = bed.run(arguments)?;
+        ensure!(refused.code == 2 && refused.stderr.contains(why), "{arguments:?}: {refused:?}");
+    }
+    ensure!(!bed.pins.exists(), "refused, but pins were made");
     let missing = bed.run(&["check", "--config", "/nonexistent.toml"])?;
     ensure!(missing.code == 1 && missing.stderr.contains("/nonexistent.toml"), "{missing:?}");
     Ok(())

@@ -128,5 +128,13 @@ fn without_configuration() -> Outcome {
     bed.check_closed(&bed.cgroup)?;
     let status = bed.succeed(&["uplinks"])?;
     ensure!(status.contains("auto: closed, because no member works"), "{status}");
+    let status = bed.succeed(&["status"])?;
+    ensure!(status.starts_with("1 is closed: auto has no member (`steer doctor` says why)\n"), "{status}");
+    let findings = bed.doctor(&[])?.findings;
+    let finding = findings.iter().find(|finding| finding.id == "uplink-group").context("no finding")?;
+    for text in ["a0: of kind veth", "a1: of kind veth"] {
+        ensure!(finding.text("what").contains(text), "{finding:?}");
+    }
+    ensure!(finding.text("severity") == "error" && finding.advice()?.contains("include"), "{finding:?}");
     Ok(())
 }

@@ -56,6 +56,13 @@ fn sockets_get_the_best_member() -> Outcome {
         let _daemon = bed.daemon(&config(members, "", local))?;
         wait_for(&bed, &["a1"])?;
         bed.check_steered(&bed.cgroup, 1).with_context(|| format!("the first tier, local = {local}"))?;
+        let listed = bed.succeed(&["policy", "list"])?;
+        ensure!(listed.contains(" lines "), "{listed}");
+        let links = bed.succeed(&["interfaces"])?;
+        let uses = |link: &str| {
+            links.lines().any(|line| line.contains(&format!(" {link} ")) && line.trim_end().ends_with(" p"))
+        };
+        ensure!(uses("a0") && uses("a1"), "{links}");
         bed.net.remove_uplink(1)?;
         wait_for(&bed, &["a0"])?;
         bed.check_steered(&bed.cgroup, 0).with_context(|| format!("the second tier, local = {local}"))?;

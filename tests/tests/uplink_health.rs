@@ -169,7 +169,11 @@ fn by_hand() -> Outcome {
         ensure!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
         let explained = bed.succeed(&["explain", bed.cgroup.path(), "--if", "a1=down"])?;
         ensure!(explained.contains("lines: a1") && explained.contains("if that were so: a0"), "{explained}");
-        bed.succeed(&["uplink", "down", "lines", "a1"])?;
+        let said = bed.run(&["uplink", "down", "lines", "a1"])?;
+        ensure!(said.stdout == "lines: a1 is down, set by hand; new sockets get a0\n", "{said:?}");
+        ensure!(said.stderr.is_empty(), "{said:?}");
+        let wrong = bed.run(&["explain", bed.cgroup.path(), "--if", "wg0=down"])?;
+        ensure!(wrong.code == 1 && wrong.stderr.contains("wg0 is no member of uplink lines"), "{wrong:?}");
         // The command returns when sockets were moved.
         wait_for(&bed, "a0")?;
         ensure!(go_by(&mut held, 0, 0)? || go_by(&mut held, 0, 0)?, "local = {local}");
@@ -177,6 +181,8 @@ fn by_hand() -> Outcome {
         let findings = bed.doctor(&[])?.findings;
         let mut of_group = findings.iter().filter(|finding| finding.id == "uplink-group");
         ensure!(of_group.any(|finding| finding.text("what").contains("a1 is down")), "{findings:?}");
+        check_by(&bed, 0)?;
+        the_last_member(&bed)?;
         check_by(&bed, 0)?;
         ensure!(daemon.end(Signal::SIGKILL)?.is_none());
         bed.succeed(&["uplink", "auto", "lines", "a1"])?;
@@ -228,6 +234,24 @@ fn by_the_api(bed: &Bed) -> Outcome {
         ensure!(wrong.status == status && detail.contains(said), "{path}: {wrong:?}");
     }
     Ok(())
+}
+
+/// Traffic stays where it was, and each command says so.
+fn the_last_member(bed: &Bed) -> Outcome {
+    let said = bed.succeed(&["uplink", "down", "lines", "a0"])?;
+    let expected = "lines: a0 is down, set by hand; new sockets get a0; no member works, so traffic stays where it was";
+    ensure!(said.starts_with(expected), "{said}");
+    let status = bed.succeed(&["status"])?;
+    for line in
+        ["1 has an uplink of which no member works", "  a1 down (set by hand)\n", "  a0 down (set by hand), chosen\n"]
+    {
+        ensure!(status.contains(line), "{line} in {status}");
+    }
+    let policy = bed.policy("p")?;
+    ensure!(policy["state"] == "failing" && policy["uplink"] == "lines", "{policy}");
+    let again = bed.succeed(&["uplink", "auto", "lines", "a0"])?;
+    ensure!(again.starts_with("lines: a0 is ") && again.contains("decide again; new sockets get a0"), "{again}");
+    wait_for(bed, "a0")
 }
 
 /// The events of groups, with their reasons.

@@ -36,11 +36,15 @@ fn units_are_found_in_any_slice() -> Outcome {
         bed.policy("p").is_ok_and(|policy| policy["cgroups"].to_string().contains(later.path()))
     })?;
     bed.check_steered(&later, 1)?;
-    let config = bed.config_file().to_string_lossy().into_owned();
-    let explained = bed.succeed(&["explain", &name, "--config", &config])?;
+    // The reasons are from the daemon's file.
+    let explained = bed.succeed(&["explain", &name])?;
     ensure!(explained.contains(&format!("by the unit \"{name}.service\"")), "{explained}");
+    what_has_no_effect(&bed, &service)?;
+    what_is_released(&bed, &inner_slice.child("released.service")?)?;
     drop(daemon);
-    bed.succeed(&["off"])?;
+    let off = bed.succeed(&["off"])?;
+    ensure!(off.contains("The next daemon steers 2 of them again, because its configuration names them"), "{off}");
+    ensure!(bed.succeed(&["off"])? == "steer is off; nothing was steered\n");
     // What is made below a unit is none.
     let missing = bed.run(&["attach", fake.path().rsplit('/').next().unwrap_or_default(), "-i", "a1"])?;
     ensure!(missing.code == 1 && missing.stderr.contains("there is no unit"), "{missing:?}");
@@ -51,6 +55,49 @@ fn units_are_found_in_any_slice() -> Outcome {
     ensure!(said.contains(&format!("detached {} from policy a1; its new sockets follow", service.path())), "{said}");
     ensure!(bed.succeed(&["detach", &name])?.contains("was not attached"));
     bed.check_unsteered(Some(&service))
+}
+
+/// A policy names by its path what another names as a unit, and links that do not exist.
+fn what_has_no_effect(bed: &Bed, service: &Cgroup) -> Outcome {
+    let by = ["policy", "set", "x", "-i", "wlan7", "--except", "10.0.0.0/8=eth9", "--cgroup", service.path()];
+    let set = bed.run(&by)?;
+    ensure!(set.code == 0 && !set.stdout.contains("running now"), "{set:?}");
+    let shadowed = format!("policy x: {0} has no effect: policy p names {0}, too", service.path());
+    for doubt in [
+        &shadowed,
+        "policy x: there is no interface wlan7;",
+        "there is no interface eth9; until there is, 10.0.0.0/8 is",
+    ] {
+        ensure!(set.stderr.contains(doubt), "{doubt} in {set:?}");
+    }
+    let checked = bed.succeed(&["check", &bed.config_file().to_string_lossy()])?;
+    ensure!(checked.contains(&format!("warning: {shadowed}")), "{checked}");
+    let status = bed.succeed(&["status"])?;
+    ensure!(status.contains(&format!("warning: {shadowed}")), "{status}");
+    let findings = bed.doctor(&[])?.findings;
+    let mut patterns = findings.iter().filter(|finding| finding.id == "cgroup-pattern");
+    ensure!(patterns.any(|finding| finding.text("what").contains("has no effect")), "{findings:?}");
+    let removed = bed.succeed(&["policy", "rm", "x"])?;
+    ensure!(removed == "removed policy x\n", "{removed}");
+    bed.check_steered(service, 1)
+}
+
+/// A change that ends the steering of what runs says so.
+fn what_is_released(bed: &Bed, service: &Cgroup) -> Outcome {
+    let _held = hold(bed, service)?;
+    let path = service.path();
+    let add = || bed.succeed(&["policy", "set", "z", "-i", "a1", "--cgroup", path]);
+    let added = add()?;
+    ensure!(added.contains(&format!("running now: {path}\n")), "{added}");
+    for end in [&["policy", "set", "z", "--cgroup", "none"][..], &["policy", "rm", "z"]] {
+        let ended = bed.succeed(end)?;
+        ensure!(ended.contains(&format!("no longer steered: {path}; new sockets follow")), "{ended}");
+        bed.check_unsteered(Some(service))?;
+        if end.contains(&"set") {
+            add()?;
+        }
+    }
+    Ok(())
 }
 
 fn units_as_systemd_knows_them() -> Outcome {

@@ -8,6 +8,7 @@ use crate::{
     kernel::LogLevel,
     model::{config::DaemonConfig, spec::Word as _},
     run::{
+        api,
         daemon::{self, Options},
         instance::{CONFIG, Instance},
     },
@@ -24,14 +25,25 @@ pub(super) struct Args {
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
     /// Group that may read through the API; only root may make changes [default: `socket_group` in the file]
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", value_parser = existing_group)]
     socket_group: Option<String>,
     /// Loopback address and port where the metrics are also served, such as 127.0.0.1:9464 [default: `metrics` in the file]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = loopback)]
     metrics: Option<SocketAddr>,
     /// Log every decision of the kernel programs; for debugging
     #[arg(long, value_name = "LEVEL", default_value = "off")]
     kernel_log: LogLevel,
+}
+
+/// A group that exists, or a number.
+fn existing_group(name: &str) -> Result<String, String> {
+    api::group_id(name).map(|_| name.to_owned()).map_err(|error| error.to_string())
+}
+
+/// A loopback address with a port.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_invalid| "expected ADDRESS:PORT, as 127.0.0.1:9464".to_owned())?;
+    api::require_loopback(address).map(|()| address).map_err(|error| error.to_string())
 }
 
 impl Args {

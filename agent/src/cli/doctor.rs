@@ -4,11 +4,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
-use super::output::{Unwritten, say};
+use super::output::{Unwritten, paragraph, say};
 use crate::{
     model::quote::shown,
     observe::doctor::{self, Applied, Finding, How, Options, Report, Severity},
-    run::instance::{CONFIG, Instance},
+    run::instance::Instance,
 };
 
 /// Arguments of `steer doctor`.
@@ -18,7 +18,7 @@ use crate::{
                         command line."
 )]
 pub(super) struct Args {
-    /// The configuration file to check, in addition to the state in force [default: /etc/steer/steer.toml, if it exists]
+    /// The configuration file to check, in addition to the state in force [default: that of the daemon, or /etc/steer/steer.toml, if it exists]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Make the repairs that harm no connection, print them, and check again
@@ -38,14 +38,16 @@ struct Output<'a> {
     report: &'a Report,
 }
 
-pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let (blind_spots, silent) = super::block_on(super::status::told(&instance.socket))?;
     let options = Options {
-        blind_spots: super::block_on(super::status::blind_spots(&instance.socket))?,
+        blind_spots,
+        silent,
         uplinks: super::block_on(super::uplinks::of_daemon(&instance.socket))?,
         pin_directory: instance.pins.0.clone(),
         steer: instance.command(),
         config_is_named: args.config.is_some(),
-        store: instance.store(&args.config.unwrap_or_else(|| CONFIG.into())),
+        store: instance.store(&super::config_file(args.config.as_deref(), instance)),
     };
     let mut report = super::block_on(doctor::examine(&options))?;
     let applied = if args.fix { doctor::repair(&options, &report) } else { Vec::new() };
@@ -82,13 +84,14 @@ fn print_finding(finding: &Finding) -> Result<(), Unwritten> {
         Severity::Warning => "warning",
         Severity::Info => "info",
     };
-    say!("{severity}: {}: {}: {}", finding.id, shown(&finding.subject.to_string()), shown(&finding.what))?;
-    say!("    why: {}", shown(&finding.why))?;
+    let what = format!("{severity}: {}: {}: {}", finding.id, shown(&finding.subject.to_string()), shown(&finding.what));
+    paragraph(&what, 4)?;
+    paragraph(&format!("    why: {}", shown(&finding.why)), 9)?;
     let Some(fix) = &finding.fix else { return Ok(()) };
     match &fix.how {
         How::Command(command) if fix.is_safe() => say!("    fix: {command}    (--fix does it)")?,
         How::Command(command) => say!("    fix: {command}")?,
-        How::Advice(advice) => say!("    advice: {advice}")?,
+        How::Advice(advice) => paragraph(&format!("    advice: {advice}"), 12)?,
     }
     if let Some(persistent) = &fix.persistent {
         say!("    permanently: {persistent}")?;

@@ -1,11 +1,14 @@
 //! `steer events`: what is stopped, and the changes of groups of uplinks, as it happens.
 
-use std::{process::ExitCode, str::FromStr as _};
+use std::{process::ExitCode, str::FromStr as _, time::Duration};
 
 use anyhow::bail;
 use jiff::tz::TimeZone;
 use nix::sys::signal::{SigHandler, Signal, raise};
-use tokio::signal::{self, unix::SignalKind};
+use tokio::{
+    signal::{self, unix::SignalKind},
+    time::{Instant, sleep},
+};
 
 use super::output::{self, note, say};
 use crate::{
@@ -14,8 +17,16 @@ use crate::{
     kernel::Pins,
     model::{quote::shown, similar},
     observe::events::{Event, Events, Reason},
-    run::{api::client::Client, instance::Instance},
+    run::{
+        api::client::{Client, Following},
+        instance::Instance,
+    },
 };
+
+/// In what time a daemon starts again.
+const RESTART: Duration = Duration::from_secs(10);
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Arguments of `steer events`.
 #[derive(Debug, clap::Args)]
@@ -54,8 +65,10 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     super::block_on(async {
         // The daemon reads the events for any number of listeners.
         if let Some(daemon) = Client::find(&instance.socket).await {
-            let path = if args.once { "/v1/events?once=true" } else { "/v1/events" };
-            return daemon.follow(path, |line| form.print_line(line)).await;
+            if args.once {
+                return Ok(daemon.follow("/v1/events?once=true", |line| form.print_line(line)).await?);
+            }
+            return follow_daemons(&form, instance, daemon).await;
         }
         require_privilege("events")?;
         if args.once { show_unread(&form, instance) } else { follow(&form, instance).await }
@@ -115,6 +128,36 @@ fn show_unread(form: &Form, instance: &Instance) -> anyhow::Result<()> {
     let events = instance.pins.to_look()?.map(|pins| Events::open(&pins)).transpose()?.flatten();
     let Some(mut events) = events else { bail!("nothing is steered, so there are no unread events") };
     events.backlog()?.iter().try_for_each(|event| form.print(event))
+}
+
+/// Follows the daemon, and the next one after a restart.
+async fn follow_daemons(form: &Form, instance: &Instance, mut daemon: Client<'_>) -> anyhow::Result<()> {
+    loop {
+        let ended = daemon.follow("/v1/events", |line| form.print_line(line)).await;
+        match ended {
+            Ok(()) | Err(Following::Ended) => {}
+            Err(Following::Failed(error)) => return Err(error),
+        }
+        // Without privilege, the directory cannot be seen.
+        let is_off = || !matches!(instance.pins.to_look(), Ok(Some(pins)) if pins.root().exists());
+        if require_privilege("events").is_ok() && is_off() {
+            note("no more events: steer was switched off");
+            return Ok(());
+        }
+        note("the daemon has ended; waiting for the next one");
+        let deadline = Instant::now() + RESTART;
+        daemon = loop {
+            if let Some(next) = Client::find(&instance.socket).await {
+                break next;
+            }
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "no daemon has started within {} s; `steer events` shows events without one, too",
+                RESTART.as_secs()
+            );
+            sleep(LOOK).await;
+        };
+    }
 }
 
 /// Follows until `steer off` or a signal. Then the pins may be unused.

@@ -47,6 +47,7 @@ use crate::{
 /// Arguments of `steer exec`.
 #[derive(Debug, clap::Args)]
 #[command(
+    override_usage = "steer exec [OPTIONS] --interface IF|--uplink NAME|--policy NAME -- CMD...",
     after_help = "Exit status: that of the command; 125 if steer failed before it started, 126 if it cannot be executed, \
                         127 if it was not found. If something of the command was stopped and standard error is a terminal, a line for each \
                         reason appears there when its last process has ended."
@@ -94,8 +95,8 @@ pub(super) fn run(args: Args, instance: &Instance, callers_umask: Mode) -> anyho
     match (require_privilege("exec"), &args.by, &user) {
         (Ok(()), ..) => prepare(args.by, &instance.pins),
         (Err(_), By::Policy(policy), None) => be_let_in(policy, instance),
-        (Err(unprivileged), ..) => Err(anyhow::Error::new(unprivileged).context(
-            "only `--policy`, of a policy that allows you, works without privilege; `allow_users` in steer.toml(5)",
+        (Err(unprivileged), ..) => Err(anyhow::anyhow!(
+            "{unprivileged}\nwithout privilege, only `--policy` works, with a policy that allows you: see `allow_users` in steer.toml(5)"
         )),
     }
     .map_err(Failed::Steer)?;

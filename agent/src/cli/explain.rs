@@ -1,18 +1,23 @@
 //! `steer explain`: which policy holds a process or a cgroup, and why.
 
-use std::{net::IpAddr, path::PathBuf, process::ExitCode};
-
-use comfy_table::{Table, presets};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use super::{
-    block_on,
-    output::{Unwritten, say},
+    block_on, config_file,
+    output::{Unwritten, paragraph, say, table},
 };
 use crate::{
     host::{capability::require_privilege, cgroup::Hierarchy, meant},
-    model::{quote::shown, uplink::health::State},
+    model::{
+        quote::{quoted, shown},
+        uplink::health::State,
+    },
     observe::explain::{self, Attached, Cgroup, Explanation, Hop, LinkState, Members, Options, Packet, Route, Target},
-    run::instance::{CONFIG, Instance},
+    run::instance::Instance,
 };
 
 /// Arguments of `steer explain`.
@@ -21,12 +26,12 @@ pub(super) struct Args {
     #[arg(value_name = "TARGET", help = meant::HELP)]
     target: String,
     /// Address to explain a packet to, this host and its networks included; nothing is sent there
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = destination)]
     to: Option<IpAddr>,
     /// Predict which member of a group of uplinks is chosen if a member were up or down; may be repeated
     #[arg(long = "if", value_name = "MEMBER=STATE", value_parser = assumption)]
     assumed: Vec<(String, State)>,
-    /// The configuration file, for the reasons [default: /etc/steer/steer.toml, if it exists]
+    /// The configuration file, for the reasons [default: that of the daemon, or /etc/steer/steer.toml, if it exists]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON
@@ -41,7 +46,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let options = Options {
         pin_directory: instance.pins.0.clone(),
         config_is_named: args.config.is_some(),
-        store: instance.store(&args.config.unwrap_or_else(|| CONFIG.into())),
+        store: instance.store(&config_file(args.config.as_deref(), instance)),
         to: args.to.map(|to| to.to_canonical()),
         assumed: args.assumed,
     };
@@ -52,6 +57,18 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         print(&explanation)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads an address. A port makes no difference, and may be there.
+fn destination(text: &str) -> Result<IpAddr, String> {
+    let with_port = || text.parse().map(|to: SocketAddr| to.ip());
+    let bracketed = || text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text).parse();
+    text.parse().or_else(|_| with_port()).or_else(|_| bracketed()).map_err(|_invalid| {
+        format!(
+            "expected an address, as 192.0.2.1 or 2001:db8::1; `getent ahosts {}` finds those of a name",
+            quoted(text)
+        )
+    })
 }
 
 /// Reads `eth1=down`.
@@ -67,10 +84,10 @@ fn assumption(text: &str) -> Result<(String, State), String> {
 
 fn print(explanation: &Explanation) -> Result<(), Unwritten> {
     let Explanation { target, decision, sockets, .. } = explanation;
-    say!("{}\n", chain(&explanation.chain).trim_fmt())?;
+    say!("{}\n", chain(&explanation.chain))?;
     let row = |what: &str, lines: Vec<String>| {
         let names = [what].into_iter().chain(std::iter::repeat(""));
-        names.zip(lines).try_for_each(|(name, line)| say!(" {name:<11}  {}", shown(&line)))
+        names.zip(lines).try_for_each(|(name, line)| paragraph(&format!(" {name:<11}  {}", shown(&line)), 14))
     };
     if let Some(process) = &target.process {
         let own = if target.netns.own { "this one" } else { "not this one" };
@@ -123,13 +140,12 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
         let first = problem.unwrap_or(bound);
         row("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect())?;
     }
-    say!("\n{}", shown(&explanation.conclusion))
+    say!("")?;
+    paragraph(&shown(&explanation.conclusion).to_string(), 0)
 }
 
-fn chain(cgroups: &[Cgroup]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["CGROUP", "ATTACHED", "MATCHED BY", "PROGRAMS OF OTHERS"]);
+fn chain(cgroups: &[Cgroup]) -> String {
+    let mut rows = Vec::new();
     for cgroup in cgroups {
         let attached = match (&cgroup.attached, cgroup.other_version) {
             (Some(attached), _) => self::attached(attached),
@@ -145,14 +161,14 @@ fn chain(cgroups: &[Cgroup]) -> Table {
             };
             format!("{} ({}){what}", program.name, program.id)
         });
-        table.add_row([
+        rows.push(vec![
             cgroup.path.to_string(),
             attached,
             matches.collect::<Vec<_>>().join("\n"),
             foreign.collect::<Vec<_>>().join("\n"),
         ]);
     }
-    table
+    table(&["CGROUP", "ATTACHED", "MATCHED BY", "PROGRAMS OF OTHERS"], &rows)
 }
 
 fn attached(attached: &Attached) -> String {
@@ -171,6 +187,10 @@ fn attached(attached: &Attached) -> String {
 }
 
 fn uplink(uplink: &explain::Uplink) -> String {
+    // No link has an empty name.
+    if uplink.interface.is_empty() {
+        return "none: closed".to_owned();
+    }
     let state = match uplink.state {
         LinkState::Up => "up",
         LinkState::NoCarrier => "up, without carrier",

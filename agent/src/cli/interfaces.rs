@@ -2,9 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use comfy_table::{Table, presets};
-
-use super::{block_on, output::say};
+use super::{
+    block_on,
+    output::{say, table},
+};
 use crate::{
     host::link,
     model::quote::shown,
@@ -32,23 +33,20 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         }
         // Without a configuration, show the links alone.
         let config = instance.store(&args.config).read().unwrap_or_default();
-        Ok(InterfaceDocument::all(&link::read().await?, &config.policies))
+        Ok(InterfaceDocument::all(&link::read().await?, &config.policies, &config.uplinks))
     })??;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&links)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["INDEX", "NAME", "ALSO", "UPLINK OF"]);
-    for link in links {
-        table.add_row([
+    let rows = links.iter().map(|link| {
+        vec![
             link.ifindex.to_string(),
             shown(&link.name).to_string(),
             shown(&link.alternative_names.join(", ")).to_string(),
             shown(&link.policies.join(", ")).to_string(),
-        ]);
-    }
-    say!("{table}")?;
+        ]
+    });
+    say!("{}", table(&["INDEX", "NAME", "ALSO", "UPLINK OF"], &rows.collect::<Vec<_>>()))?;
     Ok(ExitCode::SUCCESS)
 }

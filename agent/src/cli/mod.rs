@@ -29,17 +29,21 @@ mod unit;
 mod uplink;
 mod uplinks;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use nix::sys::stat::{Mode, umask};
 
 use crate::{
     host::policy_files,
     run::{
+        api::{Health, client},
         daemon::Emptied,
-        instance::{Instance, PIN_DIRECTORY},
+        instance::{CONFIG, Instance, PIN_DIRECTORY},
     },
 };
 
@@ -110,6 +114,8 @@ impl Cli {
         let default_level = match &self.command {
             Command::Daemon(args) => args.log_level(),
             Command::Hook(args) => args.log_level(),
+            // It says itself what it has done.
+            Command::Uplink(_) => "warn,steer::apply::uplinks::telling=error",
             _ => "warn",
         };
         match &self.command {
@@ -144,16 +150,36 @@ impl Cli {
             Command::Uplinks(args) => uplinks::run(&args, &instance),
             Command::Uplink(args) => uplink::run(&args, &instance),
             Command::Explain(args) => explain::run(args, &instance),
-            Command::Doctor(args) => doctor::run(args, &instance),
+            Command::Doctor(args) => doctor::run(&args, &instance),
             Command::Hook(args) => hook::run(args, &instance),
             Command::Keep(args) => keep::run(&args, pins),
         }
     }
 }
 
+/// The width of help that goes to no terminal.
+const HELP_WIDTH: usize = 80;
+
+/// Parses the command line, or ends with what is wrong with it, and the usage of the command that it is for.
+pub fn parse() -> Cli {
+    let mut command = Cli::command().term_width(output::columns().unwrap_or(HELP_WIDTH));
+    let matches = command.get_matches_mut();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(innermost(&mut command, &matches)).exit())
+}
+
+fn innermost<'c>(command: &'c mut clap::Command, matches: &ArgMatches) -> &'c mut clap::Command {
+    match matches.subcommand() {
+        Some((name, matches)) if command.find_subcommand(name).is_some() => {
+            innermost(command.find_subcommand_mut(name).expect("it was found"), matches)
+        }
+        _ => command,
+    }
+}
+
 /// 2 for a wrong configuration or command line; 1 for all other errors.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if matches!(error.downcast_ref(), Some(policy_files::Error::Invalid(_))) || error.is::<Emptied>() {
+    let is_refused = matches!(error.downcast_ref(), Some(client::Error::Refused(problem)) if problem.is_of_mistakes());
+    if is_refused || matches!(error.downcast_ref(), Some(policy_files::Error::Invalid(_))) || error.is::<Emptied>() {
         return ExitCode::from(2);
     }
     match error.downcast_ref::<exec::Failed>() {
@@ -166,6 +192,16 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 fn end_with_the_reader() {
     // SAFETY: SIG_DFL installs no handler.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// The configuration file: the one that is named, or that of the daemon that runs, or the default.
+fn config_file(named: Option<&Path>, instance: &Instance) -> PathBuf {
+    let of_daemon = async {
+        let daemon = client::Client::find(&instance.socket).await?;
+        daemon.get::<Health>("/v1/health").await.ok().map(|health| PathBuf::from(health.config))
+    };
+    let named = named.map(Path::to_owned);
+    named.or_else(|| block_on(of_daemon).ok().flatten()).unwrap_or_else(|| CONFIG.into())
 }
 
 /// A runtime for commands that use netlink.

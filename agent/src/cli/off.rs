@@ -74,6 +74,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         _ => BTreeSet::new(),
     };
     let policies = pins.as_ref().map_or_else(|| Ok(BTreeMap::new()), policies).unwrap_or_default();
+    let now = released.as_ref().map_or(0, Vec::len);
     // Perhaps the daemon is the last process in its namespace.
     let namespaces = netns::others();
     let mut removed = pins.as_ref().map_or_else(|| Ok(Removed::default()), remove_pins)?;
@@ -115,7 +116,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         say!("steer is off; no longer steered:{listed}")?;
         let is_there = |id: &&u64| !lingering.contains(id);
         for id in removed.cgroups.iter().filter(is_there).take(MOST) {
-            let policy = policies.get(id).map(|policy| format!(" ({})", shown(policy))).unwrap_or_default();
+            let policy = policies.get(id).map(|(policy, _)| format!(" ({})", shown(policy))).unwrap_or_default();
             say!("  {}{policy}", name(*id))?;
         }
         let more = removed.cgroups.iter().filter(is_there).count().saturating_sub(MOST);
@@ -127,10 +128,21 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         }
     }
     if !args.json {
-        if !released.is_empty() {
-            let command = instance.command();
-            let count = released.len();
-            say!("The next daemon steers {count} of them again: `{command} off --forget` prevents that")?;
+        let by_config = policies.iter().filter(|(id, (_, manual))| !manual && !lingering.contains(id)).count();
+        if by_config > 0 {
+            say!("The next daemon steers {by_config} of them again, because its configuration names them")?;
+        }
+        let command = instance.command();
+        if now > 0 && !released.is_empty() {
+            say!(
+                "The next daemon steers {now} of them again, attached manually: `{command} off --forget` prevents that"
+            )?;
+        }
+        let earlier = released.len().saturating_sub(now);
+        if earlier > 0 {
+            say!(
+                "The next daemon steers {earlier} again that an earlier `off` has released: `{command} off --forget` prevents that"
+            )?;
         }
         for unit in &units {
             say!("{unit} is enabled and steers again at the next boot: `systemctl disable {unit}` prevents that")?;
@@ -142,13 +154,13 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     Ok(if removed.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The name of the policy of each attached cgroup.
-fn policies(pins: &Pins) -> Result<BTreeMap<u64, String>, kernel::Error> {
+/// The name of the policy of each attached cgroup, and whether it was attached manually.
+fn policies(pins: &Pins) -> Result<BTreeMap<u64, (String, bool)>, kernel::Error> {
     let Some(datapath) = Datapath::open(pins)? else { return Ok(BTreeMap::new()) };
     let policies = datapath.policies()?;
     let attached = datapath.attachments()?.into_iter().filter_map(|attachment| {
         let policy = policies.iter().find(|entry| entry.slot == attachment.record.policy)?;
-        Some((attachment.cgroup_id, policy.name()))
+        Some((attachment.cgroup_id, (policy.name(), attachment.is_manual())))
     });
     Ok(attached.collect())
 }

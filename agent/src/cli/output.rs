@@ -2,10 +2,14 @@
 
 use std::{
     fmt::Arguments,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
 };
 
+use comfy_table::{Table, presets};
 use thiserror::Error;
+
+/// The narrowest terminal that text is fitted to.
+const NARROWEST: usize = 40;
 
 /// Standard output takes no more.
 #[derive(Debug, Error)]
@@ -32,4 +36,83 @@ pub(super) fn write(text: &[u8]) -> Result<(), Unwritten> {
 /// Prints a line to standard error. There is nowhere to report that it takes no more.
 pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "steer: {text}");
+}
+
+/// The columns of the terminal; `None`: standard output is none.
+pub(super) fn columns() -> Option<usize> {
+    let size = io::stdout().is_terminal().then(|| crossterm::terminal::size().ok()).flatten();
+    size.map(|(columns, _)| usize::from(columns)).filter(|columns| *columns > 0).map(|columns| columns.max(NARROWEST))
+}
+
+/// Prints text. On a terminal, lines end between words, and begin with `indent` spaces after the first.
+pub(super) fn paragraph(text: &str, indent: usize) -> Result<(), Unwritten> {
+    say!("{}", wrapped(text, columns(), indent))
+}
+
+fn wrapped(text: &str, width: Option<usize>, indent: usize) -> String {
+    let Some(width) = width else { return text.to_owned() };
+    let (mut lines, mut used, mut begins) = (String::new(), 0, true);
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if !begins && used + 1 + length > width {
+            lines.push('\n');
+            lines.extend(std::iter::repeat_n(' ', indent));
+            (used, begins) = (indent, true);
+        }
+        if !begins {
+            lines.push(' ');
+            used += 1;
+        }
+        lines += word;
+        used += length;
+        begins = false;
+    }
+    lines
+}
+
+/// A table. If it does not fit the terminal, each row is a block of lines instead.
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    fitted(header, rows, columns())
+}
+
+fn fitted(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row.clone());
+    }
+    let text = table.trim_fmt();
+    let Some(width) = width.filter(|width| text.lines().any(|line| line.chars().count() > *width)) else { return text };
+    let mut blocks = Vec::new();
+    for row in rows {
+        let mut lines = Vec::new();
+        for (name, cell) in header.iter().zip(row).filter(|(_, cell)| !cell.is_empty()) {
+            let indent = if lines.is_empty() { "" } else { "  " };
+            lines.push(wrapped(&format!("{indent}{name} {}", cell.replace('\n', ", ")), Some(width), 4));
+        }
+        blocks.push(lines.join("\n"));
+    }
+    blocks.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{fitted, wrapped};
+
+    #[test]
+    fn words_stay_whole() {
+        let text = "warning: a-long-name has no effect  here";
+        assert_eq!(wrapped(text, None, 2), text);
+        assert_eq!(wrapped(text, Some(20), 2), "warning: a-long-name\n  has no effect \n  here");
+        assert_eq!(wrapped("a-word-that-is-too-long", Some(8), 2), "a-word-that-is-too-long");
+    }
+
+    #[test]
+    fn a_table_that_is_too_wide() {
+        let rows = [vec!["vpn".to_owned(), String::new(), "/a\n/b".to_owned()]];
+        let header = ["POLICY", "DNS", "APPLIES TO"];
+        assert_eq!(fitted(&header, &rows, None), " POLICY  DNS  APPLIES TO\n vpn          /a\n              /b");
+        assert_eq!(fitted(&header, &rows, Some(80)), fitted(&header, &rows, None));
+        assert_eq!(fitted(&header, &rows, Some(20)), "POLICY vpn\n  APPLIES TO /a, /b");
+    }
 }

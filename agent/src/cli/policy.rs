@@ -3,22 +3,24 @@
 use std::{borrow::Cow, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, bail, ensure};
-use comfy_table::{Table, presets};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     block_on, changes,
-    output::{note, say},
+    output::{note, say, table},
     target::{option, spec},
 };
 use crate::{
-    host::policy_files::{Kept, Store},
+    host::{
+        link,
+        policy_files::{Kept, Store},
+    },
     model::{
         quote::shown,
         spec::{KEYS, Named, Pattern, PolicySpec},
     },
     run::{
-        api::{Health, PolicyDocument, PolicyRequest, client::Client},
+        api::{Health, InterfaceDocument, PolicyDocument, PolicyRequest, client::Client},
         instance::{CONFIG, Instance},
     },
 };
@@ -120,21 +122,30 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
             Action::List(output) => print_all(&keeper.list().await?, &output),
             Action::Show { name, output } => print_all(&[keeper.show(&name).await?], &output),
             Action::Set(set) => {
-                let before = keeper.list().await?.into_iter().find(|policy| policy.name == set.name);
+                let all = keeper.list().await?;
+                let before = all.iter().find(|policy| policy.name == set.name);
                 let files = keeper.store(instance).await?;
-                let policy = request(&set, before.as_ref(), &files)?;
+                let policy = request(&set, before, &files)?;
                 let now = keeper.put(&set.name, &policy).await?;
                 if set.output.json {
                     print_all(&[now], &set.output)?;
                 } else {
-                    changes::print(before.as_ref(), &now)?;
+                    let links = keeper.links().await?;
+                    changes::print(before, &now, &keeper.list().await?, &links)?;
+                    if keeper.is_daemon() {
+                        changes::released(&set.name, &all, &keeper.list().await?)?;
+                    }
                 }
                 keeper.warn_without_daemon();
                 Ok(())
             }
             Action::Remove { name } => {
+                let all = keeper.list().await?;
                 keeper.remove(&name).await?;
                 say!("removed policy {}", shown(&name))?;
+                if keeper.is_daemon() {
+                    changes::released(&name, &all, &keeper.list().await?)?;
+                }
                 keeper.warn_without_daemon();
                 Ok(())
             }
@@ -220,12 +231,28 @@ impl Keeper<'_> {
     async fn remove(&self, name: &str) -> anyhow::Result<()> {
         match self {
             Self::Daemon(daemon) => Ok(daemon.delete(&resource(name)).await?),
-            Self::Files(store) => Ok(store.remove(name)?),
+            Self::Files(store) => {
+                // Nothing is made where there is nothing to remove.
+                self.show(name).await?;
+                Ok(store.remove(name)?)
+            }
         }
     }
 
+    /// The links of this host.
+    async fn links(&self) -> anyhow::Result<Vec<InterfaceDocument>> {
+        match self {
+            Self::Daemon(daemon) => Ok(daemon.get("/v1/interfaces").await?),
+            Self::Files(_) => Ok(InterfaceDocument::all(&link::read().await?, &[], &[])),
+        }
+    }
+
+    fn is_daemon(&self) -> bool {
+        matches!(self, Self::Daemon(_))
+    }
+
     fn warn_without_daemon(&self) {
-        if matches!(self, Self::Files(_)) {
+        if !self.is_daemon() {
             note("no daemon answers, so the kernel is not changed yet: start `steer daemon`");
         }
     }
@@ -257,34 +284,24 @@ fn resource(name: &str) -> String {
     format!("/v1/policies/{}", utf8_percent_encode(name, ENCODED))
 }
 
+/// The columns of a list of policies.
+const HEADER: [&str; 10] =
+    ["POLICY", "UPLINK", "ENFORCE", "INGRESS", "OTHER NETNS", "DNS", "LOCAL", "EXCEPT", "KEPT IN", "APPLIES TO"];
+
 fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()> {
     if output.json {
         say!("{}", serde_json::to_string_pretty(policies)?)?;
         return Ok(());
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header([
-        "POLICY",
-        "INTERFACE",
-        "ENFORCE",
-        "INGRESS",
-        "OTHER NETNS",
-        "DNS",
-        "LOCAL",
-        "EXCEPT",
-        "KEPT IN",
-        "APPLIES TO",
-    ]);
-    for policy in policies {
+    let rows = policies.iter().map(|policy| {
         let kept = match policy.kept {
             Kept::Runtime => "memory, until the next boot".to_owned(),
             Kept::File | Kept::Stored => policy.file.clone(),
         };
         let value = |key: &str| policy.policy.texts(key).unwrap_or_default().join("\n");
-        table.add_row([
+        vec![
             policy.name.clone(),
-            value("interface"),
+            Some(value("uplink")).filter(|group| !group.is_empty()).unwrap_or_else(|| value("interface")),
             value("enforce"),
             value("ingress"),
             value("other_netns"),
@@ -293,8 +310,8 @@ fn print_all(policies: &[PolicyDocument], output: &Output) -> anyhow::Result<()>
             value("except"),
             kept,
             applies_to(&policy.policy),
-        ]);
-    }
-    say!("{table}")?;
+        ]
+    });
+    say!("{}", table(&HEADER, &rows.collect::<Vec<_>>()))?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{block_on, output::say, status_text, target::links};
+use super::{block_on, config_file, output::say, status_text, target::links};
 use crate::{
     apply::{blind_spots::BlindSpot, resolve::Namespace},
     host::{capability::require_privilege, cgroup::Hierarchy},
@@ -13,20 +13,20 @@ use crate::{
     model::config::RouteConfig,
     observe::status::{self, Status},
     run::{
-        api::client::Client,
-        instance::{CONFIG, Instance},
+        api::client::{self, Client},
+        instance::Instance,
     },
 };
 
 /// Arguments of `steer status`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "STATE is that of the uplink: up, no route (it has no default route), no carrier, down, missing, or unknown, in another \
-                  network namespace. SOCKETS were bound or marked. STOPPED counts sockets, calls and packets that were closed, refused or \
+    after_help = "STATE is that of the uplink: up, no route (it has no default route), no member works (of a group; sockets get one of them \
+                  nonetheless), no carrier, down, missing, or unknown, in another network namespace. SOCKETS were bound or marked. STOPPED counts sockets, calls and packets that were closed, refused or \
                   stopped; `--json` has each counter, and `steer events` shows them as they happen."
 )]
 pub(super) struct Args {
-    /// The configuration file, to find cgroups that it names and nothing steers [default: /etc/steer/steer.toml, if it exists]
+    /// The configuration file, to find cgroups that it names and nothing steers [default: that of the daemon, or /etc/steer/steer.toml, if it exists]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON
@@ -61,16 +61,20 @@ fn read(args: &Args, instance: &Instance) -> anyhow::Result<Status> {
         None => Status::default(),
     };
     if status.daemon {
-        status.blind_spots = block_on(blind_spots(&instance.socket))?;
+        (status.blind_spots, status.silent) = block_on(told(&instance.socket))?;
     }
-    let store = instance.store(args.config.as_deref().unwrap_or(CONFIG.as_ref()));
+    let store = instance.store(&config_file(args.config.as_deref(), instance));
     status::add_unsteered(&mut status, pins.as_ref(), &hierarchy, &store)?;
     block_on(status::judge(&mut status, kernel::netns_cookie()?))?;
     Ok(status)
 }
 
-/// The blind spots of the daemon; none if it does not answer.
-pub(super) async fn blind_spots(socket: &Path) -> Vec<BlindSpot> {
-    let Some(daemon) = Client::find(socket).await else { return Vec::new() };
-    daemon.get("/v1/status").await.map_or_else(|_unanswered| Vec::new(), |status: Status| status.blind_spots)
+/// What only the daemon knows: its blind spots. Or what to do if it does not answer.
+pub(super) async fn told(socket: &Path) -> (Vec<BlindSpot>, Option<String>) {
+    let Some(daemon) = Client::find(socket).await else { return (Vec::new(), None) };
+    match daemon.get::<Status>("/v1/status").await {
+        Ok(status) => (status.blind_spots, None),
+        Err(error @ client::Error::Silent { .. }) => (Vec::new(), Some(error.to_string())),
+        Err(_other) => (Vec::new(), None),
+    }
 }

@@ -2,32 +2,31 @@
 //!
 //! **Invariant:** on a terminal, no line about a policy is longer than the terminal is wide; elsewhere nothing is shortened.
 
-use std::{cmp::Reverse, io::IsTerminal as _};
+use std::cmp::Reverse;
 
-use super::output::{Unwritten, say};
+use super::output::{Unwritten, columns, paragraph, say};
 use crate::{
-    model::quote::shown,
+    model::{quote::shown, uplink::health::State},
     observe::{
-        state::UplinkState,
+        state::{MemberStatus, UplinkState},
         status::{CgroupStatus, PolicyStatus, Status},
+        uplinks::HealthStatus,
     },
 };
 
-/// The narrowest terminal that lines are shortened for.
-const NARROWEST: usize = 40;
 /// The headers. The last two are numbers.
 const HEADERS: [&str; 5] = ["POLICY", "UPLINK", "STATE", "SOCKETS", "STOPPED"];
 /// The shortest name that is shown.
 const SHORTEST: usize = 8;
 
 pub(super) fn print(status: &Status) -> Result<(), Unwritten> {
-    say!("{}", shown(&status.verdict))?;
+    paragraph(&shown(&status.verdict).to_string(), 0)?;
     for error in errors(status) {
-        say!("error: {error}")?;
+        paragraph(&format!("error: {error}"), 2)?;
     }
     if !status.policies.is_empty() {
         say!("")?;
-        table(status, width()).iter().try_for_each(|line| say!("{line}"))?;
+        table(status, columns()).iter().try_for_each(|line| say!("{line}"))?;
         say!("")?;
     }
     for cgroup in &status.other_versions {
@@ -35,24 +34,19 @@ pub(super) fn print(status: &Status) -> Result<(), Unwritten> {
         say!("{path} is steered by another version of steer")?;
     }
     for elsewhere in elsewhere(status, false) {
-        say!("{elsewhere}")?;
+        paragraph(&elsewhere, 2)?;
     }
     for what in &status.not_covered {
-        say!("not covered: {what}")?;
+        paragraph(&format!("not covered: {what}"), 2)?;
     }
     for warning in &status.warnings {
-        say!("warning: {warning}")?;
+        paragraph(&format!("warning: {warning}"), 2)?;
     }
-    say!("daemon: {}", if status.daemon { "running" } else { "not running" })
-}
-
-/// The columns of the terminal; `None`: not a terminal.
-fn width() -> Option<usize> {
-    let is_terminal = std::io::stdout().is_terminal();
-    is_terminal
-        .then(|| crossterm::terminal::size().ok())
-        .flatten()
-        .map(|(columns, _)| usize::from(columns).max(NARROWEST))
+    match (&status.silent, status.daemon) {
+        (Some(silent), _) => paragraph(&format!("daemon: running, but {silent}"), 2),
+        (None, true) => say!("daemon: running"),
+        (None, false) => say!("daemon: not running"),
+    }
 }
 
 fn errors(status: &Status) -> Vec<String> {
@@ -150,17 +144,32 @@ fn details(policy: &PolicyStatus) -> Vec<String> {
         (left > 0).then(|| format!("left alone in other network namespaces: {left}")),
     ];
     let keys = keys.into_iter().flatten().collect::<Vec<_>>().join("; ");
-    let members = policy.members.iter().map(|member| {
-        let chosen = if member.chosen { ", chosen" } else { "" };
-        format!("{} {}{chosen}", shown(&member.interface), member.state.text())
-    });
+    let members = policy.members.iter().map(member);
     [keys].into_iter().filter(|keys| !keys.is_empty()).chain(members).chain(policy.cgroups.iter().map(cgroup)).collect()
+}
+
+/// A member: its link if that is the fault, or else its health, and whether sockets get it; each family on its own if they differ.
+fn member(member: &MemberStatus) -> String {
+    let of = |health: &Option<HealthStatus>| {
+        let known = health.as_ref().filter(|health| health.state != "unknown");
+        let why = known.filter(|health| health.state != State::Up.to_string());
+        let why = why.map_or_else(String::new, |health| format!(" ({})", health.reason));
+        let state = match known {
+            Some(health) if !member.state.is_closed() => health.state.as_str(),
+            _ => return member.state.text().to_owned(),
+        };
+        let chosen = if known.is_some_and(|health| health.share > 0.0) { ", chosen" } else { "" };
+        format!("{state}{why}{chosen}")
+    };
+    let (v4, v6) = (of(&member.ipv4), of(&member.ipv6));
+    let name = shown(&member.interface);
+    if v4 == v6 { format!("{name} {v4}") } else { format!("{name} IPv4: {v4}; IPv6: {v6}") }
 }
 
 fn cgroup(cgroup: &CgroupStatus) -> String {
     let removed = || {
         let sockets = if cgroup.programs.is_empty() { "" } else { "; sockets of it are still open" };
-        format!("{} (removed{sockets})", cgroup.id)
+        format!("a removed cgroup, id {}{sockets}", cgroup.id)
     };
     let path = cgroup.path.as_ref().map_or_else(removed, ToString::to_string);
     let manual = if cgroup.manual { " (manual)" } else { "" };

@@ -12,7 +12,18 @@ use crate::{
     },
     host::{capability::require_privilege, cgroup::Hierarchy},
     kernel,
-    model::{config::RouteConfig, uplink::health::Hand},
+    model::{
+        config::RouteConfig,
+        quote::shown,
+        uplink::{
+            Family,
+            health::{Hand, Reason, State},
+        },
+    },
+    observe::{
+        self,
+        uplinks::{MemberStatus, UplinkStatus},
+    },
     run::instance::Instance,
 };
 
@@ -57,5 +68,49 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
             say!("{remaining}")?;
         }
     }
+    let groups = observe::uplinks::read(&pins, &[])?;
+    let cookie = kernel::netns_cookie()?;
+    if let Some(group) = groups.iter().find(|group| group.name == *uplink && group.netns_cookie == cookie) {
+        say!("{}", shown(&described(group, member, hand)))?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What holds now: who decides about the member, its state, and which members sockets get.
+fn described(group: &UplinkStatus, member: &str, hand: Hand) -> String {
+    let Some(status) = group.members.iter().find(|status| status.interface == member) else { return String::new() };
+    let of_both = |of: &dyn Fn(Family) -> String| {
+        let [v4, v6] = Family::ALL.map(of);
+        if v4 == v6 { v4 } else { format!("{v4} for IPv4, {v6} for IPv6") }
+    };
+    let state = of_both(&|family| {
+        let health = status.health(family);
+        let is_plain = health.state == State::Up.to_string() || health.reason == Reason::ByHand.to_string();
+        if hand == Hand::Auto || is_plain {
+            health.state.clone()
+        } else {
+            format!("{} ({})", health.state, health.reason)
+        }
+    });
+    let chosen = of_both(&|family| {
+        let chosen = group.members.iter().filter(|member| member.health(family).share > 0.0);
+        let names: Vec<_> = chosen.map(|member| member.interface.as_str()).collect();
+        if names.is_empty() { "no member".to_owned() } else { names.join(" and ") }
+    });
+    let decided = match hand {
+        Hand::Auto => "its link, probes and connections decide again",
+        Hand::Up => "set by hand, whatever probes and connections say",
+        Hand::Down => "set by hand",
+    };
+    let is_down = |member: &MemberStatus| {
+        Family::ALL.iter().all(|family| member.health(*family).state == State::Down.to_string())
+    };
+    let none_works = if !group.members.iter().all(is_down) {
+        ""
+    } else if chosen == "no member" {
+        "; no member works, so the group is closed"
+    } else {
+        "; no member works, so traffic stays where it was (all_down = \"close\" in the [[uplink]] stops it)"
+    };
+    format!("{}: {member} is {state}, {decided}; new sockets get {chosen}{none_works}", group.name)
 }

@@ -47,7 +47,10 @@ pub(super) fn locate(directory: &Path) -> Option<Located> {
     let existing = |seen: PathBuf| seen.ancestors().find(|path| path.exists()).map(Path::to_owned);
     ancestors().into_iter().find_map(|pid| {
         let seen = Path::new("/proc").join(pid.to_string()).join("root").join(below);
-        let there = existing(seen.clone()).filter(|path| is_on_bpffs(path))?;
+        let on_bpffs = |path: PathBuf| existing(path).filter(|path| is_on_bpffs(path));
+        // The directory around it, so that it can be removed and made; itself, if it is a mount.
+        let around = seen.parent().and_then(|around| on_bpffs(around.to_owned()));
+        let there = around.or_else(|| on_bpffs(seen.clone()))?;
         let anchor = open(&there, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
         let rest = seen.strip_prefix(&there).ok()?;
         let path = Path::new("/proc/self/fd").join(anchor.as_raw_fd().to_string()).join(rest);

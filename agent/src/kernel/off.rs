@@ -88,6 +88,15 @@ fn remove_pins(pins: &Pins, errors: &mut Vec<String>) {
     }
     remove_tree(&pins.daemon(), errors);
     remove_tree(&pins.reader(), errors);
+    // Its own file system, of another mount namespace.
+    let own_mount = pins.anchor().map(|fd| Path::new("/proc/self/fd").join(fd.to_string()));
+    if own_mount.as_deref() == Some(pins.root()) {
+        let name = pins.name().display();
+        errors.push(format!(
+            "{name} is empty, but stays: it is mounted in another mount namespace; `umount {name}` there removes it"
+        ));
+        return;
+    }
     if bpffs::is_mount_point(pins.root())
         && let Err(error) = nix::mount::umount2(pins.root(), nix::mount::MntFlags::MNT_DETACH)
     {

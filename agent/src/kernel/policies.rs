@@ -151,11 +151,7 @@ impl Datapath {
     }
 
     /// Where policies go; see [`place`]. `pinned`: without it, nothing is there yet.
-    pub fn place(
-        pinned: Option<&Self>,
-        policies: &[Policy],
-        taken: &BTreeSet<u8>,
-    ) -> Result<Placement, Error> {
+    pub fn place(pinned: Option<&Self>, policies: &[Policy], taken: &BTreeSet<u8>) -> Result<Placement, Error> {
         let entries = pinned.map_or_else(|| Ok(Vec::new()), Self::policies)?;
         let records: BTreeMap<u32, PolicyRecord> =
             entries.into_iter().map(|entry| (entry.slot, entry.record)).collect();

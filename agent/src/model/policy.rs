@@ -6,7 +6,7 @@ use crate::model::{
     cgroup_path::CgroupPath,
     config::{self, Config, RouteConfig},
     mark::MarkMask,
-    spec::Target,
+    spec::{Pattern, Target},
     uplink::group::Group,
 };
 
@@ -52,7 +52,7 @@ impl Policies {
     /// Index of the policy that names exactly this cgroup. A plain path comes before a glob, then the first policy in the file.
     pub fn naming(&self, path: &CgroupPath) -> Option<usize> {
         let parts = path.parts().collect::<Vec<_>>();
-        self.find(&parts, true).or_else(|| self.find(&parts, false))
+        naming(&self.configured.iter().map(|policy| policy.cgroups.as_slice()), &parts)
     }
 
     fn find(&self, parts: &[&str], literal: bool) -> Option<usize> {
@@ -99,6 +99,16 @@ pub fn emptied(had: impl Fn(&str) -> bool, next: &Config) -> Option<&str> {
 
 fn has_policy(policies: &[config::Policy], file: &str) -> bool {
     policies.iter().any(|policy| policy.file == file && !policy.is_closed())
+}
+
+/// Position of the policy that names exactly this cgroup, given what each names: one that names it by a path, a unit or a user comes before
+/// one with a glob for it, then the first.
+pub fn naming<'p>(named: &(impl Iterator<Item = &'p [Pattern]> + Clone), parts: &[&str]) -> Option<usize> {
+    let find = |literal: bool| {
+        let names_it = |pattern: &Pattern| pattern.is_literal() == literal && pattern.matches(parts);
+        named.clone().position(|patterns| patterns.iter().any(names_it))
+    };
+    find(true).or_else(|| find(false))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Names in the configuration that this host does not know: they are probably misspelt, and steer nothing.
+//! Names in the configuration that this host does not know: they are probably misspelt, and steer nothing. And names that another policy has,
+//! too.
 //!
 //! **Invariant:** a doubt is no error. What a policy names may be installed later.
 
@@ -15,12 +16,13 @@ use crate::{
     model::{
         cgroup_path::CgroupPath,
         config::{Config, Policy},
+        policy::naming,
         similar::nearest,
         spec::{Named, Pattern},
     },
 };
 
-/// A name that this host does not know.
+/// A name that this host does not know, or that has no effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Doubt {
     /// The policy; empty: it is about the daemon.
@@ -50,7 +52,9 @@ pub fn doubts(config: &Config) -> Vec<Doubt> {
     let found = Hierarchy::find().and_then(|hierarchy| hierarchy.descendants(&CgroupPath::root()));
     let cgroups: Vec<_> = found.unwrap_or_default().into_iter().map(|found| found.path).collect();
     let group = config.daemon.socket_group.as_deref().and_then(missing_group);
-    group.into_iter().chain(of_policies(&config.policies, &cgroups)).collect()
+    let named: Vec<_> = config.policies.iter().map(|policy| (policy.name.as_str(), &*policy.cgroups)).collect();
+    let of_policies = of_policies(&config.policies, &cgroups).into_iter().chain(shadowed(&named, &cgroups));
+    group.into_iter().chain(of_policies).collect()
 }
 
 /// The doubt about the group of the daemon's socket.
@@ -63,6 +67,30 @@ fn missing_group(name: &str) -> Option<Doubt> {
         problem: format!("there is no group {name}, so only root may use the daemon's socket"),
         perhaps: None,
     })
+}
+
+/// The names without effect: those by which a policy names a cgroup that another one, which comes before it, names as exactly. `policies`:
+/// each with what it names, in their order. A glob is meant to give way.
+pub fn shadowed(policies: &[(&str, &[Pattern])], cgroups: &[CgroupPath]) -> Vec<Doubt> {
+    let paths = policies.iter().flat_map(|(_, patterns)| *patterns);
+    let paths = paths.filter(|pattern| pattern.named() == Named::Cgroup && pattern.is_literal());
+    let paths: Vec<CgroupPath> = paths.filter_map(|pattern| pattern.as_str().parse().ok()).collect();
+    let mut found = Vec::new();
+    for (index, (policy, patterns)) in policies.iter().enumerate() {
+        for pattern in patterns.iter().filter(|pattern| pattern.is_literal()) {
+            let before = paths.iter().chain(cgroups).find_map(|path| {
+                let parts: Vec<_> = path.parts().collect();
+                let first = naming(&policies.iter().map(|(_, patterns)| *patterns), &parts)?;
+                (pattern.matches(&parts) && first != index).then(|| (policies[first].0, path))
+            });
+            if let Some((other, path)) = before {
+                let name = pattern.as_str();
+                let problem = format!("{name} has no effect: policy {other} names {path}, too, and stands before it");
+                found.push(new(policy, pattern, problem, None));
+            }
+        }
+    }
+    found
 }
 
 /// The doubts about all names of these policies.
@@ -150,6 +178,21 @@ fn known_units(manager: Manager, cgroups: &[CgroupPath]) -> Vec<String> {
 mod tests {
     use super::of_policies;
     use crate::model::{cgroup_path::CgroupPath, config};
+
+    #[test]
+    fn what_another_policy_names() {
+        let text = "[[policy]]\nname = \"vpn\"\ninterface = \"a\"\ncgroups = [\"/system.slice/t.service\"]\nunits = [\"u\"]\n\
+                    [[policy]]\nname = \"x\"\ninterface = \"b\"\nunits = [\"t\", \"u*\", \"v\"]\ncgroups = [\"/a.slice/u.service\"]\n";
+        let config = config::parse("f.toml", text).expect("valid");
+        let named: Vec<_> = config.policies.iter().map(|policy| (policy.name.as_str(), &*policy.cgroups)).collect();
+        let found: Vec<_> = super::shadowed(&named, &[]).iter().map(ToString::to_string).collect();
+        let want = [
+            "policy x: /a.slice/u.service has no effect: policy vpn names /a.slice/u.service, too, and stands before it",
+            "policy x: t.service has no effect: policy vpn names /system.slice/t.service, too, and stands before it",
+        ];
+        assert_eq!(found.len(), want.len(), "{found:?}");
+        assert!(want.iter().all(|want| found.iter().any(|found| found == want)), "{found:?}");
+    }
 
     #[test]
     fn what_the_host_does_not_know() {

@@ -209,6 +209,7 @@ mod tests {
             name: "vpn \"a\"".to_owned(),
             origin: Origin::Config,
             interface: Some("wg0".to_owned()),
+            uplink: None,
             ifindex: None,
             members: Vec::new(),
             stale: None,

@@ -2,19 +2,30 @@
 //!
 //! **Invariant:** a state that cannot be known is unknown, not well.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::status::{PolicyStatus, Status};
-use crate::host::link::{
-    Error,
-    network::{FAR_IPV4, FAR_IPV6, Network},
+use super::{
+    status::{PolicyStatus, Status},
+    uplinks::{self, HealthStatus},
+};
+use crate::{
+    host::link::{
+        Error,
+        network::{FAR_IPV4, FAR_IPV6, Network},
+    },
+    kernel::PolicyEntry,
+    model::uplink::{Family, health},
 };
 
 /// How bad it is that a policy is not attached completely, or that some of its processes get out by other links.
-const INCOMPLETE: u8 = 4;
+const INCOMPLETE: u8 = 5;
 /// How bad it is that its uplink cannot be used.
-const CLOSED: u8 = 3;
+const CLOSED: u8 = 4;
+/// How bad it is that no member of its group works.
+const FAILING: u8 = 3;
 /// How bad it is that its uplink has no default route.
 const NO_ROUTE: u8 = 2;
 /// How bad it is that nothing is known.
@@ -30,6 +41,8 @@ pub enum UplinkState {
     Down,
     /// It is up, without carrier.
     NoCarrier,
+    /// A group, or a member of one: it does not work, by probes, connections or by hand, and sockets get it because no other works.
+    Failing,
     /// It has no default route, in either address family.
     NoRoute,
     /// It is in another network namespace.
@@ -46,6 +59,7 @@ impl UplinkState {
             Self::Missing => "missing",
             Self::Down => "down",
             Self::NoCarrier => "no carrier",
+            Self::Failing => "no member works",
             Self::NoRoute => "no route",
             Self::Unknown => "unknown",
             Self::Up => "up",
@@ -58,6 +72,46 @@ impl UplinkState {
     }
 }
 
+/// A member of a group of uplinks.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct MemberStatus {
+    /// Its interface as configured.
+    pub interface: String,
+    /// The index of the interface; absent while it is missing.
+    pub ifindex: Option<i32>,
+    /// Whether new sockets get it, in any family.
+    pub chosen: bool,
+    /// Its health for IPv4, as `steer uplinks` shows it.
+    #[serde(default)]
+    pub ipv4: Option<HealthStatus>,
+    /// Its health for IPv6.
+    #[serde(default)]
+    pub ipv6: Option<HealthStatus>,
+    /// The resolvers that DNS queries by it go to. If empty, queries go to the server that the program asks.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub dns: Vec<IpAddr>,
+    /// The state of its link.
+    #[serde(default)]
+    pub state: UplinkState,
+}
+
+/// The members of the group of a policy, without the state of their links.
+pub(super) fn members(entry: &PolicyEntry) -> Vec<MemberStatus> {
+    let Some(group) = &entry.group else { return Vec::new() };
+    let live = group.live[0] | group.live[1];
+    let members = entry.uplinks().into_iter().map(|uplink| MemberStatus {
+        interface: uplink.interface,
+        ifindex: (uplink.line.ifindex > 0).then_some(uplink.line.ifindex),
+        chosen: live >> uplink.member & 1 != 0,
+        ipv4: Some(uplinks::health_status(group, uplink.member, Family::V4)),
+        ipv6: Some(uplinks::health_status(group, uplink.member, Family::V6)),
+        dns: uplink.resolvers,
+        state: UplinkState::Unknown,
+    });
+    members.collect()
+}
+
 /// Finds the state of each uplink of this network namespace. Needs a tokio runtime.
 pub async fn add(status: &mut Status, netns_cookie: u64) -> Result<(), Error> {
     let network = Network::new()?;
@@ -68,6 +122,9 @@ pub async fn add(status: &mut Status, netns_cookie: u64) -> Result<(), Error> {
         let is_here = policy.netns_cookie == Some(netns_cookie);
         for member in &mut policy.members {
             member.state = if is_here { of(&network, member.ifindex).await? } else { UplinkState::Unknown };
+            if !member.state.is_closed() && member.is_down() {
+                member.state = UplinkState::Failing;
+            }
         }
         let own = if policy.members.is_empty() {
             if is_here || policy.ifindex.is_none() { of(&network, policy.ifindex).await? } else { UplinkState::Unknown }
@@ -102,6 +159,16 @@ async fn of(network: &Network, ifindex: Option<i32>) -> Result<UplinkState, Erro
     Ok(UplinkState::NoRoute)
 }
 
+impl MemberStatus {
+    /// Whether it is down in both families.
+    fn is_down(&self) -> bool {
+        let is_down = |health: &Option<HealthStatus>| {
+            health.as_ref().is_some_and(|health| health.state == health::State::Down.to_string())
+        };
+        is_down(&self.ipv4) && is_down(&self.ipv6)
+    }
+}
+
 impl PolicyStatus {
     /// How bad it is: the greater, the worse.
     pub fn severity(&self) -> u8 {
@@ -110,6 +177,7 @@ impl PolicyStatus {
         match self.state {
             _ if is_incomplete || leaves || self.stale.is_some() => INCOMPLETE,
             Some(state) if state.is_closed() => CLOSED,
+            Some(UplinkState::Failing) => FAILING,
             Some(UplinkState::NoRoute) => NO_ROUTE,
             Some(UplinkState::Unknown) => UNKNOWN,
             _ => 0,
@@ -119,6 +187,9 @@ impl PolicyStatus {
     /// Why no packet of it leaves.
     fn why_closed(&self) -> Option<String> {
         let state = self.state.filter(|state| state.is_closed())?;
+        if let Some(group) = self.uplink.as_ref().filter(|_| self.members.is_empty()) {
+            return Some(format!("{group} has no member (`steer doctor` says why)"));
+        }
         let verb = if state == UplinkState::NoCarrier { "has" } else { "is" };
         Some(format!("{} {verb} {}", self.interface.as_deref().unwrap_or_default(), state.text()))
     }
@@ -135,7 +206,8 @@ impl Status {
         let with = |severity: u8| policies.iter().filter(move |policy| policy.severity() == severity);
         let closed: Vec<_> = with(CLOSED).filter_map(|policy| policy.why_closed()).collect();
         let (incomplete, without_route) = (with(INCOMPLETE).count(), with(NO_ROUTE).count());
-        let hold = policies.len() - closed.len() - incomplete - without_route;
+        let failing = with(FAILING).count();
+        let hold = policies.len() - closed.len() - incomplete - failing - without_route;
         let count = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
         let mut parts = Vec::new();
         if !self.unsteered.is_empty() {
@@ -144,8 +216,15 @@ impl Status {
         if incomplete > 0 {
             parts.push(count(incomplete, "policy does not hold completely", "policies do not hold completely"));
         }
-        if hold > 0 || parts.is_empty() && closed.is_empty() && without_route == 0 {
+        if hold > 0 || parts.is_empty() && closed.is_empty() && failing + without_route == 0 {
             parts.push(count(hold, "policy holds", "policies hold"));
+        }
+        if failing > 0 {
+            parts.push(count(
+                failing,
+                "has an uplink of which no member works",
+                "have uplinks of which no member works",
+            ));
         }
         if without_route > 0 {
             parts.push(count(without_route, "has no default route", "have no default route"));
@@ -187,5 +266,7 @@ mod tests {
         assert_eq!(of(&[("a", UplinkState::NoCarrier)]), "1 is closed: a has no carrier");
         assert_eq!(of(&[("a", up), ("b", UplinkState::NoRoute)]), "1 policy holds; 1 has no default route");
         assert_eq!(of(&[("a", UplinkState::Unknown)]), "1 policy holds");
+        let failing = "1 policy holds; 1 has an uplink of which no member works";
+        assert_eq!(of(&[("a", up), ("b", UplinkState::Failing)]), failing);
     }
 }

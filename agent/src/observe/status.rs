@@ -23,8 +23,9 @@ use crate::{
         spec::{Enforce, Exception, Existing, Near},
     },
     observe::{
+        doubts,
         elsewhere::{self, Elsewhere},
-        state::{self, UplinkState},
+        state::{self, MemberStatus, UplinkState},
         unsteered::{self, Unsteered},
     },
 };
@@ -37,6 +38,9 @@ pub struct Status {
     pub verdict: String,
     /// Whether a daemon is running on this pin directory.
     pub daemon: bool,
+    /// What to do, if the daemon that runs does not answer. Only a command asks it.
+    #[serde(default)]
+    pub silent: Option<String>,
     /// Policies, by name.
     pub policies: Vec<PolicyStatus>,
     /// Cgroups steered by another version of steer, whose records this one cannot read.
@@ -65,8 +69,11 @@ pub struct PolicyStatus {
     pub name: String,
     /// Whether it comes from the configuration, or from `exec` or `attach`.
     pub origin: Origin,
-    /// The uplink's name, or that of its group; absent for an exemption.
+    /// The uplink's name, or that of its group, which is in `uplink`, too; absent for an exemption.
     pub interface: Option<String>,
+    /// The name of its group of uplinks. Absent: it has one uplink.
+    #[serde(default)]
+    pub uplink: Option<String>,
     /// The uplink's index; absent while it is missing, for a group, and for an exemption.
     pub ifindex: Option<i32>,
     /// The members of its group of uplinks. Empty: it has one uplink.
@@ -98,24 +105,6 @@ pub struct PolicyStatus {
     pub except: Vec<Exception>,
     /// Counts of sockets, calls and packets, by what was done with them.
     pub counters: BTreeMap<String, u64>,
-}
-
-/// A member of a group of uplinks.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct MemberStatus {
-    /// Its interface as configured.
-    pub interface: String,
-    /// The index of the interface; absent while it is missing.
-    pub ifindex: Option<i32>,
-    /// Whether new sockets get it.
-    pub chosen: bool,
-    /// The resolvers that DNS queries by it go to. If empty, queries go to the server that the program asks.
-    #[serde(default)]
-    #[schema(value_type = Vec<String>)]
-    pub dns: Vec<IpAddr>,
-    /// The state of its link.
-    #[serde(default)]
-    pub state: UplinkState,
 }
 
 /// Where a policy comes from.
@@ -315,6 +304,9 @@ pub fn add_unsteered(
     };
     let policies = Policies::new(config);
     let candidates = unsteered::candidates(&policies, hierarchy);
+    let named: Vec<_> = policies.configured().iter().map(|policy| (policy.name.as_str(), &*policy.cgroups)).collect();
+    let shadowed = doubts::shadowed(&named, &candidates);
+    status.warnings.extend(shadowed.iter().map(ToString::to_string));
     status.unsteered.extend(unsteered::among(&policies, candidates.iter(), |path| attached.get(path).copied()));
     Ok(())
 }
@@ -357,19 +349,6 @@ fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
     warnings.into_iter().map(|((_, text), names)| format!("{}: {text}", names.join(", "))).collect()
 }
 
-fn members(entry: &PolicyEntry) -> Vec<MemberStatus> {
-    let Some(group) = &entry.group else { return Vec::new() };
-    let live = group.live[0] | group.live[1];
-    let members = entry.uplinks().into_iter().map(|uplink| MemberStatus {
-        interface: uplink.interface,
-        ifindex: (uplink.line.ifindex > 0).then_some(uplink.line.ifindex),
-        chosen: live >> uplink.member & 1 != 0,
-        dns: uplink.resolvers,
-        state: UplinkState::Unknown,
-    });
-    members.collect()
-}
-
 fn policy_status(
     datapath: &Datapath,
     entry: &PolicyEntry,
@@ -384,8 +363,9 @@ fn policy_status(
         name: entry.name(),
         origin: Origin::of(entry),
         interface: steers.then(|| entry.interface()),
+        uplink: entry.group.as_ref().map(|group| kernel::text(&group.name)),
         ifindex: (steers && entry.record.ifindex > 0).then_some(entry.record.ifindex),
-        members: members(entry),
+        members: state::members(entry),
         stale: None,
         state: None,
         netns_cookie: steers.then_some(entry.record.netns_cookie),

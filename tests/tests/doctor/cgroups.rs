@@ -1,6 +1,6 @@
 //! Cgroups of the configuration, and other owners' programs on them.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::Signal;
 use steer_tests::{Bed, Daemon, Outcome, User, exclusive_program, program_beside};
 
@@ -47,12 +47,20 @@ fn a_daemon_that_has_not_seen_a_cgroup() -> Outcome {
     bed.is_healthy()?;
     daemon.freeze(&bed)?;
     let unseen = bed.cgroup.child("in-between")?;
-    let finding = bed.only_finding("cgroup-steered")?;
+    let findings = bed.doctor(&[])?.findings;
+    let [silent, finding] = &findings[..] else { bail!("{findings:?}") };
+    ensure!(silent.id == "daemon" && silent.text("what").contains("does not answer"), "{silent:?}");
+    let wake = format!("`kill -CONT {}`", daemon.pid());
+    ensure!(silent.advice()?.contains(&wake), "{silent:?}");
+    let status = bed.succeed(&["status"])?;
+    ensure!(status.contains("daemon: running, but") && status.contains(&wake), "{status}");
+    let events = bed.run(&["events"])?;
+    ensure!(events.code == 1 && events.stderr.contains(&wake), "{events:?}");
     ensure!(finding.json["subject"]["cgroup"] == unseen.path(), "{finding:?}");
     ensure!(finding.text("what").starts_with("policy q names it"), "{finding:?}");
     ensure!(finding.command()? == format!("{} reload", bed.steer_words()), "{finding:?}");
     daemon.signal(Signal::SIGCONT)?;
-    ensure!(bed.repair(&finding)?);
+    ensure!(bed.repair(finding)?);
     bed.is_healthy()?;
     bed.check_steered(&unseen, 0)?;
     bed.check_steered(&seen, 0)

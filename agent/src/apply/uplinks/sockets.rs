@@ -107,7 +107,8 @@ pub fn report(moved: &[Moved]) {
         let ended = tcp_ended + mptcp_ended + raw_ended;
         if ended + udp_reconnected + rebound > 0 {
             log::info!(
-                "sockets of members that are not chosen any more: {ended} connections ended, {} moved",
+                "sockets of members that are not chosen any more: {ended} {} ended, {} moved",
+                if ended == 1 { "connection" } else { "connections" },
                 udp_reconnected + rebound
             );
         }

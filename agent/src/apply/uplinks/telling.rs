@@ -34,13 +34,15 @@ impl Switch {
         let name = text(&self.after.name);
         for family in Family::ALL {
             let Some(Choice { to, .. }) = choices.get(family) else { continue };
-            if family == Family::V6 && choices.v4 == choices.v6 {
+            let is_both = choices.v4 == choices.v6;
+            if family == Family::V6 && is_both {
                 continue;
             }
+            let of = if is_both { String::new() } else { format!("{family} ") };
             if to.is_empty() {
-                log::warn!("uplink {name}: no member works, and the group is closed until one does ({family})");
+                log::warn!("uplink {name}: no member works, and {of}sockets are closed until one does");
             } else {
-                log::info!("uplink {name}: new {family} sockets use {}", to.join(" and "));
+                log::info!("uplink {name}: new {of}sockets use {}", to.join(" and "));
             }
         }
     }
@@ -59,8 +61,11 @@ impl Switch {
         }
         let is_left = |slot| self.leaving.iter().any(|leaving| leaving.member == slot);
         let left = kernel::members(&self.before).filter(|(slot, _)| is_left(*slot));
-        let left = left.map(|(_, member)| text(&member.interface)).collect();
-        let (group, why) = (text(&self.after.name), self.why());
+        let left: Vec<_> = left.map(|(_, member)| text(&member.interface)).collect();
+        let (group, mut why) = (text(&self.after.name), self.why());
+        if ipv4.is_none() && ipv6.is_none() && why.is_none() {
+            why = Some(format!("sockets that were still on {}", left.join(" and ")));
+        }
         tell(pins, UplinkChange { group, ipv4, ipv6, why, left, ended, moved: rebound, ..UplinkChange::default() });
     }
 

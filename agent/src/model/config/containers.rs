@@ -62,6 +62,19 @@ impl Default for Containers {
 const DEFAULT_TIMEOUT_MS: u64 = 1500;
 const MOST_TIMEOUT_MS: i64 = 60_000;
 
+const KEYS: [&str; 10] = [
+    "policies",
+    "interfaces",
+    "dns",
+    "local",
+    "except",
+    "enforce",
+    "missing",
+    "timeout_ms",
+    "exempt_namespaces",
+    "parent",
+];
+
 impl Reader<'_> {
     /// Reads the table. Invalid values keep their defaults.
     pub(super) fn containers(&mut self, table: &Spanned<DeValue<'_>>) -> Containers {
@@ -91,11 +104,7 @@ impl Reader<'_> {
                 },
                 "exempt_namespaces" => containers.exempt_namespaces = self.names(&path, value, NAME_BYTES),
                 "parent" => containers.parent = self.parent(&path, value),
-                _ => {
-                    let expected = "unknown key; expected policies, interfaces, dns, local, except, enforce, missing, \
-                                    timeout_ms, exempt_namespaces or parent";
-                    self.problem(key.span(), &path, "", expected);
-                }
+                _ => self.unknown_key(key, &path, &KEYS),
             }
         }
     }
@@ -200,7 +209,7 @@ mod tests {
             ("local = [\"*\", \"lan\"]", "f.toml:2:10: containers.local = \"*\": expected \"host\""),
             (
                 "except = [{ to = \"::/0\", by = \"a\" }]",
-                "f.toml:2:18: containers.except[0].to = \"::/0\": that is the whole",
+                "f.toml:2:18: containers.except 1: to = \"::/0\": that is the whole",
             ),
             ("enforce = \"bind\"", "f.toml:2:11: containers.enforce = \"bind\": expected \"steer\""),
             ("missing = 1", "f.toml:2:11: containers.missing = 1: expected \"refuse\""),

@@ -7,7 +7,10 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Problems, Source, reader::Reader};
+use super::{
+    Problems, Source,
+    reader::{Reader, unknown},
+};
 use crate::model::spec::{self, DEFAULTS, Enforce, Ingress, PolicySpec};
 
 /// The name of the table.
@@ -50,7 +53,12 @@ impl Reader<'_> {
 
     fn unknown_default(&mut self, path: &str, span: std::ops::Range<usize>, value: &Spanned<DeValue<'_>>) {
         let written = self.source.text.get(value.span()).unwrap_or_default().lines().next().unwrap_or_default();
-        self.problem(span, path, written, format!("unknown key; expected {}", DEFAULTS.join(", ")));
+        self.problem(
+            span,
+            path,
+            written,
+            unknown(path.rsplit('.').next().unwrap_or_default(), &DEFAULTS, &DEFAULTS.join(", ")),
+        );
     }
 }
 
@@ -155,7 +163,7 @@ mod tests {
     fn a_conflict_with_a_default_says_so() {
         let text = [DEFAULTS, &policy("a", "wg0", "ingress = \"uplink\"")].concat();
         let problems = parse("f.toml", &text).expect_err("a conflict").to_string();
-        let want = "f.toml:6:1: policy[0].ingress: ingress = \"uplink\" needs enforce = \"strict\"; [defaults] sets enforce = \"steer\"";
+        let want = "f.toml:6:1: policy \"a\": ingress: ingress = \"uplink\" needs enforce = \"strict\"; [defaults] sets enforce = \"steer\"";
         assert_eq!(problems, want);
     }
 }

@@ -66,16 +66,19 @@ mod tests {
         let patterns: Vec<_> = held.cgroups.iter().map(|pattern| pattern.as_str().trim_end_matches('/')).collect();
         assert_eq!(patterns, ["/k", "/s", "/t"]);
         for (text, want) in [
-            (policy("a", "/s", "/s"), "f.toml:5:10: policy[0].parent = \"/s\": nothing that the policy names is in it"),
-            (policy("a", "/s/a", "/"), "f.toml:5:10: policy[0].parent = \"/\": it is the root cgroup"),
-            (policy("a", "/s/a", "/*"), "f.toml:5:10: policy[0].parent = \"/*\": expected the path of one cgroup"),
+            (
+                policy("a", "/s", "/s"),
+                "f.toml:5:10: policy \"a\": parent = \"/s\": nothing that the policy names is in it",
+            ),
+            (policy("a", "/s/a", "/"), "f.toml:5:10: policy \"a\": parent = \"/\": it is the root cgroup"),
+            (policy("a", "/s/a", "/*"), "f.toml:5:10: policy \"a\": parent = \"/*\": expected the path of one cgroup"),
             (
                 policy("a", "/s/a", "/s") + &policy("b", "/s", "/"),
-                "f.toml:9:12: policy[1].cgroups = \"/s\": policy \"unclassified\"",
+                "f.toml:9:12: policy \"b\": cgroups = \"/s\": policy \"unclassified\"",
             ),
             (
                 policy("unclassified", "/s/a", "/s"),
-                "f.toml:5:10: policy[0].parent = \"/s\": policy \"unclassified\" already has",
+                "f.toml:5:10: policy \"unclassified\": parent = \"/s\": policy \"unclassified\" already has",
             ),
         ] {
             let problems = parse("f.toml", &text).expect_err("mistakes").to_string();

@@ -14,12 +14,13 @@ use toml::{
 use super::{
     Config, Policy, Problems, daemon,
     defaults::{self, hint},
-    reader::Reader,
+    reader::{Reader, unknown, written_name},
     route, uplinks,
 };
 use crate::model::{
+    similar::nearest,
     spec::{self, Exceptions, KEYS, Named, PolicySpec},
-    uplink::group::{self, Group, GroupName},
+    uplink::group::{self, GroupName},
 };
 
 /// Leaves slots for manual attachments, and for policies that change.
@@ -66,6 +67,8 @@ pub(super) struct Claims {
     pub(super) cgroups: BTreeMap<(&'static str, String), Place>,
     /// The file with `[containers]`.
     containers: Option<String>,
+    /// The names of all groups of uplinks, also of those with mistakes.
+    groups: Vec<String>,
 }
 
 /// A policy, for messages.
@@ -80,7 +83,7 @@ impl Place {
     /// The policy's name in a message about a file.
     pub(super) fn seen_from(&self, file: &str) -> String {
         let policy =
-            self.name.as_ref().map_or_else(|| format!("policy[{}]", self.index), |name| format!("policy {name:?}"));
+            self.name.as_ref().map_or_else(|| format!("policy {}", self.index + 1), |name| format!("policy {name:?}"));
         if self.file == file { policy } else { format!("{policy} of {}", self.file) }
     }
 }
@@ -94,6 +97,9 @@ impl Reader<'_> {
             config.route = self.route(table);
             config.uplinks = self.uplinks(table);
             config.daemon = self.daemon(table);
+            let tables = table.get(uplinks::NAME).and_then(|value| value.get_ref().as_array());
+            let names = tables.into_iter().flat_map(|tables| tables.iter()).filter_map(written_name);
+            claims.groups = names.map(str::to_owned).collect();
         }
         for (key, value) in table {
             match key.get_ref().as_ref() {
@@ -106,8 +112,9 @@ impl Reader<'_> {
                     self.problem(key.span(), name, "", message);
                 }
                 other => {
-                    let expected = "unknown key; expected [[policy]], [[uplink]], [defaults], [daemon], [containers] or [route]";
-                    self.problem(key.span(), other, "", expected);
+                    let expected = "[[policy]], [[uplink]], [defaults], [daemon], [containers] or [route]";
+                    let known = ["policy", uplinks::NAME, defaults::NAME, "daemon", "containers", route::NAME];
+                    self.problem(key.span(), other, "", unknown(other, &known, expected));
                 }
             }
         }
@@ -173,8 +180,11 @@ impl Reader<'_> {
             let Some(uplink) = policy.spec.named_uplink() else { continue };
             if let Some(name) = uplink.group()
                 && group::named(uplinks, name).is_none()
+                // One with a mistake is there, too.
+                && !claims.groups.iter().any(|group| group == name.as_str())
             {
-                let message = format!("there is no [[uplink]] {:?}; {}", name.as_str(), groups(uplinks));
+                let message =
+                    format!("there is no [[uplink]] {:?}{}", name.as_str(), groups(name.as_str(), &claims.groups));
                 self.problem(table.span(), &format!("{at}.uplink"), "", message);
             }
             for exception in policy.spec.except.iter().flat_map(Exceptions::iter) {
@@ -198,6 +208,7 @@ impl Reader<'_> {
                 }
             }
         }
+        self.name_problems("policy", tables);
     }
 
     fn policy<'v, 'i>(&mut self, at: &str, span: Range<usize>, fields: &'v DeTable<'i>) -> PolicyFields<'v, 'i> {
@@ -229,9 +240,9 @@ impl Reader<'_> {
                 }
                 (_, None) => {
                     let written = self.source.text.get(value.span()).unwrap_or_default();
-                    let known: Vec<_> = KEYS.iter().map(|key| key.name).collect();
-                    let expected = format!("unknown key; expected name, {}", known.join(", "));
-                    self.problem(key.span(), &path, written.lines().next().unwrap_or_default(), expected);
+                    let known: Vec<_> = ["name"].into_iter().chain(KEYS.iter().map(|key| key.name)).collect();
+                    let message = unknown(name, &known, &known.join(", "));
+                    self.problem(key.span(), &path, written.lines().next().unwrap_or_default(), message);
                 }
             }
         }
@@ -259,10 +270,16 @@ impl Reader<'_> {
     }
 }
 
-/// The groups that there are, for messages.
-fn groups(uplinks: &[Group]) -> String {
-    let names: Vec<_> = uplinks.iter().map(|group| group.name.as_str()).collect();
-    if names.is_empty() { "there is none".to_owned() } else { format!("there are {}", names.join(", ")) }
+/// The groups that there are, for a message about a name that none has.
+fn groups(name: &str, groups: &[String]) -> String {
+    if let Some(near) = nearest(name, groups.iter().cloned()) {
+        return format!("; did you mean {near:?}?");
+    }
+    match groups {
+        [] => "; the file has no [[uplink]]".to_owned(),
+        [only] => format!("; there is only {only:?}"),
+        _ => format!("; there are {}", groups.join(", ")),
+    }
 }
 
 #[derive(Default)]
@@ -323,18 +340,18 @@ other_netns = true
         let lines = problems.to_string();
         let want = [
             "f.toml:1:1: color: unknown key",
-            "f.toml:4:13: policy[0].interface = \"wg 0\": expected the name",
-            "f.toml:5:18: policy[0].cgroups = \"b\": it does not start with /",
-            "f.toml:5:23: policy[0].cgroups = 3: expected a list",
-            "f.toml:6:1: policy[1].interface: missing",
-            "f.toml:7:8: policy[1].name = \"a\": policy[0] has this name",
-            "f.toml:8:1: policy[1].interfaces = \"eth0\": unknown key",
-            "f.toml:9:12: policy[1].cgroups = \"/a/\": policy \"a\" claims the same",
-            "f.toml:9:19: policy[1].cgroups = \"/**\": it matches the root",
-            "f.toml:10:15: policy[1].other_netns = true: expected \"leave\"",
-            "f.toml:11:1: policy[2].name: missing",
-            "f.toml:11:1: policy[2].interface: missing",
-            "f.toml:11:1: policy[2].units: missing",
+            "f.toml:4:13: policy \"a\": interface = \"wg 0\": expected the name",
+            "f.toml:5:18: policy \"a\": cgroups = \"b\": it does not start with /",
+            "f.toml:5:23: policy \"a\": cgroups = 3: expected a list",
+            "f.toml:6:1: policy \"a\": interface: missing",
+            "f.toml:7:8: policy \"a\": name = \"a\": policy 1 has this name",
+            "f.toml:8:1: policy \"a\": interfaces = \"eth0\": unknown key",
+            "f.toml:9:12: policy \"a\": cgroups = \"/a/\": policy \"a\" claims the same",
+            "f.toml:9:19: policy \"a\": cgroups = \"/**\": it matches the root",
+            "f.toml:10:15: policy \"a\": other_netns = true: expected \"leave\"",
+            "f.toml:11:1: policy 3: name: missing",
+            "f.toml:11:1: policy 3: interface: missing",
+            "f.toml:11:1: policy 3: units: missing",
         ];
         for expected in want {
             assert!(lines.lines().any(|line| line.starts_with(expected)), "{expected}\nin\n{lines}");
@@ -352,8 +369,8 @@ other_netns = true
         let files: Vec<_> = config.policies.iter().map(|policy| policy.file.as_str()).collect();
         assert_eq!(files, ["a.toml", "b.toml"]);
         let problems = parse_all(&[source("a.toml", "a", "/a"), source("b.toml", "a", "/a/")]).expect_err("clashes");
-        let want = "b.toml:2:8: policy[0].name = \"a\": policy[0] of a.toml has this name already; expected another\n\
-                    b.toml:4:12: policy[0].cgroups = \"/a/\": policy \"a\" of a.toml claims the same cgroups; expected each \
+        let want = "b.toml:2:8: policy \"a\": name = \"a\": policy 1 of a.toml has this name already; expected another\n\
+                    b.toml:4:12: policy \"a\": cgroups = \"/a/\": policy \"a\" of a.toml claims the same cgroups; expected each \
                     only once, in one policy";
         assert_eq!(problems.to_string(), want);
     }
@@ -369,7 +386,7 @@ other_netns = true
         assert_eq!(enforcement("destroy").existing, Existing::Destroy);
         assert_eq!(enforcement("keep"), Enforcement::default());
         let wrong = parsed("wg0", "leave").expect_err("a mistake").to_string();
-        assert!(wrong.contains("f.toml:5:12: policy[0].existing = \"leave\": expected \"keep\""), "{wrong}");
+        assert!(wrong.contains("f.toml:5:12: policy \"a\": existing = \"leave\": expected \"keep\""), "{wrong}");
         assert!(parsed("none", "rebind").expect_err("a mistake").to_string().contains("binds no socket"));
     }
 

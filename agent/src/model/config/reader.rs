@@ -4,11 +4,14 @@ use std::ops::Range;
 
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeArray, DeString, DeTable, DeValue},
 };
 
 use super::{Problem, Source};
-use crate::model::spec::{Key, PolicySpec};
+use crate::model::{
+    similar::nearest,
+    spec::{Key, PolicySpec},
+};
 
 /// Reads one file, and collects its mistakes.
 pub(super) struct Reader<'a> {
@@ -43,9 +46,25 @@ impl Reader<'_> {
             line: before.matches('\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
             key: key.to_owned(),
+            name: None,
             value: value.to_owned(),
             message: message.into(),
         });
+    }
+
+    /// Adds the names of policies or groups to the problems in their tables.
+    pub(super) fn name_problems(&mut self, kind: &str, tables: &DeArray<'_>) {
+        for problem in &mut self.problems {
+            let index = problem.key.strip_prefix(kind).and_then(|rest| rest.strip_prefix('[')?.split(']').next());
+            let table = index.and_then(|index| tables.get(index.parse::<usize>().ok()?));
+            if let Some(table) = table {
+                problem.name = written_name(table).map(str::to_owned);
+            }
+        }
+    }
+
+    pub(super) fn unknown_key(&mut self, key: &Spanned<DeString<'_>>, path: &str, known: &[&str]) {
+        self.problem(key.span(), path, "", unknown(key.get_ref(), known, &known.join(", ")));
     }
 
     /// Adds a problem with a value, quoted as in the file.
@@ -122,11 +141,12 @@ impl Reader<'_> {
         spec: &PolicySpec,
     ) -> Option<String> {
         let before = self.problems.len();
-        let known = || key.fields.iter().map(|(field, _)| *field).collect::<Vec<_>>().join(" and ");
+        let fields: Vec<_> = key.fields.iter().map(|(field, _)| *field).collect();
+        let known = || fields.join(" and ");
         for (name, value) in table {
             let path = format!("{path}.{}", name.get_ref());
             let Some((field, _)) = key.fields.iter().find(|(field, _)| field == name.get_ref()) else {
-                self.problem(name.span(), &path, "", format!("unknown key; expected {}", known()));
+                self.problem(name.span(), &path, "", unknown(name.get_ref(), &fields, &known()));
                 continue;
             };
             match value.get_ref().as_str().map(|text| spec.check(key.name, field, text)) {
@@ -148,9 +168,41 @@ impl Reader<'_> {
     }
 }
 
+/// The name of a policy or a group as written, whatever else is wrong.
+pub(super) fn written_name<'t>(table: &'t Spanned<DeValue<'_>>) -> Option<&'t str> {
+    table.get_ref().as_table()?.get("name")?.get_ref().as_str()
+}
+
+/// The message about a key that is not one of those that are known. `expected` names these.
+pub(super) fn unknown(key: &str, known: &[&str], expected: &str) -> String {
+    let near = nearest(key, known.iter().map(|known| (*known).to_owned()));
+    let perhaps = near.map_or_else(String::new, |near| format!(", perhaps {near}"));
+    format!("unknown key{perhaps}; expected {expected}")
+}
+
 #[cfg(test)]
 mod tests {
     use crate::model::config::parse;
+
+    #[test]
+    fn similar_names() {
+        let text = "[[uplink]]\nname = \"internet\"\nmembers = [{ interface = \"eth0\", teir = 2 }]\n\
+                    [[policy]]\nname = \"a\"\nuplink = \"internett\"\nunit = [\"x\"]\nlocl = []\n[default]\n\
+                    [[policy]]\nname = \"b\"\nuplink = \"internet\"\ncgroups = [\"/b\"]\n";
+        let problems = parse("f.toml", text).expect_err("mistakes").to_string();
+        let want = [
+            "f.toml:3:34: uplink \"internet\": members 1: teir: unknown key, perhaps tier; expected interface,",
+            "f.toml:4:1: policy \"a\": units: missing",
+            "f.toml:4:1: policy \"a\": uplink: there is no [[uplink]] \"internett\"; did you mean \"internet\"?",
+            "f.toml:7:1: policy \"a\": unit = [\"x\"]: unknown key, perhaps units; expected name,",
+            "f.toml:8:1: policy \"a\": locl = []: unknown key, perhaps local;",
+            "f.toml:9:2: default: unknown key, perhaps defaults; expected [[policy]],",
+        ];
+        for (problem, want) in problems.lines().zip(want) {
+            assert!(problem.starts_with(want), "{want}\nnot\n{problem}");
+        }
+        assert_eq!(problems.lines().count(), want.len(), "{problems}");
+    }
 
     #[test]
     fn exceptions_are_tables_or_text() {
@@ -168,14 +220,14 @@ mod tests {
                         { to = 1, by = \"a\" },\n7,\n{ to = \"10.0.1.0/24\", by = \"main\" },\n{ to = \"10.0.1.0/24\", by = \"a\" }";
         let problems = parse("f.toml", &text(mistakes)).expect_err("mistakes").to_string();
         let want = [
-            "f.toml:6:8: policy[0].except[0].to = \"10.0.0.7/24\": ",
-            "f.toml:6:28: policy[0].except[0].by = \"none\": expected the name of an interface, \"main\" or \"refuse\"; \"main\" is as",
-            "f.toml:7:1: policy[0].except[1] = \"10.0.0.0/8\": expected TO=BY",
-            "f.toml:8:1: policy[0].except[2].by: missing; expected to and by",
-            "f.toml:8:23: policy[0].except[2].via: unknown key; expected to and by",
-            "f.toml:9:8: policy[0].except[3].to = 1: expected a string",
-            "f.toml:10:1: policy[0].except[4] = 7: expected a list of exceptions, as [{ to =",
-            "f.toml:12:8: policy[0].except[6].to = \"10.0.1.0/24\": 10.0.1.0/24 has an exception already",
+            "f.toml:6:8: policy \"a\": except 1: to = \"10.0.0.7/24\": ",
+            "f.toml:6:28: policy \"a\": except 1: by = \"none\": expected the name of an interface, \"main\" or \"refuse\"; \"main\" is as",
+            "f.toml:7:1: policy \"a\": except 2 = \"10.0.0.0/8\": expected TO=BY",
+            "f.toml:8:1: policy \"a\": except 3: by: missing; expected to and by",
+            "f.toml:8:23: policy \"a\": except 3: via: unknown key; expected to and by",
+            "f.toml:9:8: policy \"a\": except 4: to = 1: expected a string",
+            "f.toml:10:1: policy \"a\": except 5 = 7: expected a list of exceptions, as [{ to =",
+            "f.toml:12:8: policy \"a\": except 7: to = \"10.0.1.0/24\": 10.0.1.0/24 has an exception already",
         ];
         for (problem, want) in problems.lines().zip(want) {
             assert!(problem.starts_with(want), "{want}\nnot\n{problem}");

@@ -69,6 +69,7 @@ impl Reader<'_> {
                 groups.push(group);
             }
         }
+        self.name_problems(NAME, tables);
         groups
     }
 
@@ -88,7 +89,7 @@ impl Reader<'_> {
                 "all_down" => all_down = self.one_word(&path, value).unwrap_or(all_down),
                 "probe" => probe = self.probe(&path, value),
                 "hold" => hold = self.parsed(&path, value, read_hold).unwrap_or(hold),
-                _ => self.problem(key.span(), &path, "", format!("unknown key; expected {}", KEYS.join(", "))),
+                _ => self.unknown_key(key, &path, &KEYS),
             }
         }
         for (key, is_there, expected) in [
@@ -131,7 +132,7 @@ impl Reader<'_> {
                 "prefer" => &mut auto.prefer,
                 "include" => &mut auto.include,
                 _ => {
-                    self.problem(key.span(), &path, "", format!("unknown key; expected {}", AUTO_KEYS.join(", ")));
+                    self.unknown_key(key, &path, &AUTO_KEYS);
                     continue;
                 }
             };
@@ -179,7 +180,7 @@ impl Reader<'_> {
                 "weight" => member.weight = self.small(&path, value).unwrap_or(member.weight),
                 "metered" => member.metered = self.is_true(&path, value),
                 "dns" => member.dns = self.resolvers(&path, value),
-                _ => self.problem(key.span(), &path, "", format!("unknown key; expected {}", MEMBER_KEYS.join(", "))),
+                _ => self.unknown_key(key, &path, &MEMBER_KEYS),
             }
         }
         if !fields.contains_key("interface") {
@@ -206,7 +207,7 @@ impl Reader<'_> {
                 "fall" => probe.fall = self.small(&path, value).unwrap_or(probe.fall),
                 "rise" => probe.rise = self.small(&path, value).unwrap_or(probe.rise),
                 "idle" => probe.idle = self.is_true(&path, value),
-                _ => self.problem(key.span(), &path, "", format!("unknown key; expected {}", PROBE_KEYS.join(", "))),
+                _ => self.unknown_key(key, &path, &PROBE_KEYS),
             }
         }
         if !fields.contains_key("timeout") {
@@ -357,36 +358,44 @@ cgroups = ["/a"]
     #[test]
     fn mistakes() {
         let cases = [
-            ("weight = 3", "weight = 0", "uplink[0].members[0].weight = 0: expected a number from 1 to 100"),
+            ("weight = 3", "weight = 0", "uplink \"internet\": members 1: weight = 0: expected a number from 1 to 100"),
             ("\"eth2\"", "\"eth1\"", "eth1 is a member twice; expected each interface once"),
-            ("\"eth2\"", "7", "uplink[0].members[1] = 7: expected the name of an interface, or a table with it"),
-            ("interface = \"wwan0\", ", "", "uplink[0].members[2].interface: missing"),
-            ("metered = true", "metered = 1", "members[2].metered = 1: expected true or false"),
-            ("\"1m\"", "\"2h\"", "uplink[0].hold = \"2h\": expected whole seconds up to an hour"),
-            ("\"socket\"", "\"random\"", "uplink[0].balance = \"random\": expected \"cgroup\", \"destination\" or"),
+            (
+                "\"eth2\"",
+                "7",
+                "uplink \"internet\": members 2 = 7: expected the name of an interface, or a table with it",
+            ),
+            ("interface = \"wwan0\", ", "", "uplink \"internet\": members 3: interface: missing"),
+            ("metered = true", "metered = 1", "members 3: metered = 1: expected true or false"),
+            ("\"1m\"", "\"2h\"", "uplink \"internet\": hold = \"2h\": expected whole seconds up to an hour"),
+            (
+                "\"socket\"",
+                "\"random\"",
+                "uplink \"internet\": balance = \"random\": expected \"cgroup\", \"destination\" or",
+            ),
             (
                 "\"gateway\"",
                 "\"ping\"",
-                "uplink[0].probe.targets[0] = \"ping\": expected \"gateway\", \"icmp:ADDRESS\"",
+                "uplink \"internet\": probe.targets 1 = \"ping\": expected \"gateway\", \"icmp:ADDRESS\"",
             ),
-            ("interval", "every", "uplink[0].probe.every: unknown key; expected targets, need,"),
-            ("300ms", "3ms", "uplink[0].probe.interval = \"3ms\": expected 50ms to 1h"),
-            ("balance", "auto", "uplink[0].auto = \"socket\": expected a table"),
-            ("balance = \"socket\"", "auto = {}", "uplink[0].auto = {}: expected members or auto, not both"),
+            ("interval", "every", "uplink \"internet\": probe.every: unknown key; expected targets, need,"),
+            ("300ms", "3ms", "uplink \"internet\": probe.interval = \"3ms\": expected 50ms to 1h"),
+            ("balance", "auto", "uplink \"internet\": auto = \"socket\": expected a table"),
+            ("balance = \"socket\"", "auto = {}", "uplink \"internet\": auto = {}: expected members or auto, not both"),
             (
                 "name = \"internet\"",
                 "name = \"auto\"",
-                "uplink[0].name = \"auto\": \"auto\" needs no [[uplink]]; expected another",
+                "uplink \"auto\": name = \"auto\": \"auto\" needs no [[uplink]]; expected another",
             ),
             (
                 "name = \"internet\"",
                 "name = \"a+b\"",
-                "uplink[0].name = \"a+b\": \"a+b\" needs no [[uplink]]; expected another",
+                "uplink \"a+b\": name = \"a+b\": \"a+b\" needs no [[uplink]]; expected another",
             ),
-            ("all_down", "all_up", "uplink[0].all_up: unknown key; expected name, members,"),
-            ("name = \"internet\"\n", "", "uplink[0].name: missing"),
-            ("uplink = \"internet\"", "uplink = \"lte\"", "policy[0].uplink: there is no [[uplink]] \"lte\""),
-            ("uplink = \"internet\"", "uplink = \"a,b\"", "policy[0].uplink = \"a,b\": `,` and `!` are not part"),
+            ("all_down", "all_up", "uplink \"internet\": all_up: unknown key; expected name, members,"),
+            ("name = \"internet\"\n", "", "uplink 1: name: missing"),
+            ("uplink = \"internet\"", "uplink = \"lte\"", "policy \"a\": uplink: there is no [[uplink]] \"lte\""),
+            ("uplink = \"internet\"", "uplink = \"a,b\"", "policy \"a\": uplink = \"a,b\": `,` and `!` are not part"),
             ("uplink = \"internet\"", "uplink = \"internet\"\ninterface = \"eth0\"", "expected interface or uplink"),
             (
                 "uplink = \"internet\"",

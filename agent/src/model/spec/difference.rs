@@ -1,13 +1,15 @@
 //! How two versions of a policy differ.
 
-use super::{KEYS, NOTHING, PolicySpec};
+use super::{KEYS, Key, NOTHING, PolicySpec};
 
 /// The keys that differ, with both values.
 pub fn changes(before: &PolicySpec, now: &PolicySpec) -> Vec<String> {
-    let value = |spec: &PolicySpec, key: &str| {
-        let texts = spec.texts(key).unwrap_or_default();
-        if texts.is_empty() { NOTHING.to_owned() } else { texts.join(", ") }
+    let value = |spec: &PolicySpec, key: &Key| match spec.texts(key.name).unwrap_or_default() {
+        texts if !texts.is_empty() => texts.join(", "),
+        _ if key.is_list => NOTHING.to_owned(),
+        // "none" is an uplink, too.
+        _ => "not set".to_owned(),
     };
-    let differs = KEYS.iter().filter(|key| value(before, key.name) != value(now, key.name));
-    differs.map(|key| format!("{}: {} (was {})", key.name, value(now, key.name), value(before, key.name))).collect()
+    let differs = KEYS.iter().filter(|key| value(before, key) != value(now, key));
+    differs.map(|key| format!("{}: {} (was {})", key.name, value(now, key), value(before, key))).collect()
 }

@@ -224,9 +224,9 @@ users = [\"a b\"]
         assert_eq!(texts, ["transmission.service", "backup@*.service", "app-*firefox*.scope", "alice"]);
         let problems = parse("f.toml", text).expect_err("mistakes").to_string();
         let want = [
-            "f.toml:10:10: policy[1].units = \"transmission.service\": policy \"a\" claims the same units",
-            "f.toml:10:34: policy[1].units = \"x.timer\": a timer has no processes; expected a list of units",
-            "f.toml:11:10: policy[1].users = \"a b\": it is not the name of a user",
+            "f.toml:10:10: policy \"b\": units = \"transmission.service\": policy \"a\" claims the same units",
+            "f.toml:10:34: policy \"b\": units = \"x.timer\": a timer has no processes; expected a list of units",
+            "f.toml:11:10: policy \"b\": users = \"a b\": it is not the name of a user",
         ];
         assert_eq!(problems.lines().count(), want.len(), "{problems}");
         for (problem, want) in problems.lines().zip(want) {

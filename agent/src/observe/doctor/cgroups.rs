@@ -22,18 +22,22 @@ use crate::{
         spec::{Named, Pattern},
     },
     observe::{
-        doubts,
+        doubts::{self, Doubt},
         unsteered::{self, Unsteered},
     },
 };
 
 pub(super) fn check_patterns(survey: &Survey, report: &mut Report) {
-    for policy in &survey.config.policies {
-        check_policy(survey, policy, report);
+    let policies = &survey.config.policies;
+    let named: Vec<_> = policies.iter().map(|policy| (policy.name.as_str(), &*policy.cgroups)).collect();
+    let cgroups: Vec<_> = survey.cgroups.iter().map(|found| found.path.clone()).collect();
+    let shadowed = doubts::shadowed(&named, &cgroups);
+    for policy in policies {
+        check_policy(survey, policy, &shadowed, report);
     }
 }
 
-fn check_policy(survey: &Survey, policy: &Policy, report: &mut Report) {
+fn check_policy(survey: &Survey, policy: &Policy, shadowed: &[Doubt], report: &mut Report) {
     if survey.hierarchy.is_none() {
         report.not_applicable(Topic::CgroupPattern, Subject::Policy(policy.name.clone()), "the cgroups were not read");
         return;
@@ -64,8 +68,17 @@ fn check_policy(survey: &Survey, policy: &Policy, report: &mut Report) {
             fix: Some(Fix::advice(fix)),
         }
     });
+    let without_effect = shadowed.iter().filter(|doubt| doubt.policy == policy.name).map(|doubt| Finding {
+        id: Topic::CgroupPattern,
+        severity: Severity::Warning,
+        subject: Subject::Policy(policy.name.clone()),
+        what: doubt.problem.clone(),
+        why: "a cgroup has one policy: the first that names it by a path, a unit or a user".to_owned(),
+        fix: Some(Fix::advice(format!("remove it from `{}` in one of the policies", doubt.key))),
+    });
+    let found = found.chain(without_effect).collect();
     let detail = "every pattern matches a cgroup";
-    report.conclude(Topic::CgroupPattern, Subject::Policy(policy.name.clone()), found.collect(), detail);
+    report.conclude(Topic::CgroupPattern, Subject::Policy(policy.name.clone()), found, detail);
 }
 
 fn matching<'a>(survey: &'a Survey, pattern: &'a Pattern) -> impl Iterator<Item = &'a Found> {

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
 use crate::{
+    host::route,
     model::uplink::{
         Family,
+        auto::{self, Auto, Selector},
         group::{self, Group, GroupName},
         health::State,
     },
@@ -32,6 +34,12 @@ pub(super) fn check(survey: &Survey, probed: &[UplinkStatus], report: &mut Repor
             (it.netns_cookie, it.slot, &it.name) == (status.netns_cookie, status.slot, &status.name)
         };
         found.extend(probed.iter().find(is_it).into_iter().flat_map(silent_targets));
+        let auto = configured.as_deref().and_then(|group| group.auto.as_ref());
+        if let (Some(auto), true, true) =
+            (auto, status.members.is_empty(), survey.netns_cookie == Some(status.netns_cookie))
+        {
+            found.extend(no_line(status, auto));
+        }
         report.conclude(Topic::UplinkGroup, subject, found, "its members work, and probes can tell");
     }
     Ok(())
@@ -42,12 +50,29 @@ fn finding(status: &UplinkStatus, severity: Severity, what: String, why: &str, f
     Finding { id: Topic::UplinkGroup, severity, subject, what, why: why.to_owned(), fix: Some(Fix::advice(fix)) }
 }
 
+/// Why no link of this host can be a member of a group of `auto`.
+fn no_line(status: &UplinkStatus, auto: &Auto) -> Option<Finding> {
+    let selector = Selector::new(auto).ok()?;
+    let links = route::lines(&|name| selector.includes(name)).unwrap_or_default();
+    let why = |link: &auto::Link| {
+        let refusal = selector.refusal(link, Family::V4)?;
+        Some(format!("{}: {refusal}", link.name))
+    };
+    let links: Vec<_> = links.iter().filter(|link| link.arphrd != libc::ARPHRD_LOOPBACK).filter_map(why).collect();
+    let links = if links.is_empty() { "there is none".to_owned() } else { links.join("; ") };
+    let what = format!("no link of this host is a line that it may choose: {links}");
+    let fix = format!(
+        "create the line, or name a virtual link that leads to one: [[uplink]] name = \"lines\", auto = {{ include = [\"LINK\"] }}, and \
+         uplink = \"lines\" in the policies that use {}; tunnels are never chosen, so name these as `interface`",
+        status.name
+    );
+    Some(finding(status, Severity::Error, what, "its policies are closed until there is one", fix))
+}
+
 /// The families in which a member is down.
 fn health(status: &UplinkStatus, member: &MemberStatus) -> Vec<Finding> {
-    let is_down = |family: &Family| {
-        let health = member.health(*family);
-        health.state == State::Down.to_string() || health.state == State::Held.to_string()
-    };
+    // One that is held works: it waits.
+    let is_down = |family: &Family| is_down_in(member, *family);
     // A host without IPv6 is no fault of a member.
     let has_family = |family: &Family| status.members.iter().any(|member| !is_down_in(member, *family));
     let down: Vec<Family> = Family::ALL.into_iter().filter(is_down).filter(has_family).collect();
@@ -56,10 +81,11 @@ fn health(status: &UplinkStatus, member: &MemberStatus) -> Vec<Finding> {
     if !nobody && member.ifindex.is_none() && member.hand != "down" {
         return Vec::new();
     }
-    let families = if nobody { &[Family::V4][..] } else { &down };
+    let is_same = (&member.ipv4.state, &member.ipv4.reason) == (&member.ipv6.state, &member.ipv6.reason);
+    let families = if nobody || is_same && !down.is_empty() { &[Family::V4][..] } else { &down };
     let findings = families.iter().filter(|family| is_down(family)).map(|family| {
         let health = member.health(*family);
-        let of = if nobody { String::new() } else { format!(" for {family}") };
+        let of = if nobody || is_same { String::new() } else { format!(" for {family}") };
         let what = format!("{} is {}{of}: {}", member.interface, health.state, health.reason);
         let why = if nobody { "no member works" } else { "its share of new sockets goes to the other members" };
         let fix = if member.hand == "down" {

@@ -44,6 +44,8 @@ pub struct Options {
     pub blind_spots: Vec<BlindSpot>,
     /// The groups of uplinks as a running daemon shows them, with the results of probes.
     pub uplinks: Vec<UplinkStatus>,
+    /// What to do, if the daemon that runs does not answer.
+    pub silent: Option<String>,
     /// Whether the user named the configuration file, so that it must exist.
     pub config_is_named: bool,
 }

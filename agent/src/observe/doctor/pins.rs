@@ -24,6 +24,18 @@ pub(super) fn check(survey: &Survey, report: &mut Report) {
 
 fn check_daemon(survey: &Survey, report: &mut Report) {
     let by_config = survey.attached.iter().filter(|attached| !attached.attachment.is_manual()).count();
+    if let (Some(silent), true) = (&survey.silent, survey.daemon) {
+        let (what, advice) = silent.split_once(": ").unwrap_or((silent, ""));
+        report.find(Finding {
+            id: Topic::Daemon,
+            severity: Severity::Error,
+            subject: Subject::Host,
+            what: what.to_owned(),
+            why: "changed uplinks, new cgroups and a changed configuration have no effect".to_owned(),
+            fix: Some(Fix::advice(advice)),
+        });
+        return;
+    }
     let (what, why) = if survey.daemon {
         report.ok(Topic::Daemon, Subject::Host, "a daemon runs");
         return;

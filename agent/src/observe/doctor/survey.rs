@@ -47,6 +47,8 @@ pub(super) struct Survey {
     /// All cgroups, each after its parent.
     pub(super) cgroups: Vec<Found>,
     pub(super) daemon: bool,
+    /// What to do, if it does not answer.
+    pub(super) silent: Option<String>,
     /// The policies in force.
     pub(super) in_force: Vec<PolicyEntry>,
     /// The attachments of existing cgroups, by path.
@@ -86,6 +88,7 @@ impl Survey {
         let mut survey = Self {
             steer: options.steer.clone(),
             start: options.start(),
+            silent: options.silent.clone(),
             store: Some(options.store.clone()),
             is_privileged,
             pin_directory: options.pin_directory.display().to_string(),

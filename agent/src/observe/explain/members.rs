@@ -1,8 +1,9 @@
 //! Which member of a group of uplinks new sockets get, and why. Pure.
 
+use anyhow::{bail, ensure};
 use serde::Serialize;
 
-use super::chain::Attached;
+use super::chain::{Attached, Deciding};
 use crate::{
     apply::uplinks,
     kernel::{members, text},
@@ -34,6 +35,24 @@ pub struct Predicted {
     pub ipv4: Option<String>,
     /// The member for IPv6.
     pub ipv6: Option<String>,
+}
+
+/// Fails if a state is assumed of what is no member.
+pub(super) fn check(deciding: Deciding<'_>, assumed: &[(String, State)]) -> anyhow::Result<()> {
+    if assumed.is_empty() {
+        return Ok(());
+    }
+    let group = match deciding {
+        Deciding::Attachment(_, attached) => attached.policy.as_ref().and_then(|policy| policy.group.as_deref()),
+        Deciding::OtherVersion(_) | Deciding::Nobody => None,
+    };
+    let Some(group) = group else { bail!("--if is for members of a group of uplinks, and no group decides here") };
+    let names: Vec<_> = members(group).map(|(_, member)| text(&member.interface)).collect();
+    for (name, _) in assumed {
+        let of = text(&group.name);
+        ensure!(names.contains(name), "--if: {name} is no member of uplink {of}; its members are {}", names.join(", "));
+    }
+    Ok(())
 }
 
 pub(super) fn members_of(attached: &Attached, assumed: &[(String, State)]) -> Option<Members> {

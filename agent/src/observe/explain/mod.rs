@@ -53,5 +53,6 @@ pub async fn explain(options: &Options, hierarchy: &Hierarchy, target: &Target) 
     let facts = look::read(options, hierarchy, target).await?;
     let deciding = chain::deciding(&facts.levels);
     let network = look::read_network(options, &facts, deciding).await?;
+    members::check(deciding, &options.assumed)?;
     Ok(assembly::assemble(&facts, deciding, &network, &options.assumed))
 }

@@ -189,7 +189,7 @@ fn member_status(
     }
 }
 
-fn health_status(group: &UplinkRecord, position: usize, family: Family) -> HealthStatus {
+pub(super) fn health_status(group: &UplinkRecord, position: usize, family: Family) -> HealthStatus {
     let at = family as usize;
     let record = group.health[at][position];
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);

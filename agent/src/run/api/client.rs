@@ -17,6 +17,8 @@ use tokio::net::UnixStream;
 
 use super::Problem;
 
+/// In what time a daemon that runs answers something that asks for no work.
+const SOON: Duration = Duration::from_secs(2);
 /// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -31,6 +33,14 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// A daemon listens, and does not answer.
+    #[error("{}", silence(socket, *pid))]
+    Silent {
+        /// Path of the socket.
+        socket: String,
+        /// The daemon.
+        pid: Option<i32>,
+    },
     /// The daemon refused the request.
     #[error("the daemon refused: {}", described(.0))]
     Refused(Problem),
@@ -39,8 +49,34 @@ pub enum Error {
     Garbled(String),
 }
 
+/// Why nothing follows any more.
+#[derive(Debug, Error)]
+pub enum Following {
+    /// The daemon has ended.
+    #[error("the daemon has ended")]
+    Ended,
+    /// It was refused, or what came could not be handled.
+    #[error(transparent)]
+    Failed(anyhow::Error),
+}
+
+impl From<Error> for Following {
+    fn from(error: Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 fn parse<T: DeserializeOwned>((_, body): (StatusCode, Bytes)) -> Result<T, Error> {
     serde_json::from_slice(&body).map_err(|error| Error::Garbled(error.to_string()))
+}
+
+fn silence(socket: &str, pid: Option<i32>) -> String {
+    let (process, wake) = pid.map_or_else(Default::default, |pid| {
+        (format!(" (process {pid})"), format!("`kill -CONT {pid}` wakes a daemon that is stopped; otherwise "))
+    });
+    format!(
+        "the daemon{process} does not answer at {socket}: {wake}restart it, as with `systemctl restart steer`; what is steered stays steered"
+    )
 }
 
 fn refusal(body: &[u8]) -> Error {
@@ -49,6 +85,8 @@ fn refusal(body: &[u8]) -> Error {
 
 fn described(problem: &Problem) -> String {
     let fields = problem.errors.iter().map(|error| match error.field.as_str() {
+        // As `steer check` prints it.
+        _ if error.place.is_some() => format!("\n{}", error.detail),
         "" => format!("\n  {}", error.detail),
         field => format!("\n  {field}: {}", error.detail),
     });
@@ -67,25 +105,43 @@ impl<'a> Client<'a> {
         UnixStream::connect(socket).await.ok().map(|_| Self { socket })
     }
 
+    /// Fails if the daemon does not answer at all, soon.
+    pub async fn knock(self) -> Result<(), Error> {
+        // Whatever the answer is.
+        match tokio::time::timeout(SOON, self.begin(Method::GET, "/", Bytes::new())).await {
+            Ok(answer) => answer.map(drop),
+            Err(_elapsed) => {
+                let pid = UnixStream::connect(self.socket).await.ok().and_then(|stream| stream.peer_cred().ok()?.pid());
+                Err(Error::Silent { socket: self.socket.display().to_string(), pid })
+            }
+        }
+    }
+
     /// Reads a resource.
     pub async fn get<T: DeserializeOwned>(self, path: &str) -> Result<T, Error> {
         parse(self.send(Method::GET, path, Bytes::new()).await?)
     }
 
     /// Follows a resource: passes each line to `handle`, until the daemon ends or `handle` fails.
-    pub async fn follow(self, path: &str, mut handle: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub async fn follow(
+        self,
+        path: &str,
+        mut handle: impl FnMut(&[u8]) -> anyhow::Result<()>,
+    ) -> Result<(), Following> {
         let broken = |error: hyper::Error| self.unreachable(io::Error::other(error));
+        self.knock().await?;
         let mut response = self.begin(Method::GET, path, Bytes::new()).await?;
         if !response.status().is_success() {
             let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
-            return Err(refusal(&body).into());
+            return Err(Following::Failed(refusal(&body).into()));
         }
         let mut waiting = Vec::new();
         while let Some(frame) = response.frame().await {
-            waiting.extend_from_slice(&frame.map_err(broken)?.into_data().unwrap_or_default());
+            let frame = frame.map_err(|_ended_within_a_chunk| Following::Ended)?;
+            waiting.extend_from_slice(&frame.into_data().unwrap_or_default());
             while let Some(end) = waiting.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = waiting.drain(..=end).collect();
-                handle(&line)?;
+                handle(&line).map_err(Following::Failed)?;
             }
         }
         Ok(())
@@ -114,6 +170,7 @@ impl<'a> Client<'a> {
     }
 
     async fn send(self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Error> {
+        self.knock().await?;
         let late = |_elapsed| self.unreachable(io::ErrorKind::TimedOut.into());
         let (status, body) = tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await.map_err(late)??;
         // A failed health check has status 503 and the same document as a successful one.

@@ -16,7 +16,10 @@ use crate::{
     apply::{blind_spots::BlindSpot, uplinks::Probed},
     host::link::Table,
     kernel::Pins,
-    model::{config, uplink::health::Hand},
+    model::{
+        config,
+        uplink::{group::Group, health::Hand},
+    },
 };
 
 /// Queued requests to the daemon's loop, which takes them immediately.
@@ -77,6 +80,8 @@ impl Request {
 pub struct View {
     /// The policies as last read.
     pub policies: Arc<[config::Policy]>,
+    /// The groups of uplinks as last read.
+    pub uplinks: Arc<[Group]>,
     /// The current links.
     pub links: Arc<Table>,
     /// Where the daemon does not see new cgroups.

@@ -5,7 +5,11 @@ use utoipa::ToSchema;
 
 use crate::{
     host::{link::Table, policy_files::Kept},
-    model::{config, spec::PolicySpec},
+    model::{
+        config,
+        spec::PolicySpec,
+        uplink::group::{self, Group},
+    },
 };
 
 /// A policy as it is kept.
@@ -90,15 +94,20 @@ pub struct InterfaceDocument {
     pub name: String,
     /// Its alternative names.
     pub alternative_names: Vec<String>,
-    /// Policies whose uplink it is.
+    /// Policies whose uplink it is, or a member of their group of uplinks.
     pub policies: Vec<String>,
 }
 
 impl InterfaceDocument {
-    /// Every link of the table.
-    pub fn all(table: &Table, policies: &[config::Policy]) -> Vec<Self> {
+    /// Every link of the table. `groups`: those of the configuration. The lines of `auto` are not known here.
+    pub fn all(table: &Table, policies: &[config::Policy], groups: &[Group]) -> Vec<Self> {
         let uplink_of = |names: &[&str]| {
-            let uses = policies.iter().filter(|policy| policy.interface().is_some_and(|name| names.contains(&name)));
+            let uses = policies.iter().filter(|policy| {
+                let group = policy.target.uplink.group().and_then(|name| group::named(groups, name));
+                let members =
+                    group.iter().flat_map(|group| group.members.iter().map(|member| member.interface.as_str()));
+                members.chain(policy.interface()).any(|name| names.contains(&name))
+            });
             uses.map(|policy| policy.name.clone()).collect()
         };
         let links = table.links().map(|(ifindex, names)| {

@@ -27,8 +27,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub use control::{Control, Decided, Reply, Request, View};
 pub use document::{Health, InterfaceDocument, PolicyDocument, PolicyRequest};
 pub use policies::parse as parse_policy;
-pub use problem::{FieldError, Problem};
-pub use serve::{Serving, Socket, bind_metrics};
+pub use problem::{FieldError, Place, Problem};
+pub use serve::{Serving, Socket, bind_metrics, group_id, require_loopback};
 
 use crate::{host::policy_files::Store, kernel::Pins};
 

@@ -29,8 +29,22 @@ pub struct Problem {
 pub struct FieldError {
     /// Its name, with the index where it is a list; empty for the body as a whole.
     pub field: String,
-    /// What is wrong and what was expected.
+    /// What is wrong and what was expected; for a mistake in a file, with its place.
     pub detail: String,
+    /// Where the mistake is, if it is in a file and not in the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+}
+
+/// A place in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Place {
+    /// The file.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
 }
 
 impl Problem {
@@ -41,8 +55,25 @@ impl Problem {
 
     /// An error of one field.
     pub(crate) fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        let errors = vec![FieldError { field: field.into(), detail: detail.into() }];
+        let errors = vec![FieldError { field: field.into(), detail: detail.into(), place: None }];
         Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the policy has mistakes") }
+    }
+
+    /// The files have mistakes, whatever was requested; or they cannot be read.
+    pub(crate) fn in_files(error: policy_files::Error) -> Self {
+        let policy_files::Error::Invalid(Problems { problems }) = error else { return error.into() };
+        let errors = problems.into_iter().map(|problem| FieldError {
+            detail: problem.to_string(),
+            field: problem.key,
+            place: Some(Place { file: problem.file, line: problem.line, column: problem.column }),
+        });
+        let detail = "the files of the configuration have mistakes, so nothing was changed";
+        Self { errors: errors.collect(), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
+    }
+
+    /// Whether what was asked for, or a file, has mistakes.
+    pub fn is_of_mistakes(&self) -> bool {
+        self.status == StatusCode::UNPROCESSABLE_ENTITY
     }
 
     /// An internal error.
@@ -66,7 +97,7 @@ impl From<Problems> for Problem {
             // A policy of the API is parsed as a file with one policy.
             let field = problem.key.strip_prefix("policy[0].").unwrap_or(&problem.key).to_owned();
             let value = if problem.value.is_empty() { String::new() } else { format!("{}: ", problem.value) };
-            FieldError { field, detail: format!("{value}{}", problem.message) }
+            FieldError { field, detail: format!("{value}{}", problem.message), place: None }
         });
         Self { errors: errors.collect(), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the policy has mistakes") }
     }

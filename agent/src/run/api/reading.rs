@@ -18,6 +18,7 @@ use super::{Health, InterfaceDocument, Lasting, Problem, State};
 use crate::{
     host::cgroup::Hierarchy,
     kernel,
+    model::{config::Config, policy::Policies},
     observe::{
         events::Event,
         metrics,
@@ -76,8 +77,19 @@ async fn read(state: &State) -> Result<Status, Problem> {
 }
 
 async fn read_health(state: &State) -> Result<Health, Problem> {
-    let store = state.store.clone();
-    let config_error = on_a_reader(state, move || store.read().err().map(|error| error.to_string())).await?;
+    let (store, policies) = (state.store.clone(), state.control.view().policies);
+    let refused = move || match store.read() {
+        Err(error) => Some(error.to_string()),
+        Ok(config) if config.policies.is_empty() && !policies.is_empty() => {
+            Some("there is no policy in the files; the previous policies stay in force".to_owned())
+        }
+        Ok(config) => {
+            let in_force = Policies::new(Config { policies: policies.to_vec(), ..Config::default() });
+            let emptied = in_force.emptied_by(&config);
+            emptied.map(|file| format!("{file} has lost all its policies; the previous policies stay in force"))
+        }
+    };
+    let config_error = on_a_reader(state, refused).await?;
     Ok(Health {
         ok: !state.control.view().behind && config_error.is_none(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -115,7 +127,21 @@ pub(super) async fn counters(Extracted(state): Extracted<State>) -> Result<Json<
 #[utoipa::path(get, path = "/v1/interfaces", tag = "state", responses((status = OK, body = [InterfaceDocument])))]
 pub(super) async fn interfaces(Extracted(state): Extracted<State>) -> Result<Json<Vec<InterfaceDocument>>, Problem> {
     let view = state.control.view();
-    Ok(Json(InterfaceDocument::all(&view.links, &view.policies)))
+    let mut links = InterfaceDocument::all(&view.links, &view.policies, &view.uplinks);
+    // The lines that `auto` has chosen.
+    let pins = state.pins.clone();
+    let groups = on_a_reader(&state, move || uplinks::read(&pins, &[])).await?;
+    for group in groups.map_err(|error| Problem::internal(&error))? {
+        for link in &mut links {
+            let is_it = |ifindex: i32| u32::try_from(ifindex) == Ok(link.ifindex);
+            if group.members.iter().any(|member| member.ifindex.is_some_and(is_it)) {
+                link.policies.extend(group.policies.iter().cloned());
+                link.policies.sort();
+                link.policies.dedup();
+            }
+        }
+    }
+    Ok(Json(links))
 }
 
 /// Which events.

@@ -103,7 +103,7 @@ impl Drop for Socket {
 }
 
 /// The group of that name or number.
-fn group_id(name: &str) -> io::Result<u32> {
+pub fn group_id(name: &str) -> io::Result<u32> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }
@@ -113,15 +113,19 @@ fn group_id(name: &str) -> io::Result<u32> {
 
 /// Listens for metrics clients, on loopback only, because they are not authenticated.
 pub fn bind_metrics(address: SocketAddr) -> io::Result<StdTcpListener> {
-    if !address.ip().is_loopback() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "expected a loopback address, because clients of the metrics are not authenticated",
-        ));
-    }
+    require_loopback(address)?;
     let listener = StdTcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// Fails unless it is an address of this host that others do not reach.
+pub fn require_loopback(address: SocketAddr) -> io::Result<()> {
+    if address.ip().is_loopback() {
+        return Ok(());
+    }
+    let message = "expected a loopback address, because clients of the metrics are not authenticated";
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
 }
 
 /// The thread that serves the API. It ends when this is dropped.

@@ -49,6 +49,7 @@ impl Answering<'_> {
 
     fn put(&mut self, name: &str, policy: &PolicyRequest) -> Result<(PolicyDocument, bool), Failure> {
         let text = policy.to_toml(name).map_err(|error| Problem::internal(&error))?;
+        self.store.read().map_err(Problem::in_files)?;
         let is_new = self.store.put(name, &text, policy.kept())?;
         log::info!("policy {name} is {}", if is_new { "new" } else { "changed" });
         self.carry_out()?;
@@ -59,6 +60,7 @@ impl Answering<'_> {
     }
 
     fn remove(&mut self, name: &str) -> Result<(), Failure> {
+        self.store.read().map_err(Problem::in_files)?;
         self.store.remove(name)?;
         log::info!("policy {name} is removed");
         self.carry_out()
@@ -75,7 +77,7 @@ impl Answering<'_> {
 
     /// As after a change of the files, an empty set of policies is refused: it is more likely a mistake.
     fn reload(&mut self) -> Result<(), Failure> {
-        if self.store.read()?.policies.is_empty() && self.steering.has_policies() {
+        if self.store.read().map_err(Problem::in_files)?.policies.is_empty() && self.steering.has_policies() {
             let detail =
                 "there is no policy in the files; the previous policies stay in force (`steer off` ends steering)";
             return Err(Problem::new(StatusCode::CONFLICT, detail).into());
@@ -87,7 +89,7 @@ impl Answering<'_> {
 
     /// Reads the files and applies them. An empty set of policies is allowed: the request asked for it.
     fn carry_out(&mut self) -> Result<(), Failure> {
-        let config = self.store.read()?;
+        let config = self.store.read().map_err(Problem::in_files)?;
         if let Some(emptied) = self.steering.policies().emptied_by(&config) {
             return Err(Problem::new(StatusCode::CONFLICT, describe_emptied(emptied)).into());
         }

@@ -241,5 +241,6 @@ pub(super) fn warn_of_start_only(daemon: &DaemonConfig, config: &Config) {
 /// Shows the policies as read last.
 pub(super) fn show_policies(view: &watch::Sender<View>, steering: &Steering) {
     let policies: Arc<[_]> = steering.policies().configured().into();
-    view.send_modify(|view| view.policies = policies);
+    let uplinks: Arc<[_]> = steering.policies().uplinks().into();
+    view.send_modify(|view| (view.policies, view.uplinks) = (policies, uplinks));
 }

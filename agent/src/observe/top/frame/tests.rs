@@ -25,6 +25,7 @@ fn policy(counters: &[(&str, u64)]) -> PolicyStatus {
         name: "vpn".to_owned(),
         origin: Origin::Config,
         interface: Some("wg0".to_owned()),
+        uplink: None,
         ifindex: Some(7),
         members: Vec::new(),
         stale: None,
