@@ -131,8 +131,8 @@ pub(crate) const PAGES: &[Page] = &[
         ],
         exit: &[
             ("0", "The files are in force; with --dry-run, there is a plan."),
-            ("1", "No daemon answers, or it refuses the files, also if they have mistakes."),
-            ("2", "The command line has a mistake; with --dry-run, also a file."),
+            ("1", "No daemon answers, or it refuses the files."),
+            ("2", "The command line or a file has a mistake."),
         ],
         ..PLAIN
     },
