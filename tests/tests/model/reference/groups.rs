@@ -222,6 +222,10 @@ impl Reference {
         self.lacking.get(&line).is_some_and(|lacks| lacks.iter().any(|lack| lack.is_of(family)))
     }
 
+    pub(super) fn lacks_anything(&self, line: Line) -> bool {
+        self.lacking.get(&line).is_some_and(|lacks| !lacks.is_empty())
+    }
+
     pub(crate) fn lacks_carrier(&self, line: Line) -> bool {
         self.lacking.get(&line).is_some_and(|lacks| lacks.contains(&Lack::Carrier))
     }

@@ -49,6 +49,8 @@ impl To {
 pub(crate) struct Followed {
     names: BTreeMap<String, Line>,
     lines: BTreeSet<Line>,
+    /// Those that lacked something. What they got back since has not been seen.
+    lacking: BTreeSet<Line>,
     further: Option<Line>,
 }
 
@@ -79,6 +81,7 @@ impl Reference {
         Followed {
             names: of().map(|(line, name)| (name.clone(), *line)).collect(),
             lines: of().map(|(line, _)| *line).collect(),
+            lacking: of().map(|(line, _)| *line).filter(|line| self.lacks_anything(*line)).collect(),
             further: self.further_line(space),
         }
     }
@@ -141,6 +144,12 @@ impl Reference {
             To::Further if followed.further == self.further_line(space) => or_uplink(followed.further.filter(exists)),
             // Nobody has seen yet that it came or went.
             To::Further => Answer::within(followed.further.into_iter().filter(exists).chain(uplink().may)),
+        };
+        let answer = if answer.must.is_disjoint(&followed.lacking) {
+            answer
+        } else {
+            let may = answer.may.into_iter().chain(uplink().may).collect();
+            Answer { must: BTreeSet::new(), may, resolver: answer.resolver }
         };
         self.while_broken(held, way, answer)
     }
