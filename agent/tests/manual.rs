@@ -58,5 +58,10 @@ fn the_document_has_the_exit_statuses() {
     for (name, _) in ENVIRONMENT {
         assert!(DOCUMENT.contains(&format!("`{name}")), "{name}");
     }
-    assert!(PAGES.iter().flat_map(|page| page.files.iter().chain(&FILES).chain(page.environment)).all(|(name, _)| !name.is_empty()));
+    assert!(
+        PAGES
+            .iter()
+            .flat_map(|page| page.files.iter().chain(&FILES).chain(page.environment))
+            .all(|(name, _)| !name.is_empty())
+    );
 }

@@ -85,7 +85,8 @@ fn changes(before: &Attachments, after: &Attachments) -> Vec<String> {
 fn planned(plan: &Value) -> Vec<String> {
     let cgroups = plan["cgroups"].as_array().cloned().unwrap_or_default();
     let texts = cgroups.iter().map(|cgroup| {
-        let (path, action) = (cgroup["path"].as_str().unwrap_or_default(), cgroup["action"].as_str().unwrap_or_default());
+        let (path, action) =
+            (cgroup["path"].as_str().unwrap_or_default(), cgroup["action"].as_str().unwrap_or_default());
         match (action, cgroup["after"].as_str()) {
             ("detach" | "close", _) | (_, None) => format!("{path} {action}"),
             (_, Some(policy)) => format!("{path} {action} {policy}"),
@@ -106,7 +107,8 @@ fn is_what_a_reload_does() -> Outcome {
     let _x = two.child("x")?;
     let mut client = bed.client(Some(&one), User::Root)?;
     let port = bed.server.port().to_string();
-    let sockets = ["--proto", "tcp", "--proto", "udp", "--proto", "udp-unconnected", "--timeout-ms", "2000", "--port", &port];
+    let sockets =
+        ["--proto", "tcp", "--proto", "udp", "--proto", "udp-unconnected", "--timeout-ms", "2000", "--port", &port];
     let mut held = Held::start(client.args(sockets))?;
     ensure!(held.round()?.iter().all(steer_lab::Outcome::is_ok));
     let daemon = bed.daemon("[[policy]]\nname = \"none\"\ninterface = \"none\"\ncgroups = []\n")?;
@@ -144,7 +146,10 @@ fn is_what_a_reload_does() -> Outcome {
                 );
                 ensure!(daemon.log().contains(&said), "{said:?} is not in {}", daemon.log());
                 ensure!(concerned["sockets"] == 6 && concerned["bound"] == 2, "{concerned}");
-                ensure!(printed.contains("  interface: a1 (was a0)\n") && printed.contains("policy q is new\n"), "{printed}");
+                ensure!(
+                    printed.contains("  interface: a1 (was a0)\n") && printed.contains("policy q is new\n"),
+                    "{printed}"
+                );
             }
             // From here on, one is attached by hand to the policy by its name.
             "other keys, and a cgroup that comes back to the policy around it" => {
@@ -164,10 +169,8 @@ fn is_what_a_reload_does() -> Outcome {
 
 /// A plan of what a reload refuses has the reason and the same status.
 fn refused(bed: &Bed, file: &str) -> Outcome {
-    for (text, code, why) in [
-        ("", 1, "has no policy and would be refused"),
-        ("[[policy]]\nname = 1\n", 2, "name = 1"),
-    ] {
+    for (text, code, why) in [("", 1, "has no policy and would be refused"), ("[[policy]]\nname = 1\n", 2, "name = 1")]
+    {
         fs::write(file, text)?;
         let ran = bed.run(&["plan", file])?;
         ensure!(ran.code == code && ran.stderr.contains(why), "{ran:?}");

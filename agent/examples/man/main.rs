@@ -74,7 +74,8 @@ fn sections(page: &Page) -> [Roff; 4] {
 fn write(directory: &Path, command: &Command, name: &str) -> io::Result<()> {
     let missing = || io::Error::other(format!("no page for `steer {name}` in sections.rs"));
     let page = PAGES.iter().find(|page| page.command == name).ok_or_else(missing)?;
-    let man = Man::new(command.clone()).section("8").manual("steer").source(concat!("steer ", env!("CARGO_PKG_VERSION")));
+    let man =
+        Man::new(command.clone()).section("8").manual("steer").source(concat!("steer ", env!("CARGO_PKG_VERSION")));
     let mut file = File::create(directory.join(man.get_filename()))?;
     man.render(&mut file)?;
     for section in sections(page) {

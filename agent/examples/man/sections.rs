@@ -64,8 +64,14 @@ pub(crate) const PAGES: &[Page] = &[
     Page {
         command: "exec",
         examples: &[
-            ("steer exec --interface wg0 -- curl https://example.org/", "Runs curl by wg0. Without wg0, nothing leaves."),
-            ("steer exec -i wg0 --dns 10.64.0.1 --user alice -- firefox", "The same for a user, with the resolver of the VPN."),
+            (
+                "steer exec --interface wg0 -- curl https://example.org/",
+                "Runs curl by wg0. Without wg0, nothing leaves.",
+            ),
+            (
+                "steer exec -i wg0 --dns 10.64.0.1 --user alice -- firefox",
+                "The same for a user, with the resolver of the VPN.",
+            ),
             ("steer exec --policy vpn -- firefox", "Without root, if the policy vpn allows the user."),
         ],
         files: &[("/run/steer/steer.exec.sock", "Where users without privilege ask the daemon.")],
@@ -82,7 +88,10 @@ pub(crate) const PAGES: &[Page] = &[
         command: "daemon",
         examples: &[
             ("steer daemon --config /etc/steer/steer.toml", "What steer.service runs."),
-            ("steer daemon --socket-group steer --metrics 127.0.0.1:9464", "With readers and metrics, as `[daemon]` can say, too."),
+            (
+                "steer daemon --socket-group steer --metrics 127.0.0.1:9464",
+                "With readers and metrics, as `[daemon]` can say, too.",
+            ),
         ],
         exit: &[
             ("0", "It was ended by SIGTERM, SIGINT or `steer off`."),
@@ -130,7 +139,10 @@ pub(crate) const PAGES: &[Page] = &[
     Page {
         command: "attach",
         examples: &[
-            ("steer attach transmission-daemon.service -i wg0 --existing destroy", "Steers a running service, and ends its connections."),
+            (
+                "steer attach transmission-daemon.service -i wg0 --existing destroy",
+                "Steers a running service, and ends its connections.",
+            ),
             ("steer attach 4711 --only --policy vpn", "Steers one process and its children."),
         ],
         ..PLAIN
@@ -155,7 +167,11 @@ pub(crate) const PAGES: &[Page] = &[
             ("steer off", "Ends all steering. The next daemon steers again."),
             ("steer off --forget", "The same, without what was attached by hand."),
         ],
-        exit: &[("0", "Nothing is steered any more."), ("1", "Something is left, which standard error names."), EXIT[2]],
+        exit: &[
+            ("0", "Nothing is steered any more."),
+            ("1", "Something is left, which standard error names."),
+            EXIT[2],
+        ],
         ..PLAIN
     },
     Page {
@@ -238,11 +254,7 @@ pub(crate) const PAGES: &[Page] = &[
         ],
         ..PLAIN
     },
-    Page {
-        command: "completions",
-        examples: &[("steer completions bash", "Prints what bash reads.")],
-        ..PLAIN
-    },
+    Page { command: "completions", examples: &[("steer completions bash", "Prints what bash reads.")], ..PLAIN },
     Page {
         command: "explain",
         examples: &[
@@ -264,16 +276,16 @@ pub(crate) const PAGES: &[Page] = &[
         ],
         ..PLAIN
     },
-    Page {
-        command: "hook",
-        examples: &[("steer hook nri", "Steers the containers of containerd or CRI-O.")],
-        ..PLAIN
-    },
+    Page { command: "hook", examples: &[("steer hook nri", "Steers the containers of containerd or CRI-O.")], ..PLAIN },
     Page {
         command: "hook oci",
         examples: &[("steer hook oci", "A runtime runs it with the state of a container on standard input.")],
         files: &[("/usr/share/containers/oci/hooks.d/steer.json", "Makes Podman and CRI-O run it.")],
-        exit: &[("0", "The container may start."), ("1", "It must not start. The reason is on standard error."), EXIT[2]],
+        exit: &[
+            ("0", "The container may start."),
+            ("1", "It must not start. The reason is on standard error."),
+            EXIT[2],
+        ],
         ..PLAIN
     },
     Page {

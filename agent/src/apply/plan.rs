@@ -157,8 +157,7 @@ pub fn plan(
     };
     let changed = changed_policies(&entries, &placement, &policies);
     let in_force = InForce { policies, slots: placement.slots.clone() };
-    let decision =
-        decision::decide(hierarchy, &in_force, &attached, &announced, None, &mut BlindSpots::default())?;
+    let decision = decision::decide(hierarchy, &in_force, &attached, &announced, None, &mut BlindSpots::default())?;
     let heirs = match &datapath {
         Some(datapath) => datapath.heirs(&placement.records, &placement.slots)?,
         None => Vec::new(),
@@ -185,9 +184,8 @@ fn changed_policies(entries: &[PolicyEntry], placement: &Placement, policies: &P
         }
         let record = &placement.records[slot];
         let earlier = in_force.iter().find(|entry| entry.record.name == record.name);
-        let keys = earlier.map(|entry| {
-            changes(&resolve::target(&entry.record, &entry.exceptions).spec(), &target.spec())
-        });
+        let keys =
+            earlier.map(|entry| changes(&resolve::target(&entry.record, &entry.exceptions).spec(), &target.spec()));
         let is_missing = record.ifindex == CLOSED_IFINDEX;
         changed.push(PolicyChange {
             name: name.to_owned(),
@@ -196,9 +194,8 @@ fn changed_policies(entries: &[PolicyEntry], placement: &Placement, policies: &P
             missing: target.uplink.interface().filter(|_| is_missing).map(str::to_owned),
         });
     }
-    let is_wanted = |entry: &PolicyEntry| {
-        placement.slots.iter().any(|slot| placement.records[slot].name == entry.record.name)
-    };
+    let is_wanted =
+        |entry: &PolicyEntry| placement.slots.iter().any(|slot| placement.records[slot].name == entry.record.name);
     changed.extend(in_force.into_iter().filter(|entry| !is_wanted(entry)).map(|entry| PolicyChange {
         name: entry.name(),
         change: Change::Removed,

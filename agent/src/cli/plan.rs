@@ -103,7 +103,9 @@ fn print_cgroup(cgroup: &CgroupChange) -> Result<(), Unwritten> {
     let by_hand = if *manual { ", attached by hand" } else { "" };
     say!("{action} {}{by_hand}", shown(path.as_str()))?;
     match action {
-        Action::Close => say!("  policy {} is removed: nothing gets out", shown(before.as_deref().unwrap_or_default()))?,
+        Action::Close => {
+            say!("  policy {} is removed: nothing gets out", shown(before.as_deref().unwrap_or_default()))?
+        }
         Action::Repair => say!("  programs of {} are missing", policy(after))?,
         _ if before == after => say!("  held by {}, as it changes", policy(after))?,
         _ => say!("  held by {}; now by {}", policy(after), policy(before))?,
@@ -118,7 +120,11 @@ fn print_cgroup(cgroup: &CgroupChange) -> Result<(), Unwritten> {
     if cgroup.processes.len() > NAMED {
         names.push(format!("{} more", cgroup.processes.len() - NAMED));
     }
-    if names.is_empty() { say!("  {processes}")? } else { say!("  {processes}: {}", names.join(", "))? }
+    if names.is_empty() {
+        say!("  {processes}")?
+    } else {
+        say!("  {processes}: {}", names.join(", "))?
+    }
     let treated = match (cgroup.existing, cgroup.bound, cgroup.destroyed) {
         _ if cgroup.sockets == 0 => String::new(),
         (None, ..) => ", which stay as they are".to_owned(),

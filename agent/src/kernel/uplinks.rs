@@ -130,10 +130,7 @@ fn inherit<'g>(group: &UplinkRecord, mut known: impl Iterator<Item = &'g UplinkR
 
 /// The slot of a group, and its record there: the slot that has the same group, or else a free one. `taken`: the groups that are in use,
 /// by slot.
-pub(super) fn place(
-    group: &UplinkRecord,
-    taken: &BTreeMap<u32, UplinkRecord>,
-) -> Result<(u32, UplinkRecord), Error> {
+pub(super) fn place(group: &UplinkRecord, taken: &BTreeMap<u32, UplinkRecord>) -> Result<(u32, UplinkRecord), Error> {
     let same = taken.iter().find(|(_, known)| is_same_group(known, group));
     let is_auto = group.flags & uplink_flags::AUTO != 0;
     let ifindex = |known: &UplinkRecord| if is_auto { known.ifindex } else { group.ifindex };

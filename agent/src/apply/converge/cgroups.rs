@@ -40,7 +40,8 @@ impl Steering {
     fn steer_new(&mut self, path: &CgroupPath) -> Result<(), Error> {
         let manual = |path: &CgroupPath| is_manual_cgroup(&self.hierarchy, &self.datapath, path);
         let mut blind_spots = self.blind_spots.clone();
-        let mut found = named_in(&self.hierarchy, path, &self.in_force, manual, Some(&mut self.watch), &mut blind_spots)?;
+        let mut found =
+            named_in(&self.hierarchy, path, &self.in_force, manual, Some(&mut self.watch), &mut blind_spots)?;
         blind_spots.log_since(&self.blind_spots);
         self.blind_spots = blind_spots;
         found.retain(|cgroup_id, desired| self.attached.get(&desired.path) != Some(cgroup_id));

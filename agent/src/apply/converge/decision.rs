@@ -35,9 +35,8 @@ pub(in crate::apply) fn decide(
     let is_manual = |attached: &&Attachment| !permit::configuration_may_change(attached);
     let by_hand = attached.iter().filter(is_manual).map(|attached| attached.cgroup_id);
     let manual: BTreeSet<u64> = by_hand.chain(announced.iter().copied()).collect();
-    let manual = |path: &CgroupPath| {
-        !manual.is_empty() && hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id))
-    };
+    let manual =
+        |path: &CgroupPath| !manual.is_empty() && hierarchy.open(path).is_ok_and(|cgroup| manual.contains(&cgroup.id));
     let desired = named_in(hierarchy, &CgroupPath::root(), in_force, manual, watch, blind_spots)?;
     let actual: BTreeMap<u64, Actual> = attached
         .iter()

@@ -9,7 +9,10 @@ use crate::{
     apply::resolve,
     host::{
         cgroup::Found,
-        sockets::{diag::{self, Diag}, read_host},
+        sockets::{
+            diag::{self, Diag},
+            read_host,
+        },
     },
     model::spec::Existing,
 };

@@ -106,8 +106,14 @@ mod tests {
         let cases = [
             ("socket_group = \"\"", "f.toml:2:16: daemon.socket_group = \"\": expected a string of 1 to 63 bytes"),
             ("metrics = 9464", "f.toml:2:11: daemon.metrics = 9464: expected a loopback address with a port"),
-            ("metrics = \"0.0.0.0:9464\"", "f.toml:2:11: daemon.metrics = \"0.0.0.0:9464\": expected a loopback address"),
-            ("log = \"verbose\"", "f.toml:2:7: daemon.log = \"verbose\": expected \"error\", \"warn\", \"info\" or \"debug\""),
+            (
+                "metrics = \"0.0.0.0:9464\"",
+                "f.toml:2:11: daemon.metrics = \"0.0.0.0:9464\": expected a loopback address",
+            ),
+            (
+                "log = \"verbose\"",
+                "f.toml:2:7: daemon.log = \"verbose\": expected \"error\", \"warn\", \"info\" or \"debug\"",
+            ),
             ("marks = 1", "f.toml:2:1: daemon.marks: unknown key; expected socket_group, metrics, log"),
         ];
         for (line, want) in cases {

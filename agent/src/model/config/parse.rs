@@ -106,7 +106,8 @@ impl Reader<'_> {
                     self.problem(key.span(), name, "", message);
                 }
                 other => {
-                    let expected = "unknown key; expected [[policy]], [[uplink]], [defaults], [daemon], [containers] or [route]";
+                    let expected =
+                        "unknown key; expected [[policy]], [[uplink]], [defaults], [daemon], [containers] or [route]";
                     self.problem(key.span(), other, "", expected);
                 }
             }

@@ -8,7 +8,7 @@ use toml::{
 };
 
 use super::{Problem, Source};
-use crate::model::spec::{Key, PolicySpec};
+use crate::model::spec::{Key, LINK, PolicySpec};
 
 /// Reads one file, and collects its mistakes.
 pub(super) struct Reader<'a> {
@@ -84,7 +84,7 @@ impl Reader<'_> {
                 spec.set_empty(key.name);
                 list.iter().collect()
             }
-            None if !key.is_list => vec![value],
+            None if !key.is_list || key.name == "dns" && value.get_ref().as_str() == Some(LINK) => vec![value],
             _ => {
                 self.wrong(path, value, (key.expected)());
                 return Vec::new();

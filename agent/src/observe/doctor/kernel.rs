@@ -77,9 +77,8 @@ fn check_security_hooks(survey: &Survey, report: &mut Report) {
     let strict: Vec<u32> = strict.map(|entry| entry.slot).collect();
     let in_force = !strict.is_empty();
     // A command of `exec` has a filter of its own.
-    let is_open = |attached: &Attached| {
-        strict.contains(&attached.attachment.record.policy) && !scope::is_scope(&attached.path)
-    };
+    let is_open =
+        |attached: &Attached| strict.contains(&attached.attachment.record.policy) && !scope::is_scope(&attached.path);
     let severity = if survey.attached.iter().any(is_open) { Severity::Warning } else { Severity::Info };
     let configured = survey.config.policies.iter().any(|policy| policy.target.enforcement.enforce == Enforce::Strict);
     if !in_force && !configured {
