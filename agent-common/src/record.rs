@@ -55,6 +55,8 @@ pub mod policy_flags {
     pub const GROUP: u32 = 1 << 13;
     /// One of them refuses its destinations.
     pub const REFUSES: u32 = 1 << 14;
+    /// The resolvers are those that the host has for the link of the uplink, which may change. For the agent.
+    pub const DNS_LINK: u32 = 1 << 15;
     /// Flags of policies that may have entries in [`PASSES`](crate::map::PASSES).
     pub const PASSES: u32 = LOCAL_LAN | LOCAL_DISCOVERY | EXCEPT;
 }

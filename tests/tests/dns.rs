@@ -35,22 +35,22 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_unusable_resolver_is_refused", an_unusable_resolver_is_refused),
 ];
 
-const STUB: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
-const RESOLVER_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
-const RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
-const OTHER_RESOLVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 54);
-const OTHER_RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x54);
+pub(crate) const STUB: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
+pub(crate) const RESOLVER_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
+pub(crate) const RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
+pub(crate) const OTHER_RESOLVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 54);
+pub(crate) const OTHER_RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x54);
 
 /// A bed whose server has resolvers and another name server that must get no query, and whose client has its own stub
 /// resolver.
-struct Names {
-    bed: Bed,
-    far: NameServer,
-    stub: NameServer,
+pub(crate) struct Names {
+    pub(crate) bed: Bed,
+    pub(crate) far: NameServer,
+    pub(crate) stub: NameServer,
 }
 
 impl Names {
-    fn new(name: &str) -> anyhow::Result<Self> {
+    pub(crate) fn new(name: &str) -> anyhow::Result<Self> {
         let bed = Bed::new(name)?;
         let far = [RESOLVER_V4.into(), OTHER_RESOLVER.into(), RESOLVER_V6.into(), OTHER_RESOLVER_V6.into()];
         for address in far {
@@ -67,7 +67,12 @@ impl Names {
     }
 
     /// Queries every server in every way.
-    fn ask(&self, cgroup: &Cgroup, user: User, servers: &[IpAddr]) -> anyhow::Result<Vec<steer_lab::Outcome>> {
+    pub(crate) fn ask(
+        &self,
+        cgroup: &Cgroup,
+        user: User,
+        servers: &[IpAddr],
+    ) -> anyhow::Result<Vec<steer_lab::Outcome>> {
         let mut outcomes = Vec::new();
         for name in ["short.example", &format!("{LONG}.example")] {
             for mapped in [&[][..], &["--mapped"]] {
@@ -84,12 +89,12 @@ impl Names {
     }
 
     /// Every query was answered, only by the resolvers and only over uplink `a1`.
-    fn check(&self, cgroup: &Cgroup, resolver: Ipv4Addr) -> Outcome {
+    pub(crate) fn check(&self, cgroup: &Cgroup, resolver: Ipv4Addr) -> Outcome {
         self.check_by(cgroup, 1, resolver, RESOLVER_V6)
     }
 
     /// The same over any uplink.
-    fn check_by(&self, cgroup: &Cgroup, uplink: u8, v4: Ipv4Addr, v6: Ipv6Addr) -> Outcome {
+    pub(crate) fn check_by(&self, cgroup: &Cgroup, uplink: u8, v4: Ipv4Addr, v6: Ipv6Addr) -> Outcome {
         let servers = [IpAddr::from(STUB), SERVER_V4.into(), v4.into(), Ipv6Addr::LOCALHOST.into(), SERVER_V6.into()];
         for user in USERS {
             let mut spy = Spy::on(&self.bed, &[self.bed.net.link(uplink)])?;

@@ -18,7 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("last ACK", guards::the_last_acknowledgement_of_a_closed_connection),
     ("local host", reach::this_host),
     ("exceptions", reach::exceptions),
-    ("uplink group", uplink_groups::connections_end_with_their_member),
+    ("uplink group", uplink_groups::shares_follow_the_weights),
     ("uplink made again", uplinks::deleted_and_made_again),
     ("VRF", vrf::a_link_in_a_vrf),
     ("ip vrf exec beside", vrf::ip_vrf_exec_beside_a_policy),

@@ -9,6 +9,7 @@ mod attach;
 mod containers;
 mod daemon;
 mod dns;
+mod dns_link;
 mod doctor;
 mod documents;
 mod escape;
@@ -98,6 +99,7 @@ fn main() {
         ("other_netns", other_netns::TESTS),
         ("hostile", hostile::TESTS),
         ("dns", dns::TESTS),
+        ("dns_link", dns_link::TESTS),
         ("api", api::TESTS),
         ("events", events::TESTS),
         ("top", top::TESTS),

@@ -73,7 +73,7 @@ fn sockets_get_the_best_member() -> Outcome {
     Ok(())
 }
 
-pub(crate) fn connections_end_with_their_member() -> Outcome {
+fn connections_end_with_their_member() -> Outcome {
     for local in METHODS {
         let bed = Bed::new("group-ends")?;
         let members = "[{ interface = \"a0\", tier = 2 }, { interface = \"a1\" }]";
@@ -116,7 +116,7 @@ fn without_a_member_it_is_closed() -> Outcome {
     Ok(())
 }
 
-fn shares_follow_the_weights() -> Outcome {
+pub(crate) fn shares_follow_the_weights() -> Outcome {
     const SOCKETS: usize = 400;
     for local in METHODS {
         let bed = Bed::new("group-shares")?;

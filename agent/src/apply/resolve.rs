@@ -6,16 +6,14 @@
 use std::{io, net::IpAddr, os::fd::BorrowedFd};
 
 use steer_common::{
-    AddressWords, CLOSED_IFINDEX, Kind, Owner, PolicyRecord,
-    address::address_words,
-    policy_flags,
+    AddressWords, CLOSED_IFINDEX, Kind, Owner, PolicyRecord, policy_flags,
     record::{INTERFACE_BYTES, NAME_BYTES},
     uplink::uplink_flags,
 };
 
 use thiserror::Error as ThisError;
 
-use super::uplinks;
+use super::{resolvers, uplinks};
 use crate::{
     host::{
         link::{self, Table},
@@ -91,15 +89,16 @@ fn record(name: &str, target: &Target, owner: Owner, namespace: Namespace<'_>) -
     if target.uplink == Uplink::Exempt {
         return PolicyRecord { kind: Kind::Exempt as u32, ..common };
     }
-    let dns = target.enforcement.dns;
     let interface = target.uplink.interface().or(target.uplink.group().map(GroupName::as_str)).unwrap_or_default();
     let is_group = target.uplink.group().is_some();
+    let ifindex = if is_group { CLOSED_IFINDEX } else { index(interface, namespace.links) };
+    let [dns4, dns6] = resolvers::words(&target.enforcement.dns, ifindex, namespace.links);
     PolicyRecord {
         kind: Kind::Steer as u32,
-        ifindex: if is_group { CLOSED_IFINDEX } else { index(interface, namespace.links) },
+        ifindex,
         netns_cookie: namespace.cookie,
-        dns4: dns.v4.map_or([0; 4], |resolver| address_words(resolver.to_ipv6_mapped())),
-        dns6: dns.v6.map_or([0; 4], address_words),
+        dns4,
+        dns6,
         interface: padded::<INTERFACE_BYTES>(interface),
         ..common
     }
@@ -183,6 +182,7 @@ pub fn follow(datapath: &mut Datapath, lock: &Lock, namespace: Namespace<'_>) ->
             continue;
         }
         let ifindex = index(&text(&entry.record.interface), namespace.links);
+        let entry = resolvers::follow(datapath, lock, entry, ifindex, namespace.links)?;
         if ifindex != entry.record.ifindex {
             changed.push(datapath.set_uplink(lock, &entry, ifindex)?);
         }
@@ -206,8 +206,9 @@ pub fn flags(enforcement: &Enforcement) -> u32 {
     enforced
         | existing
         | flag_if(*other_netns == OtherNetns::Refuse, policy_flags::REFUSE_OTHER_NETNS)
-        | flag_if(dns.v4.is_some(), policy_flags::DNS4)
-        | flag_if(dns.v6.is_some(), policy_flags::DNS6)
+        | flag_if(dns.v4.is_some() || dns.link, policy_flags::DNS4)
+        | flag_if(dns.v6.is_some() || dns.link, policy_flags::DNS6)
+        | flag_if(dns.link, policy_flags::DNS_LINK)
 }
 
 fn flag_if(is_set: bool, flag: u32) -> u32 {
@@ -254,8 +255,8 @@ pub fn target(record: &PolicyRecord, exceptions: &Exceptions) -> Target {
         _ => Uplink::Interface(interface),
     };
     let has = |flag: u32| record.flags & flag != 0;
-    let mut dns = Resolvers::NONE;
-    for address in own_resolvers(record) {
+    let mut dns = Resolvers { link: has(policy_flags::DNS_LINK), ..Resolvers::NONE };
+    for address in own_resolvers(record).filter(|_| !dns.link) {
         match address {
             IpAddr::V4(v4) => dns.v4 = Some(v4),
             IpAddr::V6(v6) => dns.v6 = Some(v6),

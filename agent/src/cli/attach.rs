@@ -7,7 +7,7 @@ use anyhow::bail;
 use super::{
     only,
     output::{note, say},
-    target::{By, groups, links, marks},
+    target::{By, groups, links_for, marks},
 };
 use crate::{
     apply::{
@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
              --yes-the-root if that is what you want"
         );
     }
-    let links = links()?;
+    let links = links_for(&args.by)?;
     let cookie = kernel::netns_cookie()?;
     let groups = groups(CONFIG.as_ref())?;
     let namespace = Namespace::own(&links, cookie, marks(CONFIG.as_ref())?, &groups);

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::{
     identity::Identity,
-    target::{By, groups, links, marks},
+    target::{By, groups, links_for, marks},
 };
 use crate::{
     apply::resolve::Namespace,
@@ -118,7 +118,7 @@ pub(super) fn run(args: Args, instance: &Instance, callers_umask: Mode) -> anyho
 fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
     let by = by.with_defaults(CONFIG.as_ref())?;
     let hierarchy = Hierarchy::find()?;
-    let links = links()?;
+    let links = links_for(&by)?;
     let groups = groups(CONFIG.as_ref())?;
     let namespace = Namespace::own(&links, kernel::netns_cookie()?, marks(CONFIG.as_ref())?, &groups);
     let wanted = by.wanted(namespace)?;

@@ -126,10 +126,12 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
             .iter()
             .map(|server| format!("{server}, whichever server the program asks"))
             .collect::<Vec<_>>();
-        row(
-            "resolver",
-            if dns.is_empty() { vec!["the server that the program asks, by the uplink".to_owned()] } else { dns },
-        )?;
+        let text = match (dns.is_empty(), resolver.stopped) {
+            (false, _) => dns,
+            (true, true) => vec!["none for this link: DNS queries are stopped".to_owned()],
+            (true, false) => vec!["the server that the program asks, by the uplink".to_owned()],
+        };
+        row("resolver", text)?;
         row("warning", resolver.warnings.clone())?;
     }
     if let Some(sockets) = sockets {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use super::{
     attach::name,
     output::{note, say},
-    target::{By, groups, links, marks},
+    target::{By, groups, links_for, marks},
 };
 use crate::{
     apply::{resolve::Namespace, takeover},
@@ -44,7 +44,7 @@ pub(super) fn run(
         "process {pid} is in another network namespace; run this command in it: nsenter -t {pid} -n steer attach ..."
     );
     ensure!(!scope::is_scope(old), "process {pid} is in {old}, a cgroup of its own already");
-    let links = links()?;
+    let links = links_for(by)?;
     let cookie = kernel::netns_cookie()?;
     let groups = groups(CONFIG.as_ref())?;
     let namespace = Namespace::own(&links, cookie, marks(CONFIG.as_ref())?, &groups);

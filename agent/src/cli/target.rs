@@ -1,6 +1,6 @@
 //! `--interface` or `--policy`, and options: the target of `exec`, `attach` and `unit`.
 
-use std::{io, path::Path};
+use std::{io, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches};
@@ -15,7 +15,7 @@ use crate::{
     host::{
         file,
         link::{self, Table},
-        resolver,
+        resolved, resolver,
     },
     kernel::{Datapath, Pins},
     model::{
@@ -24,6 +24,7 @@ use crate::{
         spec::{Enforce, Exceptions, KEYS, Key, NOTHING, Named, PolicySpec, Uplink, is_of_policy_only},
         uplink::group::{self, Group},
     },
+    run::instance::CONFIG,
 };
 
 /// The target of a command.
@@ -155,6 +156,16 @@ pub(super) fn marks(config: &Path) -> anyhow::Result<MarkMask> {
 /// The groups of uplinks.
 pub(super) fn groups(config: &Path) -> anyhow::Result<Vec<Group>> {
     table(config, "uplink", config::uplinks)
+}
+
+/// The links of the caller's network namespace, with their resolvers if the policy of a command needs them.
+pub(super) fn links_for(by: &By) -> anyhow::Result<Table> {
+    let mut links = links()?;
+    let by = by.clone().with_defaults(CONFIG.as_ref())?;
+    if matches!(by, By::Interface(spec) if spec.dns.is_some_and(|dns| dns.link)) {
+        links.set_resolvers(Some(Arc::new(block_on(resolved::read())?)));
+    }
+    Ok(links)
 }
 
 /// The links of the caller's network namespace.

@@ -16,6 +16,7 @@ pub mod pidfd;
 pub mod policy_files;
 pub mod probe;
 pub mod process;
+pub mod resolved;
 pub mod resolver;
 pub mod route;
 pub mod seccomp;

@@ -61,7 +61,7 @@ pub use object::{LogLevel, load};
 pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
 pub use pins::{Lock, Pins};
 pub use placement::{Placement, numbers};
-pub use policies::{Policy, PolicyEntry, own_resolvers, text};
+pub use policies::{NOWHERE, Policy, PolicyEntry, own_resolvers, text};
 pub use reach::{Pass, Passes, passes};
 pub use traffic::{Alarm, Alarms, Traffic};
 pub use uplinks::{UplinkOf, members};

@@ -1,6 +1,6 @@
 //! Decides which slot, mark and group of uplinks each policy gets. Pure.
 //!
-//! **Invariant:** a policy that is in a slot keeps it, with its mark. Nothing is written here, so a plan and a change decide the same.
+//! **Invariant:** a policy that is in a slot keeps it, with its mark and the resolvers of its link. Nothing is written here, so a plan and a change decide the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,27 +42,29 @@ pub(super) fn place(
             None => 0,
         };
         let record = &PolicyRecord { uplink, ..*record };
-        let same = records.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, old)| (*slot, old.mark));
+        let same = records.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, old)| (*slot, *old));
         let Some(slot) =
             same.map(|(slot, _)| slot).or_else(|| (1..POLICY_SLOTS).find(|slot| !records.contains_key(slot)))
         else {
             return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
         };
-        let mark = if let Some((_, mark)) = same {
-            mark
+        let placed = if let Some((_, PolicyRecord { mark, dns4, dns6, .. })) = same {
+            PolicyRecord { mark, dns4, dns6, ..*record }
         } else {
             placement.fresh.push((slot, exceptions.clone()));
-            free_mark(record, records.values(), taken)?
+            PolicyRecord { mark: free_mark(record, records.values(), taken)?, ..*record }
         };
-        records.insert(slot, PolicyRecord { mark, ..*record });
+        records.insert(slot, placed);
         placement.slots.push(slot);
     }
     Ok(Placement { records, ..placement })
 }
 
-/// Whether two records are the same policy, apart from the current index of the uplink and the mark.
+/// Whether two records are the same policy, apart from the current index of the uplink, the resolvers of its link, and the mark.
 pub(super) fn is_same_policy(old: &PolicyRecord, new: &PolicyRecord) -> bool {
-    PolicyRecord { ifindex: new.ifindex, mark: new.mark, ..*old } == *new
+    let of_link = new.flags & policy_flags::DNS_LINK != 0;
+    let (dns4, dns6) = if of_link { (new.dns4, new.dns6) } else { (old.dns4, old.dns6) };
+    PolicyRecord { ifindex: new.ifindex, mark: new.mark, dns4, dns6, ..*old } == *new
 }
 
 /// The lowest mark that no policy and nobody else has, with those that follow for the members of a group; 0 for a policy without a mark.

@@ -1,7 +1,7 @@
 //! The policy slots: finds, fills and frees them.
 //!
 //! **Invariant:** the policy in a slot does not change while an attachment names the slot. Only the uplink's index, one
-//! word, may change. A changed policy gets another slot, and attachments are pointed to it one by one.
+//! word, may change, and the resolvers where they are those of its link. A changed policy gets another slot, and attachments are pointed to it one by one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use std::{
 };
 
 use steer_common::{
-    COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, UplinkRecord, address::ip_address,
+    AddressWords, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, UplinkRecord, address::ip_address,
     attachment_flags, map, policy_flags, record::INTERFACE_BYTES,
 };
 
@@ -50,11 +50,15 @@ pub fn text(field: &[u8]) -> String {
     String::from_utf8_lossy(&field[..end]).into_owned()
 }
 
+/// The resolvers of queries for which the link of the uplink has none. Redirected, a query goes to 0.0.0.1, also from an IPv6 socket. As no
+/// packet to that address is one to the IPv4 resolver of a record, it is stopped.
+pub const NOWHERE: [AddressWords; 2] = [[u32::MAX, 0, 0, 1_u32.to_be()], steer_common::mapped(1_u32.to_be())];
+
 /// The resolvers of a policy itself; at most one for each family. Members of a group may have others.
 pub fn own_resolvers(record: &PolicyRecord) -> impl Iterator<Item = IpAddr> {
     let families = [(policy_flags::DNS4, record.dns4), (policy_flags::DNS6, record.dns6)];
     let asked = families.into_iter().filter(|(flag, words)| record.flags & flag != 0 && *words != [0; 4]);
-    asked.map(|(_, words)| ip_address(words))
+    asked.filter(|(_, words)| !NOWHERE.contains(words)).map(|(_, words)| ip_address(words))
 }
 
 impl PolicyEntry {
@@ -176,6 +180,11 @@ impl Datapath {
             self.set_policy(*slot, &records[slot])?;
         }
         Ok(slots)
+    }
+
+    /// Changes the resolvers of a policy that has those of its link.
+    pub fn set_resolvers(&mut self, _lock: &Lock, slot: u32, record: &PolicyRecord) -> Result<(), Error> {
+        self.set_policy(slot, record)
     }
 
     /// Changes the uplink's index in a policy. Returns the changed entry.

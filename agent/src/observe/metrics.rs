@@ -217,6 +217,7 @@ mod tests {
             netns_cookie: Some(1),
             cgroups: Vec::new(),
             dns: Vec::new(),
+            dns_of_link: false,
             existing: Existing::Keep,
             enforce: Enforce::Strict,
             local: Vec::new(),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use steer_common::{COUNTERS, Counter, Owner};
+use steer_common::{COUNTERS, Counter, Owner, policy_flags};
 use utoipa::ToSchema;
 
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
     observe::{
         doubts,
         elsewhere::{self, Elsewhere},
+        link_resolver, not_covered,
         state::{self, MemberStatus, UplinkState},
         unsteered::{self, Unsteered},
     },
@@ -56,9 +57,6 @@ pub struct Status {
     /// Settings of this host that break name resolution of steered programs, or let it bypass the uplink.
     pub warnings: Vec<String>,
 }
-
-/// What only an LSM program can refuse, or a filter of the command.
-const NOT_COVERED: &str = "sockets past the IP stack (AF_PACKET, AF_XDP and others), and socket options set by 32 bit system calls, except in `steer exec`";
 
 /// One policy.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -93,6 +91,9 @@ pub struct PolicyStatus {
     /// The resolvers that all DNS queries go to, with those of all members. If empty, queries go to the server that the program asks.
     #[schema(value_type = Vec<String>)]
     pub dns: Vec<IpAddr>,
+    /// Whether these are the resolvers that systemd-resolved has for the uplink. Without one, queries are stopped.
+    #[serde(default)]
+    pub dns_of_link: bool,
     /// What happens to sockets that are bound elsewhere when it is attached, or when its uplink is created again.
     pub existing: Existing,
     /// How it is enforced. It has no effect for an exemption.
@@ -230,12 +231,13 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
     let strict = || policies.iter().filter(|policy| policy.enforce == Enforce::Strict);
     let mut uncovered = Vec::new();
     if strict().any(|policy| !policy.is_of_exec_only()) {
-        uncovered.extend(not_covered(pins));
+        uncovered.extend(not_covered::traffic(pins));
     }
     if strict().next().is_some() {
-        uncovered.extend(not_reported(pins));
+        uncovered.extend(not_covered::reports(pins));
     }
     let mut warnings = warnings(&policies, &resolver::detours());
+    warnings.extend(policies.iter().filter_map(link_resolver::warning));
     warnings.extend(policies.iter().filter_map(moved_out));
     Ok(Status { daemon, policies, other_versions, not_covered: uncovered, warnings, ..Status::default() })
 }
@@ -311,19 +313,6 @@ pub fn add_unsteered(
     Ok(())
 }
 
-/// Traffic that strict enforcement does not stop, and why.
-pub(crate) fn not_covered(pins: &Pins) -> Option<String> {
-    kernel::unguarded(pins).map(|why| format!("{NOT_COVERED}: {why}"))
-}
-
-/// What happens without a report.
-fn not_reported(pins: &Pins) -> Option<String> {
-    (!kernel::is_watched(pins)).then(|| {
-        "processes that are moved out of a policy's cgroups are not reported: the kernel accepts no tracing program"
-            .to_owned()
-    })
-}
-
 /// The processes that have left the policy's cgroups.
 fn moved_out(policy: &PolicyStatus) -> Option<String> {
     let name = &policy.name;
@@ -338,7 +327,8 @@ fn warnings(policies: &[PolicyStatus], detours: &[Detour]) -> Vec<String> {
     let mut warnings: BTreeMap<(usize, String), Vec<&str>> = BTreeMap::new();
     for policy in policies.iter().filter(|policy| policy.interface.is_some()) {
         for (position, detour) in detours.iter().enumerate() {
-            let asks_any = policy.dns.is_empty() || policy.members.iter().any(|member| member.dns.is_empty());
+            let asks_any = policy.dns.is_empty() && !policy.dns_of_link
+                || policy.members.iter().any(|member| member.dns.is_empty());
             if asks_any || !detour.ends_with_dns() {
                 let reaches_host = policy.local.contains(&Near::Host);
                 let text = if reaches_host { detour.from_this_host() } else { detour.to_string() };
@@ -371,6 +361,7 @@ fn policy_status(
         netns_cookie: steers.then_some(entry.record.netns_cookie),
         cgroups,
         dns: entry.resolvers(),
+        dns_of_link: entry.record.flags & policy_flags::DNS_LINK != 0,
         existing: resolve::existing(entry.record.flags),
         enforce: resolve::enforce(entry.record.flags),
         local: reach.local.words().collect(),

@@ -1,6 +1,8 @@
 //! The links of one network namespace, by index and by every name they have. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use crate::host::resolved::LinkResolvers;
 
 /// The names of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub enum Change {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     links: BTreeMap<u32, Names>,
+    /// `None`: nobody has looked.
+    resolvers: Option<Arc<LinkResolvers>>,
 }
 
 impl Table {
@@ -55,6 +59,23 @@ impl Table {
         let named = newest().find(|(_, names)| names.name == name);
         let found = named.or_else(|| newest().find(|(_, names)| names.alternative.iter().any(|alt| alt == name)));
         found.and_then(|(&index, _)| i32::try_from(index).ok())
+    }
+
+    /// Adds the resolvers that the host has for the links.
+    pub fn set_resolvers(&mut self, resolvers: Option<Arc<LinkResolvers>>) {
+        self.resolvers = resolvers;
+    }
+
+    /// Takes them out.
+    pub fn take_resolvers(&mut self) -> Option<Arc<LinkResolvers>> {
+        self.resolvers.take()
+    }
+
+    /// The resolvers that the host has for a link. `None`: nobody has looked.
+    pub fn resolvers(&self, index: i32) -> Option<&[IpAddr]> {
+        let resolvers = self.resolvers.as_ref()?;
+        let of_link = u32::try_from(index).ok().and_then(|index| resolvers.get(&index));
+        Some(of_link.map_or(&[], Vec::as_slice))
     }
 
     /// All links, by index.

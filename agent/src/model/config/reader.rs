@@ -10,7 +10,7 @@ use toml::{
 use super::{Problem, Source};
 use crate::model::{
     similar::nearest,
-    spec::{Key, PolicySpec},
+    spec::{Key, LINK, PolicySpec},
 };
 
 /// Reads one file, and collects its mistakes.
@@ -103,7 +103,7 @@ impl Reader<'_> {
                 spec.set_empty(key.name);
                 list.iter().collect()
             }
-            None if !key.is_list => vec![value],
+            None if !key.is_list || key.name == "dns" && value.get_ref().as_str() == Some(LINK) => vec![value],
             _ => {
                 self.wrong(path, value, (key.expected)());
                 return Vec::new();

@@ -246,6 +246,7 @@ impl Reader<'_> {
         };
         for item in items {
             match item.get_ref().as_str().map(|text| resolvers.add(text)) {
+                Some(Ok(())) if resolvers.link => self.wrong(path, item, "expected addresses"),
                 Some(Ok(())) => {}
                 Some(Err(problem)) => self.wrong(path, item, problem),
                 None => self.wrong(path, item, "expected an address in quotes"),

@@ -29,7 +29,7 @@ pub use except::{By, Exception, Exceptions};
 pub use local::{Local, Near};
 pub use named::{Known, Named, Units, UserUnits, Users};
 pub use pattern::Pattern;
-pub use resolvers::Resolvers;
+pub use resolvers::{LINK, Resolvers};
 pub use target::{Conflict, Enforcement, Reach, Target};
 pub use uplink::Uplink;
 use value::Value;
@@ -201,7 +201,7 @@ policy_spec! {
     existing: Existing = ("existing", "WHAT");
     /// Resolver behind the uplink, at most one of each family. It gets all queries on port 53, over UDP and TCP, whatever server
     /// a program asks. Its answers have the address of the server that the program asked. Queries of a family without a resolver
-    /// go to the server that the program asks, by the uplink.
+    /// go to the server that the program asks, by the uplink. "link" stands for the resolvers that systemd-resolved has for the uplink.
     dns: Resolvers = ("dns", "ADDRESS");
     /// What of this host and its networks the programs reach besides the uplink, and what reaches their listeners. Nothing by default: such
     /// calls are refused.

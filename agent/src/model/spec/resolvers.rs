@@ -5,23 +5,35 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-/// The name servers of a policy, at most one of each family.
+/// The word for the resolvers that the host has for the link of the uplink.
+pub const LINK: &str = "link";
+
+/// The name servers of a policy, at most one of each family, or those of the uplink's link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resolvers {
     /// The IPv4 server.
     pub v4: Option<Ipv4Addr>,
     /// The IPv6 server.
     pub v6: Option<Ipv6Addr>,
+    /// Those that the host has for the link of the uplink. Then there are no others.
+    pub link: bool,
 }
 
 impl Resolvers {
     /// No resolver: queries go to the server that the program asks.
-    pub const NONE: Self = Self { v4: None, v6: None };
+    pub const NONE: Self = Self { v4: None, v6: None, link: false };
 
     /// Adds an address as written. The error says what is wrong with it.
     pub fn add(&mut self, text: &str) -> Result<(), String> {
+        if self.link || text == LINK && !self.is_empty() {
+            return Err(format!("{LINK:?} stands for all resolvers of the uplink; expected it alone"));
+        }
+        if text == LINK {
+            self.link = true;
+            return Ok(());
+        }
         let Ok(address) = text.parse::<IpAddr>() else {
-            return Err(format!("{text:?} is not an IP address; expected one like \"10.64.0.1\""));
+            return Err(format!("{text:?} is not an IP address; expected one like \"10.64.0.1\", or {LINK:?}"));
         };
         let address = address.to_canonical();
         if address.is_loopback() {
@@ -42,12 +54,18 @@ impl Resolvers {
         Ok(())
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.v4.is_none() && self.v6.is_none()
+    /// As written.
+    pub fn texts(&self) -> Vec<String> {
+        let link = self.link.then(|| LINK.to_owned());
+        link.into_iter().chain(self.iter().map(|address| address.to_string())).collect()
     }
 
-    /// The addresses, IPv4 first.
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none() && !self.link
+    }
+
+    /// The addresses as written, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
@@ -55,8 +73,7 @@ impl Resolvers {
 
 impl fmt::Display for Resolvers {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addresses: Vec<_> = self.iter().map(|address| address.to_string()).collect();
-        formatter.write_str(&addresses.join(", "))
+        formatter.write_str(&self.texts().join(", "))
     }
 }
 
@@ -82,5 +99,10 @@ mod tests {
             let problem = Resolvers::default().add(text).expect_err(text);
             assert!(problem.contains(want), "{text}: {problem}");
         }
+        assert!(resolvers.add("link").expect_err("not alone").contains("expected it alone"));
+        let mut link = Resolvers::default();
+        link.add("link").expect("a word");
+        assert!(!link.is_empty() && link.texts() == ["link"] && link.iter().count() == 0);
+        assert!(link.add("10.0.0.1").is_err() && link.add("link").is_err());
     }
 }

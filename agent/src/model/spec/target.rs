@@ -107,6 +107,16 @@ impl Target {
             ),
             (exempts && !enforcement.dns.is_empty(), "dns", "an exemption has no uplink for queries; expected no dns"),
             (
+                enforcement.dns.link && enforcement.enforce != Enforce::Strict,
+                "dns",
+                "dns = \"link\" needs enforce = \"strict\", which stops queries while the link has no resolver",
+            ),
+            (
+                uplink.group().is_some() && enforcement.dns.link,
+                "dns",
+                "a group of uplinks has no link of its own; expected addresses, here or in `dns` of its members",
+            ),
+            (
                 exempts && enforcement.existing != Existing::Keep,
                 "existing",
                 "an exemption binds no socket; expected no existing",

@@ -156,11 +156,11 @@ impl Value for Resolvers {
     }
 
     fn texts(&self) -> Vec<String> {
-        self.iter().map(|address| address.to_string()).collect()
+        Self::texts(self)
     }
 
     fn expected() -> String {
-        "expected a list of addresses, as [\"10.64.0.1\", \"2001:db8::53\"]".to_owned()
+        "expected a list of addresses, as [\"10.64.0.1\", \"2001:db8::53\"], or \"link\"".to_owned()
     }
 }
 

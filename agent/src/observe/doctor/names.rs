@@ -2,11 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
-use crate::host::resolver::{self, Detour};
+use super::{
+    Finding, Fix, Report, Severity, Subject, Topic,
+    survey::{Policy, Survey},
+};
+use crate::{
+    host::resolver::{self, Detour},
+    observe::link_resolver,
+};
 
 pub(super) fn check(survey: &Survey, report: &mut Report) {
     let policies = survey.policies();
+    check_link_resolvers(&policies, report);
     let detours = resolver::detours();
     for id in [Topic::LocalResolver, Topic::NssResolve, Topic::Nscd] {
         if policies.is_empty() {
@@ -16,7 +23,9 @@ pub(super) fn check(survey: &Survey, report: &mut Report) {
         let mut found = Vec::new();
         for detour in detours.iter().filter(|detour| topic(detour) == id) {
             for reaches_host in [false, true] {
-                let concerned = policies.iter().filter(|policy| detour.concerns(&policy.resolvers));
+                let concerned = policies.iter().filter(|policy| {
+                    detour.concerns(&policy.resolvers) && !(policy.of_link.is_some() && detour.ends_with_dns())
+                });
                 // For the others, it makes no difference whether a policy reaches this host.
                 let concerned =
                     concerned.filter(|policy| (policy.reach.local.host && detour.ends_with_dns()) == reaches_host);
@@ -27,6 +36,26 @@ pub(super) fn check(survey: &Survey, report: &mut Report) {
             }
         }
         report.conclude(id, Subject::Host, found, "no steered program uses one");
+    }
+}
+
+/// Finds policies that ask for the resolvers of their link, which has none.
+fn check_link_resolvers(policies: &[Policy], report: &mut Report) {
+    let missing = policies.iter().filter(|policy| policy.of_link == Some(true)).map(|policy| Finding {
+        id: Topic::LinkResolver,
+        severity: Severity::Error,
+        subject: Subject::Uplink(policy.uplink.clone()),
+        what: format!("{}, but policy {} has dns = \"link\"", link_resolver::why(&policy.uplink), policy.name),
+        why: "the DNS queries of its programs are stopped".to_owned(),
+        fix: Some(Fix::advice(format!(
+            "`{}`, or dns = [\"ADDRESS\"] in the policy",
+            link_resolver::command(&policy.uplink)
+        ))),
+    });
+    if policies.iter().any(|policy| policy.of_link.is_some()) {
+        report.conclude(Topic::LinkResolver, Subject::Host, missing.collect(), "each link has a resolver");
+    } else {
+        report.not_applicable(Topic::LinkResolver, Subject::Host, "no policy has dns = \"link\"");
     }
 }
 

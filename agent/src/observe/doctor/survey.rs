@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use steer_common::Owner;
+use steer_common::{Owner, policy_flags};
 
 use super::{Finding, Fix, Options, Report, Severity, Subject, Topic};
 use crate::{
@@ -77,6 +77,8 @@ pub(super) struct Policy {
     pub(super) uplink: String,
     /// Its own resolvers, at most one of each family.
     pub(super) resolvers: Vec<IpAddr>,
+    /// Whether they are those of the uplink's link; `Some(true)`: and it has none, as far as the policy in force knows.
+    pub(super) of_link: Option<bool>,
     /// What it reaches besides the uplink.
     pub(super) reach: Reach,
 }
@@ -275,6 +277,7 @@ impl Survey {
         let in_force = self.in_force.iter().filter(steers).flat_map(|entry| {
             entry.uplinks().into_iter().map(|uplink| Policy {
                 name: entry.name(),
+                of_link: (entry.record.flags & policy_flags::DNS_LINK != 0).then_some(uplink.resolvers.is_empty()),
                 uplink: uplink.interface,
                 resolvers: uplink.resolvers,
                 reach: resolve::target(&entry.record, &entry.exceptions).reach,
@@ -286,13 +289,14 @@ impl Survey {
             let group = self.config.uplinks.iter().find(|known| Some(&known.name) == group);
             let own = policy.target.enforcement.dns;
             let members = group.into_iter().flat_map(|group| &group.members).map(|member| {
-                let dns = Resolvers { v4: member.dns.v4.or(own.v4), v6: member.dns.v6.or(own.v6) };
+                let dns = Resolvers { v4: member.dns.v4.or(own.v4), v6: member.dns.v6.or(own.v6), ..own };
                 (member.interface.as_str(), dns)
             });
             for (uplink, dns) in policy.interface().into_iter().map(|interface| (interface, own)).chain(members) {
                 let (uplink, resolvers) = (uplink.to_owned(), dns.iter().collect());
                 let reach = policy.target.reach.clone();
-                policies.push(Policy { name: policy.name.clone(), uplink, resolvers, reach });
+                let of_link = dns.link.then_some(false);
+                policies.push(Policy { name: policy.name.clone(), uplink, resolvers, of_link, reach });
             }
         }
         policies

@@ -43,6 +43,8 @@ pub enum Topic {
     ReversePathFilter,
     /// Whether the name server is this host.
     LocalResolver,
+    /// Whether links have the resolvers that policies ask for.
+    LinkResolver,
     /// Whether systemd-resolved looks names up.
     NssResolve,
     /// Whether nscd looks names up.
@@ -125,6 +127,7 @@ impl Topic {
             Self::Ipv6Route => "ipv6-route",
             Self::ReversePathFilter => "reverse-path-filter",
             Self::LocalResolver => "local-resolver",
+            Self::LinkResolver => "link-resolver",
             Self::NssResolve => "nss-resolve",
             Self::Nscd => "nscd",
             Self::Daemon => "daemon",

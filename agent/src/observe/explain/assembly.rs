@@ -143,12 +143,15 @@ fn resolver(facts: &Facts, attached: &Attached) -> Resolver {
     let reaches_host =
         attached.policy.as_ref().is_some_and(|policy| policy.record.flags & policy_flags::LOCAL_HOST != 0);
     let describe = |detour: &Detour| if reaches_host { detour.from_this_host() } else { detour.to_string() };
-    let mut warnings: Vec<_> = facts.detours.iter().filter(|detour| detour.concerns(&dns)).map(describe).collect();
+    let of_link = attached.policy.as_ref().filter(|policy| policy.record.flags & policy_flags::DNS_LINK != 0);
+    let asks_any = |detour: &&Detour| detour.concerns(&dns) && !(of_link.is_some() && detour.ends_with_dns());
+    let mut warnings: Vec<_> = facts.detours.iter().filter(asks_any).map(describe).collect();
+    let stopped = of_link.is_some() && dns.is_empty();
     if facts.sees_other_files {
         warnings.push(
             "the process is in another mount namespace, where /etc/resolv.conf and /etc/nsswitch.conf may differ"
                 .to_owned(),
         );
     }
-    Resolver { dns, warnings }
+    Resolver { dns, stopped, warnings }
 }

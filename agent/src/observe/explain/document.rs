@@ -251,6 +251,8 @@ pub struct Hop {
 pub struct Resolver {
     /// The resolvers of the policy, which get all DNS queries. If empty, queries go to the server that the program asks.
     pub dns: Vec<IpAddr>,
+    /// Whether there is none because the link of the uplink has none: DNS queries are stopped.
+    pub stopped: bool,
     /// Settings of this host that break name resolution, or let it bypass the uplink.
     pub warnings: Vec<String>,
 }

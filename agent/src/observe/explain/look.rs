@@ -29,7 +29,7 @@ use crate::{
     model::{cgroup_path::CgroupPath, policy::Policies},
     observe::{
         elsewhere::{Elsewhere, Finder},
-        loose, status,
+        loose, not_covered,
     },
 };
 
@@ -94,7 +94,7 @@ pub(super) async fn read(options: &Options, hierarchy: &Hierarchy, target: &Targ
         policies,
         levels: levels(pins.as_ref(), hierarchy, &target.cgroup)?,
         table: link::read().await?,
-        unguarded: pins.as_ref().and_then(status::not_covered),
+        unguarded: pins.as_ref().and_then(not_covered::traffic),
         detours: resolver::detours(),
         elsewhere: elsewhere(pins.as_ref(), hierarchy, target)?,
     })

@@ -1,5 +1,7 @@
 //! All events that the daemon waits for, as one closed enum.
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -13,7 +15,7 @@ use crate::{
         cgroup,
         link::{self, Table},
         policy_files::Store,
-        route,
+        resolved, route,
     },
     kernel::{Alarm, Alarms, Pins},
     run::api,
@@ -22,7 +24,7 @@ use crate::{
 /// An event.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// The links have changed.
+    /// The links have changed, or the resolvers of links.
     Links(Table),
     /// The links could not be read. The read is retried.
     LinksUnread(link::Error),
@@ -46,6 +48,9 @@ pub(super) struct Sources {
     routes: route::Notified,
     cgroups: cgroup::Reports,
     namespace_links: mpsc::Receiver<follow::Change>,
+    /// The last reading of the links, and the resolvers that the host has for them.
+    table: Table,
+    resolvers: mpsc::Receiver<Arc<resolved::LinkResolvers>>,
     files: mpsc::Receiver<files::Change>,
     hangup: Signal,
     terminate: Signal,
@@ -68,6 +73,8 @@ impl Sources {
             routes: route::Notified::new().context("watch rules and routes")?,
             cgroups,
             namespace_links,
+            table: Table::default(),
+            resolvers: resolved::watch().context("watch the resolvers of links")?,
             files: files::watch(store, pins.root()).context("watch the configuration and the pins")?,
             hangup: on(SignalKind::hangup())?,
             terminate: on(SignalKind::terminate())?,
@@ -80,7 +87,10 @@ impl Sources {
     /// The links, once they have been read. `None` if the daemon is to end.
     pub(super) async fn first_links(&mut self) -> anyhow::Result<Option<Table>> {
         tokio::select! {
-            links = self.links.next() => Ok(Some(links?.clone())),
+            links = self.links.next() => {
+                self.table = links?.clone();
+                Ok(Some(self.table.clone()))
+            }
             _ = self.terminate.recv() => Ok(None),
             _ = self.interrupt.recv() => Ok(None),
         }
@@ -93,10 +103,19 @@ impl Sources {
             _ = self.interrupt.recv() => Ok(Event::Terminate),
             _ = self.hangup.recv() => Ok(Event::Hangup),
             links = self.links.next() => match links {
-                Ok(links) => Ok(Event::Links(links.clone())),
+                Ok(links) => {
+                    let known = self.table.take_resolvers();
+                    self.table = links.clone();
+                    self.table.set_resolvers(known);
+                    Ok(Event::Links(self.table.clone()))
+                }
                 Err(error) => Ok(Event::LinksUnread(error)),
             },
             changed = self.routes.changed() => changed.map(|()| Event::Routes).context("watch rules and routes"),
+            Some(resolvers) = self.resolvers.recv() => {
+                self.table.set_resolvers(Some(resolvers));
+                Ok(Event::Links(self.table.clone()))
+            }
             Some(change) = self.namespace_links.recv() => Ok(Event::NamespaceLinks(change)),
             alarm = self.alarms.next() => Ok(Event::Alarm(alarm?)),
             report = self.cgroups.next() => Ok(Event::Cgroups(report?)),

@@ -40,6 +40,7 @@ fn policy(counters: &[(&str, u64)]) -> PolicyStatus {
             manual: false,
         }],
         dns: Vec::new(),
+        dns_of_link: false,
         existing: Existing::Keep,
         enforce: Enforce::Strict,
         local: Vec::new(),
