@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::IpAddr,
+    os::unix::net::UnixStream,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -44,7 +45,7 @@ impl Bus {
             daemon => daemon?,
         };
         let bus = Self { daemon, address };
-        wait_until("the bus", PATIENCE, || socket.exists())?;
+        wait_until("the bus", PATIENCE, || UnixStream::connect(&socket).is_ok())?;
         Ok(bus)
     }
 
