@@ -18,7 +18,7 @@ use crate::{
     model::{quote::shown, similar},
     observe::events::{Event, Events, Reason},
     run::{
-        api::client::{Client, Following},
+        api::client::{self, Client, Following},
         instance::Instance,
     },
 };
@@ -132,30 +132,44 @@ fn show_unread(form: &Form, instance: &Instance) -> anyhow::Result<()> {
 
 /// Follows the daemon, and the next one after a restart.
 async fn follow_daemons(form: &Form, instance: &Instance, mut daemon: Client<'_>) -> anyhow::Result<()> {
+    // Until when the next daemon is to answer.
+    let mut deadline: Option<Instant> = None;
     loop {
-        let ended = daemon.follow("/v1/events", |line| form.print_line(line)).await;
-        match ended {
+        let began = Instant::now();
+        match daemon.follow("/v1/events", |line| form.print_line(line)).await {
             Ok(()) | Err(Following::Ended) => {}
+            // It was about to end.
+            Err(Following::Failed(error))
+                if deadline.is_some_and(|until| Instant::now() < until) && error.is::<client::Error>() => {}
             Err(Following::Failed(error)) => return Err(error),
         }
-        // Without privilege, the directory cannot be seen.
-        let is_off = || !matches!(instance.pins.to_look(), Ok(Some(pins)) if pins.root().exists());
-        if require_privilege("events").is_ok() && is_off() {
+        // `off` ends the daemon before it removes the last directory. Without privilege, that cannot be seen.
+        sleep(LOOK).await;
+        let is_there = || matches!(instance.pins.to_look(), Ok(Some(pins)) if pins.root().exists());
+        let is_off = || require_privilege("events").is_ok() && !is_there();
+        if is_off() {
             note("no more events: steer was switched off");
             return Ok(());
         }
-        note("the daemon has ended; waiting for the next one");
-        let deadline = Instant::now() + RESTART;
+        let until = deadline.filter(|_| began.elapsed() < RESTART).unwrap_or_else(|| {
+            note("the daemon has ended; waiting for the next one");
+            Instant::now() + RESTART
+        });
+        deadline = Some(until);
         daemon = loop {
+            if is_off() {
+                note("no more events: steer was switched off");
+                return Ok(());
+            }
+            sleep(LOOK).await;
             if let Some(next) = Client::find(&instance.socket).await {
                 break next;
             }
             anyhow::ensure!(
-                Instant::now() < deadline,
+                Instant::now() < until,
                 "no daemon has started within {} s; `steer events` shows events without one, too",
                 RESTART.as_secs()
             );
-            sleep(LOOK).await;
         };
     }
 }

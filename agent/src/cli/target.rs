@@ -92,7 +92,7 @@ pub(super) fn spec(matches: &ArgMatches) -> Result<PolicySpec, clap::Error> {
                 spec.add(key.name, value).map_err(|rejected| rejected.to_string())
             };
             added.map_err(|problem| {
-                let message = format!("--{} {value}: {problem}\n", key.option);
+                let message = format!("--{} {value}: {problem}", key.option);
                 clap::Error::raw(clap::error::ErrorKind::ValueValidation, message)
             })?;
         }
