@@ -567,17 +567,17 @@ fn events_for_all_listeners() -> Outcome {
     let mut said = BufReader::new(child.stderr.take().context("no pipe")?).lines();
     let (sender, heard) = std::sync::mpsc::channel();
     std::thread::spawn(move || lines.for_each(|line| drop(sender.send(line))));
-    let hears = |what: &str| {
+    let wait_for_event = |what: &str| {
         wait_until(what, PATIENCE, || {
             let _ = attempt(&bed, &bed.cgroup, Vector::Bindtodevice, User::Root, Family::V4);
             heard.try_iter().any(|line| line.is_ok_and(|line| line.contains("stopped_setsockopt")))
         })
     };
-    hears("an event of the first daemon")?;
+    wait_for_event("an event of the first daemon")?;
     ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
     ensure!(said.next().context("no note")??.contains("the daemon has ended; waiting for the next one"));
     let daemon = Daemon::start(&bed)?;
-    hears("an event of the next daemon")?;
+    wait_for_event("an event of the next daemon")?;
     bed.succeed(&["off"])?;
     drop(daemon);
     ensure!(said.any(|line| line.is_ok_and(|line| line.contains("no more events: steer was switched off"))));

@@ -125,7 +125,7 @@ fn is_what_a_reload_does() -> Outcome {
         let after = attachments(&bed)?;
         let (done, planned) = (changes(&before, &after), planned(&plan));
         ensure!(planned == done, "{what}: planned {planned:#?}, done {done:#?}\n{printed}");
-        ensure!(planned.is_empty() == !printed.contains("cgroups: "), "{what}: {printed}");
+        ensure!(planned.is_empty() != printed.contains("cgroups: "), "{what}: {printed}");
         for arguments in [&["plan"][..], &["reload", "--dry-run"]] {
             ensure!(bed.succeed(arguments)? == "nothing to do\n", "{what}: {arguments:?} after the reload");
         }
@@ -187,7 +187,7 @@ fn without_a_daemon() -> Outcome {
     let ran = bed.run(&["reload", "--dry-run"])?;
     ensure!(ran.code == 1 && ran.stderr.contains("no daemon answers"), "{ran:?}");
     // Nothing is pinned yet.
-    ensure!(planned(&plan(&bed, &[&file])?) == [attach.clone()]);
+    ensure!(planned(&plan(&bed, &[&file])?) == std::slice::from_ref(&attach));
     ensure!(!bed.abi().exists(), "planning pins nothing");
     // What `steer off` has released comes back, too.
     bed.succeed(&["attach", hand.path(), "-i", "a1"])?;

@@ -56,7 +56,7 @@ fn mapped(address: Ipv4Addr) -> AddressWords {
 /// address is valid on a socket of the link only.
 fn of_link(resolvers: &[IpAddr]) -> [AddressWords; 2] {
     let [nowhere4, nowhere6] = NOWHERE;
-    let usable = || resolvers.iter().map(|resolver| resolver.to_canonical()).filter(is_usable);
+    let usable = || resolvers.iter().map(IpAddr::to_canonical).filter(is_usable);
     let v4 = usable().find_map(|resolver| if let IpAddr::V4(v4) = resolver { Some(mapped(v4)) } else { None });
     let v6 = usable().find_map(|resolver| if let IpAddr::V6(v6) = resolver { Some(address_words(v6)) } else { None });
     [v4.unwrap_or(nowhere4), v6.unwrap_or(nowhere6)]

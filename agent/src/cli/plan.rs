@@ -104,7 +104,7 @@ fn print_cgroup(cgroup: &CgroupChange) -> Result<(), Unwritten> {
     say!("{action} {}{by_hand}", shown(path.as_str()))?;
     match action {
         Action::Close => {
-            say!("  policy {} is removed: nothing gets out", shown(before.as_deref().unwrap_or_default()))?
+            say!("  policy {} is removed: nothing gets out", shown(before.as_deref().unwrap_or_default()))?;
         }
         Action::Repair => say!("  programs of {} are missing", policy(after))?,
         _ if before == after => say!("  held by {}, as it changes", policy(after))?,
@@ -121,9 +121,9 @@ fn print_cgroup(cgroup: &CgroupChange) -> Result<(), Unwritten> {
         names.push(format!("{} more", cgroup.processes.len() - NAMED));
     }
     if names.is_empty() {
-        say!("  {processes}")?
+        say!("  {processes}")?;
     } else {
-        say!("  {processes}: {}", names.join(", "))?
+        say!("  {processes}: {}", names.join(", "))?;
     }
     let treated = match (cgroup.existing, cgroup.bound, cgroup.destroyed) {
         _ if cgroup.sockets == 0 => String::new(),

@@ -16,7 +16,7 @@ use serde::Serialize;
 use steer_lab::{Clients, ClientsReport, SERVER_V4, Server, Uplinks, client_v4, clients, wait_until};
 
 /// Longer than the start of the daemon and of the client take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// The time between two connections of the client.
 const INTERVAL: Duration = Duration::from_millis(10);
 /// The members of the group, and its probes.
