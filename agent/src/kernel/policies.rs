@@ -154,7 +154,7 @@ impl Datapath {
         Ok(found.map(|entry| entry.slot))
     }
 
-    /// Where policies go; see [`place`]. `pinned`: without it, nothing is there yet.
+    /// Where policies go; see `place`. `pinned`: without it, nothing is there yet.
     pub fn place(pinned: Option<&Self>, policies: &[Policy], taken: &BTreeSet<u8>) -> Result<Placement, Error> {
         let entries = pinned.map_or_else(|| Ok(Vec::new()), Self::policies)?;
         let records: BTreeMap<u32, PolicyRecord> =
