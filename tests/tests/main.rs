@@ -143,6 +143,7 @@ fn main() {
     let names: Vec<_> = trials.iter().map(|trial| trial.name().to_owned()).collect();
     trials.push(Trial::test("documents_name_tests_that_exist", move || documents::check(&names)));
     let conclusion = libtest_mimic::run(&arguments, trials);
+    escape::remove_beds();
     if !arguments.list && is_asked(&arguments, "escape") {
         escape::print_table();
     }

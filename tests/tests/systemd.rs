@@ -216,8 +216,8 @@ fn logs_with_priorities() -> Outcome {
     for (message, priority) in [
         ("ready: steering by", "6"),
         // Each error is a journal entry.
-        ("/etc/steer/steer.toml:3:1: policy 1: both = 1: unknown key", "3"),
-        ("/etc/steer/steer.toml:1:1: policy 1: interface: missing", "3"),
+        ("/etc/steer/steer.toml:3:1: policy \"x\": both = 1: unknown key", "3"),
+        ("/etc/steer/steer.toml:1:1: policy \"x\": interface: missing", "3"),
     ] {
         wait_until(message, PATIENCE, || logged(message, priority))
             .with_context(|| machine.journal().unwrap_or_default())?;

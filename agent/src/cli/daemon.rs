@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
+use clap::error::ErrorKind;
+
 use super::log_lines;
 use crate::{
     host::capability::require_privilege,
@@ -25,7 +27,7 @@ pub(super) struct Args {
     #[arg(long, short, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
     /// Group that may read through the API; only root may make changes [default: `socket_group` in the file]
-    #[arg(long, value_name = "GROUP", value_parser = existing_group)]
+    #[arg(long, value_name = "GROUP")]
     socket_group: Option<String>,
     /// Loopback address and port where the metrics are also served, such as 127.0.0.1:9464 [default: `metrics` in the file]
     #[arg(long, value_name = "ADDRESS", value_parser = loopback)]
@@ -35,9 +37,11 @@ pub(super) struct Args {
     kernel_log: LogLevel,
 }
 
-/// A group that exists, or a number.
-fn existing_group(name: &str) -> Result<String, String> {
-    api::group_id(name).map(|_| name.to_owned()).map_err(|error| error.to_string())
+/// Ends with a message and status 2 if there is no such group.
+fn require_group(name: &str) {
+    if let Err(error) = api::group_id(name) {
+        clap::Error::raw(ErrorKind::ValueValidation, format!("invalid value for '--socket-group': {error}\n")).exit();
+    }
 }
 
 /// A loopback address with a port.
@@ -59,6 +63,9 @@ impl Args {
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     if args.kernel_log == LogLevel::Off {
         log_lines::set_level("info");
+    }
+    if let Some(group) = &args.socket_group {
+        require_group(group);
     }
     let store = instance.store(&args.config);
     let config = store.read()?;

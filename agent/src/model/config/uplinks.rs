@@ -401,7 +401,7 @@ cgroups = ["/a"]
             (
                 "uplink = \"internet\"",
                 "uplink = \"internet\"\nexcept = [{ to = \"10.0.0.0/8\", by = \"eth7\" }, \"192.0.2.0/24=internet\"]",
-                "policy[0].except: 192.0.2.0/24 is to go by \"internet\", which is an [[uplink]]; expected one interface, as its \
+                "policy \"a\": except: 192.0.2.0/24 is to go by \"internet\", which is an [[uplink]]; expected one interface, as its \
                  member \"eth1\", \"main\" or \"refuse\"",
             ),
             ("[[uplink]]", "[uplink]", "uplink = [uplink]: expected [[uplink]], with double brackets"),
