@@ -169,7 +169,7 @@ fn nothing_else_is_answered() -> Outcome {
     Ok(())
 }
 
-/// Clients that end at once, and clients that do not finish their request, as users whom no policy allows.
+/// Some clients end at once, others do not finish their request. No policy allows their user.
 fn a_flood_of_strangers_delays_nobody() -> Outcome {
     let bed = Bed::new("user-flood")?;
     let daemon = bed.daemon(&allowed())?;

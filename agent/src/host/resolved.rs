@@ -4,7 +4,15 @@
 //!
 //! **Invariant:** reads only, and starts no service. While nothing answers, no link has a resolver.
 
-use std::{collections::BTreeMap, io, net::IpAddr, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -23,6 +31,8 @@ const MANAGER: &str = "org.freedesktop.resolve1.Manager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 /// The delay before the bus is looked for again. The daemon starts before it.
 const RETRY_DELAY: Duration = Duration::from_secs(2);
+/// The delay doubles up to this one, for hosts that have no bus.
+const LONGEST_RETRY_DELAY: Duration = Duration::from_mins(1);
 /// How long a command waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Queued changes for the daemon's loop, which takes them immediately.
@@ -58,12 +68,19 @@ pub(crate) fn watch() -> io::Result<mpsc::Receiver<Arc<LinkResolvers>>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let follow = async move {
         let mut news = News { changes, last: None };
+        let mut delay = RETRY_DELAY;
         while !news.changes.is_closed() {
+            let started = Instant::now();
             if let Err(error) = follow(&mut news).await {
                 log::debug!("follow the resolvers of links: {error}; trying again");
             }
             news.send(LinkResolvers::new()).await;
-            tokio::time::sleep(RETRY_DELAY).await;
+            // It has worked for a while.
+            if started.elapsed() > LONGEST_RETRY_DELAY {
+                delay = RETRY_DELAY;
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(LONGEST_RETRY_DELAY);
         }
     };
     thread::Builder::new().name("resolvers".to_owned()).spawn(move || runtime.block_on(follow))?;

@@ -42,14 +42,14 @@ const BODY: usize = 64 * 1024;
 const HEADER: Duration = Duration::from_secs(1);
 /// Maximum lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(10);
-/// Maximum number of connections: of root, of all other users together, by TCP, and of all users who ask to be let in and whom no policy
+/// Maximum number of connections for each kind of client: root, other users, TCP, and on the socket of `exec` the users that no policy
 /// allows.
 const CONNECTIONS: usize = 32;
 /// Access for owner and group. Until it is set, the umask restricts access to the owner.
 const MODE: u32 = 0o660;
 /// Access for everybody.
 const MODE_FOR_ALL: u32 = 0o666;
-/// Maximum number of connections of one user whom a policy allows to be let in.
+/// Maximum number of connections on the socket of `exec` for each user that a policy allows.
 const FOR_A_USER: usize = 4;
 /// Delay after a failed accept, for example when no file descriptor is free.
 const PAUSE: Duration = Duration::from_millis(100);
