@@ -141,6 +141,15 @@ impl Bed {
         tables.iter().try_for_each(|table| self.ip(&format!("{family} route flush table {table}")).map(drop))
     }
 
+    /// Ends the connections that the kernel keeps for a minute (TIME_WAIT) in the client's network namespace, as if it had passed.
+    pub fn end_closed_connections(&self) -> anyhow::Result<()> {
+        let mut ss = Command::new("ss");
+        ss.args(["-K", "state", "time-wait"]).stdout(Stdio::null()).stderr(Stdio::null());
+        self.net.client.enter(&mut ss);
+        ss.status()?;
+        Ok(())
+    }
+
     /// The value of a policy's counter of sockets, calls or packets.
     pub fn sockets(&self, policy: &str, counter: &str) -> anyhow::Result<u64> {
         self.policy(policy)?["counters"][counter].as_u64().with_context(|| format!("no counter {counter}"))

@@ -47,6 +47,7 @@ fn exec(bed: &Bed, arguments: &[&str]) -> std::process::Command {
 }
 
 fn wait_until_clean(bed: &Bed) -> Outcome {
+    bed.end_closed_connections()?;
     wait_until("the pins and the cgroup to be removed", PATIENCE, || {
         !bed.pins.exists() && bed.cgroup.children().is_empty()
     })

@@ -4,8 +4,8 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
-    process::Stdio,
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, ensure};
@@ -33,6 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_failed_outer_attachment_leaves_no_trace", a_failed_outer_attachment_leaves_no_trace),
     ("ingress_by_the_uplink_only", ingress_by_the_uplink_only),
     ("the_last_acknowledgement_of_a_closed_connection", the_last_acknowledgement_of_a_closed_connection),
+    ("the_last_acknowledgement_of_a_former_policy", the_last_acknowledgement_of_a_former_policy),
 ];
 
 const STEER: [&str; 5] = ["connect4", "connect6", "bind4", "bind6", "sock_create"];
@@ -89,27 +90,95 @@ pub(crate) fn the_last_acknowledgement_of_a_closed_connection() -> Outcome {
     Ok(())
 }
 
+/// The rule of a former policy stays while the kernel answers for connections of it, and goes afterwards.
+fn the_last_acknowledgement_of_a_former_policy() -> Outcome {
+    let bed = Bed::new("guard-former")?;
+    bed.ip(&format!("neigh add {} lladdr 02:00:00:00:00:01 dev a0 nud permanent", gateway_v6(0)))?;
+    let (bound, marked) = ("interface = \"a1\"", "interface = \"a1\"\nlocal = [\"host\"]");
+    let (elsewhere, marked_elsewhere) = ("interface = \"a0\"", "interface = \"a0\"\nlocal = [\"host\"]");
+    let config = |policy: &str| format!("[[policy]]\nname = \"p\"\n{policy}\ncgroups = [\"@\"]\n");
+    let daemon = bed.daemon(&config(bound))?;
+    let changes = [(bound, elsewhere), (bound, marked), (marked, bound), (marked, marked_elsewhere)];
+    for (before, after) in changes {
+        bed.write_config(&config(before))?;
+        bed.succeed(&["reload"])?;
+        let client = || bed.client(Some(&bed.cgroup), User::Nobody);
+        let open =
+            SERVERS.map(|server| Closing::by(&bed, client()?, server)).into_iter().collect::<Result<Vec<_>, _>>()?;
+        bed.write_config(&config(after))?;
+        bed.succeed(&["reload"])?;
+        let mut other = Capture::start_except(&bed.net.client, &["a1", "lo"])?;
+        Closing::end(open, &bed)?;
+        let seen = other.take()?;
+        let leaks = steer_lab::leaks(&seen);
+        ensure!(leaks.is_empty(), "{before} -> {after}: {leaks:?}");
+    }
+    ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
+    bed.succeed(&["off"])?;
+    // The keeper of a command stays for its connections.
+    for method in [&[][..], &["--local", "host"]] {
+        let client = || {
+            let mut command = bed.steer(&[&["exec", "-i", "a1"], method, &["--"]].concat());
+            command.arg(bed.copy_of("STEER_PROBE", "steer-probe")?);
+            anyhow::Ok(command)
+        };
+        let open =
+            SERVERS.map(|server| Closing::by(&bed, client()?, server)).into_iter().collect::<Result<Vec<_>, _>>()?;
+        wait_until("the cgroups of the commands to be released", PATIENCE, || {
+            bed.status().is_ok_and(|status| status["policies"].as_array().is_some_and(Vec::is_empty))
+        })?;
+        let mut other = Capture::start_except(&bed.net.client, &["a1", "lo"])?;
+        Closing::end(open, &bed)?;
+        let seen = other.take()?;
+        let leaks = steer_lab::leaks(&seen);
+        ensure!(leaks.is_empty(), "exec {method:?}: {leaks:?}");
+        bed.end_closed_connections()?;
+        wait_until("the keepers to remove what they kept", PATIENCE, || !bed.pins.exists())?;
+        let rules = bed.ip("rule show")? + &bed.ip("-6 rule show")?;
+        ensure!(!rules.contains("40000") && !rules.contains("oif"), "{method:?}: {rules}");
+    }
+    Ok(())
+}
+
+const SERVERS: [IpAddr; 2] = [IpAddr::V4(SERVER_V4), IpAddr::V6(SERVER_V6)];
+
 /// A connection that a program of the cgroup closes first, and then the server.
 fn close_first(bed: &Bed, cgroup: &Cgroup, user: User, server: IpAddr) -> Outcome {
-    let listener = bed.net.server.run(|| TcpListener::bind((server, 0)))??;
-    let port = listener.local_addr()?.port();
-    let mut client = bed.client(Some(cgroup), user)?;
-    client.args(["--json", "--proto", "tcp", "--target", &server.to_string(), "--port", &port.to_string()]);
-    let client = client.stdout(Stdio::piped()).spawn()?;
-    let (mut accepted, _) = listener.accept()?;
-    accepted.read_exact(&mut [0])?;
-    accepted.write_all(b"answer\n")?;
-    client.wait_with_output()?;
-    accepted.read_to_end(&mut Vec::new())?;
-    // Without this the kernel would acknowledge the client's end with the server's, and the client's socket would answer.
-    SockRef::from(&accepted).set_tcp_quickack(true)?;
-    drop((accepted, listener));
-    wait_until("the connection's end", PATIENCE, || {
-        let tables = ["tcp", "tcp6"].map(|table| format!("/proc/thread-self/net/{table}"));
-        let sockets = bed.net.server.run(|| tables.map(fs::read_to_string));
-        sockets.is_ok_and(|tables| !tables.into_iter().flatten().any(|table| is_ending(&table)))
-    })?;
-    Ok(())
+    Closing::end(vec![Closing::by(bed, bed.client(Some(cgroup), user)?, server)?], bed)
+}
+
+/// A connection that the client has closed.
+struct Closing {
+    _server: TcpStream,
+}
+
+impl Closing {
+    /// `client`: runs the client of the lab.
+    fn by(bed: &Bed, mut client: Command, server: IpAddr) -> anyhow::Result<Self> {
+        let listener = bed.net.server.run(|| TcpListener::bind((server, 0)))??;
+        let port = listener.local_addr()?.port();
+        client.args(["--json", "--proto", "tcp", "--target", &server.to_string(), "--port", &port.to_string()]);
+        let client = client.stdout(Stdio::piped()).spawn()?;
+        let (mut accepted, _) = listener.accept()?;
+        accepted.read_exact(&mut [0])?;
+        accepted.write_all(b"answer\n")?;
+        client.wait_with_output()?;
+        accepted.read_to_end(&mut Vec::new())?;
+        // Without this the kernel would acknowledge the client's end with the server's, and the client's socket would answer.
+        SockRef::from(&accepted).set_tcp_quickack(true)?;
+        Ok(Self { _server: accepted })
+    }
+
+    /// Closes the server's side of all connections, and waits for the acknowledgements.
+    fn end(all: Vec<Self>, bed: &Bed) -> Outcome {
+        drop(all);
+        wait_until("the end of the connections", PATIENCE, || {
+            let tables = ["tcp", "tcp6"].map(|table| format!("/proc/thread-self/net/{table}"));
+            let sockets = bed.net.server.run(|| tables.map(fs::read_to_string));
+            sockets.is_ok_and(|tables| !tables.into_iter().flatten().any(|table| is_ending(&table)))
+        })?;
+        Ok(())
+    }
 }
 
 /// Whether a list of TCP sockets has one that is neither listening nor past its end.

@@ -126,7 +126,10 @@ fn main() {
     if !root {
         eprintln!("the integration tests make network namespaces and load BPF programs, which needs root: ignored");
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Most tests wait most of the time.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    arguments.test_threads.get_or_insert(2 * processors);
     // The tests of the kernel are also in other modules.
     let kernel = is_asked(&arguments, "kernel").then_some(("kernel", kernel::TESTS));
     let modules = modules.iter().copied().chain(containers::MODULES).chain(kernel);

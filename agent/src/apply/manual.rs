@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::{
     permit::{self, Attach, Denied, Origin},
     resolve::{self, Namespace},
-    routes::{self, Elsewhere, Written},
+    routes::{self, Elsewhere, Leftovers, Written},
     takeover::{self, TakenOver},
     uplinks::Groups,
 };
@@ -118,7 +118,7 @@ pub fn attach(
     let slot = match (configured, wanted) {
         (Some(slot), _) => slot,
         (None, Wanted::Own(policy)) => {
-            let taken = routes::taken(datapath.pins(), std::slice::from_ref(policy), namespace)?;
+            let taken = routes::taken(std::slice::from_ref(policy), namespace)?;
             let slot = datapath.put_policies(lock, std::slice::from_ref(policy), &taken)?[0];
             if policy.group.is_some() {
                 Groups::default().follow(datapath, lock, namespace, &mut Written::default())?;
@@ -137,7 +137,7 @@ pub fn attach(
         // The previous policy of the cgroup may be unused now.
         let elsewhere = Elsewhere::read(datapath)?;
         datapath.free_unused_policies(lock)?;
-        if let Err(error) = routes::release(datapath).and(elsewhere.release(datapath)) {
+        if let Err(error) = routes::release(datapath, Leftovers::Stay).and(elsewhere.release(datapath)) {
             log::warn!("{error}");
         }
     }
@@ -187,7 +187,7 @@ pub fn detach(pins: &Pins, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec
     }
     kernel::detach_other_versions(pins, &lock, cgroup.id)?;
     pins.notify_daemon(&lock)?;
-    routes::tidy(pins, lock, hierarchy)?;
+    routes::tidy(pins, lock, hierarchy, Leftovers::Go)?;
     Ok(taken_over)
 }
 
@@ -221,7 +221,9 @@ pub fn change<T, E: From<kernel::Error>>(
     let afterwards = match changed {
         Ok(_) => pins.notify_daemon(&lock),
         // The daemon may have attached what is in the cgroup.
-        Err(_) => pins.notify_daemon(&lock).and_then(|()| routes::tidy(pins, lock, hierarchy)),
+        Err(_) => {
+            pins.notify_daemon(&lock).and_then(|()| routes::tidy(pins, lock, hierarchy, Leftovers::Stay).map(drop))
+        }
     };
     if let Err(error) = afterwards {
         log::warn!("{error}");

@@ -143,10 +143,7 @@ pub fn plan(
     let targets = policies.targets();
     let wanted: Vec<_> =
         targets.map(|(name, target)| resolve::policy(name, target, Owner::Config, namespace)).collect();
-    let taken = match pins {
-        Some(pins) => routes::taken(pins, &wanted, namespace)?,
-        None => BTreeSet::new(),
-    };
+    let taken = routes::taken(&wanted, namespace)?;
     let placement = Datapath::place(datapath.as_ref(), &wanted, &taken)?;
     let entries = datapath.as_ref().map_or_else(|| Ok(Vec::new()), Datapath::policies)?;
     let mut attached = datapath.as_ref().map_or_else(|| Ok(Vec::new()), Datapath::attachments)?;

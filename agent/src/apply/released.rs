@@ -168,7 +168,7 @@ impl Released {
                 (self.target(), Owner::Manual)
             };
             let policy = [resolve::policy(&self.policy, &target, owner, namespace)];
-            let taken = routes::taken(datapath.pins(), &policy, namespace)?;
+            let taken = routes::taken(&policy, namespace)?;
             datapath.put_policies(lock, &policy, &taken)?[0]
         };
         datapath.attach(lock, hierarchy, &cgroup, slot, true).map(|()| true)

@@ -35,6 +35,22 @@ const AGREEING: usize = 4;
 #[derive(Debug, Default)]
 pub struct Written(BTreeMap<u64, Plan>);
 
+impl Written {
+    /// Whether there are rules that only connections need. The kernel does not report their end.
+    pub fn has_leftovers(&self) -> bool {
+        self.0.values().any(|plan| !plan.leftover.is_empty())
+    }
+}
+
+/// What happens to rules that no policy needs any more, but connections that end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// They stay until these connections have ended. Somebody has to look again.
+    Stay,
+    /// They go: whoever removes the policy releases its traffic.
+    Go,
+}
+
 /// Which steer has these pins.
 fn instance(pins: &Pins) -> Instance {
     let hash = fingerprint(pins.name().as_os_str().as_bytes()).to_ne_bytes();
@@ -55,12 +71,12 @@ fn read(namespace: Namespace<'_>) -> Result<State, Error> {
     run(namespace, "read rules and routes", State::read)
 }
 
-/// The numbers of marks that others use in the namespace. Reads nothing if none of the policies needs a mark.
-pub(super) fn taken(pins: &Pins, policies: &[Policy], namespace: Namespace<'_>) -> Result<BTreeSet<u8>, Error> {
+/// The numbers of marks that rules in the namespace select. Reads nothing if none of the policies needs a mark.
+pub(super) fn taken(policies: &[Policy], namespace: Namespace<'_>) -> Result<BTreeSet<u8>, Error> {
     if policies.iter().all(|policy| policy.record.flags & policy_flags::ROUTE == 0) {
         return Ok(BTreeSet::new());
     }
-    Ok(read(namespace)?.taken(namespace.marks, instance(pins)))
+    Ok(read(namespace)?.taken(namespace.marks))
 }
 
 /// What rules and routes of a namespace lack, and what of others is in their way.
@@ -89,6 +105,7 @@ pub fn compare(datapath: &Datapath, namespace: Namespace<'_>) -> Result<Differen
     let (policies, namespace) = policies_of(datapath, namespace)?;
     let state = read(namespace)?;
     let plan = plan_of(&policies, datapath.pins(), namespace, &state)?;
+    let plan = with_leftovers(plan, namespace, &state)?;
     let passes = datapath.passes()?;
     let none = Passes::new();
     let differs =
@@ -123,6 +140,10 @@ fn plan_of(policies: &[PolicyEntry], pins: &Pins, namespace: Namespace<'_>, stat
         .map_err(|error| Error::Route { action: "plan rules and routes", source: io::Error::other(error) })
 }
 
+fn with_leftovers(plan: Plan, namespace: Namespace<'_>, state: &State) -> Result<Plan, Error> {
+    run(namespace, "list the connections that need a rule", || plan.with_leftovers(state))
+}
+
 /// Makes the rules and routes of a namespace, and what passes on other links, agree with its policies.
 pub fn follow(
     datapath: &mut Datapath,
@@ -138,6 +159,7 @@ pub fn follow(
         let state = read(namespace)?;
         let plan = plan_of(&policies, datapath.pins(), namespace, &state)?;
         set_passes(datapath, lock, &policies, &plan, namespace)?;
+        let plan = with_leftovers(plan, namespace, &state)?;
         if namespace.inside.is_none() && !policies.is_empty() {
             datapath.set_own(lock, namespace.cookie, &state.addresses_of_links().collect())?;
         }
@@ -167,9 +189,11 @@ pub fn follow(
     Ok(())
 }
 
-/// Removes the rules and routes of policies that are gone, from the network namespace of the calling thread.
-pub fn release(datapath: &Datapath) -> Result<(), Error> {
-    Staying::read(datapath)?.release().map_err(|source| Error::Route { action: "remove rules and routes", source })
+/// Removes the rules and routes of policies that are gone, from the network namespace of the calling thread. Returns whether some stay
+/// for connections. With a policy left, they stay in any case.
+pub fn release(datapath: &Datapath, leftovers: Leftovers) -> Result<bool, Error> {
+    let staying = Staying::read(datapath)?;
+    staying.release(leftovers).map_err(|source| Error::Route { action: "remove rules and routes", source })
 }
 
 /// The policies of other network namespaces than that of the calling thread: cookies of namespaces, and slots.
@@ -184,7 +208,8 @@ impl Elsewhere {
         Ok(Self(policies.filter(|(cookie, _)| *cookie != own && *cookie != 0).collect()))
     }
 
-    /// Removes the rules and routes of those that are gone by now. A namespace without a process cannot be found.
+    /// Removes the rules and routes of those that are gone by now, also what connections need: nobody would look again. A namespace
+    /// without a process cannot be found.
     pub fn release(&self, datapath: &Datapath) -> Result<(), Error> {
         let gone: BTreeSet<u64> = self.0.difference(&Self::read(datapath)?.0).map(|(cookie, _)| *cookie).collect();
         if gone.is_empty() {
@@ -194,7 +219,7 @@ impl Elsewhere {
         let failed = |source| Error::Route { action: "remove rules and routes of other network namespaces", source };
         for netns in netns::others().map_err(failed)? {
             let is_gone = || kernel::netns_cookie().is_ok_and(|cookie| gone.contains(&cookie));
-            let release = || is_gone().then(|| staying.release());
+            let release = || is_gone().then(|| staying.release(Leftovers::Go));
             enter(&netns, || release().transpose()).map_err(failed)?;
         }
         Ok(())
@@ -213,33 +238,50 @@ impl Staying {
     }
 
     /// Removes those of all others, from the network namespace of the calling thread.
-    fn release(&self) -> io::Result<()> {
+    fn release(&self, leftovers: Leftovers) -> io::Result<bool> {
         let cookie = kernel::netns_cookie().map_err(io::Error::other)?;
         let (mut numbers, mut bound) = (BTreeSet::new(), BTreeSet::new());
+        let mut stay = leftovers == Leftovers::Stay;
         for entry in self.policies.iter().filter(|entry| entry.record.netns_cookie == cookie) {
+            stay = true;
             numbers.extend(kernel::numbers(MarkMask::new(entry.record.mark_mask), &entry.record));
             bound.extend(bound_uplinks(entry));
         }
-        route::keep(self.instance, &numbers, &bound).map(drop)
+        route::keep(self.instance, &numbers, &bound, stay)
     }
 }
 
-/// Removes the attachments of removed cgroups, with the rules and routes of policies that nothing needs any more.
-pub fn clean_up(datapath: &mut Datapath, lock: &Lock, hierarchy: &Hierarchy) -> Result<Remaining, Error> {
+/// Removes the attachments of removed cgroups, with the rules and routes of policies that nothing needs any more. Returns what remains,
+/// and whether rules stay for connections.
+pub fn clean_up(
+    datapath: &mut Datapath,
+    lock: &Lock,
+    hierarchy: &Hierarchy,
+    leftovers: Leftovers,
+) -> Result<(Remaining, bool), Error> {
     let elsewhere = Elsewhere::read(datapath)?;
     let remaining = datapath.clean_up(lock, hierarchy)?;
-    if let Err(error) = release(datapath).and(elsewhere.release(datapath)) {
+    let released = release(datapath, leftovers);
+    if let Err(error) = elsewhere.release(datapath) {
         log::warn!("{error}");
     }
-    Ok(remaining)
+    let stay = released.unwrap_or_else(|error| {
+        log::warn!("{error}");
+        false
+    });
+    Ok((remaining, stay))
 }
 
-/// Cleans up after a change without a daemon; see [`kernel::tidy`].
-pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
-    if let Some(mut datapath) = Datapath::open(pins)? {
-        clean_up(&mut datapath, &lock, hierarchy)?;
+/// Cleans up after a change without a daemon; see [`kernel::tidy`]. Returns whether rules stay for connections; then the pins stay, too,
+/// for the lock.
+pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy, leftovers: Leftovers) -> Result<bool, Error> {
+    if let Some(mut datapath) = Datapath::open(pins)?
+        && let (_, true) = clean_up(&mut datapath, &lock, hierarchy, leftovers)?
+    {
+        return Ok(true);
     }
-    kernel::tidy(pins, lock, hierarchy)
+    kernel::tidy(pins, lock, hierarchy)?;
+    Ok(false)
 }
 
 /// Removes all rules and routes of these pins from the calling thread's network namespace, and from `others`. Returns how many, and what

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::output::{self, note, say};
 use crate::{
-    apply::routes,
+    apply::routes::{self, Leftovers},
     host::{capability::require_privilege, cgroup::Hierarchy},
     kernel::Pins,
     model::{quote::shown, similar},
@@ -185,7 +185,7 @@ async fn follow(form: &Form, instance: &Instance) -> anyhow::Result<()> {
         _ = terminate.recv() => Signal::SIGTERM,
     };
     if let Some(lock) = pins.lock()? {
-        routes::tidy(&pins, lock, &Hierarchy::find()?)?;
+        routes::tidy(&pins, lock, &Hierarchy::find()?, Leftovers::Stay)?;
     }
     // The caller sees by which signal it ended.
     // SAFETY: the default action is no handler.

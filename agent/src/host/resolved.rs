@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use zbus::{
     Connection, Proxy,
     proxy::{CacheProperties, MethodFlags},
@@ -62,29 +62,39 @@ pub async fn read() -> LinkResolvers {
     }
 }
 
-/// Follows the resolvers on a separate thread, which ends when the receiver is dropped.
-pub(crate) fn watch() -> io::Result<mpsc::Receiver<Arc<LinkResolvers>>> {
+/// Follows the resolvers on a separate thread, while they are `asked` for. The thread ends when the sender is dropped.
+pub(crate) fn watch(mut asked: watch::Receiver<bool>) -> io::Result<mpsc::Receiver<Arc<LinkResolvers>>> {
     let (changes, receiver) = mpsc::channel(WAITING);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let follow = async move {
-        let mut news = News { changes, last: None };
-        let mut delay = RETRY_DELAY;
-        while !news.changes.is_closed() {
-            let started = Instant::now();
-            if let Err(error) = follow(&mut news).await {
-                log::debug!("follow the resolvers of links: {error}; trying again");
+        while asked.wait_for(|asked| *asked).await.is_ok() {
+            let news = News { changes: changes.clone(), last: None };
+            tokio::select! {
+                () = keep_following(news) => {}
+                _ = asked.wait_for(|asked| !*asked) => {}
             }
-            news.send(LinkResolvers::new()).await;
-            // It has worked for a while.
-            if started.elapsed() > LONGEST_RETRY_DELAY {
-                delay = RETRY_DELAY;
-            }
-            tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(LONGEST_RETRY_DELAY);
         }
     };
     thread::Builder::new().name("resolvers".to_owned()).spawn(move || runtime.block_on(follow))?;
     Ok(receiver)
+}
+
+/// Follows the resolvers until the receiver is dropped.
+async fn keep_following(mut news: News) {
+    let mut delay = RETRY_DELAY;
+    while !news.changes.is_closed() {
+        let started = Instant::now();
+        if let Err(error) = follow(&mut news).await {
+            log::debug!("follow the resolvers of links: {error}; trying again");
+        }
+        news.send(LinkResolvers::new()).await;
+        // It has worked for a while.
+        if started.elapsed() > LONGEST_RETRY_DELAY {
+            delay = RETRY_DELAY;
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(LONGEST_RETRY_DELAY);
+    }
 }
 
 /// What was sent last, and where to.

@@ -22,7 +22,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::{
     apply::{
         resolve::{self, Namespace},
-        routes::{self, Written},
+        routes::{self, Leftovers, Written},
         takeover,
         uplinks::{self, Groups},
     },
@@ -238,7 +238,8 @@ fn follow_uplinks(
     takeover::follow_uplinks(&lock, &datapath, hierarchy, netns_cookie, &changed).map(drop)
 }
 
-/// Removes everything that belongs to a removed cgroup. Returns false while the kernel has not released it.
+/// Removes everything that belongs to a removed cgroup. Returns false while the kernel has not released it, or while its last
+/// connections need rules, but for a daemon, which removes these itself.
 fn clean_up(hierarchy: &Hierarchy, pins: &Pins, cgroup_id: u64) -> anyhow::Result<bool> {
     if let Some(lock) = pins.lock()? {
         if let Some(mut datapath) = Datapath::open(pins)? {
@@ -247,7 +248,8 @@ fn clean_up(hierarchy: &Hierarchy, pins: &Pins, cgroup_id: u64) -> anyhow::Resul
             }
             datapath.forget(&lock, cgroup_id)?;
         }
-        routes::tidy(pins, lock, hierarchy)?;
+        let daemon_runs = pins.daemon_runs()?;
+        return Ok(!routes::tidy(pins, lock, hierarchy, Leftovers::Stay)? || daemon_runs);
     }
     Ok(true)
 }

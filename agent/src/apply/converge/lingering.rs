@@ -15,6 +15,8 @@ use crate::{apply::routes::Elsewhere, kernel::Error};
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// The longest delay between two checks.
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
+/// The delay between two looks at the connections that need rules of former policies. Most end within a minute.
+const LEFTOVERS_DELAY: Duration = Duration::from_secs(5);
 /// How many cgroups are checked in one turn.
 const CHECKED: usize = 256;
 
@@ -65,13 +67,28 @@ impl Lingering {
 }
 
 impl Steering {
-    /// When [`Self::forget_released`] has something to check. `None`: no cgroup waits for its release.
+    /// When [`Self::forget_released`] has something to check. `None`: no cgroup waits for its release, and no rule for the end of
+    /// connections.
     pub(crate) fn next_check(&self) -> Option<Instant> {
-        self.lingering.due.first().map(|(at, _)| *at)
+        let cgroup = self.lingering.due.first().map(|(at, _)| *at);
+        cgroup.into_iter().chain(self.leftovers_due).min()
     }
 
-    /// Removes the attachments of cgroups that the kernel has released, of those that are due.
+    /// Notes whether rules wait for the end of connections.
+    pub(super) fn note_leftovers(&mut self) {
+        self.leftovers_due = self.routes.has_leftovers().then(|| Instant::now() + LEFTOVERS_DELAY);
+    }
+
+    /// Removes the attachments of cgroups that the kernel has released, of those that are due, and rules that no connection needs any more.
     pub(crate) fn forget_released(&mut self) -> Result<(), Error> {
+        if self.leftovers_due.is_some_and(|due| due <= Instant::now()) {
+            self.leftovers_due = None;
+            let lock = self.datapath.lock()?;
+            self.follow_routes(&lock)?;
+            for change in self.namespaces.known() {
+                self.follow_namespace(&lock, &change)?;
+            }
+        }
         let mut released = Vec::new();
         for cgroup_id in self.lingering.due(Instant::now()) {
             if self.datapath.is_released(cgroup_id)? {

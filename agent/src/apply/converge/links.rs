@@ -2,6 +2,8 @@
 
 use std::{os::fd::AsFd as _, time::Duration};
 
+use steer_common::policy_flags;
+
 use super::{Steering, report};
 use crate::{
     apply::{
@@ -106,9 +108,14 @@ impl Steering {
         self.groups.look_at_use(&self.datapath)
     }
 
+    /// Writes rules and routes, and follows what else the policies ask of this network namespace.
     pub(super) fn follow_routes(&mut self, lock: &Lock) -> Result<(), Error> {
         let namespace = Namespace::own(&self.table, self.netns_cookie, self.wanted.marks(), self.wanted.uplinks());
-        routes::follow(&mut self.datapath, lock, namespace, &mut self.routes)
+        let followed = routes::follow(&mut self.datapath, lock, namespace, &mut self.routes);
+        self.note_leftovers();
+        let asks = self.datapath.policies()?.iter().any(|entry| entry.record.flags & policy_flags::DNS_LINK != 0);
+        self.asks_resolvers.send_if_modified(|asked| std::mem::replace(asked, asks) != asks);
+        followed
     }
 
     /// Handles added, removed and renamed links in the network namespace of a container.
@@ -133,6 +140,7 @@ impl Steering {
         let changed = resolve::follow(&mut self.datapath, lock, namespace)?;
         let switches = self.groups.follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
         routes::follow(&mut self.datapath, lock, namespace, &mut self.routes)?;
+        self.note_leftovers();
         if changed.is_empty() && switches.is_empty() {
             return Ok(());
         }

@@ -12,10 +12,12 @@ mod links;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use anyhow::bail;
 use steer_common::{CLOSED_IFINDEX, Owner};
+use tokio::sync::watch;
 
 use self::lingering::Lingering;
 use super::follow::Namespaces;
@@ -66,6 +68,10 @@ pub(crate) struct Steering {
     /// The file of what `steer off` has released. `None` once it was restored.
     released: Option<PathBuf>,
     routes: Written,
+    /// When to look again at the connections that need rules of former policies.
+    leftovers_due: Option<Instant>,
+    /// Whether a policy has the resolvers of its link.
+    asks_resolvers: watch::Sender<bool>,
     groups: Groups,
 }
 
@@ -84,6 +90,7 @@ impl Steering {
         wanted: Policies,
         namespaces: Namespaces,
         released: &Path,
+        asks_resolvers: watch::Sender<bool>,
     ) -> anyhow::Result<Self> {
         let netns_cookie = kernel::netns_cookie()?;
         refuse_foreign(&datapath, netns_cookie)?;
@@ -103,6 +110,8 @@ impl Steering {
             blind_spots: BlindSpots::default(),
             released: Some(released.to_owned()),
             routes: Written::default(),
+            leftovers_due: None,
+            asks_resolvers,
             groups: Groups::probing(),
         })
     }
@@ -171,7 +180,7 @@ impl Steering {
         let lock = self.datapath.lock()?;
         let policies = self.resolve();
         let elsewhere = Elsewhere::read(&self.datapath)?;
-        let taken = routes::taken(self.datapath.pins(), &policies, self.namespace())?;
+        let taken = routes::taken(&policies, self.namespace())?;
         let slots = self.datapath.put_policies(&lock, &policies, &taken)?;
         // Until it has been followed, a new group is closed. The routes come first, too: without the rule of its mark, packets of a socket
         // are stopped. If either fails, they stay stopped, and everything else goes on.

@@ -26,6 +26,7 @@ mod contents;
 mod entry;
 mod facts;
 mod hop;
+mod leftover;
 mod lines;
 mod lookup;
 mod netlink;

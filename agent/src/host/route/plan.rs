@@ -29,6 +29,8 @@ pub struct Plan {
     pub in_front: Vec<String>,
     /// The rules of bound uplinks that this kernel lacks.
     pub lacks: Option<&'static str>,
+    /// The tables that only connections still need, which their programs have closed.
+    pub leftover: BTreeSet<u32>,
 }
 
 /// A plan cannot be made.
@@ -58,6 +60,7 @@ impl Plan {
             passes: BTreeMap::new(),
             in_front: Vec::new(),
             lacks: None,
+            leftover: BTreeSet::new(),
         }
     }
 }
@@ -96,7 +99,7 @@ pub fn plan(wanted: &Wanted, state: &State) -> Result<Plan, Invalid> {
         let number = policy.number;
         let mark = wanted.mask.mark(number).ok_or(Invalid::Number(number, wanted.mask.bits()))?;
         let table = wanted.instance.marked(number);
-        if state.is_taken(mark, wanted.instance) {
+        if state.is_taken(mark, Some(wanted.instance)) {
             return Err(Invalid::Taken(number, mark));
         }
         let regions = contents::regions(policy, state);
@@ -126,9 +129,10 @@ pub fn plan(wanted: &Wanted, state: &State) -> Result<Plan, Invalid> {
 }
 
 impl State {
-    /// Numbers of policies that another instance uses in this network namespace, by their marks.
-    pub fn taken(&self, mask: MarkMask, instance: Instance) -> BTreeSet<u8> {
-        mask.numbers().filter(|&number| mask.mark(number).is_some_and(|mark| self.is_taken(mark, instance))).collect()
+    /// Numbers of policies that a new policy cannot have: a rule of any instance in this network namespace selects their mark, for a
+    /// policy, or for connections that end.
+    pub fn taken(&self, mask: MarkMask) -> BTreeSet<u8> {
+        mask.numbers().filter(|&number| mask.mark(number).is_some_and(|mark| self.is_taken(mark, None))).collect()
     }
 
     /// Rules of others that use bits of the mask, as `ip rule` would describe them.
@@ -149,10 +153,10 @@ impl State {
         self.rules.iter().filter(|rule| rule.mask != 0 && rule.role().is_none())
     }
 
-    /// Whether a rule of another instance selects the mark.
-    fn is_taken(&self, mark: u32, instance: Instance) -> bool {
-        let mut others =
-            self.rules.iter().filter(|rule| rule.role() == Some(Role::Lookup) && !instance.has(rule.table));
+    /// Whether a rule of an instance other than `own` selects the mark.
+    fn is_taken(&self, mark: u32, own: Option<Instance>) -> bool {
+        let is_other = |rule: &&Rule| own.is_none_or(|own| !own.has(rule.table));
+        let mut others = self.rules.iter().filter(|rule| rule.role() == Some(Role::Lookup)).filter(is_other);
         others.any(|rule| rule.mark == mark & rule.mask)
     }
 }
@@ -183,10 +187,12 @@ fn bound(wanted: &Wanted, state: &State, plan: &mut Plan) {
             tables.insert(link, rule.table);
         }
     }
+    // Connections may need the rule of a link that is no longer wanted.
+    let present = state.rules.iter().filter(|rule| rule.role() == Some(Role::Bound)).map(|rule| rule.table);
+    let mut taken: BTreeSet<u32> = present.collect();
     let mut free = (0..).map(|position| wanted.instance.bound(position));
     for (link, name) in names {
-        let taken: BTreeSet<u32> = tables.values().copied().collect();
-        let table = tables.get(&link).copied().or_else(|| free.find(|table| !taken.contains(table)));
+        let table = tables.get(&link).copied().or_else(|| free.find(|table| taken.insert(*table)));
         let Some(table) = table else { continue };
         tables.insert(link, table);
         plan.rules.push(Rule::bound(IPV6, name, table));

@@ -86,10 +86,16 @@ pub fn remove(instance: Instance) -> io::Result<Changes> {
     write(&Plan::none(instance), &State::read()?, None)
 }
 
-/// Removes everything of an instance but the tables of these numbers, and of these bound uplinks.
-pub fn keep(instance: Instance, numbers: &BTreeSet<u8>, bound: &BTreeSet<u32>) -> io::Result<Changes> {
+/// Removes everything of an instance but the tables of these numbers, and of these bound uplinks; with `leftovers`, but those that
+/// connections need, too. Returns whether there are any.
+pub fn keep(instance: Instance, numbers: &BTreeSet<u8>, bound: &BTreeSet<u32>, leftovers: bool) -> io::Result<bool> {
     let state = State::read()?;
-    write(&Plan::of_present(instance, &state, numbers, bound), &state, None)
+    let mut plan = Plan::of_present(instance, &state, numbers, bound);
+    if leftovers {
+        plan = plan.with_leftovers(&state)?;
+    }
+    write(&plan, &state, None)?;
+    Ok(!plan.leftover.is_empty())
 }
 
 /// The messages that make the difference, in order. The kernel's answers do not matter for those behind.

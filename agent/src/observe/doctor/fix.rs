@@ -8,7 +8,12 @@ use std::{fs, path::PathBuf};
 use anyhow::Context as _;
 use serde::{Serialize, Serializer};
 
-use crate::{apply::routes, host::cgroup::Hierarchy, kernel::Pins, model::quote::quoted};
+use crate::{
+    apply::routes::{self, Leftovers},
+    host::cgroup::Hierarchy,
+    kernel::Pins,
+    model::quote::quoted,
+};
 
 /// The repair of a finding.
 #[derive(Clone, Debug, Serialize)]
@@ -97,7 +102,7 @@ impl Fix {
                 let hierarchy = Hierarchy::find()?;
                 let Some(pins) = pins else { return Ok(()) };
                 let Some(lock) = pins.lock()? else { return Ok(()) };
-                Ok(routes::tidy(pins, lock, &hierarchy)?)
+                Ok(routes::tidy(pins, lock, &hierarchy, Leftovers::Stay).map(drop)?)
             }
         }
     }

@@ -23,7 +23,8 @@ use crate::{
         manual::{self, Wanted},
         permit::{self, Asker, Grant, Origin},
         resolve::{self, Namespace},
-        routes, takeover,
+        routes::{self, Leftovers},
+        takeover,
     },
     host::{
         cgroup::{self, Hierarchy},
@@ -263,11 +264,14 @@ pub fn forget(pins: &Pins, timeout: Duration) -> Result<(), Error> {
             return Ok(pins.notify_daemon(&lock)?);
         }
         let lingers = match Datapath::open(&pins)? {
-            Some(mut datapath) => !routes::clean_up(&mut datapath, &lock, &hierarchy)?.lingering.is_empty(),
+            Some(mut datapath) => {
+                let (remaining, _) = routes::clean_up(&mut datapath, &lock, &hierarchy, Leftovers::Stay)?;
+                !remaining.lingering.is_empty()
+            }
             None => false,
         };
         if !lingers || Instant::now() >= deadline {
-            return Ok(routes::tidy(&pins, lock, &hierarchy)?);
+            return Ok(routes::tidy(&pins, lock, &hierarchy, Leftovers::Stay).map(drop)?);
         }
         drop(lock);
         thread::sleep(GLANCE);

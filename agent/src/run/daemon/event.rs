@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use super::files;
@@ -66,6 +66,7 @@ impl Sources {
         cgroups: cgroup::Reports,
         namespace_links: mpsc::Receiver<follow::Change>,
         requests: mpsc::Receiver<api::Request>,
+        asks_resolvers: watch::Receiver<bool>,
     ) -> anyhow::Result<Self> {
         let on = |kind: SignalKind| signal(kind).context("install a signal handler");
         Ok(Self {
@@ -74,7 +75,7 @@ impl Sources {
             cgroups,
             namespace_links,
             table: Table::default(),
-            resolvers: resolved::watch().context("watch the resolvers of links")?,
+            resolvers: resolved::watch(asks_resolvers).context("watch the resolvers of links")?,
             files: files::watch(store, pins.root()).context("watch the configuration and the pins")?,
             hangup: on(SignalKind::hangup())?,
             terminate: on(SignalKind::terminate())?,

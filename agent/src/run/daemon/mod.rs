@@ -105,10 +105,18 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let (control, requests, view) = Control::new(pins.clone());
     let (namespaces, namespace_links) = Namespaces::new();
     let (watch, cgroups) = cgroup::watch()?;
-    let mut sources = Sources::new(&options.store, &pins, cgroups, namespace_links, requests)?;
+    let (asks_resolvers, asked) = tokio::sync::watch::channel(false);
+    let mut sources = Sources::new(&options.store, &pins, cgroups, namespace_links, requests, asked)?;
     let daemon = config.daemon.clone();
-    let steering =
-        Steering::new(datapath, hierarchy, watch, Policies::new(config), namespaces, options.store.released())?;
+    let steering = Steering::new(
+        datapath,
+        hierarchy,
+        watch,
+        Policies::new(config),
+        namespaces,
+        options.store.released(),
+        asks_resolvers,
+    )?;
     let queue = Arc::new(Queue::default());
     let worker = Worker {
         steering,

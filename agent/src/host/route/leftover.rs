@@ -1,0 +1,78 @@
+//! Rules that connections need longer than a policy.
+//!
+//! When a program has closed a connection, the kernel answers for it without its socket, up to a minute longer (TIME_WAIT). The
+//! answer has the binding or the mark that the socket had. Without its rule, it would leave by the default route.
+//!
+//! **Invariant:** a rule with its table stays as it is while sock_diag lists a connection for it. The number of its mark and its
+//! table are given to nobody else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use netlink_packet_sock_diag::{AF_INET, AF_INET6, TCP_CLOSE, TCP_LISTEN};
+use steer_common::Mark;
+
+use super::{
+    Plan,
+    entry::IPV4,
+    rule::{Role, Rule},
+    state::State,
+};
+use crate::host::sockets::{
+    Line,
+    diag::{Diag, Protocol},
+};
+
+impl Plan {
+    /// Adds the rules of this instance that are no longer wanted, and that connections of the calling thread's network namespace still
+    /// need.
+    pub fn with_leftovers(mut self, state: &State) -> io::Result<Self> {
+        let planned: BTreeSet<u32> = self.rules.iter().map(|rule| rule.table).collect();
+        let is_old = |rule: &&Rule| self.owns(rule.table) && !planned.contains(&rule.table);
+        let lines: Vec<(&Rule, Line)> =
+            state.rules.iter().filter(is_old).filter_map(|rule| Some((rule, line(rule, state)?))).collect();
+        if lines.is_empty() {
+            return Ok(self);
+        }
+        let diag = Diag::open()?;
+        let mut used: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
+        for (rule, line) in lines {
+            if used.contains_key(&rule.table) || has_connection(&diag, rule.family, line)? {
+                used.entry(rule.table).or_default().push(rule);
+            }
+        }
+        for rule in used.values().flatten().filter(|rule| rule.role() == Some(Role::Lookup)) {
+            let flag = rule.flag();
+            for shared in [Rule::target(rule.family), Rule::end(rule.family, flag), Rule::goto(rule.family, flag)] {
+                if !self.rules.contains(&shared) {
+                    self.rules.push(shared);
+                }
+            }
+        }
+        self.rules.extend(used.values().flatten().copied().cloned());
+        self.routes.extend(state.routes.iter().filter(|route| used.contains_key(&route.table)).cloned());
+        self.leftover = used.into_keys().collect();
+        Ok(self)
+    }
+}
+
+/// The sockets that a rule is for.
+fn line(rule: &Rule, state: &State) -> Option<Line> {
+    match rule.role()? {
+        Role::Lookup => Some(Line { ifindex: 0, mark: Some(Mark { value: rule.mark, mask: rule.mask }) }),
+        Role::Bound => {
+            let name = rule.bound_to.as_deref();
+            let link = state.links.iter().find(|(_, link)| Some(link.name.as_slice()) == name)?;
+            Some(Line { ifindex: link.0.cast_signed(), mark: None })
+        }
+        Role::Goto(_) | Role::Target | Role::End(_) => None,
+    }
+}
+
+fn has_connection(diag: &Diag, family: u8, line: Line) -> io::Result<bool> {
+    let family = if family == IPV4 { AF_INET } else { AF_INET6 };
+    let sockets = diag.list_on((Protocol::Tcp, family), &[line])?;
+    Ok(sockets.iter().any(|socket| !matches!(socket.header.state, TCP_LISTEN | TCP_CLOSE)))
+}
