@@ -121,6 +121,10 @@ fn is_elsewhere(ctx: &SkBuffContext, policy: &PolicyRecord) -> bool {
 #[inline(always)]
 fn is_excepted(ctx: &SkBuffContext, slot: u32, ifindex: u32, reason: &Counter) -> bool {
     let incoming = matches!(reason, Counter::StoppedIngress);
+    // The destination in the header may be the first of several.
+    if !incoming && peer::may_have_source_route(ctx) {
+        return false;
+    }
     reach::passes(slot, ifindex, &peer::of_packet(ctx, incoming).address)
 }
 

@@ -108,6 +108,23 @@ pub(crate) fn has_other_port(ctx: &SkBuffContext, port: u16) -> bool {
     matches!(protocol.into(), IPPROTO_TCP | IPPROTO_UDP) && v6_port != port.to_be()
 }
 
+/// Whether the packet may have a source route: IPv4 options, but for IGMP, or an IPv6 header that can be one or that one can follow.
+#[inline(always)]
+pub(crate) fn may_have_source_route(ctx: &SkBuffContext) -> bool {
+    const IPV4_LENGTH: u8 = 5;
+    const IPPROTO_IGMP: u8 = 2;
+    match ctx.load::<u8>(0).map(|first| (first >> 4, first & 0x0f)) {
+        Ok((4, length)) => {
+            length > IPV4_LENGTH && !ctx.load::<Ipv4Header>(0).is_ok_and(|header| header.protocol == IPPROTO_IGMP)
+        }
+        Ok((6, _)) => ctx.load::<Ipv6Header>(0).is_ok_and(|header| {
+            let next = u32::from(header.next_header);
+            next != FRAGMENT && is_extension(next)
+        }),
+        _ => false,
+    }
+}
+
 /// The transport protocol of an IPv6 packet, and where its header begins, unless it is in an earlier fragment.
 #[inline(always)]
 fn transport(ctx: &SkBuffContext, mut protocol: u8) -> (u8, Option<usize>) {

@@ -141,10 +141,14 @@ impl Bed {
         tables.iter().try_for_each(|table| self.ip(&format!("{family} route flush table {table}")).map(drop))
     }
 
-    /// Ends the connections that the kernel keeps for a minute (TIME_WAIT) in the client's network namespace, as if it had passed.
+    /// Ends the connections that programs of the client's network namespace have closed, as if the minute had passed for which the kernel keeps
+    /// them (TIME_WAIT).
     pub fn end_closed_connections(&self) -> anyhow::Result<()> {
         let mut ss = Command::new("ss");
-        ss.args(["-K", "state", "time-wait"]).stdout(Stdio::null()).stderr(Stdio::null());
+        ss.arg("-K").args(
+            ["fin-wait-1", "fin-wait-2", "closing", "last-ack", "time-wait"].iter().flat_map(|state| ["state", state]),
+        );
+        ss.stdout(Stdio::null()).stderr(Stdio::null());
         self.net.client.enter(&mut ss);
         ss.status()?;
         Ok(())

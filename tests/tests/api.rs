@@ -4,7 +4,10 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
     net::TcpStream,
-    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        net::UnixStream,
+    },
     process::{Command, Stdio},
 };
 
@@ -473,6 +476,25 @@ fn files_that_cannot_be_read() -> Outcome {
     refused("no regular file")?;
     fs::File::create(&file)?.set_len(20 << 30)?;
     refused("larger than 16 MiB")?;
+    symlink("/nonexistent", &file)?;
+    refused("No such file")?;
+    // A directory that is gone, as one that is mounted late, is no removed policy.
+    let kept = bed.cgroup.child("kept")?;
+    let text = format!("[[policy]]\nname = \"kept\"\ninterface = \"a0\"\ncgroups = [\"{}\"]\n", kept.path());
+    fs::write(&file, text)?;
+    bed.succeed(&["reload"])?;
+    bed.check_steered(&kept, 0)?;
+    let directory = bed.directory.join("policies.d");
+    fs::rename(&directory, bed.directory.join("elsewhere"))?;
+    let reload = bed.run(&["reload"])?;
+    ensure!(reload.code != 0 && reload.stderr.contains("make it again, empty"), "{reload:?}");
+    symlink("/nonexistent", &directory)?;
+    ensure!(bed.run(&["reload"])?.code != 0);
+    bed.check_steered(&kept, 0)?;
+    fs::remove_file(&directory)?;
+    fs::create_dir(&directory)?;
+    bed.succeed(&["reload"])?;
+    ensure!(bed.policy("kept").is_err());
     daemon.end(Signal::SIGTERM)?;
     Ok(())
 }

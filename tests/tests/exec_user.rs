@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use nix::sys::{
+    resource::{Resource, setrlimit},
     signal::Signal,
     socket::{self, AddressFamily, SockFlag, SockType, UnixAddr},
 };
@@ -202,6 +203,20 @@ fn a_flood_of_strangers_delays_nobody() -> Outcome {
     ensure!(ran.code == 0, "{ran:?}");
     let now = descriptors()?;
     ensure!(now < before + 100, "{now} descriptors, {before} before");
+    // Commands of one user at once, also right after others have ended.
+    for _ in 0..2 {
+        let commands = (0..12).map(|_| exec(&bed, &["--policy", "second", "--", "true"])?.spawn().map_err(Into::into));
+        let commands = commands.collect::<anyhow::Result<Vec<_>>>()?;
+        for mut command in commands {
+            ensure!(command.wait()?.success());
+        }
+    }
+    // Without free descriptors it fails as with any other cause.
+    let mut poor = exec(&bed, &["--policy", "second", "--", "true"])?;
+    // SAFETY: one system call.
+    unsafe { poor.pre_exec(|| Ok(setrlimit(Resource::RLIMIT_NOFILE, 6, 6)?)) };
+    let ran = output(&mut poor)?;
+    ensure!(ran.code == 125 && ran.stderr.contains("Too many open files"), "{ran:?}");
     Ok(())
 }
 

@@ -30,10 +30,12 @@ mod uplink;
 mod uplinks;
 
 use std::{
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use nix::sys::stat::{Mode, umask};
@@ -206,6 +208,9 @@ fn config_file(named: Option<&Path>, instance: &Instance) -> PathBuf {
 
 /// A runtime for commands that use netlink.
 fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
+    // Without a free descriptor, the runtime would panic instead of failing: it makes a pair of sockets for signals.
+    let descriptors: [_; 4] = std::array::from_fn(|_| UnixStream::pair());
+    descriptors.into_iter().collect::<Result<Vec<_>, _>>().context("open the descriptors of the runtime")?;
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
 }
 

@@ -130,6 +130,8 @@ impl Store {
     /// Reads and parses all files, and looks up the names in them.
     pub fn read(&self) -> Result<Config, Error> {
         let mut config = config::parse_all(&self.sources()?)?;
+        let missing = self.directories().into_iter().filter(|directory| !directory.exists());
+        config.missing = missing.map(|directory| directory.display().to_string()).collect();
         let known = account::known(config.patterns());
         config.resolve(&known);
         Ok(config)
@@ -140,8 +142,8 @@ impl Store {
         for path in self.files()? {
             match file::read(&path) {
                 Ok(text) => sources.push(Source { file: path.display().to_string(), text }),
-                // Removed since it was listed; the configuration file itself must be there.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && path != self.file => {}
+                // Removed since it was listed; the configuration file itself must be there, and what a symbolic link names.
+                Err(error) if is_gone(&path, &error) && path != self.file => {}
                 Err(source) => return Err(Error::File { action: "read", path, source }),
             }
         }
@@ -259,11 +261,16 @@ pub fn is_policy_file(name: &OsStr) -> bool {
     Path::new(name).extension().is_some_and(|extension| extension == SUFFIX)
 }
 
+/// Whether there is nothing of this name, not even a symbolic link to nothing.
+fn is_gone(path: &Path, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err()
+}
+
 fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::File { action: "list", path: directory.to_owned(), source };
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if is_gone(directory, &error) => return Ok(Vec::new()),
         Err(source) => return Err(failed(source)),
     };
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;

@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** the result for a cgroup does not depend on the order in which cgroups and interfaces appear.
 
+use std::path::Path;
+
 use crate::model::{
     cgroup_path::CgroupPath,
     config::{self, Config, RouteConfig},
@@ -90,15 +92,23 @@ impl Policies {
     }
 }
 
-/// A file that `had` policies and has none in the next configuration. That is more likely a mistake, such as a file that is being written,
-/// than meant. A policy whose file was removed is meant to go.
+/// A file that `had` policies and has none in the next configuration, or a directory of such files that is gone. That is more likely a
+/// mistake, such as a file that is being written, or a directory that is mounted late, than meant. A policy whose file was removed is meant
+/// to go.
 pub fn emptied(had: impl Fn(&str) -> bool, next: &Config) -> Option<&str> {
     let is_emptied = |file: &&String| had(file) && !has_policy(&next.policies, file);
-    next.files.iter().find(is_emptied).map(String::as_str)
+    next.files.iter().chain(&next.missing).find(is_emptied).map(String::as_str)
 }
 
+/// Whether one of the policies is in this file, or in a file of this directory.
 fn has_policy(policies: &[config::Policy], file: &str) -> bool {
-    policies.iter().any(|policy| policy.file == file && !policy.is_closed())
+    let is_in = |policy: &config::Policy| policy.file == file || is_of_directory(&policy.file, file);
+    policies.iter().any(|policy| is_in(policy) && !policy.is_closed())
+}
+
+/// Whether a file is in this directory.
+pub fn is_of_directory(file: &str, directory: &str) -> bool {
+    Path::new(file).parent() == Some(Path::new(directory))
 }
 
 /// Position of the policy that names exactly this cgroup, given what each names: one that names it by a path, a unit or a user comes before
@@ -175,6 +185,10 @@ mod tests {
         assert_eq!(both.emptied_by(&read(&[source("a.toml", ""), b.clone()])), Some("a.toml"));
         assert_eq!(both.emptied_by(&read(&[a, source("b.toml", "# nothing")])), Some("b.toml"));
         assert_eq!(both.emptied_by(&read(&[b])), None, "the file was removed");
+        let (main, own) = (source("d/a.toml", &policy("a")), source("d/policies.d/b.toml", &policy("b")));
+        let both = Policies::new(read(&[main.clone(), own]));
+        let lost = config::Config { missing: vec!["d/policies.d".to_owned(), "run".to_owned()], ..read(&[main]) };
+        assert_eq!(both.emptied_by(&lost), Some("d/policies.d"));
     }
 
     #[test]

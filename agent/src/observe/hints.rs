@@ -32,6 +32,9 @@ pub(super) const RESOLVER: &str =
     "a steered socket does not reach this host's resolver; give the policy a resolver by `dns` (or --dns)";
 /// For an address in a directly connected network.
 pub(super) const LAN: &str = "`local = [\"lan\"]` in the policy reaches the networks that this host is connected to";
+/// For a public address in a directly connected network.
+pub(super) const PUBLIC: &str = "`lan` has private networks only, because a DHCP server or a router chooses what is on the link; an \
+                                 exception reaches a public one: `except = [\"PREFIX=INTERFACE\"]`";
 /// For multicast and broadcast that find services.
 pub(super) const DISCOVERY: &str =
     "`local = [\"lan\", \"discovery\"]` in the policy allows discovery in the networks that this host is connected to";

@@ -19,7 +19,7 @@ use crate::{
     kernel::{self, Datapath},
     model::{
         config::Config,
-        policy::{Policies, emptied},
+        policy::{Policies, emptied, is_of_directory},
         spec::Uplink,
     },
 };
@@ -45,7 +45,8 @@ impl Running {
         let own = self.config.display().to_string();
         let is = |policy: &PolicyDocument, name: &str| {
             let is_file = policy.file == own && file == Path::new(name);
-            (is_file || policy.file == name) && policy.policy.interface != Some(Uplink::Closed)
+            (is_file || policy.file == name || is_of_directory(&policy.file, name))
+                && policy.policy.interface != Some(Uplink::Closed)
         };
         emptied(|name| self.policies.iter().any(|policy| is(policy, name)), next).map(describe_emptied)
     }

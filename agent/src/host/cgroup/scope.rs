@@ -7,6 +7,7 @@ use std::{
     fs, io,
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use nix::{
@@ -33,19 +34,21 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Creates a scope in `parent`, named after this process.
+    /// Creates a scope in `parent`, named after this process. It never uses a name again: whoever is responsible for an earlier scope may
+    /// still remove it by its path.
     pub fn create(hierarchy: &Hierarchy, parent: &CgroupPath) -> Result<Self, Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let pid = std::process::id();
-        let mut number = 0;
         loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = parent.child(&format!("{PREFIX}{pid}-{number}"));
             match fs::create_dir(hierarchy.directory(&path)) {
                 Ok(()) => match Self::claim(hierarchy, &path)? {
                     Some(scope) => return Ok(scope),
                     // Another process removed it as abandoned before it was locked.
-                    None => number += 1,
+                    None => {}
                 },
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(source) => {
                     return Err(Error::File { action: "create", file: hierarchy.directory(&path), source });
                 }

@@ -49,7 +49,7 @@ pub use lookup::{Selector, gateways, leads};
 pub use passes::is_discovery;
 pub use plan::{Invalid, Plan, plan};
 pub use selected::{Refusal, Selected, Sent};
-pub use state::State;
+pub use state::{State, is_private};
 pub use table::Instance;
 pub use watch::{Notified, Watch};
 pub use write::{Changes, Failed, Step, keep, remove, steps, write};

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** only reads.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, net::IpAddr};
 
 use socket2::{Domain, Socket, Type};
 
@@ -191,13 +191,16 @@ impl State {
         routes.any(|route| route.hops.iter().any(|hop| hop.link == link))
     }
 
-    /// The networks that this host is connected to, in the main table, but by the uplink.
+    /// The private networks that this host is connected to, in the main table, but by the uplink.
+    ///
+    /// A DHCP server or a router of the network chooses what is on the link. With public prefixes, it could get any traffic
+    /// (CVE-2023-36672).
     pub(super) fn lan(&self, uplink: Option<u32>) -> impl Iterator<Item = (u32, Route)> {
         let networks = self.routes.iter().filter(|route| {
             let (is_ipv4, len) = (route.prefix.is_ipv4(), route.prefix.len());
             let is_narrow = len >= if is_ipv4 { 8 } else { 32 };
             let is_on_link = route.is_direct() && (!is_ipv4 || route.scope == ON_LINK);
-            route.table == MAIN && is_narrow && is_on_link && !is_multicast(route.prefix)
+            route.table == MAIN && is_narrow && is_on_link && is_private(route.prefix)
         });
         let hops = networks.flat_map(|route| route.hops.iter().map(move |hop| (hop.link, route)));
         let lan = hops.filter(move |(link, _)| Some(*link) != uplink && self.is_lan(*link));
@@ -242,13 +245,56 @@ fn has_sockets(family: u8) -> io::Result<bool> {
     }
 }
 
+/// Whether all addresses of the prefix are used inside of networks only (RFC 1918, 3927, 4193 and 4291).
+pub fn is_private(prefix: Prefix) -> bool {
+    match prefix.address() {
+        IpAddr::V4(address) => {
+            let [first, second, ..] = address.octets();
+            match (first, second) {
+                (10, _) => prefix.len() >= 8,
+                (172, 16..=31) => prefix.len() >= 12,
+                (192, 168) | (169, 254) => prefix.len() >= 16,
+                _ => false,
+            }
+        }
+        IpAddr::V6(address) => address.is_unique_local() && prefix.len() >= 7 || is_link_local(prefix),
+    }
+}
+
 pub(super) fn is_multicast(prefix: Prefix) -> bool {
     prefix.address().is_multicast()
 }
 
 pub(super) fn is_link_local(prefix: Prefix) -> bool {
     match prefix.address() {
-        std::net::IpAddr::V4(address) => address.is_link_local(),
-        std::net::IpAddr::V6(address) => address.is_unicast_link_local() && prefix.len() >= 10,
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local() && prefix.len() >= 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_private;
+
+    #[test]
+    fn private_prefixes() {
+        let cases = [
+            ("10.0.0.0/8", true),
+            ("10.0.0.0/7", false),
+            ("172.31.1.0/24", true),
+            ("172.32.0.0/16", false),
+            ("192.168.0.0/16", true),
+            ("192.168.0.0/15", false),
+            ("169.254.0.0/16", true),
+            ("198.51.100.0/24", false),
+            ("100.64.0.0/10", false),
+            ("fd00::/64", true),
+            ("fe80::/64", true),
+            ("2001:db8::/64", false),
+            ("::/0", false),
+        ];
+        for (prefix, private) in cases {
+            assert_eq!(is_private(prefix.parse().expect("a prefix")), private, "{prefix}");
+        }
     }
 }

@@ -45,6 +45,8 @@ pub struct Config {
     pub uplinks: Vec<Group>,
     /// The files that were read, also those without a policy.
     pub files: Vec<String>,
+    /// The directories of such files that do not exist.
+    pub missing: Vec<String>,
 }
 
 impl Config {

@@ -12,7 +12,8 @@ use super::Word;
 pub enum Near {
     /// All addresses of this host.
     Host,
-    /// The networks that are directly connected on links which are not tunnels.
+    /// The private networks that are directly connected on links which are not tunnels: of RFC 1918, RFC 3927 (link-local) and RFC 4193, as
+    /// 192.168.3.0/24 and fd00:3::/64.
     Lan,
     /// mDNS, SSDP, LLMNR and broadcasts on those links.
     Discovery,

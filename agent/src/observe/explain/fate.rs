@@ -200,7 +200,13 @@ impl<'a> Scene<'a> {
             }
             _ if self.exception().is_some() => None,
             _ if free.is_some_and(|free| free.is_local) => self.unless(policy_flags::LOCAL_HOST, hints::HOST),
-            _ if free.is_some_and(|free| self.is_near(to, free)) => self.unless(policy_flags::LOCAL_LAN, hints::LAN),
+            _ if free.is_some_and(|free| self.is_near(to, free)) => {
+                if route::is_private(Prefix::host(to)) {
+                    self.unless(policy_flags::LOCAL_LAN, hints::LAN)
+                } else {
+                    Some(hints::PUBLIC.to_owned())
+                }
+            }
             _ => None,
         }
     }

@@ -2,7 +2,11 @@
 //!
 //! **Invariant:** a command uses only the daemon of its own pin directory. Without a daemon, the command does the work itself.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io::{self, ErrorKind},
+    path::Path,
+    time::Duration,
+};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -19,6 +23,9 @@ use super::Problem;
 
 /// In what time a daemon that runs answers something that asks for no work.
 const SOON: Duration = Duration::from_secs(2);
+/// The delay before a request is sent again that the daemon had no place for. It doubles up to the longest.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
 /// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,6 +47,15 @@ pub enum Error {
         socket: String,
         /// The daemon.
         pid: Option<i32>,
+    },
+    /// The daemon closes the connections.
+    #[error(
+        "the daemon closes connections to {socket}: this user has too many of them open; end some of the programs that use it, or try again \
+         later"
+    )]
+    Busy {
+        /// Its socket.
+        socket: String,
     },
     /// The daemon refused the request.
     #[error("the daemon refused: {}", described(.0))]
@@ -68,6 +84,16 @@ impl From<Error> for Following {
 
 fn parse<T: DeserializeOwned>((_, body): (StatusCode, Bytes)) -> Result<T, Error> {
     serde_json::from_slice(&body).map_err(|error| Error::Garbled(error.to_string()))
+}
+
+/// Whether the other side has closed the connection without an answer.
+fn is_closed(error: &io::Error) -> bool {
+    let of_hyper = error.get_ref().and_then(|source| source.downcast_ref::<hyper::Error>());
+    of_hyper.is_some_and(|error| {
+        let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+        let kind = cause.map(io::Error::kind);
+        error.is_incomplete_message() || matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
+    })
 }
 
 fn silence(socket: &str, pid: Option<i32>) -> String {
@@ -158,10 +184,22 @@ impl<'a> Client<'a> {
         self.send(Method::POST, path, Bytes::new()).await.map(drop)
     }
 
-    /// Sends a request; returns the answer.
+    /// Sends a request; returns the answer. Tries again while the daemon closes the connection, as it does when it has too many of a user.
     pub async fn ask<T: DeserializeOwned>(self, path: &str, body: &impl Serialize) -> Result<T, Error> {
-        let body = serde_json::to_vec(body).map_err(|error| Error::Garbled(error.to_string()))?;
-        parse(self.send(Method::POST, path, body.into()).await?)
+        let body = Bytes::from(serde_json::to_vec(body).map_err(|error| Error::Garbled(error.to_string()))?);
+        let mut delay = FIRST_DELAY;
+        loop {
+            match self.send(Method::POST, path, body.clone()).await {
+                Err(Error::Unreachable { source, .. }) if is_closed(&source) && delay <= LONGEST_DELAY => {
+                    tokio::time::sleep(delay).await;
+                    delay *= 2;
+                }
+                Err(Error::Unreachable { source, .. }) if is_closed(&source) => {
+                    return Err(Error::Busy { socket: self.socket.display().to_string() });
+                }
+                sent => return parse(sent?),
+            }
+        }
     }
 
     /// Removes a resource.

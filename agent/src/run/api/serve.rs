@@ -50,7 +50,7 @@ const MODE: u32 = 0o660;
 /// Access for everybody.
 const MODE_FOR_ALL: u32 = 0o666;
 /// Maximum number of connections on the socket of `exec` for each user that a policy allows.
-const FOR_A_USER: usize = 4;
+const FOR_A_USER: usize = 64;
 /// Delay after a failed accept, for example when no file descriptor is free.
 const PAUSE: Duration = Duration::from_millis(100);
 

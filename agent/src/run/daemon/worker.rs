@@ -6,6 +6,7 @@
 //! leaves the previous state in force. The worker then reads and applies all state again until that succeeds.
 
 use std::{
+    path::Path,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -223,11 +224,12 @@ impl Worker {
     }
 }
 
-/// What is reported of a file that has lost all its policies.
+/// What is reported of a file that has lost all its policies, or of a directory of files that is gone.
 pub(in crate::run) fn describe_emptied(file: &str) -> String {
+    let intended = if Path::new(file).exists() { "remove the file" } else { "make it again, empty" };
     format!(
-        "{file} has lost all its policies and was not reloaded; the previous policies stay in force. If that is intended, remove the file, \
-         or end steering with `steer off`"
+        "{file} has lost all its policies and was not reloaded; the previous policies stay in force. If that is intended, {intended}, or end \
+         steering with `steer off`"
     )
 }
 
