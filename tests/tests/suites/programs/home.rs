@@ -92,8 +92,8 @@ pub(super) struct Home {
 }
 
 impl Home {
-    /// Makes one, whose policy has these words of `local`.
-    pub(super) fn new(name: &str, local: &[&str]) -> anyhow::Result<Self> {
+    /// Makes one, whose policy is strict and has these other keys.
+    pub(super) fn new(name: &str, keys: &str) -> anyhow::Result<Self> {
         let bed = Bed::new(name)?;
         let debian = Debian::of(&bed)?;
         fs::set_permissions(&debian.shared, fs::Permissions::from_mode(0o1777))?;
@@ -109,9 +109,8 @@ impl Home {
             addresses.iter().try_for_each(|&(address, length)| netns.add_address(link, address, length))?;
         }
         ends.iter().try_for_each(|(netns, link, _)| netns.wait_running(link))?;
-        let local = local.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
-        let policy = format!("name = \"home\"\ninterface = \"a1\"\nenforce = \"strict\"\nlocal = [{local}]");
-        let daemon = bed.daemon(&format!("[[policy]]\n{policy}\ncgroups = [\"@\"]\n"))?;
+        let policy = "[[policy]]\nname = \"home\"\ninterface = \"a1\"\nenforce = \"strict\"\ncgroups = [\"@\"]\n";
+        let daemon = bed.daemon(&format!("{policy}{keys}\n"))?;
         // Without a policy, everything takes the second line.
         bed.check_unsteered(None)?;
         bed.check_steered(&bed.cgroup, 1)?;
@@ -177,6 +176,15 @@ impl Home {
     /// What the policy stopped.
     pub(super) fn events(&self) -> String {
         self.bed.succeed(&["events", "--once"]).unwrap_or_else(|error| format!("{error:#}"))
+    }
+
+    /// The counters of what the policy stopped, without those that are 0.
+    pub(super) fn stopped(&self) -> anyhow::Result<String> {
+        let counters = self.bed.policy("home")?["counters"].clone();
+        let counters = counters.as_object().context("no counters")?;
+        let stopped = counters.iter().filter(|(name, count)| name.starts_with("stopped") && count.as_u64() != Some(0));
+        let stopped: Vec<_> = stopped.map(|(name, count)| format!("`{name}` {count}")).collect();
+        Ok(if stopped.is_empty() { "nothing".to_owned() } else { stopped.join(", ") })
     }
 
     /// The packets of programs that left since the last call. Those to the far host must have left by the uplink.
