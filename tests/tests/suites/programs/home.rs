@@ -11,6 +11,7 @@
 //! on a link of the host is theirs.
 
 use std::{
+    cell::Cell,
     fs,
     io::Read as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -20,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use steer_lab::{Capture, Netns, Packet, SERVER_V4, SERVER_V6, create_veth, leaks, wait_until};
+use steer_lab::{Capture, Kind, Netns, Packet, SERVER_V4, SERVER_V6, create_veth, leaks, wait_until};
 use steer_tests::{Bed, Daemon, Debian, Outcome, Output, PATIENCE, Spy, User, output};
 
 /// This host's link to the LAN.
@@ -73,15 +74,18 @@ impl Drop for Program {
     }
 }
 
-/// How many packets left, by which link.
+/// The packets that left, by which link.
 #[derive(Debug)]
 pub(super) struct Left {
+    /// How many left to the far host.
     pub(super) uplink: usize,
     pub(super) lan: Vec<Packet>,
     pub(super) second_line: Vec<Packet>,
 }
 
+/// The host with its neighbours. Its fields end in this order: the captures, the daemon, then the bed.
 pub(super) struct Home {
+    started: Cell<u32>,
     spy: Spy,
     uplink: Capture,
     lan: Capture,
@@ -116,7 +120,7 @@ impl Home {
         bed.check_steered(&bed.cgroup, 1)?;
         let spy = Spy::on(&bed, &["a1", LAN])?;
         let (uplink, lan) = (Capture::start(host, "a1")?, Capture::start(host, LAN)?);
-        Ok(Self { spy, uplink, lan, neighbour, debian, _daemon: daemon, bed })
+        Ok(Self { started: Cell::new(0), spy, uplink, lan, neighbour, debian, _daemon: daemon, bed })
     }
 
     /// Writes a file that all programs see in `/shared`.
@@ -141,8 +145,8 @@ impl Home {
 
     /// Starts a program by a shell script.
     pub(super) fn start(&self, place: Place, user: User, script: &str) -> anyhow::Result<Program> {
-        let number = fs::read_dir(&self.bed.directory)?.count();
-        let path = self.bed.directory.join(format!("output-{number}"));
+        self.started.set(self.started.get() + 1);
+        let path = self.bed.directory.join(format!("output-{}", self.started.get()));
         let file = fs::File::create(&path)?;
         let mut command = self.command(place, user, script);
         let child = command.stdout(file.try_clone()?).stderr(file).spawn().context("start")?;
@@ -198,6 +202,15 @@ impl Home {
         }
         let uplink = leaks(&self.uplink.take()?).into_iter().filter(|packet| is_far(packet)).count();
         Ok(Left { uplink, lan, second_line })
+    }
+
+    /// Whether a packet on the LAN is to an address there, or looks for one.
+    pub(super) fn is_to_lan(packet: &Packet) -> bool {
+        matches!(packet.kind, Kind::Arp | Kind::Ndp)
+            || packet.dst.is_some_and(|to| match to {
+                IpAddr::V4(to) => to.octets()[..3] == HOST.octets()[..3],
+                IpAddr::V6(to) => to.segments()[..4] == HOST_V6.segments()[..4],
+            })
     }
 
     /// The version of a package.

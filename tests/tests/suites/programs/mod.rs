@@ -49,8 +49,8 @@ pub(super) fn print_table() {
     }
 }
 
-/// Checks what left: to the far host by the uplink only, to the neighbour by the LAN, and by the second line nothing
-/// but what `is_allowed` allows. Adds a line to the table.
+/// Checks what left: to the far host by the uplink only, by the LAN to its addresses, and what `is_allowed` allows by the
+/// LAN and the second line. Adds a line to the table.
 fn check(
     home: &mut Home,
     package: &str,
@@ -60,10 +60,13 @@ fn check(
     let left = home.left()?;
     let other: Vec<_> = left.second_line.iter().filter(|packet| !is_allowed(packet)).collect();
     ensure!(other.is_empty(), "by the second line: {other:#?}");
+    let other: Vec<_> = left.lan.iter().filter(|packet| !Home::is_to_lan(packet) && !is_allowed(packet)).collect();
+    ensure!(other.is_empty(), "by the LAN: {other:#?}");
     let (lan, second_line) = (left.lan.len(), left.second_line.len());
+    let name = package.split(',').next().unwrap_or(package);
     let row = format!(
         "| {package} | {} | {user:?} | {} | {lan} | {second_line} | {} |",
-        home.version(package)?,
+        home.version(name)?,
         left.uplink,
         home.stopped()?
     );
@@ -132,7 +135,7 @@ fn transmission_without_the_router() -> Outcome {
         home.events().lines().any(|line| words.iter().all(|word| line.contains(word)))
     })?;
     home.wait_for(Place::Neighbour, &format!("transmission-remote {HOST} -l"), "Have")?;
-    check(&mut home, "transmission-daemon", User::Nobody, nothing)?;
+    check(&mut home, "transmission-daemon, without the router", User::Nobody, nothing)?;
     Ok(())
 }
 
