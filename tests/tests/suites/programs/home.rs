@@ -26,6 +26,8 @@ use steer_tests::{Bed, Daemon, Debian, Outcome, Output, PATIENCE, Spy, User, out
 
 /// This host's link to the LAN.
 pub(super) const LAN: &str = "lan";
+/// The neighbour's link to it.
+const NEIGHBOURS_LAN: &str = "home";
 /// This host, on the LAN.
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 1);
 /// The neighbour.
@@ -103,16 +105,14 @@ impl Home {
         fs::set_permissions(&debian.shared, fs::Permissions::from_mode(0o1777))?;
         let neighbour = Netns::new("neighbour")?;
         let host = &bed.net.client;
-        create_veth(host, LAN, &neighbour, "home")?;
-        let ends: [(&Netns, &str, [(IpAddr, u8); 2]); 2] = [
-            (host, LAN, [(HOST.into(), 24), (HOST_V6.into(), 64)]),
-            (&neighbour, "home", [(NEIGHBOUR.into(), 24), (NEIGHBOUR_V6.into(), 64)]),
-        ];
-        for (netns, link, addresses) in &ends {
+        create_veth(host, LAN, &neighbour, NEIGHBOURS_LAN)?;
+        for (netns, link, v4, v6) in [(host, LAN, HOST, HOST_V6), (&neighbour, NEIGHBOURS_LAN, NEIGHBOUR, NEIGHBOUR_V6)]
+        {
             netns.set_up(link)?;
-            addresses.iter().try_for_each(|&(address, length)| netns.add_address(link, address, length))?;
+            netns.add_address(link, v4.into(), 24)?;
+            netns.add_address(link, v6.into(), 64)?;
         }
-        ends.iter().try_for_each(|(netns, link, _)| netns.wait_running(link))?;
+        host.wait_running(LAN)?;
         let policy = "[[policy]]\nname = \"home\"\ninterface = \"a1\"\nenforce = \"strict\"\ncgroups = [\"@\"]\n";
         let daemon = bed.daemon(&format!("{policy}{keys}\n"))?;
         // Without a policy, everything takes the second line.
