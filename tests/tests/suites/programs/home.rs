@@ -88,6 +88,8 @@ pub(super) struct Left {
 /// The host with its neighbours. Its fields end in this order: the captures, the daemon, then the bed.
 pub(super) struct Home {
     started: Cell<u32>,
+    /// How many sockets the policy had held before the programs.
+    held_before: u64,
     spy: Spy,
     uplink: Capture,
     lan: Capture,
@@ -118,9 +120,10 @@ impl Home {
         // Without a policy, everything takes the second line.
         bed.check_unsteered(None)?;
         bed.check_steered(&bed.cgroup, 1)?;
+        let held_before = bed.sockets("home", "bound")?;
         let spy = Spy::on(&bed, &["a1", LAN])?;
         let (uplink, lan) = (Capture::start(host, "a1")?, Capture::start(host, LAN)?);
-        Ok(Self { started: Cell::new(0), spy, uplink, lan, neighbour, debian, _daemon: daemon, bed })
+        Ok(Self { started: Cell::new(0), held_before, spy, uplink, lan, neighbour, debian, _daemon: daemon, bed })
     }
 
     /// Writes a file that all programs see in `/shared`.
@@ -180,6 +183,11 @@ impl Home {
     /// What the policy stopped.
     pub(super) fn events(&self) -> String {
         self.bed.succeed(&["events", "--once"]).unwrap_or_else(|error| format!("{error:#}"))
+    }
+
+    /// How many sockets of programs the policy holds.
+    pub(super) fn held(&self) -> anyhow::Result<u64> {
+        Ok(self.bed.sockets("home", "bound")? - self.held_before)
     }
 
     /// The counters of what the policy stopped, without those that are 0.

@@ -57,6 +57,7 @@ fn check(
     user: User,
     is_allowed: fn(&Packet) -> bool,
 ) -> anyhow::Result<(usize, usize)> {
+    ensure!(home.held()? > 0, "the program is in no policy");
     let left = home.left()?;
     let other: Vec<_> = left.second_line.iter().filter(|packet| !is_allowed(packet)).collect();
     ensure!(other.is_empty(), "by the second line: {other:#?}");
