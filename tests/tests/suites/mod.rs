@@ -51,7 +51,7 @@ const SUITES: [Suite; 3] = [
                  $a.test_events $a.test_sock_lowlevel $a.test_streams $a.test_sendfile $a.test_server $a.test_ssl \
                  $a.test_unix_events",
         parse: of_python,
-        least: 2000,
+        least: 1400,
     },
 ];
 
