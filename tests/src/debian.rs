@@ -6,10 +6,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
-use crate::{Bed, NOBODY, NotHere, User};
+use steer_lab::Netns;
+
+use crate::{Bed, Cgroup, NOBODY, NotHere, User};
 
 /// The root.
 #[derive(Debug)]
@@ -49,10 +51,18 @@ impl Debian {
 
     /// A command in the root and in the bed's network namespace, not steered.
     pub fn outside(&self, bed: &Bed, user: User, command: &[&str]) -> Command {
+        self.at(&bed.net.client, None, user, command)
+    }
+
+    /// A command in the root, in a network namespace and perhaps in a cgroup.
+    pub fn at(&self, netns: &Netns, cgroup: Option<&Cgroup>, user: User, command: &[&str]) -> Command {
         let arguments = self.arguments(user, command);
-        let mut outside = Command::new(&arguments[0]);
-        bed.place(outside.args(&arguments[1..]), None, User::Root);
-        outside
+        let mut placed = Command::new(&arguments[0]);
+        if let Some(cgroup) = cgroup {
+            cgroup.enter(&mut placed);
+        }
+        netns.enter(placed.args(&arguments[1..])).stdin(Stdio::null());
+        placed
     }
 
     /// The same under `steer exec` with these options.

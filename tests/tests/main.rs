@@ -143,7 +143,9 @@ fn main() {
     let suites = if is_asked(&arguments, "suites") { suites::trials(root) } else { Vec::new() };
     let slow = peers.into_iter().chain(managers).chain(suites);
     let mut trials: Vec<_> = trials.chain(escape::trials(root)).chain(slow).collect();
-    let names: Vec<_> = trials.iter().map(|trial| trial.name().to_owned()).collect();
+    // Documents also name tests of the suites.
+    let suites = suites::trials(root);
+    let names: Vec<_> = trials.iter().chain(&suites).map(|trial| trial.name().to_owned()).collect();
     trials.push(Trial::test("documents_name_tests_that_exist", move || documents::check(&names)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     escape::remove_beds();

@@ -1,7 +1,7 @@
-//! `cargo xtask suites`: runs network test suites of Debian inside and outside a policy, as root, in a root
-//! file system below `target`.
+//! `cargo xtask suites`: runs network test suites of Debian inside and outside a policy, and real programs inside one, as
+//! root, in a root file system below `target`.
 //!
-//! **Invariant**: no package is installed on this machine. A root is used only when it is complete.
+//! **Invariant**: no package is installed on this machine. A root is used only when it is complete, and has all packages.
 
 use std::{
     fs,
@@ -15,8 +15,8 @@ use crate::{apt, cargo, dist::recreate, root::Root, setup::Setup, toolchain, vm}
 
 /// The suite whose programs are used.
 const SUITE: &str = "trixie";
-/// Packages of the root, in addition to the minimum: the test suites and what they run.
-const PACKAGES: [&str; 8] = [
+/// Packages of the root, in addition to the minimum: the test suites and what they run, and the real programs.
+const PACKAGES: [&str; 19] = [
     "golang-1.24-go",
     "golang-1.24-src",
     "gcc",
@@ -25,15 +25,28 @@ const PACKAGES: [&str; 8] = [
     "libpython3.13-testsuite",
     "iproute2",
     "procps",
+    "curl",
+    "transmission-daemon",
+    "transmission-cli",
+    "postgresql-17",
+    "openssh-server",
+    "openssh-client",
+    "chrony",
+    "avahi-daemon",
+    "avahi-utils",
+    "dbus-daemon",
+    "chromium",
 ];
+/// The file of a complete root that names its packages.
+const INSTALLED: &str = "steer/packages";
 /// Builds the test executables of Go's packages.
 const BUILD: &str = "mount -t proc proc /proc && cd /usr/share/go-1.24/src && export HOME=/root GOTOOLCHAIN=local GOPROXY=off && \
                      exec /usr/lib/go-1.24/bin/go test -c -o /steer/ net net/http";
 
-/// Compare the results of network test suites inside and outside a policy; needs root.
+/// Compare the results of network test suites inside and outside a policy, and run real programs inside one; needs root.
 #[derive(clap::Args)]
 pub(crate) struct Suites {
-    /// Run only the suites whose test's name contains this, such as suites::go.
+    /// Run only the tests whose name contains this, such as suites::go or suites::programs.
     #[arg(value_name = "FILTER")]
     filter: Option<String>,
     /// Make the root file system again.
@@ -62,14 +75,15 @@ impl Suites {
     fn debian(&self) -> Result<PathBuf> {
         let place = cargo::target_directory()?.join("suites");
         let root = place.join("root");
-        if root.join("steer/net.test").exists() && !self.refresh {
+        let packages = PACKAGES.join("\n");
+        if fs::read_to_string(root.join(INSTALLED)).is_ok_and(|installed| installed == packages) && !self.refresh {
             return Ok(root);
         }
         ensure!(nix::unistd::geteuid().is_root(), "debootstrap needs root");
         if toolchain::program("debootstrap").is_none() {
             apt::install(&["debootstrap"])?;
         }
-        eprintln!("suites: making a root file system of {SUITE}, which takes two or three minutes");
+        eprintln!("suites: making a root file system of {SUITE}, which takes a few minutes");
         let unfinished = place.join("unfinished");
         recreate(&unfinished)?;
         vm::debootstrap(SUITE, &[], &unfinished)?;
@@ -79,6 +93,7 @@ impl Suites {
         let mut build = Command::new("unshare");
         build.args(["--mount", "--propagation", "private", "chroot"]).arg(&unfinished).args(["sh", "-c", BUILD]);
         cargo::check(build.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"))?;
+        fs::write(unfinished.join(INSTALLED), packages).context("name the packages of the root file system")?;
         if root.exists() {
             fs::remove_dir_all(&root).with_context(|| format!("remove {}", root.display()))?;
         }

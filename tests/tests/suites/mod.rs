@@ -1,5 +1,5 @@
 //! Network test suites that others wrote: each test has the same result inside a policy with `local = ["host"]` as
-//! outside, in the same network namespace. `cargo xtask suites` runs this.
+//! outside, in the same network namespace. And real programs, in `programs`. `cargo xtask suites` runs this.
 //!
 //! **Invariant**: a suite that does not run to its end is a failure, not a result.
 
@@ -15,6 +15,8 @@ use libtest_mimic::Trial;
 use steer_tests::{Bed, Debian, Outcome, Spy, USERS, User};
 
 use crate::report;
+
+mod programs;
 
 /// A suite.
 #[derive(Debug)]
@@ -49,7 +51,7 @@ const SUITES: [Suite; 3] = [
                  $a.test_events $a.test_sock_lowlevel $a.test_streams $a.test_sendfile $a.test_server $a.test_ssl \
                  $a.test_unix_events",
         parse: of_python,
-        least: 2000,
+        least: 1400,
     },
 ];
 
@@ -78,6 +80,7 @@ pub(crate) fn trials(root: bool) -> Vec<Trial> {
             let name = format!("suites::{}::{user:?}", suite.name).to_lowercase();
             Trial::ignorable_test(name, move || report(check(suite, user))).with_ignored_flag(!root)
         })
+        .chain(programs::trials(root))
         .collect()
 }
 
@@ -89,6 +92,7 @@ pub(crate) fn print_table() {
     for row in &rows {
         println!("{row}");
     }
+    programs::print_table();
 }
 
 fn check(suite: &Suite, user: User) -> Outcome {
