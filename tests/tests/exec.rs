@@ -47,14 +47,10 @@ fn exec(bed: &Bed, arguments: &[&str]) -> std::process::Command {
 }
 
 fn wait_until_clean(bed: &Bed) -> Outcome {
-    let left = || format!("{:?} in {}", bed.cgroup.children(), bed.cgroup.path());
-    let is_empty = || bed.cgroup.children().is_empty();
-    // The keeper has a cgroup of its own, to its end.
-    wait_until("the command's cgroup to be removed", PATIENCE, || bed.cgroup.children().len() < 2)
-        .with_context(left)?;
-    bed.end_closed_connections()?;
-    wait_until("the pins and all cgroups to be removed", PATIENCE, || !bed.pins.exists() && is_empty())
-        .with_context(left)
+    wait_until("the pins and the cgroup to be removed", PATIENCE, || {
+        bed.end_closed_connections().is_ok() && !bed.pins.exists() && bed.cgroup.children().is_empty()
+    })
+    .with_context(|| format!("{:?} in {}", bed.cgroup.children(), bed.cgroup.path()))
 }
 
 /// steer itself creates files that only their owner may write, whatever the umask.
