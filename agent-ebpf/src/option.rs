@@ -10,7 +10,7 @@ use aya_ebpf::{Global, bindings::bpf_sock, macros::cgroup_sockopt, programs::Soc
 use steer_common::{
     AddressWords, AttachmentRecord, Counter, Kind, Mark, PolicyRecord,
     event::KERNEL_NAME_BYTES,
-    is_asked, is_uplink, mapped,
+    is_asked, is_uplink, mapped, observes,
     option::{
         IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP, IP_FREEBIND, IP_MSFILTER, IP_TRANSPARENT, IP_UNBLOCK_SOURCE,
         IPV6_ADD_MEMBERSHIP, IPV6_DROP_MEMBERSHIP, IPV6_FREEBIND, IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST,
@@ -23,7 +23,7 @@ use steer_common::{
 
 use crate::{
     answer::{ALLOW, REFUSE},
-    attachment, events, nesting, notes, policy, reach, socket,
+    attachment, events, nesting, notes, outcome, policy, reach, socket,
     uplink::{self, Held},
 };
 
@@ -89,7 +89,7 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     let attachment = attachment::current();
     let policy = policy::get(attachment.policy);
     if !nesting::decides(&attachment, socket.cast())
-        || !is_asked(policy, policy_flags::GUARD)
+        || !is_asked(policy, policy_flags::SEES)
         || notes::is_left(&ctx, &SETSOCKOPT_KNOWS_NETNS, socket.cast(), policy)
     {
         return ALLOW;
@@ -103,12 +103,14 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
         },
         None => false,
     };
-    if allowed {
-        return ALLOW;
+    if !allowed && stops(&ctx, &attachment, (level, option), &value) {
+        return REFUSE;
     }
-    policy::count(attachment.policy, Counter::StoppedSetsockopt);
-    report(&ctx, &attachment, (level, option), &value);
-    REFUSE
+    if observes(policy) {
+        // As without this program: the caller's value, whole and unchanged.
+        set_len(&ctx, 0);
+    }
+    ALLOW
 }
 
 /// What the value of an option holds; `None`: the option passes.
@@ -133,8 +135,8 @@ pub(crate) fn value_of(level: i32, option: i32) -> Option<Value> {
 }
 
 #[inline(always)]
-fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) {
-    events::report(attachment, Counter::StoppedSetsockopt as u32, events::cgroup_id(), |record| {
+fn stops(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) -> bool {
+    outcome::stops(attachment, Counter::StoppedSetsockopt as u32, events::cgroup_id(), |record| {
         (record.option_level, record.option) = (level, option);
         record.ifindex = match value {
             Value::Index | Value::Group(Index::AtStart) => word::<0>(ctx),
@@ -149,7 +151,7 @@ fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): 
         if SETSOCKOPT_KNOWS_TASK.load() != 0 {
             events::add_caller(record);
         }
-    });
+    })
 }
 
 /// Copies the name in the value up to its end, as the kernel does. The last byte of `name` stays unchanged.

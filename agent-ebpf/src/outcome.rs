@@ -1,11 +1,32 @@
-//! What a call's socket should have, and what becomes of the call.
+//! What a call's socket should have, and what becomes of a call or a packet.
 //!
 //! **Invariant:** the values decide nothing by themselves. The verifier walks what follows once, and not for each of them.
 
 use steer_common::{
-    CLOSED_IFINDEX, COUNTERS, Counter, Mark,
+    AttachmentRecord, CLOSED_IFINDEX, COUNTERS, Counter, EventRecord, Mark, event, observes,
     verifier::{forget, forget_word},
 };
+
+use crate::{events, policy};
+
+/// Counts and reports what a program of `strict` stops, and returns whether it is stopped. Under a policy that observes, it is not.
+///
+/// This is the one place that decides so. The program must have changed nothing, or undo what it has changed.
+#[inline(always)]
+pub(crate) fn stops(
+    attachment: &AttachmentRecord,
+    reason: u32,
+    cgroup_id: u64,
+    describe: impl FnOnce(&mut EventRecord),
+) -> bool {
+    let observes = observes(policy::get(attachment.policy));
+    let (counter, reason) = if observes { (Counter::Observed as u32, reason | event::OBSERVED) } else { (reason, reason) };
+    // The verifier would walk the report twice.
+    let (counter, reason, stops) = (forget_word(counter), forget_word(reason), forget((!observes).into()));
+    policy::count_index(attachment.policy, counter);
+    events::report(attachment, reason, cgroup_id, describe);
+    stops != 0
+}
 
 /// The program sends again, as after a signal.
 pub(crate) const EINTR: u8 = 4;

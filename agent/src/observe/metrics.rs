@@ -62,6 +62,11 @@ pub fn render(
         "Calls and packets that were stopped, by the hook that stopped them.",
         &["policy", "origin", "hook"],
     )?;
+    let observed = counter(
+        "steer_observed_total",
+        "Calls and packets that strict would stop, and that passed because the policy observes.",
+        &policy,
+    )?;
     let moved = counter(
         "steer_moved_out_total",
         "Processes that were moved out of the policy's cgroups, to one that no policy steers.",
@@ -109,6 +114,8 @@ pub fn render(
                 sockets.with_label_values(&[labels[0], origin, name]).inc_by(count);
             } else if let Some(hook) = name.strip_prefix("stopped_") {
                 stopped.with_label_values(&[labels[0], origin, hook]).inc_by(count);
+            } else if name == "observed" {
+                observed.with_label_values(&labels).inc_by(count);
             } else if name == "restored" {
                 restored.with_label_values(&labels).inc_by(count);
             } else if name == "moved_out" {

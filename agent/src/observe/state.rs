@@ -17,7 +17,10 @@ use crate::{
         network::{FAR_IPV4, FAR_IPV6, Network},
     },
     kernel::PolicyEntry,
-    model::uplink::{Family, health},
+    model::{
+        spec::Enforce,
+        uplink::{Family, health},
+    },
 };
 
 /// How bad it is that a policy is not attached completely, or that some of its processes get out by other links.
@@ -184,6 +187,11 @@ impl PolicyStatus {
         }
     }
 
+    /// Whether it stops nothing of what `strict` stops, and reports it.
+    fn observes(&self) -> bool {
+        self.enforce == Enforce::Observe && self.interface.as_ref().is_some_and(|name| !name.is_empty())
+    }
+
     /// Why no packet of it leaves.
     fn why_closed(&self) -> Option<String> {
         let state = self.state.filter(|state| state.is_closed())?;
@@ -207,7 +215,8 @@ impl Status {
         let closed: Vec<_> = with(CLOSED).filter_map(|policy| policy.why_closed()).collect();
         let (incomplete, without_route) = (with(INCOMPLETE).count(), with(NO_ROUTE).count());
         let failing = with(FAILING).count();
-        let hold = policies.len() - closed.len() - incomplete - failing - without_route;
+        let observing = policies.iter().filter(|policy| policy.observes() && policy.severity() <= UNKNOWN).count();
+        let hold = policies.len() - closed.len() - incomplete - failing - without_route - observing;
         let count = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
         let mut parts = Vec::new();
         if !self.unsteered.is_empty() {
@@ -216,8 +225,12 @@ impl Status {
         if incomplete > 0 {
             parts.push(count(incomplete, "policy does not hold completely", "policies do not hold completely"));
         }
-        if hold > 0 || parts.is_empty() && closed.is_empty() && failing + without_route == 0 {
+        if hold > 0 || parts.is_empty() && closed.is_empty() && failing + without_route + observing == 0 {
             parts.push(count(hold, "policy holds", "policies hold"));
+        }
+        if observing > 0 {
+            let (one, many) = if hold > 0 { ("observes", "observe") } else { ("policy observes", "policies observe") };
+            parts.push(format!("{} (nothing is stopped)", count(observing, one, many)));
         }
         if failing > 0 {
             parts.push(count(

@@ -85,8 +85,8 @@ fn with_options(request: &Request, policy: &Policy, by: Asker) -> Result<Target,
         if by == Asker::Container && enforce < own.enforce {
             return Err(refused(request, "less than the policy does, which no container may ask for"));
         }
-        if enforce < Enforce::Strict && own.ingress == Ingress::Uplink {
-            return Err(refused(request, "the policy's ingress = \"uplink\" needs strict"));
+        if enforce < Enforce::Observe && own.ingress == Ingress::Uplink {
+            return Err(refused(request, "the policy's ingress = \"uplink\" needs strict or observe"));
         }
     }
     if request.spec.dns.is_some_and(|dns| !own.dns.is_empty() && own.dns != dns) {

@@ -16,6 +16,8 @@ use super::Near;
 pub enum Enforce {
     /// Sockets are bound when they are created, and connect(2) restores a lost binding. Nothing else is stopped.
     Steer,
+    /// As "steer". What "strict" would stop passes, and is reported and counted.
+    Observe,
     /// No packet of the cgroup leaves by another link, whatever its socket is bound to. No socket can be bound elsewhere.
     #[default]
     Strict,
@@ -28,7 +30,7 @@ pub enum Ingress {
     /// By any link.
     #[default]
     Any,
-    /// By the uplink and loopback only. Needs `strict`.
+    /// By the uplink and loopback only. Needs `strict` or `observe`.
     Uplink,
 }
 
