@@ -87,7 +87,7 @@ pub fn is_asked(policy: Option<&PolicyRecord>, flags: u32) -> bool {
 #[inline]
 pub fn observes(policy: Option<&PolicyRecord>) -> bool {
     policy.is_some_and(|policy| {
-        policy.flags & policy_flags::SEES == policy_flags::OBSERVE && Kind::try_from(policy.kind).is_ok()
+        policy.flags & policy_flags::SEES == policy_flags::OBSERVE && policy.kind == Kind::Steer as u32
     })
 }
 

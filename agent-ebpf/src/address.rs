@@ -14,8 +14,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use steer_common::{
-    AttachmentRecord, CLOSED_IFINDEX, Counter, EventRecord, PolicyRecord, Verdict, decide, is_asked, is_settled, is_uplink,
-    observes, policy_flags, uplink::Family, verifier::forget,
+    AttachmentRecord, CLOSED_IFINDEX, Counter, EventRecord, PolicyRecord, Verdict, decide, is_asked, is_settled,
+    is_uplink, observes, policy_flags, uplink::Family, verifier::forget,
 };
 
 use crate::{
@@ -144,6 +144,8 @@ struct Acting<'c> {
     call: Call,
     attachment: AttachmentRecord,
     bound: i32,
+    /// Whether the call changes nothing, because the policy observes, and the kernel has chosen the route of a datagram already.
+    observes: bool,
 }
 
 impl Acting<'_> {
@@ -229,7 +231,7 @@ impl Acting<'_> {
             let refused = Outcome::refused(Counter::StoppedLocal);
             if self.reaches_this_host(policy) {
                 // A process with CAP_NET_RAW can unbind its socket.
-                let is_free = bound == 0 || bound == LOOPBACK_IFINDEX || self.may_change(policy) && rebind(ctx, 0, policy);
+                let is_free = bound == 0 || bound == LOOPBACK_IFINDEX || self.may_change() && rebind(ctx, 0, policy);
                 return if is_free { Outcome::ALLOWED } else { refused };
             }
             match self.call {
@@ -266,14 +268,14 @@ impl Acting<'_> {
             if is_free && mark.is_in(marked) {
                 return Outcome::ALLOWED;
             }
-            self.may_change(policy)
+            self.may_change()
                 && (is_free || rebind(ctx, 0, policy))
                 && (mark.is_in(marked) || remark(ctx, mark.set_in(marked)))
         } else if bound == ifindex && !self.has_mark(policy) {
             return Outcome::ALLOWED;
         } else {
             (bound == ifindex || ifindex > 0 || bound == CLOSED_IFINDEX)
-                && self.may_change(policy)
+                && self.may_change()
                 && (bound == ifindex || rebind(ctx, ifindex, policy))
                 && self.unmark(policy)
         };
@@ -325,11 +327,11 @@ impl Acting<'_> {
 
     /// Whether this call may change the socket. `connect` always may. A datagram may not under a policy that observes.
     #[inline(always)]
-    fn may_change(&self, policy: &PolicyRecord) -> bool {
+    fn may_change(&self) -> bool {
         match self.call {
             Call::Connect => true,
             Call::Bind => REBINDS.load() != 0,
-            Call::Send => REBINDS.load() != 0 && !observes(Some(policy)),
+            Call::Send => REBINDS.load() != 0 && !self.observes,
         }
     }
 }
@@ -347,7 +349,7 @@ fn set_error(errno: i32) {
 #[inline(always)]
 fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     let Some((attachment, policy)) = acting(ctx, RESTORE) else { return ALLOW };
-    let acting = Acting { ctx, hook, call, attachment, bound: socket::bound(socket::of(ctx)) };
+    let acting = Acting { ctx, hook, call, attachment, bound: socket::bound(socket::of(ctx)), observes: false };
     let netns_cookie = netns_cookie(ctx);
     let address = destination::address(ctx, hook);
     let decides = matches!(call, Call::Connect) && socket::is_tcp(socket::of(ctx));
@@ -386,7 +388,8 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
 fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some((attachment, policy)) = acting(ctx, SEES) else { return ALLOW };
     let socket = socket::of(ctx);
-    let acting = Acting { ctx, hook, call: Call::Send, attachment, bound: socket::bound(socket) };
+    let observes = forget(observes(policy).into()) != 0;
+    let acting = Acting { ctx, hook, call: Call::Send, attachment, bound: socket::bound(socket), observes };
     if is_settled(policy, uplink::group(policy), acting.bound, socket::marked(socket))
         && (policy.is_some_and(|policy| policy.flags & policy_flags::LOCAL_HOST != 0)
             || !is_this_host(ctx, hook, Call::Send) && !destination::is_loopback(&socket::address(socket, hook)))

@@ -19,6 +19,7 @@ use steer_common::{
     },
     policy_flags,
     record::INTERFACE_BYTES,
+    verifier::forget,
 };
 
 use crate::{
@@ -103,10 +104,11 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
         },
         None => false,
     };
-    if !allowed && stops(&ctx, &attachment, (level, option), &value) {
+    // The policy is looked up again, so that the verifier need not know here what was found before.
+    if forget(allowed.into()) == 0 && stops(&ctx, &attachment, (level, option), &value) {
         return REFUSE;
     }
-    if observes(policy) {
+    if observes(policy::get(attachment.policy)) {
         // As without this program: the caller's value, whole and unchanged.
         set_len(&ctx, 0);
     }

@@ -20,7 +20,8 @@ pub(crate) fn stops(
     describe: impl FnOnce(&mut EventRecord),
 ) -> bool {
     let observes = observes(policy::get(attachment.policy));
-    let (counter, reason) = if observes { (Counter::Observed as u32, reason | event::OBSERVED) } else { (reason, reason) };
+    let (counter, reason) =
+        if observes { (Counter::Observed as u32, reason | event::OBSERVED) } else { (reason, reason) };
     // The verifier would walk the report twice.
     let (counter, reason, stops) = (forget_word(counter), forget_word(reason), forget((!observes).into()));
     policy::count_index(attachment.policy, counter);

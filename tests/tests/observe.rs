@@ -73,7 +73,9 @@ fn what_strict_stops_passes_and_is_reported() -> Outcome {
     let mut observed = 0;
     for (vector, user, family, reason) in ATTEMPTS {
         let what = format!("{vector:?} {user:?} {family:?}");
-        let row = ROWS.iter().find(|row| row.vector == vector && row.families.contains(&family) && row.scene == Scene::Steered);
+        let row = ROWS
+            .iter()
+            .find(|row| row.vector == vector && row.families.contains(&family) && row.scene == Scene::Steered);
         let row = row.with_context(|| what.clone())?;
         ensure!(row.expects(Level::Steer, user), "{what} does not leak with steer");
         let seen = attempt(&bed, (vector, user, family), Scene::Steered)?;
@@ -198,18 +200,22 @@ fn what_steer_stops_is_stopped() -> Outcome {
          [[policy]]\nname = \"inner\"\ninterface = \"a1\"\nenforce = \"observe\"\ncgroups = [\"@/outer/inner\"]\n",
     )?;
     let tried = |cgroup: &Cgroup, vector| {
-        let this =
-            Try { vector, user: Nobody, family: V4, scene: Scene::Steered, timeout: Duration::from_millis(200) };
+        let this = Try { vector, user: Nobody, family: V4, scene: Scene::Steered, timeout: Duration::from_millis(200) };
         bed.watch_attempt(this, bed.escape_program(this, cgroup)?, &["a1"], || Ok(()))
     };
     let seen = tried(&bed.cgroup, Vector::Udp)?;
     ensure!(seen.leaked.is_empty() && !seen.attempt.is_ok(), "{seen:?}");
     let events = backlog(&bed)?;
-    ensure!(events.iter().any(|event| event["reason"] == "closed_missing" && event.get("observed").is_none()), "{events:#?}");
+    ensure!(
+        events.iter().any(|event| event["reason"] == "closed_missing" && event.get("observed").is_none()),
+        "{events:#?}"
+    );
     let outer = bed.cgroup.child("outer")?;
     let inner = outer.child("inner")?;
     wait_until("both to be steered", PATIENCE, || {
-        ["outer", "inner"].iter().all(|name| bed.policy(name).is_ok_and(|policy| policy["cgroups"][0]["complete"] == true))
+        ["outer", "inner"]
+            .iter()
+            .all(|name| bed.policy(name).is_ok_and(|policy| policy["cgroups"][0]["complete"] == true))
     })?;
     for (cgroup, leaks) in [(&outer, false), (&inner, true)] {
         let seen = tried(cgroup, Vector::IpPktinfo)?;

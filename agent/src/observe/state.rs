@@ -254,7 +254,7 @@ impl Status {
 
 #[cfg(test)]
 mod tests {
-    use super::UplinkState;
+    use super::{Enforce, UplinkState};
     use crate::observe::status::{PolicyStatus, Status};
 
     fn policy(name: &str, state: UplinkState) -> PolicyStatus {
@@ -279,6 +279,13 @@ mod tests {
         assert_eq!(of(&[("a", UplinkState::NoCarrier)]), "1 is closed: a has no carrier");
         assert_eq!(of(&[("a", up), ("b", UplinkState::NoRoute)]), "1 policy holds; 1 has no default route");
         assert_eq!(of(&[("a", UplinkState::Unknown)]), "1 policy holds");
+        let observing = |holding: &[&str]| {
+            let observer = PolicyStatus { enforce: Enforce::Observe, ..policy("b", up) };
+            let policies = holding.iter().map(|name| policy(name, up)).chain([observer]).collect();
+            Status { policies, ..Status::default() }.verdict_line()
+        };
+        assert_eq!(observing(&[]), "1 policy observes (nothing is stopped)");
+        assert_eq!(observing(&["a"]), "1 policy holds; 1 observes (nothing is stopped)");
         let failing = "1 policy holds; 1 has an uplink of which no member works";
         assert_eq!(of(&[("a", up), ("b", UplinkState::Failing)]), failing);
     }

@@ -337,7 +337,10 @@ mod tests {
         let written: Vec<_> = spec.entries().map(|(key, _)| key.name).collect();
         assert_eq!(written, ["interface", "cgroups", "dns"]);
         assert_eq!(spec.add("color", "red"), Err(Rejected::Key));
-        assert_eq!(spec.add("enforce", "lax"), Err(Rejected::Value("expected \"steer\" or \"strict\"".to_owned())));
+        assert_eq!(
+            spec.add("enforce", "lax"),
+            Err(Rejected::Value("expected \"steer\", \"observe\" or \"strict\"".to_owned()))
+        );
         assert!(
             KEYS.iter()
                 .all(|key| key.description.ends_with('.') && !key.summary().is_empty() && !(key.expected)().is_empty())

@@ -127,7 +127,7 @@ pub trait Word: Copy + PartialEq + VariantArray + EnumMessage + Into<&'static st
         words.collect()
     }
 
-    /// The words as a sentence: `expected "steer" or "strict"`.
+    /// The words as a sentence: `expected "keep", "rebind" or "destroy"`.
     fn expected() -> String {
         let words: Vec<_> = Self::all().iter().map(|(word, _)| format!("{word:?}")).collect();
         match words.split_last() {
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn words_are_spelled_by_their_variants() {
         assert_eq!(Enforce::read("strict"), Ok(Enforce::Strict));
-        assert_eq!(Enforce::expected(), "expected \"steer\" or \"strict\"");
+        assert_eq!(Enforce::expected(), "expected \"steer\", \"observe\" or \"strict\"");
         assert_eq!(Existing::read("leave").expect_err("wrong"), "expected \"keep\", \"rebind\" or \"destroy\"");
         assert!(Existing::all().iter().all(|(_, meaning)| meaning.ends_with('.')), "every word has a meaning");
     }

@@ -256,7 +256,10 @@ fn option_name(level: i32, option: i32) -> String {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use steer_common::{Counter, EventRecord, LimitKey, Peer, event::{KERNEL_NAME_BYTES, OBSERVED}};
+    use steer_common::{
+        Counter, EventRecord, LimitKey, Peer,
+        event::{KERNEL_NAME_BYTES, OBSERVED},
+    };
 
     use super::Event;
     use crate::model::uplink::news::{Choice, UplinkChange};

@@ -81,7 +81,8 @@ fn decision(facts: &Facts, deciding: Deciding<'_>) -> Option<Decision> {
 }
 
 /// What a policy does not stop that observes.
-const OBSERVED: &str = "what only strict stops: the policy observes, so strict would stop this, and now it is an event (`steer events`)";
+const OBSERVED: &str =
+    "what only strict stops: the policy observes, so strict would stop this, and now it is an event (`steer events`)";
 
 /// Traffic that a policy does not stop.
 fn not_covered(facts: &Facts, attached: &Attached) -> Vec<String> {
