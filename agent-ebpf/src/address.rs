@@ -23,7 +23,7 @@ use crate::{
     attachment,
     destination::{self, Hook},
     dns, events, nesting, notes,
-    outcome::{self, EACCES, EADDRNOTAVAIL, EINTR, EINVAL, NO_EVENT, Outcome, Wanted},
+    outcome::{self, Call, EACCES, EADDRNOTAVAIL, EINTR, EINVAL, NO_EVENT, Outcome, Wanted},
     peer, policy, reach,
     rebind::{rebind, remark},
     socket,
@@ -100,27 +100,6 @@ fn leave(ctx: &SockAddrContext, why: Counter, netns_cookie: u64) -> i32 {
 fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the helper takes the program's own context (Linux 5.8).
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
-}
-
-/// A call with an address.
-#[derive(Clone, Copy)]
-enum Call {
-    /// The socket's own address.
-    Bind,
-    /// The peer's address.
-    Connect,
-    /// A datagram's destination.
-    Send,
-}
-
-impl Call {
-    fn stopped(self) -> Counter {
-        match self {
-            Self::Bind => Counter::StoppedBind,
-            Self::Connect => Counter::StoppedConnect,
-            Self::Send => Counter::StoppedSendmsg,
-        }
-    }
 }
 
 /// Whether the address of a call is this host. The host's own addresses on links are not known here.

@@ -18,14 +18,13 @@ use steer_common::{
         SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
     },
     policy_flags,
-    record::INTERFACE_BYTES,
     verifier::forget,
 };
 
 use crate::{
     answer::{ALLOW, REFUSE},
     attachment, events, nesting, notes, outcome, policy, reach, socket,
-    uplink::{self, Held},
+    uplink::{self, Held, Name},
 };
 
 /// The first interface of every network namespace is its loopback.
@@ -368,37 +367,5 @@ fn names(ctx: &SockoptContext, policy: &PolicyRecord) -> bool {
     if name.0[0] == 0 {
         return false;
     }
-    if policy.uplink == 0 {
-        return begins_with(&policy.interface, &name);
-    }
-    let Some(group) = uplink::group(Some(policy)) else { return false };
-    for member in &group.member {
-        if begins_with(&member.interface, &name) {
-            return true;
-        }
-    }
-    false
-}
-
-/// The name of an interface, padded with NUL, of which there is at least one.
-#[repr(C, align(4))]
-struct Name([u8; KERNEL_NAME_BYTES]);
-
-/// Whether a record, which holds a name padded with NUL, has this name.
-///
-/// It compares words, and has one branch: the verifier follows every way through all members.
-#[inline(always)]
-fn begins_with(interface: &[u8; INTERFACE_BYTES], name: &Name) -> bool {
-    #[expect(
-        clippy::cast_ptr_alignment,
-        reason = "both begin at a multiple of four: the records have words behind the name"
-    )]
-    let words = |bytes: *const u8| {
-        let words = bytes.cast::<[u32; KERNEL_NAME_BYTES / 4]>();
-        // SAFETY: both have so many bytes, and are aligned.
-        unsafe { words.read() }
-    };
-    let (mine, other) = (words(interface.as_ptr()), words(name.0.as_ptr()));
-    let differs = mine[0] ^ other[0] | mine[1] ^ other[1] | mine[2] ^ other[2] | mine[3] ^ other[3];
-    core::hint::black_box(differs) == 0
+    uplink::is_named(policy, &name)
 }

@@ -38,6 +38,27 @@ pub(crate) const EACCES: u8 = 13;
 /// No interface has the address.
 pub(crate) const EADDRNOTAVAIL: u8 = 99;
 
+/// A call with an address.
+#[derive(Clone, Copy)]
+pub(crate) enum Call {
+    /// The socket's own address.
+    Bind,
+    /// The peer's address.
+    Connect,
+    /// A datagram's destination.
+    Send,
+}
+
+impl Call {
+    pub(crate) const fn stopped(self) -> Counter {
+        match self {
+            Self::Bind => Counter::StoppedBind,
+            Self::Connect => Counter::StoppedConnect,
+            Self::Send => Counter::StoppedSendmsg,
+        }
+    }
+}
+
 /// What a socket should have before a call goes on. All fields always have a value: the verifier lets no program read a part of an
 /// enum that is not there, which the compiler does.
 #[derive(Clone, Copy)]

@@ -189,6 +189,8 @@ fn a_reload_to_strict_and_back() -> Outcome {
         ensure!(verdict == want, "{verdict}");
         let explained = bed.run(&["explain", bed.cgroup.path(), "--json"])?.stdout;
         ensure!(explained.contains("strict would stop this") == observes, "{explained}");
+        let said = bed.run(&["explain", bed.cgroup.path(), "--to", "127.0.0.1", "--json"])?.stdout;
+        ensure!(said.contains("is observed: strict would stop this") == observes, "{said}");
         let examined = bed.run(&["doctor", "--json"])?.stdout;
         ensure!(examined.contains("it observes: what only strict stops passes") == observes, "{examined}");
     }

@@ -94,9 +94,10 @@ fn say_what_was_stopped(mut terminal: &fs::File, pins: &Pins, cgroup_id: u64) ->
     let lines = stopped.iter().filter_map(|(reason, count)| {
         let kind = LimitKey { reason: *reason, ..LimitKey::default() };
         let reason = Counter::of_index(kind.counter())?.name().parse::<Reason>().ok()?;
-        let observed = if kind.is_observed() { " observed" } else { "" };
+        let (observed, meaning) =
+            if kind.is_observed() { (" observed", "strict would stop this.") } else { ("", reason.meaning()) };
         let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
-        Some(format!("\r\nsteer: {}{observed} {times}: {}", reason.name(), reason.meaning()))
+        Some(format!("\r\nsteer: {}{observed} {times}: {meaning}", reason.name()))
     });
     let text: String = lines.collect();
     if !text.is_empty() {

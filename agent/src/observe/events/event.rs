@@ -23,8 +23,8 @@ use crate::{
     observe::hints,
 };
 
-/// One attempt that was stopped, would be stopped or cannot work, a summary of attempts beyond the rate limit, or a change of a group of uplinks. A summary has
-/// only the cgroup, the policy and the reason. The field names are stable.
+/// One attempt that was stopped, was observed or cannot work, a summary of attempts beyond the rate limit, or a change of a group of
+/// uplinks. A summary has only the cgroup, the policy and the reason. The field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 pub struct Event {
     /// When it was stopped. For a summary: when the summary was made.
@@ -160,9 +160,7 @@ impl fmt::Display for Described<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let event = self.0;
         formatter.write_str(&event.reason)?;
-        if event.observed {
-            formatter.write_str(" observed")?;
-        }
+        formatter.write_str(if event.observed { " observed" } else { "" })?;
         if let Some(change) = &event.uplink {
             return describe(change, formatter);
         }
@@ -256,10 +254,7 @@ fn option_name(level: i32, option: i32) -> String {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use steer_common::{
-        Counter, EventRecord, LimitKey, Peer,
-        event::{KERNEL_NAME_BYTES, OBSERVED},
-    };
+    use steer_common::{Counter, EventRecord, LimitKey, Peer, event, event::KERNEL_NAME_BYTES};
 
     use super::Event;
     use crate::model::uplink::news::{Choice, UplinkChange};
@@ -322,7 +317,7 @@ mod tests {
             "1970-01-01T00:00:00.000000Z stopped_egress policy=\"vpn\" cgroup_id=7 pid=42 comm=\"curl\" ifindex=3 \
              peer=192.0.2.1:443 protocol=tcp"
         );
-        let observed = Event::of(&EventRecord { reason: egress().reason | OBSERVED, ..egress() }, TIME);
+        let observed = Event::of(&EventRecord { reason: egress().reason | event::OBSERVED, ..egress() }, TIME);
         assert!(observed.to_string().contains(" stopped_egress observed policy="), "{observed}");
         assert_eq!(Event { observed: false, ..observed }, event);
         let words = [0x2001_0db8_u32.to_be(), 0, 0, 1_u32.to_be()];

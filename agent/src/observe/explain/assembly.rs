@@ -82,7 +82,7 @@ fn decision(facts: &Facts, deciding: Deciding<'_>) -> Option<Decision> {
 
 /// What a policy does not stop that observes.
 const OBSERVED: &str =
-    "what only strict stops: the policy observes, so strict would stop this, and now it is an event (`steer events`)";
+    "what only strict stops passes, for the policy observes: strict would stop this, and `steer events` shows it";
 
 /// Traffic that a policy does not stop.
 fn not_covered(facts: &Facts, attached: &Attached) -> Vec<String> {

@@ -89,7 +89,7 @@ impl<'a> Scene<'a> {
                 let but = if self.has(policy_flags::GUARD) {
                     ""
                 } else if self.has(policy_flags::OBSERVE) {
-                    "; a datagram of an unconnected socket is only observed: strict would stop it"
+                    "; a datagram of an unconnected socket is observed: strict would stop this"
                 } else {
                     "; only strict refuses a datagram of an unconnected socket"
                 };
