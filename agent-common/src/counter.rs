@@ -47,10 +47,12 @@ pub enum Counter {
     StoppedExcept = 19,
     /// `bind` to an address of this host that belongs to another link: answers to it do not come by the uplink.
     ForeignSource = 20,
+    /// A call or a packet that `strict` would stop. It passed: the policy observes.
+    Observed = 21,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 21] = [
+pub const COUNTERS: [Counter; 22] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -72,6 +74,7 @@ pub const COUNTERS: [Counter; 21] = [
     Counter::UnreachableBind,
     Counter::StoppedExcept,
     Counter::ForeignSource,
+    Counter::Observed,
 ];
 
 impl Counter {
@@ -104,6 +107,7 @@ impl Counter {
             Self::UnreachableBind => "unreachable_bind",
             Self::StoppedExcept => "stopped_except",
             Self::ForeignSource => "foreign_source",
+            Self::Observed => "observed",
         }
     }
 }
@@ -116,7 +120,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 168);
+const _: () = assert!(size_of::<CounterRecord>() == 176);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

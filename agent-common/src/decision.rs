@@ -83,6 +83,14 @@ pub fn is_asked(policy: Option<&PolicyRecord>, flags: u32) -> bool {
     policy.is_none_or(|policy| policy.flags & flags != 0 || Kind::try_from(policy.kind).is_err())
 }
 
+/// Whether what `strict` would stop passes, and is reported only. An incomplete policy stops it, and so does one that is both.
+#[inline]
+pub fn observes(policy: Option<&PolicyRecord>) -> bool {
+    policy.is_some_and(|policy| {
+        policy.flags & policy_flags::SEES == policy_flags::OBSERVE && policy.kind == Kind::Steer as u32
+    })
+}
+
 /// Whether a socket with this binding and this mark is already as the policy requires, in any network namespace. A guard
 /// checks this first, because it needs a helper call to find out the namespace. `group`: the uplinks of the policy, if it has several.
 #[inline]
@@ -110,7 +118,7 @@ pub fn is_uplink(policy: &PolicyRecord, group: Option<&UplinkRecord>, ifindex: i
 
 #[cfg(test)]
 mod tests {
-    use super::{Mark, Verdict, decide, is_settled};
+    use super::{Mark, Verdict, decide, is_settled, observes};
     use crate::{
         CLOSED_IFINDEX, Counter, Line,
         record::{Kind, PolicyRecord, policy_flags},
@@ -231,6 +239,15 @@ mod tests {
                 assert!(settled || !is_settled(policy.as_ref(), None, bound, mark), "{name}, {bound}, {mark:x}");
             }
         }
+    }
+
+    #[test]
+    fn only_a_complete_policy_observes() {
+        let flagged = |flags| PolicyRecord { flags, ..STEER };
+        assert!(observes(Some(&flagged(policy_flags::OBSERVE | policy_flags::RESTORE))));
+        assert!(!observes(Some(&flagged(policy_flags::SEES))), "strict decides");
+        assert!(!observes(Some(&PolicyRecord { kind: 0, ..flagged(policy_flags::OBSERVE) })), "an empty slot");
+        assert!(!observes(Some(&STEER)) && !observes(None));
     }
 
     #[test]

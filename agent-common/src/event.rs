@@ -18,7 +18,10 @@ pub const STOPPED_ENTRIES: u32 = 4096;
 /// Bytes of a process name or an interface name in the kernel, with the NUL at the end.
 pub const KERNEL_NAME_BYTES: usize = 16;
 
-/// One attempt that was stopped.
+/// Set in a reason beside the index of its counter: the policy observes, and the attempt passed. So it is a kind of its own.
+pub const OBSERVED: u32 = 1 << 31;
+
+/// One attempt that was stopped, or that a policy observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct EventRecord {
@@ -33,7 +36,7 @@ pub struct EventRecord {
     pub netns_cookie: u64,
     /// Slot of the policy.
     pub policy: u32,
-    /// Index of the [`Counter`](crate::Counter) that says why.
+    /// Index of the [`Counter`](crate::Counter) that says why, and [`OBSERVED`].
     pub reason: u32,
     /// Id of the process, in the first pid namespace; 0 is not known.
     pub pid: u32,
@@ -110,6 +113,16 @@ pub struct LimitKey {
 }
 
 impl LimitKey {
+    /// Index of the [`Counter`](crate::Counter) that says why.
+    pub const fn counter(&self) -> u32 {
+        self.reason & !OBSERVED
+    }
+
+    /// Whether it passed.
+    pub const fn is_observed(&self) -> bool {
+        self.reason & OBSERVED != 0
+    }
+
     /// The kind of an event.
     pub const fn of(record: &EventRecord) -> Self {
         Self { cgroup_id: record.cgroup_id, policy: record.policy, reason: record.reason }

@@ -24,7 +24,7 @@ pub mod verifier;
 
 pub use address::{AddressWords, MAPPED_WORD, mapped};
 pub use counter::{COUNTERS, Counter, CounterRecord};
-pub use decision::{Mark, Verdict, decide, is_asked, is_settled, is_uplink};
+pub use decision::{Mark, Verdict, decide, is_asked, is_settled, is_uplink, observes};
 pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
 pub use offsets::{CompatOffsets, Offsets};
 pub use reach::{ExceptionKey, ExceptionRecord, PassKey};
@@ -44,7 +44,7 @@ pub const PASSES: u32 = 262_144;
 pub const EXCEPTIONS: u32 = 65_536;
 
 /// The version of this crate's interface. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never used: an empty [`AttachmentRecord`] names it.
 pub const POLICY_SLOTS: u32 = 4096;

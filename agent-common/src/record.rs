@@ -57,6 +57,10 @@ pub mod policy_flags {
     pub const REFUSES: u32 = 1 << 14;
     /// The resolvers are those that the host has for the link of the uplink, which may change. For the agent.
     pub const DNS_LINK: u32 = 1 << 15;
+    /// The programs of [`GUARD`] are attached, but report only: see [`observes`](crate::observes). With [`GUARD`] it means nothing.
+    pub const OBSERVE: u32 = 1 << 16;
+    /// Flags of policies that have the programs of [`GUARD`].
+    pub const SEES: u32 = GUARD | OBSERVE;
     /// Flags of policies that may have entries in [`PASSES`](crate::map::PASSES).
     pub const PASSES: u32 = LOCAL_LAN | LOCAL_DISCOVERY | EXCEPT;
 }

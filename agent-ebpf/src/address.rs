@@ -14,8 +14,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use steer_common::{
-    AttachmentRecord, CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, is_asked, is_settled, is_uplink,
-    policy_flags, uplink::Family, verifier::forget,
+    AttachmentRecord, CLOSED_IFINDEX, Counter, EventRecord, PolicyRecord, Verdict, decide, is_asked, is_settled,
+    is_uplink, observes, policy_flags, uplink::Family, verifier::forget,
 };
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     attachment,
     destination::{self, Hook},
     dns, events, nesting, notes,
-    outcome::{EACCES, EADDRNOTAVAIL, EINTR, EINVAL, NO_EVENT, Outcome, Wanted},
+    outcome::{self, Call, EACCES, EADDRNOTAVAIL, EINTR, EINVAL, NO_EVENT, Outcome, Wanted},
     peer, policy, reach,
     rebind::{rebind, remark},
     socket,
@@ -34,7 +34,7 @@ use crate::{
 const LOOPBACK_IFINDEX: i32 = 1;
 /// Policy flags that need the programs of connect and bind, and those of sendmsg.
 const RESTORE: u32 = policy_flags::RESTORE | policy_flags::DNS4 | policy_flags::DNS6;
-const GUARD: u32 = policy_flags::GUARD | policy_flags::DNS4 | policy_flags::DNS6;
+const SEES: u32 = policy_flags::SEES | policy_flags::DNS4 | policy_flags::DNS6;
 
 /// Whether bind and sendmsg may call `bpf_setsockopt` (Linux 5.12). Where they may not, the loader sets 0, and the verifier
 /// removes the call. `connect` then binds the socket again.
@@ -102,27 +102,6 @@ fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
-/// A call with an address.
-#[derive(Clone, Copy)]
-enum Call {
-    /// The socket's own address.
-    Bind,
-    /// The peer's address.
-    Connect,
-    /// A datagram's destination.
-    Send,
-}
-
-impl Call {
-    fn stopped(self) -> Counter {
-        match self {
-            Self::Bind => Counter::StoppedBind,
-            Self::Connect => Counter::StoppedConnect,
-            Self::Send => Counter::StoppedSendmsg,
-        }
-    }
-}
-
 /// Whether the address of a call is this host. The host's own addresses on links are not known here.
 #[inline(always)]
 fn is_this_host(ctx: &SockAddrContext, hook: Hook, call: Call) -> bool {
@@ -144,6 +123,8 @@ struct Acting<'c> {
     call: Call,
     attachment: AttachmentRecord,
     bound: i32,
+    /// Whether the call changes nothing, because the policy observes, and the kernel has chosen the route of a datagram already.
+    observes: bool,
 }
 
 impl Acting<'_> {
@@ -153,16 +134,33 @@ impl Acting<'_> {
         let event = forget(outcome.event);
         let errno = forget(outcome.errno);
         let allows = forget(outcome.allows.into());
-        if event != NO_EVENT {
-            report(self.ctx, &self.attachment, event.into(), self.bound, self.hook);
-        }
-        if allows != 0 {
+        let passes = event != NO_EVENT && !self.stops(event.into());
+        if passes || allows != 0 {
             return ALLOW;
         }
         if errno != 0 {
             set_error(errno.into());
         }
         REFUSE
+    }
+
+    /// Counts and reports an event. Whether the call is stopped, if the outcome is that.
+    #[inline(always)]
+    fn stops(&self, reason: u32) -> bool {
+        let (ctx, hook, bound) = (self.ctx, self.hook, self.bound);
+        let describe = |record: &mut EventRecord| {
+            record.netns_cookie = netns_cookie(ctx);
+            record.ifindex = bound;
+            record.peer = peer::of_call(ctx, hook);
+            events::add_caller(record);
+        };
+        if let Call::Send = self.call {
+            return outcome::stops(&self.attachment, reason, events::cgroup_id(), describe);
+        }
+        // What is stopped here, is stopped under every policy.
+        policy::count_index(self.attachment.policy, reason);
+        events::report(&self.attachment, reason, events::cgroup_id(), describe);
+        true
     }
 
     /// Whether the socket has a loopback address, and so reaches this host only, which the policy does not reach.
@@ -306,10 +304,14 @@ impl Acting<'_> {
         !self.has_mark(policy) || remark(self.ctx, socket::marked(socket::of(self.ctx)) & !policy.mark_mask)
     }
 
-    /// Whether this call may change the socket. `connect` always may.
+    /// Whether this call may change the socket. `connect` always may. A datagram may not under a policy that observes.
     #[inline(always)]
     fn may_change(&self) -> bool {
-        matches!(self.call, Call::Connect) || REBINDS.load() != 0
+        match self.call {
+            Call::Connect => true,
+            Call::Bind => REBINDS.load() != 0,
+            Call::Send => REBINDS.load() != 0 && !self.observes,
+        }
     }
 }
 
@@ -326,7 +328,7 @@ fn set_error(errno: i32) {
 #[inline(always)]
 fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
     let Some((attachment, policy)) = acting(ctx, RESTORE) else { return ALLOW };
-    let acting = Acting { ctx, hook, call, attachment, bound: socket::bound(socket::of(ctx)) };
+    let acting = Acting { ctx, hook, call, attachment, bound: socket::bound(socket::of(ctx)), observes: false };
     let netns_cookie = netns_cookie(ctx);
     let address = destination::address(ctx, hook);
     let decides = matches!(call, Call::Connect) && socket::is_tcp(socket::of(ctx));
@@ -363,9 +365,10 @@ fn restore(ctx: &SockAddrContext, hook: Hook, call: Call) -> i32 {
 /// The kernel reads the output interface and the mark before this hook. What is restored here applies only to the next datagram.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
-    let Some((attachment, policy)) = acting(ctx, GUARD) else { return ALLOW };
+    let Some((attachment, policy)) = acting(ctx, SEES) else { return ALLOW };
     let socket = socket::of(ctx);
-    let acting = Acting { ctx, hook, call: Call::Send, attachment, bound: socket::bound(socket) };
+    let observes = forget(observes(policy).into()) != 0;
+    let acting = Acting { ctx, hook, call: Call::Send, attachment, bound: socket::bound(socket), observes };
     if is_settled(policy, uplink::group(policy), acting.bound, socket::marked(socket))
         && (policy.is_some_and(|policy| policy.flags & policy_flags::LOCAL_HOST != 0)
             || !is_this_host(ctx, hook, Call::Send) && !destination::is_loopback(&socket::address(socket, hook)))
@@ -394,19 +397,8 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
         return acting.conclude(if is_closed { Outcome::ALLOWED } else { Outcome::refused(Counter::StoppedSendmsg) });
     };
     dns::redirect_datagram(ctx, hook, policy, member);
-    if policy.flags & policy_flags::GUARD == 0 && !matches!(verdict, Verdict::Close(Counter::ClosedUnknown)) {
+    if policy.flags & policy_flags::SEES == 0 && !matches!(verdict, Verdict::Close(Counter::ClosedUnknown)) {
         return ALLOW;
     }
     acting.conclude(acting.settle(wanted.forget(), policy))
-}
-
-#[inline(always)]
-fn report(ctx: &SockAddrContext, attachment: &AttachmentRecord, reason: u32, bound: i32, hook: Hook) {
-    policy::count_index(attachment.policy, reason);
-    events::report(attachment, reason, events::cgroup_id(), |record| {
-        record.netns_cookie = netns_cookie(ctx);
-        record.ifindex = bound;
-        record.peer = peer::of_call(ctx, hook);
-        events::add_caller(record);
-    });
 }

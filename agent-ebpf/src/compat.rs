@@ -16,7 +16,7 @@ use steer_common::{CompatOffsets, Counter, Kind};
 
 use crate::{
     answer::{ALLOW, REFUSE},
-    attachment, events, nesting, option, policy,
+    attachment, events, nesting, option, outcome, policy,
 };
 
 #[unsafe(no_mangle)]
@@ -65,13 +65,12 @@ fn judge((level, option): (i32, i32)) -> i32 {
     match policy::get(attachment.policy).map(|policy| Kind::try_from(policy.kind)) {
         Some(Ok(Kind::Exempt)) => ALLOW,
         Some(Ok(Kind::Steer) | Err(_)) | None => {
-            policy::count(attachment.policy, Counter::StoppedSetsockopt);
-            events::report(&attachment, Counter::StoppedSetsockopt as u32, events::cgroup_id(), |record| {
+            let stops = outcome::stops(&attachment, Counter::StoppedSetsockopt as u32, events::cgroup_id(), |record| {
                 record.netns_cookie = 0;
                 (record.option_level, record.option) = (level, option);
                 events::add_caller(record);
             });
-            REFUSE
+            if stops { REFUSE } else { ALLOW }
         }
     }
 }

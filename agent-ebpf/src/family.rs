@@ -2,14 +2,14 @@
 //!
 //! The socket does not exist yet, so its network namespace is unknown: a strict policy refuses in every namespace.
 //!
-//! **Invariant:** a family that `steer_common::family` does not name passes only if the policy exempts.
+//! **Invariant:** a family that `steer_common::family` does not name passes only if the policy exempts, or observes.
 
 use aya_ebpf::{macros::lsm_cgroup, programs::LsmContext};
 use steer_common::{Counter, Kind, family};
 
 use crate::{
     answer::{ALLOW, REFUSE},
-    attachment, events, nesting, policy,
+    attachment, events, nesting, outcome, policy,
 };
 
 /// Runs for every `socket` and `socketpair` of a process in an attached cgroup or below it (Linux 6.0, with `bpf` among the
@@ -27,12 +27,11 @@ pub fn family(ctx: LsmContext) -> i32 {
     match policy::get(attachment.policy).map(|policy| Kind::try_from(policy.kind)) {
         Some(Ok(Kind::Exempt)) => ALLOW,
         Some(Ok(Kind::Steer) | Err(_)) | None => {
-            policy::count(attachment.policy, Counter::StoppedFamily);
-            events::report(&attachment, Counter::StoppedFamily as u32, events::cgroup_id(), |record| {
+            let stops = outcome::stops(&attachment, Counter::StoppedFamily as u32, events::cgroup_id(), |record| {
                 record.netns_cookie = 0;
                 events::add_caller(record);
             });
-            REFUSE
+            if stops { REFUSE } else { ALLOW }
         }
     }
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{Global, bindings::bpf_sock, macros::cgroup_sockopt, programs::Soc
 use steer_common::{
     AddressWords, AttachmentRecord, Counter, Kind, Mark, PolicyRecord,
     event::KERNEL_NAME_BYTES,
-    is_asked, is_uplink, mapped,
+    is_asked, is_uplink, mapped, observes,
     option::{
         IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP, IP_FREEBIND, IP_MSFILTER, IP_TRANSPARENT, IP_UNBLOCK_SOURCE,
         IPV6_ADD_MEMBERSHIP, IPV6_DROP_MEMBERSHIP, IPV6_FREEBIND, IPV6_JOIN_ANYCAST, IPV6_LEAVE_ANYCAST,
@@ -18,13 +18,13 @@ use steer_common::{
         SO_MARK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_ULP,
     },
     policy_flags,
-    record::INTERFACE_BYTES,
+    verifier::forget,
 };
 
 use crate::{
     answer::{ALLOW, REFUSE},
-    attachment, events, nesting, notes, policy, reach, socket,
-    uplink::{self, Held},
+    attachment, events, nesting, notes, outcome, policy, reach, socket,
+    uplink::{self, Held, Name},
 };
 
 /// The first interface of every network namespace is its loopback.
@@ -89,7 +89,7 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     let attachment = attachment::current();
     let policy = policy::get(attachment.policy);
     if !nesting::decides(&attachment, socket.cast())
-        || !is_asked(policy, policy_flags::GUARD)
+        || !is_asked(policy, policy_flags::SEES)
         || notes::is_left(&ctx, &SETSOCKOPT_KNOWS_NETNS, socket.cast(), policy)
     {
         return ALLOW;
@@ -103,12 +103,15 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
         },
         None => false,
     };
-    if allowed {
-        return ALLOW;
+    // The policy is looked up again, so that the verifier need not know here what was found before.
+    if forget(allowed.into()) == 0 && stops(&ctx, &attachment, (level, option), &value) {
+        return REFUSE;
     }
-    policy::count(attachment.policy, Counter::StoppedSetsockopt);
-    report(&ctx, &attachment, (level, option), &value);
-    REFUSE
+    if observes(policy::get(attachment.policy)) {
+        // As without this program: the caller's value, whole and unchanged.
+        set_len(&ctx, 0);
+    }
+    ALLOW
 }
 
 /// What the value of an option holds; `None`: the option passes.
@@ -133,8 +136,8 @@ pub(crate) fn value_of(level: i32, option: i32) -> Option<Value> {
 }
 
 #[inline(always)]
-fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) {
-    events::report(attachment, Counter::StoppedSetsockopt as u32, events::cgroup_id(), |record| {
+fn stops(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): (i32, i32), value: &Value) -> bool {
+    outcome::stops(attachment, Counter::StoppedSetsockopt as u32, events::cgroup_id(), |record| {
         (record.option_level, record.option) = (level, option);
         record.ifindex = match value {
             Value::Index | Value::Group(Index::AtStart) => word::<0>(ctx),
@@ -149,7 +152,7 @@ fn report(ctx: &SockoptContext, attachment: &AttachmentRecord, (level, option): 
         if SETSOCKOPT_KNOWS_TASK.load() != 0 {
             events::add_caller(record);
         }
-    });
+    })
 }
 
 /// Copies the name in the value up to its end, as the kernel does. The last byte of `name` stays unchanged.
@@ -364,37 +367,5 @@ fn names(ctx: &SockoptContext, policy: &PolicyRecord) -> bool {
     if name.0[0] == 0 {
         return false;
     }
-    if policy.uplink == 0 {
-        return begins_with(&policy.interface, &name);
-    }
-    let Some(group) = uplink::group(Some(policy)) else { return false };
-    for member in &group.member {
-        if begins_with(&member.interface, &name) {
-            return true;
-        }
-    }
-    false
-}
-
-/// The name of an interface, padded with NUL, of which there is at least one.
-#[repr(C, align(4))]
-struct Name([u8; KERNEL_NAME_BYTES]);
-
-/// Whether a record, which holds a name padded with NUL, has this name.
-///
-/// It compares words, and has one branch: the verifier follows every way through all members.
-#[inline(always)]
-fn begins_with(interface: &[u8; INTERFACE_BYTES], name: &Name) -> bool {
-    #[expect(
-        clippy::cast_ptr_alignment,
-        reason = "both begin at a multiple of four: the records have words behind the name"
-    )]
-    let words = |bytes: *const u8| {
-        let words = bytes.cast::<[u32; KERNEL_NAME_BYTES / 4]>();
-        // SAFETY: both have so many bytes, and are aligned.
-        unsafe { words.read() }
-    };
-    let (mine, other) = (words(interface.as_ptr()), words(name.0.as_ptr()));
-    let differs = mine[0] ^ other[0] | mine[1] ^ other[1] | mine[2] ^ other[2] | mine[3] ^ other[3];
-    core::hint::black_box(differs) == 0
+    uplink::is_named(policy, &name)
 }

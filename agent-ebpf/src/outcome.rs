@@ -1,11 +1,33 @@
-//! What a call's socket should have, and what becomes of the call.
+//! What a call's socket should have, and what becomes of a call or a packet.
 //!
 //! **Invariant:** the values decide nothing by themselves. The verifier walks what follows once, and not for each of them.
 
 use steer_common::{
-    CLOSED_IFINDEX, COUNTERS, Counter, Mark,
+    AttachmentRecord, CLOSED_IFINDEX, COUNTERS, Counter, EventRecord, Mark, event, observes,
     verifier::{forget, forget_word},
 };
+
+use crate::{events, policy};
+
+/// Counts and reports what a program of `strict` stops, and returns whether it is stopped. Under a policy that observes, it is not.
+///
+/// This is the one place that decides so. The program must have changed nothing, or undo what it has changed.
+#[inline(always)]
+pub(crate) fn stops(
+    attachment: &AttachmentRecord,
+    reason: u32,
+    cgroup_id: u64,
+    describe: impl FnOnce(&mut EventRecord),
+) -> bool {
+    let observes = observes(policy::get(attachment.policy));
+    let (counter, reason) =
+        if observes { (Counter::Observed as u32, reason | event::OBSERVED) } else { (reason, reason) };
+    // The verifier would walk the report twice.
+    let (counter, reason, stops) = (forget_word(counter), forget_word(reason), forget((!observes).into()));
+    policy::count_index(attachment.policy, counter);
+    events::report(attachment, reason, cgroup_id, describe);
+    stops != 0
+}
 
 /// The program sends again, as after a signal.
 pub(crate) const EINTR: u8 = 4;
@@ -15,6 +37,27 @@ pub(crate) const EINVAL: u8 = 22;
 pub(crate) const EACCES: u8 = 13;
 /// No interface has the address.
 pub(crate) const EADDRNOTAVAIL: u8 = 99;
+
+/// A call with an address.
+#[derive(Clone, Copy)]
+pub(crate) enum Call {
+    /// The socket's own address.
+    Bind,
+    /// The peer's address.
+    Connect,
+    /// A datagram's destination.
+    Send,
+}
+
+impl Call {
+    pub(crate) const fn stopped(self) -> Counter {
+        match self {
+            Self::Bind => Counter::StoppedBind,
+            Self::Connect => Counter::StoppedConnect,
+            Self::Send => Counter::StoppedSendmsg,
+        }
+    }
+}
 
 /// What a socket should have before a call goes on. All fields always have a value: the verifier lets no program read a part of an
 /// enum that is not there, which the compiler does.

@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** packets pass on the uplink, on loopback unless their source is forged, where an exception of the policy lets
 //! them, and where a policy leaves the socket alone. A policy that refuses other network namespaces stops their packets on all links
-//! (Linux 6.15). Every other packet is stopped and counted. On the uplink, queries to another
+//! (Linux 6.15). Every other packet is stopped and counted, or, under a policy that observes, only counted. On the uplink, queries to another
 //! server than the policy's resolver are stopped, too, and what is for this host's loopback addresses or from them.
 
 use aya_ebpf::{
@@ -17,7 +17,7 @@ use steer_common::{
     AttachmentRecord, COUNTERS, Counter, EventRecord, Kind, PolicyRecord, is_uplink, policy_flags, verifier::forget,
 };
 
-use crate::{attachment, dns, events, local, nesting, notes, peer, policy, reach, uplink};
+use crate::{attachment, dns, events, local, nesting, notes, outcome, peer, policy, reach, uplink};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
@@ -76,7 +76,8 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     {
         return PASS;
     }
-    stop(ctx, &attachment, stopped.into(), ifindex, matches!(reason, Counter::StoppedIngress))
+    let incoming = matches!(reason, Counter::StoppedIngress);
+    if stops(ctx, &attachment, stopped.into(), ifindex, incoming) { STOP } else { PASS }
 }
 
 /// Why a packet is stopped, as the index of a [`Counter`], or [`PASSES`].
@@ -129,20 +130,18 @@ fn is_excepted(ctx: &SkBuffContext, slot: u32, ifindex: u32, reason: &Counter) -
 }
 
 #[inline(always)]
-fn stop(ctx: &SkBuffContext, attachment: &AttachmentRecord, reason: u32, ifindex: u32, incoming: bool) -> i32 {
-    policy::count_index(attachment.policy, reason);
+fn stops(ctx: &SkBuffContext, attachment: &AttachmentRecord, reason: u32, ifindex: u32, incoming: bool) -> bool {
     // SAFETY: the helper takes the program's own context (Linux 4.18 for egress, 5.0 for ingress).
     let of_socket = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
     // The socket of a connection that is being opened or closed has no cgroup.
     let cgroup_id = if of_socket == 0 { attachment.cgroup_id } else { of_socket };
-    events::report(attachment, reason, cgroup_id, |record| {
+    outcome::stops(attachment, reason, cgroup_id, |record| {
         record.ifindex = ifindex.cast_signed();
         record.peer = peer::of_packet(ctx, incoming);
         if !incoming {
             add_sender(record, of_socket);
         }
-    });
-    STOP
+    })
 }
 
 /// Adds the running process if it can be the sender. The kernel also sends on its own (for example a retransmission),

@@ -4,7 +4,10 @@
 
 use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_get_prandom_u32, macros::btf_map};
 use steer_common::{
-    AddressWords, AttachmentRecord, Line, PolicyRecord, UPLINK_SLOTS, UplinkRecord, policy_flags,
+    AddressWords, AttachmentRecord, Line, PolicyRecord, UPLINK_SLOTS, UplinkRecord,
+    event::KERNEL_NAME_BYTES,
+    policy_flags,
+    record::INTERFACE_BYTES,
     uplink::{Family, MEMBERS, balance, bucket, position},
 };
 
@@ -128,4 +131,42 @@ fn own_bucket(group: &UplinkRecord, attachment: &AttachmentRecord) -> usize {
     } else {
         bucket(attachment.cgroup_id)
     }
+}
+
+/// Whether it is the name of the uplink, or of a member of the group.
+#[inline(always)]
+pub(crate) fn is_named(policy: &PolicyRecord, name: &Name) -> bool {
+    if policy.uplink == 0 {
+        return begins_with(&policy.interface, name);
+    }
+    let Some(group) = group(Some(policy)) else { return false };
+    for member in &group.member {
+        if begins_with(&member.interface, name) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The name of an interface, padded with NUL, of which there is at least one.
+#[repr(C, align(4))]
+pub(crate) struct Name(pub(crate) [u8; KERNEL_NAME_BYTES]);
+
+/// Whether a record, which holds a name padded with NUL, has this name.
+///
+/// It compares words, and has one branch: the verifier follows every way through all members.
+#[inline(always)]
+fn begins_with(interface: &[u8; INTERFACE_BYTES], name: &Name) -> bool {
+    #[expect(
+        clippy::cast_ptr_alignment,
+        reason = "both begin at a multiple of four: the records have words behind the name"
+    )]
+    let words = |bytes: *const u8| {
+        let words = bytes.cast::<[u32; KERNEL_NAME_BYTES / 4]>();
+        // SAFETY: both have so many bytes, and are aligned.
+        unsafe { words.read() }
+    };
+    let (mine, other) = (words(interface.as_ptr()), words(name.0.as_ptr()));
+    let differs = mine[0] ^ other[0] | mine[1] ^ other[1] | mine[2] ^ other[2] | mine[3] ^ other[3];
+    core::hint::black_box(differs) == 0
 }

@@ -40,6 +40,8 @@ pub enum Level {
     Bind,
     /// In addition, a hook restores a lost binding where it can.
     Steer,
+    /// The same, and what strict stops is reported.
+    Observe,
     /// In addition, no packet gets out otherwise.
     Strict,
     /// The same with a group of three uplinks. The other link is no member.
@@ -59,6 +61,7 @@ impl Level {
         match self {
             Self::Bind => "bind",
             Self::Steer => "steer",
+            Self::Observe => "observe",
             Self::Strict => "strict",
             Self::Group => "group",
             Self::GroupRoute => "group-route",
@@ -111,9 +114,13 @@ impl Level {
 
     /// Attaches a cgroup of the bed to `a1`, or the group with it, at this level.
     pub fn attach(self, bed: &Bed, cgroup: &Cgroup) -> anyhow::Result<()> {
-        let enforce = if self.is_strict() { "strict" } else { "steer" };
+        let enforce = match self {
+            Self::Bind | Self::Steer => Self::Steer.name(),
+            Self::Observe => self.name(),
+            _ => Self::Strict.name(),
+        };
         let reach: &[&str] = match self {
-            Self::Bind | Self::Steer | Self::Strict | Self::Group => &[],
+            Self::Bind | Self::Steer | Self::Observe | Self::Strict | Self::Group => &[],
             Self::GroupRoute => &["--local", "host", "--except", "203.0.113.0/24=a0,2001:db8::/32=main"],
             Self::Lan => &["--local", "host,lan,discovery"],
         };

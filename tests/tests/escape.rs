@@ -362,7 +362,7 @@ impl Row {
         let leaks = match (level, self.strict) {
             (_, _) if level.is_routed() && self.not_routed => Never,
             (Level::Bind, _) => self.bind,
-            (Level::Steer, _) => self.steer,
+            (Level::Steer | Level::Observe, _) => self.steer,
             (_, None) if self.past_ip => self.steer,
             (_, None) => Never,
             (_, Some((leaks, _))) => leaks,

@@ -34,6 +34,7 @@ mod managers;
 mod model;
 mod moved;
 mod nested;
+mod observe;
 mod other_netns;
 mod package;
 mod peers;
@@ -79,6 +80,7 @@ fn main() {
         ("daemon", daemon::TESTS),
         ("plan", plan::TESTS),
         ("nested", nested::TESTS),
+        ("observe", observe::TESTS),
         ("uplinks", uplinks::TESTS),
         ("vrf", vrf::TESTS),
         ("wireguard", wireguard::TESTS),

@@ -48,6 +48,9 @@ const STEER: u32 = 1;
 const EXEMPT: u32 = 2;
 const REFUSE_OTHER_NETNS: u32 = 1;
 const ROUTE: u32 = 1 << 8;
+/// A policy with the second and without the first lets packets out: see the tests of `observe`.
+const GUARD: u32 = 1 << 2;
+const OBSERVE: u32 = 1 << 16;
 /// A mark that no rule knows, and its mask.
 const SOME_MARK: u32 = 0x8500_0000;
 const SOME_MASK: u32 = 0xff00_0000;
@@ -158,6 +161,10 @@ impl Known {
             for change in &of_policy {
                 put(&mut policy, change);
             }
+            let flags = word(&policy, FLAGS);
+            if flags & OBSERVE != 0 {
+                put(&mut policy, &(FLAGS, (flags | GUARD).to_ne_bytes().to_vec()));
+            }
             for change in &of_attachment {
                 put(&mut attachment, change);
             }
@@ -175,7 +182,7 @@ impl Known {
         };
         prop_oneof![
             2 => words(KIND, vec![0, STEER, EXEMPT, 3, STEER << 8, EXEMPT << 24]),
-            2 => words(FLAGS, (0..13).map(|bit| 1 << bit).chain([0, u32::MAX, ROUTE | 6]).collect()),
+            2 => words(FLAGS, (0..17).map(|bit| 1 << bit).chain([0, u32::MAX, ROUTE | 6]).collect()),
             2 => words(IFINDEX, indexes.map(i32::cast_unsigned).to_vec()),
             2 => Just((MARK, [SOME_MARK, SOME_MASK].map(u32::to_ne_bytes).concat())),
             1 => words(MARK, vec![0, SOME_MARK, SOME_MARK | 1]),

@@ -193,11 +193,12 @@ pub fn follow(datapath: &mut Datapath, lock: &Lock, namespace: Namespace<'_>) ->
 /// The flags of a policy with this enforcement. They select its programs.
 pub fn flags(enforcement: &Enforcement) -> u32 {
     let Enforcement { enforce, ingress, other_netns, dns, existing } = enforcement;
-    let enforced = match (enforce, ingress) {
-        (Enforce::Steer, _) => policy_flags::RESTORE,
-        (Enforce::Strict, Ingress::Any) => policy_flags::RESTORE | policy_flags::GUARD,
-        (Enforce::Strict, Ingress::Uplink) => policy_flags::RESTORE | policy_flags::GUARD | policy_flags::GUARD_INGRESS,
-    };
+    let enforced = policy_flags::RESTORE
+        | match enforce {
+            Enforce::Steer => 0,
+            Enforce::Observe => policy_flags::OBSERVE,
+            Enforce::Strict => policy_flags::GUARD,
+        };
     let existing = match existing {
         Existing::Keep => 0,
         Existing::Rebind => policy_flags::EXISTING_REBIND,
@@ -205,6 +206,7 @@ pub fn flags(enforcement: &Enforcement) -> u32 {
     };
     enforced
         | existing
+        | flag_if(*ingress == Ingress::Uplink && *enforce != Enforce::Steer, policy_flags::GUARD_INGRESS)
         | flag_if(*other_netns == OtherNetns::Refuse, policy_flags::REFUSE_OTHER_NETNS)
         | flag_if(dns.v4.is_some() || dns.link, policy_flags::DNS4)
         | flag_if(dns.v6.is_some() || dns.link, policy_flags::DNS6)
@@ -274,7 +276,13 @@ pub fn target(record: &PolicyRecord, exceptions: &Exceptions) -> Target {
 
 /// The enforcement level of a policy with these flags.
 pub fn enforce(flags: u32) -> Enforce {
-    if flags & policy_flags::GUARD == 0 { Enforce::Steer } else { Enforce::Strict }
+    if flags & policy_flags::GUARD != 0 {
+        Enforce::Strict
+    } else if flags & policy_flags::OBSERVE != 0 {
+        Enforce::Observe
+    } else {
+        Enforce::Steer
+    }
 }
 
 /// What a policy with these flags does with sockets of other network namespaces.
@@ -355,9 +363,13 @@ mod tests {
         let mut dns = Resolvers::NONE;
         dns.add("10.0.0.1").expect("an address");
         for existing in [Existing::Keep, Existing::Rebind, Existing::Destroy] {
-            for (enforce, ingress) in
-                [(Enforce::Steer, Ingress::Any), (Enforce::Strict, Ingress::Any), (Enforce::Strict, Ingress::Uplink)]
-            {
+            for (enforce, ingress) in [
+                (Enforce::Steer, Ingress::Any),
+                (Enforce::Observe, Ingress::Any),
+                (Enforce::Observe, Ingress::Uplink),
+                (Enforce::Strict, Ingress::Any),
+                (Enforce::Strict, Ingress::Uplink),
+            ] {
                 let enforcement = Enforcement { enforce, ingress, other_netns: OtherNetns::Refuse, existing, dns };
                 let target = Target { uplink: Uplink::Interface("wg0".to_owned()), enforcement, reach: Reach::NONE };
                 let record =

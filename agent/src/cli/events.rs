@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Arguments of `steer events`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Shows first the unread events. Of each kind (cgroup, policy, reason) ten a second are reported on each CPU, and the others are \
+    after_help = "Shows first the unread events. What is marked as observed was not stopped: its policy has enforce = \"observe\", and strict would stop it. Of each kind (cgroup, policy, reason) ten a second are reported on each CPU, and the others are \
                   counted. A daemon reads the events, keeps the last 1024 for --once, and sends new ones to all who follow. Without a \
                   daemon about a thousand are kept, each is shown once, and a second `steer events` is refused. It waits if nothing \
                   is steered yet. While it runs, the events of a `steer exec` that has ended are kept for it. Exit status: 0 after --once, \

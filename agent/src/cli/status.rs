@@ -23,7 +23,7 @@ use crate::{
 #[command(
     after_help = "STATE is that of the uplink: up, no route (it has no default route), no member works (of a group; sockets get one of them \
                   nonetheless), no carrier, down, missing, or unknown, in another network namespace. SOCKETS were bound or marked. STOPPED counts sockets, calls and packets that were closed, refused or \
-                  stopped; `--json` has each counter, and `steer events` shows them as they happen."
+                  stopped, not what a policy with enforce = \"observe\" let pass; `--json` has each counter, and `steer events` shows them as they happen."
 )]
 pub(super) struct Args {
     /// The configuration file, to find cgroups that it names and nothing steers [default: that of the daemon, or /etc/steer/steer.toml, if it exists]

@@ -136,8 +136,10 @@ fn details(policy: &PolicyStatus) -> Vec<String> {
     };
     let left = sum(policy, "left_");
     let level = policy.interface.as_ref().map(|_| format!("{:?}", policy.enforce).to_lowercase());
+    let observed = sum(policy, "observed");
     let keys = [
         level,
+        (observed > 0).then(|| format!("strict would have stopped {observed}")),
         list("dns", policy.dns.iter().map(ToString::to_string).collect()),
         list("local", policy.local.iter().map(ToString::to_string).collect()),
         except,

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use steer_common::{Counter, EventRecord, address::ip_address};
+use steer_common::{Counter, EventRecord, LimitKey, address::ip_address};
 
 use crate::{host::route, kernel::text};
 
@@ -49,7 +49,7 @@ fn is_group_v6(address: IpAddr) -> bool {
 
 /// For what was stopped.
 pub(super) fn of(record: &EventRecord) -> Option<&'static str> {
-    match Counter::of_index(record.reason)? {
+    match Counter::of_index(LimitKey::of(record).counter())? {
         Counter::StoppedLocal if record.peer.port == DNS && is_this_host(ip_address(record.peer.address)) => {
             Some(RESOLVER)
         }

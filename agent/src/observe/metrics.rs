@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** each request reads what is in force. Names and units follow the conventions of Prometheus, and are stable.
 
+use std::collections::BTreeMap;
+
 use prometheus::{Encoder as _, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
 use crate::{
@@ -19,6 +21,31 @@ pub const CONTENT_TYPE: &str = TEXT_FORMAT;
 /// Counters of new sockets, by what was done with them.
 const SOCKETS: [&str; 7] =
     ["bound", "closed_missing", "closed_unknown", "refused_netns", "left_netns", "left_exempt", "left_nested"];
+
+/// Counters that are a metric of their own, with its name and its help.
+const PLAIN: [(&str, &str, &str); 5] = [
+    ("restored", "steer_bindings_restored_total", "Lost bindings that the connect hook has restored."),
+    (
+        "observed",
+        "steer_observed_total",
+        "Calls and packets that strict would stop, and that passed because the policy observes.",
+    ),
+    (
+        "moved_out",
+        "steer_moved_out_total",
+        "Processes that were moved out of the policy's cgroups, to one that no policy steers.",
+    ),
+    (
+        "unreachable_bind",
+        "steer_unreachable_binds_total",
+        "Sockets that were bound to a loopback address, where nothing reaches them.",
+    ),
+    (
+        "foreign_source",
+        "steer_foreign_sources_total",
+        "Sockets that were bound to an address of another link, to which no answer comes.",
+    ),
+];
 
 /// The text of the metrics. `healthy` is the daemon's own state.
 pub fn render(
@@ -55,23 +82,15 @@ pub fn render(
         gauge("steer_incomplete_cgroups", "Cgroups of the policy on which a program is missing.", &policy)?;
     let sockets =
         counter("steer_sockets_total", "New sockets, by what was done with them.", &["policy", "origin", "result"])?;
-    let restored =
-        counter("steer_bindings_restored_total", "Lost bindings that the connect hook has restored.", &policy)?;
     let stopped = counter(
         "steer_stopped_total",
         "Calls and packets that were stopped, by the hook that stopped them.",
         &["policy", "origin", "hook"],
     )?;
-    let moved = counter(
-        "steer_moved_out_total",
-        "Processes that were moved out of the policy's cgroups, to one that no policy steers.",
-        &policy,
-    )?;
-    let unreachable = counter(
-        "steer_unreachable_binds_total",
-        "Sockets that were bound to a loopback address, where nothing reaches them.",
-        &policy,
-    )?;
+    let mut plain = BTreeMap::new();
+    for (name, metric, help) in PLAIN {
+        plain.insert(name, counter(metric, help, &policy)?);
+    }
     let elsewhere = gauge(
         "steer_unsteered_processes",
         "Processes of the policy's cgroups in other network namespaces, whose traffic leaves unsteered.",
@@ -79,11 +98,6 @@ pub fn render(
     )?;
     let unsteered =
         gauge("steer_unsteered_cgroups", "Cgroups that the policy names and nothing steers.", &["policy", "cgroup"])?;
-    let foreign = counter(
-        "steer_foreign_sources_total",
-        "Sockets that were bound to an address of another link, to which no answer comes.",
-        &policy,
-    )?;
     for found in &status.unsteered {
         unsteered.with_label_values(&[found.policy.as_str(), found.path.as_str()]).set(1);
     }
@@ -109,14 +123,8 @@ pub fn render(
                 sockets.with_label_values(&[labels[0], origin, name]).inc_by(count);
             } else if let Some(hook) = name.strip_prefix("stopped_") {
                 stopped.with_label_values(&[labels[0], origin, hook]).inc_by(count);
-            } else if name == "restored" {
-                restored.with_label_values(&labels).inc_by(count);
-            } else if name == "moved_out" {
-                moved.with_label_values(&labels).inc_by(count);
-            } else if name == "unreachable_bind" {
-                unreachable.with_label_values(&labels).inc_by(count);
-            } else if name == "foreign_source" {
-                foreign.with_label_values(&labels).inc_by(count);
+            } else if let Some(counter) = plain.get(name.as_str()) {
+                counter.with_label_values(&labels).inc_by(count);
             }
         }
     }

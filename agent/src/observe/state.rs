@@ -17,7 +17,10 @@ use crate::{
         network::{FAR_IPV4, FAR_IPV6, Network},
     },
     kernel::PolicyEntry,
-    model::uplink::{Family, health},
+    model::{
+        spec::Enforce,
+        uplink::{Family, health},
+    },
 };
 
 /// How bad it is that a policy is not attached completely, or that some of its processes get out by other links.
@@ -184,6 +187,11 @@ impl PolicyStatus {
         }
     }
 
+    /// Whether it stops nothing of what `strict` stops, and reports it.
+    fn observes(&self) -> bool {
+        self.enforce == Enforce::Observe && self.interface.as_ref().is_some_and(|name| !name.is_empty())
+    }
+
     /// Why no packet of it leaves.
     fn why_closed(&self) -> Option<String> {
         let state = self.state.filter(|state| state.is_closed())?;
@@ -207,7 +215,8 @@ impl Status {
         let closed: Vec<_> = with(CLOSED).filter_map(|policy| policy.why_closed()).collect();
         let (incomplete, without_route) = (with(INCOMPLETE).count(), with(NO_ROUTE).count());
         let failing = with(FAILING).count();
-        let hold = policies.len() - closed.len() - incomplete - failing - without_route;
+        let observing = policies.iter().filter(|policy| policy.observes() && policy.severity() <= UNKNOWN).count();
+        let hold = policies.len() - closed.len() - incomplete - failing - without_route - observing;
         let count = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
         let mut parts = Vec::new();
         if !self.unsteered.is_empty() {
@@ -216,8 +225,12 @@ impl Status {
         if incomplete > 0 {
             parts.push(count(incomplete, "policy does not hold completely", "policies do not hold completely"));
         }
-        if hold > 0 || parts.is_empty() && closed.is_empty() && failing + without_route == 0 {
+        if hold > 0 || parts.is_empty() && closed.is_empty() && failing + without_route + observing == 0 {
             parts.push(count(hold, "policy holds", "policies hold"));
+        }
+        if observing > 0 {
+            let (one, many) = if hold > 0 { ("observes", "observe") } else { ("policy observes", "policies observe") };
+            parts.push(format!("{} (nothing is stopped)", count(observing, one, many)));
         }
         if failing > 0 {
             parts.push(count(
@@ -241,7 +254,7 @@ impl Status {
 
 #[cfg(test)]
 mod tests {
-    use super::UplinkState;
+    use super::{Enforce, UplinkState};
     use crate::observe::status::{PolicyStatus, Status};
 
     fn policy(name: &str, state: UplinkState) -> PolicyStatus {
@@ -266,6 +279,13 @@ mod tests {
         assert_eq!(of(&[("a", UplinkState::NoCarrier)]), "1 is closed: a has no carrier");
         assert_eq!(of(&[("a", up), ("b", UplinkState::NoRoute)]), "1 policy holds; 1 has no default route");
         assert_eq!(of(&[("a", UplinkState::Unknown)]), "1 policy holds");
+        let observing = |holding: &[&str]| {
+            let observer = PolicyStatus { enforce: Enforce::Observe, ..policy("b", up) };
+            let policies = holding.iter().map(|name| policy(name, up)).chain([observer]).collect();
+            Status { policies, ..Status::default() }.verdict_line()
+        };
+        assert_eq!(observing(&[]), "1 policy observes (nothing is stopped)");
+        assert_eq!(observing(&["a"]), "1 policy holds; 1 observes (nothing is stopped)");
         let failing = "1 policy holds; 1 has an uplink of which no member works";
         assert_eq!(of(&[("a", up), ("b", UplinkState::Failing)]), failing);
     }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use steer_common::Counter;
+use steer_common::{Counter, LimitKey};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -88,13 +88,16 @@ pub async fn keep(
     own.map_or(Ok(()), |own| own.remove(&hierarchy))
 }
 
-/// Says on the terminal of the command what of it was stopped. If nothing was, it says nothing.
+/// Says on the terminal of the command what of it was stopped, or would be. If nothing was, it says nothing.
 fn say_what_was_stopped(mut terminal: &fs::File, pins: &Pins, cgroup_id: u64) -> anyhow::Result<()> {
     let stopped = kernel::stopped_in(pins, cgroup_id)?;
     let lines = stopped.iter().filter_map(|(reason, count)| {
-        let reason = Counter::of_index(*reason)?.name().parse::<Reason>().ok()?;
+        let kind = LimitKey { reason: *reason, ..LimitKey::default() };
+        let reason = Counter::of_index(kind.counter())?.name().parse::<Reason>().ok()?;
+        let (observed, meaning) =
+            if kind.is_observed() { (" observed", "strict would stop this.") } else { ("", reason.meaning()) };
         let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
-        Some(format!("\r\nsteer: {} {times}: {}", reason.name(), reason.meaning()))
+        Some(format!("\r\nsteer: {}{observed} {times}: {meaning}", reason.name()))
     });
     let text: String = lines.collect();
     if !text.is_empty() {

@@ -93,8 +93,8 @@ pub(super) fn an_address_of_another_link() -> Outcome {
 
 pub(super) fn exec_says_what_was_stopped() -> Outcome {
     let bed = Bed::new("events-exec")?;
-    let run = |vector: Option<Vector>| {
-        let mut command = bed.steer(&["exec", "-i", "a1", "--"]);
+    let run_at = |enforce: &str, vector: Option<Vector>| {
+        let mut command = bed.steer(&["exec", "-i", "a1", "--enforce", enforce, "--"]);
         match vector {
             Some(vector) => {
                 let timeout = Duration::from_millis(200);
@@ -107,12 +107,18 @@ pub(super) fn exec_says_what_was_stopped() -> Outcome {
         bed.cgroup.enter(&mut command);
         anyhow::Ok(command)
     };
+    let run = |vector| run_at("strict", vector);
     let mut terminal = Terminal::start(run(Some(Vector::Bindtodevice))?)?;
     terminal.wait_for("the reason", |screen| {
         let text = screen.contents();
         text.contains("steer: stopped_setsockopt once: A socket option") && text.contains("`steer events --explain`")
     })?;
     terminal.child.wait()?;
+    let mut observing = Terminal::start(run_at("observe", Some(Vector::Bindtodevice))?)?;
+    observing.wait_for("what was observed", |screen| {
+        screen.contents().contains("steer: stopped_setsockopt observed once: strict would stop this.")
+    })?;
+    observing.child.wait()?;
     // The one before is not counted again; without a terminal, nothing is said.
     let mut quiet = Terminal::start(run(None)?)?;
     ensure!(quiet.child.wait()?.success());

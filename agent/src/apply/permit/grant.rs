@@ -85,8 +85,8 @@ fn with_options(request: &Request, policy: &Policy, by: Asker) -> Result<Target,
         if by == Asker::Container && enforce < own.enforce {
             return Err(refused(request, "less than the policy does, which no container may ask for"));
         }
-        if enforce < Enforce::Strict && own.ingress == Ingress::Uplink {
-            return Err(refused(request, "the policy's ingress = \"uplink\" needs strict"));
+        if enforce < Enforce::Observe && own.ingress == Ingress::Uplink {
+            return Err(refused(request, "the policy's ingress = \"uplink\" needs strict or observe"));
         }
     }
     if request.spec.dns.is_some_and(|dns| !own.dns.is_empty() && own.dns != dns) {
@@ -215,7 +215,9 @@ mod tests {
             (none, &[("steer.uplink", "lines")], Err("not in `interfaces`")),
             (none, &[("steer.enforce", "strict")], Err("neither a policy")),
             (all, &[("steer.policy", "vpn"), ("steer.enforce", "steer")], Err("less than the policy does")),
+            (all, &[("steer.policy", "vpn"), ("steer.enforce", "observe")], Err("less than the policy does")),
             (all, &[("steer.policy", "loose"), ("steer.enforce", "steer")], Ok(Some("eth1"))),
+            (all, &[("steer.policy", "loose"), ("steer.enforce", "observe")], Ok(Some("eth1"))),
             (all, &[("steer.policy", "loose"), ("steer.enforce", "strict")], Ok(Some("eth1"))),
             (some, &[("steer.policy", "direct")], Ok(None)),
             (some, &[("steer.policy", "loose")], Err("not in `policies`")),

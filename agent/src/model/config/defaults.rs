@@ -132,7 +132,7 @@ mod tests {
             ("local = \"host\"", "f.toml:2:9: defaults.local = \"host\": expected a list of words, of \"host\""),
             ("local = [\"wan\"]", "f.toml:2:10: defaults.local = \"wan\": expected \"host\", \"lan\" or"),
             ("dns = [\"dns\"]", "f.toml:2:8: defaults.dns = \"dns\": \"dns\" is not an IP address"),
-            ("enforce = 1", "f.toml:2:11: defaults.enforce = 1: expected \"steer\" or \"strict\""),
+            ("enforce = 1", "f.toml:2:11: defaults.enforce = 1: expected \"steer\", \"observe\" or \"strict\""),
             ("ingress = \"any\"", "f.toml:2:1: defaults.ingress = \"any\": unknown key; expected local, dns,"),
             ("except = []", "f.toml:2:1: defaults.except = []: unknown key"),
         ] {
@@ -163,7 +163,7 @@ mod tests {
     fn a_conflict_with_a_default_says_so() {
         let text = [DEFAULTS, &policy("a", "wg0", "ingress = \"uplink\"")].concat();
         let problems = parse("f.toml", &text).expect_err("a conflict").to_string();
-        let want = "f.toml:6:1: policy \"a\": ingress: ingress = \"uplink\" needs enforce = \"strict\"; [defaults] sets enforce = \"steer\"";
+        let want = "f.toml:6:1: policy \"a\": ingress: ingress = \"uplink\" needs enforce = \"strict\" or \"observe\"; [defaults] sets enforce = \"steer\"";
         assert_eq!(problems, want);
     }
 }

@@ -193,7 +193,7 @@ policy_spec! {
     parent: CgroupPath = ("parent", "CGROUP");
     /// How steer enforces the uplink against programs that try to use another interface.
     enforce: Enforce = ("enforce", "LEVEL");
-    /// By which links packets may come in; "uplink" needs strict. Packets that come in by another link are dropped.
+    /// By which links packets may come in; "uplink" needs strict or observe. Packets that come in by another link are dropped.
     ingress: Ingress = ("ingress", "LINKS");
     /// What happens to sockets of other network namespaces. The index of the uplink is not valid there.
     other_netns: OtherNetns = ("other-netns", "WHAT");
@@ -337,7 +337,10 @@ mod tests {
         let written: Vec<_> = spec.entries().map(|(key, _)| key.name).collect();
         assert_eq!(written, ["interface", "cgroups", "dns"]);
         assert_eq!(spec.add("color", "red"), Err(Rejected::Key));
-        assert_eq!(spec.add("enforce", "lax"), Err(Rejected::Value("expected \"steer\" or \"strict\"".to_owned())));
+        assert_eq!(
+            spec.add("enforce", "lax"),
+            Err(Rejected::Value("expected \"steer\", \"observe\" or \"strict\"".to_owned()))
+        );
         assert!(
             KEYS.iter()
                 .all(|key| key.description.ends_with('.') && !key.summary().is_empty() && !(key.expected)().is_empty())

@@ -101,15 +101,15 @@ impl Target {
         let exempts = *uplink == Uplink::Exempt;
         let rules = [
             (
-                enforcement.ingress == Ingress::Uplink && enforcement.enforce != Enforce::Strict,
+                enforcement.ingress == Ingress::Uplink && enforcement.enforce == Enforce::Steer,
                 "ingress",
-                "ingress = \"uplink\" needs enforce = \"strict\"",
+                "ingress = \"uplink\" needs enforce = \"strict\" or \"observe\"",
             ),
             (exempts && !enforcement.dns.is_empty(), "dns", "an exemption has no uplink for queries; expected no dns"),
             (
-                enforcement.dns.link && enforcement.enforce != Enforce::Strict,
+                enforcement.dns.link && enforcement.enforce == Enforce::Steer,
                 "dns",
-                "dns = \"link\" needs enforce = \"strict\", which stops queries while the link has no resolver",
+                "dns = \"link\" needs enforce = \"strict\", which stops queries while the link has no resolver, or \"observe\"",
             ),
             (
                 uplink.group().is_some() && enforcement.dns.link,

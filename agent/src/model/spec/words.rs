@@ -16,6 +16,8 @@ use super::Near;
 pub enum Enforce {
     /// Sockets are bound when they are created, and connect(2) restores a lost binding. Nothing else is stopped.
     Steer,
+    /// As "steer". What "strict" would stop passes, and is reported and counted.
+    Observe,
     /// No packet of the cgroup leaves by another link, whatever its socket is bound to. No socket can be bound elsewhere.
     #[default]
     Strict,
@@ -28,7 +30,7 @@ pub enum Ingress {
     /// By any link.
     #[default]
     Any,
-    /// By the uplink and loopback only. Needs `strict`.
+    /// By the uplink and loopback only. Needs `strict` or `observe`.
     Uplink,
 }
 
@@ -125,7 +127,7 @@ pub trait Word: Copy + PartialEq + VariantArray + EnumMessage + Into<&'static st
         words.collect()
     }
 
-    /// The words as a sentence: `expected "steer" or "strict"`.
+    /// The words as a sentence: `expected "keep", "rebind" or "destroy"`.
     fn expected() -> String {
         let words: Vec<_> = Self::all().iter().map(|(word, _)| format!("{word:?}")).collect();
         match words.split_last() {
@@ -174,7 +176,7 @@ mod tests {
     #[test]
     fn words_are_spelled_by_their_variants() {
         assert_eq!(Enforce::read("strict"), Ok(Enforce::Strict));
-        assert_eq!(Enforce::expected(), "expected \"steer\" or \"strict\"");
+        assert_eq!(Enforce::expected(), "expected \"steer\", \"observe\" or \"strict\"");
         assert_eq!(Existing::read("leave").expect_err("wrong"), "expected \"keep\", \"rebind\" or \"destroy\"");
         assert!(Existing::all().iter().all(|(_, meaning)| meaning.ends_with('.')), "every word has a meaning");
     }

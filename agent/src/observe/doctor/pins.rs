@@ -9,13 +9,14 @@ use super::{
 use crate::{
     apply::resolve::{self, Stale},
     kernel::{self, PolicyEntry, inspect},
-    model::{cgroup_path::CgroupPath, config},
+    model::{cgroup_path::CgroupPath, config, spec::Enforce},
 };
 
 pub(super) fn check(survey: &Survey, report: &mut Report) {
     check_daemon(survey, report);
     check_attachments(survey, report);
     check_retired_policies(survey, report);
+    check_observing(survey, report);
     check_indexes(survey, report);
     if let Err(error) = check_leftovers(survey, report) {
         report.failed(Topic::Leftovers, Subject::Host, &error);
@@ -53,6 +54,22 @@ fn check_daemon(survey: &Survey, report: &mut Report) {
     };
     let (what, why, fix) = (what, why.to_owned(), Some(Fix::command(&survey.start)));
     report.find(Finding { id: Topic::Daemon, severity: Severity::Warning, subject: Subject::Host, what, why, fix });
+}
+
+/// Policies that stop less than their configuration may suggest to a reader.
+fn check_observing(survey: &Survey, report: &mut Report) {
+    let observing = survey.in_force.iter().filter(|entry| resolve::enforce(entry.record.flags) == Enforce::Observe);
+    let found = observing.map(|entry| Finding {
+        id: Topic::Observe,
+        severity: Severity::Info,
+        subject: Subject::Policy(entry.name()),
+        what: "it observes: what only strict stops passes".to_owned(),
+        why: "a program that sends by another link is an event, and is not stopped".to_owned(),
+        fix: Some(Fix::advice(
+            "`steer events` shows what strict would stop; when that may be stopped, set enforce = \"strict\" and run `steer reload`",
+        )),
+    });
+    report.conclude(Topic::Observe, Subject::Host, found.collect(), "no policy only observes");
 }
 
 fn check_attachments(survey: &Survey, report: &mut Report) {

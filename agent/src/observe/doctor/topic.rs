@@ -55,6 +55,8 @@ pub enum Topic {
     Attachment,
     /// Whether policies in force are still configured.
     Policy,
+    /// Whether policies only observe.
+    Observe,
     /// Whether policies have the current indexes of their uplinks.
     UplinkIndex,
     /// Whether another version of steer steers anything.
@@ -86,10 +88,11 @@ pub enum Topic {
 }
 
 /// The checks that need the pins.
-pub(super) const NEED_PINS: [Topic; 16] = [
+pub(super) const NEED_PINS: [Topic; 17] = [
     Topic::Daemon,
     Topic::Attachment,
     Topic::Policy,
+    Topic::Observe,
     Topic::UplinkIndex,
     Topic::OtherVersion,
     Topic::Leftovers,
@@ -133,6 +136,7 @@ impl Topic {
             Self::Daemon => "daemon",
             Self::Attachment => "attachment",
             Self::Policy => "policy",
+            Self::Observe => "observe",
             Self::UplinkIndex => "uplink-index",
             Self::OtherVersion => "other-version",
             Self::Leftovers => "leftovers",

@@ -23,8 +23,8 @@ use crate::{
     observe::hints,
 };
 
-/// One attempt that was stopped or cannot work, a summary of attempts beyond the rate limit, or a change of a group of uplinks. A summary has
-/// only the cgroup, the policy and the reason. The field names are stable.
+/// One attempt that was stopped, was observed or cannot work, a summary of attempts beyond the rate limit, or a change of a group of
+/// uplinks. A summary has only the cgroup, the policy and the reason. The field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 pub struct Event {
     /// When it was stopped. For a summary: when the summary was made.
@@ -33,6 +33,9 @@ pub struct Event {
     pub time: Timestamp,
     /// Why it was stopped: the name of the counter in `steer status --json`. Or `uplink_state` or `uplink_switch`.
     pub reason: Cow<'static, str>,
+    /// The policy observes: the attempt passed, and `strict` would have stopped it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub observed: bool,
     /// Whether this is a summary.
     pub summary: bool,
     /// The number of attempts. It is 1 unless this is a summary.
@@ -91,8 +94,7 @@ impl Event {
     /// A change of a group of uplinks.
     pub(super) fn of_uplink(change: UplinkChange, time: Timestamp) -> Self {
         let reason = if change.state.is_some() { Reason::UplinkState } else { Reason::UplinkSwitch };
-        let none = LimitKey { reason: u32::MAX, ..LimitKey::default() };
-        let nothing = Self::summary(&none, 1, None, time);
+        let nothing = Self::summary(&LimitKey::default(), 1, None, time);
         Self { reason: reason.name().into(), summary: false, uplink: Some(change), ..nothing }
     }
 
@@ -123,7 +125,8 @@ impl Event {
     pub(super) fn summary(kind: &LimitKey, count: u64, policy: Option<String>, time: Timestamp) -> Self {
         Self {
             time,
-            reason: Counter::of_index(kind.reason).map_or("unknown", Counter::name).into(),
+            reason: Counter::of_index(kind.counter()).map_or("unknown", Counter::name).into(),
+            observed: kind.is_observed(),
             summary: true,
             count,
             policy,
@@ -157,6 +160,7 @@ impl fmt::Display for Described<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let event = self.0;
         formatter.write_str(&event.reason)?;
+        formatter.write_str(if event.observed { " observed" } else { "" })?;
         if let Some(change) = &event.uplink {
             return describe(change, formatter);
         }
@@ -250,7 +254,7 @@ fn option_name(level: i32, option: i32) -> String {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use steer_common::{Counter, EventRecord, LimitKey, Peer, event::KERNEL_NAME_BYTES};
+    use steer_common::{Counter, EventRecord, LimitKey, Peer, event, event::KERNEL_NAME_BYTES};
 
     use super::Event;
     use crate::model::uplink::news::{Choice, UplinkChange};
@@ -313,6 +317,9 @@ mod tests {
             "1970-01-01T00:00:00.000000Z stopped_egress policy=\"vpn\" cgroup_id=7 pid=42 comm=\"curl\" ifindex=3 \
              peer=192.0.2.1:443 protocol=tcp"
         );
+        let observed = Event::of(&EventRecord { reason: egress().reason | event::OBSERVED, ..egress() }, TIME);
+        assert!(observed.to_string().contains(" stopped_egress observed policy="), "{observed}");
+        assert_eq!(Event { observed: false, ..observed }, event);
         let words = [0x2001_0db8_u32.to_be(), 0, 0, 1_u32.to_be()];
         let six = EventRecord { peer: Peer { address: words, ..egress().peer }, ..egress() };
         assert!(Event::of(&six, TIME).to_string().contains(" peer=[2001:db8::1]:443 "));

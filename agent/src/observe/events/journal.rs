@@ -13,7 +13,10 @@ const PERIOD: Duration = Duration::from_mins(1);
 
 /// What is to be logged.
 #[derive(Debug, Default)]
-pub struct Journal(BTreeMap<(String, String), Kind>);
+pub struct Journal(BTreeMap<Key, Kind>);
+
+/// Policy, reason, and whether the policy observes.
+type Key = (String, String, bool);
 
 /// The events of one policy and reason.
 #[derive(Debug)]
@@ -32,7 +35,7 @@ impl Journal {
         if event.uplink.is_some() {
             return None;
         }
-        let key = (event.policy.clone().unwrap_or_default(), event.reason.to_string());
+        let key = (event.policy.clone().unwrap_or_default(), event.reason.to_string(), event.observed);
         let last = described(event);
         let Some(kind) = self.0.get_mut(&key) else {
             let kind = Kind { said: now, count: event.count, last: last.unwrap_or_default() };
@@ -69,11 +72,12 @@ impl Journal {
 }
 
 impl Kind {
-    fn line(&self, (policy, reason): &(String, String)) -> String {
+    fn line(&self, (policy, reason, observed): &Key) -> String {
         let Self { count, last, .. } = self;
         let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
         let last = if last.is_empty() { String::new() } else { format!("; last: {last}") };
-        format!("policy {policy}: {reason} {times}{last}; `steer events --explain {reason}` says what to do")
+        let observed = if *observed { " observed" } else { "" };
+        format!("policy {policy}: {reason}{observed} {times}{last}; `steer events --explain {reason}` says what to do")
     }
 }
 
@@ -124,6 +128,9 @@ mod tests {
                  to do"
             )
         );
+        let observed = Event { observed: true, ..stopped(b"curl") };
+        let line = journal.add(&observed, at(0)).expect("a kind of its own");
+        assert!(line.starts_with("policy vpn: stopped_egress observed once; "), "{line}");
         // Another policy and another reason have lines of their own.
         assert!(journal.add(&event(Counter::StoppedEgress, b"curl", b"other"), at(1)).is_some());
         assert!(journal.add(&event(Counter::StoppedLocal, b"curl", b"vpn"), at(1)).is_some());

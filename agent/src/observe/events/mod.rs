@@ -140,7 +140,7 @@ impl Events {
         if event.interface.is_none() && record.netns_cookie == self.netns_cookie {
             event.interface = event.ifindex.and_then(link::name_of);
         }
-        let is_stopped_packet = record.reason == Counter::StoppedEgress as u32 && event.hint.is_none();
+        let is_stopped_packet = LimitKey::of(record).counter() == Counter::StoppedEgress as u32 && event.hint.is_none();
         let near = match (&event.interface, event.peer) {
             (Some(link), Some(peer)) if is_stopped_packet && record.netns_cookie == self.netns_cookie => {
                 link::near(link, peer)

@@ -80,12 +80,18 @@ fn decision(facts: &Facts, deciding: Deciding<'_>) -> Option<Decision> {
     })
 }
 
+/// What a policy does not stop that observes.
+const OBSERVED: &str =
+    "what only strict stops passes, for the policy observes: strict would stop this, and `steer events` shows it";
+
 /// Traffic that a policy does not stop.
 fn not_covered(facts: &Facts, attached: &Attached) -> Vec<String> {
     let Some(policy) = attached.policy.as_ref().filter(|policy| !policy.exempts()) else { return Vec::new() };
     let flags = policy.record.flags;
     let mut not_covered = Vec::new();
-    if flags & policy_flags::GUARD == 0 {
+    if flags & policy_flags::SEES == policy_flags::OBSERVE {
+        not_covered.push(OBSERVED.to_owned());
+    } else if flags & policy_flags::GUARD == 0 {
         not_covered.push(
             "programs that unbind a socket, and older sockets: their packets are not stopped (enforce = \"strict\" does)"
                 .to_owned(),

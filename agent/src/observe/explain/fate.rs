@@ -88,6 +88,8 @@ impl<'a> Scene<'a> {
             {
                 let but = if self.has(policy_flags::GUARD) {
                     ""
+                } else if self.has(policy_flags::OBSERVE) {
+                    "; a datagram of an unconnected socket is observed: strict would stop this"
                 } else {
                     "; only strict refuses a datagram of an unconnected socket"
                 };
@@ -137,8 +139,12 @@ impl<'a> Scene<'a> {
             ([], _) => Judgment(Fate::Uplink, None, format!("leaves by the uplink {ways}")),
             (_, None) => Judgment(Fate::OtherLink, None, format!("leaves by {ways}, {}", self.reason())),
             (_, Some(_)) if !self.has(policy_flags::GUARD) => {
-                let how =
-                    format!("leaves by {ways}, for the route leads there and enforce = \"steer\" stops no packets");
+                let why = if self.has(policy_flags::OBSERVE) {
+                    "is observed: strict would stop this"
+                } else {
+                    "enforce = \"steer\" stops no packets"
+                };
+                let how = format!("leaves by {ways}, for the route leads there, and {why}");
                 Judgment(Fate::OtherLink, None, how)
             }
             (_, Some(hop)) => {

@@ -21,6 +21,8 @@ use crate::{
 const LOOPBACK_IFINDEX: u32 = 1;
 /// The counter of packets that the egress guard stopped.
 const STOPPED_EGRESS: &str = "stopped_egress";
+/// The counter of what passed because the policy observes.
+const OBSERVED: &str = "observed";
 /// Prefixes of the counters of blocked attempts.
 const BLOCKED: [&str; 3] = ["stopped_", "refused_", "closed_"];
 /// The counters of new sockets.
@@ -54,6 +56,8 @@ pub struct PolicyFrame {
     pub sockets: u64,
     /// What was stopped, refused or closed, by reason. Reasons without a count are left out.
     pub blocked: BTreeMap<String, u64>,
+    /// What `strict` would have stopped.
+    pub observed: u64,
     /// Its cgroups.
     pub cgroups: Vec<CgroupFrame>,
 }
@@ -182,6 +186,7 @@ fn policy_frame(
         enforce: policy.enforce,
         sockets: SOCKETS.iter().map(|name| counted(name)).sum(),
         blocked,
+        observed: counted(OBSERVED),
         cgroups: policy.cgroups.iter().map(cgroup).collect(),
     }
 }

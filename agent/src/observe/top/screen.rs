@@ -229,7 +229,8 @@ fn policy_rows(policy: &PolicyFrame, seconds: f64) -> Vec<(Kind, [String; 7])> {
     let (packets, bytes) = policy.sent();
     let reason = |why: &str| why.strip_prefix("stopped_").unwrap_or(why).to_owned();
     let blocked = policy.blocked.iter().map(|(why, count)| format!("{} {}", reason(why), rate(*count, seconds)));
-    let blocked: Vec<_> = blocked.collect();
+    let observed = (policy.observed > 0).then(|| format!("observed {}", rate(policy.observed, seconds)));
+    let blocked: Vec<_> = blocked.chain(observed).collect();
     let (kind, uplink) = match (&policy.interface, policy.ifindex) {
         (None, _) => (Kind::Policy, "none (exempt)".to_owned()),
         (Some(group), None) if !policy.members.is_empty() => group_of(group, &policy.members),

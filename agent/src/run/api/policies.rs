@@ -125,7 +125,11 @@ mod tests {
             (r#"{"cgroups": []}"#, "", "missing field `interface` or `uplink`"),
             (r#"{"interface": "wg0", "uplink": "lines", "cgroups": []}"#, "uplink", "not both"),
             (r#"{"interface": "wg0", "cgroups": ["/a", 7]}"#, "cgroups[1]", "expected a string"),
-            (r#"{"interface": "wg0", "cgroups": [], "enforce": "lax"}"#, "enforce", "expected \"steer\" or \"strict\""),
+            (
+                r#"{"interface": "wg0", "cgroups": [], "enforce": "lax"}"#,
+                "enforce",
+                "expected \"steer\", \"observe\" or \"strict\"",
+            ),
             (r#"{"interface": "wg0", "cgroups": [], "colour": "red"}"#, "colour", "unknown field"),
             (r#"{"interface": "wg0", "cgroups": [], "local": "host"}"#, "local", "expected a list of strings"),
             (r#"{"interface": "wg0", "cgroups": [], "local": ["host", "wan"]}"#, "local[1]", "expected \"host\""),

@@ -180,7 +180,7 @@ fn space() -> impl Strategy<Value = Space> {
 }
 
 fn level() -> impl Strategy<Value = Level> {
-    select(&[Level::Steer, Level::Strict][..])
+    select(&[Level::Steer, Level::Observe, Level::Strict][..])
 }
 
 fn spec() -> impl Strategy<Value = Spec> {

@@ -171,7 +171,7 @@ impl Reference {
         if held.spec.marks() {
             return self.answer_marked(&held, way, family);
         }
-        let is_steer = held.spec.level == Level::Steer;
+        let is_steer = held.spec.level < Level::Strict;
         let uplink = Answer::by_uplink(&held.lines, family);
         let members = || uplink.may.iter().copied();
         let others_have_it = members().any(|line| line.number == 0).then_some(Line::loopback(space));
@@ -252,11 +252,11 @@ impl Reference {
             if *bindings == BTreeSet::from([Binding::Mark(Mark::of(&held))]) {
                 return routed;
             }
-            if held.spec.level == Level::Steer && !held.spec.rebinds {
+            if held.spec.level < Level::Strict && !held.spec.rebinds {
                 return own;
             }
             // The programs let it out where the routes lead, and by the uplink.
-            let is_open = is_stale || held.spec.level == Level::Steer;
+            let is_open = is_stale || held.spec.level < Level::Strict;
             let own = own.may.into_iter().filter(|_| is_open);
             return Answer::within(own.chain(routed.may).chain(held.lines.members));
         }
@@ -265,10 +265,10 @@ impl Reference {
             (true, _) => Answer::within(
                 own.may
                     .into_iter()
-                    .filter(|line| is_stale || held.spec.level == Level::Steer || members.contains(line))
+                    .filter(|line| is_stale || held.spec.level < Level::Strict || members.contains(line))
                     .chain(members.iter().copied()),
             ),
-            (false, Level::Steer) => own,
+            (false, Level::Steer | Level::Observe) => own,
             (false, Level::Strict) => {
                 let may = own.may.into_iter().chain(members.iter().copied());
                 Answer {

@@ -246,7 +246,7 @@ impl Reference {
         }
         let held = self.holder(&asked.place).filter(|held| !held.spec.exempts() && held.space == asked.space);
         let main = |held: &super::Held| [held.spec.reach.server, held.spec.reach.around].contains(&Some(By::Main));
-        let is_unsteered = |held: &super::Held| held.spec.level == Level::Steer || main(held);
+        let is_unsteered = |held: &super::Held| held.spec.level < Level::Strict || main(held);
         let Answer { must, mut may, resolver } = answer;
         match &held {
             Some(held) if !is_unsteered(held) => may.extend(held.lines.members.iter().copied()),

@@ -9,6 +9,8 @@ use crate::model::operation::GROUPS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
     Steer,
+    /// For what leaves, the same.
+    Observe,
     Strict,
 }
 
@@ -16,6 +18,7 @@ impl Level {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Steer => "steer",
+            Self::Observe => "observe",
             Self::Strict => "strict",
         }
     }
@@ -81,12 +84,11 @@ impl Spec {
 
     /// Without what cannot be written together.
     pub(crate) fn valid(self) -> Self {
-        let strict = self.level == Level::Strict;
         let steers = !self.exempts();
         Self {
             dns: self.dns && steers,
             rebinds: self.rebinds && steers,
-            ingress: self.ingress && strict && steers,
+            ingress: self.ingress && self.level > Level::Steer && steers,
             level: if steers { self.level } else { Level::Strict },
             refuses: self.refuses && steers,
             reach: if steers { self.reach } else { Reach::NONE },
@@ -106,7 +108,7 @@ impl Spec {
             ..self
         };
         let exempts = merged.exempts() && (merged.dns || merged.rebinds || !merged.reach.is_none());
-        let is_lax = merged.ingress && merged.level != Level::Strict;
+        let is_lax = merged.ingress && merged.level == Level::Steer;
         (!exempts && !is_lax).then(|| merged.valid())
     }
 

@@ -132,7 +132,7 @@ impl Reference {
             To::Beside => excepted(reach.around),
             To::Host if reach.host => Answer::by(Some(Line::loopback(space))),
             // A datagram that is not connected is looked at by strict only. The table of own addresses comes before all rules.
-            To::Host if way == Way::Host && held.spec.level == Level::Steer => Answer::within([Line::loopback(space)]),
+            To::Host if way == Way::Host && held.spec.level < Level::Strict => Answer::within([Line::loopback(space)]),
             To::Host => Answer::by(None),
             To::Own if self.line(space, 0).is_some() => Answer::by(Some(Line::loopback(space))),
             To::Own => uplink(),
@@ -176,7 +176,7 @@ impl Reference {
     fn without_rules(&self, held: &Held) -> BTreeSet<Line> {
         let all = || self.lines.values().map(|(line, _)| *line).filter(|line| line.space == held.space);
         let by_main = [held.spec.reach.server, held.spec.reach.around].contains(&Some(By::Main));
-        let is_open = held.spec.level == Level::Steer || by_main;
+        let is_open = held.spec.level < Level::Strict || by_main;
         all().filter(|_| is_open).chain(held.lines.members.iter().copied()).collect()
     }
 

@@ -27,6 +27,7 @@ fn frame() -> Frame {
         enforce: Enforce::Strict,
         sockets: 30,
         blocked: BTreeMap::from([("stopped_egress".to_owned(), 4)]),
+        observed: 0,
         cgroups: vec![cgroup("/a", vec![link(Some("wg0"), 7, 2400, false), link(Some("eth0"), 3, 4, true)])],
     };
     let backup = PolicyFrame {
@@ -35,6 +36,7 @@ fn frame() -> Frame {
         ifindex: None,
         sockets: 0,
         blocked: BTreeMap::new(),
+        observed: 0,
         cgroups: vec![cgroup("/b", Vec::new())],
         ..vpn.clone()
     };
