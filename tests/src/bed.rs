@@ -8,9 +8,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use steer_lab::{Netns, Server, Uplinks};
+use steer_lab::{Netns, Server, Uplinks, wait_until};
 
-use crate::{Cgroup, Daemon};
+use crate::{Cgroup, Daemon, PATIENCE};
 
 /// Uid and gid of the user without privileges.
 pub const NOBODY: (u32, u32) = (65534, 65534);
@@ -152,6 +152,14 @@ impl Bed {
         self.net.client.enter(&mut ss);
         ss.status()?;
         Ok(())
+    }
+
+    /// Waits until the keepers of commands have removed everything.
+    pub fn wait_until_clean(&self) -> anyhow::Result<()> {
+        wait_until("the pins and the cgroups to be removed", PATIENCE, || {
+            self.end_closed_connections().is_ok() && !self.pins.exists() && self.cgroup.children().is_empty()
+        })
+        .with_context(|| format!("{:?} in {}", self.cgroup.children(), self.cgroup.path()))
     }
 
     /// The value of a policy's counter of sockets, calls or packets.

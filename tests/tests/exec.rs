@@ -46,13 +46,6 @@ fn exec(bed: &Bed, arguments: &[&str]) -> std::process::Command {
     command
 }
 
-fn wait_until_clean(bed: &Bed) -> Outcome {
-    wait_until("the pins and the cgroup to be removed", PATIENCE, || {
-        bed.end_closed_connections().is_ok() && !bed.pins.exists() && bed.cgroup.children().is_empty()
-    })
-    .with_context(|| format!("{:?} in {}", bed.cgroup.children(), bed.cgroup.path()))
-}
-
 /// steer itself creates files that only their owner may write, whatever the umask.
 fn with_the_umask_of_the_caller() -> Outcome {
     let bed = Bed::new("exec-umask")?;
@@ -114,7 +107,7 @@ fn as_if_run_directly() -> Outcome {
     child.stdin.take().context("no pipe")?.write_all(b"hello\n")?;
     let printed = steer_tests::read_all(&mut child)?;
     ensure!(printed == format!("hello --json {pid}\n{descriptors}"), "{printed:?}");
-    wait_until_clean(&bed)
+    bed.wait_until_clean()
 }
 
 fn signals_reach_the_command() -> Outcome {
@@ -128,7 +121,7 @@ fn signals_reach_the_command() -> Outcome {
     std::io::BufRead::read_line(&mut reader, &mut line)?;
     ensure!(line == "ready\ngot it\n", "{line:?}");
     ensure!(child.wait()?.code() == Some(3));
-    wait_until_clean(&bed)
+    bed.wait_until_clean()
 }
 
 fn a_missing_interface_is_an_error_before_the_command() -> Outcome {
@@ -138,7 +131,7 @@ fn a_missing_interface_is_an_error_before_the_command() -> Outcome {
     ensure!(ran.code == 125, "{ran:?}");
     ensure!(ran.stderr.contains("\"wg9\"") && ran.stderr.contains("a0, a1"), "{ran:?}");
     ensure!(!witness.exists(), "the command ran");
-    wait_until_clean(&bed)
+    bed.wait_until_clean()
 }
 
 fn nothing_is_left() -> Outcome {
@@ -148,7 +141,7 @@ fn nothing_is_left() -> Outcome {
     let mount = bed.cgroup.directory().parent().context("no parent")?.to_string_lossy().into_owned();
     let ran = output(&mut exec(&bed, &["-i", "a1", "--", "sh", "-c", script, "x", &mount]))?;
     ensure!(ran.code == 0, "{ran:?}");
-    wait_until_clean(&bed)
+    bed.wait_until_clean()
 }
 
 fn nothing_is_left_of_a_killed_command() -> Outcome {
@@ -159,7 +152,7 @@ fn nothing_is_left_of_a_killed_command() -> Outcome {
     })?;
     child.kill()?;
     child.wait()?;
-    wait_until_clean(&bed)
+    bed.wait_until_clean()
 }
 
 fn steered_while_a_descendant_lives() -> Outcome {
@@ -176,7 +169,7 @@ fn steered_while_a_descendant_lives() -> Outcome {
     ensure!(ran.code == 0, "{ran:?}");
     let mut spy = Spy::on(&bed, &["a1"])?;
     fs::write(&fifo, "go\n")?;
-    wait_until_clean(&bed)?;
+    bed.wait_until_clean()?;
     spy.saw_nothing()?;
     check_outcomes(&parse_outcomes(&fs::read_to_string(&answer)?)?, User::Root, 1)
 }
@@ -215,7 +208,7 @@ fn leftovers_of_a_killed_keeper_are_removed_by_the_next() -> Outcome {
     child.wait()?;
     ensure!(bed.cgroup.children().len() == 1, "the killed keeper cleaned up");
     ensure!(output(&mut exec(&bed, &["-i", "a1", "--", "true"]))?.code == 0);
-    wait_until_clean(&bed)
+    bed.wait_until_clean()
 }
 
 /// To the system log, for it has no terminal.
@@ -263,7 +256,7 @@ fn killed_at_any_moment_leaves_nothing() -> Outcome {
     wait_until("the keepers to be gone", PATIENCE, || keepers(&bed).is_empty())?;
     // The next one removes the leftovers of the killed ones.
     ensure!(output(&mut exec(&bed, &["-i", "a1", "--", "true"]))?.code == 0);
-    wait_until_clean(&bed)
+    bed.wait_until_clean()
 }
 
 fn follows_the_uplink_without_a_daemon() -> Outcome {
@@ -283,7 +276,7 @@ fn follows_the_uplink_without_a_daemon() -> Outcome {
     })?;
     child.kill()?;
     child.wait()?;
-    wait_until_clean(&bed)
+    bed.wait_until_clean()
 }
 
 fn many_at_once() -> Outcome {
@@ -295,7 +288,7 @@ fn many_at_once() -> Outcome {
         let status = child.wait()?;
         ensure!(status.success(), "{status}");
     }
-    wait_until_clean(&bed)
+    bed.wait_until_clean()
 }
 
 fn by_policy_of_the_daemon() -> Outcome {
@@ -335,7 +328,7 @@ fn under_a_private_sys() -> Outcome {
     spy.saw_nothing()?;
     check_outcomes(&parse_outcomes(&ran.stdout).with_context(|| format!("{ran:?}"))?, User::Root, 1)
         .with_context(|| format!("{ran:?}"))?;
-    wait_until_clean(&bed)?;
+    bed.wait_until_clean()?;
     // Cgroups have their paths there, too.
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1"])?;
     let status = output(&mut hidden(&["status", "--json"]))?;

@@ -79,8 +79,7 @@ fn the_keeper_of_exec_survives_the_callers_cgroup() -> Outcome {
     user.remove()?;
     drop(child.stdin.take());
     ensure!(child.wait()?.code() == Some(1), "`read` ended with its input");
-    wait_until("the keeper to remove everything", PATIENCE, || !bed.pins.exists() && bed.cgroup.children().is_empty())
-        .with_context(|| format!("{:?}", bed.cgroup.children()))
+    bed.wait_until_clean()
 }
 
 fn move_to(cgroup: &Cgroup, pid: u32) -> Outcome {

@@ -24,6 +24,7 @@ use steer_tests::{Bed, Outcome, PATIENCE, Prober, Scene, Spy, Try, USERS, User, 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
+    ("more_policies_than_marks", more_policies_than_marks),
     ("this_host", this_host),
     ("listeners_are_reached_from_this_host_and_the_lan", listeners_are_reached_from_this_host_and_the_lan),
     ("the_lan", the_lan),
@@ -469,4 +470,35 @@ pub(crate) fn tables(bed: &Bed) -> anyhow::Result<String> {
         all += &lines.join("\n");
     }
     Ok(all)
+}
+
+/// A policy without a mark is closed until others have given theirs back; everything else is in force.
+fn more_policies_than_marks() -> Outcome {
+    let bed = Bed::new("reach-marks")?;
+    let (plain, last) = (bed.cgroup.child("plain")?, bed.cgroup.child("last")?);
+    // A mask of 4 bits has 7 marks.
+    let config = |names: &str| {
+        let policy = |name: &str, cgroup: &str, local: &str| {
+            format!("[[policy]]\nname = \"{name}\"\ninterface = \"a1\"\nlocal = [{local}]\ncgroups = [\"{cgroup}\"]\n")
+        };
+        let host = "\"host\"";
+        let others =
+            names.chars().map(|name| policy(&name.to_string(), &format!("@/{name}"), host)).collect::<String>();
+        let plain = policy("plain", plain.path(), "");
+        format!("[route]\nmark_mask = 0xf0000000\n{others}{}{plain}", policy("last", last.path(), host))
+    };
+    bed.write_config(&config("abcdefg"))?;
+    let too_many = bed.run(&["check", &bed.config_file().to_string_lossy()])?;
+    ensure!(too_many.code != 0 && too_many.stderr.contains("need 8 marks"), "{too_many:?}");
+    let _daemon = bed.daemon(&config("abcd"))?;
+    bed.check_steered(&last, 1)?;
+    // The old policies have 4 of 7 marks until the new ones are in force, and `last` comes after the others.
+    bed.write_config(&config("efgh").replace("a1", "a0"))?;
+    let reload = bed.run(&["reload"])?;
+    ensure!(reload.code != 0 && reload.stderr.contains("marks"), "{reload:?}");
+    bed.check_steered(&plain, 0)?;
+    let retried =
+        || bed.policy("last").is_ok_and(|policy| policy["interface"] == "a0") && bed.check_steered(&last, 0).is_ok();
+    wait_until("the retry to give a mark", PATIENCE, retried)?;
+    Ok(())
 }

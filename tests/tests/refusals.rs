@@ -260,10 +260,7 @@ fn the_root_of_a_user_namespace() -> Outcome {
     let refused = output(bed.cgroup.enter(&mut command))?;
     ensure!(refused.code == 125 && refused.stderr.contains("needs CAP_BPF"), "{refused:?}");
     ensure!(refused.stderr.matches("Operation not permitted").count() == 1, "{refused:?}");
-    steer_lab::wait_until("the keeper to clean up", steer_tests::PATIENCE, || {
-        bed.cgroup.children().is_empty() && !bed.pins.exists()
-    })?;
-    Ok(())
+    bed.wait_until_clean()
 }
 
 fn a_unit_that_is_not_its_own() -> Outcome {

@@ -49,7 +49,10 @@ fn units_are_found_in_any_slice() -> Outcome {
     let missing = bed.run(&["attach", fake.path().rsplit('/').next().unwrap_or_default(), "-i", "a1"])?;
     ensure!(missing.code == 1 && missing.stderr.contains("there is no unit"), "{missing:?}");
     let said = bed.succeed(&["attach", &name, "-i", "a1"])?;
-    ensure!(said == format!("attached {} to policy a1; processes in it: 0\n", service.path()), "{said}");
+    ensure!(
+        said == format!("attached {} to policy a1; processes in it: 0; until the cgroup is removed\n", service.path()),
+        "{said}"
+    );
     bed.check_steered(&service, 1)?;
     let said = bed.succeed(&["detach", &format!("{name}.service")])?;
     ensure!(said.contains(&format!("detached {} from policy a1; its new sockets follow", service.path())), "{said}");
@@ -160,7 +163,7 @@ fn a_process_stands_for_its_cgroup() -> Outcome {
     for text in [
         format!("process {} (", one.pid()),
         format!(") is in {path}, with {} (", other.pid()),
-        format!("attached {path} to policy a1; processes in it: 2\n"),
+        format!("attached {path} to policy a1; processes in it: 2; until the cgroup is removed\n"),
     ] {
         ensure!(attached.stdout.contains(&text), "{attached:?}");
     }
@@ -195,8 +198,7 @@ fn only_one_process() -> Outcome {
     let again = only(kept.pid(), "keep")?;
     ensure!(again.code == 1 && again.stderr.contains("a cgroup of its own already"), "{again:?}");
     drop((one, kept));
-    wait_until("the cgroups to be removed", PATIENCE, || bed.cgroup.children().is_empty() && !bed.pins.exists())?;
-    Ok(())
+    bed.wait_until_clean()
 }
 
 fn as_another_user() -> Outcome {
@@ -228,6 +230,5 @@ fn as_another_user() -> Outcome {
     let ran = exec("nobody", &arguments)?;
     spy.saw_nothing()?;
     check_outcomes(&parse_outcomes(&ran.stdout)?, User::Nobody, 1)?;
-    wait_until("the keeper to end", PATIENCE, || !bed.pins.exists())?;
-    Ok(())
+    bed.wait_until_clean()
 }

@@ -144,7 +144,10 @@ pub fn plan(
     let wanted: Vec<_> =
         targets.map(|(name, target)| resolve::policy(name, target, Owner::Config, namespace)).collect();
     let taken = routes::taken(&wanted, namespace)?;
-    let placement = Datapath::place(datapath.as_ref(), &wanted, &taken)?;
+    let mut placement = Datapath::place(datapath.as_ref(), &wanted, &taken)?;
+    if let Some(error) = placement.without_mark.take() {
+        return Err(error.into());
+    }
     let entries = datapath.as_ref().map_or_else(|| Ok(Vec::new()), Datapath::policies)?;
     let mut attached = datapath.as_ref().map_or_else(|| Ok(Vec::new()), Datapath::attachments)?;
     attached.retain(|attachment| attachment.live && !hierarchy.is_gone(attachment.cgroup_id));

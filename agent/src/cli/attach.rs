@@ -93,7 +93,11 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         Ok::<_, manual::Error>(takeover::take_over(lock, &datapath, &hierarchy, cookie, &[cgroup.id].into()))
     })?;
     let inside = hierarchy.processes(&cgroup.path).len();
-    say!("attached {} to policy {}; processes in it: {inside}", cgroup.path, shown(&name(&wanted)))?;
+    say!(
+        "attached {} to policy {}; processes in it: {inside}; until the cgroup is removed",
+        cgroup.path,
+        shown(&name(&wanted))
+    )?;
     for taken in taken_over {
         say!("{taken}")?;
     }

@@ -189,8 +189,10 @@ impl Store {
         config::parse_all(&sources)?;
         let failed = |source| Error::File { action: "write", path: path.clone(), source };
         file::replace(&path, text).map_err(failed)?;
-        let other = if kept == Kept::Stored { Kept::Runtime } else { Kept::Stored };
-        remove(&self.path(name, other))?;
+        // A file in `policies.d` stays, hidden, for the time after the next boot.
+        if kept == Kept::Stored {
+            remove(&self.path(name, Kept::Runtime))?;
+        }
         Ok(before.is_none())
     }
 

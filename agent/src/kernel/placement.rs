@@ -4,13 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steer_common::{POLICY_SLOTS, PolicyRecord, UplinkRecord, policy_flags};
+use steer_common::{Kind, POLICY_SLOTS, PolicyRecord, UplinkRecord, policy_flags, record::INTERFACE_BYTES};
 
 use super::{Error, Policy, text, uplinks};
 use crate::model::{mark::MarkMask, spec::Exceptions};
 
 /// Where policies go.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Placement {
     /// The slot of each policy, in their order.
     pub slots: Vec<u32>,
@@ -20,6 +20,8 @@ pub struct Placement {
     pub fresh: Vec<(u32, Exceptions)>,
     /// The groups that the policies name, by slot.
     pub(super) groups: BTreeMap<u32, UplinkRecord>,
+    /// Why a policy is closed: it has no mark. The last, if there are several.
+    pub without_mark: Option<Error>,
 }
 
 /// Places each policy in the slot that holds the same one, or else in a free slot. `records` and `groups`: what is there.
@@ -42,22 +44,47 @@ pub(super) fn place(
             None => 0,
         };
         let record = &PolicyRecord { uplink, ..*record };
-        let same = records.iter().find(|(_, old)| is_same_policy(old, record)).map(|(slot, old)| (*slot, *old));
-        let Some(slot) =
-            same.map(|(slot, _)| slot).or_else(|| (1..POLICY_SLOTS).find(|slot| !records.contains_key(slot)))
-        else {
-            return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
+        let find = |wanted: &PolicyRecord| records.iter().find(|(_, old)| is_same_policy(old, wanted));
+        let (same, placed, exceptions) = match find(record) {
+            Some((slot, PolicyRecord { mark, dns4, dns6, .. })) => {
+                (Some(*slot), PolicyRecord { mark: *mark, dns4: *dns4, dns6: *dns6, ..*record }, exceptions)
+            }
+            None => match free_mark(record, records.values(), taken) {
+                Ok(mark) => (None, PolicyRecord { mark, ..*record }, exceptions),
+                Err(error) => {
+                    placement.without_mark = Some(error);
+                    let closed =
+                        closed_for_good(&PolicyRecord { flags: record.flags & !policy_flags::ROUTE, ..*record });
+                    (find(&closed).map(|(slot, _)| *slot), closed, &Exceptions::NONE)
+                }
+            },
         };
-        let placed = if let Some((_, PolicyRecord { mark, dns4, dns6, .. })) = same {
-            PolicyRecord { mark, dns4, dns6, ..*record }
-        } else {
-            placement.fresh.push((slot, exceptions.clone()));
-            PolicyRecord { mark: free_mark(record, records.values(), taken)?, ..*record }
+        let slot = match same {
+            Some(slot) => slot,
+            None => {
+                let Some(slot) = (1..POLICY_SLOTS).find(|slot| !records.contains_key(slot)) else {
+                    return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
+                };
+                placement.fresh.push((slot, exceptions.clone()));
+                slot
+            }
         };
         records.insert(slot, placed);
         placement.slots.push(slot);
     }
     Ok(Placement { records, ..placement })
+}
+
+/// A policy that no interface opens any more: it has no name of one.
+pub(super) fn closed_for_good(record: &PolicyRecord) -> PolicyRecord {
+    let closed = PolicyRecord {
+        kind: Kind::Steer as u32,
+        interface: [0; INTERFACE_BYTES],
+        flags: record.flags & !(policy_flags::LOCAL_HOST | policy_flags::PASSES),
+        uplink: 0,
+        ..*record
+    };
+    closed.closed()
 }
 
 /// Whether two records are the same policy, apart from the current index of the uplink, the resolvers of its link, and the mark.

@@ -11,12 +11,12 @@ use std::{
 
 use steer_common::{
     AddressWords, COUNTERS, CounterRecord, Kind, Owner, POLICY_SLOTS, PolicyRecord, UplinkRecord, address::ip_address,
-    attachment_flags, map, policy_flags, record::INTERFACE_BYTES,
+    attachment_flags, map, policy_flags,
 };
 
 use super::{
     Datapath, Error, Lock, Placement, bpf, map_error,
-    placement::{is_same_policy, place},
+    placement::{closed_for_good, is_same_policy, place},
 };
 use crate::model::{config::UNCLASSIFIED, spec::Exceptions};
 
@@ -166,7 +166,27 @@ impl Datapath {
     /// Puts each policy in its slot. Returns the slot numbers. Changes nothing if there are not enough slots or marks.
     /// `taken`: numbers of marks that others use.
     pub fn put_policies(&mut self, lock: &Lock, policies: &[Policy], taken: &BTreeSet<u8>) -> Result<Vec<u32>, Error> {
-        let Placement { slots, records, fresh, groups } = Self::place(Some(self), policies, taken)?;
+        let mut placement = Self::place(Some(self), policies, taken)?;
+        match placement.without_mark.take() {
+            Some(error) => Err(error),
+            None => self.put(lock, placement),
+        }
+    }
+
+    /// As [`Self::put_policies`], but closes the policies for which there is no mark. The second value is the error of the last one.
+    pub fn put_or_close(
+        &mut self,
+        lock: &Lock,
+        policies: &[Policy],
+        taken: &BTreeSet<u8>,
+    ) -> Result<(Vec<u32>, Result<(), Error>), Error> {
+        let mut placement = Self::place(Some(self), policies, taken)?;
+        let without_mark = placement.without_mark.take();
+        Ok((self.put(lock, placement)?, without_mark.map_or(Ok(()), Err)))
+    }
+
+    fn put(&mut self, lock: &Lock, placement: Placement) -> Result<Vec<u32>, Error> {
+        let Placement { slots, records, fresh, groups, .. } = placement;
         for (slot, group) in groups {
             self.set_group(lock, slot, &group)?;
         }
@@ -229,18 +249,9 @@ impl Datapath {
         let named: BTreeSet<u32> = self.records()?.into_iter().filter_map(|(_, record)| Some(record?.policy)).collect();
         for PolicyEntry { slot, record, .. } in retired {
             if named.contains(&slot) {
-                // Without the name of an interface, no link ever opens it again.
                 let netns_cookie = if record.kind == Kind::Exempt as u32 { netns_cookie } else { record.netns_cookie };
-                let closed = PolicyRecord {
-                    kind: Kind::Steer as u32,
-                    interface: [0; INTERFACE_BYTES],
-                    netns_cookie,
-                    flags: record.flags & !(policy_flags::LOCAL_HOST | policy_flags::PASSES),
-                    uplink: 0,
-                    ..record
-                };
                 self.set_policy(slot, &record.closed())?;
-                self.set_policy(slot, &closed.closed())?;
+                self.set_policy(slot, &closed_for_good(&PolicyRecord { netns_cookie, ..record }))?;
                 self.clear_reach(slot, record.flags)?;
                 self.free_group(record.uplink)?;
             } else {

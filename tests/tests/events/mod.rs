@@ -364,8 +364,7 @@ fn waits_for_commands_and_shows_all_their_events() -> Outcome {
     let (status, rest, complaint) = follower.end()?;
     ensure!(status.signal() == Some(libc::SIGTERM) && rest.is_empty(), "{status} {rest:?} {complaint}");
     // By the reader, or by the keeper of a cgroup that the kernel has not released yet.
-    wait_until("the pins to be removed", PATIENCE, || !bed.pins.exists())?;
-    Ok(())
+    bed.wait_until_clean()
 }
 
 fn one_reader() -> Outcome {

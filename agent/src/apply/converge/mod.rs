@@ -181,7 +181,7 @@ impl Steering {
         let policies = self.resolve();
         let elsewhere = Elsewhere::read(&self.datapath)?;
         let taken = routes::taken(&policies, self.namespace())?;
-        let slots = self.datapath.put_policies(&lock, &policies, &taken)?;
+        let (slots, marked) = self.datapath.put_or_close(&lock, &policies, &taken)?;
         // Until it has been followed, a new group is closed. The routes come first, too: without the rule of its mark, packets of a socket
         // are stopped. If either fails, they stay stopped, and everything else goes on.
         let chosen = self.choose(&lock);
@@ -252,7 +252,7 @@ impl Steering {
         self.datapath.log_unreported();
         self.take_over_sockets(&lock, &changed);
         self.namespaces.follow(&self.datapath, &self.hierarchy, self.netns_cookie)?;
-        moved.and(routed)
+        moved.and(routed).and(marked)
     }
 
     /// Attaches what `steer off` has released. Returns the cgroups.

@@ -16,7 +16,7 @@ mod uplinks;
 use crate::model::{
     cgroup_path::CgroupPath,
     spec::{Allow, Known, Pattern, PolicySpec, Target, Uplink},
-    uplink::group::Group,
+    uplink::group::{self, Group},
 };
 
 pub use allowed::Allowed;
@@ -50,6 +50,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// How many marks the policies need: one for each uplink of a policy that reaches more than its uplink.
+    pub fn marks(&self) -> usize {
+        let reaches =
+            |policy: &&Policy| !policy.target.reach.local.is_empty() || !policy.target.reach.except.is_empty();
+        let marks = |policy: &Policy| match &policy.target.uplink {
+            Uplink::Group(name) => group::named(&self.uplinks, name).map_or(1, |group| group.most_members()),
+            Uplink::Interface(_) | Uplink::Closed => 1,
+            Uplink::Exempt => 0,
+        };
+        self.policies.iter().filter(reaches).map(marks).sum()
+    }
+
     /// What the policies name.
     pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
         self.policies.iter().flat_map(|policy| &policy.cgroups)

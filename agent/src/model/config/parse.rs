@@ -209,6 +209,14 @@ impl Reader<'_> {
             }
         }
         self.name_problems("policy", tables);
+        let (needed, marks) = (config.marks(), config.route.marks().numbers().count());
+        if needed > marks {
+            let message = format!(
+                "policies with `local` or `except` need {needed} marks, one for each uplink, and `mark_mask` has {marks}; expected fewer such \
+                 policies, or a wider mask in [route]"
+            );
+            self.wrong("policy", value, message);
+        }
     }
 
     fn policy<'v, 'i>(&mut self, at: &str, span: Range<usize>, fields: &'v DeTable<'i>) -> PolicyFields<'v, 'i> {

@@ -58,6 +58,11 @@ impl Member {
 }
 
 impl Group {
+    /// How many members it can have.
+    pub fn most_members(&self) -> usize {
+        if self.auto.is_some() { MEMBERS } else { self.members.len() }
+    }
+
     /// A group of these members, with the defaults.
     pub fn new(name: GroupName, members: Vec<Member>) -> Self {
         Self {

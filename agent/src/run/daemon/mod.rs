@@ -125,6 +125,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         queue: Arc::clone(&queue),
         runtime: Handle::current(),
         view,
+        is_behind: false,
         _daemon_lock: daemon_lock,
     };
     // Without the table of all links, every uplink would appear to be missing.

@@ -48,6 +48,8 @@ pub(super) struct Worker {
     pub(super) runtime: Handle,
     /// The published view of the state.
     pub(super) view: watch::Sender<View>,
+    /// Whether the first turn has left something to try again.
+    pub(super) is_behind: bool,
     /// Held until the worker ends.
     pub(super) _daemon_lock: DaemonLock,
 }
@@ -79,14 +81,21 @@ impl Worker {
 
     fn carry_out_all(&mut self, links: Table) -> Result<(), Error> {
         self.links_changed(links)?;
-        self.steering.converge()?;
+        match self.steering.converge() {
+            // The policy is closed. Everything else is in force.
+            Err(error @ Error::NoMark { .. }) => {
+                log::error!("{error}; retrying in {} s", RETRY_DELAY.as_secs());
+                self.is_behind = true;
+            }
+            converged => converged?,
+        }
         self.show_policies();
         self.steering.replace_other_versions()
     }
 
     /// Takes turns until it is to end.
     fn work(&mut self) {
-        let mut retry = self.look_again();
+        let mut retry = if self.is_behind { Some(Instant::now() + RETRY_DELAY) } else { self.look_again() };
         let (mut look_at_use, mut patience) = (Some(Instant::now()), None);
         loop {
             self.probe();
