@@ -2,9 +2,12 @@
 //!
 //! **Invariant:** a policy that is in a slot keeps it, with its mark and the resolvers of its link. Nothing is written here, so a plan and a change decide the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use steer_common::{Kind, POLICY_SLOTS, PolicyRecord, UplinkRecord, policy_flags, record::INTERFACE_BYTES};
+use steer_common::{
+    Kind, POLICY_SLOTS, PolicyRecord, UplinkRecord, policy_flags,
+    record::{INTERFACE_BYTES, NAME_BYTES},
+};
 
 use super::{Error, Policy, text, uplinks};
 use crate::model::{mark::MarkMask, spec::Exceptions};
@@ -33,6 +36,12 @@ pub(super) fn place(
     taken: &BTreeSet<u8>,
 ) -> Result<Placement, Error> {
     let mut placement = Placement::default();
+    // There may be thousands.
+    let mut by_name: HashMap<[u8; NAME_BYTES], Vec<u32>> = HashMap::new();
+    for (slot, record) in &records {
+        by_name.entry(record.name).or_default().push(*slot);
+    }
+    let mut next = 1;
     for Policy { record, exceptions, group } in policies {
         let uplink = match group {
             Some(group) => {
@@ -44,10 +53,13 @@ pub(super) fn place(
             None => 0,
         };
         let record = &PolicyRecord { uplink, ..*record };
-        let find = |wanted: &PolicyRecord| records.iter().find(|(_, old)| is_same_policy(old, wanted));
+        let find = |wanted: &PolicyRecord| {
+            let mut slots = by_name.get(&wanted.name).into_iter().flatten();
+            slots.find(|slot| is_same_policy(&records[slot], wanted)).map(|slot| (*slot, &records[slot]))
+        };
         let (same, placed, exceptions) = match find(record) {
             Some((slot, PolicyRecord { mark, dns4, dns6, .. })) => {
-                (Some(*slot), PolicyRecord { mark: *mark, dns4: *dns4, dns6: *dns6, ..*record }, exceptions)
+                (Some(slot), PolicyRecord { mark: *mark, dns4: *dns4, dns6: *dns6, ..*record }, exceptions)
             }
             None => match free_mark(record, records.values(), taken) {
                 Ok(mark) => (None, PolicyRecord { mark, ..*record }, exceptions),
@@ -55,16 +67,18 @@ pub(super) fn place(
                     placement.without_mark = Some(error);
                     let closed =
                         closed_for_good(&PolicyRecord { flags: record.flags & !policy_flags::ROUTE, ..*record });
-                    (find(&closed).map(|(slot, _)| *slot), closed, &Exceptions::NONE)
+                    (find(&closed).map(|(slot, _)| slot), closed, &Exceptions::NONE)
                 }
             },
         };
         let slot = match same {
             Some(slot) => slot,
             None => {
-                let Some(slot) = (1..POLICY_SLOTS).find(|slot| !records.contains_key(slot)) else {
+                let Some(slot) = (next..POLICY_SLOTS).find(|slot| !records.contains_key(slot)) else {
                     return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
                 };
+                next = slot + 1;
+                by_name.entry(placed.name).or_default().push(slot);
                 placement.fresh.push((slot, exceptions.clone()));
                 slot
             }

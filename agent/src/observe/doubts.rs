@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** a doubt is no error. What a policy names may be installed later.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
@@ -16,7 +16,6 @@ use crate::{
     model::{
         cgroup_path::CgroupPath,
         config::{Config, Policy},
-        policy::naming,
         similar::nearest,
         spec::{Named, Pattern},
     },
@@ -72,25 +71,33 @@ fn missing_group(name: &str) -> Option<Doubt> {
 /// The names without effect: those by which a policy names a cgroup that another one, which comes before it, names as exactly. `policies`:
 /// each with what it names, in their order. A glob is meant to give way.
 pub fn shadowed(policies: &[(&str, &[Pattern])], cgroups: &[CgroupPath]) -> Vec<Doubt> {
-    let paths = policies.iter().flat_map(|(_, patterns)| *patterns);
-    let paths = paths.filter(|pattern| pattern.named() == Named::Cgroup && pattern.is_literal());
-    let paths: Vec<CgroupPath> = paths.filter_map(|pattern| pattern.as_str().parse().ok()).collect();
-    let mut found = Vec::new();
-    for (index, (policy, patterns)) in policies.iter().enumerate() {
-        for pattern in patterns.iter().filter(|pattern| pattern.is_literal()) {
-            let before = paths.iter().chain(cgroups).find_map(|path| {
-                let parts: Vec<_> = path.parts().collect();
-                let first = naming(&policies.iter().map(|(_, patterns)| *patterns), &parts)?;
-                (pattern.matches(&parts) && first != index).then(|| (policies[first].0, path))
-            });
-            if let Some((other, path)) = before {
-                let name = pattern.as_str();
-                let problem = format!("{name} has no effect: policy {other} names {path}, too, and stands before it");
-                found.push(new(policy, pattern, problem, None));
-            }
+    let all =
+        policies.iter().enumerate().flat_map(|(index, (_, patterns))| patterns.iter().map(move |one| (index, one)));
+    let literals: Vec<(usize, &Pattern)> = all.filter(|(_, pattern)| pattern.is_literal()).collect();
+    // There may be thousands of paths, which need no comparison with all others.
+    let mut by_path: BTreeMap<CgroupPath, Vec<usize>> = BTreeMap::new();
+    let mut others = Vec::new();
+    for (position, (_, pattern)) in literals.iter().enumerate() {
+        match pattern.as_str().parse::<CgroupPath>() {
+            Ok(path) if pattern.named() == Named::Cgroup => by_path.entry(path).or_default().push(position),
+            _ => others.push(position),
         }
     }
-    found
+    let mut found: BTreeMap<usize, Doubt> = BTreeMap::new();
+    for path in by_path.keys().chain(cgroups) {
+        let parts: Vec<_> = path.parts().collect();
+        let of_path = by_path.get(path).into_iter().flatten().copied();
+        let all = of_path.chain(others.iter().copied().filter(|&position| literals[position].1.matches(&parts)));
+        let naming: Vec<usize> = all.collect();
+        let Some(first) = naming.iter().map(|&position| literals[position].0).min() else { continue };
+        for position in naming.into_iter().filter(|&position| literals[position].0 != first) {
+            let (policy, pattern) = literals[position];
+            let (name, other) = (pattern.as_str(), policies[first].0);
+            let problem = format!("{name} has no effect: policy {other} names {path}, too, and stands before it");
+            found.entry(position).or_insert_with(|| new(policies[policy].0, pattern, problem, None));
+        }
+    }
+    found.into_values().collect()
 }
 
 /// The doubts about all names of these policies.

@@ -161,12 +161,12 @@ impl Steering {
     fn resolve(&self) -> Vec<kernel::Policy> {
         // Log a missing uplink once, not on each run.
         let logged = &self.in_force.policies;
-        let is_new = |name: &str| *logged != self.wanted || !logged.targets().any(|(known, _)| known == name);
+        let has_changed = *logged != self.wanted;
         let resolve = |(name, target): (&str, &Target)| {
             let policy = resolve::policy(name, target, Owner::Config, self.namespace());
             if let Some(interface) = target.uplink.interface()
                 && policy.record.ifindex == CLOSED_IFINDEX
-                && is_new(name)
+                && has_changed
             {
                 log::warn!("policy {name}: uplink {interface} is missing; its sockets are closed until it exists");
             }
