@@ -71,17 +71,16 @@ pub(super) fn place(
                 }
             },
         };
-        let slot = match same {
-            Some(slot) => slot,
-            None => {
-                let Some(slot) = (next..POLICY_SLOTS).find(|slot| !records.contains_key(slot)) else {
-                    return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
-                };
-                next = slot + 1;
-                by_name.entry(placed.name).or_default().push(slot);
-                placement.fresh.push((slot, exceptions.clone()));
-                slot
-            }
+        let slot = if let Some(slot) = same {
+            slot
+        } else {
+            let Some(slot) = (next..POLICY_SLOTS).find(|slot| !records.contains_key(slot)) else {
+                return Err(Error::Full { name: text(&record.name), slots: POLICY_SLOTS - 1 });
+            };
+            next = slot + 1;
+            by_name.entry(placed.name).or_default().push(slot);
+            placement.fresh.push((slot, exceptions.clone()));
+            slot
         };
         records.insert(slot, placed);
         placement.slots.push(slot);

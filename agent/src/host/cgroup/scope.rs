@@ -43,11 +43,12 @@ impl Scope {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = parent.child(&format!("{PREFIX}{pid}-{number}"));
             match fs::create_dir(hierarchy.directory(&path)) {
-                Ok(()) => match Self::claim(hierarchy, &path)? {
-                    Some(scope) => return Ok(scope),
-                    // Another process removed it as abandoned before it was locked.
-                    None => {}
-                },
+                // `None`: another process removed it as abandoned before it was locked.
+                Ok(()) => {
+                    if let Some(scope) = Self::claim(hierarchy, &path)? {
+                        return Ok(scope);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(source) => {
                     return Err(Error::File { action: "create", file: hierarchy.directory(&path), source });
