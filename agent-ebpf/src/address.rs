@@ -102,7 +102,7 @@ fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
-/// Whether the address of a call is this host. The host's own addresses on links are not known here.
+/// Whether the address of a call is this host, whatever addresses its links have.
 #[inline(always)]
 fn is_this_host(ctx: &SockAddrContext, hook: Hook, call: Call) -> bool {
     let address = destination::address(ctx, hook);
@@ -171,6 +171,19 @@ impl Acting<'_> {
             && destination::is_loopback(&socket::address(socket::of(self.ctx), self.hook))
     }
 
+    /// Whether a connection goes to an address of a link of this host, which the policy does not reach. That of the uplink would be
+    /// reached, and to others the payload would leave.
+    #[inline(always)]
+    fn is_own_address(&self, policy: &PolicyRecord) -> bool {
+        if !matches!(self.call, Call::Connect) || policy.flags & policy_flags::LOCAL_HOST != 0 {
+            return false;
+        }
+        let address = destination::address(self.ctx, self.hook);
+        reach::link_of(policy.netns_cookie, &address) != 0
+            && (policy.flags & policy_flags::PASSES == 0
+                || !reach::passes(self.attachment.policy, LOOPBACK_IFINDEX.cast_unsigned(), &address))
+    }
+
     /// Whether an exception of the policy refuses the destination. Its route does so, too, but is no event.
     #[inline(always)]
     fn is_refused(&self, policy: &PolicyRecord) -> bool {
@@ -224,6 +237,8 @@ impl Acting<'_> {
             }
         } else if self.stays_on_this_host(policy) {
             return Outcome::refused(Counter::StoppedLocal).with_errno(EINVAL);
+        } else if self.is_own_address(policy) {
+            return Outcome::refused(Counter::StoppedLocal);
         } else if self.is_refused(policy) {
             return Outcome::refused(Counter::StoppedExcept).with_errno(EACCES);
         }

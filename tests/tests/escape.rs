@@ -85,6 +85,11 @@ impl Row {
         Self { past_ip: true, ..self }
     }
 
+    /// The program on `connect` refuses it.
+    const fn refused_on_connect(self) -> Self {
+        Self { steer: Never, ..self }
+    }
+
     /// Use that loses its binding, which is restored on connect.
     const fn repaired(name: &'static str, vector: Vector) -> Self {
         Self { bind: Always, works_from: Some(Level::Steer), ..Self::futile(name, vector) }
@@ -202,12 +207,12 @@ pub(crate) const ROWS: &[Row] = &[
     Row::leaks("forged-ping", Vector::ForgedPing, AsRoot).v4(),
     Row::leaks("forged-ping-v6", Vector::ForgedPing, Always).v6(),
     Row::leaks("forged-transparent", Vector::ForgedTransparent, AsRoot),
-    Row::leaks("forged-transparent-tcp", Vector::ForgedTransparentTcp, AsRoot),
+    Row::leaks("forged-transparent-tcp", Vector::ForgedTransparentTcp, AsRoot).refused_on_connect(),
     Row::futile("forged-freebind-v4", Vector::ForgedFreebind).v4(),
     Row::leaks("forged-freebind", Vector::ForgedFreebind, Always).v6(),
     Row::leaks("forged-freebind-of-v4", Vector::ForgedFreebindOfV4, Always).v6(),
     Row::futile("forged-freebind-tcp-v4", Vector::ForgedFreebindTcp).v4(),
-    Row::leaks("forged-freebind-tcp", Vector::ForgedFreebindTcp, Always).v6(),
+    Row::leaks("forged-freebind-tcp", Vector::ForgedFreebindTcp, Always).v6().refused_on_connect(),
     Row::futile("forged-pktinfo-v4", Vector::ForgedPktinfo).v4(),
     Row::leaks("forged-pktinfo", Vector::ForgedPktinfo, Always).v6(),
     Row::futile("source-route", Vector::SourceRoute),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use steer_lab::{Attempt, Family, Server, Step, Vector, client_v4, client_v6};
+use steer_lab::{Attempt, Family, Server, Step, Vector, client_v4, client_v6, gateway_v6};
 use steer_tests::{Bed, NotHere, Outcome, Scene, Spy, Try, USERS, User, linux_is_at_least, output};
 
 use crate::Test;
@@ -15,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("refused_at_once", refused_at_once),
     ("refused_to_an_older_socket", refused_to_an_older_socket),
     ("the_resolver_of_this_host_has_a_hint", the_resolver_of_this_host_has_a_hint),
-    ("addresses_of_other_links_leave_by_the_uplink", addresses_of_other_links_leave_by_the_uplink),
+    ("addresses_of_links", addresses_of_links),
     ("a_forged_source_is_stopped", a_forged_source_is_stopped),
     ("raw_packets_to_loopback_are_stopped", raw_packets_to_loopback_are_stopped),
     ("bound_to_a_loopback_address", bound_to_a_loopback_address),
@@ -109,8 +109,9 @@ fn the_resolver_of_this_host_has_a_hint() -> Outcome {
     Ok(())
 }
 
-/// A limit: the programs do not know the addresses of links. What is sent there leaves by the uplink only.
-fn addresses_of_other_links_leave_by_the_uplink() -> Outcome {
+/// Connections to the addresses of links are refused. A limit: a datagram of an unconnected socket reaches the uplink's address, and to
+/// others it leaves by the uplink only.
+fn addresses_of_links() -> Outcome {
     let bed = steered_bed("local-own")?;
     let server = Server::start(&bed.net.client)?;
     let mut spy = Spy::on(&bed, &["a1"])?;
@@ -121,10 +122,13 @@ fn addresses_of_other_links_leave_by_the_uplink() -> Outcome {
             (client_v4(1).into(), true),
             (client_v6(1).into(), true),
         ] {
-            for vector in [Vector::Tcp, Vector::UdpUnconnected] {
+            for vector in [Vector::Tcp, Vector::Mptcp, Vector::Udp] {
                 let attempt = attempt(&bed, vector, user, target, server.port())?;
-                ensure!(attempt.is_ok() == reached, "{target} as {user:?}: {attempt:?}");
+                let is_refused = attempt.outcome == "EPERM" && attempt.step == Some(Step::Connect);
+                ensure!(is_refused || !attempt.is_applicable(), "{target} as {user:?}: {attempt:?}");
             }
+            let datagram = attempt(&bed, Vector::UdpUnconnected, user, target, server.port())?;
+            ensure!(datagram.is_ok() == reached, "{target} as {user:?}: {datagram:?}");
         }
     }
     spy.saw_nothing()
@@ -168,7 +172,7 @@ fn a_forged_source_is_stopped() -> Outcome {
         events.contains("stopped_egress") && events.contains("interface=\"lo\"") && events.contains("hint="),
         "{events}"
     );
-    let refused = attempt(&bed, Vector::ForgedFreebind, User::Nobody, client_v6(1).into(), 0)?;
+    let refused = attempt(&bed, Vector::ForgedFreebind, User::Nobody, gateway_v6(1).into(), 0)?;
     ensure!(refused.outcome == "EPERM" && refused.step == Some(Step::Option), "{refused:?}");
     let events = bed.succeed(&["events", "--once"])?;
     ensure!(events.contains("option=IPV6_FREEBIND"), "{events}");

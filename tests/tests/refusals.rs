@@ -209,6 +209,15 @@ fn an_exclusive_program() -> Outcome {
     steer_lab::wait_until("the keeper to clean up", steer_tests::PATIENCE, || {
         inner.children().is_empty() && !bed.pins.exists()
     })?;
+    // A reload attaches what it can, and fails.
+    let other = Bed::new("refuse-beside")?;
+    let free = &other.cgroup;
+    let _daemon = bed.daemon("[[policy]]\nname = \"none\"\ninterface = \"a1\"\ncgroups = [\"@/none\"]\n")?;
+    let cgroups = format!("cgroups = [\"{}\", \"{}\"]", inner.path(), free.path());
+    bed.write_config(&format!("[[policy]]\nname = \"p\"\ninterface = \"a1\"\n{cgroups}\n"))?;
+    let reload = bed.run(&["reload"])?;
+    ensure!(reload.code == 1 && reload.stderr.contains(&format!("{} is NOT steered", inner.path())), "{reload:?}");
+    bed.check_steered(free, 1)?;
     Ok(())
 }
 

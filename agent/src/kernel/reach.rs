@@ -144,6 +144,17 @@ impl Datapath {
         Ok(())
     }
 
+    /// Whether the programs know this address as one of a link of this network namespace.
+    pub fn is_own(&self, netns_cookie: u64, address: IpAddr) -> Result<bool, Error> {
+        let (address, bits) = words(&Prefix::host(address));
+        let key = PassKey { slot: OWN, ifindex: namespace(netns_cookie), address };
+        match self.passes.get(&Key::new(PASS_KEY_BITS + bits, key), 0) {
+            Ok(_) => Ok(true),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(map_error("read the addresses of links", map::PASSES, error)),
+        }
+    }
+
     fn write_passes(&mut self, slot: u32, present: &Passes, wanted: &Passes) -> Result<(), Error> {
         let key = |pass: &Pass| {
             let (address, bits) = words(&pass.prefix);

@@ -43,6 +43,9 @@ use crate::{
     },
 };
 
+/// How many cgroups that are not steered are named in the answer to a reload.
+const MOST_OPEN: usize = 20;
+
 /// The daemon's view of the host, and the operations that change it.
 pub(crate) struct Steering {
     datapath: Datapath,
@@ -73,6 +76,8 @@ pub(crate) struct Steering {
     /// Whether a policy has the resolvers of its link.
     asks_resolvers: watch::Sender<bool>,
     groups: Groups,
+    /// What the last application of the configuration could not attach, with the error.
+    open: Vec<String>,
 }
 
 /// Policies and the slots they are in.
@@ -113,6 +118,7 @@ impl Steering {
             leftovers_due: None,
             asks_resolvers,
             groups: Groups::probing(),
+            open: Vec::new(),
         })
     }
 
@@ -175,8 +181,14 @@ impl Steering {
         self.wanted.targets().map(resolve).collect()
     }
 
+    /// The cgroups that the last [`Self::converge`] could not attach, with the error.
+    pub(crate) fn open(&self) -> &[String] {
+        &self.open
+    }
+
     /// Applies the configuration to all cgroups.
     pub(crate) fn converge(&mut self) -> Result<(), Error> {
+        self.open.clear();
         let lock = self.datapath.lock()?;
         let policies = self.resolve();
         let elsewhere = Elsewhere::read(&self.datapath)?;
@@ -337,7 +349,11 @@ impl Steering {
                 Ok(None)
             }
             Err(error) if !matches!(error, Error::SwitchedOff { .. }) => {
-                log::error!("{} is NOT steered: {error}", desired.path);
+                let open = format!("{} is NOT steered: {error}", desired.path);
+                log::error!("{open}");
+                if self.open.len() < MOST_OPEN {
+                    self.open.push(open);
+                }
                 Ok(None)
             }
             attached => attached,

@@ -78,6 +78,7 @@ impl<'a> Scene<'a> {
     fn judge(self) -> Judgment {
         let to = self.look.destination;
         let is_this_host = to.is_loopback() || to.is_unspecified();
+        let is_own = self.look.is_own && !self.passes(LOOPBACK);
         match self.look.socket {
             Socket::Free => self.free(),
             Socket::Refused => {
@@ -96,6 +97,12 @@ impl<'a> Scene<'a> {
                 let why =
                     format!("is not sent: the call is refused (EPERM), for the policy does not reach this host{but}");
                 Judgment(Fate::Refused, Some(Errno::EPERM), why)
+            }
+            Socket::Bound(_) | Socket::Marked(_) | Socket::Closed
+                if is_own && !is_this_host && !self.has(policy_flags::LOCAL_HOST) =>
+            {
+                let why = "is not sent: `connect` is refused (EPERM), for the policy does not reach this host, which has the address";
+                Judgment(Fate::Refused, Some(Errno::EPERM), why.to_owned())
             }
             Socket::Closed => {
                 let error = if to.is_ipv4() { Errno::ENODEV } else { Errno::ENETUNREACH };

@@ -186,7 +186,8 @@ pub(super) async fn read_network(
         });
         if options.to.is_some() {
             let rules = route::State::read().map_err(|error| anyhow!("read rules and routes: {error}"))?;
-            packet = Some(Look { destination, socket, answer, free, rules, passes: passes(options, policy)? });
+            let (passes, is_own) = known_to_programs(options, policy, destination)?;
+            packet = Some(Look { destination, socket, answer, free, rules, passes, is_own });
         }
     }
     let sockets = match (&facts.process, policy, verdict) {
@@ -199,12 +200,19 @@ pub(super) async fn read_network(
     Ok(Surroundings { link, routes, packet, sockets })
 }
 
-/// What passes on other links for a policy.
-fn passes(options: &Options, policy: Option<&PolicyEntry>) -> Result<Passes, kernel::Error> {
+/// What passes on other links for a policy, and whether the destination is an address of this host.
+fn known_to_programs(
+    options: &Options,
+    policy: Option<&PolicyEntry>,
+    destination: IpAddr,
+) -> Result<(Passes, bool), kernel::Error> {
     let pins = Pins::find(&options.pin_directory)?;
     let datapath = pins.as_ref().map_or(Ok(None), Datapath::open)?;
-    let (Some(datapath), Some(policy)) = (datapath, policy) else { return Ok(Passes::new()) };
-    Ok(datapath.passes()?.remove(&policy.slot).unwrap_or_default())
+    let (Some(datapath), Some(policy)) = (datapath, policy) else {
+        return Ok((Passes::new(), false));
+    };
+    let passes = datapath.passes()?.remove(&policy.slot).unwrap_or_default();
+    Ok((passes, datapath.is_own(policy.record.netns_cookie, destination)?))
 }
 
 /// The sockets that a process has open.

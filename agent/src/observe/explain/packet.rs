@@ -179,6 +179,8 @@ pub(super) struct Look {
     pub(super) rules: State,
     /// What passes on other links for the policy.
     pub(super) passes: Passes,
+    /// Whether the programs know the destination as an address of this host.
+    pub(super) is_own: bool,
 }
 
 impl Look {

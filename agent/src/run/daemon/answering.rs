@@ -96,7 +96,14 @@ impl Answering<'_> {
         warn_of_start_only(self.daemon, &config);
         self.steering.set_policies(Policies::new(config));
         show_policies(self.view, self.steering);
-        self.steering.converge().map_err(|error| unfinished("kept, but not carried out yet", error))
+        self.steering.converge().map_err(|error| unfinished("kept, but not carried out yet", error))?;
+        match self.steering.open() {
+            [] => Ok(()),
+            open => {
+                Err(Problem::new(StatusCode::CONFLICT, format!("everything else is in force, but {}", open.join("; ")))
+                    .into())
+            }
+        }
     }
 }
 
