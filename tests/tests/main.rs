@@ -129,9 +129,9 @@ fn main() {
         eprintln!("the integration tests make network namespaces and load BPF programs, which needs root: ignored");
     }
     let mut arguments = Arguments::from_args();
-    // Most tests wait most of the time.
+    // Most tests wait most of the time. Some need an answer in time.
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    arguments.test_threads.get_or_insert(2 * processors);
+    arguments.test_threads.get_or_insert(processors + 1);
     // The tests of the kernel are also in other modules.
     let kernel = is_asked(&arguments, "kernel").then_some(("kernel", kernel::TESTS));
     let modules = modules.iter().copied().chain(containers::MODULES).chain(kernel);

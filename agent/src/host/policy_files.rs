@@ -312,10 +312,7 @@ mod tests {
 
         assert!(store.put("a", &text("a", "/a"), Kept::Stored).expect("new"));
         assert!(!store.put("a", &text("a", "/b"), Kept::Stored).expect("changed"));
-        // A writer that moved it the other way was killed before it removed the first file.
-        fs::copy(directory.join("policies.d/a.toml"), directory.join("a.toml")).expect("a copy");
-        assert!(!store.put("a", &text("a", "/b"), Kept::Runtime).expect("moved"));
-        fs::rename(directory.join("a.toml"), directory.join("policies.d/a.toml")).expect("a leftover");
+        assert!(!store.put("a", &text("a", "/r"), Kept::Runtime).expect("hidden"));
         let config = store.read().expect("valid");
         let origins: Vec<_> = config.policies.iter().map(|policy| (policy.name.as_str(), store.kept(policy))).collect();
         assert_eq!(origins, [("written", Kept::File), ("a", Kept::Runtime)]);
@@ -326,10 +323,13 @@ mod tests {
         assert!(matches!(store.remove("written"), Err(Error::InFile { .. })));
         assert!(matches!(store.remove("b"), Err(Error::Missing { .. })));
         assert!(!store.put("a", &text("a", "/c"), Kept::Runtime).expect("changed"));
-        assert!(!directory.join("policies.d/a.toml").exists());
+        let stored = fs::read_to_string(directory.join("policies.d/a.toml")).expect("for after the next boot");
+        assert_eq!(stored, text("a", "/b"));
         let written = store.written("a").expect("readable").expect("there");
         assert_eq!(written, (Kept::Runtime, text("a", "/c")));
         assert_eq!(store.written("written").expect("readable"), None, "in the configuration file");
+        assert!(!store.put("a", &text("a", "/s"), Kept::Stored).expect("stored again"));
+        assert_eq!(store.written("a").expect("readable"), Some((Kept::Stored, text("a", "/s"))));
         store.remove("a").expect("there");
         assert_eq!(store.read().expect("valid").policies.len(), 1);
         fs::remove_dir_all(directory).expect("removable");

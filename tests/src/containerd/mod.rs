@@ -14,7 +14,7 @@ use std::{
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -53,6 +53,14 @@ pub struct Containerd {
     directory: PathBuf,
     nri_socket: PathBuf,
     server: Mutex<Option<Inside>>,
+    /// One host at a time: a runtime waits for its plugin for a second and a half only.
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Waits until no other test has a host.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A process on the host.
@@ -109,7 +117,7 @@ impl Containerd {
         let programs = programs()?;
         let directory = bed.directory.join("containerd");
         fs::create_dir(&directory)?;
-        Self::boot(bed, programs, directory)?.set_up()
+        Self::boot(bed, programs, directory, turn())?.set_up()
     }
 
     /// Starts containerd on a machine, with its plugin socket at the default path.
@@ -119,7 +127,7 @@ impl Containerd {
         fs::create_dir(&directory)?;
         let (root, own) = (machine.cgroup("containers")?, machine.cgroup("containerd")?);
         let (init, nri_socket, server) = (machine.init(), PathBuf::from("/run/nri/nri.sock"), Mutex::new(None));
-        Self { outer: None, init, root, own, programs, directory, nri_socket, server }.set_up()
+        Self { outer: None, init, root, own, programs, directory, nri_socket, server, _turn: turn() }.set_up()
     }
 
     fn set_up(self) -> anyhow::Result<Self> {
@@ -133,7 +141,7 @@ impl Containerd {
         Ok(self)
     }
 
-    fn boot(bed: &Bed, programs: PathBuf, directory: PathBuf) -> anyhow::Result<Self> {
+    fn boot(bed: &Bed, programs: PathBuf, directory: PathBuf, turn: MutexGuard<'static, ()>) -> anyhow::Result<Self> {
         let console = directory.join("console");
         let root = bed.cgroup.child("host")?;
         let mut command = Command::new("unshare");
@@ -170,7 +178,7 @@ impl Containerd {
         }
         let nri_socket = directory.join("nri.sock");
         let (outer, server) = (Some((outer, input)), Mutex::new(None));
-        Ok(Self { outer, init, root, own, programs, directory, nri_socket, server })
+        Ok(Self { outer, init, root, own, programs, directory, nri_socket, server, _turn: turn })
     }
 
     fn configure(&self) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! The parts of steer that run on a host with containerd: the plugin and the daemon.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::Stdio,
@@ -109,8 +109,18 @@ impl Service {
 /// Waits for `READY=1`.
 pub fn wait_until_ready(notify: &UnixDatagram, log: &Path) -> anyhow::Result<()> {
     let mut buffer = [0; 256];
-    match notify.recv(&mut buffer) {
+    match receive(notify, &mut buffer) {
         Ok(length) if buffer[..length].starts_with(b"READY=1") => Ok(()),
         other => bail!("it is not ready: {other:?}, {}", fs::read_to_string(log).unwrap_or_default()),
+    }
+}
+
+/// Receives a message, whatever signals come meanwhile.
+pub(crate) fn receive(socket: &UnixDatagram, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received,
+        }
     }
 }

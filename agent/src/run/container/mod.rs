@@ -253,7 +253,8 @@ fn take_over_sockets(pins: &Pins, lock: &Lock, hierarchy: &Hierarchy, process: &
 
 /// Forgets the containers that the kernel has released. If nothing is pinned, that is no error.
 ///
-/// Without a daemon, it waits a moment for the kernel. A container whose sockets are open for longer is forgotten by the next command.
+/// Without a daemon, it waits a moment for the kernel. A container whose sockets are open for longer is forgotten by the next command. Rules
+/// do not wait for the end of connections: nobody would remove them.
 pub fn forget(pins: &Pins, timeout: Duration) -> Result<(), Error> {
     let pins = pins.clone().with_patience(timeout);
     let hierarchy = Hierarchy::find()?;
@@ -265,13 +266,13 @@ pub fn forget(pins: &Pins, timeout: Duration) -> Result<(), Error> {
         }
         let lingers = match Datapath::open(&pins)? {
             Some(mut datapath) => {
-                let (remaining, _) = routes::clean_up(&mut datapath, &lock, &hierarchy, Leftovers::Stay)?;
+                let (remaining, _) = routes::clean_up(&mut datapath, &lock, &hierarchy, Leftovers::Go)?;
                 !remaining.lingering.is_empty()
             }
             None => false,
         };
         if !lingers || Instant::now() >= deadline {
-            return Ok(routes::tidy(&pins, lock, &hierarchy, Leftovers::Stay).map(drop)?);
+            return Ok(routes::tidy(&pins, lock, &hierarchy, Leftovers::Go).map(drop)?);
         }
         drop(lock);
         thread::sleep(GLANCE);
