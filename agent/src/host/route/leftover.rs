@@ -3,7 +3,7 @@
 //! When a program has closed a connection, the kernel answers for it without its socket, up to a minute longer (TIME_WAIT). The
 //! answer has the binding or the mark that the socket had. Without its rule, it would leave by the default route.
 //!
-//! **Invariant:** a rule with its table stays as it is while sock_diag lists a connection for it. The number of its mark and its
+//! **Invariant:** a rule with its table stays while sock_diag lists a connection for it. The number of its mark and its
 //! table are given to nobody else.
 
 use std::{
@@ -15,7 +15,7 @@ use netlink_packet_sock_diag::{AF_INET, AF_INET6, TCP_CLOSE, TCP_LISTEN};
 use steer_common::Mark;
 
 use super::{
-    Plan,
+    Plan, contents,
     entry::IPV4,
     rule::{Role, Rule},
     state::State,
@@ -52,7 +52,13 @@ impl Plan {
             }
         }
         self.rules.extend(used.values().flatten().copied().cloned());
-        self.routes.extend(state.routes.iter().filter(|route| used.contains_key(&route.table)).cloned());
+        for (table, rules) in &used {
+            match rules.first().and_then(|rule| uplink(rule, state)) {
+                // Everybody's packets that are bound to the link use it, so it is kept up to date.
+                Some(link) => self.routes.extend(contents::bound(link, state, *table)),
+                None => self.routes.extend(state.routes.iter().filter(|route| route.table == *table).cloned()),
+            }
+        }
         self.leftover = used.into_keys().collect();
         Ok(self)
     }
@@ -62,13 +68,15 @@ impl Plan {
 fn line(rule: &Rule, state: &State) -> Option<Line> {
     match rule.role()? {
         Role::Lookup => Some(Line { ifindex: 0, mark: Some(Mark { value: rule.mark, mask: rule.mask }) }),
-        Role::Bound => {
-            let name = rule.bound_to.as_deref();
-            let link = state.links.iter().find(|(_, link)| Some(link.name.as_slice()) == name)?;
-            Some(Line { ifindex: link.0.cast_signed(), mark: None })
-        }
+        Role::Bound => Some(Line { ifindex: uplink(rule, state)?.cast_signed(), mark: None }),
         Role::Goto(_) | Role::Target | Role::End(_) => None,
     }
+}
+
+/// The link of a rule for sockets that are bound to it.
+fn uplink(rule: &Rule, state: &State) -> Option<u32> {
+    let name = rule.bound_to.as_deref()?;
+    state.links.iter().find(|(_, link)| link.name == name).map(|(index, _)| *index)
 }
 
 fn has_connection(diag: &Diag, family: u8, line: Line) -> io::Result<bool> {
