@@ -50,7 +50,7 @@ fn units_are_found_in_any_slice() -> Outcome {
     ensure!(missing.code == 1 && missing.stderr.contains("there is no unit"), "{missing:?}");
     let said = bed.succeed(&["attach", &name, "-i", "a1"])?;
     ensure!(
-        said == format!("attached {} to policy a1; processes in it: 0; until the cgroup is removed\n", service.path()),
+        said == format!("attached {} to policy a1 until the cgroup is removed; processes in it: 0\n", service.path()),
         "{said}"
     );
     bed.check_steered(&service, 1)?;
@@ -163,7 +163,7 @@ fn a_process_stands_for_its_cgroup() -> Outcome {
     for text in [
         format!("process {} (", one.pid()),
         format!(") is in {path}, with {} (", other.pid()),
-        format!("attached {path} to policy a1; processes in it: 2; until the cgroup is removed\n"),
+        format!("attached {path} to policy a1 until the cgroup is removed; processes in it: 2\n"),
     ] {
         ensure!(attached.stdout.contains(&text), "{attached:?}");
     }

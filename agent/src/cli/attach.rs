@@ -94,7 +94,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     })?;
     let inside = hierarchy.processes(&cgroup.path).len();
     say!(
-        "attached {} to policy {}; processes in it: {inside}; until the cgroup is removed",
+        "attached {} to policy {} until the cgroup is removed; processes in it: {inside}",
         cgroup.path,
         shown(&name(&wanted))
     )?;

@@ -36,7 +36,14 @@ impl Plan {
         if lines.is_empty() {
             return Ok(self);
         }
-        let diag = Diag::open()?;
+        let diag = match Diag::open() {
+            Ok(diag) => diag,
+            // This kernel lists no sockets, so nobody knows how long the rules are needed.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT)) => {
+                return Ok(self);
+            }
+            Err(error) => return Err(error),
+        };
         let mut used: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
         for (rule, line) in lines {
             if used.contains_key(&rule.table) || has_connection(&diag, rule.family, line)? {
@@ -81,6 +88,10 @@ fn uplink(rule: &Rule, state: &State) -> Option<u32> {
 
 fn has_connection(diag: &Diag, family: u8, line: Line) -> io::Result<bool> {
     let family = if family == IPV4 { AF_INET } else { AF_INET6 };
-    let sockets = diag.list_on((Protocol::Tcp, family), &[line])?;
+    let sockets = match diag.list_on((Protocol::Tcp, family), &[line]) {
+        // As above, for TCP.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        sockets => sockets?,
+    };
     Ok(sockets.iter().any(|socket| !matches!(socket.header.state, TCP_LISTEN | TCP_CLOSE)))
 }

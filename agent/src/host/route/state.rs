@@ -224,11 +224,11 @@ impl State {
         by.filter(|(_, link)| *link != LOOPBACK)
     }
 
-    /// The broadcast addresses of the networks of a link.
+    /// The broadcast addresses of the private networks of a link; see [`Self::lan`].
     pub(super) fn broadcasts(&self, link: u32) -> impl Iterator<Item = Prefix> {
         let by = move |hop: &Hop| hop.link == link;
         let all = self.routes.iter().filter(move |route| route.kind == BROADCAST && route.hops.iter().any(by));
-        all.map(|route| route.prefix)
+        all.map(|route| route.prefix).filter(|prefix| is_private(*prefix))
     }
 
     fn is_lan(&self, link: u32) -> bool {
