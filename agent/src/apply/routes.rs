@@ -267,12 +267,12 @@ pub fn clean_up(
     }
     let stay = released.unwrap_or_else(|error| {
         log::warn!("{error}");
-        false
+        true
     });
     Ok((remaining, stay))
 }
 
-/// Cleans up after a change without a daemon; see [`kernel::tidy`]. Returns whether rules stay for connections; then the pins stay, too,
+/// Cleans up after a change without a daemon; see [`kernel::remove_unused_pins`]. Returns whether rules stay for connections; then the pins stay, too,
 /// for the lock.
 pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy, leftovers: Leftovers) -> Result<bool, Error> {
     if let Some(mut datapath) = Datapath::open(pins)?
@@ -280,7 +280,7 @@ pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy, leftovers: Leftovers
     {
         return Ok(true);
     }
-    kernel::tidy(pins, lock, hierarchy)?;
+    kernel::remove_unused_pins(pins, lock)?;
     Ok(false)
 }
 

@@ -58,7 +58,7 @@ pub use meter::Meter;
 pub use moved::is_watched;
 pub use netns::netns_cookie;
 pub use object::{LogLevel, load};
-pub use off::{Remaining, Removed, detach_other_versions, off, steered_by_other_versions, tidy};
+pub use off::{Remaining, Removed, detach_other_versions, off, remove_unused_pins, steered_by_other_versions};
 pub use pins::{Lock, Pins};
 pub use placement::{Placement, numbers};
 pub use policies::{NOWHERE, Policy, PolicyEntry, own_resolvers, text};

@@ -208,15 +208,13 @@ fn remove_if_abandoned(hierarchy: &Hierarchy, cgroup_id: u64) -> bool {
     })
 }
 
-/// Cleans up. Removes everything if nothing is steered, no configured policy waits for a cgroup, no daemon runs, and no process
-/// reads the events. Also
-/// removes what a failed start has left.
-pub fn tidy(pins: &Pins, lock: Lock, hierarchy: &Hierarchy) -> Result<(), Error> {
-    let mut waiting = false;
-    if let Some(mut datapath) = Datapath::open(pins)? {
-        datapath.clean_up(&lock, hierarchy)?;
-        waiting = !datapath.policies()?.is_empty();
-    }
+/// Removes all pins if there is no attachment, no configured policy waits for a cgroup, no daemon runs, and no process reads the
+/// events. Also removes what a failed start has left. Frees no policy: whoever does that also removes its rules.
+pub fn remove_unused_pins(pins: &Pins, lock: Lock) -> Result<(), Error> {
+    let waiting = match Datapath::open(pins)? {
+        Some(datapath) => !datapath.policies()?.is_empty(),
+        None => false,
+    };
     remove_dead_versions(pins)?;
     let kept = waiting || pins.daemon_runs()? || pins.is_read()?;
     let unused = !kept && list(&pins.links())?.is_empty() && pins.other_abis()?.is_empty();
