@@ -49,10 +49,12 @@ pub enum Counter {
     ForeignSource = 20,
     /// A call or a packet that `strict` would stop. It passed: the policy observes.
     Observed = 21,
+    /// `socket` was refused: a peer may join an MPTCP connection by another link.
+    StoppedMptcp = 22,
 }
 
 /// All counters, in index order.
-pub const COUNTERS: [Counter; 22] = [
+pub const COUNTERS: [Counter; 23] = [
     Counter::Bound,
     Counter::ClosedMissing,
     Counter::ClosedUnknown,
@@ -75,6 +77,7 @@ pub const COUNTERS: [Counter; 22] = [
     Counter::StoppedExcept,
     Counter::ForeignSource,
     Counter::Observed,
+    Counter::StoppedMptcp,
 ];
 
 impl Counter {
@@ -108,6 +111,7 @@ impl Counter {
             Self::StoppedExcept => "stopped_except",
             Self::ForeignSource => "foreign_source",
             Self::Observed => "observed",
+            Self::StoppedMptcp => "stopped_mptcp",
         }
     }
 }
@@ -120,7 +124,7 @@ pub struct CounterRecord {
     pub counts: [u64; COUNTERS.len()],
 }
 
-const _: () = assert!(size_of::<CounterRecord>() == 176);
+const _: () = assert!(size_of::<CounterRecord>() == 184);
 
 // SAFETY: `repr(C)`, `Copy`, one array of integers, so no padding.
 #[cfg(feature = "user")]

@@ -24,6 +24,14 @@ pub enum Verdict {
     Refuse(Counter),
 }
 
+impl Verdict {
+    /// Whether the policy decides where the socket sends.
+    #[inline]
+    pub const fn steers(self) -> bool {
+        matches!(self, Self::Bind(_) | Self::Mark(_) | Self::Close(_))
+    }
+}
+
 /// The mark of a policy's sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {

@@ -44,7 +44,7 @@ pub const PASSES: u32 = 262_144;
 pub const EXCEPTIONS: u32 = 65_536;
 
 /// The version of this crate's interface. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never used: an empty [`AttachmentRecord`] names it.
 pub const POLICY_SLOTS: u32 = 4096;

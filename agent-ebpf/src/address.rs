@@ -332,7 +332,7 @@ impl Acting<'_> {
 
 /// Chooses the error of the refused call. Without this, it is EPERM.
 #[inline(always)]
-fn set_error(errno: i32) {
+pub(crate) fn set_error(errno: i32) {
     if CHOOSES_ERROR.load() != 0 {
         // SAFETY: no pointers.
         unsafe { bpf_set_retval(-errno) };

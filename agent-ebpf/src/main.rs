@@ -41,7 +41,7 @@ use aya_ebpf::{
     EbpfContext as _, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock, programs::SockContext,
 };
 use aya_log_ebpf::trace;
-use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, Verdict, decide};
+use steer_common::{AttachmentRecord, CLOSED_IFINDEX, Counter, PolicyRecord, Verdict, decide, policy_flags};
 
 /// Attached briefly, for its map: see [`steer_common::program::ANCHOR`]. It uses a hook that is in use anyway, because the
 /// kernel rewrites its code on all CPUs for the first and the last program on a hook. It got a new name when its hook
@@ -66,7 +66,11 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     // SAFETY: the helper takes the program's own context (Linux 5.8 for sock_create).
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let line = uplink::of_new(policy, &attachment, socket::family(&ctx));
-    match decide(policy, line, netns_cookie) {
+    let verdict = decide(policy, line, netns_cookie);
+    if socket::is_mptcp(&ctx) && verdict.steers() && refuses_mptcp(&ctx, &attachment, policy, netns_cookie) {
+        return REFUSE;
+    }
+    match verdict {
         Verdict::Bind(ifindex) => {
             socket::bind(&ctx, ifindex);
             policy::count(slot, Counter::Bound);
@@ -106,6 +110,28 @@ pub fn sock_create(ctx: SockContext) -> i32 {
             REFUSE
         }
     }
+}
+
+/// Refuses an MPTCP socket under strict: a peer may join its connections by a listener of another cgroup, whose packets leave by any link.
+#[inline(always)]
+fn refuses_mptcp(
+    ctx: &SockContext,
+    attachment: &AttachmentRecord,
+    policy: Option<&PolicyRecord>,
+    netns_cookie: u64,
+) -> bool {
+    if policy.is_none_or(|policy| policy.flags & policy_flags::GUARD == 0) {
+        return false;
+    }
+    let stops = outcome::stops(attachment, Counter::StoppedMptcp as u32, events::cgroup_id(), |record| {
+        record.netns_cookie = netns_cookie;
+        record.peer.protocol = socket::protocol(ctx);
+        events::add_caller(record);
+    });
+    if stops {
+        address::set_error(outcome::ENOPROTOOPT.into());
+    }
+    stops
 }
 
 #[inline(always)]

@@ -35,6 +35,8 @@ pub(crate) const EINTR: u8 = 4;
 pub(crate) const EINVAL: u8 = 22;
 /// As by a route that prohibits.
 pub(crate) const EACCES: u8 = 13;
+/// As where the sysctl `net.mptcp.enabled` is 0.
+pub(crate) const ENOPROTOOPT: u8 = 92;
 /// No interface has the address.
 pub(crate) const EADDRNOTAVAIL: u8 = 99;
 

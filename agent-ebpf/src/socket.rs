@@ -92,6 +92,13 @@ pub(crate) fn is_tcp(socket: *mut bpf_sock) -> bool {
     unsafe { (*socket).type_ == SOCK_STREAM }
 }
 
+/// Whether a new socket is one of MPTCP.
+#[inline(always)]
+pub(crate) fn is_mptcp(ctx: &SockContext) -> bool {
+    const IPPROTO_MPTCP: u32 = 262;
+    protocol(ctx) == IPPROTO_MPTCP
+}
+
 /// The transport protocol of a new socket.
 #[inline(always)]
 pub(crate) fn protocol(ctx: &SockContext) -> u32 {

@@ -337,7 +337,11 @@ impl Bed {
 
     /// Connects from the server's own address, so that the return path is the default route unless steered.
     fn call(&self, this: Try, port: u16) -> anyhow::Result<()> {
-        let Scene::CalledOn(i) = this.scene else { bail!("the scene has no call") };
+        let i = match this.scene {
+            Scene::CalledOn(i) => i,
+            Scene::SteeredAfter(_) => 1,
+            Scene::Steered => bail!("the scene has no call"),
+        };
         let (from, to): (IpAddr, IpAddr) = match this.family {
             Family::V4 => (SERVER_V4.into(), client_v4(i).into()),
             Family::V6 => (SERVER_V6.into(), client_v6(i).into()),

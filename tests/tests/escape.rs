@@ -47,6 +47,8 @@ pub(crate) struct Row {
     strict: Option<(Leaks, &'static str)>,
     /// Whether strict enforcement refuses to make the socket, where steer reports that it covers that.
     past_ip: bool,
+    /// Whether strict enforcement refuses to make the socket because it is one of MPTCP.
+    mptcp: bool,
     /// The first level at which it must work, if any.
     works_from: Option<Level>,
     /// Whether it is refused by the route method: the kernel chooses a link that is not the uplink before any rule.
@@ -65,6 +67,7 @@ impl Row {
             steer: Never,
             strict: None,
             past_ip: false,
+            mptcp: false,
             works_from: None,
             not_routed: false,
         }
@@ -83,6 +86,11 @@ impl Row {
     /// An attempt that bypasses the IP stack. Only strict enforcement refuses the socket, and not on every machine.
     const fn past_ip(self) -> Self {
         Self { past_ip: true, ..self }
+    }
+
+    /// With a new MPTCP socket.
+    const fn mptcp(self) -> Self {
+        Self { mptcp: true, ..self }
     }
 
     /// The program on `connect` refuses it.
@@ -151,12 +159,12 @@ pub(crate) const ROWS: &[Row] = &[
     Row::plain("mapped-udp", Vector::MappedUdp).v4(),
     Row::plain("uring", Vector::Uring),
     Row::plain("uring-sqpoll", Vector::UringSqpoll),
-    Row::repaired("mptcp", Vector::Mptcp),
-    Row::repaired("mptcp-fast-open", Vector::MptcpFastOpen),
-    Row::repaired("mptcp-accept", Vector::MptcpAccept).scene(Scene::CalledOn(1)),
-    Row::repaired("mptcp-accept-dual", Vector::MptcpAcceptDual).scene(Scene::CalledOn(1)),
-    Row { bind: Always, ..Row::futile("mptcp-accept-other", Vector::MptcpAccept).scene(Scene::CalledOn(0)) },
-    Row::redirected("mptcp-accept-unbound", Vector::MptcpAcceptUnbound).scene(Scene::CalledOn(1)),
+    Row::repaired("mptcp", Vector::Mptcp).mptcp(),
+    Row::repaired("mptcp-fast-open", Vector::MptcpFastOpen).mptcp(),
+    Row::repaired("mptcp-accept", Vector::MptcpAccept).scene(Scene::CalledOn(1)).mptcp(),
+    Row::repaired("mptcp-accept-dual", Vector::MptcpAcceptDual).scene(Scene::CalledOn(1)).mptcp(),
+    Row { bind: Always, ..Row::futile("mptcp-accept-other", Vector::MptcpAccept).scene(Scene::CalledOn(0)) }.mptcp(),
+    Row::leaks("mptcp-accept-unbound", Vector::MptcpAcceptUnbound, Always).scene(Scene::CalledOn(1)).mptcp(),
     Row::leaks("udp-af-unspec", Vector::UdpAfUnspec, Always),
     Row::repaired("udp-af-unspec-connect", Vector::UdpAfUnspecConnect),
     Row::leaks("udp-af-unspec-cork", Vector::UdpAfUnspecCork, Always),
@@ -181,13 +189,13 @@ pub(crate) const ROWS: &[Row] = &[
     Row::leaks("link-local-raw", Vector::LinkLocalRaw, AsRoot).v6(),
     Row::leaks("link-local-multicast", Vector::LinkLocalMulticast, Always).v6(),
     Row::futile("link-local-tcp", Vector::LinkLocalTcp).v6(),
-    Row { bind: Always, ..Row::futile("link-local-mptcp", Vector::LinkLocalMptcp).v6() },
+    Row { bind: Always, ..Row::futile("link-local-mptcp", Vector::LinkLocalMptcp).v6() }.mptcp(),
     Row { bind: Always, ..Row::futile("link-local-af-unspec", Vector::LinkLocalAfUnspec).v6() },
     Row::leaks("bindtodevice", Vector::Bindtodevice, AsRoot),
     Row::leaks("bindtodevice-cleared", Vector::BindtodeviceCleared, AsRoot),
     Row { bind: AsRoot, ..Row::futile("bindtoifindex", Vector::Bindtoifindex) },
     Row::leaks("bindtodevice-af-unspec", Vector::BindtodeviceAfUnspec, Always),
-    Row { bind: Always, ..Row::futile("bindtodevice-mptcp", Vector::BindtodeviceMptcp) },
+    Row { bind: Always, ..Row::futile("bindtodevice-mptcp", Vector::BindtodeviceMptcp) }.mptcp(),
     Row::leaks("bindtodevice-uring", Vector::BindtodeviceUring, AsRoot),
     Row::leaks("vrf", Vector::Vrf, AsRoot),
     Row::futile("mark", Vector::Mark),
@@ -261,6 +269,9 @@ pub(crate) const ROWS: &[Row] = &[
     Row::leaks("tcp-connected-before", Vector::Tcp, Always).scene(made_before(Step::Connect)),
     Row::leaks("udp-made-before", Vector::UdpUnconnected, Always).scene(made_before(Step::Socket)),
     Row::leaks("udp-connected-before", Vector::Udp, Always).scene(made_before(Step::Connect)),
+    Row::repaired("mptcp-made-before", Vector::Mptcp).scene(made_before(Step::Socket)),
+    Row::repaired("mptcp-accept-before", Vector::MptcpAccept).scene(made_before(Step::Socket)),
+    Row::redirected("mptcp-listen-before", Vector::MptcpAcceptUnbound).scene(made_before(Step::Socket)),
     Row::leaks("mptcp-connected-before", Vector::Mptcp, Always).scene(made_before(Step::Connect)),
     Row::leaks("packet-made-before", Vector::PacketRaw, AsRoot)
         .scene(made_before(Step::Socket))
@@ -303,7 +314,7 @@ impl Row {
                 let timeout = if must_work { LONG } else { SHORT };
                 let this = Try { vector: self.vector, user, family, scene: self.scene, timeout };
                 let seen = bed.attempt(this, level)?;
-                let refused = level.is_strict() && self.past_ip && is_past_ip_refused(&bed)?;
+                let refused = level.is_strict() && (self.mptcp || self.past_ip && is_past_ip_refused(&bed)?);
                 let must_work = must_work && !refused;
                 let expected = !refused && self.expects(level, user);
                 let (attempt, leaked) = (&seen.attempt, seen.leaked.len());

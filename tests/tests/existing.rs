@@ -353,7 +353,7 @@ fn an_mptcp_connection_ends() -> Outcome {
         return Ok(());
     }
     check_outcomes(&outcomes, User::Nobody, 0)?;
-    attach(&bed, &bed.cgroup, &["-i", "a1", "--existing", "destroy"], 0, 2)?;
+    attach(&bed, &bed.cgroup, &["-i", "a1", "--existing", "destroy", "--enforce", "steer"], 0, 2)?;
     let outcomes = held.round()?;
     ensure!(outcomes.iter().all(|outcome| outcome.error.as_deref() == Some("ECONNABORTED")), "{outcomes:#?}");
     check_outcomes(&held.round()?, User::Nobody, 1)

@@ -7,13 +7,13 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use steer_lab::{Capture, Direction, Family, Kind, Packet, SERVER_V4, SERVER_V6, Vector, client_v4, client_v6};
+use steer_lab::{Capture, Direction, Family, Kind, Packet, SERVER_V4, SERVER_V6, Step, Vector, client_v4, client_v6};
 use steer_tests::{Bed, Level, Outcome, Scene, Served, Try, USERS, User};
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
-    ("cookies_leave_by_the_uplink", cookies_leave_by_the_uplink),
+    ("cookies_of_an_older_socket_leave_by_the_uplink", cookies_of_an_older_socket_leave_by_the_uplink),
     ("an_older_listener_answers_with_cookies_only", an_older_listener_answers_with_cookies_only),
 ];
 
@@ -26,12 +26,12 @@ fn cookie_bed(name: &str) -> anyhow::Result<Bed> {
     Ok(bed)
 }
 
-/// MPTCP makes the socket that listens itself, so no program binds it when it is made.
-fn cookies_leave_by_the_uplink() -> Outcome {
+/// It is bound when it begins to listen. MPTCP makes the socket that listens itself.
+fn cookies_of_an_older_socket_leave_by_the_uplink() -> Outcome {
     for user in USERS {
         for family in [Family::V4, Family::V6] {
             for vector in [Vector::MptcpAcceptUnbound, Vector::MptcpAccept] {
-                let (scene, timeout) = (Scene::CalledOn(1), Duration::from_secs(5));
+                let (scene, timeout) = (Scene::SteeredAfter(Step::Socket), Duration::from_secs(5));
                 let bed = cookie_bed("listener-cookies")?;
                 let seen = bed.attempt(Try { vector, user, family, scene, timeout }, Level::Strict)?;
                 let works = seen.attempt.is_ok() || !seen.attempt.is_applicable();

@@ -40,7 +40,7 @@ fn attempt(bed: &Bed, vector: Vector, user: User, server: IpAddr, port: u16) -> 
 }
 
 /// Calls with addresses of this host.
-const CALLS: [(Vector, IpAddr); 17] = [
+const CALLS: [(Vector, IpAddr); 15] = [
     (Vector::Tcp, IpAddr::V4(Ipv4Addr::LOCALHOST)),
     (Vector::Tcp, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
     (Vector::Udp, STUB),
@@ -48,7 +48,6 @@ const CALLS: [(Vector, IpAddr); 17] = [
     (Vector::UdpUnconnected, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
     (Vector::Sendmmsg, STUB),
     (Vector::TcpFastOpen, IpAddr::V4(Ipv4Addr::LOCALHOST)),
-    (Vector::Mptcp, IpAddr::V4(Ipv4Addr::LOCALHOST)),
     (Vector::Uring, IpAddr::V4(Ipv4Addr::LOCALHOST)),
     (Vector::MappedTcp, IpAddr::V4(Ipv4Addr::LOCALHOST)),
     (Vector::MappedUdp, IpAddr::V4(Ipv4Addr::LOCALHOST)),
@@ -57,7 +56,6 @@ const CALLS: [(Vector, IpAddr); 17] = [
     (Vector::Udp, IpAddr::V6(Ipv6Addr::LOCALHOST)),
     (Vector::UdpUnconnected, IpAddr::V6(Ipv6Addr::LOCALHOST)),
     (Vector::UdpUnconnected, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
-    (Vector::Mptcp, IpAddr::V6(Ipv6Addr::LOCALHOST)),
 ];
 
 fn refused_at_once() -> Outcome {
@@ -122,7 +120,7 @@ fn addresses_of_links() -> Outcome {
             (client_v4(1).into(), true),
             (client_v6(1).into(), true),
         ] {
-            for vector in [Vector::Tcp, Vector::Mptcp, Vector::Udp] {
+            for vector in [Vector::Tcp, Vector::Udp] {
                 let attempt = attempt(&bed, vector, user, target, server.port())?;
                 let is_refused = attempt.outcome == "EPERM" && attempt.step == Some(Step::Connect);
                 ensure!(is_refused || !attempt.is_applicable(), "{target} as {user:?}: {attempt:?}");

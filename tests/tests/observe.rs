@@ -107,6 +107,9 @@ fn what_strict_changes_stays() -> Outcome {
     for (vector, user, family, scene) in cases {
         let seen = attempt(&bed, (vector, user, family), scene)?;
         ensure!(!seen.attempt.is_applicable() || !seen.leaked.is_empty(), "{vector:?}: {seen:?}");
+        let events = backlog(&bed)?;
+        let of_mptcp = events.iter().any(|event| event["reason"] == "stopped_mptcp" && event["observed"] == true);
+        ensure!(of_mptcp == (vector == Vector::MptcpAcceptUnbound && seen.attempt.is_applicable()), "{events:#?}");
     }
     Ok(())
 }

@@ -490,16 +490,18 @@ fn more_policies_than_marks() -> Outcome {
     bed.write_config(&config("abcdefg"))?;
     let too_many = bed.run(&["check", &bed.config_file().to_string_lossy()])?;
     ensure!(too_many.code != 0 && too_many.stderr.contains("need 8 marks"), "{too_many:?}");
-    let _daemon = bed.daemon(&config("abcd"))?;
-    bed.check_steered(&last, 1)?;
+    let _daemon = bed.daemon(&config("abcd").replace("a1", "a0"))?;
+    bed.check_steered(&last, 0)?;
     // The old policies have 4 of 7 marks until the new ones are in force, and `last` comes after the others.
-    bed.write_config(&config("efgh").replace("a1", "a0"))?;
+    bed.write_config(&config("efgh"))?;
     // The daemon may have seen the file before, and have given the marks back by now.
     let reload = bed.run(&["reload"])?;
     ensure!(reload.code == 0 || reload.stderr.contains("marks"), "{reload:?}");
-    bed.check_steered(&plain, 0)?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    bed.check_steered(&plain, 1)?;
+    // Until it has a mark, it is closed.
     let retried =
-        || bed.policy("last").is_ok_and(|policy| policy["interface"] == "a0") && bed.check_steered(&last, 0).is_ok();
+        || bed.check_steered(&last, 1).is_ok() && bed.policy("last").is_ok_and(|policy| policy["interface"] == "a1");
     wait_until("the retry to give a mark", PATIENCE, retried)?;
-    Ok(())
+    spy.saw_nothing()
 }

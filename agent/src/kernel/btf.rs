@@ -6,50 +6,67 @@
 use std::{fs, io};
 
 use steer_common::{CompatOffsets, Offsets};
+use thiserror::Error;
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 /// Bytes of a type and of a member of a structure.
 const TYPE_BYTES: usize = 12;
 
-/// The offsets of the running kernel. `None`: a field is missing.
-pub(super) fn offsets() -> io::Result<(Option<Offsets>, Option<CompatOffsets>)> {
+/// What the programs need to know of the running kernel.
+pub(super) struct Found {
+    pub(super) moved: Result<Offsets, Missing>,
+    /// Where a 32 bit system call is noted, in tasks.
+    pub(super) task: Result<CompatOffsets, Missing>,
+    /// As `task`, and in rings of io_uring.
+    pub(super) ring: Result<CompatOffsets, Missing>,
+}
+
+/// The kernel has no such field or constant, or this architecture is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("this kernel has no {0}")]
+pub(super) struct Missing(&'static str);
+
+/// The offsets of the running kernel.
+pub(super) fn offsets() -> io::Result<Found> {
     let file = fs::read(VMLINUX)?;
     let btf = Btf::parse(&file).ok_or_else(|| io::Error::other(format!("{VMLINUX} is not BTF")))?;
-    Ok((moved(&btf), compat(&btf)))
+    Ok(Found { moved: moved(&btf), task: task(&btf), ring: ring(&btf) })
 }
 
-fn moved(btf: &Btf<'_>) -> Option<Offsets> {
-    let offset = |structure, field| Some(btf.bit(structure, field)? / 8);
-    Some(Offsets {
-        task_cgroups: offset("task_struct", "cgroups")?,
-        task_tgid: offset("task_struct", "tgid")?,
-        task_comm: offset("task_struct", "comm")?,
-        css_set_cgroup: offset("css_set", "dfl_cgrp")?,
-        cgroup_root: offset("cgroup", "root")?,
-        cgroup_node: offset("cgroup", "kn")?,
-        node_id: offset("kernfs_node", "id")?,
-        node_parent: offset("kernfs_node", "__parent").or_else(|| offset("kernfs_node", "parent"))?,
+fn moved(btf: &Btf<'_>) -> Result<Offsets, Missing> {
+    let offset = |field| Ok(btf.field(field)? / 8);
+    Ok(Offsets {
+        task_cgroups: offset("task_struct.cgroups")?,
+        task_tgid: offset("task_struct.tgid")?,
+        task_comm: offset("task_struct.comm")?,
+        css_set_cgroup: offset("css_set.dfl_cgrp")?,
+        cgroup_root: offset("cgroup.root")?,
+        cgroup_node: offset("cgroup.kn")?,
+        node_id: offset("kernfs_node.id")?,
+        node_parent: offset("kernfs_node.__parent").or_else(|_| offset("kernfs_node.parent"))?,
     })
 }
 
-fn compat(btf: &Btf<'_>) -> Option<CompatOffsets> {
-    // Of `struct thread_info`, and the bit in it: TS_COMPAT, TIF_32BIT.
+fn task(btf: &Btf<'_>) -> Result<CompatOffsets, Missing> {
+    // TS_COMPAT, TIF_32BIT.
     let (field, task_mask) = if cfg!(target_arch = "x86_64") {
-        ("status", 1 << 1)
+        ("thread_info.status", 1 << 1)
     } else if cfg!(target_arch = "aarch64") {
-        ("flags", 1 << 22)
+        ("thread_info.flags", 1 << 22)
     } else {
-        return None;
+        return Err(Missing("known note of 32 bit system calls"));
     };
-    let ring = btf.bit("io_ring_ctx", "compat")?;
-    Some(CompatOffsets {
-        task: (btf.bit("task_struct", "thread_info")? + btf.bit("thread_info", field)?) / 8,
-        task_mask,
-        request_ring: btf.bit("io_kiocb", "ctx")? / 8,
-        ring: ring / 8,
-        ring_mask: 1 << (ring % 8),
-    })
+    let task = (btf.field("task_struct.thread_info")? + btf.field(field)?) / 8;
+    Ok(CompatOffsets { task, task_mask, ..CompatOffsets::default() })
+}
+
+fn ring(btf: &Btf<'_>) -> Result<CompatOffsets, Missing> {
+    // A field of one bit; in Linux 7.3 a bit of a field.
+    let flag = || Ok(btf.field("io_ring_ctx.int_flags")? + btf.constant("IO_RING_F_COMPAT")?.trailing_zeros());
+    let bit = btf.field("io_ring_ctx.compat").or_else(|_| flag())?;
+    let request_ring = btf.field("io_kiocb.ctx")? / 8;
+    Ok(CompatOffsets { request_ring, ring: bit / 8, ring_mask: 1 << (bit % 8), ..task(btf)? })
 }
 
 /// The sections of a BTF file (Documentation/bpf/btf.rst).
@@ -73,6 +90,26 @@ impl<'a> Btf<'a> {
             rest = behind;
         }
         Some(Self { types, strings: section(16)? })
+    }
+
+    /// Where a field, as in `structure.field`, begins in its structure, in bits.
+    fn field(&self, name: &'static str) -> Result<u32, Missing> {
+        let found = name.split_once('.').and_then(|(structure, field)| self.bit(structure, field));
+        found.ok_or(Missing(name))
+    }
+
+    /// The lower 32 bits of a constant of an enumeration.
+    fn constant(&self, name: &'static str) -> Result<u32, Missing> {
+        let values = self.types.iter().filter_map(|this| {
+            let bytes = match shape(this)?.0 {
+                ENUM => 8,
+                ENUM64 => 12,
+                _ => return None,
+            };
+            this.get(TYPE_BYTES..)?.chunks_exact(bytes).find(|value| word(value, 0).is_some_and(|at| self.is(at, name)))
+        });
+        let value = values.filter_map(|value| u32::try_from(word(value, 4)?).ok()).next();
+        value.ok_or(Missing(name))
     }
 
     /// Where a field of a structure begins, in bits.
@@ -109,6 +146,8 @@ impl<'a> Btf<'a> {
 
 const STRUCT: usize = 4;
 const UNION: usize = 5;
+const ENUM: usize = 6;
+const ENUM64: usize = 19;
 
 /// The kind of a type (`BTF_KIND_*`), and its number of elements.
 fn shape(this: &[u8]) -> Option<(usize, usize)> {
@@ -124,9 +163,9 @@ fn details_bytes(kind: usize, length: usize) -> usize {
         // Array.
         3 => 12,
         // Data section, 64 bit enum.
-        STRUCT | UNION | 15 | 19 => 12 * length,
+        STRUCT | UNION | 15 | ENUM64 => 12 * length,
         // Enum, prototype.
-        6 | 13 => 8 * length,
+        ENUM | 13 => 8 * length,
         _ => 0,
     }
 }
@@ -140,7 +179,7 @@ fn word(bytes: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use std::fs;
 
-    use super::{Btf, VMLINUX, compat, moved};
+    use super::{Btf, Missing, VMLINUX, moved, ring};
 
     #[test]
     fn this_kernel_has_all_of_them() {
@@ -149,7 +188,10 @@ mod tests {
         let btf = Btf::parse(&file).expect("BTF");
         let offsets = moved(&btf).expect("the structures of cgroups");
         assert!(offsets.task_comm > offsets.task_tgid, "{offsets:?}");
-        assert!(compat(&btf).is_some_and(|offsets| offsets.request_ring > 0 && offsets.ring_mask.is_power_of_two()));
+        let ring = ring(&btf).expect("the note of 32 bit system calls");
+        assert!(ring.request_ring > 0 && ring.ring_mask.is_power_of_two() && ring.task_mask != 0, "{ring:?}");
+        assert_eq!(btf.constant("BPF_PROG_TYPE_CGROUP_SOCK"), Ok(9));
+        assert_eq!(btf.constant("IO_RING_F_NONE"), Err(Missing("IO_RING_F_NONE")));
         for length in [0, 1, 24, 1000, file.len() / 2] {
             assert!(Btf::parse(&file[..length]).is_none());
         }

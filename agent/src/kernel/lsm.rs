@@ -14,6 +14,8 @@ use crate::host::mount::private_mount;
 /// Number of the system call on every architecture (Linux 6.8).
 const SYS_LSM_LIST_MODULES: libc::c_long = 461;
 const LSM_ID_BPF: u64 = 109;
+/// A kernel with io_uring has this since Linux 6.6. A ring sets socket options since 6.7.
+const IO_URING: &str = "/proc/sys/kernel/io_uring_disabled";
 const SECURITYFS: &str = "/sys/kernel/security";
 /// File with the names of the active modules, separated by commas.
 const LIST: &str = "lsm";
@@ -31,9 +33,11 @@ pub enum Unguarded {
     /// The list of active modules cannot be read.
     #[error("whether `bpf` is among the active security modules cannot be read: {0}")]
     Unknown(io::Error),
-    /// The program is not pinned.
-    #[error("the kernel does not accept the program that refuses them, or it is new and no daemon was started since")]
-    NotLoaded,
+    /// The program of this name is not pinned.
+    #[error(
+        "the program `{0}` is not loaded: this kernel lacks what it needs, or it is new and no daemon was started since"
+    )]
+    NotLoaded(&'static str),
 }
 
 /// The security hook of a program.
@@ -50,8 +54,12 @@ const FIRST: (u32, u32) = (6, 0);
 
 /// Why strict policies do not refuse sockets past the IP stack; `None`: they do.
 pub fn unguarded(pins: &Pins) -> Option<Unguarded> {
-    let is_loaded = [program::FAMILY, program::COMPAT_OPTION].iter().all(|name| pins.program(name).exists());
-    unguarded_by_kernel().or_else(|| (!is_loaded).then_some(Unguarded::NotLoaded))
+    unguarded_by_kernel().or_else(|| {
+        let has_rings = Path::new(IO_URING).exists();
+        let programs = [(program::FAMILY, true), (program::COMPAT_OPTION, true), (program::COMPAT_RING, has_rings)];
+        let missing = programs.into_iter().find(|(name, needed)| *needed && !pins.program(name).exists());
+        missing.map(|(name, _)| Unguarded::NotLoaded(name))
+    })
 }
 
 /// As [`unguarded`], but checks only the kernel.

@@ -228,13 +228,18 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
     for (name, value) in constants {
         loader.override_global(name, value, true);
     }
-    let (moved, compat) = btf::offsets().unwrap_or_else(|error| {
-        log::warn!("read the structures of the kernel: {error}");
-        (None, None)
-    });
+    let found = btf::offsets().inspect_err(|error| log::warn!("read the structures of the kernel: {error}")).ok();
+    let moved =
+        found.as_ref().and_then(|found| usable(found.moved, "processes that leave steered cgroups are not reported"));
+    let task =
+        found.as_ref().and_then(|found| usable(found.task, "socket options of 32 bit system calls are not refused"));
+    let ring = found
+        .as_ref()
+        .and_then(|found| usable(found.ring, "socket options of 32 bit rings of io_uring are not refused"));
     if let Some(offsets) = &moved {
         loader.override_global(program::MOVED_OFFSETS, offsets, true);
     }
+    let compat = ring.or(task);
     if let Some(offsets) = &compat {
         loader.override_global(program::COMPAT_OFFSETS, offsets, true);
     }
@@ -243,8 +248,11 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
         log::warn!("read the list of active security modules: {error}; no program is attached to a security hook");
         false
     });
-    let is_loaded =
-        |hook: &&Hook| !hook.is_security_hook() || security_hooks && (hook.name == program::FAMILY || compat.is_some());
+    let is_loaded = |hook: &&Hook| match hook.name {
+        program::COMPAT_OPTION => security_hooks && task.is_some(),
+        program::COMPAT_RING => security_hooks && ring.is_some(),
+        _ => security_hooks || !hook.is_security_hook(),
+    };
     for hook in all_programs().filter(is_loaded) {
         match pin_program(pins, &mut object, hook, log_level) {
             // Security hooks do not exist before Linux 6.0, and a helper of `sock_ops` not before 5.15. A kernel may also be configured to
@@ -260,6 +268,11 @@ fn load_with(pins: &Pins, log_level: LogLevel, constants: &[(&str, u8)], rebinds
         log::info!("processes that leave steered cgroups are not reported: {error}");
     }
     Ok(object)
+}
+
+/// What was found, or a warning that says what is not done without it.
+fn usable<T>(found: Result<T, btf::Missing>, without: &str) -> Option<T> {
+    found.inspect_err(|missing| log::warn!("{missing}, which this version of steer needs: {without}")).ok()
 }
 
 fn pin_program(pins: &Pins, object: &mut aya::Ebpf, hook: &Hook, log_level: LogLevel) -> Result<(), Error> {

@@ -124,8 +124,10 @@ impl EscapeArgs {
     /// Whether a refusal only means that a requirement of the attempt is missing.
     fn inapplicable(&self, step: Step, error: &io::Error) -> Option<String> {
         let errno = error.raw_os_error()?;
-        let lacks = [libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT, libc::ESOCKTNOSUPPORT, libc::ENOSYS, libc::ENOPROTOOPT];
-        if matches!(step, Step::Socket | Step::Option | Step::Place) && lacks.contains(&errno) {
+        let lacks = [libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT, libc::ESOCKTNOSUPPORT, libc::ENOSYS];
+        // The error of a refused MPTCP socket, too.
+        let lacks_option = step == Step::Option && errno == libc::ENOPROTOOPT;
+        if matches!(step, Step::Socket | Step::Option | Step::Place) && lacks.contains(&errno) || lacks_option {
             return Some(format!("this kernel does not support it ({})", errno_name(error)));
         }
         // EPERM for a user with the privilege is a refusal. A user without the privilege could not make the attempt.

@@ -5,7 +5,8 @@ use thiserror::Error;
 use super::reach::{overridden, refuse_reach};
 use crate::model::{
     config::{Config, Policy},
-    spec::{Enforce, Ingress, PolicySpec, Reach, Target, Uplink, annotations::Request},
+    spec::{Enforce, Exceptions, Ingress, PolicySpec, Reach, Target, Uplink, annotations::Request},
+    uplink::group,
 };
 
 /// Who makes the request.
@@ -40,6 +41,10 @@ pub struct Refused {
 pub fn grant(config: &Config, request: &Request, by: Asker) -> Result<Grant, Refused> {
     if request.spec.interface.is_some() && request.spec.uplink.is_some() {
         return Err(refused(request, "both an interface and a group of uplinks; expected one of them"));
+    }
+    let mistaken = |exception| group::mistaken(&config.uplinks, exception);
+    if let Some(why) = request.spec.except.iter().flat_map(Exceptions::iter).find_map(mistaken) {
+        return Err(refused(request, &why));
     }
     match (&request.policy, request.spec.named_uplink()) {
         (Some(_), Some(_)) => Err(refused(request, "both a policy and an interface; expected one of them")),

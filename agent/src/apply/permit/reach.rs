@@ -58,6 +58,9 @@ mod tests {
         cgroups = []
         local = ["host"]
         except = [{ to = "10.0.0.0/8", by = "refuse" }, { to = "192.0.2.0/24", by = "eth0" }]
+        [[uplink]]
+        name = "lines"
+        members = ["eth1"]
     "#;
 
     /// The words and exceptions of a target, or a part of the refusal.
@@ -87,6 +90,11 @@ mod tests {
             (all, [near, ("steer.local", "host,lan")], Err("lan is not in `local`")),
             (lan, [near, ("steer.local", "lan,host")], Ok(("host lan", own))),
             (lan, [near, ("steer.local", "lan")], Ok(("lan", own))),
+            (
+                any,
+                [vpn, ("steer.except", "198.51.100.0/24=lines")],
+                Err("which is an [[uplink]]; expected one interface"),
+            ),
             (lan, [vpn, ("steer.local", "lan,discovery")], Err("discovery is not in `local`")),
             (any, [eth0, ("steer.local", "discovery")], Ok(("discovery", ""))),
             (all, [vpn, ("steer.except", "198.51.100.128/25=eth0")], Err("198.51.100.128/25=eth0 is not in `except`")),

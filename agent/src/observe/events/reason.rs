@@ -18,6 +18,7 @@ pub enum Reason {
     StoppedExcept,
     StoppedSetsockopt,
     StoppedFamily,
+    StoppedMptcp,
     StoppedConnect,
     StoppedBind,
     StoppedSendmsg,
@@ -58,6 +59,7 @@ impl Reason {
                 "A socket option was refused: it would have let traffic out by another link, or from a source that this host does not have."
             }
             Self::StoppedFamily => "A socket past the IP stack was refused, such as a packet socket.",
+            Self::StoppedMptcp => "An MPTCP socket was refused: a peer could join the connection by another link.",
             Self::StoppedConnect => "`connect` was refused: the socket's lost binding could not be restored.",
             Self::StoppedBind => "`bind` was refused: the socket's lost binding could not be restored.",
             Self::StoppedSendmsg => {
@@ -103,6 +105,9 @@ impl Reason {
             }
             Self::StoppedFamily => {
                 "For a program that needs it, such as tcpdump: a policy of its own with `interface = \"none\"`."
+            }
+            Self::StoppedMptcp => {
+                "Nothing, if the program goes on with TCP, as all Go programs do. Otherwise turn MPTCP off in its settings."
             }
             Self::StoppedConnect | Self::StoppedBind => {
                 "`steer explain PID`, and `existing = \"rebind\"` if the socket is older than the policy."

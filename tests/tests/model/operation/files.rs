@@ -45,6 +45,12 @@ pub(crate) struct Unstore {
     pub(crate) watched: bool,
 }
 
+/// `policies.d` is gone for a moment, as one that is mounted late, or a symbolic link to nothing is in its place. Then it is back.
+#[derive(Clone, Debug)]
+pub(crate) struct Vanish {
+    pub(crate) dangling: bool,
+}
+
 pub(super) fn any() -> BoxedStrategy<Operation> {
     let write =
         (policies(), weighted(0.3, Just("/e")), weighted(0.2, Just("/a")), level(), grants(), anything::<bool>());
@@ -54,6 +60,7 @@ pub(super) fn any() -> BoxedStrategy<Operation> {
             Write { policies, parent, held, least, grants, watched }.into()
         }),
         1 => Just(Empty.into()),
+        1 => anything::<bool>().prop_map(|dangling| Vanish { dangling }.into()),
         3 => (stored().prop_flat_map(policy), anything::<bool>()).prop_map(|(policy, watched)| Store { policy, watched }.into()),
         2 => (stored(), anything::<bool>()).prop_map(|(name, watched)| Unstore { name, watched }.into()),
     ]
@@ -207,5 +214,22 @@ impl Act for Unstore {
     fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
         let files = self.next(reference);
         changed(reference, files, done)
+    }
+}
+
+impl Act for Vanish {
+    fn makes_sense(&self, now: &Reference) -> bool {
+        now.daemon_runs
+    }
+
+    fn carry_out(&self, _: &Reference, world: &mut World) -> anyhow::Result<Done> {
+        let reload = |world: &World| world.steer(Space::Here, &["reload".to_owned()]);
+        let done = world.without_stored(self.dangling, reload)??;
+        reload(world)?.map_err(anyhow::Error::msg)?;
+        Ok(done)
+    }
+
+    fn expect(&self, reference: &mut Reference, done: &Done) -> Result<(), String> {
+        right(done, !self.dangling && reference.files.stored.is_empty())
     }
 }

@@ -27,7 +27,7 @@ pub(crate) use cgroups::{Accept, Keep, Make, Remove};
 pub(crate) use containers::{Asks, Close, Container};
 pub(crate) use daemon::{Kill, Off, Start, Stop};
 pub(crate) use exec::{EndExec, Exec};
-pub(crate) use files::{Empty, Store, Unstore, Write};
+pub(crate) use files::{Empty, Store, Unstore, Vanish, Write};
 pub(crate) use health::{ByHand, Hole, Lose, Regroup};
 pub(crate) use links::{Come, Go, Rename, Swap};
 pub(crate) use manual::{Attach, Detach};
@@ -139,9 +139,9 @@ macro_rules! operations {
 }
 
 operations![
-    Make, Remove, Keep, Accept, Write, Empty, Store, Unstore, Set, Unset, Attach, Detach, Exec, EndExec, Container,
-    Close, Go, Come, Rename, Swap, Kill, Stop, Start, Off, Unrule, Flush, Reroute, Further, Lose, Hole, ByHand,
-    Regroup,
+    Make, Remove, Keep, Accept, Write, Empty, Vanish, Store, Unstore, Set, Unset, Attach, Detach, Exec, EndExec,
+    Container, Close, Go, Come, Rename, Swap, Kill, Stop, Start, Off, Unrule, Flush, Reroute, Further, Lose, Hole,
+    ByHand, Regroup,
 ];
 
 /// A list of them, which begins with some cgroups.

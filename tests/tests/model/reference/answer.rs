@@ -168,6 +168,9 @@ impl Reference {
         if held.space != space {
             return if held.spec.refuses { Answer::by(None) } else { unsteered };
         }
+        if way == Way::Mptcp && held.spec.level == Level::Strict {
+            return Answer::by(None);
+        }
         if held.spec.marks() {
             return self.answer_marked(&held, way, family);
         }

@@ -41,6 +41,22 @@ impl World {
         Ok(())
     }
 
+    /// Does something while `policies.d` is not there, or a symbolic link to nothing is in its place.
+    pub(crate) fn without_stored<T>(&self, dangling: bool, work: impl FnOnce(&Self) -> T) -> anyhow::Result<T> {
+        let (directory, aside) = (self.bed.directory.join("policies.d"), self.bed.directory.join("aside.d"));
+        fs::create_dir_all(&directory)?;
+        fs::rename(&directory, &aside)?;
+        if dangling {
+            std::os::unix::fs::symlink("/nonexistent", &directory)?;
+        }
+        let done = work(self);
+        if dangling {
+            fs::remove_file(&directory)?;
+        }
+        fs::rename(&aside, &directory)?;
+        Ok(done)
+    }
+
     /// How often the daemon has read its files anew and found another configuration in them.
     pub(crate) fn reloads(&self) -> usize {
         self.daemon.as_ref().map_or(0, |daemon| daemon.log().matches("INFO ] reloaded").count())

@@ -15,7 +15,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
@@ -299,8 +299,10 @@ impl World {
         self.warm_up(space, &link, &[SERVER_V4.into(), SERVER_V6.into()])
     }
 
-    /// Sends to each address by a link, until all packets have left, so that the neighbours are known.
+    /// Sends to each address by a link, until a packet to each has left, so that the neighbours are known. A kernel that finds no
+    /// neighbour drops the packet after three seconds.
     fn warm_up(&mut self, space: Space, link: &str, to: &[IpAddr]) -> Outcome {
+        const AGAIN: Duration = Duration::from_secs(1);
         let index = self.netns(space).ifindex(link)?;
         let send = |to: IpAddr| {
             let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -308,14 +310,22 @@ impl World {
             nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::BindToDevice, &link.to_owned().into())?;
             socket.send_to(b"warm up", SocketAddr::new(to, WARM_UP_PORT)).map(drop)
         };
-        let mut missing = to.len();
-        self.netns(space).run(|| to.iter().copied().try_for_each(send))??;
-        let capture = self.captures.get_mut(&space).context("no capture")?;
+        let mut missing = to.to_vec();
+        let mut due = Instant::now();
+        let mut failed = None;
         wait_until("a link to be usable", PATIENCE, || {
-            let packets = capture.take().unwrap_or_default();
-            missing -= packets.iter().filter(|it| it.ifindex == index && it.dst_port == Some(WARM_UP_PORT)).count();
-            missing == 0
-        })?;
+            if due <= Instant::now() {
+                due += AGAIN;
+                let sent = self.netns(space).run(|| missing.iter().copied().try_for_each(send));
+                failed = sent.map_err(anyhow::Error::from).and_then(|sent| Ok(sent?)).err();
+            }
+            let packets = self.captures.get_mut(&space).and_then(|capture| capture.take().ok()).unwrap_or_default();
+            let left = packets.iter().filter(|it| it.ifindex == index && it.dst_port == Some(WARM_UP_PORT));
+            let left: Vec<_> = left.filter_map(|it| it.dst).collect();
+            missing.retain(|address| !left.contains(address));
+            missing.is_empty()
+        })
+        .with_context(|| format!("{link}: {missing:?}: {failed:?}"))?;
         Ok(())
     }
 }
