@@ -120,7 +120,7 @@ fn refuses_mptcp(
     policy: Option<&PolicyRecord>,
     netns_cookie: u64,
 ) -> bool {
-    if policy.is_none_or(|policy| policy.flags & policy_flags::GUARD == 0) {
+    if policy.is_none_or(|policy| policy.flags & policy_flags::SEES == 0) {
         return false;
     }
     let stops = outcome::stops(attachment, Counter::StoppedMptcp as u32, events::cgroup_id(), |record| {
