@@ -18,7 +18,11 @@ pub struct PassKey {
 /// The index of destinations that are refused. No link has it.
 pub const REFUSED: u32 = u32::MAX;
 /// The slot of the addresses of a host. The index is [`namespace`], and the value is the index of the address's link. No policy has this slot.
+///
+/// A namespace whose addresses are known has an entry for [`UNSPECIFIED`], too, with the value 0.
 pub const OWN: u32 = u32::MAX;
+/// No host has this address.
+pub const UNSPECIFIED: AddressWords = [0; 4];
 /// What stands for a network namespace in a key with the slot [`OWN`]: the lower half of its cookie. Cookies are given in order.
 pub const fn namespace(cookie: u64) -> u32 {
     (cookie & 0xffff_ffff) as u32

@@ -200,7 +200,9 @@ impl Acting<'_> {
         }
         let address = destination::address(self.ctx, self.hook);
         let link = reach::link_of(netns_cookie(self.ctx), &address);
+        // An address of loopback is good for any link.
         link != 0
+            && link != LOOPBACK_IFINDEX.cast_unsigned()
             && !is_uplink(policy, uplink::group(Some(policy)), link.cast_signed())
             && !reach::passes(self.attachment.policy, link, &address)
     }

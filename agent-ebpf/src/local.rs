@@ -2,7 +2,8 @@
 //!
 //! On loopback: a raw socket may write the address of another host as the source. The kernel answers that host by the routing
 //! table, and its answer belongs to no socket and quotes what was sent. Other sockets need an option for such a source, which
-//! [`crate::option`] refuses.
+//! [`crate::option`] refuses, or an address that this host had when they were bound to it: over IPv6, and for corked data over IPv4,
+//! the kernel does not look again.
 //!
 //! On the uplink: the kernel sends there what a bound socket sends to a loopback address, and, over IPv6, from one. The calls of
 //! most sockets are refused before ([`crate::address`]). Raw and ping sockets, and UDP-Lite, have calls that run no program.
@@ -11,6 +12,7 @@
 //! that is stopped on loopback, and passes on the uplink.
 
 use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
+use steer_common::{AddressWords, mapped};
 
 const SOCK_RAW: u32 = 3;
 const V4_SOURCE_AT: usize = 12;
@@ -39,6 +41,27 @@ pub(crate) fn has_other_source(ctx: &SkBuffContext) -> bool {
     // SAFETY: within the bounds that were just compared, as the verifier requires.
     let [source, destination] = unsafe { ((start + V6_SOURCE_AT) as *const [[u32; 4]; 2]).read_unaligned() };
     source != destination && source != [0, 0, 0, 1_u32.to_be()]
+}
+
+/// The source. (Linux 5.0)
+#[inline(always)]
+pub(crate) fn source(ctx: &SkBuffContext) -> Option<AddressWords> {
+    // SAFETY: four byte loads of the context.
+    let (start, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
+    if start + V4_SOURCE_AT + V4_BYTES > end {
+        return None;
+    }
+    // SAFETY: within the bounds that were just compared, as the verifier requires.
+    let version = unsafe { (start as *const u8).read() } >> 4;
+    if version == 4 {
+        // SAFETY: likewise.
+        return Some(mapped(unsafe { ((start + V4_SOURCE_AT) as *const u32).read_unaligned() }));
+    }
+    if version != 6 || start + V6_SOURCE_AT + V6_BYTES > end {
+        return None;
+    }
+    // SAFETY: within the bounds that were just compared, as the verifier requires.
+    Some(unsafe { ((start + V6_SOURCE_AT) as *const AddressWords).read_unaligned() })
 }
 
 /// Whether the source or the destination is a loopback address.

@@ -55,16 +55,19 @@ pub fn ingress(ctx: SkBuffContext) -> i32 {
 fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     // SAFETY: a four byte load of the context.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let may_be_forged =
+        ifindex == LOOPBACK_IFINDEX && matches!(reason, Counter::StoppedEgress) && local::has_other_source(ctx);
     // A packet on its way out has a socket here. One without would be the kernel's own, which chooses a source of this host.
-    let is_forged = ifindex == LOOPBACK_IFINDEX
-        && matches!(reason, Counter::StoppedEgress)
-        && local::has_other_source(ctx)
-        && socket(ctx).is_some_and(local::is_raw);
-    if ifindex == LOOPBACK_IFINDEX && !is_forged {
+    let forged = match socket(ctx).filter(|_| may_be_forged) {
+        None => Forged::No,
+        Some(socket) if local::is_raw(socket) => Forged::Yes,
+        Some(_) => Forged::IfForeign,
+    };
+    if ifindex == LOOPBACK_IFINDEX && matches!(forged, Forged::No) {
         return PASS;
     }
     let attachment = attachment::current();
-    let stopped = forget(judge(ctx, &attachment, ifindex, is_forged, &reason));
+    let stopped = forget(judge(ctx, &attachment, ifindex, forged, &reason));
     // The checks that need a helper call come last; they can only let more packets pass. Interface names of another network
     // namespace have no meaning here. The policy is looked up again, so that the verifier need not know here what was found before.
     if stopped == PASSES
@@ -80,15 +83,30 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     if stops(ctx, &attachment, stopped.into(), ifindex, incoming) { STOP } else { PASS }
 }
 
+/// Whether a packet on loopback has a source that is not this host's.
+#[derive(Clone, Copy)]
+enum Forged {
+    No,
+    Yes,
+    /// If this host certainly does not have the address.
+    IfForeign,
+}
+
 /// Why a packet is stopped, as the index of a [`Counter`], or [`PASSES`].
 #[inline(always)]
-fn judge(ctx: &SkBuffContext, attachment: &AttachmentRecord, ifindex: u32, is_forged: bool, reason: &Counter) -> u8 {
+fn judge(ctx: &SkBuffContext, attachment: &AttachmentRecord, ifindex: u32, forged: Forged, reason: &Counter) -> u8 {
     const UPLINK: u8 = 1;
     const OTHER: u8 = 2;
     let other_link = *reason as u8;
-    let Some(policy) = policy::get(attachment.policy) else { return other_link };
+    let policy = policy::get(attachment.policy);
+    if matches!(forged, Forged::IfForeign) {
+        let steers = policy.filter(|policy| policy.kind == Kind::Steer as u32);
+        let is_foreign = |cookie| local::source(ctx).is_none_or(|source| reach::is_foreign(cookie, &source));
+        return if steers.is_some_and(|policy| is_foreign(policy.netns_cookie)) { other_link } else { PASSES };
+    }
+    let Some(policy) = policy else { return other_link };
     let by = match Kind::try_from(policy.kind) {
-        Ok(Kind::Steer) if is_forged => return other_link,
+        Ok(Kind::Steer) if matches!(forged, Forged::Yes) => return other_link,
         Ok(Kind::Steer) if is_elsewhere(ctx, policy) => return Counter::RefusedNetns as u8,
         Ok(Kind::Steer) if is_uplink(policy, uplink::group(Some(policy)), ifindex.cast_signed()) => UPLINK,
         Ok(Kind::Steer)

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use steer_common::{
     AddressWords, EXCEPTIONS as WRITTEN, ExceptionKey, ExceptionRecord, PASSES as ENTRIES, PassKey,
-    reach::{ADDRESS_BITS, OWN, PASS_KEY_BITS, REFUSED, namespace},
+    reach::{ADDRESS_BITS, OWN, PASS_KEY_BITS, REFUSED, UNSPECIFIED, namespace},
 };
 
 #[btf_map]
@@ -53,6 +53,13 @@ pub(crate) fn link_of(netns_cookie: u64, address: &AddressWords) -> u32 {
         link = *own;
     }
     link
+}
+
+/// Whether an address is certainly of another host: the addresses of this one are known for the namespace, and it is none of them.
+#[inline(always)]
+pub(crate) fn is_foreign(netns_cookie: u64, address: &AddressWords) -> bool {
+    let namespace = namespace(netns_cookie);
+    entry(OWN, namespace, address).is_none() && entry(OWN, namespace, &UNSPECIFIED).is_some()
 }
 
 /// The entry of the longest prefix.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use steer_lab::{Attempt, Family, Server, Step, Vector, client_v4, client_v6, gateway_v6};
+use steer_lab::{Attempt, Capture, Direction, Family, Server, Step, Vector, client_v4, client_v6, gateway_v6};
 use steer_tests::{Bed, NotHere, Outcome, Scene, Spy, Try, USERS, User, linux_is_at_least, output};
 
 use crate::Test;
@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_resolver_of_this_host_has_a_hint", the_resolver_of_this_host_has_a_hint),
     ("addresses_of_links", addresses_of_links),
     ("a_forged_source_is_stopped", a_forged_source_is_stopped),
+    ("an_address_that_has_gone", an_address_that_has_gone),
     ("raw_packets_to_loopback_are_stopped", raw_packets_to_loopback_are_stopped),
     ("bound_to_a_loopback_address", bound_to_a_loopback_address),
 ];
@@ -130,6 +131,36 @@ fn addresses_of_links() -> Outcome {
         }
     }
     spy.saw_nothing()
+}
+
+/// The kernel would answer by the routing table what comes from an address that this host had when the socket was bound to it.
+fn an_address_that_has_gone() -> Outcome {
+    let gone = Ipv6Addr::new(0x2001, 0xdb8, 0xdead, 0, 0, 0, 0, 1);
+    for (enforce, answers) in [("steer", true), ("strict", false)] {
+        for user in USERS {
+            let bed = Bed::new("local-gone")?;
+            bed.ip(&format!("-6 addr add {gone}/128 dev a0 nodad"))?;
+            let _daemon = bed.daemon(&format!(
+                "[[policy]]\nname = \"p\"\ninterface = \"a1\"\nlocal = [\"host\"]\nenforce = \"{enforce}\"\ncgroups = [\"@\"]\n"
+            ))?;
+            let scene = Scene::SteeredAfter(Step::Bind);
+            let timeout = Duration::from_millis(200);
+            let this = Try { vector: Vector::BindOtherUdp, user, family: Family::V6, scene, timeout };
+            let mut program = bed.escape_program(this, &bed.cgroup)?;
+            program.args(["--server", &client_v6(1).to_string(), "--source", &gone.to_string()]);
+            let mut capture = Capture::start_except(&bed.net.client, &["lo", "a1"])?;
+            let remove = || {
+                bed.ip(&format!("-6 addr del {gone}/128 dev a0"))?;
+                bed.succeed(&["reload"]).map(drop)
+            };
+            let seen = bed.watch_attempt(this, program, &[], remove)?;
+            let packets = capture.take()?;
+            let answer = packets.iter().find(|it| it.dst == Some(gone.into()) && it.direction == Direction::Out);
+            ensure!(answer.is_some() == answers, "{enforce}, {user:?}: {answer:?}: {seen:?}");
+            ensure!(answers || seen.attempt.outcome == "EPERM", "{user:?}: {seen:?}");
+        }
+    }
+    Ok(())
 }
 
 /// Their calls run no program, so the packet is stopped on the uplink.

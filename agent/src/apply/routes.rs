@@ -161,7 +161,7 @@ pub fn follow(
         set_passes(datapath, lock, &policies, &plan, namespace)?;
         let plan = with_leftovers(plan, namespace, &state)?;
         if namespace.inside.is_none() && !policies.is_empty() {
-            datapath.set_own(lock, namespace.cookie, &state.addresses_of_links().collect())?;
+            datapath.set_own(lock, namespace.cookie, &state.own_by_link().collect())?;
         }
         let before = written.0.get(&namespace.cookie);
         let changes = run(namespace, "write rules and routes", || route::write(&plan, &state, before))?;

@@ -108,7 +108,7 @@ impl<'a> Btf<'a> {
             };
             this.get(TYPE_BYTES..)?.chunks_exact(bytes).find(|value| word(value, 0).is_some_and(|at| self.is(at, name)))
         });
-        let value = values.filter_map(|value| u32::try_from(word(value, 4)?).ok()).next();
+        let value = values.into_iter().find_map(|value| u32::try_from(word(value, 4)?).ok());
         value.ok_or(Missing(name))
     }
 

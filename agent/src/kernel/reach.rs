@@ -9,7 +9,7 @@ use steer_common::{
     ExceptionKey, ExceptionRecord, PassKey,
     address::{address_words, ip_address},
     map, policy_flags,
-    reach::{ADDRESS_BITS, OWN, PASS_KEY_BITS, namespace},
+    reach::{ADDRESS_BITS, OWN, PASS_KEY_BITS, UNSPECIFIED, namespace},
 };
 
 use super::{Datapath, Error, Lock, map_error, text};
@@ -118,20 +118,20 @@ impl Datapath {
         self.write_passes(slot, present, wanted)
     }
 
-    /// Writes which link has which address in a network namespace.
+    /// Writes which link, or loopback, has which addresses in a network namespace.
     pub fn set_own(&mut self, _lock: &Lock, netns_cookie: u64, own: &BTreeMap<Prefix, u32>) -> Result<(), Error> {
         let ifindex = namespace(netns_cookie);
-        let mut wanted: BTreeMap<PassKey, u32> = BTreeMap::new();
-        for (prefix, link) in own {
-            wanted.insert(PassKey { slot: OWN, ifindex, address: words(prefix).0 }, *link);
-        }
-        let key = |key: &PassKey| Key::new(PASS_KEY_BITS + ADDRESS_BITS, *key);
+        let of = |(address, bits)| (bits, PassKey { slot: OWN, ifindex, address });
+        let mut wanted: BTreeMap<(u32, PassKey), u32> =
+            own.iter().map(|(prefix, link)| (of(words(prefix)), *link)).collect();
+        wanted.insert(of((UNSPECIFIED, ADDRESS_BITS)), 0);
+        let key = |(bits, key): &(u32, PassKey)| Key::new(PASS_KEY_BITS + bits, *key);
         let mut present = BTreeMap::new();
         for entry in &self.passes {
             let (key, link) = entry.map_err(|error| map_error("read the addresses of links", map::PASSES, error))?;
-            let key = key.data();
+            let (bits, key) = (key.prefix_len().saturating_sub(PASS_KEY_BITS), key.data());
             if (key.slot, key.ifindex) == (OWN, ifindex) {
-                present.insert(key, link);
+                present.insert((bits, key), link);
             }
         }
         let written = |error| map_error("write the addresses of links", map::PASSES, error);
@@ -144,12 +144,12 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether the programs know this address as one of a link of this network namespace.
+    /// Whether the programs know this address as one of this network namespace.
     pub fn is_own(&self, netns_cookie: u64, address: IpAddr) -> Result<bool, Error> {
         let (address, bits) = words(&Prefix::host(address));
         let key = PassKey { slot: OWN, ifindex: namespace(netns_cookie), address };
         match self.passes.get(&Key::new(PASS_KEY_BITS + bits, key), 0) {
-            Ok(_) => Ok(true),
+            Ok(link) => Ok(link != 0),
             Err(aya::maps::MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(map_error("read the addresses of links", map::PASSES, error)),
         }

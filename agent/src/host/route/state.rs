@@ -17,8 +17,6 @@ use crate::model::prefix::Prefix;
 
 /// Header of a message about links, `struct ifinfomsg`.
 const LINK_HEADER: usize = 16;
-/// The first interface of every network namespace is its loopback.
-const LOOPBACK: u32 = 1;
 /// Leaves counters out of the answer (`RTEXT_FILTER_SKIP_STATS`).
 const SKIP_STATISTICS: u32 = 1 << 3;
 /// Kinds of links that lead to somewhere else than the network of this host, or into another protocol. Those with
@@ -217,11 +215,10 @@ impl State {
         self.routes.iter().filter(|route| route.kind == OWN && route.table == LOCAL).map(|route| route.prefix)
     }
 
-    /// The addresses of this host by the link that has them. Those of loopback are good for any link.
-    pub fn addresses_of_links(&self) -> impl Iterator<Item = (Prefix, u32)> {
+    /// The addresses of this host by the link that has them, or loopback.
+    pub fn own_by_link(&self) -> impl Iterator<Item = (Prefix, u32)> {
         let own = self.routes.iter().filter(|route| route.kind == OWN && route.table == LOCAL);
-        let by = own.filter_map(|route| Some((route.prefix, route.hops.first()?.link)));
-        by.filter(|(_, link)| *link != LOOPBACK)
+        own.filter_map(|route| Some((route.prefix, route.hops.first()?.link)))
     }
 
     /// The broadcast addresses of the private networks of a link; see [`Self::lan`].

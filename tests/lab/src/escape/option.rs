@@ -86,10 +86,11 @@ impl EscapeArgs {
         self.talk(&socket)
     }
 
-    /// Without a connection, with one, and after it.
+    /// Without a connection, with one, and after it. The attempt may pause when the socket has its address.
     pub(super) fn bind_other_udp(&self) -> Tried {
         let socket = self.socket(Type::DGRAM, None)?;
         socket.bind(&SocketAddr::new(self.source, 0).into()).at(Step::Bind)?;
+        self.pause(Step::Bind)?;
         let sent = self.talk_to(&socket, self.server());
         let connected = self.connect(&socket, &self.server().into()).and_then(|()| self.talk(&socket));
         socket.connect(&sys::unspecified()).at(Step::Disconnect)?;

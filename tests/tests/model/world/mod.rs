@@ -316,8 +316,8 @@ impl World {
         wait_until("a link to be usable", PATIENCE, || {
             if due <= Instant::now() {
                 due += AGAIN;
-                let sent = self.netns(space).run(|| missing.iter().copied().try_for_each(send));
-                failed = sent.map_err(anyhow::Error::from).and_then(|sent| Ok(sent?)).err();
+                let result = self.netns(space).run(|| missing.iter().copied().try_for_each(send));
+                failed = result.map_err(anyhow::Error::from).and_then(|done| Ok(done?)).err();
             }
             let packets = self.captures.get_mut(&space).and_then(|capture| capture.take().ok()).unwrap_or_default();
             let left = packets.iter().filter(|it| it.ifindex == index && it.dst_port == Some(WARM_UP_PORT));
