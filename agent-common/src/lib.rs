@@ -7,6 +7,7 @@
 #![cfg_attr(not(feature = "user"), deny(unsafe_code))]
 #![expect(clippy::inline_always, reason = "calls are expensive for the verifier and the CPU")]
 
+pub mod account;
 pub mod address;
 pub mod counter;
 pub mod decision;
@@ -86,8 +87,10 @@ pub mod map {
     pub const FAILURES: &str = "FAILURES";
     /// Ring buffer of [`AlarmRecord`](crate::traffic::AlarmRecord).
     pub const ALARMS: &str = "ALARMS";
+    /// Per-CPU hash of [`AccountRecord`](crate::account::AccountRecord), by [`AccountKey`](crate::account::AccountKey).
+    pub const ACCOUNT: &str = "ACCOUNT";
     /// All of them, in the order they are pinned.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         POLICIES,
         ATTACHMENTS,
         COUNTERS,
@@ -103,6 +106,7 @@ pub mod map {
         TRAFFIC,
         FAILURES,
         ALARMS,
+        ACCOUNT,
     ];
 }
 

@@ -59,6 +59,8 @@ pub mod policy_flags {
     pub const DNS_LINK: u32 = 1 << 15;
     /// The programs of [`GUARD`] are attached, but report only: see [`observes`](crate::observes). With [`GUARD`] it means nothing.
     pub const OBSERVE: u32 = 1 << 16;
+    /// What passes is counted in [`ACCOUNT`](crate::map::ACCOUNT).
+    pub const ACCOUNT: u32 = 1 << 17;
     /// Flags of policies that have the programs of [`GUARD`].
     pub const SEES: u32 = GUARD | OBSERVE;
     /// Flags of policies that may have entries in [`PASSES`](crate::map::PASSES).

@@ -11,6 +11,7 @@
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "a field of a union in a context is one load")]
 #![expect(clippy::inline_always, reason = "calls are expensive for the verifier and the CPU")]
 
+mod account;
 mod address;
 mod answer;
 mod attachment;

@@ -17,13 +17,15 @@ use steer_common::{
     AttachmentRecord, COUNTERS, Counter, EventRecord, Kind, PolicyRecord, is_uplink, policy_flags, verifier::forget,
 };
 
-use crate::{attachment, dns, events, local, nesting, notes, outcome, peer, policy, reach, uplink};
+use crate::{account, attachment, dns, events, local, nesting, notes, outcome, peer, policy, reach, uplink};
 
 const STOP: i32 = 0;
 const PASS: i32 = 1;
 /// No counter has this index.
 #[expect(clippy::cast_possible_truncation, reason = "they are few")]
 const PASSES: u8 = COUNTERS.len() as u8;
+/// As [`PASSES`], and the policy accounts for it.
+const COUNTED: u8 = PASSES + 1;
 /// The first interface of every network namespace is its loopback.
 const LOOPBACK_IFINDEX: u32 = 1;
 
@@ -67,10 +69,10 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
         return PASS;
     }
     let attachment = attachment::current();
-    let stopped = forget(judge(ctx, &attachment, ifindex, forged, &reason));
+    let judged = forget(judge(ctx, &attachment, ifindex, forged, &reason));
     // The checks that need a helper call come last; they can only let more packets pass. Interface names of another network
     // namespace have no meaning here. The policy is looked up again, so that the verifier need not know here what was found before.
-    if stopped == PASSES
+    if judged == PASSES
         || !nesting::decides_for_packet(&attachment, ctx)
         // Without a socket, the helper would return the cookie of the first network namespace.
         || socket(ctx).is_some_and(|socket| {
@@ -80,7 +82,13 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
         return PASS;
     }
     let incoming = matches!(reason, Counter::StoppedIngress);
-    if stops(ctx, &attachment, stopped.into(), ifindex, incoming) { STOP } else { PASS }
+    if judged != COUNTED && stops(ctx, &attachment, judged.into(), ifindex, incoming) {
+        return STOP;
+    }
+    if policy::get(attachment.policy).is_some_and(|policy| policy.flags & policy_flags::ACCOUNT != 0) {
+        account::count(ctx, attachment.policy, ifindex, incoming);
+    }
+    PASS
 }
 
 /// Whether a packet on loopback has a source that is not this host's.
@@ -92,7 +100,19 @@ enum Forged {
     IfForeign,
 }
 
-/// Why a packet is stopped, as the index of a [`Counter`], or [`PASSES`].
+/// Whether the policy stops packets in this direction, or observes them: it does, unless it says that it only accounts for them.
+#[inline(always)]
+fn is_guarded(policy: &PolicyRecord, reason: &Counter) -> bool {
+    let flags = if matches!(reason, Counter::StoppedEgress) { policy_flags::SEES } else { policy_flags::GUARD_INGRESS };
+    policy.flags & (flags | policy_flags::ACCOUNT) != policy_flags::ACCOUNT
+}
+
+#[inline(always)]
+fn passes(policy: &PolicyRecord) -> u8 {
+    if policy.flags & policy_flags::ACCOUNT == 0 { PASSES } else { COUNTED }
+}
+
+/// Why a packet is stopped, as the index of a [`Counter`], or [`PASSES`] or [`COUNTED`].
 #[inline(always)]
 fn judge(ctx: &SkBuffContext, attachment: &AttachmentRecord, ifindex: u32, forged: Forged, reason: &Counter) -> u8 {
     const UPLINK: u8 = 1;
@@ -100,12 +120,13 @@ fn judge(ctx: &SkBuffContext, attachment: &AttachmentRecord, ifindex: u32, forge
     let other_link = *reason as u8;
     let policy = policy::get(attachment.policy);
     if matches!(forged, Forged::IfForeign) {
-        let steers = policy.filter(|policy| policy.kind == Kind::Steer as u32);
+        let steers = policy.filter(|policy| policy.kind == Kind::Steer as u32 && is_guarded(policy, reason));
         let is_foreign = |cookie| local::source(ctx).is_none_or(|source| reach::is_foreign(cookie, &source));
         return if steers.is_some_and(|policy| is_foreign(policy.netns_cookie)) { other_link } else { PASSES };
     }
     let Some(policy) = policy else { return other_link };
     let by = match Kind::try_from(policy.kind) {
+        Ok(Kind::Steer) if !is_guarded(policy, reason) => return passes(policy),
         Ok(Kind::Steer) if matches!(forged, Forged::Yes) => return other_link,
         Ok(Kind::Steer) if is_elsewhere(ctx, policy) => return Counter::RefusedNetns as u8,
         Ok(Kind::Steer) if is_uplink(policy, uplink::group(Some(policy)), ifindex.cast_signed()) => UPLINK,
@@ -118,12 +139,12 @@ fn judge(ctx: &SkBuffContext, attachment: &AttachmentRecord, ifindex: u32, forge
         Ok(Kind::Steer) | Err(_) => return other_link,
     };
     if !matches!(reason, Counter::StoppedEgress) {
-        return PASSES;
+        return passes(policy);
     }
     if forget(by) == UPLINK && local::has_loopback(ctx) {
         return Counter::StoppedLocal as u8;
     }
-    if dns::is_stray(ctx, policy, ifindex.cast_signed()) { Counter::StoppedDns as u8 } else { PASSES }
+    if dns::is_stray(ctx, policy, ifindex.cast_signed()) { Counter::StoppedDns as u8 } else { passes(policy) }
 }
 
 /// Whether the policy refuses the network namespace of the packet's socket. A link there may have the index of the uplink.

@@ -4,6 +4,7 @@
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use steer_tests::{NotHere, Outcome};
 
+mod account;
 mod api;
 mod attach;
 mod containers;
@@ -102,6 +103,7 @@ fn main() {
         ("hostile", hostile::TESTS),
         ("dns", dns::TESTS),
         ("dns_link", dns_link::TESTS),
+        ("account", account::TESTS),
         ("api", api::TESTS),
         ("events", events::TESTS),
         ("top", top::TESTS),

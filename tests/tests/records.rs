@@ -51,6 +51,7 @@ const ROUTE: u32 = 1 << 8;
 /// A policy with the second and without the first lets packets out: see the tests of `observe`.
 const GUARD: u32 = 1 << 2;
 const OBSERVE: u32 = 1 << 16;
+const ACCOUNT: u32 = 1 << 17;
 /// A mark that no rule knows, and its mask.
 const SOME_MARK: u32 = 0x8500_0000;
 const SOME_MASK: u32 = 0xff00_0000;
@@ -162,7 +163,7 @@ impl Known {
                 put(&mut policy, change);
             }
             let flags = word(&policy, FLAGS);
-            if flags & OBSERVE != 0 {
+            if flags & (OBSERVE | ACCOUNT) != 0 {
                 put(&mut policy, &(FLAGS, (flags | GUARD).to_ne_bytes().to_vec()));
             }
             for change in &of_attachment {

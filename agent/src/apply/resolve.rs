@@ -24,8 +24,8 @@ use crate::{
         fingerprint::fingerprint,
         mark::MarkMask,
         spec::{
-            By, Enforce, Enforcement, Exceptions, Existing, Ingress, Local, OtherNetns, Reach, Resolvers, Target,
-            Uplink,
+            Account, By, Enforce, Enforcement, Exceptions, Existing, Ingress, Local, OtherNetns, Reach, Resolvers,
+            Target, Uplink,
         },
         uplink::group::{self, Group, GroupName},
     },
@@ -192,7 +192,7 @@ pub fn follow(datapath: &mut Datapath, lock: &Lock, namespace: Namespace<'_>) ->
 
 /// The flags of a policy with this enforcement. They select its programs.
 pub fn flags(enforcement: &Enforcement) -> u32 {
-    let Enforcement { enforce, ingress, other_netns, dns, existing } = enforcement;
+    let Enforcement { enforce, ingress, other_netns, dns, existing, account } = enforcement;
     let enforced = policy_flags::RESTORE
         | match enforce {
             Enforce::Steer => 0,
@@ -211,6 +211,7 @@ pub fn flags(enforcement: &Enforcement) -> u32 {
         | flag_if(dns.v4.is_some() || dns.link, policy_flags::DNS4)
         | flag_if(dns.v6.is_some() || dns.link, policy_flags::DNS6)
         | flag_if(dns.link, policy_flags::DNS_LINK)
+        | flag_if(*account == Account::True, policy_flags::ACCOUNT)
 }
 
 fn flag_if(is_set: bool, flag: u32) -> u32 {
@@ -270,6 +271,7 @@ pub fn target(record: &PolicyRecord, exceptions: &Exceptions) -> Target {
         other_netns: other_netns(record.flags),
         existing: existing(record.flags),
         dns,
+        account: if has(policy_flags::ACCOUNT) { Account::True } else { Account::False },
     };
     Target { uplink, enforcement, reach: reach(record.flags, exceptions) }
 }
@@ -314,7 +316,7 @@ mod tests {
     use super::{MarkMask, Namespace, padded, present, record, stale};
     use crate::{
         host::link::{Change, Names, Table},
-        model::spec::{Enforce, Enforcement, Existing, Ingress, OtherNetns, Reach, Resolvers, Target, Uplink},
+        model::spec::{Account, Enforce, Enforcement, Existing, Ingress, OtherNetns, Reach, Resolvers, Target, Uplink},
     };
 
     fn links() -> Table {
@@ -370,7 +372,9 @@ mod tests {
                 (Enforce::Strict, Ingress::Any),
                 (Enforce::Strict, Ingress::Uplink),
             ] {
-                let enforcement = Enforcement { enforce, ingress, other_netns: OtherNetns::Refuse, existing, dns };
+                let account = if ingress == Ingress::Any { Account::True } else { Account::False };
+                let enforcement =
+                    Enforcement { enforce, ingress, other_netns: OtherNetns::Refuse, existing, dns, account };
                 let target = Target { uplink: Uplink::Interface("wg0".to_owned()), enforcement, reach: Reach::NONE };
                 let record =
                     record("vpn", &target, Owner::Config, Namespace::own(&links, 9, MarkMask::new(0xff00_0000), &[]));

@@ -4,12 +4,14 @@
 
 use std::cmp::Reverse;
 
+use humansize::{DECIMAL, format_size};
+
 use super::output::{Unwritten, columns, paragraph, say};
 use crate::{
     model::{quote::shown, uplink::health::State},
     observe::{
         state::{MemberStatus, UplinkState},
-        status::{CgroupStatus, PolicyStatus, Status},
+        status::{CgroupStatus, LinkTraffic, PolicyStatus, Status},
         uplinks::HealthStatus,
     },
 };
@@ -147,7 +149,27 @@ fn details(policy: &PolicyStatus) -> Vec<String> {
     ];
     let keys = keys.into_iter().flatten().collect::<Vec<_>>().join("; ");
     let members = policy.members.iter().map(member);
-    [keys].into_iter().filter(|keys| !keys.is_empty()).chain(members).chain(policy.cgroups.iter().map(cgroup)).collect()
+    let traffic = policy.traffic.iter().map(traffic);
+    [keys]
+        .into_iter()
+        .filter(|keys| !keys.is_empty())
+        .chain(members)
+        .chain(traffic)
+        .chain(policy.cgroups.iter().map(cgroup))
+        .collect()
+}
+
+fn traffic(traffic: &LinkTraffic) -> String {
+    let amount = |bytes: u64, packets: u64| {
+        let bytes = format_size(bytes, DECIMAL);
+        if packets == 1 { format!("{bytes} in 1 packet") } else { format!("{bytes} in {packets} packets") }
+    };
+    format!(
+        "{}: sent {}, received {}",
+        shown(&traffic.link()),
+        amount(traffic.sent_bytes, traffic.sent_packets),
+        amount(traffic.received_bytes, traffic.received_packets)
+    )
 }
 
 /// A member: its link if that is the fault, or else its health, and whether sockets get it; each family on its own if they differ.

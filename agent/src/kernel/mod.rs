@@ -8,6 +8,7 @@
 //! link runs before an old one is removed. If a process is killed during a change, the partial state is closed, and the
 //! next process that makes a change cleans it up.
 
+mod account;
 mod announce;
 mod attachments;
 mod bpf;
@@ -42,7 +43,9 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, lpm_trie::LpmTrie};
 use steer_common::{
-    CounterRecord, ExceptionKey, ExceptionRecord, PassKey, PolicyRecord, UplinkRecord, map,
+    CounterRecord, ExceptionKey, ExceptionRecord, PassKey, PolicyRecord, UplinkRecord,
+    account::{AccountKey, AccountRecord},
+    map,
     traffic::{FailuresByPort, TrafficRecord},
 };
 use thiserror::Error;
@@ -271,6 +274,7 @@ pub struct Datapath {
     uplinks: Array<MapData, UplinkRecord>,
     traffic: PerCpuHashMap<MapData, u32, TrafficRecord>,
     failures: HashMap<MapData, u32, FailuresByPort>,
+    account: PerCpuHashMap<MapData, AccountKey, AccountRecord>,
     /// The cgroups that could not be written to it, and why.
     unreported: RefCell<BTreeMap<u64, String>>,
     /// The pinned programs, opened when they are first needed.
@@ -305,6 +309,7 @@ impl Datapath {
             uplinks: open_map(pins, map::UPLINKS, Map::Array)?,
             traffic: open_map(pins, map::TRAFFIC, Map::PerCpuHashMap)?,
             failures: open_map(pins, map::FAILURES, Map::HashMap)?,
+            account: open_map(pins, map::ACCOUNT, Map::PerCpuHashMap)?,
             programs: OnceCell::new(),
             anchor: OnceCell::new(),
             cleared: refusal::Cleared::default(),

@@ -190,6 +190,8 @@ impl Datapath {
         for (slot, group) in groups {
             self.set_group(lock, slot, &group)?;
         }
+        let begin_anew: BTreeSet<u32> = fresh.iter().map(|(slot, _)| *slot).collect();
+        self.clear_accounts(|slot| begin_anew.contains(&slot))?;
         for (slot, exceptions) in fresh {
             self.zero_counters(slot)?;
             // A process that was killed may have left some.
@@ -266,6 +268,9 @@ impl Datapath {
         let PolicyRecord { flags, uplink, .. } = self.policy(slot)?;
         self.set_policy(slot, &PolicyRecord::EMPTY)?;
         self.clear_reach(slot, flags)?;
+        if flags & policy_flags::ACCOUNT != 0 {
+            self.clear_accounts(|of| of == slot)?;
+        }
         self.free_group(uplink)
     }
 

@@ -91,6 +91,13 @@ pub fn render(
     for (name, metric, help) in PLAIN {
         plain.insert(name, counter(metric, help, &policy)?);
     }
+    let labels = ["policy", "origin", "interface", "direction"];
+    let bytes = counter(
+        "steer_policy_bytes_total",
+        "Bytes of IP packets of policies with `account`, by link and direction (sent or received).",
+        &labels,
+    )?;
+    let packets = counter("steer_policy_packets_total", "Their packets.", &labels)?;
     let elsewhere = gauge(
         "steer_unsteered_processes",
         "Processes of the policy's cgroups in other network namespaces, whose traffic leaves unsteered.",
@@ -118,6 +125,17 @@ pub fn render(
             .add(count(shown.cgroups.iter().filter(|cgroup| !cgroup.complete).count()));
         let leaving = shown.cgroups.iter().flat_map(|cgroup| &cgroup.elsewhere).filter(|elsewhere| elsewhere.leaves);
         elsewhere.with_label_values(&labels).add(count(leaving.map(|elsewhere| elsewhere.processes).sum()));
+        for traffic in &shown.traffic {
+            let link = traffic.link();
+            for (direction, of_bytes, of_packets) in [
+                ("sent", traffic.sent_bytes, traffic.sent_packets),
+                ("received", traffic.received_bytes, traffic.received_packets),
+            ] {
+                let labels = [labels[0], origin, link.as_str(), direction];
+                bytes.with_label_values(&labels).inc_by(of_bytes);
+                packets.with_label_values(&labels).inc_by(of_packets);
+            }
+        }
         for (name, &count) in &shown.counters {
             if SOCKETS.contains(&name.as_str()) {
                 sockets.with_label_values(&[labels[0], origin, name]).inc_by(count);
@@ -206,7 +224,7 @@ mod tests {
     use super::{SOCKETS, Tally, render};
     use crate::{
         model::spec::{Enforce, Existing},
-        observe::status::{Origin, PolicyStatus, Status},
+        observe::status::{LinkTraffic, Origin, PolicyStatus, Status},
     };
 
     #[test]
@@ -231,6 +249,15 @@ mod tests {
             local: Vec::new(),
             except: Vec::new(),
             counters,
+            account: true,
+            traffic: vec![LinkTraffic {
+                ifindex: 7,
+                interface: Some("wg0".to_owned()),
+                sent_bytes: 1001,
+                sent_packets: 1002,
+                received_bytes: 1003,
+                received_packets: 1004,
+            }],
         };
         let text = render(&Status { policies: vec![policy], ..Status::default() }, &[], &Tally::default(), true)
             .expect("text");
@@ -242,6 +269,9 @@ mod tests {
             text.contains("steer_uplink_present{interface=\"wg0\",origin=\"config\",policy=\"vpn \\\"a\\\"\"} 0"),
             "{text}"
         );
+        let traffic = "{direction=\"received\",interface=\"wg0\",origin=\"config\",policy=\"vpn \\\"a\\\"\"}";
+        assert!(text.contains(&format!("steer_policy_bytes_total{traffic} 1003")), "{text}");
+        assert!(text.contains(&format!("steer_policy_packets_total{traffic} 1004")), "{text}");
         assert!(SOCKETS.iter().all(|name| COUNTERS.iter().any(|counter| counter.name() == *name)));
     }
 }

@@ -48,6 +48,7 @@ impl PartialSchema for PolicySpec {
             let text = match (key.words)() {
                 _ if !key.fields.is_empty() => table(key),
                 none if none.is_empty() => ObjectBuilder::new().schema_type(Type::String),
+                _ if key.is_bool() => ObjectBuilder::new().schema_type(Type::Boolean),
                 known => words(&known),
             };
             let help = Some(key.description.trim());

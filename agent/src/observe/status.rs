@@ -13,6 +13,7 @@ use crate::{
     },
     host::{
         cgroup::{Hierarchy, scope},
+        link,
         policy_files::{self, Store},
         resolver::{self, Detour},
     },
@@ -106,6 +107,36 @@ pub struct PolicyStatus {
     pub except: Vec<Exception>,
     /// Counts of sockets, calls and packets, by what was done with them.
     pub counters: BTreeMap<String, u64>,
+    /// Whether its traffic is counted.
+    #[serde(default)]
+    pub account: bool,
+    /// The traffic that was counted since, by link.
+    #[serde(default)]
+    pub traffic: Vec<LinkTraffic>,
+}
+
+/// What the cgroups of a policy have sent and received by one link. Bytes are those of IP packets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkTraffic {
+    /// The index of the link.
+    pub ifindex: u32,
+    /// Its name. Absent: it is gone, or in another network namespace than the reader.
+    pub interface: Option<String>,
+    /// Bytes that were sent.
+    pub sent_bytes: u64,
+    /// Packets that were sent.
+    pub sent_packets: u64,
+    /// Bytes that came in.
+    pub received_bytes: u64,
+    /// Packets that came in.
+    pub received_packets: u64,
+}
+
+impl LinkTraffic {
+    /// The name of the link, or what stands for it.
+    pub fn link(&self) -> String {
+        self.interface.clone().unwrap_or_else(|| format!("index {}", self.ifindex))
+    }
 }
 
 /// Where a policy comes from.
@@ -227,6 +258,7 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
             policy_status(&datapath, &entry, cgroups)
         })
         .collect::<Result<Vec<_>, _>>()?;
+    add_traffic(&datapath, &mut policies)?;
     policies.sort_by(|a, b| (&a.name, a.netns_cookie).cmp(&(&b.name, b.netns_cookie)));
     let strict = || policies.iter().filter(|policy| policy.enforce == Enforce::Strict);
     let mut uncovered = Vec::new();
@@ -367,5 +399,29 @@ fn policy_status(
         local: reach.local.words().collect(),
         except: reach.except.iter().cloned().collect(),
         counters: COUNTERS.iter().map(|counter| counter.name().to_owned()).zip(counts).collect(),
+        account: entry.record.flags & policy_flags::ACCOUNT != 0,
+        traffic: Vec::new(),
     })
+}
+
+/// The traffic of each policy that counts it.
+fn add_traffic(datapath: &Datapath, policies: &mut [PolicyStatus]) -> Result<(), kernel::Error> {
+    if policies.iter().all(|policy| !policy.account) {
+        return Ok(());
+    }
+    let (mut accounts, own) = (datapath.accounts()?, kernel::netns_cookie()?);
+    for policy in policies.iter_mut().filter(|policy| policy.account) {
+        let is_here = policy.netns_cookie == Some(own);
+        let links = accounts.remove(&policy.slot).unwrap_or_default().into_iter();
+        let traffic = links.map(|(ifindex, record)| LinkTraffic {
+            ifindex,
+            interface: i32::try_from(ifindex).ok().filter(|_| is_here).and_then(link::name_of),
+            sent_bytes: record.sent_bytes,
+            sent_packets: record.sent_packets,
+            received_bytes: record.received_bytes,
+            received_packets: record.received_packets,
+        });
+        policy.traffic = traffic.collect();
+    }
+    Ok(())
 }

@@ -113,6 +113,13 @@ impl Reader<'_> {
         for (index, item) in items.into_iter().enumerate() {
             let path = if key.fields.is_empty() { path.to_owned() } else { format!("{path}[{index}]") };
             let text = match (item.get_ref().as_str(), item.get_ref().as_table()) {
+                _ if key.is_bool() => {
+                    let Some(value) = item.get_ref().as_bool() else {
+                        self.wrong(&path, item, (key.expected)());
+                        continue;
+                    };
+                    value.to_string()
+                }
                 (Some(text), _) => text.to_owned(),
                 (None, Some(table)) if !key.fields.is_empty() => {
                     let Some(text) = self.fields(&path, key, item, table, spec) else { continue };

@@ -33,7 +33,7 @@ pub use resolvers::{LINK, Resolvers};
 pub use target::{Conflict, Enforcement, Reach, Target};
 pub use uplink::Uplink;
 use value::Value;
-pub use words::{AllDown, Balance, Enforce, Existing, Ingress, Missing, OnFail, OnReturn, OtherNetns, Word};
+pub use words::{Account, AllDown, Balance, Enforce, Existing, Ingress, Missing, OnFail, OnReturn, OtherNetns, Word};
 
 use crate::model::{cgroup_path::CgroupPath, uplink::group::GroupName};
 
@@ -67,9 +67,11 @@ impl Key {
         let description = self.description.trim();
         description.split_once(". ").map_or_else(|| description.trim_end_matches('.'), |(summary, _)| summary)
     }
-}
 
-impl Key {
+    /// Whether its value is true or false in files and in the API.
+    pub fn is_bool(&self) -> bool {
+        (self.words)().iter().map(|(word, _)| *word).eq(["false", "true"])
+    }
     /// The text of each field of an item, with its name.
     pub fn split<'t>(&self, item: &'t str) -> impl Iterator<Item = (&'static str, &'t str)> {
         self.fields.iter().map(|(field, _)| *field).zip(item.splitn(self.fields.len(), '='))
@@ -209,6 +211,8 @@ policy_spec! {
     /// Destinations that do not go by the uplink. As an option, and as text in files, an item is TO=BY. The longest prefix that has a
     /// destination decides. Queries on port 53 go to the resolver in any case if there is one.
     except: Exceptions = ("except", "TO=BY");
+    /// Whether steer counts the bytes and packets of the policy's cgroups, by link, for status and metrics. Each packet costs more with it.
+    account: Account = ("account", "BOOL");
     /// Users, by name or id, who may run commands by this policy without privilege, by `steer exec --policy`. Nobody by default.
     allow_users: Accounts = ("allow-user", "USER");
     /// Groups, by name or id, whose members may do so.
@@ -217,7 +221,7 @@ policy_spec! {
 
 /// Whether a key is about the policy itself, so that a command that steers at once has no option for it.
 pub fn is_of_policy_only(key: &str) -> bool {
-    Named::is_key(key) || ["parent", "allow_users", "allow_groups"].contains(&key)
+    Named::is_key(key) || ["parent", "account", "allow_users", "allow_groups"].contains(&key)
 }
 
 /// The word for an empty list in options of commands.

@@ -1,4 +1,4 @@
-//! A policy as a JSON or TOML map: each value is a string, or a list of strings or of tables of strings.
+//! A policy as a JSON or TOML map: each value is a string, true or false, or a list of strings or of tables of strings.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -20,6 +20,7 @@ impl Serialize for PolicySpec {
                     map.serialize_entry(key.name, &tables)?;
                 }
                 (true, _) => map.serialize_entry(key.name, &texts)?,
+                (false, Some(text)) if key.is_bool() => map.serialize_entry(key.name, &(text == "true"))?,
                 (false, Some(text)) => map.serialize_entry(key.name, text)?,
                 (false, None) => {}
             }
@@ -76,7 +77,11 @@ impl<'de> DeserializeSeed<'de> for Of<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        if self.key.is_list { deserializer.deserialize_seq(self) } else { deserializer.deserialize_str(self) }
+        match (self.key.is_list, self.key.is_bool()) {
+            (true, _) => deserializer.deserialize_seq(self),
+            (false, true) => deserializer.deserialize_bool(self),
+            (false, false) => deserializer.deserialize_str(self),
+        }
     }
 }
 
@@ -85,10 +90,15 @@ impl<'de> Visitor<'de> for Of<'_> {
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match (self.key.is_list, self.key.fields) {
+            (false, _) if self.key.is_bool() => "true or false",
             (false, _) => "a string",
             (true, []) => "a list of strings",
             (true, _) => "a list of tables",
         })
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
+        self.spec.add(self.key.name, if value { "true" } else { "false" }).map_err(E::custom)
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {

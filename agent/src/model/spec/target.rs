@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** every option has a value, and the options are compatible. [`Target::spec`] writes what [`PolicySpec::target`] reads.
 
-use super::{Enforce, Exceptions, Existing, Ingress, Local, OtherNetns, PolicySpec, Resolvers, Uplink};
+use super::{Account, Enforce, Exceptions, Existing, Ingress, Local, OtherNetns, PolicySpec, Resolvers, Uplink};
 
 impl PolicySpec {
     /// Its meaning with this uplink.
@@ -13,6 +13,7 @@ impl PolicySpec {
             other_netns: self.other_netns.unwrap_or_default(),
             existing: self.existing.unwrap_or_default(),
             dns: self.dns.unwrap_or_default(),
+            account: self.account.unwrap_or_default(),
         };
         let reach = Reach { local: self.local.unwrap_or_default(), except: self.except.clone().unwrap_or_default() };
         let target = Target { uplink, enforcement, reach };
@@ -54,6 +55,8 @@ pub struct Enforcement {
     pub existing: Existing,
     /// See [`PolicySpec::dns`].
     pub dns: Resolvers,
+    /// See [`PolicySpec::account`].
+    pub account: Account,
 }
 
 impl Enforcement {
@@ -64,6 +67,7 @@ impl Enforcement {
         other_netns: OtherNetns::Refuse,
         existing: Existing::Keep,
         dns: Resolvers::NONE,
+        account: Account::False,
     };
 }
 
@@ -121,6 +125,11 @@ impl Target {
                 "existing",
                 "an exemption binds no socket; expected no existing",
             ),
+            (
+                exempts && enforcement.account == Account::True,
+                "account",
+                "an exemption has no program on packets; expected no account",
+            ),
             (exempts && !reach.local.is_empty(), "local", "an exemption reaches this host anyway; expected no local"),
             (exempts && !reach.except.is_empty(), "except", "an exemption has no uplink; expected no except"),
         ];
@@ -133,7 +142,7 @@ impl Target {
 
     /// The same, written in full, without cgroups.
     pub fn spec(&self) -> PolicySpec {
-        let Enforcement { enforce, ingress, other_netns, existing, dns } = self.enforcement;
+        let Enforcement { enforce, ingress, other_netns, existing, dns, account } = self.enforcement;
         let Reach { local, except } = &self.reach;
         PolicySpec {
             interface: Some(self.uplink.clone()).filter(|uplink| uplink.group().is_none()),
@@ -150,6 +159,8 @@ impl Target {
             dns: Some(dns),
             local: Some(*local),
             except: Some(except.clone()),
+            // No option of a command says that it is not.
+            account: Some(account).filter(|account| *account == Account::True),
             allow_users: None,
             allow_groups: None,
         }

@@ -34,6 +34,17 @@ pub enum Ingress {
     Uplink,
 }
 
+/// Whether traffic is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum Account {
+    /// It is not.
+    #[default]
+    False,
+    /// What passes is counted by link, except on loopback.
+    True,
+}
+
 /// What happens to sockets of other network namespaces, where the uplink's index is not valid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
@@ -131,6 +142,7 @@ pub trait Word: Copy + PartialEq + VariantArray + EnumMessage + Into<&'static st
     fn expected() -> String {
         let words: Vec<_> = Self::all().iter().map(|(word, _)| format!("{word:?}")).collect();
         match words.split_last() {
+            _ if words == ["\"false\"", "\"true\""] => "expected true or false".to_owned(),
             Some((last, rest)) if !rest.is_empty() => format!("expected {} or {last}", rest.join(", ")),
             _ => format!("expected {}", words.concat()),
         }
@@ -167,7 +179,7 @@ macro_rules! words {
     )+ };
 }
 
-words!(Enforce, Ingress, OtherNetns, Existing, Missing, Near, Balance, OnFail, OnReturn, AllDown);
+words!(Account, Enforce, Ingress, OtherNetns, Existing, Missing, Near, Balance, OnFail, OnReturn, AllDown);
 
 #[cfg(test)]
 mod tests {

@@ -46,6 +46,8 @@ fn policy(counters: &[(&str, u64)]) -> PolicyStatus {
         local: Vec::new(),
         except: Vec::new(),
         counters: counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+        account: false,
+        traffic: Vec::new(),
     }
 }
 
