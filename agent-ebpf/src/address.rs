@@ -184,6 +184,15 @@ impl Acting<'_> {
                 || !reach::passes(self.attachment.policy, LOOPBACK_IFINDEX.cast_unsigned(), &address))
     }
 
+    /// Whether it is a query that was not redirected, because the policy has no resolver of its family. A resolver on this host would ask by
+    /// the host's own routes.
+    #[inline(always)]
+    fn asks_past_resolver(&self, policy: &PolicyRecord) -> bool {
+        !matches!(self.call, Call::Bind)
+            && policy.flags & policy_flags::SEES != 0
+            && dns::is_unanswered(self.ctx, self.hook, policy)
+    }
+
     /// Whether an exception of the policy refuses the destination. Its route does so, too, but is no event.
     #[inline(always)]
     fn is_refused(&self, policy: &PolicyRecord) -> bool {
@@ -224,6 +233,9 @@ impl Acting<'_> {
         if is_this_host(ctx, self.hook, self.call) {
             let refused = Outcome::refused(Counter::StoppedLocal);
             if self.reaches_this_host(policy) {
+                if self.asks_past_resolver(policy) {
+                    return Outcome::refused(Counter::StoppedDns);
+                }
                 // A process with CAP_NET_RAW can unbind its socket.
                 let is_free = bound == 0 || bound == LOOPBACK_IFINDEX || self.may_change() && rebind(ctx, 0, policy);
                 return if is_free { Outcome::ALLOWED } else { refused };
@@ -241,6 +253,10 @@ impl Acting<'_> {
             return Outcome::refused(Counter::StoppedLocal).with_errno(EINVAL);
         } else if self.is_own_address(policy) {
             return Outcome::refused(Counter::StoppedLocal);
+        } else if self.asks_past_resolver(policy)
+            && reach::link_of(policy.netns_cookie, &destination::address(ctx, self.hook)) != 0
+        {
+            return Outcome::refused(Counter::StoppedDns);
         } else if self.is_refused(policy) {
             return Outcome::refused(Counter::StoppedExcept).with_errno(EACCES);
         }

@@ -42,10 +42,17 @@ pub(crate) fn is_asked(ctx: &SockAddrContext, policy: Option<&PolicyRecord>) -> 
     policy.is_some_and(has_resolver) && destination::port(ctx) == PORT
 }
 
-/// Whether a packet to port 53 that leaves by this link goes to another server than the resolver: from a raw socket, by a source route,
-/// or from a socket that was connected before there was a resolver, or on another line.
+/// Whether a call is a query of a family for which the policy has no resolver, while it has one of the other.
 #[inline(always)]
-pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord, ifindex: i32) -> bool {
+pub(crate) fn is_unanswered(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) -> bool {
+    is_asked(ctx, Some(policy)) && !has_resolver(policy, family(&destination::address(ctx, hook)))
+}
+
+/// Whether a packet to port 53 that leaves by this link goes to another server than the resolver: from a raw socket, by a source route,
+/// or from a socket that was connected before there was a resolver, or on another line. By another link than the uplink, no query leaves
+/// but to the resolver.
+#[inline(always)]
+pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord, ifindex: i32, by_uplink: bool) -> bool {
     if policy.flags & (policy_flags::DNS4 | policy_flags::DNS6) == 0 || peer::has_other_port(ctx, PORT) {
         return false;
     }
@@ -55,6 +62,9 @@ pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord, ifindex: i32)
         peer.port == u32::from(PORT) || !destination::is_mapped(&peer.address) && peer::is_extension(peer.protocol);
     if !asks {
         return false;
+    }
+    if !by_uplink && !has_resolver(policy, family(&peer.address)) {
+        return true;
     }
     let group = uplink::group(Some(policy));
     let by_link = group.map_or(MEMBERS, |group| group.member_of(ifindex));

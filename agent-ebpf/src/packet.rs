@@ -141,10 +141,15 @@ fn judge(ctx: &SkBuffContext, attachment: &AttachmentRecord, ifindex: u32, forge
     if !matches!(reason, Counter::StoppedEgress) {
         return passes(policy);
     }
-    if forget(by) == UPLINK && local::has_loopback(ctx) {
+    let by_uplink = forget(by) == UPLINK;
+    if by_uplink && local::has_loopback(ctx) {
         return Counter::StoppedLocal as u8;
     }
-    if dns::is_stray(ctx, policy, ifindex.cast_signed()) { Counter::StoppedDns as u8 } else { passes(policy) }
+    if dns::is_stray(ctx, policy, ifindex.cast_signed(), by_uplink) {
+        Counter::StoppedDns as u8
+    } else {
+        passes(policy)
+    }
 }
 
 /// Whether the policy refuses the network namespace of the packet's socket. A link there may have the index of the uplink.

@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("every_way_of_asking", every_way_of_asking),
     ("the_c_library", the_c_library),
     ("the_other_family_is_not_redirected", the_other_family_is_not_redirected),
+    ("no_server_beside_the_uplink_is_asked", no_server_beside_the_uplink_is_asked),
     ("queries_that_are_not_redirected_are_stopped", queries_that_are_not_redirected_are_stopped),
     ("without_an_uplink_no_server_is_asked", without_an_uplink_no_server_is_asked),
     ("resolvers_change_by_reload", resolvers_change_by_reload),
@@ -172,6 +173,37 @@ fn the_other_family_is_not_redirected() -> Outcome {
     ensure!(asked.iter().all(|question| is_by(question, 1)), "{asked:?}");
     let servers: std::collections::BTreeSet<_> = asked.iter().map(|question| question.server).collect();
     ensure!(servers == [RESOLVER_V4.into(), SERVER_V6.into()].into(), "{servers:?}");
+    Ok(())
+}
+
+/// With `local`, servers of the LAN and of this host are in reach. In a family without a resolver, they get no query either.
+fn no_server_beside_the_uplink_is_asked() -> Outcome {
+    let bed = Bed::new("dns-beside")?;
+    let near: [[IpAddr; 4]; 2] = [
+        [Ipv4Addr::LOCALHOST.into(), STUB.into(), client_v4(0).into(), gateway_v4(0).into()],
+        [Ipv6Addr::LOCALHOST.into(), client_v6(1).into(), client_v6(0).into(), gateway_v6(0).into()],
+    ];
+    for (resolver, servers) in [(IpAddr::from(RESOLVER_V6), near[0]), (RESOLVER_V4.into(), near[1])] {
+        for user in USERS {
+            let cgroup = bed.cgroup.child(&format!("{user:?}-{}", resolver.is_ipv4()))?;
+            bed.succeed(&["attach", cgroup.path(), "-i", "a1", "--local", "host,lan", "--dns", &resolver.to_string()])?;
+            let mut spy = Capture::start_except(&bed.net.client, &[])?;
+            for server in servers {
+                for vector in [Vector::UdpUnconnected, Vector::Udp] {
+                    let timeout = Duration::from_millis(200);
+                    let this = Try { vector, user, family: Family::of(server), scene: Scene::Steered, timeout };
+                    let mut program = bed.escape_program(this, &cgroup)?;
+                    let ran = output(program.args(["--server", &server.to_string(), "--port", "53"]))?;
+                    ensure!(ran.stdout.contains("\"EPERM\""), "{server} by {vector:?} as {user:?}: {ran:?}");
+                }
+            }
+            let packets = spy.take()?;
+            let asked = packets.iter().find(|packet| packet.dst_port == Some(53) && packet.dst != Some(resolver));
+            ensure!(asked.is_none(), "{resolver} as {user:?}: {asked:?}");
+            let stopped = counted(&bed.status()?, &cgroup, "stopped_dns");
+            ensure!(stopped.is_some_and(|stopped| stopped > 0), "{stopped:?}");
+        }
+    }
     Ok(())
 }
 

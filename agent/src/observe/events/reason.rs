@@ -97,7 +97,8 @@ impl Reason {
                  loopback address has to use another."
             }
             Self::StoppedDns => {
-                "Restart the program: its socket is older than the policy, or it uses a raw socket or a source route."
+                "A resolver of the same family in `dns`, if the server is on another link or on this host. Otherwise restart the program: its \
+                 socket is older than the policy, or it uses a raw socket or a source route."
             }
             Self::StoppedExcept => "Remove the exception with `by = \"refuse\"` from the policy.",
             Self::StoppedSetsockopt => {
