@@ -58,6 +58,11 @@ impl Held {
         self.0.request(link)
     }
 
+    /// Holds the locks of its UDP sockets until it ends: calls on them wait. Needs root. Returns how many.
+    pub fn lock(&mut self) -> anyhow::Result<usize> {
+        self.0.request("/lock")
+    }
+
     /// Its PID.
     pub fn pid(&self) -> u32 {
         self.0.child.id()

@@ -5,7 +5,9 @@ use std::{fs, io, net::IpAddr, os::unix::process::CommandExt as _, process::Comm
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use steer_lab::{Probe, Proto, Server, client_v4, client_v6, wait_until};
-use steer_tests::{Bed, Cgroup, Daemon, Held, Outcome, PATIENCE, Served, Spy, USERS, User, check_outcomes, output};
+use steer_tests::{
+    Bed, Cgroup, Daemon, Held, NotHere, Outcome, PATIENCE, Served, Spy, USERS, User, check_outcomes, output,
+};
 
 use crate::Test;
 
@@ -25,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("rebound_by_the_keeper", rebound_by_the_keeper),
     ("an_mptcp_connection_ends", an_mptcp_connection_ends),
     ("an_outer_strict_policy_lets_an_inner_one_act", an_outer_strict_policy_lets_an_inner_one_act),
+    ("a_locked_socket_holds_up_nobody", a_locked_socket_holds_up_nobody),
     ("a_failure_does_not_undo_the_attachment", a_failure_does_not_undo_the_attachment),
     ("a_mark_ends_with_its_policy", a_mark_ends_with_its_policy),
 ];
@@ -357,6 +360,41 @@ fn an_mptcp_connection_ends() -> Outcome {
     let outcomes = held.round()?;
     ensure!(outcomes.iter().all(|outcome| outcome.error.as_deref() == Some("ECONNABORTED")), "{outcomes:#?}");
     check_outcomes(&held.round()?, User::Nobody, 1)
+}
+
+/// A program that holds the locks of its sockets stops neither the sockets of others, nor new cgroups, nor the end of the daemon.
+fn a_locked_socket_holds_up_nobody() -> Outcome {
+    let bed = Bed::new("existing-locked")?;
+    let (locked, fine, late) = (bed.cgroup.child("locked")?, bed.cgroup.child("fine")?, bed.cgroup.path());
+    let policy = |name: &str, link: &str| {
+        let cgroup = format!("{late}/{name}");
+        format!(
+            "[[policy]]\nname = \"{name}\"\ninterface = \"{link}\"\nexisting = \"rebind\"\ncgroups = [\"{cgroup}\"]\n"
+        )
+    };
+    let config = |link: &str| ["locked", "fine", "late"].map(|name| policy(name, link)).concat();
+    let daemon = bed.daemon(&config("a0"))?;
+    let mut command = bed.client(Some(&locked), User::Root)?;
+    let port = bed.server.port().to_string();
+    let mut holder = Held::start(command.args(["--proto", "udp", "--port", &port]))?;
+    check_outcomes(&holder.round()?, User::Root, 0)?;
+    let mut other = hold(&bed, Some(&fine), User::Nobody, 0)?;
+    match holder.lock() {
+        Ok(count) => ensure!(count > 0),
+        Err(error) => return Err(NotHere(format!("this kernel has no userfaultfd: {error:#}")).into()),
+    }
+    bed.write_config(&config("a1"))?;
+    bed.succeed(&["reload"])?;
+    ensure!(daemon.log().contains("its program holds it locked"), "{}", daemon.log());
+    other.round()?;
+    all_by_uplink(&bed, &mut other, 1)?;
+    bed.check_steered(&bed.cgroup.child("late")?, 1)?;
+    // Its thread waits, and so the kernel does not report the end of the process; its locks are free.
+    daemon.signal(Signal::SIGKILL)?;
+    wait_until("the lock of the daemon to be free", PATIENCE, || bed.status().is_ok_and(|it| it["daemon"] == false))?;
+    drop(holder);
+    ensure!(daemon.end(Signal::SIGKILL)?.is_none());
+    Ok(())
 }
 
 /// A strict outer policy does not prevent what an inner policy without guards does with its sockets.

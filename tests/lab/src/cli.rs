@@ -185,11 +185,18 @@ fn listen(ip: Ipv4Addr, out: &mut impl Write) -> io::Result<bool> {
     }
 }
 
+/// In the place of a link: the client holds the locks of its sockets. No link has this name.
+const LOCK: &str = "/lock";
+
 fn hold(args: &ProbeArgs, out: &mut impl Write) -> io::Result<bool> {
     let mut hold = Hold::new(args.probes());
     for line in io::stdin().lines() {
         let link = Some(line?).filter(|link| !link.is_empty());
-        writeln!(out, "{}", serde_json::to_string(&hold.round(link.as_deref()))?)?;
+        if link.as_deref() == Some(LOCK) {
+            writeln!(out, "{}", hold.lock()?)?;
+        } else {
+            writeln!(out, "{}", serde_json::to_string(&hold.round(link.as_deref()))?)?;
+        }
         out.flush()?;
     }
     Ok(true)

@@ -4,7 +4,10 @@
 //! **Invariant:** a round is one request on every socket. A socket that was answered in the previous round is used
 //! again.
 
-use crate::probe::{Outcome, Probe, errno_name};
+use crate::{
+    lock,
+    probe::{Outcome, Probe, Proto, errno_name},
+};
 use socket2::Socket;
 use std::io;
 
@@ -18,6 +21,13 @@ impl Hold {
     /// One socket for each probe, made in the first round.
     pub fn new(probes: Vec<Probe>) -> Self {
         Self { sockets: probes.into_iter().map(|probe| (probe, None)).collect() }
+    }
+
+    /// Holds the locks of the UDP sockets until the process ends. Returns how many.
+    pub fn lock(&self) -> io::Result<usize> {
+        let sockets =
+            self.sockets.iter().filter(|(probe, _)| probe.proto == Proto::Udp).filter_map(|(_, kept)| kept.as_ref());
+        sockets.map(lock::hold).try_fold(0, |count, held| held.map(|()| count + 1))
     }
 
     /// Sends a request on each socket, one after the other, and waits for the answers. If a link is given, binds the sockets

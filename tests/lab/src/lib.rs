@@ -17,6 +17,7 @@ pub mod gaps;
 pub mod hold;
 pub mod link;
 pub mod load;
+pub mod lock;
 pub mod name_server;
 pub mod netns;
 pub mod packet;

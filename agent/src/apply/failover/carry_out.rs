@@ -7,6 +7,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -47,9 +48,9 @@ pub(super) fn leave(hierarchy: &Hierarchy, concerned: &dyn Fn(u64) -> bool, move
         hierarchy,
         concerned,
         lines: possible.iter().map(|this| this.from).collect(),
-        moves: possible,
+        moves: possible.into(),
         diag,
-        host,
+        host: Arc::new(host),
         listening: BTreeSet::new(),
         given_up: BTreeSet::new(),
         unlisted_given_up: BTreeSet::new(),
@@ -67,11 +68,11 @@ type Decided = (Socket, Move, Action);
 struct Departure<'a> {
     hierarchy: &'a Hierarchy,
     concerned: &'a dyn Fn(u64) -> bool,
-    moves: Vec<Move>,
+    moves: Arc<[Move]>,
     /// Those that are left.
     lines: Vec<Line>,
     diag: Diag,
-    host: Host,
+    host: Arc<Host>,
     /// The ports of concerned listeners that were seen on these lines.
     listening: BTreeSet<u16>,
     /// The cookies of sockets that stay.
@@ -182,23 +183,24 @@ impl Departure<'_> {
     }
 
     fn try_held(&mut self, socket: &Socket, this: &Move, action: Action, holder: &Holder) -> io::Result<()> {
-        // If the process has closed it, it is gone, or another process has it, which the next look finds.
-        let Some(own) = holder.socket(socket.inode())? else { return Ok(()) };
-        if action == Action::End {
-            descriptor::end(&own, None)?;
-            self.moved.mptcp_ended += 1;
-            return Ok(());
-        }
-        let peer = if action == Action::Reconnect { descriptor::peer(&own)? } else { None };
-        match peer {
-            None => {
-                this.to.take(&own)?;
-                self.moved.rebound += 1;
+        let (holder, inode, host, this) = (holder.clone(), socket.inode(), Arc::clone(&self.host), *this);
+        let treated = self.diag.patience.run(socket.owner(), move || {
+            // If the process has closed it, it is gone, or another process has it, which the next look finds.
+            let Some(own) = holder.socket(inode)? else { return Ok(Treated::Gone) };
+            if action == Action::End {
+                return descriptor::end(&own, None).map(|()| Treated::Ended);
             }
-            Some(peer) => match descriptor::reconnect(&own, &peer, this.from, this.to, &self.host)? {
-                None => self.moved.udp_reconnected += 1,
-                Some(held) => self.stays(socket, Why::Address(held)),
-            },
+            let peer = if action == Action::Reconnect { descriptor::peer(&own)? } else { None };
+            let Some(peer) = peer else { return this.to.take(&own).map(|()| Treated::Rebound) };
+            let held = descriptor::reconnect(&own, &peer, this.from, this.to, &host)?;
+            Ok(held.map_or(Treated::Reconnected, Treated::Holds))
+        })?;
+        match treated {
+            Treated::Gone => {}
+            Treated::Ended => self.moved.mptcp_ended += 1,
+            Treated::Rebound => self.moved.rebound += 1,
+            Treated::Reconnected => self.moved.udp_reconnected += 1,
+            Treated::Holds(address) => self.stays(socket, Why::Address(address)),
         }
         Ok(())
     }
@@ -253,34 +255,16 @@ impl Departure<'_> {
 
     /// Returns whether a raw or ping socket was on a line that is left.
     fn treat_one_unlisted(&mut self, inode: u32, peer: Option<IpAddr>, holder: &Holder) -> Result<bool, Why> {
-        let failed = |error: io::Error| failure(&error);
-        let Some(own) = holder.socket(inode).map_err(failed)? else { return Ok(false) };
-        let (bound, mark) = (bound(&own).map_err(failed)?, own.mark().map_err(failed)?);
-        let address = own.local_addr().map_err(failed)?.as_socket().ok_or(Why::NoProcess)?.ip();
-        let concerns = |this: &&Move| this.from.has_such(bound, mark) && this.family.have(peer.unwrap_or(address));
-        let Some(this) = self.moves.iter().find(concerns).filter(|this| this.what == What::End).copied() else {
-            return Ok(false);
-        };
-        let is_raw = own.r#type().map_err(failed)? == socket2::Type::RAW;
-        match peer {
-            // The kernel never gives it packets again, so it cannot be connected again.
-            Some(_) if is_raw => {
-                descriptor::end(&own, Some(this.to)).map_err(failed)?;
-                self.moved.raw_ended += 1;
-            }
-            Some(peer) if decision::is_link_local(peer) => return Err(Why::Peer(peer)),
-            Some(peer) => {
-                let peer = SocketAddr::new(peer, 0).into();
-                match descriptor::reconnect(&own, &peer, this.from, this.to, &self.host).map_err(failed)? {
-                    Some(held) => return Err(Why::Address(held)),
-                    None => self.moved.udp_reconnected += 1,
-                }
-            }
-            None if decision::holds(address, this.from, &self.host) => return Err(Why::Address(address)),
-            None => {
-                this.to.take(&own).map_err(failed)?;
-                self.moved.rebound += 1;
-            }
+        let (owner, holder, host, moves) =
+            (holder.owner(), holder.clone(), Arc::clone(&self.host), Arc::clone(&self.moves));
+        let treated =
+            self.diag.patience.run(owner, move || Ok(treat_unlisted_held(inode, peer, &holder, &moves, &host)));
+        match treated.map_err(|error| failure(&error))?? {
+            Treated::Gone => return Ok(false),
+            Treated::Ended => self.moved.raw_ended += 1,
+            Treated::Rebound => self.moved.rebound += 1,
+            Treated::Reconnected => self.moved.udp_reconnected += 1,
+            Treated::Holds(address) => return Err(Why::Address(address)),
         }
         Ok(true)
     }
@@ -296,7 +280,52 @@ impl Departure<'_> {
     }
 }
 
+/// What became of a socket.
+enum Treated {
+    /// It is closed, or not concerned.
+    Gone,
+    Ended,
+    Rebound,
+    Reconnected,
+    /// Its program has bound it to this address of the old line.
+    Holds(IpAddr),
+}
+
+/// Treats a raw or ping socket that is on a line of these moves.
+fn treat_unlisted_held(
+    inode: u32,
+    peer: Option<IpAddr>,
+    holder: &Holder,
+    moves: &[Move],
+    host: &Host,
+) -> Result<Treated, Why> {
+    let failed = |error: io::Error| failure(&error);
+    let Some(own) = holder.socket(inode).map_err(failed)? else { return Ok(Treated::Gone) };
+    let (bound, mark) = (bound(&own).map_err(failed)?, own.mark().map_err(failed)?);
+    let address = own.local_addr().map_err(failed)?.as_socket().ok_or(Why::NoProcess)?.ip();
+    let concerns = |this: &&Move| this.from.has_such(bound, mark) && this.family.have(peer.unwrap_or(address));
+    let Some(this) = moves.iter().find(concerns).filter(|this| this.what == What::End) else {
+        return Ok(Treated::Gone);
+    };
+    let is_raw = own.r#type().map_err(failed)? == socket2::Type::RAW;
+    match peer {
+        // The kernel never gives it packets again, so it cannot be connected again.
+        Some(_) if is_raw => descriptor::end(&own, Some(this.to)).map(|()| Treated::Ended).map_err(failed),
+        Some(peer) if decision::is_link_local(peer) => Err(Why::Peer(peer)),
+        Some(peer) => {
+            let peer = SocketAddr::new(peer, 0).into();
+            let held = descriptor::reconnect(&own, &peer, this.from, this.to, host).map_err(failed)?;
+            Ok(held.map_or(Treated::Reconnected, Treated::Holds))
+        }
+        None if decision::holds(address, this.from, host) => Ok(Treated::Holds(address)),
+        None => this.to.take(&own).map(|()| Treated::Rebound).map_err(failed),
+    }
+}
+
 fn failure(error: &io::Error) -> Why {
+    if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() {
+        return Why::Locked;
+    }
     Why::Failed(error.raw_os_error().unwrap_or(libc::EIO))
 }
 

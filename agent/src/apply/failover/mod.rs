@@ -114,6 +114,9 @@ pub enum Why {
     /// Without CAP_SYS_PTRACE, the processes of others cannot be read.
     #[error("its process cannot be read (needs CAP_SYS_PTRACE)")]
     Hidden,
+    /// A call on it did not return in time.
+    #[error("its program holds it locked")]
+    Locked,
     /// A system call failed, with this errno.
     #[error("{}", io::Error::from_raw_os_error(*.0))]
     Failed(i32),

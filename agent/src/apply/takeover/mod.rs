@@ -17,6 +17,7 @@ use std::{
     fmt, io,
     num::NonZeroU32,
     path::PathBuf,
+    sync::Arc,
 };
 
 use steer_common::{Kind, Mark, Verdict, policy_flags};
@@ -70,7 +71,7 @@ impl fmt::Display for TakenOver {
 /// An attachment whose policy does not keep existing sockets as they are.
 struct Claim {
     existing: Existing,
-    method: Method,
+    method: Arc<Method>,
     cgroups: Vec<Found>,
     done: TakenOver,
 }
@@ -175,7 +176,7 @@ fn claim(
     let slot = datapath.attachment(cgroup_id)?.map_or(0, |attachment| attachment.record.policy);
     let passes = if policy.flags & policy_flags::PASSES == 0 { None } else { datapath.passes()?.remove(&slot) };
     let passes = passes.unwrap_or_default().into_iter().filter(|(_, passes)| *passes).map(|(pass, _)| pass.prefix);
-    let method = Method { uplink: line.ifindex, others, mark, passes: passes.collect() };
+    let method = Arc::new(Method { uplink: line.ifindex, others, mark, passes: passes.collect() });
     Ok(Some(Claim { existing, method, cgroups, done }))
 }
 
@@ -236,29 +237,44 @@ fn carry_out(
 }
 
 /// Returns what was done; `None` if the socket was closed in the meantime.
-fn act(diag: &Diag, socket: &Socket, action: Action, holder: &Holder, method: &Method) -> io::Result<Option<Action>> {
+fn act(
+    diag: &Diag,
+    socket: &Socket,
+    action: Action,
+    holder: &Holder,
+    method: &Arc<Method>,
+) -> io::Result<Option<Action>> {
     let destroyed = |ended: bool| ended.then_some(Action::Destroy);
     if (action, socket.protocol) == (Action::Destroy, Protocol::Tcp) {
         return diag.destroy(socket).map(destroyed);
     }
     // While the uplink is missing, there is no other action.
     let Some(uplink) = u32::try_from(method.uplink).ok().and_then(NonZeroU32::new) else { return Ok(None) };
-    let Some(own) = holder.socket(socket.inode())? else { return Ok(None) };
     // The index that sock_diag finds it with from then on.
+    let ifindex = if method.is_marking() { 0 } else { uplink.get() };
+    let is_unbound = method.is_marking() && socket.bound() == 0;
+    // Whether the process still has it.
     let steer = || {
-        let mark = (!method.has_mark(own.mark()?)).then_some(method.mark);
-        let ifindex = if method.is_marking() { 0 } else { uplink.get() };
-        let is_unbound = method.is_marking() && socket.bound() == 0;
-        line::steer(&own, mark, (!is_unbound).then_some(ifindex)).map(|()| ifindex)
+        let (holder, inode, method) = (holder.clone(), socket.inode(), Arc::clone(method));
+        diag.patience.run(socket.owner(), move || {
+            let Some(own) = holder.socket(inode)? else { return Ok(false) };
+            let mark = (!method.has_mark(own.mark()?)).then_some(method.mark);
+            line::steer(&own, mark, (!is_unbound).then_some(ifindex)).map(|()| true)
+        })
     };
     match (steer(), action) {
-        (Ok(_), Action::Steer) => Ok(Some(Action::Steer)),
-        (Ok(ifindex), Action::Destroy) => {
+        (Ok(false), _) => Ok(None),
+        (Ok(true), Action::Steer) => Ok(Some(Action::Steer)),
+        (Ok(true), Action::Destroy) => {
             let ended = diag.destroy(&socket.clone().bound_to(ifindex))?;
             steer().map(|_| destroyed(ended))
         }
         // The subflow of an MPTCP connection cannot be bound through the connection's descriptor.
-        (Err(_), _) if socket.protocol == Protocol::Tcp && socket.peer().is_some() => {
+        (Err(error), _)
+            if socket.protocol == Protocol::Tcp
+                && socket.peer().is_some()
+                && error.kind() != io::ErrorKind::TimedOut =>
+        {
             diag.destroy(socket).map(destroyed)
         }
         (Err(error), _) => Err(error),

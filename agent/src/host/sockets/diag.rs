@@ -1,9 +1,9 @@
 //! Lists and destroys TCP, UDP and UDP-Lite sockets: sock_diag over netlink.
 //!
 //! **Invariant:** a socket is identified by its cookie, which is never reused. A request for a closed socket never affects
-//! another socket.
+//! another socket. A list asks for nothing for which the kernel takes the lock of a socket (`INET_DIAG_INFO`).
 
-use std::{fmt, io, net::SocketAddr};
+use std::{cell::OnceCell, collections::BTreeSet, fmt, io, net::SocketAddr};
 
 use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, SOCK_DIAG_BY_FAMILY, SockDiagDestroy,
@@ -18,14 +18,18 @@ use rtnetlink::{
     sys::{Socket as Netlink, protocols::NETLINK_SOCK_DIAG},
 };
 
-use super::line::{self, Line};
+use super::{
+    line::{self, Line},
+    patience::{Owner, Patience},
+};
 
-/// The attribute with the upper layer of a TCP socket (Linux 5.4). It holds the layer's name.
-const INET_DIAG_ULP_INFO: u16 = 19;
 /// The attribute with the id of the socket's cgroup (Linux 5.9).
 const INET_DIAG_CGROUP_ID: u16 = 21;
 /// The attribute of a request with the program that selects sockets.
 const INET_DIAG_REQ_BYTECODE: u16 = 1;
+/// The attribute of a request with a protocol that needs more than a byte (Linux 5.9).
+const INET_DIAG_REQ_PROTOCOL: u16 = 3;
+const IPPROTO_MPTCP: u32 = 262;
 
 /// Every kind of socket that is listed: protocol and family.
 pub(crate) const KINDS: [(Protocol, u8); 4] =
@@ -94,6 +98,11 @@ impl Socket {
         self
     }
 
+    /// Who may hold up calls on it.
+    pub(crate) fn owner(&self) -> Owner {
+        Owner::User(self.header.uid)
+    }
+
     /// Its inode number in /proc; 0 while no process has it.
     pub(crate) fn inode(&self) -> u32 {
         self.header.inode
@@ -124,27 +133,53 @@ impl fmt::Display for Socket {
 }
 
 /// A sock_diag connection in the calling thread's network namespace.
-pub(crate) struct Diag(Netlink);
+pub(crate) struct Diag {
+    netlink: Netlink,
+    pub(crate) patience: Patience,
+}
+
+thread_local! {
+    /// The connection of a thread of [`Patience`], by which it destroys sockets.
+    static OF_THREAD: OnceCell<Netlink> = const { OnceCell::new() };
+}
 
 impl Diag {
     pub(crate) fn open() -> io::Result<Self> {
-        Netlink::new(NETLINK_SOCK_DIAG).map(Self)
+        Ok(Self { netlink: Netlink::new(NETLINK_SOCK_DIAG)?, patience: Patience::default() })
     }
 
     /// The sockets of one kind in which a program may wait. ENOENT: this kernel has no list of them.
     pub(crate) fn list(&self, (protocol, family): (Protocol, u8)) -> io::Result<Vec<Socket>> {
         let request = request(protocol, family, any(family), STATES);
-        let mut sockets = self.dump(Selection { request, filter: Vec::new() })?;
+        let mut sockets = self.dump(Selection { request, attribute: None })?;
         sockets.retain(|socket| socket.cgroup_id != 0);
         Ok(sockets)
     }
 
     /// The sockets of one kind that are on one of these lines, in any state. The kernel selects them.
     pub(crate) fn list_on(&self, (protocol, family): (Protocol, u8), lines: &[Line]) -> io::Result<Vec<Socket>> {
-        let mut request = request(protocol, family, any(family), ALL_STATES);
-        // With it, the kernel also names the upper layer.
-        request.extensions = ExtensionFlags::INFO;
-        self.dump(Selection { request, filter: line::filter(lines) })
+        let request = request(protocol, family, any(family), ALL_STATES);
+        let mut sockets = self.dump(Selection { request, attribute: Some(Attribute::Filter(line::filter(lines))) })?;
+        if protocol == Protocol::Tcp && sockets.iter().any(|socket| socket.inode() != 0) {
+            let of_mptcp = self.inodes_of_mptcp()?;
+            sockets.iter_mut().for_each(|socket| socket.is_mptcp = of_mptcp.contains(&socket.inode()));
+        }
+        Ok(sockets)
+    }
+
+    /// The inodes of the MPTCP sockets that processes have. Their subflows have the same.
+    fn inodes_of_mptcp(&self) -> io::Result<BTreeSet<u32>> {
+        let mut inodes = BTreeSet::new();
+        for family in [AF_INET, AF_INET6] {
+            let request = request(Protocol::Tcp, family, any(family), ALL_STATES);
+            match self.dump(Selection { request, attribute: Some(Attribute::Protocol(IPPROTO_MPTCP)) }) {
+                Ok(sockets) => inodes.extend(sockets.iter().map(Socket::inode).filter(|inode| *inode != 0)),
+                // This kernel lists none, or has none.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EPROTONOSUPPORT)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(inodes)
     }
 
     fn dump(&self, selection: Selection) -> io::Result<Vec<Socket>> {
@@ -153,10 +188,11 @@ impl Diag {
             IPPROTO_UDP => Protocol::Udp,
             _ => Protocol::UdpLite,
         };
-        self.send(selection, NLM_F_REQUEST | NLM_F_DUMP)?;
+        let netlink = &self.netlink;
+        send(netlink, selection, NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut sockets = Vec::new();
         loop {
-            for message in self.receive::<SockDiagMessage>()? {
+            for message in receive::<SockDiagMessage>(netlink)? {
                 match message {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
                         sockets.push(socket(protocol, *found));
@@ -173,50 +209,99 @@ impl Diag {
     /// connected or bound to an interface. False if the socket no longer exists. Needs CONFIG_INET_DIAG_DESTROY.
     pub(crate) fn destroy(&self, socket: &Socket) -> io::Result<bool> {
         let request = request(socket.protocol, socket.header.family, socket.header.socket_id.clone(), STATES);
-        let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
-        self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
-        let answer = self.receive::<SockDiagDestroy>()?.into_iter().next();
-        match answer {
-            Some(NetlinkPayload::Error(error)) if error.code.is_none() => Ok(true),
-            Some(NetlinkPayload::Error(error)) if error.raw_code() == -libc::ENOENT => Ok(false),
-            Some(NetlinkPayload::Error(error)) => Err(error.to_io()),
-            _ => Err(io::ErrorKind::InvalidData.into()),
-        }
-    }
-
-    fn send<M>(&self, message: M, flags: u16) -> io::Result<()>
-    where
-        M: NetlinkSerializable + Into<NetlinkPayload<M>>,
-    {
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        let mut message = NetlinkMessage::new(header, message.into());
-        message.finalize();
-        let mut buffer = vec![0; message.buffer_len()];
-        message.serialize(&mut buffer);
-        self.0.send(&buffer, 0).map(drop)
-    }
-
-    /// The messages of one datagram.
-    fn receive<M: NetlinkDeserializable>(&self) -> io::Result<Vec<NetlinkPayload<M>>> {
-        let (datagram, _) = self.0.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        let mut messages = Vec::new();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
-            let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            messages.push(message.payload);
-        }
-        Ok(messages)
+        self.patience.run(socket.owner(), move || {
+            OF_THREAD.with(|cell| {
+                if cell.get().is_none() {
+                    drop(cell.set(Netlink::new(NETLINK_SOCK_DIAG)?));
+                }
+                destroy(cell.get().ok_or(io::ErrorKind::NotConnected)?, request)
+            })
+        })
     }
 }
 
-/// A request for a list, with the program that selects sockets; an empty one selects all.
+fn destroy(netlink: &Netlink, request: InetRequest) -> io::Result<bool> {
+    let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
+    send(netlink, message, NLM_F_REQUEST | NLM_F_ACK)?;
+    let answer = receive::<SockDiagDestroy>(netlink)?.into_iter().next();
+    match answer {
+        Some(NetlinkPayload::Error(error)) if error.code.is_none() => Ok(true),
+        Some(NetlinkPayload::Error(error)) if error.raw_code() == -libc::ENOENT => Ok(false),
+        Some(NetlinkPayload::Error(error)) => Err(error.to_io()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn send<M>(netlink: &Netlink, message: M, flags: u16) -> io::Result<()>
+where
+    M: NetlinkSerializable + Into<NetlinkPayload<M>>,
+{
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    let mut message = NetlinkMessage::new(header, message.into());
+    message.finalize();
+    let mut buffer = vec![0; message.buffer_len()];
+    message.serialize(&mut buffer);
+    netlink.send(&buffer, 0).map(drop)
+}
+
+/// The messages of one datagram.
+fn receive<M: NetlinkDeserializable>(netlink: &Netlink) -> io::Result<Vec<NetlinkPayload<M>>> {
+    let (datagram, _) = netlink.recv_from_full()?;
+    let mut rest = datagram.as_slice();
+    let mut messages = Vec::new();
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
+        let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        messages.push(message.payload);
+    }
+    Ok(messages)
+}
+
+/// A request for a list.
 #[derive(Debug)]
 struct Selection {
     request: InetRequest,
-    filter: Vec<u8>,
+    attribute: Option<Attribute>,
+}
+
+/// What a request for a list says besides.
+#[derive(Debug)]
+enum Attribute {
+    /// The program that selects sockets; an empty one selects all.
+    Filter(Vec<u8>),
+    /// The protocol, instead of that in the header.
+    Protocol(u32),
+}
+
+impl Attribute {
+    fn kind(&self) -> u16 {
+        match self {
+            Self::Filter(_) => INET_DIAG_REQ_BYTECODE,
+            Self::Protocol(_) => INET_DIAG_REQ_PROTOCOL,
+        }
+    }
+
+    fn value(&self) -> Vec<u8> {
+        match self {
+            Self::Filter(filter) => filter.clone(),
+            Self::Protocol(protocol) => protocol.to_ne_bytes().to_vec(),
+        }
+    }
+}
+
+impl Selection {
+    /// The bytes of the attribute, if there is one with a value.
+    fn attribute(&self) -> Vec<u8> {
+        let Some(attribute) = &self.attribute else { return Vec::new() };
+        let value = attribute.value();
+        if value.is_empty() {
+            return value;
+        }
+        let length = u16::try_from(ATTRIBUTE_BYTES + value.len()).expect("as many conditions as lines");
+        [&length.to_ne_bytes()[..], &attribute.kind().to_ne_bytes(), &value].concat()
+    }
 }
 
 /// The length of the header of an attribute.
@@ -228,24 +313,14 @@ impl NetlinkSerializable for Selection {
     }
 
     fn buffer_len(&self) -> usize {
-        let filter = if self.filter.is_empty() { 0 } else { ATTRIBUTE_BYTES + self.filter.len() };
-        self.request.buffer_len() + filter
+        self.request.buffer_len() + self.attribute().len()
     }
 
     fn serialize(&self, buffer: &mut [u8]) {
         let (request, attribute) = buffer.split_at_mut(self.request.buffer_len());
         self.request.emit(request);
-        if let Some((header, filter)) = attribute.split_at_mut_checked(ATTRIBUTE_BYTES) {
-            let length = u16::try_from(attribute_len(filter)).expect("as many conditions as lines");
-            header[..2].copy_from_slice(&length.to_ne_bytes());
-            header[2..].copy_from_slice(&INET_DIAG_REQ_BYTECODE.to_ne_bytes());
-            filter.copy_from_slice(&self.filter);
-        }
+        attribute.copy_from_slice(&self.attribute());
     }
-}
-
-fn attribute_len(filter: &[u8]) -> usize {
-    ATTRIBUTE_BYTES + filter.len()
 }
 
 impl From<Selection> for NetlinkPayload<Selection> {
@@ -269,10 +344,6 @@ fn socket(protocol: Protocol, InetResponse { header, nlas }: InetResponse) -> So
             Nla::Mark(mark) => socket.mark = *mark,
             Nla::Other(other) if other.kind() == INET_DIAG_CGROUP_ID => {
                 socket.cgroup_id = value(other).try_into().map_or(0, u64::from_ne_bytes);
-            }
-            Nla::Other(other) if other.kind() == INET_DIAG_ULP_INFO => {
-                const NAME: &[u8] = b"mptcp\0";
-                socket.is_mptcp = value(other).windows(NAME.len()).any(|part| part == NAME);
             }
             _ => {}
         }

@@ -11,10 +11,11 @@ use std::{
 
 use nix::{errno::Errno, sys::stat::fstat};
 
+use super::patience::Owner;
 use crate::{host::pidfd::Pidfd, model::quote::shown};
 
 /// A process that has a socket open.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Holder {
     pid: i32,
     fd: i32,
@@ -28,6 +29,11 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
+    /// Who may hold up calls on the socket.
+    pub(crate) fn owner(&self) -> Owner {
+        Owner::Process(self.pid)
+    }
+
     /// The socket with this inode; `None` if the process has closed it, or has ended. Needs CAP_SYS_PTRACE (Linux 5.6).
     pub(crate) fn socket(&self, inode: u32) -> io::Result<Option<socket2::Socket>> {
         let fd = match Pidfd::open(self.pid.cast_unsigned()).and_then(|process| process.copy(self.fd)) {

@@ -3,6 +3,7 @@
 pub(crate) mod diag;
 pub(crate) mod holder;
 pub(crate) mod line;
+pub(crate) mod patience;
 pub(crate) mod unlisted;
 
 use std::{
