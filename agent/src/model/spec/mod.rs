@@ -221,7 +221,7 @@ policy_spec! {
 
 /// Whether a key is about the policy itself, so that a command that steers at once has no option for it.
 pub fn is_of_policy_only(key: &str) -> bool {
-    Named::is_key(key) || ["parent", "account", "allow_users", "allow_groups"].contains(&key)
+    Named::is_key(key) || ["parent", "allow_users", "allow_groups"].contains(&key)
 }
 
 /// The word for an empty list in options of commands.

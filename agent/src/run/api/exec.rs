@@ -2,10 +2,15 @@
 //!
 //! **Invariant:** it answers one kind of request, which concerns the process that connected, and no other.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use axum::{Extension, Json, Router, body::Bytes, extract::State as Extracted, http::StatusCode, routing::post};
 use serde::{Deserialize, Serialize};
+use steer_common::record::NAME_BYTES;
 
 use super::{Problem, State};
 use crate::{
@@ -19,6 +24,27 @@ use crate::{
 pub struct Ask {
     /// The policy.
     pub policy: String,
+}
+
+/// When a refusal of each user was logged last.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(Mutex<BTreeMap<u32, Instant>>);
+
+impl Refusals {
+    /// How often refusals of one user are logged.
+    const PERIOD: Duration = Duration::from_secs(60);
+    /// How many users are logged in that time. A user may have many ids, by a user namespace.
+    const USERS: usize = 64;
+
+    fn is_logged(&self, uid: u32) -> bool {
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        logged.retain(|_, at| at.elapsed() < Self::PERIOD);
+        let is_new = logged.len() < Self::USERS && !logged.contains_key(&uid);
+        if is_new {
+            logged.insert(uid, Instant::now());
+        }
+        is_new
+    }
 }
 
 /// The path of the request.
@@ -38,14 +64,22 @@ async fn exec(
     body: Bytes,
 ) -> Result<Json<Admitted>, Problem> {
     let Ask { policy } = serde_json::from_slice(&body).map_err(|error| Problem::field("", error.to_string()))?;
-    let view = state.control.view();
+    if policy.len() >= NAME_BYTES {
+        return Err(Problem::field(
+            "policy",
+            format!("expected the name of a policy, at most {} bytes", NAME_BYTES - 1),
+        ));
+    }
+    let (view, refusals) = (state.control.view(), Arc::clone(&state.refusals));
     let (store, pins) = (state.store.clone(), state.pins.clone());
     let _turn = state.admissions.acquire().await.map_err(|error| Problem::internal(&error))?;
     let admit = move || {
         let config = store.read().map_err(|problems| Problem::internal(&problems))?;
         let known = (&*view.policies, &config, &*view.links);
         admission::admit(&pins, &peer, &policy, known).map_err(|error| {
-            log::warn!("user {}, process {}: not let into policy {policy:?}: {error}", peer.uid, peer.pid);
+            if refusals.is_logged(peer.uid) {
+                log::warn!("user {}, process {}: not let into policy {policy:?}: {error}", peer.uid, peer.pid);
+            }
             if error.is_refusal() {
                 Problem::new(StatusCode::FORBIDDEN, error.to_string())
             } else {

@@ -44,6 +44,7 @@ struct State {
     readers: Arc<Semaphore>,
     /// One process is let in at a time.
     admissions: Arc<Semaphore>,
+    refusals: Arc<exec::Refusals>,
     feed: feed::Feed,
 }
 
@@ -84,6 +85,7 @@ impl State {
             pins,
             readers: Arc::new(Semaphore::new(READERS)),
             admissions: Arc::new(Semaphore::new(1)),
+            refusals: Arc::default(),
             feed,
         }
     }

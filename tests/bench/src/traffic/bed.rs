@@ -127,6 +127,7 @@ impl Bed {
             }
             Way::Steer => self.attach(&uplinks, &cgroup, "steer", &[])?,
             Way::Strict => self.attach(&uplinks, &cgroup, "strict", &[])?,
+            Way::Account => self.attach(&uplinks, &cgroup, "strict", &["--account", "true"])?,
             Way::Route => self.attach(&uplinks, &cgroup, "strict", &LOCAL)?,
             Way::BesideBind | Way::BesideRoute | Way::BesideRoutes => self.attach_others(way, &uplinks)?,
             Way::Mark => foreign::mark(&uplinks, &cgroup)?,

@@ -18,6 +18,8 @@ pub(super) enum Way {
     Steer,
     /// `steer attach --enforce strict`.
     Strict,
+    /// `steer attach --account true`.
+    Account,
     /// `steer attach --local host`.
     Route,
     /// Nothing, beside a policy without `local`.
@@ -36,12 +38,13 @@ pub(super) enum Way {
 
 impl Way {
     /// What steers the program itself.
-    pub(super) const OWN: [Self; 9] = [
+    pub(super) const OWN: [Self; 10] = [
         Self::Unsteered,
         Self::Control,
         Self::Empty,
         Self::Steer,
         Self::Strict,
+        Self::Account,
         Self::Route,
         Self::Mark,
         Self::MarkMasquerade,
@@ -65,6 +68,7 @@ impl Way {
             Self::Empty => "empty",
             Self::Steer => "steer",
             Self::Strict => "strict",
+            Self::Account => "account",
             Self::Route => "local",
             Self::BesideBind => "beside strict",
             Self::BesideRoute => "beside local",
@@ -82,7 +86,8 @@ impl Way {
             Self::Empty => "BPF programs that do nothing, on the hooks of strict: what the kernel takes to call them",
             Self::Steer => "a policy with enforce = \"steer\"",
             Self::Strict => "a policy with enforce = \"strict\"",
-            Self::Route => "the same with `local = [\"host\"]`",
+            Self::Account => "the same with `account = true`",
+            Self::Route => "strict with `local = [\"host\"]`",
             Self::BesideBind => "no policy; another program has one without `local`",
             Self::BesideRoute => "no policy; another program has one with `local`",
             Self::BesideRoutes => "no policy; 60 other programs have different ones with `local`",
@@ -102,6 +107,7 @@ impl Way {
             Self::Empty => "empty",
             Self::Steer => "steer",
             Self::Strict => "strict",
+            Self::Account => "account",
             Self::Route => "local",
             Self::BesideBind => "beside-strict",
             Self::BesideRoute => "beside-local",
@@ -121,7 +127,13 @@ impl Way {
             | Self::BesideBind
             | Self::BesideRoute
             | Self::BesideRoutes => 0,
-            Self::Steer | Self::Strict | Self::Route | Self::Mark | Self::MarkMasquerade | Self::Namespace => 1,
+            Self::Steer
+            | Self::Strict
+            | Self::Account
+            | Self::Route
+            | Self::Mark
+            | Self::MarkMasquerade
+            | Self::Namespace => 1,
         }
     }
 
