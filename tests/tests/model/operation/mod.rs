@@ -196,7 +196,8 @@ fn spec() -> impl Strategy<Value = Spec> {
     let reach = prop_oneof![Just(Reach::NONE), reach()];
     (uplink, level(), anything::<bool>(), seldom(), seldom(), seldom(), reach).prop_map(
         |(uplink, level, refuses, dns, ingress, rebinds, reach)| {
-            Spec { uplink, level, refuses, dns, ingress, rebinds, reach }.valid()
+            let accounts = refuses == (level == Level::Strict);
+            Spec { uplink, level, refuses, dns, ingress, rebinds, accounts, reach }.valid()
         },
     )
 }

@@ -39,6 +39,8 @@ pub(crate) struct Spec {
     pub(crate) ingress: bool,
     /// `existing = "rebind"`.
     pub(crate) rebinds: bool,
+    /// `account = true`, which changes nothing for any packet.
+    pub(crate) accounts: bool,
     pub(crate) reach: Reach,
 }
 
@@ -49,7 +51,7 @@ impl Spec {
     /// By this uplink, as the defaults are.
     pub(crate) const fn by(uplink: &'static str) -> Self {
         let (level, reach) = (Level::Strict, Reach::NONE);
-        Self { uplink, level, refuses: false, dns: false, ingress: false, rebinds: false, reach }
+        Self { uplink, level, refuses: false, dns: false, ingress: false, rebinds: false, accounts: false, reach }
     }
 
     /// What `parent` of `[containers]` does: nothing gets out, in no network namespace.
@@ -91,6 +93,7 @@ impl Spec {
             ingress: self.ingress && self.level > Level::Steer && steers,
             level: if steers { self.level } else { Level::Strict },
             refuses: self.refuses && steers,
+            accounts: self.accounts && steers,
             reach: if steers { self.reach } else { Reach::NONE },
             ..self
         }
@@ -104,10 +107,11 @@ impl Spec {
             dns: self.dns || old.dns,
             ingress: self.ingress || old.ingress,
             rebinds: self.rebinds || old.rebinds,
+            accounts: self.accounts || old.accounts,
             reach: self.reach.over(&old.reach),
             ..self
         };
-        let exempts = merged.exempts() && (merged.dns || merged.rebinds || !merged.reach.is_none());
+        let exempts = merged.exempts() && (merged.dns || merged.rebinds || merged.accounts || !merged.reach.is_none());
         let is_lax = merged.ingress && merged.level == Level::Steer;
         (!exempts && !is_lax).then(|| merged.valid())
     }
@@ -122,6 +126,7 @@ impl Spec {
         add(self.refuses, ["--other-netns", "refuse"]);
         add(self.ingress, ["--ingress", "uplink"]);
         add(self.rebinds, ["--existing", "rebind"]);
+        add(self.accounts, ["--account", "true"]);
         for resolver in RESOLVERS {
             add(self.dns, ["--dns", resolver]);
         }
@@ -142,6 +147,7 @@ impl Spec {
         add(self.refuses, "other_netns = \"refuse\"\n");
         add(self.ingress, "ingress = \"uplink\"\n");
         add(self.rebinds, "existing = \"rebind\"\n");
+        add(self.accounts, "account = true\n");
         add(self.dns, &format!("dns = {RESOLVERS:?}\n"));
         add(!self.reach.is_none(), &self.reach.keys());
         text
@@ -154,8 +160,13 @@ impl fmt::Debug for Spec {
         if !self.exempts() {
             write!(formatter, " {}", self.level.name())?;
         }
-        let words =
-            [(self.refuses, "refuse"), (self.dns, "dns"), (self.ingress, "ingress=uplink"), (self.rebinds, "rebind")];
+        let words = [
+            (self.refuses, "refuse"),
+            (self.dns, "dns"),
+            (self.ingress, "ingress=uplink"),
+            (self.rebinds, "rebind"),
+            (self.accounts, "account"),
+        ];
         words.iter().filter(|(said, _)| *said).try_for_each(|(_, word)| write!(formatter, " {word}"))?;
         if self.reach.is_none() { Ok(()) } else { write!(formatter, " {:?}", self.reach) }
     }
