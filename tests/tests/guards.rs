@@ -113,6 +113,23 @@ fn the_last_acknowledgement_of_a_former_policy() -> Outcome {
         let leaks = steer_lab::leaks(&seen);
         ensure!(leaks.is_empty(), "{before} -> {after}: {leaks:?}");
     }
+    // While the uplink has no default route, the answer does not go by another one.
+    bed.write_config(&config(bound))?;
+    bed.succeed(&["reload"])?;
+    let client = bed.client(Some(&bed.cgroup), User::Nobody)?;
+    let open = vec![Closing::by(&bed, client, SERVER_V6.into())?];
+    bed.ip("-6 route del default dev a1")?;
+    bed.succeed(&["reload"])?;
+    let mut other = Capture::start_except(&bed.net.client, &["a1", "lo"])?;
+    drop(open);
+    // The peer gets no answer, so only the client's side tells that its end has come in.
+    wait_until("the connection to be in TIME_WAIT", PATIENCE, || {
+        let table = bed.net.client.run(|| fs::read_to_string("/proc/thread-self/net/tcp6"));
+        table.is_ok_and(|table| table.is_ok_and(|table| !is_ending(&table) && table.contains(TIME_WAIT_FIELD)))
+    })?;
+    let seen = other.take()?;
+    ensure!(steer_lab::leaks(&seen).is_empty(), "without a default route: {seen:?}");
+    bed.net.restore_client(1)?;
     ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
     bed.succeed(&["off"])?;
     // The keeper of a command stays for its connections.
@@ -180,6 +197,9 @@ impl Closing {
         Ok(())
     }
 }
+
+/// The state TIME_WAIT, as a list of TCP sockets has it.
+const TIME_WAIT_FIELD: &str = " 06 ";
 
 /// Whether a list of TCP sockets has one that is neither listening nor past its end.
 fn is_ending(table: &str) -> bool {

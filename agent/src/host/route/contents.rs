@@ -119,6 +119,11 @@ fn end(region: Prefix, table: u32) -> Route {
     Route { table, metric: u32::MAX, protocol: PROTOCOL, ..Route::without_link(UNREACHABLE, region) }
 }
 
+/// The end of the table of a bound uplink.
+pub(super) fn end_of_all(table: u32) -> Route {
+    end(Prefix::ALL_IPV6, table)
+}
+
 /// The table of a bound uplink.
 pub(super) fn bound(link: u32, state: &State, table: u32) -> Vec<Route> {
     let mut mirror = state.mirror(link, false);
@@ -128,10 +133,10 @@ pub(super) fn bound(link: u32, state: &State, table: u32) -> Vec<Route> {
     let has_default = mirror.iter().any(|route| route.prefix == Prefix::ALL_IPV6 && route.source.is_none());
     let mut routes = numbered(mirror, table);
     // Packets that have the link only as a preference may take another one by the rules behind. That stays as it is while
-    // the link has no default route. While it is down, nobody can use it, and connections of before are still there.
+    // the link has no default route, unless connections need the end: see the module `leftover`. While it is down, nobody can use it, and connections of before are still there.
     let is_up = state.links.get(&link).is_some_and(Link::is_up);
     if has_default || !is_up {
-        routes.push(end(Prefix::ALL_IPV6, table));
+        routes.push(end_of_all(table));
     }
     if let Some(link_local) = Prefix::of(LINK_LOCAL.into(), 10) {
         routes.push(Route { table, metric: 1, protocol: PROTOCOL, ..Route::without_link(THROW, link_local) });

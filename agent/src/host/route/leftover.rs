@@ -3,8 +3,10 @@
 //! When a program has closed a connection, the kernel answers for it without its socket, up to a minute longer (TIME_WAIT). The
 //! answer has the binding or the mark that the socket had. Without its rule, it would leave by the default route.
 //!
+//! The same holds while the policy is there and its uplink has no default route: the answer would go by the rules behind.
+//!
 //! **Invariant:** a rule with its table stays while sock_diag lists a connection for it. The number of its mark and its
-//! table are given to nobody else.
+//! table are given to nobody else. The table of a bound uplink with such a connection has an end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,7 +35,14 @@ impl Plan {
         let is_old = |rule: &&Rule| self.owns(rule.table) && !planned.contains(&rule.table);
         let lines: Vec<(&Rule, Line)> =
             state.rules.iter().filter(is_old).filter_map(|rule| Some((rule, line(rule, state)?))).collect();
-        if lines.is_empty() {
+        let is_open = |rule: &&Rule| rule.role() == Some(Role::Bound) && !self.has_end(rule.table);
+        let open: Vec<(u32, u8, Line)> = self
+            .rules
+            .iter()
+            .filter(is_open)
+            .filter_map(|rule| Some((rule.table, rule.family, line(rule, state)?)))
+            .collect();
+        if lines.is_empty() && open.is_empty() {
             return Ok(self);
         }
         let diag = match Diag::open() {
@@ -44,6 +53,12 @@ impl Plan {
             }
             Err(error) => return Err(error),
         };
+        for (table, family, line) in open {
+            if has_connection(&diag, family, line)? {
+                self.routes.push(contents::end_of_all(table));
+                self.leftover.insert(table);
+            }
+        }
         let mut used: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
         for (rule, line) in lines {
             if used.contains_key(&rule.table) || has_connection(&diag, rule.family, line)? {
@@ -62,12 +77,22 @@ impl Plan {
         for (table, rules) in &used {
             match rules.first().and_then(|rule| uplink(rule, state)) {
                 // Everybody's packets that are bound to the link use it, so it is kept up to date.
-                Some(link) => self.routes.extend(contents::bound(link, state, *table)),
+                Some(link) => {
+                    self.routes.extend(contents::bound(link, state, *table));
+                    if !self.has_end(*table) {
+                        self.routes.push(contents::end_of_all(*table));
+                    }
+                }
                 None => self.routes.extend(state.routes.iter().filter(|route| route.table == *table).cloned()),
             }
         }
-        self.leftover = used.into_keys().collect();
+        self.leftover.extend(used.into_keys());
         Ok(self)
+    }
+
+    /// Whether no packet of the table goes on to the rules behind.
+    fn has_end(&self, table: u32) -> bool {
+        self.routes.contains(&contents::end_of_all(table))
     }
 }
 

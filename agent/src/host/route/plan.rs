@@ -29,7 +29,7 @@ pub struct Plan {
     pub in_front: Vec<String>,
     /// The rules of bound uplinks that this kernel lacks.
     pub lacks: Option<&'static str>,
-    /// The tables that only connections still need, which their programs have closed.
+    /// The tables that are as they are only because of connections, which their programs may have closed.
     pub leftover: BTreeSet<u32>,
 }
 
