@@ -246,7 +246,7 @@ impl Acting<'_> {
                 Call::Bind if destination::is_mapped(&destination::address(ctx, self.hook)) => {
                     event = Counter::UnreachableBind as u8;
                 }
-                Call::Bind => return refused.with_errno(EADDRNOTAVAIL),
+                Call::Bind => return Outcome::refused(Counter::UnreachableBind).with_errno(EADDRNOTAVAIL),
                 Call::Connect | Call::Send => return refused,
             }
         } else if self.stays_on_this_host(policy) {

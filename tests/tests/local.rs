@@ -220,7 +220,7 @@ fn bound_to_a_loopback_address() -> Outcome {
     }
     let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), STUB, Ipv6Addr::LOCALHOST.into()];
     let chosen = |error: &'static str| if linux_is_at_least(6, 1) { error } else { "EPERM" };
-    for (local, reached, stopped) in [("", 8, 20), ("lan", 0, 25)] {
+    for (local, reached, stopped) in [("", 12, 16), ("lan", 0, 25)] {
         let bed = Bed::new("local-bound")?;
         let options: &[&str] = if local.is_empty() { &[] } else { &["--local", local] };
         bed.succeed(&[&["attach", bed.cgroup.path(), "-i", "a1"], options].concat())?;

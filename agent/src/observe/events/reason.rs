@@ -71,7 +71,7 @@ impl Reason {
                 "The program bound its socket to an address of another link. Packets leave by the uplink with that address, and answers do not come back there."
             }
             Self::UnreachableBind => {
-                "The program bound its socket to a loopback address, where nothing reaches a steered socket."
+                "The program bound its socket to a loopback address, where nothing reaches a steered socket. For ::1, `bind` fails."
             }
             Self::MovedOut => "A process was moved out of the policy's cgroups. Its new sockets are not steered.",
             Self::UplinkState => "The state of a member of a group of uplinks has changed.",
