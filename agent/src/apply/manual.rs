@@ -170,10 +170,10 @@ pub fn detach(pins: &Pins, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec
         permit::detachment(&cgroup.path, existing.as_ref(), owner(&datapath, cgroup.id)?, daemon_runs)?;
         if daemon_runs && existing.is_some() {
             // First: if this process is killed in between, the daemon finds what was handed over. It waits for the lock.
-            pins.notify_daemon(&lock)?;
+            let answer = pins.ask_for_answer(&lock)?;
             datapath.hand_over(&lock, cgroup.id)?;
             drop(lock);
-            if is_taken_over(&datapath, cgroup.id)? {
+            if is_taken_over(&datapath, cgroup.id, answer.as_ref())? {
                 kernel::detach_other_versions(pins, &datapath.lock()?, cgroup.id)?;
                 return Ok(Vec::new());
             }
@@ -196,12 +196,11 @@ fn owner(datapath: &Datapath, cgroup_id: u64) -> Result<Option<u32>, kernel::Err
     Ok(datapath.policy_of(cgroup_id)?.map(|policy| policy.owner))
 }
 
-/// Waits until the daemon has detached a cgroup, or attached it as the configuration says. False when it does not do so in time.
-fn is_taken_over(datapath: &Datapath, cgroup_id: u64) -> Result<bool, Error> {
+/// Waits until the daemon has detached a cgroup, or has decided that the configuration holds it. False when it does not do so in time.
+fn is_taken_over(datapath: &Datapath, cgroup_id: u64, answer: Option<&Announcement>) -> Result<bool, Error> {
     let deadline = Instant::now() + DAEMON_PATIENCE;
     loop {
-        let is_done =
-            datapath.attachment(cgroup_id)?.is_none() || owner(datapath, cgroup_id)? == Some(Owner::Config as u32);
+        let is_done = datapath.attachment(cgroup_id)?.is_none() || answer.is_some_and(Announcement::is_confirmed);
         if is_done || Instant::now() >= deadline {
             return Ok(is_done);
         }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use super::{
-    only,
+    detach, only,
     output::{note, say},
     target::{By, groups, links_for, marks},
 };
@@ -83,6 +83,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
             company(&hierarchy, &cgroup.path, pid)
         )?;
     }
+    let was = detach::policy(&pins, cgroup.id)?;
     let announcement = manual::announce(&pins, &hierarchy, &cgroup, manual::DAEMON_PATIENCE)?;
     let taken_over = manual::change(&pins, &hierarchy, |lock| {
         // It ends before the lock does.
@@ -93,11 +94,9 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         Ok::<_, manual::Error>(takeover::take_over(lock, &datapath, &hierarchy, cookie, &[cgroup.id].into()))
     })?;
     let inside = hierarchy.processes(&cgroup.path).len();
-    say!(
-        "attached {} to policy {} until the cgroup is removed; processes in it: {inside}",
-        cgroup.path,
-        shown(&name(&wanted))
-    )?;
+    let now = in_words(&wanted);
+    let was = was.filter(|was| *was != now).map_or_else(String::new, |was| format!(" (was: {was})"));
+    say!("attached {} to {now}{was} until the cgroup is removed; processes in it: {inside}", cgroup.path)?;
     for taken in taken_over {
         say!("{taken}")?;
     }
@@ -107,11 +106,11 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// The name of the policy.
-pub(super) fn name(wanted: &Wanted) -> String {
+/// The policy, in words.
+pub(super) fn in_words(wanted: &Wanted) -> String {
     match wanted {
-        Wanted::Policy(name) => name.clone(),
-        Wanted::Own(policy) => kernel::text(&policy.record.name),
+        Wanted::Policy(name) => format!("policy {}", shown(name)),
+        Wanted::Own(policy) => detach::in_words(&policy.record),
     }
 }
 
