@@ -265,7 +265,7 @@ fn the_root_of_a_user_namespace() -> Outcome {
     let bed = Bed::new("refuse-userns")?;
     let mut command = std::process::Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--net"]).arg(steer_tests::binary("STEER_BIN", "steer"));
-    command.arg("--bpffs").arg(&bed.pins).args(["exec", "-i", "lo", "--", "true"]);
+    command.arg("--bpffs").arg(&bed.pins).args(["exec", "-i", "none", "--", "true"]);
     let refused = output(bed.cgroup.enter(&mut command))?;
     ensure!(refused.code == 125 && refused.stderr.contains("needs CAP_BPF"), "{refused:?}");
     ensure!(refused.stderr.matches("Operation not permitted").count() == 1, "{refused:?}");

@@ -50,12 +50,15 @@ fn units_are_found_in_any_slice() -> Outcome {
     ensure!(missing.code == 1 && missing.stderr.contains("there is no unit"), "{missing:?}");
     let said = bed.succeed(&["attach", &name, "-i", "a1"])?;
     ensure!(
-        said == format!("attached {} to policy a1 until the cgroup is removed; processes in it: 0\n", service.path()),
+        said == format!(
+            "attached {} to interface a1 until the cgroup is removed; processes in it: 0\n",
+            service.path()
+        ),
         "{said}"
     );
     bed.check_steered(&service, 1)?;
     let said = bed.succeed(&["detach", &format!("{name}.service")])?;
-    ensure!(said.contains(&format!("detached {} from policy a1; its new sockets follow", service.path())), "{said}");
+    ensure!(said.contains(&format!("detached {} from interface a1; its new sockets follow", service.path())), "{said}");
     ensure!(bed.succeed(&["detach", &name])?.contains("was not attached"));
     bed.check_unsteered(Some(&service))
 }
@@ -163,7 +166,7 @@ fn a_process_stands_for_its_cgroup() -> Outcome {
     for text in [
         format!("process {} (", one.pid()),
         format!(") is in {path}, with {} (", other.pid()),
-        format!("attached {path} to policy a1 until the cgroup is removed; processes in it: 2\n"),
+        format!("attached {path} to interface a1 until the cgroup is removed; processes in it: 2\n"),
     ] {
         ensure!(attached.stdout.contains(&text), "{attached:?}");
     }

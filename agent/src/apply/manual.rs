@@ -20,6 +20,7 @@ use super::{
 use crate::{
     host::cgroup::{Cgroup, Hierarchy},
     kernel::{self, Announcement, Datapath, Lock, Pins, PolicyEntry},
+    model::similar::nearest,
 };
 
 /// How long the daemon may take to take an attachment over, or to attach what is in it.
@@ -43,10 +44,15 @@ pub enum Error {
     #[error(transparent)]
     Denied(#[from] Denied),
     /// No slot has this policy.
-    #[error("there is no policy {name:?} in force; `steer status` lists the policies in force")]
+    #[error(
+        "there is no policy {name:?} in force{}; `steer status` lists the policies in force",
+        .perhaps.as_ref().map_or_else(String::new, |perhaps| format!("; did you mean {perhaps:?}?"))
+    )]
     NoPolicy {
         /// Its name.
         name: String,
+        /// A policy in force that may be meant.
+        perhaps: Option<String>,
     },
     /// A kernel object failed.
     #[error(transparent)]
@@ -125,7 +131,7 @@ pub fn attach(
             }
             slot
         }
-        (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone() }),
+        (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone(), perhaps: None }),
     };
     // The routes come first: with a mark that no rule knows, packets are stopped. What closes needs none, and knows no links.
     if origin != Origin::Closing {
@@ -153,8 +159,15 @@ pub fn needs_filter(datapath: &Datapath, cgroup: &Cgroup) -> Result<bool, Error>
 }
 
 fn configured(datapath: &Datapath, name: &str) -> Result<PolicyEntry, Error> {
-    let found = datapath.policies()?.into_iter().find(|entry| entry.is_owned_by(Owner::Config) && entry.name() == name);
-    found.ok_or_else(|| Error::NoPolicy { name: name.to_owned() })
+    let mut all = datapath.policies()?;
+    all.retain(|entry| entry.is_owned_by(Owner::Config));
+    match all.iter().position(|entry| entry.name() == *name) {
+        Some(at) => Ok(all.swap_remove(at)),
+        None => {
+            let perhaps = nearest(name, all.iter().map(PolicyEntry::name));
+            Err(Error::NoPolicy { name: name.to_owned(), perhaps })
+        }
+    }
 }
 
 /// Detaches a cgroup. The policy that holds it now decides about its sockets, by `existing`.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use super::{
-    detach, only,
+    cautions, detach, only,
     output::{note, say},
     target::{By, groups, links_for, marks},
 };
@@ -73,7 +73,9 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let cookie = kernel::netns_cookie()?;
     let groups = groups(CONFIG.as_ref())?;
     let namespace = Namespace::own(&links, cookie, marks(CONFIG.as_ref())?, &groups);
-    let wanted = args.by.clone().with_defaults(CONFIG.as_ref())?.wanted(namespace)?;
+    let by = args.by.clone().with_defaults(CONFIG.as_ref())?;
+    let wanted = by.wanted(namespace)?;
+    by.warn(&links);
     let pins = pins.to_change()?;
     if let Some(pid) = meant.process {
         say!(
@@ -93,6 +95,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         manual::attach(&mut datapath, lock, &hierarchy, &cgroup, (Origin::Attach, &wanted), namespace)?;
         Ok::<_, manual::Error>(takeover::take_over(lock, &datapath, &hierarchy, cookie, &[cgroup.id].into()))
     })?;
+    cautions::of_uplink(&pins, cgroup.id)?;
     let inside = hierarchy.processes(&cgroup.path).len();
     let now = in_words(&wanted);
     let was = was.filter(|was| *was != now).map_or_else(String::new, |was| format!(" (was: {was})"));

@@ -4,12 +4,16 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use steer_common::{Owner, PolicyRecord};
+use steer_common::{Owner, PolicyRecord, policy_flags};
 
 use super::output::say;
 use crate::{
     apply::{manual, released},
-    host::{capability::require_privilege, cgroup::{Hierarchy, scope}, meant},
+    host::{
+        capability::require_privilege,
+        cgroup::{Hierarchy, scope},
+        meant,
+    },
     kernel::{self, Datapath, Pins},
     model::{cgroup_path::CgroupPath, quote::shown},
     run::instance::Instance,
@@ -33,8 +37,7 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     let path = &cgroup.path;
     let pins = instance.pins.to_look()?;
     let was = pins.as_ref().map_or(Ok(None), |pins| policy(pins, cgroup.id))?;
-    let taken_over =
-        pins.as_ref().map_or_else(|| Ok(Vec::new()), |pins| manual::detach(pins, &hierarchy, &cgroup))?;
+    let taken_over = pins.as_ref().map_or_else(|| Ok(Vec::new()), |pins| manual::detach(pins, &hierarchy, &cgroup))?;
     let is_forgotten = released::forget(&instance.released, cgroup.id)
         .with_context(|| format!("change {}", instance.released.display()))?;
     let (now, outer) = match &pins {
@@ -49,7 +52,9 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
     match was {
         Some(was) => say!("detached {path} from {was}; {now}")?,
         None if is_forgotten => {
-            say!("{path} was not attached; the next daemon does not attach it again, as it would have done after `steer off`")?;
+            say!(
+                "{path} was not attached; the next daemon does not attach it again, as it would have done after `steer off`"
+            )?;
         }
         None => say!("{path} was not attached; {now}")?,
     }
@@ -77,7 +82,7 @@ pub(super) fn in_words(policy: &PolicyRecord) -> String {
     let name = kernel::text(&policy.name);
     let is_of_uplink = policy.owner == Owner::Manual as u32 && name == kernel::text(&policy.interface);
     let kind = match is_of_uplink {
-        true if policy.members == 0 => "interface",
+        true if policy.flags & policy_flags::GROUP == 0 => "interface",
         true => "uplink",
         false => "policy",
     };

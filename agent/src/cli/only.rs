@@ -64,7 +64,9 @@ pub(super) fn run(
     };
     say!("moved process {pid} ({}){children} to {}", shown(&process::name(pid)), scope.cgroup.path)?;
     let (cgroup, policy) = (&scope.cgroup.path, in_words(&wanted));
-    say!("attached {cgroup} to {policy}; the cgroup is removed when its last process ends; `steer detach {cgroup}` ends it before")?;
+    say!(
+        "attached {cgroup} to {policy}; the cgroup is removed when its last process ends; `steer detach {cgroup}` ends it before"
+    )?;
     settle(hierarchy, &pins, &scope, old, cookie, &moved)?;
     if is_unseen {
         note(

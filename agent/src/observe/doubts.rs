@@ -11,13 +11,15 @@ use crate::{
     host::{
         account,
         cgroup::Hierarchy,
+        link::Table,
         units::{self, Manager},
     },
     model::{
         cgroup_path::CgroupPath,
         config::{Config, Policy},
         similar::nearest,
-        spec::{Named, Pattern},
+        spec::{Exceptions, Named, Pattern, Uplink},
+        uplink::group::{self, Group},
     },
 };
 
@@ -98,6 +100,50 @@ pub fn shadowed(policies: &[(&str, &[Pattern])], cgroups: &[CgroupPath]) -> Vec<
         }
     }
     found.into_values().collect()
+}
+
+/// The doubts about all interfaces that the policies of a configuration name.
+pub fn about_links(config: &Config, links: &Table) -> Vec<Doubt> {
+    let of_policy = |policy: &Policy| {
+        let target = &policy.target;
+        missing_links(&policy.name, (&target.uplink, &target.reach.except), &config.uplinks, links)
+    };
+    config.policies.iter().flat_map(of_policy).collect()
+}
+
+/// The interfaces that a policy names, and that do not exist.
+pub fn missing_links(
+    policy: &str,
+    (uplink, exceptions): (&Uplink, &Exceptions),
+    groups: &[Group],
+    links: &Table,
+) -> Vec<Doubt> {
+    let is_missing = |name: &&str| links.resolve(name).is_none();
+    let doubt = |key: &'static str, name: &str, effect: &str| {
+        let is_group = key == "interface" && groups.iter().any(|group| group.name.as_str() == name);
+        let known = links.links().map(|(_, names)| names.name.clone()).filter(|name| name != "lo");
+        let perhaps = if is_group { Some(format!("uplink = {name:?}")) } else { nearest(name, known) };
+        let problem = format!("there is no interface {name}; until there is, {effect}");
+        Doubt { policy: policy.to_owned(), key, name: name.to_owned(), problem, perhaps }
+    };
+    let mut found = Vec::new();
+    match uplink {
+        Uplink::Interface(name) if is_missing(&name.as_str()) => {
+            found.push(doubt("interface", name, "what the policy names has no network"));
+        }
+        Uplink::Group(name) => {
+            let group = group::named(groups, name);
+            let members = group.iter().flat_map(|group| &group.members).map(|member| member.interface.as_str());
+            found.extend(members.filter(is_missing).map(|name| doubt("uplink", name, "it is not chosen")));
+        }
+        _ => {}
+    }
+    for exception in exceptions.iter() {
+        if let Some(name) = exception.by.interface().filter(is_missing) {
+            found.push(doubt("except", name, &format!("{} is closed", exception.to)));
+        }
+    }
+    found
 }
 
 /// The doubts about all names of these policies.

@@ -225,6 +225,13 @@ impl Report {
     }
 }
 
+/// How many packets there were on a link, and whether they should not be there.
+fn packets(count: usize, is_expected: bool) -> String {
+    let noun = if count == 1 { "packet" } else { "packets" };
+    let mark = if is_expected || count == 0 { "" } else { " (escaped)" };
+    format!("{count} {noun}{mark}")
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
@@ -235,10 +242,10 @@ impl fmt::Display for Report {
             let saw = row.outcome.saw.as_deref().map(str::trim).map(str::to_owned);
             table.add_row([
                 how.to_owned(),
-                format!("{:?}, IP{:?}", row.outcome.proto, row.outcome.family).to_lowercase().replace("ip", "IP"),
+                format!("{:?}, IP{:?}", row.outcome.proto, row.outcome.family).to_uppercase().replace("IPV", "IPv"),
                 saw.unwrap_or_else(|| format!("nothing ({})", row.outcome.error.as_deref().unwrap_or("no answer"))),
-                format!("{} packets", row.captured[0]),
-                format!("{} packets", row.captured[1]),
+                packets(row.captured[0], !row.steered),
+                packets(row.captured[1], row.steered),
             ]);
         }
         for escape in &self.escapes {
@@ -247,8 +254,8 @@ impl fmt::Display for Report {
                 format!("steer exec --interface a1 --enforce {}", escape.enforce),
                 "UDP, IPv4, naming a0 (IP_PKTINFO)".to_owned(),
                 format!("(the client: {said})"),
-                format!("{} packets", escape.captured[0]),
-                format!("{} packets", escape.captured[1]),
+                packets(escape.captured[0], false),
+                packets(escape.captured[1], true),
             ]);
         }
         writeln!(formatter, "{table}")?;
