@@ -113,6 +113,11 @@ fn a_wrong_configuration() -> Outcome {
     ensure!(!bed.pins.exists(), "refused, but pins were made");
     let missing = bed.run(&["check", "--config", "/nonexistent.toml"])?;
     ensure!(missing.code == 1 && missing.stderr.contains("/nonexistent.toml"), "{missing:?}");
+    let missing = bed.run(&["daemon", "--config", "/nonexistent.toml"])?;
+    let text = "there is no configuration file /nonexistent.toml";
+    ensure!(missing.code == 2 && missing.stderr.contains(text), "{missing:?}");
+    let none = bed.run(&["policy", "list", "--config", &nowhere])?;
+    ensure!(none.code == 0 && none.stderr.contains(&format!("there is no {nowhere}")), "{none:?}");
     Ok(())
 }
 
@@ -299,7 +304,10 @@ fn a_drop_in_of_somebody_else() -> Outcome {
     std::fs::write(bed.directory.join("x.service"), "[Service]\n")?;
     for (arguments, why) in [
         (&["--interface", "a7"] as &[&str], "no interface \"a7\""),
-        (&["--uplink", "u"], "there is no [[uplink]] \"u\""),
+        (&["--interface", "lo"], "lo is the loopback interface"),
+        (&["--interface", "a0,a1"], "for several interfaces, use --uplink a0+a1"),
+        (&["--uplink", "u"], "there is no [[uplink]] \"u\" in /etc/steer/steer.toml"),
+        (&["--uplink", "a1"], "a1 is an interface: use --interface a1"),
         (&["--policy", "p"], "there is no policy p; the service would not start (--force"),
     ] {
         let refused = unit(arguments)?;

@@ -175,7 +175,7 @@ fn be_let_in(policy: &str, instance: &Instance) -> anyhow::Result<()> {
         Ok::<Admitted, anyhow::Error>(daemon.ask(exec::PATH, &ask).await?)
     };
     let admitted = super::block_on(ask)??;
-    let own = Hierarchy::find()?.own()?;
+    let own = Hierarchy::of_caller()?;
     anyhow::ensure!(own.to_string() == admitted.cgroup, "this process is in {own}, not in {}", admitted.cgroup);
     if admitted.needs_filter {
         nix::sys::prctl::set_no_new_privs().context("give up set-user-ID programs")?;

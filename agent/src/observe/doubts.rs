@@ -55,7 +55,21 @@ pub fn doubts(config: &Config) -> Vec<Doubt> {
     let group = config.daemon.socket_group.as_deref().and_then(missing_group);
     let named: Vec<_> = config.policies.iter().map(|policy| (policy.name.as_str(), &*policy.cgroups)).collect();
     let of_policies = of_policies(&config.policies, &cgroups).into_iter().chain(shadowed(&named, &cgroups));
-    group.into_iter().chain(of_policies).collect()
+    group.into_iter().chain(of_policies).chain(config.policies.iter().flat_map(missing_accounts)).collect()
+}
+
+/// The doubts about those who may run commands by a policy.
+fn missing_accounts(policy: &Policy) -> Vec<Doubt> {
+    let is_name = |name: &&String| name.parse::<u32>().is_err();
+    let doubt = |key, kind: &str, name: &String| {
+        let problem = format!("there is no {kind} {name}");
+        Doubt { policy: policy.name.clone(), key, name: name.clone(), problem, perhaps: None }
+    };
+    let allow = &policy.allow;
+    let users = allow.users.0.iter().filter(is_name).filter(|name| matches!(account::find(name), Ok(None)));
+    let groups = allow.groups.0.iter().filter(is_name).filter(|name| !account::has_group(name));
+    let users = users.map(|name| doubt("allow_users", "user", name));
+    users.chain(groups.map(|name| doubt("allow_groups", "group", name))).collect()
 }
 
 /// The doubt about the group of the daemon's socket.

@@ -7,6 +7,7 @@
 
 use std::{
     fmt,
+    io::{self, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -168,8 +169,10 @@ impl Stage {
 
     /// The output of a command in the client's network namespace.
     fn printed_by(&self, command: &mut Command) -> anyhow::Result<String> {
-        let started = self.lab.client.enter(command.stdin(Stdio::null()).stderr(Stdio::inherit())).output();
+        // Not a terminal: the keeper of the command would write to it between the lines of this program.
+        let started = self.lab.client.enter(command.stdin(Stdio::null()).stderr(Stdio::piped())).output();
         let output = started.with_context(|| format!("start {}", command.get_program().display()))?;
+        io::stderr().write_all(&output.stderr).context("write to standard error")?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
