@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         manual::attach(&mut datapath, lock, &hierarchy, &cgroup, (Origin::Attach, &wanted), namespace)?;
         Ok::<_, manual::Error>(takeover::take_over(lock, &datapath, &hierarchy, cookie, &[cgroup.id].into()))
     })?;
-    cautions::of_uplink(&pins, cgroup.id)?;
+    cautions::of_uplink(&pins, cgroup.id);
     let inside = hierarchy.processes(&cgroup.path).len();
     let now = in_words(&wanted);
     let was = was.filter(|was| *was != now).map_or_else(String::new, |was| format!(" (was: {was})"));

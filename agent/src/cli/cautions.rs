@@ -55,17 +55,23 @@ pub(super) fn of_options(spec: &PolicySpec, links: &Table) {
 }
 
 /// Warns if nothing leaves by the uplink of a cgroup now.
-pub(super) fn of_uplink(pins: &Pins, cgroup_id: u64) -> Result<(), kernel::Error> {
-    let Some(datapath) = Datapath::open(pins)? else { return Ok(()) };
-    let Some(policy) = datapath.policy_of(cgroup_id)?.filter(|policy| policy.kind == Kind::Steer as u32) else {
-        return Ok(());
-    };
-    let problem =
-        if policy.flags & policy_flags::GROUP == 0 { of_interface(&policy) } else { of_group(&datapath, &policy)? };
-    if let Some(problem) = problem {
-        log::warn!("{problem}; until then, nothing gets out");
+pub(super) fn of_uplink(pins: &Pins, cgroup_id: u64) {
+    match problem_of_uplink(pins, cgroup_id) {
+        Ok(Some(problem)) => log::warn!("{problem}; until then, nothing gets out"),
+        Ok(None) => {}
+        // It is steered all the same.
+        Err(error) => log::debug!("look at the uplink: {error}"),
     }
-    Ok(())
+}
+
+fn problem_of_uplink(pins: &Pins, cgroup_id: u64) -> anyhow::Result<Option<String>> {
+    let Some(datapath) = Datapath::open(pins)? else { return Ok(None) };
+    let Some(policy) = datapath.policy_of(cgroup_id)? else { return Ok(None) };
+    // The links of another network namespace are not seen from here.
+    if policy.kind != Kind::Steer as u32 || policy.netns_cookie != kernel::netns_cookie()? {
+        return Ok(None);
+    }
+    Ok(if policy.flags & policy_flags::GROUP == 0 { of_interface(&policy) } else { of_group(&datapath, &policy)? })
 }
 
 fn of_interface(policy: &PolicyRecord) -> Option<String> {

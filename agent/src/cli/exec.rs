@@ -150,9 +150,7 @@ fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
     // From here on, the keeper cleans up, even if this process is killed.
     let wrapper = start_keeper(&scope, &pins, terminal().as_ref())?;
     let needs_filter = attach(&hierarchy, &pins, &scope, &wanted, namespace)?;
-    if let Err(error) = cautions::of_uplink(&pins, scope.cgroup.id) {
-        log::debug!("look at the uplink: {error}");
-    }
+    cautions::of_uplink(&pins, scope.cgroup.id);
     scope.enter(&hierarchy)?;
     if needs_filter {
         seccomp::refuse_unseen_calls().context(
