@@ -60,7 +60,8 @@ fn check_needs_no_privilege() -> Outcome {
         "[defaults]\nlocal = [\"host\", \"lan\"]\ndns = []\n[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"/x\"]\n",
     )?;
     let mut command = std::process::Command::new(&steer);
-    command.args(["check", "--config"]).arg(bed.config_file()).uid(NOBODY.0).gid(NOBODY.1);
+    command.args(["check", "--config"]).arg(bed.config_file());
+    bed.net.client.enter_as(&mut command, NOBODY.0, NOBODY.1);
     let checked = output(&mut command)?;
     ensure!(checked.code == 0 && checked.stdout.contains(": no mistakes\n1 policy\n"), "{checked:?}");
     ensure!(checked.stdout.ends_with("default dns: none\ndefault local: host, lan\n"), "{checked:?}");

@@ -36,6 +36,7 @@ pub(super) fn print(
     match (&changes, before.is_some_and(|before| before.kept != now.kept)) {
         (None, _) => say!("added policy {name}, {place}")?,
         (Some(changes), false) if changes.is_empty() => say!("policy {name} is unchanged")?,
+        (Some(changes), true) if changes.is_empty() => say!("policy {name} is unchanged, and {place} now")?,
         (Some(_), _) => say!("changed policy {name}, {place}")?,
     }
     for change in changes.iter().flatten() {

@@ -115,6 +115,7 @@ impl clap::Args for By {
         // A word that others use, for which there is an option of another name.
         let iface = Arg::new("iface")
             .long("iface")
+            .value_name("IF")
             .hide(true)
             .value_parser(UnknownArgumentValueParser::suggest_arg("--interface"));
         command.args(options).arg(policy).arg(iface).group(group)
