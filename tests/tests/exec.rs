@@ -131,6 +131,28 @@ fn a_missing_interface_is_an_error_before_the_command() -> Outcome {
     ensure!(ran.code == 125, "{ran:?}");
     ensure!(ran.stderr.contains("\"wg9\"") && ran.stderr.contains("a0, a1"), "{ran:?}");
     ensure!(!witness.exists(), "the command ran");
+    let own = steer_lab::client_v4(0).to_string();
+    let options = ["-i", "a1", "--except", "10.0.0.0/8=wg9", "--dns", &own];
+    let warned = output(&mut exec(&bed, &[&options[..], &["--", "true"]].concat()))?;
+    ensure!(warned.code == 0, "{warned:?}");
+    for warning in [
+        "steer: warning: there is no interface wg9; until there is, 10.0.0.0/8 cannot be reached\n".to_owned(),
+        format!("steer: warning: --dns {own} is an address of this host, so names are not resolved"),
+    ] {
+        ensure!(warned.stderr.contains(&warning), "{warned:?}");
+    }
+    for (options, mistake) in [
+        (&["-i", "a1", "--ingress", "uplink", "--enforce", "steer"][..], "--ingress uplink needs --enforce strict"),
+        (&["--iface", "a1"], "similar argument exists: '--interface'"),
+        (&["--uplink", "a0,a1"], "a list is written with `+`, as a0+a1"),
+    ] {
+        let refused = output(&mut exec(&bed, &[options, &["--", "true"]].concat()))?;
+        ensure!(refused.code == 2 && refused.stderr.contains(mistake), "{refused:?}");
+    }
+    let down = output(bed.net.client.enter(std::process::Command::new("ip").args(["link", "set", "a1", "down"])))?;
+    ensure!(down.code == 0, "{down:?}");
+    let warned = output(&mut exec(&bed, &["-i", "a1", "--", "true"]))?;
+    ensure!(warned.code == 0 && warned.stderr.contains("steer: warning: a1 is down"), "{warned:?}");
     bed.wait_until_clean()
 }
 

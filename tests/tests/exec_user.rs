@@ -82,6 +82,13 @@ fn others_are_refused() -> Outcome {
         let ran = output(&mut exec(&bed, arguments)?)?;
         ensure!(ran.code == 125 && ran.stderr.contains(expected), "{arguments:?}: {ran:?}");
     }
+    for arguments in [&["reload"] as &[&str], &["policy", "list"]] {
+        let mut steer = Command::new(bed.copy_of("STEER_BIN", "steer")?);
+        steer.arg("--bpffs").arg(&bed.pins).arg("--socket").arg(bed.socket()).args(arguments);
+        bed.place(&mut steer, Some(&bed.cgroup), User::Nobody);
+        let refused = output(&mut steer)?;
+        ensure!(refused.code == 1 && refused.stderr.contains("permission denied"), "{refused:?}");
+    }
     // The administrator changes the file, and the next command may.
     bed.write_config(&allowed())?;
     bed.succeed(&["reload"])?;

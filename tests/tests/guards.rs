@@ -330,10 +330,7 @@ fn levels_have_their_programs() -> Outcome {
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--ingress", "uplink"])?;
     ensure!(programs(&bed, "a1")?.contains(&"ingress".to_owned()));
     let refused = bed.run(&["attach", bed.cgroup.path(), "-i", "a1", "--ingress", "uplink", "--enforce", "steer"])?;
-    ensure!(
-        refused.code == 1 && refused.stderr.contains("--ingress: ingress = \"uplink\" needs enforce = \"strict\""),
-        "{refused:?}"
-    );
+    ensure!(refused.code == 2 && refused.stderr.contains("--ingress uplink needs --enforce strict"), "{refused:?}");
     Ok(())
 }
 

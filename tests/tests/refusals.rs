@@ -60,7 +60,8 @@ fn check_needs_no_privilege() -> Outcome {
         "[defaults]\nlocal = [\"host\", \"lan\"]\ndns = []\n[[policy]]\nname = \"p\"\ninterface = \"a1\"\ncgroups = [\"/x\"]\n",
     )?;
     let mut command = std::process::Command::new(&steer);
-    command.args(["check", "--config"]).arg(bed.config_file()).uid(NOBODY.0).gid(NOBODY.1);
+    command.args(["check", "--config"]).arg(bed.config_file());
+    bed.net.client.enter_as(&mut command, NOBODY.0, NOBODY.1);
     let checked = output(&mut command)?;
     ensure!(checked.code == 0 && checked.stdout.contains(": no mistakes\n1 policy\n"), "{checked:?}");
     ensure!(checked.stdout.ends_with("default dns: none\ndefault local: host, lan\n"), "{checked:?}");
@@ -113,6 +114,11 @@ fn a_wrong_configuration() -> Outcome {
     ensure!(!bed.pins.exists(), "refused, but pins were made");
     let missing = bed.run(&["check", "--config", "/nonexistent.toml"])?;
     ensure!(missing.code == 1 && missing.stderr.contains("/nonexistent.toml"), "{missing:?}");
+    let missing = bed.run(&["daemon", "--config", "/nonexistent.toml"])?;
+    let text = "there is no configuration file /nonexistent.toml";
+    ensure!(missing.code == 2 && missing.stderr.contains(text), "{missing:?}");
+    let none = bed.run(&["policy", "list", "--config", &nowhere])?;
+    ensure!(none.code == 0 && none.stderr.contains(&format!("there is no {nowhere}")), "{none:?}");
     Ok(())
 }
 
@@ -265,7 +271,7 @@ fn the_root_of_a_user_namespace() -> Outcome {
     let bed = Bed::new("refuse-userns")?;
     let mut command = std::process::Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--net"]).arg(steer_tests::binary("STEER_BIN", "steer"));
-    command.arg("--bpffs").arg(&bed.pins).args(["exec", "-i", "lo", "--", "true"]);
+    command.arg("--bpffs").arg(&bed.pins).args(["exec", "-i", "none", "--", "true"]);
     let refused = output(bed.cgroup.enter(&mut command))?;
     ensure!(refused.code == 125 && refused.stderr.contains("needs CAP_BPF"), "{refused:?}");
     ensure!(refused.stderr.matches("Operation not permitted").count() == 1, "{refused:?}");
@@ -299,7 +305,10 @@ fn a_drop_in_of_somebody_else() -> Outcome {
     std::fs::write(bed.directory.join("x.service"), "[Service]\n")?;
     for (arguments, why) in [
         (&["--interface", "a7"] as &[&str], "no interface \"a7\""),
-        (&["--uplink", "u"], "there is no [[uplink]] \"u\""),
+        (&["--interface", "lo"], "lo is the loopback interface"),
+        (&["--interface", "a0,a1"], "for several interfaces, use --uplink a0+a1"),
+        (&["--uplink", "u"], "there is no [[uplink]] \"u\" in /etc/steer/steer.toml"),
+        (&["--uplink", "a1"], "a1 is an interface: use --interface a1"),
         (&["--policy", "p"], "there is no policy p; the service would not start (--force"),
     ] {
         let refused = unit(arguments)?;

@@ -41,6 +41,7 @@ fn units_are_found_in_any_slice() -> Outcome {
     ensure!(explained.contains(&format!("by the unit \"{name}.service\"")), "{explained}");
     what_has_no_effect(&bed, &service)?;
     what_is_released(&bed, &inner_slice.child("released.service")?)?;
+    what_is_attached_by_hand(&bed, &bed.cgroup.child("hand")?)?;
     drop(daemon);
     let off = bed.succeed(&["off"])?;
     ensure!(off.contains("The next daemon steers 2 of them again, because its configuration names them"), "{off}");
@@ -50,12 +51,15 @@ fn units_are_found_in_any_slice() -> Outcome {
     ensure!(missing.code == 1 && missing.stderr.contains("there is no unit"), "{missing:?}");
     let said = bed.succeed(&["attach", &name, "-i", "a1"])?;
     ensure!(
-        said == format!("attached {} to policy a1 until the cgroup is removed; processes in it: 0\n", service.path()),
+        said == format!(
+            "attached {} to interface a1 until the cgroup is removed; processes in it: 0\n",
+            service.path()
+        ),
         "{said}"
     );
     bed.check_steered(&service, 1)?;
     let said = bed.succeed(&["detach", &format!("{name}.service")])?;
-    ensure!(said.contains(&format!("detached {} from policy a1; its new sockets follow", service.path())), "{said}");
+    ensure!(said.contains(&format!("detached {} from interface a1; its new sockets follow", service.path())), "{said}");
     ensure!(bed.succeed(&["detach", &name])?.contains("was not attached"));
     bed.check_unsteered(Some(&service))
 }
@@ -75,6 +79,10 @@ fn what_has_no_effect(bed: &Bed, service: &Cgroup) -> Outcome {
     }
     let checked = bed.succeed(&["check", &bed.config_file().to_string_lossy()])?;
     ensure!(checked.contains(&format!("warning: {shadowed}")), "{checked}");
+    let reloaded = bed.succeed(&["reload"])?;
+    let missing =
+        "warning: policy x: there is no interface wlan7; until there is, what the policy names has no network";
+    ensure!(reloaded.contains(missing), "{reloaded}");
     let status = bed.succeed(&["status"])?;
     ensure!(status.contains(&format!("warning: {shadowed}")), "{status}");
     let findings = bed.doctor(&[])?.findings;
@@ -83,6 +91,23 @@ fn what_has_no_effect(bed: &Bed, service: &Cgroup) -> Outcome {
     let removed = bed.succeed(&["policy", "rm", "x"])?;
     ensure!(removed == "removed policy x\n", "{removed}");
     bed.check_steered(service, 1)
+}
+
+/// The configuration has the policy, and does not name the cgroup.
+fn what_is_attached_by_hand(bed: &Bed, hand: &Cgroup) -> Outcome {
+    let path = hand.path();
+    let attach = |by: &[&str]| bed.succeed(&[&["attach", path], by].concat());
+    let said = attach(&["-p", "p"])?;
+    ensure!(said.contains(&format!("attached {path} to policy p until")), "{said}");
+    let said = attach(&["-i", "a0"])?;
+    ensure!(said.contains(&format!("attached {path} to interface a0 (was: policy p) until")), "{said}");
+    attach(&["-p", "p"])?;
+    let said = bed.succeed(&["detach", path])?;
+    ensure!(said == format!("detached {path} from policy p; its new sockets follow the routing table\n"), "{said}");
+    bed.check_unsteered(Some(hand))?;
+    let removed = bed.run(&["policy", "rm", "pp"])?;
+    ensure!(removed.code == 1 && removed.stderr.contains("there is no policy \"pp\";"), "{removed:?}");
+    Ok(())
 }
 
 /// A change that ends the steering of what runs says so.
@@ -128,10 +153,15 @@ fn units_as_systemd_knows_them() -> Outcome {
     ensure!(!checked.contains("warning"), "{checked}");
     machine.write(
         "/tmp/wrong.toml",
-        "[[policy]]\nname = \"p\"\ninterface = \"a1\"\nunits = [\"hled\"]\nusers = [\"nobdy\"]\n",
+        "[[policy]]\nname = \"p\"\ninterface = \"a1\"\nunits = [\"hled\"]\nusers = [\"nobdy\"]\n\
+         allow_groups = [\"no-such\"]\n",
     )?;
     let checked = machine.succeed(&["steer", "check", "/tmp/wrong.toml"])?;
-    for doubt in ["there is no unit hled.service; perhaps held.service", "there is no user nobdy; perhaps nobody"] {
+    for doubt in [
+        "there is no unit hled.service; perhaps held.service",
+        "there is no user nobdy; perhaps nobody",
+        "there is no group no-such",
+    ] {
         ensure!(checked.contains(&format!("warning: policy p: {doubt}\n")), "{checked}");
     }
     let reloaded = machine.succeed(&["steer", "reload"])?;
@@ -163,7 +193,7 @@ fn a_process_stands_for_its_cgroup() -> Outcome {
     for text in [
         format!("process {} (", one.pid()),
         format!(") is in {path}, with {} (", other.pid()),
-        format!("attached {path} to policy a1 until the cgroup is removed; processes in it: 2\n"),
+        format!("attached {path} to interface a1 until the cgroup is removed; processes in it: 2\n"),
     ] {
         ensure!(attached.stdout.contains(&text), "{attached:?}");
     }

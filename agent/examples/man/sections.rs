@@ -96,7 +96,10 @@ pub(crate) const PAGES: &[Page] = &[
         exit: &[
             ("0", "It was ended by SIGTERM, SIGINT or `steer off`."),
             ("1", "It could not start, or failed. systemd starts it again."),
-            ("2", "The configuration has a mistake, or has lost all policies. systemd does not start it again."),
+            (
+                "2",
+                "The configuration has a mistake, does not exist, or has lost all policies. systemd does not start it again.",
+            ),
         ],
         environment: &[JOURNAL, ("NOTIFY_SOCKET", "Where it says that it is ready: see sd_notify(3).")],
         ..PLAIN

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     host::cgroup::{Cgroup, Hierarchy},
     kernel::{self, Announcement, Datapath, Lock, Pins, PolicyEntry},
+    model::similar::nearest,
 };
 
 /// How long the daemon may take to take an attachment over, or to attach what is in it.
@@ -43,10 +44,15 @@ pub enum Error {
     #[error(transparent)]
     Denied(#[from] Denied),
     /// No slot has this policy.
-    #[error("there is no policy {name:?} in force; `steer status` lists the policies in force")]
+    #[error(
+        "there is no policy {name:?} in force{}; `steer status` lists the policies in force",
+        .perhaps.as_ref().map_or_else(String::new, |perhaps| format!("; did you mean {perhaps:?}?"))
+    )]
     NoPolicy {
         /// Its name.
         name: String,
+        /// A policy in force that may be meant.
+        perhaps: Option<String>,
     },
     /// A kernel object failed.
     #[error(transparent)]
@@ -125,7 +131,7 @@ pub fn attach(
             }
             slot
         }
-        (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone() }),
+        (None, Wanted::Policy(name)) => return Err(Error::NoPolicy { name: name.clone(), perhaps: None }),
     };
     // The routes come first: with a mark that no rule knows, packets are stopped. What closes needs none, and knows no links.
     if origin != Origin::Closing {
@@ -153,8 +159,15 @@ pub fn needs_filter(datapath: &Datapath, cgroup: &Cgroup) -> Result<bool, Error>
 }
 
 fn configured(datapath: &Datapath, name: &str) -> Result<PolicyEntry, Error> {
-    let found = datapath.policies()?.into_iter().find(|entry| entry.is_owned_by(Owner::Config) && entry.name() == name);
-    found.ok_or_else(|| Error::NoPolicy { name: name.to_owned() })
+    let mut all = datapath.policies()?;
+    all.retain(|entry| entry.is_owned_by(Owner::Config));
+    match all.iter().position(|entry| entry.name() == *name) {
+        Some(at) => Ok(all.swap_remove(at)),
+        None => {
+            let perhaps = nearest(name, all.iter().map(PolicyEntry::name));
+            Err(Error::NoPolicy { name: name.to_owned(), perhaps })
+        }
+    }
 }
 
 /// Detaches a cgroup. The policy that holds it now decides about its sockets, by `existing`.
@@ -170,10 +183,10 @@ pub fn detach(pins: &Pins, hierarchy: &Hierarchy, cgroup: &Cgroup) -> Result<Vec
         permit::detachment(&cgroup.path, existing.as_ref(), owner(&datapath, cgroup.id)?, daemon_runs)?;
         if daemon_runs && existing.is_some() {
             // First: if this process is killed in between, the daemon finds what was handed over. It waits for the lock.
-            pins.notify_daemon(&lock)?;
+            let answer = pins.ask_for_answer(&lock)?;
             datapath.hand_over(&lock, cgroup.id)?;
             drop(lock);
-            if is_taken_over(&datapath, cgroup.id)? {
+            if is_taken_over(&datapath, cgroup.id, answer.as_ref())? {
                 kernel::detach_other_versions(pins, &datapath.lock()?, cgroup.id)?;
                 return Ok(Vec::new());
             }
@@ -196,12 +209,11 @@ fn owner(datapath: &Datapath, cgroup_id: u64) -> Result<Option<u32>, kernel::Err
     Ok(datapath.policy_of(cgroup_id)?.map(|policy| policy.owner))
 }
 
-/// Waits until the daemon has detached a cgroup, or attached it as the configuration says. False when it does not do so in time.
-fn is_taken_over(datapath: &Datapath, cgroup_id: u64) -> Result<bool, Error> {
+/// Waits until the daemon has detached a cgroup, or has decided that the configuration holds it. False when it does not do so in time.
+fn is_taken_over(datapath: &Datapath, cgroup_id: u64, answer: Option<&Announcement>) -> Result<bool, Error> {
     let deadline = Instant::now() + DAEMON_PATIENCE;
     loop {
-        let is_done =
-            datapath.attachment(cgroup_id)?.is_none() || owner(datapath, cgroup_id)? == Some(Owner::Config as u32);
+        let is_done = datapath.attachment(cgroup_id)?.is_none() || answer.is_some_and(Announcement::is_confirmed);
         if is_done || Instant::now() >= deadline {
             return Ok(is_done);
         }

@@ -72,11 +72,15 @@ pub fn write(path: &Path, released: &[Released]) -> io::Result<()> {
 }
 
 /// Removes a cgroup from the file.
-pub fn forget(path: &Path, cgroup_id: u64) -> io::Result<()> {
+pub fn forget(path: &Path, cgroup_id: u64) -> io::Result<bool> {
     let mut released = read(path)?;
     let before = released.len();
     released.retain(|entry| entry.cgroup != cgroup_id);
-    if released.len() == before { Ok(()) } else { write(path, &released) }
+    let was_there = released.len() != before;
+    if was_there {
+        write(path, &released)?;
+    }
+    Ok(was_there)
 }
 
 /// The manual attachments in force, before they are released.

@@ -128,9 +128,7 @@ pub enum Absent {
     #[error(transparent)]
     Interface(#[from] link::Error),
     /// There is no such group.
-    #[error(
-        "there is no [[uplink]] {0:?} in the configuration; `steer check` shows what is wrong with it, if anything is"
-    )]
+    #[error("there is no [[uplink]] {0:?} in the configuration")]
     Group(String),
     /// None of its members is there.
     #[error("no member of uplink {0} exists here; `steer interfaces` lists the interfaces that do")]

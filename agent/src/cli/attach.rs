@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use super::{
-    only,
+    cautions, detach, only,
     output::{note, say},
     target::{By, groups, links_for, marks},
 };
@@ -73,7 +73,9 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let cookie = kernel::netns_cookie()?;
     let groups = groups(CONFIG.as_ref())?;
     let namespace = Namespace::own(&links, cookie, marks(CONFIG.as_ref())?, &groups);
-    let wanted = args.by.clone().with_defaults(CONFIG.as_ref())?.wanted(namespace)?;
+    let by = args.by.clone().with_defaults(CONFIG.as_ref())?;
+    let wanted = by.wanted(namespace)?;
+    by.warn(&links);
     let pins = pins.to_change()?;
     if let Some(pid) = meant.process {
         say!(
@@ -83,6 +85,7 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
             company(&hierarchy, &cgroup.path, pid)
         )?;
     }
+    let was = detach::policy(&pins, cgroup.id)?;
     let announcement = manual::announce(&pins, &hierarchy, &cgroup, manual::DAEMON_PATIENCE)?;
     let taken_over = manual::change(&pins, &hierarchy, |lock| {
         // It ends before the lock does.
@@ -92,12 +95,11 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         manual::attach(&mut datapath, lock, &hierarchy, &cgroup, (Origin::Attach, &wanted), namespace)?;
         Ok::<_, manual::Error>(takeover::take_over(lock, &datapath, &hierarchy, cookie, &[cgroup.id].into()))
     })?;
+    cautions::of_uplink(&pins, cgroup.id);
     let inside = hierarchy.processes(&cgroup.path).len();
-    say!(
-        "attached {} to policy {} until the cgroup is removed; processes in it: {inside}",
-        cgroup.path,
-        shown(&name(&wanted))
-    )?;
+    let now = in_words(&wanted);
+    let was = was.filter(|was| *was != now).map_or_else(String::new, |was| format!(" (was: {was})"));
+    say!("attached {} to {now}{was} until the cgroup is removed; processes in it: {inside}", cgroup.path)?;
     for taken in taken_over {
         say!("{taken}")?;
     }
@@ -107,11 +109,11 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// The name of the policy.
-pub(super) fn name(wanted: &Wanted) -> String {
+/// The policy, in words.
+pub(super) fn in_words(wanted: &Wanted) -> String {
     match wanted {
-        Wanted::Policy(name) => name.clone(),
-        Wanted::Own(policy) => kernel::text(&policy.record.name),
+        Wanted::Policy(name) => format!("policy {}", shown(name)),
+        Wanted::Own(policy) => detach::in_words(&policy.record),
     }
 }
 

@@ -14,9 +14,8 @@ use crate::{
         policy::naming,
         quote::shown,
         spec::{Exceptions, Existing, Pattern, Uplink, changes},
-        uplink::group,
     },
-    observe::doubts,
+    observe::doubts::{self, Doubt},
     run::api::{InterfaceDocument, PolicyDocument},
 };
 
@@ -37,6 +36,7 @@ pub(super) fn print(
     match (&changes, before.is_some_and(|before| before.kept != now.kept)) {
         (None, _) => say!("added policy {name}, {place}")?,
         (Some(changes), false) if changes.is_empty() => say!("policy {name} is unchanged")?,
+        (Some(changes), true) if changes.is_empty() => say!("policy {name} is unchanged, and {place} now")?,
         (Some(_), _) => say!("changed policy {name}, {place}")?,
     }
     for change in changes.iter().flatten() {
@@ -48,10 +48,8 @@ pub(super) fn print(
     let cgroups = hierarchy.as_ref().map(cgroups).unwrap_or_default();
     let unknown = patterns.iter().filter_map(|pattern| doubts::doubt(&now.name, pattern, &cgroups));
     let shadowed = doubts::shadowed(&named.each(), &cgroups).into_iter().filter(|doubt| doubt.policy == now.name);
-    let doubts = unknown.chain(shadowed).map(|doubt| doubt.to_string());
-    for doubt in doubts.chain(missing(now, links).into_iter().map(|missing| format!("policy {}: {missing}", now.name)))
-    {
-        note(&format!("warning: {}", shown(&doubt)));
+    for doubt in unknown.chain(shadowed).chain(missing(now, links)) {
+        note(&format!("warning: {}", shown(&doubt.to_string())));
     }
     if changes.is_none_or(|changes| !changes.is_empty())
         && let Ok(hierarchy) = &hierarchy
@@ -139,31 +137,10 @@ pub(super) fn released(policy: &str, before: &[PolicyDocument], after: &[PolicyD
 }
 
 /// The links that a policy names, and this host does not have.
-fn missing(now: &PolicyDocument, links: &[InterfaceDocument]) -> Vec<String> {
-    let is_missing = |name: &&str| {
-        !links.iter().any(|link| link.name == *name || link.alternative_names.iter().any(|other| other == name))
-    };
-    let mut missing = Vec::new();
-    match now.policy.named_uplink() {
-        Some(Uplink::Interface(name)) if is_missing(&name.as_str()) => {
-            missing.push(format!("there is no interface {name}; until there is, what the policy names has no network"));
-        }
-        Some(Uplink::Group(name)) => {
-            let listed = group::named(&[], &name);
-            let members = listed.iter().flat_map(|group| &group.members).map(|member| member.interface.as_str());
-            let none: Vec<_> = members.filter(is_missing).collect();
-            if !none.is_empty() {
-                missing.push(format!("there is no interface {}; until there is, it is not chosen", none.join(", ")));
-            }
-        }
-        _ => {}
-    }
-    for exception in now.policy.except.iter().flat_map(Exceptions::iter) {
-        if let Some(name) = exception.by.interface().filter(is_missing) {
-            missing.push(format!("there is no interface {name}; until there is, {} is closed", exception.to));
-        }
-    }
-    missing
+fn missing(now: &PolicyDocument, links: &[InterfaceDocument]) -> Vec<Doubt> {
+    let Some(uplink) = now.policy.named_uplink() else { return Vec::new() };
+    let exceptions = now.policy.except.clone().unwrap_or(Exceptions::NONE);
+    doubts::missing_links(&now.name, (&uplink, &exceptions), &[], &InterfaceDocument::table(links))
 }
 
 /// Names what runs already.

@@ -4,9 +4,12 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
-use super::output::say;
+use super::{output::say, target::links};
 use crate::{
-    host::policy_files::{self, Store},
+    host::{
+        link::Table,
+        policy_files::{self, Store},
+    },
     model::{
         config::{Config, Problem},
         quote::shown,
@@ -19,7 +22,7 @@ use crate::{
 /// Arguments of `steer check`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A name that this host does not know, such as that of a unit, is a warning. Exit status: 0 if there are no mistakes, 1 if a file cannot be read, 2 if there are mistakes."
+    after_help = "A name that this host does not know, such as that of a unit or of an interface, is a warning. Exit status: 0 if there are no mistakes, 1 if a file cannot be read, 2 if there are mistakes."
 )]
 pub(super) struct Args {
     /// The configuration file [default: /etc/steer/steer.toml]
@@ -59,18 +62,24 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         };
         let code = if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) };
         let policies = config.as_ref().map(|config| config.policies.len());
-        let warnings = config.as_ref().map(doubts::doubts).unwrap_or_default();
+        let warnings = config.as_ref().map(|config| doubts(config, links().ok().as_ref())).unwrap_or_default();
         let defaults = config.map(|config| config.defaults);
         let output = Output { files: store.files()?, policies, defaults, problems, warnings };
         say!("{}", serde_json::to_string_pretty(&output)?)?;
         return Ok(code);
     }
-    report(&store, &read?)?;
+    report(&store, &read?, links().ok().as_ref())?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// The names that this host does not know. `links`: those that there are, if they are known.
+fn doubts(config: &Config, links: Option<&Table>) -> Vec<Doubt> {
+    let about_links = links.map(|links| doubts::about_links(config, links));
+    doubts::doubts(config).into_iter().chain(about_links.into_iter().flatten()).collect()
+}
+
 /// Prints what is in the files, which have no mistakes.
-pub(super) fn report(store: &Store, config: &Config) -> anyhow::Result<()> {
+pub(super) fn report(store: &Store, config: &Config, links: Option<&Table>) -> anyhow::Result<()> {
     let count = config.policies.len();
     for file in store.files()? {
         say!("{}: no mistakes", file.display())?;
@@ -80,7 +89,7 @@ pub(super) fn report(store: &Store, config: &Config) -> anyhow::Result<()> {
         let texts = if texts.is_empty() { NOTHING.to_owned() } else { texts.join(", ") };
         say!("default {}: {texts}", key.name)?;
     }
-    for doubt in doubts::doubts(config) {
+    for doubt in doubts(config, links) {
         say!("warning: {}", shown(&doubt.to_string()))?;
     }
     Ok(())

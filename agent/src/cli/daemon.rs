@@ -1,12 +1,12 @@
 //! `steer daemon`: steer by configuration.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::ErrorKind, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use clap::error::ErrorKind;
+use thiserror::Error;
 
 use super::log_lines;
 use crate::{
-    host::capability::require_privilege,
+    host::{capability::require_privilege, policy_files},
     kernel::LogLevel,
     model::{config::DaemonConfig, spec::Word as _},
     run::{
@@ -37,10 +37,19 @@ pub(super) struct Args {
     kernel_log: LogLevel,
 }
 
+/// There is no configuration file. To start again does not help.
+#[derive(Debug, Error)]
+#[error("there is no configuration file {}; write one, as steer.toml(5) describes, or name another by --config", .0.display())]
+pub(super) struct NoFile(PathBuf);
+
 /// Ends with a message and status 2 if there is no such group.
 fn require_group(name: &str) {
     if let Err(error) = api::group_id(name) {
-        clap::Error::raw(ErrorKind::ValueValidation, format!("invalid value for '--socket-group': {error}\n")).exit();
+        clap::Error::raw(
+            clap::error::ErrorKind::ValueValidation,
+            format!("invalid value for '--socket-group': {error}\n"),
+        )
+        .exit();
     }
 }
 
@@ -68,7 +77,14 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         require_group(group);
     }
     let store = instance.store(&args.config);
-    let config = store.read()?;
+    let config = store.read().map_err(|error| match error {
+        policy_files::Error::File { source, path, .. }
+            if source.kind() == ErrorKind::NotFound && path == store.file() =>
+        {
+            NoFile(path).into()
+        }
+        error => anyhow::Error::from(error),
+    })?;
     require_privilege("daemon")?;
     let pins = instance.pins.to_change()?;
     let (socket, users_socket) = (instance.socket.clone(), instance.users_socket.clone());

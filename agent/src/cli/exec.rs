@@ -6,18 +6,22 @@
 //! `detach` or daemon on the same pins.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::File,
     io::{self, IsTerminal as _},
-    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _, process::CommandExt as _},
     process::{Command, ExitCode},
 };
 
 use anyhow::Context as _;
-use nix::sys::stat::{Mode, umask};
+use nix::{
+    errno::Errno,
+    sys::stat::{Mode, umask},
+};
 use thiserror::Error;
 
 use super::{
+    Mistake, cautions,
     identity::Identity,
     target::{By, groups, links_for, marks},
 };
@@ -32,7 +36,7 @@ use crate::{
         seccomp,
     },
     kernel,
-    model::error_text::describe,
+    model::{error_text::describe, quote::shown},
     run::{
         admission::Admitted,
         api::{
@@ -50,7 +54,8 @@ use crate::{
     override_usage = "steer exec [OPTIONS] --interface IF|--uplink NAME|--policy NAME -- CMD...",
     after_help = "Exit status: that of the command; 125 if steer failed before it started, 126 if it cannot be executed, \
                         127 if it was not found. If something of the command was stopped and standard error is a terminal, a line for each \
-                        reason appears there when its last process has ended."
+                        reason appears there when its last process has ended; not where the daemon runs the command for a user \
+                        without privilege."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -70,7 +75,7 @@ pub(crate) enum Failed {
     #[error("{}", describe(.0))]
     Steer(anyhow::Error),
     /// The command cannot be executed.
-    #[error("run {command:?}: {source}")]
+    #[error("{}", cannot_run(command, source))]
     Command {
         /// The command.
         command: OsString,
@@ -79,10 +84,23 @@ pub(crate) enum Failed {
     },
 }
 
+/// As a shell says it.
+fn cannot_run(command: &OsStr, source: &io::Error) -> String {
+    let name = command.to_string_lossy();
+    let name = shown(name.as_ref());
+    let is_path = command.as_bytes().contains(&b'/');
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) if !is_path => format!("{name}: command not found"),
+        Some(errno) => format!("{name}: {}", errno.desc()),
+        None => format!("{name}: {source}"),
+    }
+}
+
 impl Failed {
     /// The exit status, as with env(1), nice(1) and timeout(1).
     pub(super) fn code(&self) -> u8 {
         match self {
+            Self::Steer(error) if error.is::<Mistake>() => 2,
             Self::Steer(_) => 125,
             Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             Self::Command { .. } => 126,
@@ -122,7 +140,7 @@ fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
     let groups = groups(CONFIG.as_ref())?;
     let namespace = Namespace::own(&links, kernel::netns_cookie()?, marks(CONFIG.as_ref())?, &groups);
     let wanted = by.wanted(namespace)?;
-    by.warn();
+    by.warn(&links);
     let pins = pins.to_change()?;
     let place = scope::place(&hierarchy, &hierarchy.own()?)?;
     if let Err(error) = scope::clean_up(&hierarchy, &place) {
@@ -132,6 +150,7 @@ fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
     // From here on, the keeper cleans up, even if this process is killed.
     let wrapper = start_keeper(&scope, &pins, terminal().as_ref())?;
     let needs_filter = attach(&hierarchy, &pins, &scope, &wanted, namespace)?;
+    cautions::of_uplink(&pins, scope.cgroup.id);
     scope.enter(&hierarchy)?;
     if needs_filter {
         seccomp::refuse_unseen_calls().context(
@@ -154,7 +173,7 @@ fn be_let_in(policy: &str, instance: &Instance) -> anyhow::Result<()> {
         Ok::<Admitted, anyhow::Error>(daemon.ask(exec::PATH, &ask).await?)
     };
     let admitted = super::block_on(ask)??;
-    let own = Hierarchy::find()?.own()?;
+    let own = Hierarchy::of_caller()?;
     anyhow::ensure!(own.to_string() == admitted.cgroup, "this process is in {own}, not in {}", admitted.cgroup);
     if admitted.needs_filter {
         nix::sys::prctl::set_no_new_privs().context("give up set-user-ID programs")?;

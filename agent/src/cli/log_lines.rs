@@ -8,6 +8,23 @@ use nix::sys::stat::fstat;
 
 use crate::model::quote::shown;
 
+/// Starts logging of a command, whose lines look like its errors, at the level of STEER_LOG or else at `default_level`.
+pub(super) fn init_command(default_level: &str) {
+    if is_journal() {
+        return init(default_level);
+    }
+    let mut builder = env_logger::Builder::from_env(env_logger::Env::new().filter_or("STEER_LOG", default_level));
+    builder.format(|line, record| {
+        let level = if record.level() == Level::Warn {
+            "warning".to_owned()
+        } else {
+            record.level().to_string().to_lowercase()
+        };
+        writeln!(line, "steer: {level}: {}", printable(&record.args().to_string()))
+    });
+    builder.init();
+}
+
 /// Starts logging, at the level of STEER_LOG or else at `default_level`.
 pub fn init(default_level: &str) {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::new().filter_or("STEER_LOG", default_level));

@@ -1,6 +1,7 @@
 //! The command line: one file per command, each an `Args` and a `run`.
 
 mod attach;
+mod cautions;
 mod changes;
 mod check;
 mod completions;
@@ -122,7 +123,8 @@ impl Cli {
         };
         match &self.command {
             Command::Keep(_) => log_lines::init_system_log(),
-            _ => log_lines::init(default_level),
+            Command::Daemon(_) | Command::Hook(_) => log_lines::init(default_level),
+            _ => log_lines::init_command(default_level),
         }
         if !matches!(self.command, Command::Exec(_) | Command::Daemon(_) | Command::Keep(_) | Command::Hook(_)) {
             end_with_the_reader();
@@ -181,7 +183,8 @@ fn innermost<'c>(command: &'c mut clap::Command, matches: &ArgMatches) -> &'c mu
 /// 2 for a wrong configuration or command line; 1 for all other errors.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let is_refused = matches!(error.downcast_ref(), Some(client::Error::Refused(problem)) if problem.is_of_mistakes());
-    if is_refused || matches!(error.downcast_ref(), Some(policy_files::Error::Invalid(_))) || error.is::<Emptied>() {
+    let is_invalid = matches!(error.downcast_ref(), Some(policy_files::Error::Invalid(_)));
+    if is_refused || is_invalid || error.is::<Emptied>() || error.is::<Mistake>() || error.is::<daemon::NoFile>() {
         return ExitCode::from(2);
     }
     match error.downcast_ref::<exec::Failed>() {
@@ -205,6 +208,11 @@ fn config_file(named: Option<&Path>, instance: &Instance) -> PathBuf {
     let named = named.map(Path::to_owned);
     named.or_else(|| block_on(of_daemon).ok().flatten()).unwrap_or_else(|| CONFIG.into())
 }
+
+/// The command line has a mistake that shows only when it is compared with the configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Mistake(String);
 
 /// A runtime for commands that use netlink.
 fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {

@@ -7,7 +7,7 @@ use std::fs;
 use anyhow::{Context as _, ensure};
 
 use super::{
-    attach::name,
+    attach::in_words,
     output::{note, say},
     target::{By, groups, links_for, marks},
 };
@@ -63,7 +63,10 @@ pub(super) fn run(
         many => format!(" and {many} children"),
     };
     say!("moved process {pid} ({}){children} to {}", shown(&process::name(pid)), scope.cgroup.path)?;
-    say!("attached {} to policy {}, until they end", scope.cgroup.path, shown(&name(&wanted)))?;
+    let (cgroup, policy) = (&scope.cgroup.path, in_words(&wanted));
+    say!(
+        "attached {cgroup} to {policy}; the cgroup is removed when its last process ends; `steer detach {cgroup}` ends it before"
+    )?;
     settle(hierarchy, &pins, &scope, old, cookie, &moved)?;
     if is_unseen {
         note(

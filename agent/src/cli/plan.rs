@@ -108,7 +108,7 @@ fn print_cgroup(cgroup: &CgroupChange) -> Result<(), Unwritten> {
         }
         Action::Repair => say!("  programs of {} are missing", policy(after))?,
         _ if before == after => say!("  held by {}, as it changes", policy(after))?,
-        _ => say!("  held by {}; now by {}", policy(after), policy(before))?,
+        _ => say!("  {} -> {}", policy(before), policy(after))?,
     }
     let [processes, sockets] = [(cgroup.processes.len(), "process", "es"), (cgroup.sockets, "socket", "s")]
         .map(|(count, one, more)| format!("{count} {one}{}", if count == 1 { "" } else { more }));
@@ -127,8 +127,8 @@ fn print_cgroup(cgroup: &CgroupChange) -> Result<(), Unwritten> {
     }
     let treated = match (cgroup.existing, cgroup.bound, cgroup.destroyed) {
         _ if cgroup.sockets == 0 => String::new(),
-        (None, ..) => ", which stay as they are".to_owned(),
-        (Some(Existing::Keep), ..) => ", kept as they are (existing = \"keep\")".to_owned(),
+        (None, ..) => ", left as now".to_owned(),
+        (Some(Existing::Keep), ..) => ", left on the old uplink (existing = \"keep\")".to_owned(),
         (_, Some(bound), Some(destroyed)) => format!(": {bound} to be bound, {destroyed} to be destroyed"),
         (Some(existing), ..) => format!(", treated by existing = \"{}\"", <&str>::from(existing)),
     };

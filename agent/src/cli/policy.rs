@@ -1,6 +1,6 @@
 //! `steer policy`: the kept policies, through the daemon if it runs, or else in their files.
 
-use std::{borrow::Cow, path::PathBuf, process::ExitCode};
+use std::{borrow::Cow, io::ErrorKind, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, bail, ensure};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -13,10 +13,11 @@ use super::{
 use crate::{
     host::{
         link,
-        policy_files::{Kept, Store},
+        policy_files::{Error, Kept, Store},
     },
     model::{
         quote::shown,
+        similar::nearest,
         spec::{KEYS, Named, Pattern, PolicySpec},
     },
     run::{
@@ -48,10 +49,10 @@ enum Action {
         output: Output,
     },
     /// Keep a new policy, or change the named keys of one; a daemon applies it at once
-    #[command(alias = "add")]
+    #[command(visible_alias = "add")]
     Set(Set),
     /// Remove a policy
-    #[command(aliases = ["rm", "delete"])]
+    #[command(visible_alias = "rm", alias = "delete")]
     Remove {
         /// Its name
         name: String,
@@ -114,7 +115,7 @@ impl clap::FromArgMatches for Keys {
 pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let store = instance.store(&args.config);
     block_on(async {
-        let keeper = match Client::find(&instance.socket).await {
+        let keeper = match Client::reach(&instance.socket).await? {
             Some(daemon) => Keeper::Daemon(daemon),
             None => Keeper::Files(&store),
         };
@@ -141,6 +142,9 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
             }
             Action::Remove { name } => {
                 let all = keeper.list().await?;
+                if all.iter().all(|policy| policy.name != name) {
+                    return Err(unknown(&name, all.into_iter().map(|policy| policy.name)));
+                }
                 keeper.remove(&name).await?;
                 say!("removed policy {}", shown(&name))?;
                 if keeper.is_daemon() {
@@ -206,7 +210,13 @@ impl Keeper<'_> {
         match self {
             Self::Daemon(daemon) => Ok(daemon.get("/v1/policies").await?),
             Self::Files(store) => {
-                let config = store.read()?;
+                let config = match store.read() {
+                    Err(Error::File { source, path, .. }) if source.kind() == ErrorKind::NotFound => {
+                        note(&format!("there is no {}", path.display()));
+                        return Ok(Vec::new());
+                    }
+                    read => read?,
+                };
                 let policies = config.policies.iter();
                 Ok(policies.map(|policy| PolicyDocument::new(policy, store.kept(policy))).collect())
             }
@@ -214,8 +224,9 @@ impl Keeper<'_> {
     }
 
     async fn show(&self, name: &str) -> anyhow::Result<PolicyDocument> {
-        let found = self.list().await?.into_iter().find(|policy| policy.name == name);
-        found.ok_or_else(|| anyhow::anyhow!("there is no policy {name:?}; `steer policy list` shows all"))
+        let all = self.list().await?;
+        let found = all.iter().find(|policy| policy.name == name).cloned();
+        found.ok_or_else(|| unknown(name, all.iter().map(|policy| policy.name.clone())))
     }
 
     async fn put(&self, name: &str, policy: &PolicyRequest) -> anyhow::Result<PolicyDocument> {
@@ -256,6 +267,12 @@ impl Keeper<'_> {
             note("no daemon answers, so the kernel is not changed yet: start `steer daemon`");
         }
     }
+}
+
+/// There is no such policy.
+fn unknown(name: &str, known: impl Iterator<Item = String>) -> anyhow::Error {
+    let meant = nearest(name, known).map_or_else(String::new, |meant| format!("; did you mean {meant:?}?"));
+    anyhow::anyhow!("there is no policy {name:?}{meant}; `steer policy list` shows all")
 }
 
 fn show_kept(store: &Store, name: &str) -> anyhow::Result<PolicyDocument> {

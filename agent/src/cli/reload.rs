@@ -6,7 +6,7 @@ use super::{block_on, check, plan};
 use crate::{
     host::capability::require_privilege,
     run::{
-        api::{Health, client::Client},
+        api::{Health, InterfaceDocument, client::Client},
         instance::Instance,
         plan::Running,
     },
@@ -31,15 +31,16 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
         let daemon = block_on(Running::find(instance))??.ok_or_else(missing)?;
         return plan::show(instance, Some(&daemon), None, args.json);
     }
-    let health = block_on(async {
-        let daemon = Client::find(&instance.socket).await.ok_or_else(missing)?;
+    let (health, links) = block_on(async {
+        let daemon = Client::reach(&instance.socket).await?.ok_or_else(missing)?;
         daemon.post("/v1/reload").await?;
-        anyhow::Ok(daemon.get::<Health>("/v1/health").await?)
+        let links: Vec<InterfaceDocument> = daemon.get("/v1/interfaces").await?;
+        anyhow::Ok((daemon.get::<Health>("/v1/health").await?, links))
     })??;
     let store = instance.store(Path::new(&health.config));
     // A file that was changed since then has mistakes of its own.
     if let Ok(config) = store.read() {
-        check::report(&store, &config)?;
+        check::report(&store, &config, Some(&InterfaceDocument::table(&links)))?;
     }
     Ok(ExitCode::SUCCESS)
 }

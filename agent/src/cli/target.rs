@@ -3,10 +3,10 @@
 use std::{io, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
-use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches, builder::UnknownArgumentValueParser};
 use steer_common::{Owner, policy_flags};
 
-use super::block_on;
+use super::{Mistake, block_on, cautions};
 use crate::{
     apply::{
         manual::Wanted,
@@ -21,7 +21,8 @@ use crate::{
     model::{
         config::{self, Source},
         mark::MarkMask,
-        spec::{Enforce, Exceptions, KEYS, Key, NOTHING, Named, PolicySpec, Uplink, is_of_policy_only},
+        similar::nearest,
+        spec::{Conflict, Enforce, Exceptions, KEYS, Key, NOTHING, Named, PolicySpec, Uplink, is_of_policy_only},
         uplink::group::{self, Group},
     },
     run::instance::CONFIG,
@@ -88,6 +89,8 @@ pub(super) fn spec(matches: &ArgMatches) -> Result<PolicySpec, clap::Error> {
         for value in values {
             let added = if key.is_list && value == NOTHING {
                 Err(format!("{NOTHING:?} stands for nothing; expected it alone"))
+            } else if key.name == "uplink" && value.contains(',') {
+                Err(format!("a list is written with `+`, as {}", value.replace(',', "+")))
             } else {
                 spec.add(key.name, value).map_err(|rejected| rejected.to_string())
             };
@@ -109,7 +112,13 @@ impl clap::Args for By {
             if ["interface", "uplink"].contains(&key.name) { option } else { option.conflicts_with(POLICY) }
         });
         let group = ArgGroup::new(GROUP).args(["interface", "uplink", POLICY]).required(true).multiple(false);
-        command.args(options).arg(policy).group(group)
+        // A word that others use, for which there is an option of another name.
+        let iface = Arg::new("iface")
+            .long("iface")
+            .value_name("IF")
+            .hide(true)
+            .value_parser(UnknownArgumentValueParser::suggest_arg("--interface"));
+        command.args(options).arg(policy).arg(iface).group(group)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -213,13 +222,7 @@ impl By {
     pub(super) fn require(&self, links: &Table, groups: &[Group]) -> anyhow::Result<()> {
         let Self::Interface(spec) = self else { return Ok(()) };
         require_exceptions(spec, links, groups)?;
-        match spec.named_uplink() {
-            Some(Uplink::Interface(name)) => Ok(links.require(&name).map(drop)?),
-            Some(Uplink::Group(name)) if groups.iter().all(|group| group.name != name) => {
-                bail!("there is no [[uplink]] {:?} in the configuration", name.as_str())
-            }
-            _ => Ok(()),
-        }
+        spec.named_uplink().map_or(Ok(()), |uplink| require_uplink(&uplink, links, groups))
     }
 
     /// The resolved target. It looks up the interface before anything is changed.
@@ -232,20 +235,21 @@ impl By {
             Self::Interface(spec) => (spec, spec.named_uplink().unwrap_or(Uplink::Closed)),
             Self::Nothing => bail!("expected --interface, --uplink or --policy"),
         };
+        require_uplink(&uplink, namespace.links, namespace.groups)?;
         require_exceptions(spec, namespace.links, namespace.groups)?;
         let name = uplink.to_string();
         let target = spec.target(uplink).map_err(|conflicts| {
-            let problems: Vec<_> =
-                conflicts.iter().map(|conflict| format!("--{}: {}", conflict.key, conflict.problem)).collect();
-            anyhow::anyhow!(problems.join("; "))
+            let problems: Vec<_> = conflicts.iter().map(as_options).collect();
+            Mistake(problems.join("; "))
         })?;
         let policy = resolve::present(&name, &target, Owner::Manual, namespace)?;
         Ok(Wanted::Own(Box::new(policy)))
     }
 
     /// Warns about names that are not resolved, or not by the uplink. `steer status` shows this for configured policies.
-    pub(super) fn warn(&self) {
+    pub(super) fn warn(&self, links: &Table) {
         let Self::Interface(spec) = self else { return };
+        cautions::of_options(spec, links);
         if spec.named_uplink().is_none_or(|uplink| uplink == Uplink::Exempt) {
             return;
         }
@@ -256,6 +260,46 @@ impl By {
             let reaches_host = spec.local.is_some_and(|local| local.host);
             log::warn!("{}", if reaches_host { detour.from_this_host() } else { detour.to_string() });
         }
+    }
+}
+
+/// Options that are not compatible, as the command line has them.
+fn as_options(conflict: &Conflict) -> String {
+    let problem = KEYS.iter().fold(conflict.problem.to_owned(), |text, key| {
+        text.replace(&format!("{} = \"", key.name), &format!("--{} \"", key.option))
+    });
+    if problem.starts_with("--") { problem.replace('"', "") } else { format!("--{}: {problem}", conflict.key) }
+}
+
+/// Fails if there is no such interface or group of uplinks, or if it leads nowhere.
+fn require_uplink(uplink: &Uplink, links: &Table, groups: &[Group]) -> anyhow::Result<()> {
+    match uplink {
+        Uplink::Interface(name) => match links.require(name) {
+            Ok(ifindex) if cautions::is_loopback(ifindex) => bail!(
+                "{name} is the loopback interface, which leads to this host only; name the interface of a line, and add `--local host` \
+                 to reach this host besides"
+            ),
+            Ok(_) => Ok(()),
+            Err(missing) if name.contains([',', '+']) => {
+                bail!("{missing}; for several interfaces, use --uplink {}", name.replace(',', "+"))
+            }
+            Err(missing) if groups.iter().any(|group| group.name.as_str() == name) => {
+                bail!("{missing}; {name} is an [[uplink]] of the configuration: use --uplink {name}")
+            }
+            Err(missing) => Err(missing.into()),
+        },
+        Uplink::Group(name) if group::named(groups, name).is_none() => {
+            let file =
+                if Path::new(CONFIG).exists() { CONFIG.to_owned() } else { format!("{CONFIG}, which does not exist") };
+            let near = || nearest(name.as_str(), groups.iter().map(|group| group.name.to_string()));
+            let meant = if links.resolve(name.as_str()).is_some() {
+                format!("; {name} is an interface: use --interface {name}")
+            } else {
+                near().map_or_else(String::new, |near| format!("; did you mean {near:?}?"))
+            };
+            bail!("there is no [[uplink]] {:?} in {file}{meant}", name.as_str())
+        }
+        _ => Ok(()),
     }
 }
 

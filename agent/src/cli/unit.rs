@@ -169,7 +169,7 @@ fn write(file: &Path, text: &str) -> anyhow::Result<()> {
 /// Removes the drop-in, and its directory if that is empty. A missing drop-in is no error.
 fn remove(file: &Path) -> anyhow::Result<()> {
     if !ensure_ours(file)? {
-        return Ok(());
+        return Ok(say!("there is no {}, so nothing was removed", file.display())?);
     }
     fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
     say!("removed {}; run `systemctl daemon-reload` now", file.display())?;

@@ -84,7 +84,8 @@ pub fn detours() -> Vec<Detour> {
     detours
 }
 
-fn own_addresses() -> Vec<IpAddr> {
+/// The addresses of this host.
+pub fn own_addresses() -> Vec<IpAddr> {
     let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
     addresses
         .filter_map(|address| {

@@ -23,6 +23,8 @@ use super::{
 
 const PREFIX: &str = "inside_";
 const READY: &str = "ready";
+/// No cgroup has this id: what is announced for it steers nothing, and is only answered.
+const NO_CGROUP: u64 = 0;
 
 /// A command's announcement, which ends when it is dropped.
 #[derive(Debug)]
@@ -48,6 +50,11 @@ impl Pins {
         let Some(flock) = try_flock(&directory, FlockArg::LockExclusiveNonblock)? else { return Ok(None) };
         self.notify_daemon(lock)?;
         Ok(Some(Announcement { directory, _flock: flock }))
+    }
+
+    /// Asks the daemon to say when it has done what is asked of it under this lock, and notifies it. `Ok(None)`: no daemon runs.
+    pub fn ask_for_answer(&self, lock: &Lock) -> Result<Option<Announcement>, Error> {
+        self.announce(lock, NO_CGROUP)
     }
 
     /// The announced cgroups, for the daemon. Removes the announcements of commands that were killed.
@@ -88,7 +95,7 @@ impl Pins {
 }
 
 impl Announcement {
-    /// Whether the daemon has attached what the configuration names in the cgroup.
+    /// Whether the daemon has attached what the configuration names in the cgroup, and has done what it was notified of.
     pub fn is_confirmed(&self) -> bool {
         self.directory.join(READY).exists()
     }

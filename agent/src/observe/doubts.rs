@@ -11,13 +11,15 @@ use crate::{
     host::{
         account,
         cgroup::Hierarchy,
+        link::Table,
         units::{self, Manager},
     },
     model::{
         cgroup_path::CgroupPath,
         config::{Config, Policy},
         similar::nearest,
-        spec::{Named, Pattern},
+        spec::{Exceptions, Named, Pattern, Uplink},
+        uplink::group::{self, Group},
     },
 };
 
@@ -53,7 +55,21 @@ pub fn doubts(config: &Config) -> Vec<Doubt> {
     let group = config.daemon.socket_group.as_deref().and_then(missing_group);
     let named: Vec<_> = config.policies.iter().map(|policy| (policy.name.as_str(), &*policy.cgroups)).collect();
     let of_policies = of_policies(&config.policies, &cgroups).into_iter().chain(shadowed(&named, &cgroups));
-    group.into_iter().chain(of_policies).collect()
+    group.into_iter().chain(of_policies).chain(config.policies.iter().flat_map(missing_accounts)).collect()
+}
+
+/// The doubts about those who may run commands by a policy.
+fn missing_accounts(policy: &Policy) -> Vec<Doubt> {
+    let is_name = |name: &&String| name.parse::<u32>().is_err();
+    let doubt = |key, kind: &str, name: &String| {
+        let problem = format!("there is no {kind} {name}");
+        Doubt { policy: policy.name.clone(), key, name: name.clone(), problem, perhaps: None }
+    };
+    let allow = &policy.allow;
+    let users = allow.users.0.iter().filter(is_name).filter(|name| matches!(account::find(name), Ok(None)));
+    let groups = allow.groups.0.iter().filter(is_name).filter(|name| !account::has_group(name));
+    let users = users.map(|name| doubt("allow_users", "user", name));
+    users.chain(groups.map(|name| doubt("allow_groups", "group", name))).collect()
 }
 
 /// The doubt about the group of the daemon's socket.
@@ -98,6 +114,50 @@ pub fn shadowed(policies: &[(&str, &[Pattern])], cgroups: &[CgroupPath]) -> Vec<
         }
     }
     found.into_values().collect()
+}
+
+/// The doubts about all interfaces that the policies of a configuration name.
+pub fn about_links(config: &Config, links: &Table) -> Vec<Doubt> {
+    let of_policy = |policy: &Policy| {
+        let target = &policy.target;
+        missing_links(&policy.name, (&target.uplink, &target.reach.except), &config.uplinks, links)
+    };
+    config.policies.iter().flat_map(of_policy).collect()
+}
+
+/// The interfaces that a policy names, and that do not exist.
+pub fn missing_links(
+    policy: &str,
+    (uplink, exceptions): (&Uplink, &Exceptions),
+    groups: &[Group],
+    links: &Table,
+) -> Vec<Doubt> {
+    let is_missing = |name: &&str| links.resolve(name).is_none();
+    let doubt = |key: &'static str, name: &str, effect: &str| {
+        let is_group = key == "interface" && groups.iter().any(|group| group.name.as_str() == name);
+        let known = links.links().map(|(_, names)| names.name.clone()).filter(|name| name != "lo");
+        let perhaps = if is_group { Some(format!("uplink = {name:?}")) } else { nearest(name, known) };
+        let problem = format!("there is no interface {name}; until there is, {effect}");
+        Doubt { policy: policy.to_owned(), key, name: name.to_owned(), problem, perhaps }
+    };
+    let mut found = Vec::new();
+    match uplink {
+        Uplink::Interface(name) if is_missing(&name.as_str()) => {
+            found.push(doubt("interface", name, "what the policy names has no network"));
+        }
+        Uplink::Group(name) => {
+            let group = group::named(groups, name);
+            let members = group.iter().flat_map(|group| &group.members).map(|member| member.interface.as_str());
+            found.extend(members.filter(is_missing).map(|name| doubt("uplink", name, "it is not chosen")));
+        }
+        _ => {}
+    }
+    for exception in exceptions.iter() {
+        if let Some(name) = exception.by.interface().filter(is_missing) {
+            found.push(doubt("except", name, &format!("{} is closed", exception.to)));
+        }
+    }
+    found
 }
 
 /// The doubts about all names of these policies.

@@ -8,6 +8,7 @@
 //! started the command. Repeating it is no error.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Read as _, Write as _},
     os::fd::{FromRawFd as _, OwnedFd},
@@ -91,9 +92,11 @@ pub async fn keep(
 /// Says on the terminal of the command what of it was stopped, or would be. If nothing was, it says nothing.
 fn say_what_was_stopped(mut terminal: &fs::File, pins: &Pins, cgroup_id: u64) -> anyhow::Result<()> {
     let stopped = kernel::stopped_in(pins, cgroup_id)?;
+    let mut reasons = BTreeSet::new();
     let lines = stopped.iter().filter_map(|(reason, count)| {
         let kind = LimitKey { reason: *reason, ..LimitKey::default() };
         let reason = Counter::of_index(kind.counter())?.name().parse::<Reason>().ok()?;
+        reasons.insert(reason.name());
         let (observed, meaning) =
             if kind.is_observed() { (" observed", "strict would stop this.") } else { ("", reason.meaning()) };
         let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
@@ -101,8 +104,10 @@ fn say_what_was_stopped(mut terminal: &fs::File, pins: &Pins, cgroup_id: u64) ->
     });
     let text: String = lines.collect();
     if !text.is_empty() {
+        let advice: Vec<_> = reasons.iter().map(|reason| format!("`steer events --explain {reason}`")).collect();
+        let (advice, verb) = (advice.join(" and "), if reasons.len() == 1 { "says" } else { "say" });
         // The shell has probably written its prompt.
-        terminal.write_all(format!("{text}\r\nsteer: `steer events --explain` says what to change\r\n").as_bytes())?;
+        terminal.write_all(format!("{text}\r\nsteer: {advice} {verb} what to change\r\n").as_bytes())?;
     }
     Ok(())
 }

@@ -23,6 +23,10 @@ impl Switch {
             let (group, why) = (&change.group, change.why.as_deref().unwrap_or_default());
             let member = change.member.as_deref().unwrap_or_default();
             match state {
+                // That a host has no addresses of a family is no failure.
+                State::Down if family.is_some_and(|family| self.is_without(family)) => {
+                    log::debug!("uplink {group}: {member} is down{both}: {why}");
+                }
                 State::Down => log::warn!("uplink {group}: {member} is down{both}: {why}"),
                 State::Up | State::Suspect | State::Held => {
                     log::info!("uplink {group}: {member} is {state}{both}: {why}");
@@ -67,6 +71,14 @@ impl Switch {
             why = Some(format!("sockets that were still on {}", left.join(" and ")));
         }
         tell(pins, UplinkChange { group, ipv4, ipv6, why, left, ended, moved: rebound, ..UplinkChange::default() });
+    }
+
+    /// Whether no member has an address of a family, or had one.
+    fn is_without(&self, family: Family) -> bool {
+        [&self.before, &self.after].into_iter().all(|group| {
+            let mut states = kernel::members(group).filter_map(|(slot, _)| state(group, family, slot));
+            states.all(|(_, reason)| reason == Reason::NoAddress)
+        })
     }
 
     /// The members whose state or its reason has changed, with the family unless it is both.

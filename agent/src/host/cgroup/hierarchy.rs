@@ -160,6 +160,11 @@ impl Hierarchy {
         Self::of("self")
     }
 
+    /// As [`Self::own`], also where no hierarchy is mounted.
+    pub fn of_caller() -> Result<CgroupPath, Error> {
+        Self::of("self")
+    }
+
     /// The cgroup that a process is in.
     pub fn of_process(&self, pid: u32) -> Result<CgroupPath, Error> {
         Self::of(&pid.to_string())

@@ -40,6 +40,12 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// This user may not connect.
+    #[error("permission denied: the daemon's socket {socket} is for root; run this as root, for example with sudo")]
+    Forbidden {
+        /// Path of the socket.
+        socket: String,
+    },
     /// A daemon listens, and does not answer.
     #[error("{}", silence(socket, *pid))]
     Silent {
@@ -58,7 +64,7 @@ pub enum Error {
         socket: String,
     },
     /// The daemon refused the request.
-    #[error("the daemon refused: {}", described(.0))]
+    #[error("{}", described(.0))]
     Refused(Problem),
     /// The answer cannot be parsed.
     #[error("the daemon's answer: {0}")]
@@ -129,6 +135,16 @@ impl<'a> Client<'a> {
     /// The daemon that listens on a socket. `None` if no daemon listens, or if this user may not connect.
     pub async fn find(socket: &'a Path) -> Option<Self> {
         UnixStream::connect(socket).await.ok().map(|_| Self { socket })
+    }
+
+    /// As [`Self::find`], but fails if this user may not connect.
+    pub async fn reach(socket: &'a Path) -> Result<Option<Self>, Error> {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                Err(Error::Forbidden { socket: socket.display().to_string() })
+            }
+            connected => Ok(connected.ok().map(|_| Self { socket })),
+        }
     }
 
     /// Fails if the daemon does not answer at all, soon.

@@ -126,7 +126,7 @@ impl Control {
     fn late(&self) -> Problem {
         let holder = self.pins.lock_holder();
         let why = holder.map_or_else(String::new, |pid| {
-            format!(": process {pid} holds the lock of {}", self.pins.root().display())
+            format!(": process {pid} holds the lock of {}", self.pins.name().display())
         });
         let seconds = ANSWER.as_secs();
         let detail =

@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    host::{link::Table, policy_files::Kept},
+    host::{
+        link::{Change, Names, Table},
+        policy_files::Kept,
+    },
     model::{
         config,
         spec::PolicySpec,
@@ -99,6 +102,16 @@ pub struct InterfaceDocument {
 }
 
 impl InterfaceDocument {
+    /// The links as a table.
+    pub fn table(all: &[Self]) -> Table {
+        let mut table = Table::default();
+        for Self { ifindex, name, alternative_names, .. } in all {
+            let names = Names { name: name.clone(), alternative: alternative_names.clone() };
+            table.apply(Change::Present(*ifindex, names));
+        }
+        table
+    }
+
     /// Every link of the table. `groups`: those of the configuration. The lines of `auto` are not known here.
     pub fn all(table: &Table, policies: &[config::Policy], groups: &[Group]) -> Vec<Self> {
         let uplink_of = |names: &[&str]| {

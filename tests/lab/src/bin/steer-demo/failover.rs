@@ -162,18 +162,18 @@ impl fmt::Display for Failover {
         let [by_a0, by_a1] = self.connections;
         writeln!(
             formatter,
-            "A program under a group of a1 and, if that fails, a0, connects every 10 ms and keeps one connection. After {by_a1}\n\
-             connections, the line behind a1 is cut. Its carrier stays. The group is probed every 300 ms."
+            "A program under a group of a1 and, if that fails, a0, connects every 10 ms and keeps one connection open. After\n\
+             {by_a1} connections by a1, the line behind a1 is cut. Its carrier stays. The group is probed every 300 ms."
         )?;
         match self.connected_ms {
-            Some(ms) => writeln!(formatter, "{ms:>6} ms later: the first connection by a0 ({by_a0} in all)")?,
+            Some(ms) => writeln!(formatter, "{ms:>6} ms later: the first connection by a0, and {by_a0} in all by it")?,
             None => writeln!(formatter, "There was NO connection by a0.")?,
         }
         match &self.ended_ms {
             Some((ms, errno)) => writeln!(formatter, "{ms:>6} ms later: the kept connection ended ({errno})")?,
             None => writeln!(formatter, "The kept connection did not end.")?,
         }
-        writeln!(formatter, "Sockets made on a1 after the switch: {}. The daemon logged:", self.late)?;
+        writeln!(formatter, "Sockets that were made on a1 after that: {}. The daemon logged:", self.late)?;
         self.log.iter().try_for_each(|line| writeln!(formatter, "  {line}"))
     }
 }

@@ -19,7 +19,7 @@ use steer_lab::{cli::ProbeArgs, escape::EscapeArgs};
 #[derive(Parser)]
 #[command(name = "steer-demo", version, args_conflicts_with_subcommands = true)]
 struct Cli {
-    /// The steer binary to demonstrate [default: the one beside this program, or else /usr/bin/steer]
+    /// The steer binary to demonstrate [default: the one beside this program, or else ../../bin/steer from there, /usr/bin/steer]
     #[arg(long, value_name = "FILE")]
     steer: Option<PathBuf>,
     /// Print JSON
@@ -79,12 +79,15 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
     Ok(report.steering_works())
 }
 
-/// Finds the steer binary. The Debian package installs this program in /usr/libexec/steer.
+/// Finds the steer binary. Packages install this program in PREFIX/libexec/steer.
 fn steer(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe().context("find the path of this program")?;
     let places = match named {
         Some(named) => vec![named.to_owned()],
-        None => vec![this.with_file_name("steer"), "/usr/bin/steer".into()],
+        None => {
+            let prefix = this.ancestors().nth(4).map(|prefix| prefix.join("bin/steer"));
+            [Some(this.with_file_name("steer")), prefix, Some("/usr/bin/steer".into())].into_iter().flatten().collect()
+        }
     };
     if let Some(path) = places.iter().find(|path| path.is_file()) {
         return Ok(path.clone());

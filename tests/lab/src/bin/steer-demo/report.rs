@@ -7,6 +7,7 @@
 
 use std::{
     fmt,
+    io::{self, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -168,8 +169,10 @@ impl Stage {
 
     /// The output of a command in the client's network namespace.
     fn printed_by(&self, command: &mut Command) -> anyhow::Result<String> {
-        let started = self.lab.client.enter(command.stdin(Stdio::null()).stderr(Stdio::inherit())).output();
+        // Not a terminal: the keeper of the command would write to it between the lines of this program.
+        let started = self.lab.client.enter(command.stdin(Stdio::null()).stderr(Stdio::piped())).output();
         let output = started.with_context(|| format!("start {}", command.get_program().display()))?;
+        io::stderr().write_all(&output.stderr).context("write to standard error")?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -225,6 +228,13 @@ impl Report {
     }
 }
 
+/// How many packets there were on a link, and whether they should not be there.
+fn packets(count: usize, is_expected: bool) -> String {
+    let noun = if count == 1 { "packet" } else { "packets" };
+    let mark = if is_expected || count == 0 { "" } else { " (escaped)" };
+    format!("{count} {noun}{mark}")
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
@@ -235,10 +245,10 @@ impl fmt::Display for Report {
             let saw = row.outcome.saw.as_deref().map(str::trim).map(str::to_owned);
             table.add_row([
                 how.to_owned(),
-                format!("{:?}, IP{:?}", row.outcome.proto, row.outcome.family).to_lowercase().replace("ip", "IP"),
+                format!("{:?}, IP{:?}", row.outcome.proto, row.outcome.family).to_uppercase().replace("IPV", "IPv"),
                 saw.unwrap_or_else(|| format!("nothing ({})", row.outcome.error.as_deref().unwrap_or("no answer"))),
-                format!("{} packets", row.captured[0]),
-                format!("{} packets", row.captured[1]),
+                packets(row.captured[0], !row.steered),
+                packets(row.captured[1], row.steered),
             ]);
         }
         for escape in &self.escapes {
@@ -247,8 +257,8 @@ impl fmt::Display for Report {
                 format!("steer exec --interface a1 --enforce {}", escape.enforce),
                 "UDP, IPv4, naming a0 (IP_PKTINFO)".to_owned(),
                 format!("(the client: {said})"),
-                format!("{} packets", escape.captured[0]),
-                format!("{} packets", escape.captured[1]),
+                packets(escape.captured[0], false),
+                packets(escape.captured[1], true),
             ]);
         }
         writeln!(formatter, "{table}")?;
