@@ -49,7 +49,8 @@ pub(super) fn paragraph(text: &str, indent: usize) -> Result<(), Unwritten> {
     say!("{}", wrapped(text, columns(), indent))
 }
 
-fn wrapped(text: &str, width: Option<usize>, indent: usize) -> String {
+/// The text in lines of at most `width`, but for longer words. Lines after the first begin with `indent` spaces.
+pub(super) fn wrapped(text: &str, width: Option<usize>, indent: usize) -> String {
     let Some(width) = width else { return text.to_owned() };
     let (mut lines, mut used, mut begins) = (String::new(), 0, true);
     for word in text.split(' ') {

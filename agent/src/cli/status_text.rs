@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 
 use humansize::{DECIMAL, format_size};
 
-use super::output::{Unwritten, columns, paragraph, say};
+use super::output::{self, Unwritten, columns, paragraph, say};
 use crate::{
     model::{quote::shown, uplink::health::State},
     observe::{
@@ -23,6 +23,9 @@ const SHORTEST: usize = 8;
 
 pub(super) fn print(status: &Status) -> Result<(), Unwritten> {
     paragraph(&shown(&status.verdict).to_string(), 0)?;
+    for mistake in status.configuration.iter().flat_map(|wrong| wrong.lines().skip(1)) {
+        paragraph(&format!("error: {}", shown(mistake)), 2)?;
+    }
     for error in errors(status) {
         paragraph(&format!("error: {error}"), 2)?;
     }
@@ -108,7 +111,8 @@ fn table(status: &Status, width: Option<usize>) -> Vec<String> {
     let mut lines = vec![line(&HEADERS.map(str::to_owned))];
     for (policy, row) in policies.iter().zip(&rows) {
         lines.push(line(row));
-        lines.extend(details(policy).into_iter().map(|detail| match width {
+        lines.extend(details(policy).iter().flat_map(|detail| wrapped(detail, width)));
+        lines.extend(policy.cgroups.iter().map(cgroup).map(|detail| match width {
             Some(width) => format!("  {}", short(&detail, width - 2, true)),
             None => format!("  {detail}"),
         }));
@@ -128,7 +132,7 @@ fn row(policy: &PolicyStatus) -> [String; 5] {
     [shown(&policy.name).to_string(), uplink, state, sum(policy, "bound").to_string(), stopped.to_string()]
 }
 
-/// What a policy does besides, its members, and its cgroups.
+/// What a policy does besides, and its members.
 fn details(policy: &PolicyStatus) -> Vec<String> {
     let list = |name: &str, items: Vec<String>| (!items.is_empty()).then(|| format!("{name} {}", items.join(", ")));
     let except = match policy.except.len() {
@@ -150,13 +154,7 @@ fn details(policy: &PolicyStatus) -> Vec<String> {
     let keys = keys.into_iter().flatten().collect::<Vec<_>>().join("; ");
     let members = policy.members.iter().map(member);
     let traffic = policy.traffic.iter().map(traffic);
-    [keys]
-        .into_iter()
-        .filter(|keys| !keys.is_empty())
-        .chain(members)
-        .chain(traffic)
-        .chain(policy.cgroups.iter().map(cgroup))
-        .collect()
+    [keys].into_iter().filter(|keys| !keys.is_empty()).chain(members).chain(traffic).collect()
 }
 
 fn traffic(traffic: &LinkTraffic) -> String {
@@ -199,6 +197,12 @@ fn cgroup(cgroup: &CgroupStatus) -> String {
     let manual = if cgroup.manual { " (manual)" } else { "" };
     let broken = if cgroup.complete || cgroup.path.is_none() { "" } else { " (INCOMPLETE)" };
     format!("{path}{manual}{broken}")
+}
+
+/// A detail in lines that fit: they end between words, and keep the beginning of a word that is too long.
+fn wrapped(detail: &str, width: Option<usize>) -> Vec<String> {
+    let text = output::wrapped(&format!("  {detail}"), width, 4);
+    text.lines().map(|line| width.map_or_else(|| line.to_owned(), |width| short(line, width, false))).collect()
 }
 
 /// Text of at most `width` characters. `keep_end`: the end of a path says more than its beginning.
