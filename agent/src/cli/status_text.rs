@@ -152,7 +152,11 @@ fn details(policy: &PolicyStatus) -> Vec<String> {
         (left > 0).then(|| format!("left alone in other network namespaces: {left}")),
     ];
     let keys = keys.into_iter().flatten().collect::<Vec<_>>().join("; ");
-    let members = policy.members.iter().map(member);
+    // A family that no member tells of is not shown.
+    let is_there = |health: &Option<HealthStatus>| health.as_ref().is_some_and(HealthStatus::has_family);
+    let has_v4 = policy.members.iter().any(|member| is_there(&member.ipv4));
+    let has_v6 = policy.members.iter().any(|member| is_there(&member.ipv6));
+    let members = policy.members.iter().map(|of| member(of, [has_v4 || !has_v6, has_v6 || !has_v4]));
     let traffic = policy.traffic.iter().map(traffic);
     [keys].into_iter().filter(|keys| !keys.is_empty()).chain(members).chain(traffic).collect()
 }
@@ -171,7 +175,7 @@ fn traffic(traffic: &LinkTraffic) -> String {
 }
 
 /// A member: its link if that is the fault, or else its health, and whether sockets get it; each family on its own if they differ.
-fn member(member: &MemberStatus) -> String {
+fn member(member: &MemberStatus, families: [bool; 2]) -> String {
     let of = |health: &Option<HealthStatus>| {
         let known = health.as_ref().filter(|health| health.state != "unknown");
         let why = known.filter(|health| health.state != State::Up.to_string());
@@ -185,7 +189,12 @@ fn member(member: &MemberStatus) -> String {
     };
     let (v4, v6) = (of(&member.ipv4), of(&member.ipv6));
     let name = shown(&member.interface);
-    if v4 == v6 { format!("{name} {v4}") } else { format!("{name} IPv4: {v4}; IPv6: {v6}") }
+    match families {
+        [true, false] => format!("{name} {v4}"),
+        [false, true] => format!("{name} {v6}"),
+        _ if v4 == v6 => format!("{name} {v4}"),
+        _ => format!("{name} IPv4: {v4}; IPv6: {v6}"),
+    }
 }
 
 fn cgroup(cgroup: &CgroupStatus) -> String {
@@ -269,6 +278,29 @@ mod tests {
         }
         let whole = table(&status(), None);
         assert!(whole[1].contains("somebody-chose  an-alternative-name-of-a-link  missing"), "{whole:#?}");
+    }
+
+    #[test]
+    fn a_member_keeps_its_name() {
+        let health = |state: &str, reason: &str| serde_json::json!({"state": state, "reason": reason, "since_s": 1, "share": 0.0});
+        let mut status = status();
+        let none = health("down", "no address of this family");
+        status.policies[0].members = serde_json::from_value(serde_json::json!([
+            {"interface": "a0", "ifindex": 1, "chosen": false, "state": "up",
+             "ipv4": health("down", "probes are not answered"), "ipv6": none},
+            {"interface": "b0", "ifindex": 2, "chosen": true, "state": "up",
+             "ipv4": health("up", "it works"), "ipv6": health("suspect", "many connections fail")},
+        ]))
+        .expect("members");
+        let lines = table(&status, Some(60));
+        assert!(lines.iter().all(|line| line.chars().count() <= 60), "{lines:#?}");
+        let first =
+            lines.iter().position(|line| line.starts_with("  a0 IPv4: down (probes are not answered)")).expect("a0");
+        assert!(lines[first + 1].starts_with("    "), "{lines:#?}");
+        // Nobody has IPv6.
+        status.policies[0].members[1].ipv6 = serde_json::from_value(none).expect("health");
+        let lines = table(&status, Some(60));
+        assert!(lines.contains(&"  a0 down (probes are not answered)".to_owned()), "{lines:#?}");
     }
 
     #[test]
