@@ -6,9 +6,9 @@ use std::cmp::Reverse;
 
 use humansize::{DECIMAL, format_size};
 
-use super::output::{self, Unwritten, columns, paragraph, say};
+use super::output::{Unwritten, columns, paragraph, say};
 use crate::{
-    model::{quote::shown, uplink::health::State},
+    model::{lines, quote::shown, uplink::health::State},
     observe::{
         state::{MemberStatus, UplinkState},
         status::{CgroupStatus, LinkTraffic, PolicyStatus, Status},
@@ -210,7 +210,7 @@ fn cgroup(cgroup: &CgroupStatus) -> String {
 
 /// A detail in lines that fit: they end between words, and keep the beginning of a word that is too long.
 fn wrapped(detail: &str, width: Option<usize>) -> Vec<String> {
-    let text = output::wrapped(&format!("  {detail}"), width, 4);
+    let text = lines::wrapped(&format!("  {detail}"), width, 4);
     text.lines().map(|line| width.map_or_else(|| line.to_owned(), |width| short(line, width, false))).collect()
 }
 

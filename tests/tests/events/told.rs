@@ -111,7 +111,8 @@ pub(super) fn exec_says_what_was_stopped() -> Outcome {
     let mut terminal = Terminal::start(run(Some(Vector::Bindtodevice))?)?;
     terminal.wait_for("the reason", |screen| {
         let text = screen.contents();
-        text.contains("steer: stopped_setsockopt once: A socket option") && text.contains("`steer events --explain`")
+        text.contains("steer: stopped_setsockopt once: A socket option")
+            && text.contains("`steer events --explain stopped_setsockopt`")
     })?;
     terminal.child.wait()?;
     let mut observing = Terminal::start(run_at("observe", Some(Vector::Bindtodevice))?)?;

@@ -8,7 +8,10 @@ mod listing;
 pub mod scope;
 mod watch;
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use thiserror::Error;
 
@@ -21,6 +24,11 @@ pub use hierarchy::{Cgroup, Found, Hierarchy};
 pub use listing::{Listing, Skipped};
 pub use watch::{Directory, Report, Reports, Watch, watch};
 
+/// The directory that is missing, unless only this process has the mount.
+fn looked_for(file: &Path) -> String {
+    if file.starts_with("/proc/self/fd") { String::new() } else { format!(" (looked for {})", shown(file)) }
+}
+
 /// What can go wrong with cgroups.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -30,7 +38,7 @@ pub enum Error {
     )]
     NoHierarchy(#[source] io::Error),
     /// A cgroup that does not exist.
-    #[error("there is no cgroup {path} (looked for {file})", file = shown(file))]
+    #[error("there is no cgroup {path}{}", looked_for(.file))]
     Missing {
         /// Its path.
         path: CgroupPath,

@@ -85,7 +85,12 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let hierarchy = Hierarchy::find()?;
     let lock = pins.create_and_lock()?;
     let Some(daemon_lock) = pins.daemon_lock(&lock)? else {
-        bail!("another steer daemon is running on {}; stop it first, or use another --bpffs", pins.root().display());
+        let process = pins.running_daemon()?.and_then(|daemon| daemon.pid());
+        let process = process.map_or_else(String::new, |pid| format!(" (PID {pid})"));
+        bail!(
+            "another steer daemon{process} is running on {}; stop it first, or use another --bpffs",
+            pins.name().display()
+        );
     };
     let mut object = kernel::load(&pins, &lock, options.kernel_log)?;
     let pins = pins.with_patience(LOCK_TIMEOUT);
