@@ -188,14 +188,15 @@ fn a_reload_to_strict_and_back() -> Outcome {
         ensure!(policy["enforce"] == enforce && counted("observed") == observes, "{policy:#}");
         ensure!(counted("stopped_egress") != observes && policy["cgroups"][0]["complete"] == true, "{policy:#}");
         let verdict = bed.status()?["verdict"].as_str().unwrap_or_default().to_owned();
-        let want = if observes { "1 policy observes (nothing is stopped)" } else { "1 policy holds" };
+        let want =
+            if observes { "1 policy observes (only calls to this host are refused)" } else { "1 policy in force" };
         ensure!(verdict == want, "{verdict}");
         let explained = bed.run(&["explain", bed.cgroup.path(), "--json"])?.stdout;
-        ensure!(explained.contains("strict would stop this") == observes, "{explained}");
+        ensure!(explained.contains("packets that strict would stop leave") == observes, "{explained}");
         let said = bed.run(&["explain", bed.cgroup.path(), "--to", "127.0.0.1", "--json"])?.stdout;
         ensure!(said.contains("is observed: strict would stop this") == observes, "{said}");
         let examined = bed.run(&["doctor", "--json"])?.stdout;
-        ensure!(examined.contains("it observes: what only strict stops passes") == observes, "{examined}");
+        ensure!(examined.contains("packets that strict would stop leave") == observes, "{examined}");
     }
     Ok(())
 }

@@ -100,16 +100,24 @@ fn a_wrong_configuration() -> Outcome {
     let refused = bed.run(&["policy", "rm", "z", "--config", &nowhere])?;
     ensure!(refused.code == 1 && !bed.directory.join("none").exists(), "{refused:?}");
     // Each is found before anything is done.
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 6] = [
         (&["daemon", "--config", &file, "--metrics", "0.0.0.0:9464"], "expected a loopback address"),
         (&["daemon", "--config", &file, "--socket-group", "steer-none"], "there is no group \"steer-none\""),
         (&["policy", "set", "p", "--dns", "1.2.3"], "Usage: steer policy set "),
         (&["explain", "1", "--to", "example.org"], "`getent ahosts example.org`"),
         (&["explain", "1", "--to", "1.2.3.4:x"], "expected an address"),
+        (&["explain", "1", "--to", "1.2.3.4:53"], "expected an address without a port, as 1.2.3.4"),
     ];
     for (arguments, why) in cases {
         let refused = bed.run(arguments)?;
         ensure!(refused.code == 2 && refused.stderr.contains(why), "{arguments:?}: {refused:?}");
+    }
+    for (target, why) in
+        [("steer-none/x", "begins with a slash: /steer-none/x;"), ("/steer-none", "no cgroup /steer-none")]
+    {
+        let refused = bed.run(&["explain", target])?;
+        let is_right = refused.code == 1 && refused.stderr.contains(why) && !refused.stderr.contains("/proc/self/fd");
+        ensure!(is_right, "{target}: {refused:?}");
     }
     ensure!(!bed.pins.exists(), "refused, but pins were made");
     let missing = bed.run(&["check", "--config", "/nonexistent.toml"])?;

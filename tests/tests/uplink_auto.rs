@@ -129,7 +129,7 @@ fn without_configuration() -> Outcome {
     let status = bed.succeed(&["uplinks"])?;
     ensure!(status.contains("auto: closed, because no member works"), "{status}");
     let status = bed.succeed(&["status"])?;
-    ensure!(status.starts_with("1 is closed: auto has no member (`steer doctor` says why)\n"), "{status}");
+    ensure!(status.starts_with("1 policy is closed: auto has no member (`steer doctor` says why)\n"), "{status}");
     let findings = bed.doctor(&[])?.findings;
     let finding = findings.iter().find(|finding| finding.id == "uplink-group").context("no finding")?;
     for text in ["a0: of kind veth", "a1: of kind veth"] {

@@ -110,7 +110,7 @@ fn without_a_member_it_is_closed() -> Outcome {
         let mut spy = Spy::on(&bed, &[])?;
         bed.check_closed(&bed.cgroup).with_context(|| format!("local = {local}"))?;
         spy.saw_nothing()?;
-        ensure!(bed.succeed(&["status"])?.starts_with("1 is closed: lines is missing\n"));
+        ensure!(bed.succeed(&["status"])?.starts_with("1 policy is closed: lines is missing\n"));
     }
     Ok(())
 }

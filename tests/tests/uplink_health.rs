@@ -117,7 +117,7 @@ fn a_link_that_lacks_something_is_left() -> Outcome {
     wait_for(&bed, "a1")?;
     bed.ip_of_server(&format!("link set {link} down"))?;
     wait_for(&bed, "a0").context("no carrier")?;
-    ensure!(member(&bed, "a1")?["ipv4"]["reason"] == "no carrier");
+    ensure!(member(&bed, "a1")?["ipv4"]["reason"] == "its link is down or has no carrier");
     check_by(&bed, 0)?;
     bed.ip_of_server(&format!("link set {link} up"))?;
     wait_for_families(&bed, "a1", &["ipv4"]).context("the carrier is back")?;
@@ -172,6 +172,8 @@ fn by_hand() -> Outcome {
         let said = bed.run(&["uplink", "down", "lines", "a1"])?;
         ensure!(said.stdout == "lines: a1 is down, set by hand; new sockets get a0\n", "{said:?}");
         ensure!(said.stderr.is_empty(), "{said:?}");
+        let verdict = bed.status()?["verdict"].as_str().unwrap_or_default().to_owned();
+        ensure!(verdict == "1 policy in force; lines: a1 is down, a0 is used", "{verdict}");
         let wrong = bed.run(&["explain", bed.cgroup.path(), "--if", "wg0=down"])?;
         ensure!(wrong.code == 1 && wrong.stderr.contains("wg0 is no member of uplink lines"), "{wrong:?}");
         // The command returns when sockets were moved.
@@ -238,19 +240,20 @@ fn by_the_api(bed: &Bed) -> Outcome {
 
 /// Traffic stays where it was, and each command says so.
 fn the_last_member(bed: &Bed) -> Outcome {
-    let said = bed.succeed(&["uplink", "down", "lines", "a0"])?;
-    let expected = "lines: a0 is down, set by hand; new sockets get a0; no member works, so traffic stays where it was";
-    ensure!(said.starts_with(expected), "{said}");
+    let said = bed.run(&["uplink", "down", "lines", "a0"])?;
+    let expected = "steer: warning: traffic of lines still uses a0, because no member works; all_down = \"close\"";
+    ensure!(said.stderr.starts_with(expected) && said.stdout == "lines: a0 is down, set by hand\n", "{said:?}");
     let status = bed.succeed(&["status"])?;
     for line in
-        ["1 has an uplink of which no member works", "  a1 down (set by hand)\n", "  a0 down (set by hand), chosen\n"]
+        ["1 policy has no member that works: lines", "  a1 down (set by hand)\n", "  a0 down (set by hand), chosen\n"]
     {
         ensure!(status.contains(line), "{line} in {status}");
     }
     let policy = bed.policy("p")?;
     ensure!(policy["state"] == "failing" && policy["uplink"] == "lines", "{policy}");
     let again = bed.succeed(&["uplink", "auto", "lines", "a0"])?;
-    ensure!(again.starts_with("lines: a0 is ") && again.contains("decide again; new sockets get a0"), "{again}");
+    let expected = "lines: link, probes and connections decide about a0 again; it is ";
+    ensure!(again.starts_with(expected) && again.ends_with("; new sockets get a0\n"), "{again}");
     wait_for(bed, "a0")
 }
 
@@ -310,7 +313,9 @@ fn changes_are_events() -> Outcome {
     bed.ip("link set a1 down")?;
     wait_for(&bed, "a0")?;
     let now = changes(&bed)?;
-    let down = |(_, change): &(String, Value)| change["state"] == "down" && change["why"] == "no carrier";
+    let down = |(_, change): &(String, Value)| {
+        change["state"] == "down" && change["why"] == "its link is down or has no carrier"
+    };
     ensure!(now.iter().any(down), "{now:?}");
     ensure!(daemon.end(Signal::SIGTERM)? == Some(0));
     bed.succeed(&["uplink", "down", "lines", "a0"])?;

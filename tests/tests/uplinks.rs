@@ -31,7 +31,7 @@ fn missing_at_the_start() -> Outcome {
     let _daemon = bed.daemon(CONFIG)?;
     bed.check_closed(&bed.cgroup)?;
     ensure!(bed.sockets("p", "closed_missing")? > 0 && bed.sockets("p", "bound")? == 0);
-    ensure!(bed.succeed(&["status"])?.starts_with("1 is closed: a1 is missing\n"));
+    ensure!(bed.succeed(&["status"])?.starts_with("1 policy is closed: a1 is missing\n"));
     ensure!(bed.get("/v1/status")?["policies"][0]["state"] == "missing");
     bed.net.create_uplink(1)?;
     wait_for_uplink(&bed, "p", bed.net.ifindex(1)?)?;

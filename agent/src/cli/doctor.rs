@@ -84,8 +84,14 @@ fn print_finding(finding: &Finding) -> Result<(), Unwritten> {
         Severity::Warning => "warning",
         Severity::Info => "info",
     };
-    let what = format!("{severity}: {}: {}: {}", finding.id, shown(&finding.subject.to_string()), shown(&finding.what));
-    paragraph(&what, 4)?;
+    // Mistakes in a file begin with its name.
+    let subject = finding.subject.to_string();
+    let named =
+        if finding.what.starts_with(&format!("{subject}:")) { String::new() } else { format!("{}: ", shown(&subject)) };
+    for (index, line) in finding.what.lines().enumerate() {
+        let before = if index == 0 { format!("{severity}: {}: {named}", finding.id) } else { "    ".to_owned() };
+        paragraph(&format!("{before}{}", shown(line)), 4)?;
+    }
     paragraph(&format!("    why: {}", shown(&finding.why)), 9)?;
     let Some(fix) = &finding.fix else { return Ok(()) };
     match &fix.how {

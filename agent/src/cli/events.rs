@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::output::{self, note, say};
+use super::output::{self, note, paragraph, say};
 use crate::{
     apply::routes::{self, Leftovers},
     host::{capability::require_privilege, cgroup::Hierarchy},
@@ -106,7 +106,7 @@ impl Form {
 fn explain(name: &str) -> anyhow::Result<()> {
     if name.is_empty() {
         for reason in Reason::all() {
-            say!("{}: {}", reason.name(), reason.meaning())?;
+            paragraph(&format!("{}: {}", reason.name(), reason.meaning()), 4)?;
         }
         return Ok(());
     }
@@ -119,8 +119,8 @@ fn explain(name: &str) -> anyhow::Result<()> {
             names().collect::<Vec<_>>().join(", ")
         );
     };
-    say!("{}: {}", reason.name(), reason.meaning())?;
-    say!("What to change: {}", reason.cure())?;
+    paragraph(&format!("{}: {}", reason.name(), reason.meaning()), 0)?;
+    paragraph(&format!("What to change: {}", reason.cure()), 0)?;
     Ok(())
 }
 

@@ -59,11 +59,16 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads an address. A port makes no difference, and may be there.
+/// Reads an address. A port makes a difference only for DNS, so an answer to it would be for all others.
 fn destination(text: &str) -> Result<IpAddr, String> {
-    let with_port = || text.parse().map(|to: SocketAddr| to.ip());
+    if let Ok(to) = text.parse::<SocketAddr>() {
+        return Err(format!(
+            "expected an address without a port, as {}: only port 53 makes a difference, whose packets go to the resolver in `dns`",
+            to.ip()
+        ));
+    }
     let bracketed = || text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text).parse();
-    text.parse().or_else(|_| with_port()).or_else(|_| bracketed()).map_err(|_invalid| {
+    text.parse().or_else(|_| bracketed()).map_err(|_invalid| {
         format!(
             "expected an address, as 192.0.2.1 or 2001:db8::1; `getent ahosts {}` finds those of a name",
             quoted(text)
@@ -107,7 +112,11 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
             "method",
             decision
                 .mark
-                .map(|mark| format!("sockets are marked {mark:#x}, and rules lead the mark to a table"))
+                .map(|mark| {
+                    format!(
+                        "sockets are marked {mark:#x}, and rules route packets with this mark by a table of the policy"
+                    )
+                })
                 .into_iter()
                 .collect(),
         )?;
@@ -143,7 +152,9 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
         row("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect())?;
     }
     say!("")?;
-    paragraph(&shown(&explanation.conclusion).to_string(), 0)
+    paragraph(&shown(&explanation.conclusion).to_string(), 0)?;
+    // The answer to `--to`, once more where a reader looks for it.
+    explanation.packet.iter().try_for_each(|packet| paragraph(&shown(&packet.conclusion).to_string(), 0))
 }
 
 fn chain(cgroups: &[Cgroup]) -> String {
@@ -216,7 +227,7 @@ fn route(route: &Route, is_bound: bool) -> String {
         IpAddr::V6(_) => "no route (ENETUNREACH)",
     };
     let steered = ways(steered).unwrap_or_else(|| none.to_owned());
-    format!("to {destination}: {steered}; unsteered: {unsteered}")
+    format!("to {destination}: {steered}; without steer: {unsteered}")
 }
 
 /// Nothing, or one line.
@@ -229,7 +240,8 @@ fn list<T: ToString>(items: &[T]) -> Vec<String> {
 fn packet(packet: &Packet) -> Vec<String> {
     let Packet { rule, table, prefix, hint, conclusion, .. } = packet;
     let prefix = prefix.iter().zip(table).map(|(prefix, table)| match table {
-        0..=255 => format!("{prefix} in table {table}"),
+        254 => format!("{prefix} in table main"),
+        0..=253 | 255 => format!("{prefix} in table {table}"),
         table => format!("{prefix} in table {table:#x}"),
     });
     let way = rule.iter().map(|rule| rule.text.clone()).chain(prefix).collect::<Vec<_>>().join("; ");

@@ -8,6 +8,8 @@ use std::{
 use comfy_table::{Table, presets};
 use thiserror::Error;
 
+use crate::model::lines::wrapped;
+
 /// The narrowest terminal that text is fitted to.
 const NARROWEST: usize = 40;
 
@@ -49,27 +51,6 @@ pub(super) fn paragraph(text: &str, indent: usize) -> Result<(), Unwritten> {
     say!("{}", wrapped(text, columns(), indent))
 }
 
-fn wrapped(text: &str, width: Option<usize>, indent: usize) -> String {
-    let Some(width) = width else { return text.to_owned() };
-    let (mut lines, mut used, mut begins) = (String::new(), 0, true);
-    for word in text.split(' ') {
-        let length = word.chars().count();
-        if !begins && used + 1 + length > width {
-            lines.push('\n');
-            lines.extend(std::iter::repeat_n(' ', indent));
-            (used, begins) = (indent, true);
-        }
-        if !begins {
-            lines.push(' ');
-            used += 1;
-        }
-        lines += word;
-        used += length;
-        begins = false;
-    }
-    lines
-}
-
 /// A table. If it does not fit the terminal, each row is a block of lines instead.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     fitted(header, rows, columns())
@@ -97,15 +78,7 @@ fn fitted(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String
 
 #[cfg(test)]
 mod tests {
-    use super::{fitted, wrapped};
-
-    #[test]
-    fn words_stay_whole() {
-        let text = "warning: a-long-name has no effect  here";
-        assert_eq!(wrapped(text, None, 2), text);
-        assert_eq!(wrapped(text, Some(20), 2), "warning: a-long-name\n  has no effect \n  here");
-        assert_eq!(wrapped("a-word-that-is-too-long", Some(8), 2), "a-word-that-is-too-long");
-    }
+    use super::fitted;
 
     #[test]
     fn a_table_that_is_too_wide() {

@@ -8,7 +8,7 @@ use humansize::{DECIMAL, format_size};
 
 use super::output::{Unwritten, columns, paragraph, say};
 use crate::{
-    model::{quote::shown, uplink::health::State},
+    model::{lines, quote::shown, uplink::health::State},
     observe::{
         state::{MemberStatus, UplinkState},
         status::{CgroupStatus, LinkTraffic, PolicyStatus, Status},
@@ -23,6 +23,9 @@ const SHORTEST: usize = 8;
 
 pub(super) fn print(status: &Status) -> Result<(), Unwritten> {
     paragraph(&shown(&status.verdict).to_string(), 0)?;
+    for mistake in status.configuration.iter().flat_map(|wrong| wrong.lines().skip(1)) {
+        paragraph(&format!("error: {}", shown(mistake)), 2)?;
+    }
     for error in errors(status) {
         paragraph(&format!("error: {error}"), 2)?;
     }
@@ -108,7 +111,8 @@ fn table(status: &Status, width: Option<usize>) -> Vec<String> {
     let mut lines = vec![line(&HEADERS.map(str::to_owned))];
     for (policy, row) in policies.iter().zip(&rows) {
         lines.push(line(row));
-        lines.extend(details(policy).into_iter().map(|detail| match width {
+        lines.extend(details(policy).iter().flat_map(|detail| wrapped(detail, width)));
+        lines.extend(policy.cgroups.iter().map(cgroup).map(|detail| match width {
             Some(width) => format!("  {}", short(&detail, width - 2, true)),
             None => format!("  {detail}"),
         }));
@@ -128,7 +132,7 @@ fn row(policy: &PolicyStatus) -> [String; 5] {
     [shown(&policy.name).to_string(), uplink, state, sum(policy, "bound").to_string(), stopped.to_string()]
 }
 
-/// What a policy does besides, its members, and its cgroups.
+/// What a policy does besides, and its members.
 fn details(policy: &PolicyStatus) -> Vec<String> {
     let list = |name: &str, items: Vec<String>| (!items.is_empty()).then(|| format!("{name} {}", items.join(", ")));
     let except = match policy.except.len() {
@@ -148,15 +152,13 @@ fn details(policy: &PolicyStatus) -> Vec<String> {
         (left > 0).then(|| format!("left alone in other network namespaces: {left}")),
     ];
     let keys = keys.into_iter().flatten().collect::<Vec<_>>().join("; ");
-    let members = policy.members.iter().map(member);
+    // A family that no member tells of is not shown.
+    let is_there = |health: &Option<HealthStatus>| health.as_ref().is_some_and(HealthStatus::has_family);
+    let has_v4 = policy.members.iter().any(|member| is_there(&member.ipv4));
+    let has_v6 = policy.members.iter().any(|member| is_there(&member.ipv6));
+    let members = policy.members.iter().map(|of| member(of, [has_v4 || !has_v6, has_v6 || !has_v4]));
     let traffic = policy.traffic.iter().map(traffic);
-    [keys]
-        .into_iter()
-        .filter(|keys| !keys.is_empty())
-        .chain(members)
-        .chain(traffic)
-        .chain(policy.cgroups.iter().map(cgroup))
-        .collect()
+    [keys].into_iter().filter(|keys| !keys.is_empty()).chain(members).chain(traffic).collect()
 }
 
 fn traffic(traffic: &LinkTraffic) -> String {
@@ -173,7 +175,7 @@ fn traffic(traffic: &LinkTraffic) -> String {
 }
 
 /// A member: its link if that is the fault, or else its health, and whether sockets get it; each family on its own if they differ.
-fn member(member: &MemberStatus) -> String {
+fn member(member: &MemberStatus, families: [bool; 2]) -> String {
     let of = |health: &Option<HealthStatus>| {
         let known = health.as_ref().filter(|health| health.state != "unknown");
         let why = known.filter(|health| health.state != State::Up.to_string());
@@ -187,7 +189,12 @@ fn member(member: &MemberStatus) -> String {
     };
     let (v4, v6) = (of(&member.ipv4), of(&member.ipv6));
     let name = shown(&member.interface);
-    if v4 == v6 { format!("{name} {v4}") } else { format!("{name} IPv4: {v4}; IPv6: {v6}") }
+    match families {
+        [true, false] => format!("{name} {v4}"),
+        [false, true] => format!("{name} {v6}"),
+        _ if v4 == v6 => format!("{name} {v4}"),
+        _ => format!("{name} IPv4: {v4}; IPv6: {v6}"),
+    }
 }
 
 fn cgroup(cgroup: &CgroupStatus) -> String {
@@ -199,6 +206,12 @@ fn cgroup(cgroup: &CgroupStatus) -> String {
     let manual = if cgroup.manual { " (manual)" } else { "" };
     let broken = if cgroup.complete || cgroup.path.is_none() { "" } else { " (INCOMPLETE)" };
     format!("{path}{manual}{broken}")
+}
+
+/// A detail in lines that fit: they end between words, and keep the beginning of a word that is too long.
+fn wrapped(detail: &str, width: Option<usize>) -> Vec<String> {
+    let text = lines::wrapped(&format!("  {detail}"), width, 4);
+    text.lines().map(|line| width.map_or_else(|| line.to_owned(), |width| short(line, width, false))).collect()
 }
 
 /// Text of at most `width` characters. `keep_end`: the end of a path says more than its beginning.
@@ -265,6 +278,29 @@ mod tests {
         }
         let whole = table(&status(), None);
         assert!(whole[1].contains("somebody-chose  an-alternative-name-of-a-link  missing"), "{whole:#?}");
+    }
+
+    #[test]
+    fn a_member_keeps_its_name() {
+        let health = |state: &str, reason: &str| serde_json::json!({"state": state, "reason": reason, "since_s": 1, "share": 0.0});
+        let mut status = status();
+        let none = health("down", "no address of this family");
+        status.policies[0].members = serde_json::from_value(serde_json::json!([
+            {"interface": "a0", "ifindex": 1, "chosen": false, "state": "up",
+             "ipv4": health("down", "probes are not answered"), "ipv6": none},
+            {"interface": "b0", "ifindex": 2, "chosen": true, "state": "up",
+             "ipv4": health("up", "it works"), "ipv6": health("suspect", "many connections fail")},
+        ]))
+        .expect("members");
+        let lines = table(&status, Some(60));
+        assert!(lines.iter().all(|line| line.chars().count() <= 60), "{lines:#?}");
+        let first =
+            lines.iter().position(|line| line.starts_with("  a0 IPv4: down (probes are not answered)")).expect("a0");
+        assert!(lines[first + 1].starts_with("    "), "{lines:#?}");
+        // Nobody has IPv6.
+        status.policies[0].members[1].ipv6 = serde_json::from_value(none).expect("health");
+        let lines = table(&status, Some(60));
+        assert!(lines.contains(&"  a0 down (probes are not answered)".to_owned()), "{lines:#?}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ fn print(groups: &[UplinkStatus]) -> Result<(), Unwritten> {
     }
     for group in groups {
         for member in &group.members {
-            for line in remarks(member) {
+            for line in remarks(member, &group.families()) {
                 say!("{}: {line}", shown(&group.name))?;
             }
         }
@@ -86,15 +86,20 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
 fn members(groups: &[UplinkStatus]) -> Table {
     let mut table = table(["UPLINK", "MEMBER", "IPV4", "IPV6", "SHARE", "SINCE", "LATENCY", "LOST", "SOCKETS"]);
     for group in groups {
+        let families = group.families();
         for member in &group.members {
             let [v4, v6] = Family::ALL.map(|family| member.health(family));
             let best = if v4.probes.is_some() || v4.since_s <= v6.since_s { v4 } else { v6 };
+            // A family that no member has is none.
+            let state = |family| {
+                if families.contains(&family) { member.health(family).state.clone() } else { "-".to_owned() }
+            };
             let latency = both(v4, v6, |health| health.probes.as_ref()?.latency_ms.map(short));
             table.add_row([
                 shown(&group.name).to_string(),
                 shown(&member.interface).to_string(),
-                v4.state.clone(),
-                v6.state.clone(),
+                state(Family::V4),
+                state(Family::V6),
                 both(v4, v6, |health| Some(format!("{:.0}%", health.share))),
                 duration(best.since_s),
                 if latency.is_empty() { latency } else { format!("{latency} ms") },
@@ -142,18 +147,19 @@ fn lost(health: &HealthStatus) -> Option<String> {
 }
 
 /// What is to be said of a member that is not simply up.
-fn remarks(member: &MemberStatus) -> Vec<String> {
+fn remarks(member: &MemberStatus, families: &[Family]) -> Vec<String> {
     let mut remarks = Vec::new();
     let is_up = |health: &HealthStatus| health.state == State::Up.to_string() && health.lingers_for_s.is_none();
-    for family in Family::ALL {
-        let health = member.health(family);
-        let is_twice =
-            family == Family::V6 && (&health.state, &health.reason) == (&member.ipv4.state, &member.ipv4.reason);
+    for family in families {
+        let health = member.health(*family);
+        let is_twice = *family == Family::V6
+            && families.len() > 1
+            && (&health.state, &health.reason) == (&member.ipv4.state, &member.ipv4.reason);
         if is_up(health) && member.hand == "auto" || is_twice {
             continue;
         }
         let both = (&member.ipv4.state, &member.ipv4.reason) == (&member.ipv6.state, &member.ipv6.reason);
-        let of = if both { String::new() } else { format!(" for {family}") };
+        let of = if both || families.len() == 1 { String::new() } else { format!(" for {family}") };
         let failure = health.probes.as_ref().and_then(|probes| probes.failure.as_ref());
         let failure = failure.map_or_else(String::new, |failure| format!(" ({failure})"));
         let held = health.held_for_s.map_or_else(String::new, |left| format!("; up in {}", duration(left)));

@@ -169,6 +169,7 @@ fn of_unit(hierarchy: &Hierarchy, text: &str) -> Result<CgroupPath, Error> {
     match shown {
         Some(shown) if shown.load_state != "not-found" => Err(Error::NotRunning(name)),
         None if units::has_file(Manager::System, &name) => Err(Error::NotRunning(name)),
+        _ if text.contains('/') => Err(invalid(format!("a cgroup begins with a slash: /{text}"))),
         _ => Err(Error::NoUnit { perhaps: nearest(&name, units::files(Manager::System)), name }),
     }
 }

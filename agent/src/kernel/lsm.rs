@@ -33,11 +33,12 @@ pub enum Unguarded {
     /// The list of active modules cannot be read.
     #[error("whether `bpf` is among the active security modules cannot be read: {0}")]
     Unknown(io::Error),
-    /// The program of this name is not pinned.
-    #[error(
-        "the program `{0}` is not loaded: this kernel lacks what it needs, or it is new and no daemon was started since"
-    )]
-    NotLoaded(&'static str),
+    /// A program of a security hook is not pinned, although a daemon runs, which tries to load it.
+    #[error("this kernel does not accept the programs of steer on its security hooks")]
+    NotAccepted,
+    /// The same, and no daemon runs.
+    #[error("the programs on security hooks are not loaded; a daemon loads them, if this kernel accepts them")]
+    NotLoaded,
 }
 
 /// The security hook of a program.
@@ -57,8 +58,9 @@ pub fn unguarded(pins: &Pins) -> Option<Unguarded> {
     unguarded_by_kernel().or_else(|| {
         let has_rings = Path::new(IO_URING).exists();
         let programs = [(program::FAMILY, true), (program::COMPAT_OPTION, true), (program::COMPAT_RING, has_rings)];
-        let missing = programs.into_iter().find(|(name, needed)| *needed && !pins.program(name).exists());
-        missing.map(|(name, _)| Unguarded::NotLoaded(name))
+        let is_missing = programs.into_iter().any(|(name, needed)| needed && !pins.program(name).exists());
+        let daemon_runs = || pins.daemon_runs().unwrap_or_default();
+        is_missing.then(|| if daemon_runs() { Unguarded::NotAccepted } else { Unguarded::NotLoaded })
     })
 }
 

@@ -7,6 +7,7 @@ pub mod config;
 pub mod drop_in;
 pub mod error_text;
 pub mod fingerprint;
+pub mod lines;
 pub mod mark;
 pub mod plan;
 pub mod policy;

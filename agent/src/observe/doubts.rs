@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use nix::net::if_::if_nametoindex;
 use serde::Serialize;
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
         cgroup_path::CgroupPath,
         config::{Config, Policy},
         similar::nearest,
-        spec::{Exceptions, Named, Pattern, Uplink},
+        spec::{Enforce, Exceptions, Named, Near, Pattern, Uplink},
         uplink::group::{self, Group},
     },
 };
@@ -55,7 +56,13 @@ pub fn doubts(config: &Config) -> Vec<Doubt> {
     let group = config.daemon.socket_group.as_deref().and_then(missing_group);
     let named: Vec<_> = config.policies.iter().map(|policy| (policy.name.as_str(), &*policy.cgroups)).collect();
     let of_policies = of_policies(&config.policies, &cgroups).into_iter().chain(shadowed(&named, &cgroups));
-    group.into_iter().chain(of_policies).chain(config.policies.iter().flat_map(missing_accounts)).collect()
+    group
+        .into_iter()
+        .chain(of_policies)
+        .chain(config.policies.iter().flat_map(missing_accounts))
+        .chain(config.policies.iter().filter_map(|policy| group_as_interface(config, policy)))
+        .chain(config.policies.iter().filter_map(observes))
+        .collect()
 }
 
 /// The doubts about those who may run commands by a policy.
@@ -80,6 +87,33 @@ fn missing_group(name: &str) -> Option<Doubt> {
         key: "socket_group",
         name: name.to_owned(),
         problem: format!("there is no group {name}, so only root may use the daemon's socket"),
+        perhaps: None,
+    })
+}
+
+/// The doubt about an interface that does not exist and has the name of a group.
+fn group_as_interface(config: &Config, policy: &Policy) -> Option<Doubt> {
+    let name = policy.interface()?;
+    let is_group = config.uplinks.iter().any(|group| group.name.to_string() == name);
+    (is_group && if_nametoindex(name).is_err()).then(|| Doubt {
+        policy: policy.name.clone(),
+        key: "interface",
+        name: name.to_owned(),
+        problem: format!("there is no interface {name}, but an [[uplink]] of this name"),
+        perhaps: Some(format!("uplink = {name:?}")),
+    })
+}
+
+/// The doubt about a policy that is to be tried, and cuts its programs off from this host.
+fn observes(policy: &Policy) -> Option<Doubt> {
+    let observes = policy.target.enforcement.enforce == Enforce::Observe && policy.interface().is_some();
+    (observes && !policy.target.reach.local.has(Near::Host)).then(|| Doubt {
+        policy: policy.name.clone(),
+        key: "enforce",
+        name: "observe".to_owned(),
+        problem:
+            "enforce = \"observe\" refuses calls to this host, as \"steer\" does; `local = [\"host\"]` lets them pass"
+                .to_owned(),
         perhaps: None,
     })
 }
@@ -259,6 +293,21 @@ mod tests {
         ];
         assert_eq!(found.len(), want.len(), "{found:?}");
         assert!(want.iter().all(|want| found.iter().any(|found| found == want)), "{found:?}");
+    }
+
+    #[test]
+    fn what_is_meant_otherwise() {
+        let text = "[[uplink]]\nname = \"internet\"\nmembers = [\"a\", \"b\"]\n\
+                    [[policy]]\nname = \"p\"\ninterface = \"internet\"\ncgroups = [\"/x\"]\n\
+                    [[policy]]\nname = \"o\"\ninterface = \"a\"\nenforce = \"observe\"\ncgroups = [\"/y\"]\n\
+                    [[policy]]\nname = \"h\"\ninterface = \"a\"\nenforce = \"observe\"\nlocal = [\"host\"]\ncgroups = [\"/z\"]\n";
+        let config = config::parse("f.toml", text).expect("valid");
+        let found: Vec<_> = super::doubts(&config).iter().map(ToString::to_string).collect();
+        let want = [
+            "policy p: there is no interface internet, but an [[uplink]] of this name; perhaps uplink = \"internet\"",
+            "policy o: enforce = \"observe\" refuses calls to this host, as \"steer\" does; `local = [\"host\"]` lets them pass",
+        ];
+        assert_eq!(found, want);
     }
 
     #[test]

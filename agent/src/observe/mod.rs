@@ -18,3 +18,4 @@ pub mod status;
 pub mod top;
 pub mod unsteered;
 pub mod uplinks;
+mod verdict;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    status::{PolicyStatus, Status},
+    status::Status,
     uplinks::{self, HealthStatus},
 };
 use crate::{
@@ -17,22 +17,8 @@ use crate::{
         network::{FAR_IPV4, FAR_IPV6, Network},
     },
     kernel::PolicyEntry,
-    model::{
-        spec::Enforce,
-        uplink::{Family, health},
-    },
+    model::uplink::{Family, health},
 };
-
-/// How bad it is that a policy is not attached completely, or that some of its processes get out by other links.
-const INCOMPLETE: u8 = 5;
-/// How bad it is that its uplink cannot be used.
-const CLOSED: u8 = 4;
-/// How bad it is that no member of its group works.
-const FAILING: u8 = 3;
-/// How bad it is that its uplink has no default route.
-const NO_ROUTE: u8 = 2;
-/// How bad it is that nothing is known.
-const UNKNOWN: u8 = 1;
 
 /// The state of an uplink.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -169,124 +155,5 @@ impl MemberStatus {
             health.as_ref().is_some_and(|health| health.state == health::State::Down.to_string())
         };
         is_down(&self.ipv4) && is_down(&self.ipv6)
-    }
-}
-
-impl PolicyStatus {
-    /// How bad it is: the greater, the worse.
-    pub fn severity(&self) -> u8 {
-        let is_incomplete = self.cgroups.iter().any(|cgroup| !cgroup.complete && cgroup.path.is_some());
-        let leaves = self.cgroups.iter().flat_map(|cgroup| &cgroup.elsewhere).any(|elsewhere| elsewhere.leaves);
-        match self.state {
-            _ if is_incomplete || leaves || self.stale.is_some() => INCOMPLETE,
-            Some(state) if state.is_closed() => CLOSED,
-            Some(UplinkState::Failing) => FAILING,
-            Some(UplinkState::NoRoute) => NO_ROUTE,
-            Some(UplinkState::Unknown) => UNKNOWN,
-            _ => 0,
-        }
-    }
-
-    /// Whether it stops nothing of what `strict` stops, and reports it.
-    fn observes(&self) -> bool {
-        self.enforce == Enforce::Observe && self.interface.as_ref().is_some_and(|name| !name.is_empty())
-    }
-
-    /// Why no packet of it leaves.
-    fn why_closed(&self) -> Option<String> {
-        let state = self.state.filter(|state| state.is_closed())?;
-        if let Some(group) = self.uplink.as_ref().filter(|_| self.members.is_empty()) {
-            return Some(format!("{group} has no member (`steer doctor` says why)"));
-        }
-        let verb = if state == UplinkState::NoCarrier { "has" } else { "is" };
-        Some(format!("{} {verb} {}", self.interface.as_deref().unwrap_or_default(), state.text()))
-    }
-}
-
-impl Status {
-    /// One line: what holds and what does not, without the full stop.
-    pub(super) fn verdict_line(&self) -> String {
-        if self.policies.is_empty() && self.other_versions.is_empty() && self.unsteered.is_empty() {
-            return "nothing is steered".to_owned();
-        }
-        let steers = |policy: &&PolicyStatus| policy.interface.as_ref().is_some_and(|name| !name.is_empty());
-        let policies: Vec<_> = self.policies.iter().filter(steers).collect();
-        let with = |severity: u8| policies.iter().filter(move |policy| policy.severity() == severity);
-        let closed: Vec<_> = with(CLOSED).filter_map(|policy| policy.why_closed()).collect();
-        let (incomplete, without_route) = (with(INCOMPLETE).count(), with(NO_ROUTE).count());
-        let failing = with(FAILING).count();
-        let observing = policies.iter().filter(|policy| policy.observes() && policy.severity() <= UNKNOWN).count();
-        let hold = policies.len() - closed.len() - incomplete - failing - without_route - observing;
-        let count = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
-        let mut parts = Vec::new();
-        if !self.unsteered.is_empty() {
-            parts.push(count(self.unsteered.len(), "cgroup is not steered", "cgroups are not steered"));
-        }
-        if incomplete > 0 {
-            parts.push(count(incomplete, "policy does not hold completely", "policies do not hold completely"));
-        }
-        if hold > 0 || parts.is_empty() && closed.is_empty() && failing + without_route + observing == 0 {
-            parts.push(count(hold, "policy holds", "policies hold"));
-        }
-        if observing > 0 {
-            let (one, many) = if hold > 0 { ("observes", "observe") } else { ("policy observes", "policies observe") };
-            parts.push(format!("{} (nothing is stopped)", count(observing, one, many)));
-        }
-        if failing > 0 {
-            parts.push(count(
-                failing,
-                "has an uplink of which no member works",
-                "have uplinks of which no member works",
-            ));
-        }
-        if without_route > 0 {
-            parts.push(count(without_route, "has no default route", "have no default route"));
-        }
-        if !closed.is_empty() {
-            let mut why = closed.clone();
-            why.sort();
-            why.dedup();
-            parts.push(format!("{}: {}", count(closed.len(), "is closed", "are closed"), why.join(", ")));
-        }
-        parts.join("; ")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Enforce, UplinkState};
-    use crate::observe::status::{PolicyStatus, Status};
-
-    fn policy(name: &str, state: UplinkState) -> PolicyStatus {
-        let mut policy: PolicyStatus = serde_json::from_value(serde_json::json!({
-            "slot": 1, "name": name, "origin": "config", "interface": name, "ifindex": 1, "netns_cookie": 1, "cgroups": [], "dns": [],
-            "existing": "keep", "enforce": "strict", "counters": {},
-        }))
-        .expect("a policy");
-        policy.state = Some(state);
-        policy
-    }
-
-    #[test]
-    fn the_verdict() {
-        let of = |states: &[(&str, UplinkState)]| {
-            let policies = states.iter().map(|(name, state)| policy(name, *state)).collect();
-            Status { policies, ..Status::default() }.verdict_line()
-        };
-        let (up, down) = (UplinkState::Up, UplinkState::Down);
-        assert_eq!(of(&[("a", up), ("b", up), ("wg0", down)]), "2 policies hold; 1 is closed: wg0 is down");
-        assert_eq!(of(&[("a", up)]), "1 policy holds");
-        assert_eq!(of(&[("a", UplinkState::NoCarrier)]), "1 is closed: a has no carrier");
-        assert_eq!(of(&[("a", up), ("b", UplinkState::NoRoute)]), "1 policy holds; 1 has no default route");
-        assert_eq!(of(&[("a", UplinkState::Unknown)]), "1 policy holds");
-        let observing = |holding: &[&str]| {
-            let observer = PolicyStatus { enforce: Enforce::Observe, ..policy("b", up) };
-            let policies = holding.iter().map(|name| policy(name, up)).chain([observer]).collect();
-            Status { policies, ..Status::default() }.verdict_line()
-        };
-        assert_eq!(observing(&[]), "1 policy observes (nothing is stopped)");
-        assert_eq!(observing(&["a"]), "1 policy holds; 1 observes (nothing is stopped)");
-        let failing = "1 policy holds; 1 has an uplink of which no member works";
-        assert_eq!(of(&[("a", up), ("b", UplinkState::Failing)]), failing);
     }
 }

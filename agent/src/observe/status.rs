@@ -35,7 +35,7 @@ use crate::{
 /// Everything `steer status` shows. The field names are stable.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Status {
-    /// What holds and what does not, in one line.
+    /// What is in force and what is wrong, in one line.
     #[serde(default)]
     pub verdict: String,
     /// Whether a daemon is running on this pin directory.
@@ -43,6 +43,9 @@ pub struct Status {
     /// What to do, if the daemon that runs does not answer. Only a command asks it.
     #[serde(default)]
     pub silent: Option<String>,
+    /// What is wrong with the files of the configuration: a line for the verdict, then the mistakes.
+    #[serde(default)]
+    pub configuration: Option<String>,
     /// Policies, by name.
     pub policies: Vec<PolicyStatus>,
     /// Cgroups steered by another version of steer, whose records this one cannot read.
@@ -275,6 +278,12 @@ pub fn read(pins: &Pins, hierarchy: &Hierarchy) -> Result<Status, kernel::Error>
 }
 
 impl Status {
+    /// Whether a policy of the configuration is in force.
+    fn is_configured(&self) -> bool {
+        let has_uplink = |policy: &PolicyStatus| policy.interface.as_ref().is_none_or(|name| !name.is_empty());
+        self.policies.iter().any(|policy| policy.origin == Origin::Config && has_uplink(policy))
+    }
+
     /// Compares the policies of a network namespace with its links.
     #[must_use]
     pub fn compared(mut self, Namespace { links, cookie, .. }: Namespace<'_>) -> Self {
@@ -296,7 +305,7 @@ pub async fn judge(status: &mut Status, netns_cookie: u64) {
 }
 
 /// Adds what is not steered: processes in other network namespaces, and cgroups that the configuration names. For that, it reads
-/// the host's processes and cgroups, and the files. Files that cannot be read are a warning.
+/// the host's processes and cgroups, and the files.
 pub fn add_unsteered(
     status: &mut Status,
     pins: Option<&Pins>,
@@ -329,13 +338,16 @@ pub fn add_unsteered(
         )),
     }
     let config = match store.read() {
-        Err(policy_files::Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
-            status.warnings.push(format!("cgroups that the configuration names may be unsteered: {error}"));
+            status.configuration = wrong(&error, store, status.is_configured());
             return Ok(());
         }
         Ok(config) => config,
     };
+    if config.policies.is_empty() && status.is_configured() {
+        let file = store.file().display();
+        status.configuration = Some(format!("{file} has no policy, and the previous policies stay in force"));
+    }
     let policies = Policies::new(config);
     let candidates = unsteered::candidates(&policies, hierarchy);
     let named: Vec<_> = policies.configured().iter().map(|policy| (policy.name.as_str(), &*policy.cgroups)).collect();
@@ -343,6 +355,18 @@ pub fn add_unsteered(
     status.warnings.extend(shadowed.iter().map(ToString::to_string));
     status.unsteered.extend(unsteered::among(&policies, candidates.iter(), |path| attached.get(path).copied()));
     Ok(())
+}
+
+/// What is wrong with files that cannot be read. Without any file, nothing is, unless a policy is in force that was in one.
+fn wrong(error: &policy_files::Error, store: &Store, is_configured: bool) -> Option<String> {
+    let stays = if is_configured { ", and the previous policies stay in force" } else { "" };
+    match error {
+        policy_files::Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            is_configured.then(|| format!("{} does not exist{stays}", store.file().display()))
+        }
+        policy_files::Error::Invalid(problems) => Some(format!("the configuration has mistakes{stays}\n{problems}")),
+        error => Some(format!("the configuration cannot be read{stays}\n{error}")),
+    }
 }
 
 /// The processes that have left the policy's cgroups.

@@ -8,10 +8,9 @@
 //! started the command. Repeating it is no error.
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::{self, Read as _, Write as _},
-    os::fd::{FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     pin::pin,
     time::Duration,
 };
@@ -35,7 +34,7 @@ use crate::{
         link, route,
     },
     kernel::{self, Datapath, Pins},
-    model::{cgroup_path::CgroupPath, config::RouteConfig},
+    model::{cgroup_path::CgroupPath, config::RouteConfig, lines::wrapped},
     observe::events::Reason,
 };
 
@@ -92,24 +91,34 @@ pub async fn keep(
 /// Says on the terminal of the command what of it was stopped, or would be. If nothing was, it says nothing.
 fn say_what_was_stopped(mut terminal: &fs::File, pins: &Pins, cgroup_id: u64) -> anyhow::Result<()> {
     let stopped = kernel::stopped_in(pins, cgroup_id)?;
-    let mut reasons = BTreeSet::new();
     let lines = stopped.iter().filter_map(|(reason, count)| {
         let kind = LimitKey { reason: *reason, ..LimitKey::default() };
         let reason = Counter::of_index(kind.counter())?.name().parse::<Reason>().ok()?;
-        reasons.insert(reason.name());
         let (observed, meaning) =
             if kind.is_observed() { (" observed", "strict would stop this.") } else { ("", reason.meaning()) };
         let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
-        Some(format!("\r\nsteer: {}{observed} {times}: {meaning}", reason.name()))
+        Some((reason.name(), format!("steer: {}{observed} {times}: {meaning}", reason.name())))
     });
-    let text: String = lines.collect();
-    if !text.is_empty() {
-        let advice: Vec<_> = reasons.iter().map(|reason| format!("`steer events --explain {reason}`")).collect();
-        let (advice, verb) = (advice.join(" and "), if reasons.len() == 1 { "says" } else { "say" });
-        // The shell has probably written its prompt.
-        terminal.write_all(format!("{text}\r\nsteer: {advice} {verb} what to change\r\n").as_bytes())?;
-    }
-    Ok(())
+    let lines: Vec<_> = lines.collect();
+    let which = match &lines[..] {
+        [] => return Ok(()),
+        [(name, _)] => name,
+        _ => "REASON",
+    };
+    let last = format!("steer: `steer events --explain {which}` says what to change");
+    let width = width(terminal);
+    let lines = lines.into_iter().map(|(_, line)| line).chain([last]);
+    // The shell has probably written its prompt.
+    let text: String = lines.map(|line| format!("\r\n{}", wrapped(&line, width, 2).replace('\n', "\r\n"))).collect();
+    Ok(terminal.write_all(format!("{text}\r\n").as_bytes())?)
+}
+
+/// The columns of a terminal.
+fn width(terminal: &fs::File) -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request writes a `winsize`, which outlives the call.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    Some(usize::from(size.ws_col)).filter(|columns| result == 0 && *columns > 0)
 }
 
 /// A cgroup for the keeper alone. The next command removes that of a killed keeper.

@@ -32,7 +32,10 @@ fn an_uplink_that_is_missing() -> Outcome {
     bed.net.remove_uplink(1)?;
     let finding = bed.only_finding("uplink")?;
     ensure!(finding.json["subject"]["uplink"] == "a1" && finding.text("severity") == "error", "{finding:?}");
-    ensure!(finding.text("what").contains("a1, the uplink of p") && !finding.advice()?.is_empty(), "{finding:?}");
+    ensure!(
+        finding.text("what").contains("a1, the uplink of policy p") && !finding.advice()?.is_empty(),
+        "{finding:?}"
+    );
     bed.net.create_uplink(1)?;
     wait_until("the daemon to follow", PATIENCE, || bed.is_healthy().is_ok())?;
     Ok(())
@@ -56,7 +59,7 @@ fn a_group_with_faults() -> Outcome {
     let found = examined.context("no findings")?.findings;
     let said: Vec<_> = found.iter().map(|finding| (finding.id.as_str(), finding.text("what"))).collect();
     let want = [
-        ("uplink", "there is no interface a9, a member of the uplink of p"),
+        ("uplink", "there is no interface a9, a member of the uplink of policy p"),
         ("uplink-group", "icmp:198.51.100.77 has never answered a probe, by no member"),
     ];
     ensure!(said.len() == want.len() && want.iter().all(|want| said.contains(want)), "{said:?}");

@@ -112,7 +112,7 @@ pub(super) fn exec_says_what_was_stopped() -> Outcome {
     terminal.wait_for("the reason", |screen| {
         let text = screen.contents();
         text.contains("steer: stopped_setsockopt once: A socket option")
-            && text.contains("`steer events --explain stopped_setsockopt` says")
+            && text.contains("`steer events --explain stopped_setsockopt`")
     })?;
     terminal.child.wait()?;
     let mut observing = Terminal::start(run_at("observe", Some(Vector::Bindtodevice))?)?;

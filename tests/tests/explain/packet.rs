@@ -178,7 +178,7 @@ fn of_a_routed_policy() -> Outcome {
         "a packet to 10.0.0.9 leaves by a0, a network of this host, which `local` in the policy allows",
         "IPv4 rule 40001: fwmark 0x81000000/0xff000000 lookup 0x73",
         "10.0.0.0/24 in table 0x73",
-        "to 10.0.0.9: by a0; unsteered: by a0",
+        "to 10.0.0.9: by a0; without steer: by a0",
     ] {
         ensure!(text.contains(part), "{part:?} in {text}");
     }

@@ -185,7 +185,7 @@ mod tests {
         let switch = Switch { slot: 1, before, after, leaving: Vec::new() };
         let changed = Some(Choice { from: vec!["a0".to_owned()], to: vec!["a1".to_owned()] });
         assert_eq!(switch.choices(), PerFamily { v4: changed.clone(), v6: changed });
-        assert_eq!(switch.why().as_deref(), Some("a0 is down: no carrier"));
+        assert_eq!(switch.why().as_deref(), Some("a0 is down: its link is down or has no carrier"));
         let states = switch.states();
         assert_eq!(states.len(), 1, "{states:?}");
         assert_eq!((states[0].2.state.as_deref(), states[0].2.family.as_deref()), (Some("down"), None));

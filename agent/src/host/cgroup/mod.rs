@@ -24,7 +24,7 @@ pub use hierarchy::{Cgroup, Found, Hierarchy};
 pub use listing::{Listing, Skipped};
 pub use watch::{Directory, Report, Reports, Watch, watch};
 
-/// The directory of a cgroup, unless only this process knows it by that path.
+/// The directory that is missing, unless only this process has the mount.
 fn looked_for(file: &Path) -> String {
     if file.starts_with("/proc/self/fd") { String::new() } else { format!(" (looked for {})", shown(file)) }
 }
@@ -38,7 +38,7 @@ pub enum Error {
     )]
     NoHierarchy(#[source] io::Error),
     /// A cgroup that does not exist.
-    #[error("there is no cgroup {path}{}", looked_for(file))]
+    #[error("there is no cgroup {path}{}", looked_for(.file))]
     Missing {
         /// Its path.
         path: CgroupPath,

@@ -175,7 +175,7 @@ pub(super) fn check_steered(survey: &Survey, foreign: &Foreign<'_>, report: &mut
             subject: Subject::Cgroup(unsteered.path),
             what: format!("policy {} names it, but it is not steered", unsteered.policy),
             why: "its traffic follows the routing table, not the policy".to_owned(),
-            fix: Some(survey.converge()),
+            fix: survey.converge(),
         });
     }
     report.conclude(
@@ -202,7 +202,7 @@ fn released(survey: &Survey, hierarchy: &Hierarchy, store: &Store, report: &mut 
             "its traffic follows the routing table until a daemon starts, which steers it again; `{} off --forget` accepts that",
             survey.steer
         ),
-        fix: Some(Fix::command(survey.start.clone())),
+        fix: survey.start.clone(),
     };
     released.into_iter().map(finding).collect()
 }

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use super::{Finding, Fix, Report, Severity, Subject, Topic, survey::Survey};
 use crate::{
     host::route,
-    model::uplink::{
-        Family,
-        auto::{self, Auto, Selector},
-        group::{self, Group, GroupName},
-        health::State,
+    model::{
+        quote::quoted,
+        uplink::{
+            Family,
+            auto::{self, Auto, Selector},
+            group::{self, Group, GroupName},
+            health::{Reason, State},
+        },
     },
     observe::uplinks::{self, MemberStatus, UplinkStatus},
 };
@@ -28,7 +31,7 @@ pub(super) fn check(survey: &Survey, probed: &[UplinkStatus], report: &mut Repor
         let subject = Subject::Uplink(status.name.clone());
         let name = GroupName::parse(&status.name).ok();
         let configured = name.and_then(|name| group::named(&survey.config.uplinks, &name));
-        let mut found: Vec<Finding> = status.members.iter().flat_map(|member| health(status, member)).collect();
+        let mut found: Vec<Finding> = health_of_all(survey, status);
         found.extend(configured.as_deref().into_iter().flat_map(|group| probes(group, status)));
         let is_it = |it: &&UplinkStatus| {
             (it.netns_cookie, it.slot, &it.name) == (status.netns_cookie, status.slot, &status.name)
@@ -69,31 +72,63 @@ fn no_line(status: &UplinkStatus, auto: &Auto) -> Option<Finding> {
     Some(finding(status, Severity::Error, what, "its policies are closed until there is one", fix))
 }
 
-/// The families in which a member is down.
-fn health(status: &UplinkStatus, member: &MemberStatus) -> Vec<Finding> {
+/// What is wrong with the members: one finding if none works, or else one for each member and family.
+fn health_of_all(survey: &Survey, status: &UplinkStatus) -> Vec<Finding> {
+    let is_down = |member: &MemberStatus| Family::ALL.iter().all(|family| is_down_in(member, *family));
+    if status.members.is_empty() || !status.members.iter().all(is_down) {
+        return status.members.iter().flat_map(|member| health(survey, status, member)).collect();
+    }
+    let each = status.members.iter().map(|member| {
+        let (v4, v6) = (&member.ipv4.reason, &member.ipv6.reason);
+        if v4 == v6 {
+            format!("{}: {v4}", member.interface)
+        } else {
+            format!("{}: IPv4: {v4}, IPv6: {v6}", member.interface)
+        }
+    });
+    let what = format!("no member works ({})", each.collect::<Vec<_>>().join("; "));
+    let by_hand: Vec<_> =
+        status.members.iter().filter(|member| member.hand == "down").map(|it| put_back(survey, status, it)).collect();
+    let fix = if by_hand.is_empty() {
+        format!("repair a line; `{} uplinks` shows when it works again", survey.steer)
+    } else {
+        format!("put a member back: {}", by_hand.join(", or "))
+    };
+    let why = "sockets stay on the last choice, or are closed with `all_down = \"close\"`";
+    vec![finding(status, Severity::Error, what, why, fix)]
+}
+
+/// The command that lets probes and the link decide again.
+fn put_back(survey: &Survey, status: &UplinkStatus, member: &MemberStatus) -> String {
+    format!("{} uplink auto {} {}", survey.steer, quoted(&status.name), quoted(&member.interface))
+}
+
+/// The families in which a member is down, although another works.
+fn health(survey: &Survey, status: &UplinkStatus, member: &MemberStatus) -> Vec<Finding> {
     // One that is held works: it waits.
     let is_down = |family: &Family| is_down_in(member, *family);
     // A host without IPv6 is no fault of a member.
     let has_family = |family: &Family| status.members.iter().any(|member| !is_down_in(member, *family));
     let down: Vec<Family> = Family::ALL.into_iter().filter(is_down).filter(has_family).collect();
-    let nobody = Family::ALL.iter().all(|family| !has_family(family));
-    // What is missing has a finding of its own, which says what to do.
-    if !nobody && member.ifindex.is_none() && member.hand != "down" {
+    // A link that is missing or down has a finding of its own, which says what to do.
+    let is_of_link =
+        [Reason::NoInterface, Reason::NoCarrier].iter().any(|reason| member.ipv4.reason == reason.to_string());
+    if (member.ifindex.is_none() || is_of_link) && member.hand != "down" {
         return Vec::new();
     }
     let is_same = (&member.ipv4.state, &member.ipv4.reason) == (&member.ipv6.state, &member.ipv6.reason);
-    let families = if nobody || is_same && !down.is_empty() { &[Family::V4][..] } else { &down };
+    let families = if is_same && !down.is_empty() { &[Family::V4][..] } else { &down };
     let findings = families.iter().filter(|family| is_down(family)).map(|family| {
         let health = member.health(*family);
-        let of = if nobody || is_same { String::new() } else { format!(" for {family}") };
+        let of = if is_same { String::new() } else { format!(" for {family}") };
         let what = format!("{} is {}{of}: {}", member.interface, health.state, health.reason);
-        let why = if nobody { "no member works" } else { "its share of new sockets goes to the other members" };
+        let why = "its share of new sockets goes to the other members";
         let fix = if member.hand == "down" {
-            format!("put it back: steer uplink auto {} {}", status.name, member.interface)
+            format!("put it back: {}", put_back(survey, status, member))
         } else {
-            "repair the line; `steer uplinks` shows when it works again".to_owned()
+            format!("repair the line; `{} uplinks` shows when it works again", survey.steer)
         };
-        finding(status, if nobody { Severity::Error } else { Severity::Warning }, what, why, fix)
+        finding(status, Severity::Warning, what, why, fix)
     });
     findings.collect()
 }

@@ -102,9 +102,10 @@ fn check_security_hooks(survey: &Survey, report: &mut Report) {
             "add `bpf` to the end of the kernel parameter lsm= and reboot; `cat /sys/kernel/security/lsm` shows the active modules"
         }
         Some(Unguarded::Old(_)) => "boot Linux 6.0 or later, with `bpf` among the active security modules",
-        Some(Unguarded::NotLoaded(_)) => {
-            "restart the daemon, which tries to load it; if the kernel lacks something, the daemon's log says what"
+        Some(Unguarded::NotAccepted) => {
+            "use `steer exec` or `steer unit`, which have a filter of their own; the log of the daemon says what the kernel lacks"
         }
+        Some(Unguarded::NotLoaded) => "start the daemon; if the kernel lacks something, its log says what",
     };
     report.find(Finding {
         id: Topic::LsmBpf,

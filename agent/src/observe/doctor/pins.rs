@@ -52,7 +52,7 @@ fn check_daemon(survey: &Survey, report: &mut Report) {
         let policies = survey.config.policies.len();
         (format!("no daemon runs, but the configuration has policies: {policies}"), "none of them is in force")
     };
-    let (what, why, fix) = (what, why.to_owned(), Some(Fix::command(&survey.start)));
+    let (what, why, fix) = (what, why.to_owned(), survey.start.clone());
     report.find(Finding { id: Topic::Daemon, severity: Severity::Warning, subject: Subject::Host, what, why, fix });
 }
 
@@ -63,8 +63,9 @@ fn check_observing(survey: &Survey, report: &mut Report) {
         id: Topic::Observe,
         severity: Severity::Info,
         subject: Subject::Policy(entry.name()),
-        what: "it observes: what only strict stops passes".to_owned(),
-        why: "a program that sends by another link is an event, and is not stopped".to_owned(),
+        what: "it only reports (enforce = \"observe\"): packets that strict would stop leave".to_owned(),
+        why: "a program that sends by another link is an event, and is not stopped; calls to this host are refused without `local = [\"host\"]`"
+            .to_owned(),
         fix: Some(Fix::advice(
             "`steer events` shows what strict would stop; when that may be stopped, set enforce = \"strict\" and run `steer reload`",
         )),
@@ -93,7 +94,7 @@ fn check_attachments(survey: &Survey, report: &mut Report) {
             subject: Subject::Cgroup(attached.path.clone()),
             what,
             why: "the cgroup is not steered as its policy requires".to_owned(),
-            fix: Some(repair(survey, attached)),
+            fix: repair(survey, attached),
         }
     });
     report.conclude(
@@ -105,12 +106,12 @@ fn check_attachments(survey: &Survey, report: &mut Report) {
 }
 
 /// Attaches the cgroup again with the same policy.
-fn repair(survey: &Survey, attached: &Attached) -> Fix {
+fn repair(survey: &Survey, attached: &Attached) -> Option<Fix> {
     match &attached.policy {
         Some(policy) if attached.attachment.is_manual() => {
-            Fix::command(command::attach(&survey.steer, &survey.config.defaults, &attached.path, policy))
+            Some(Fix::command(command::attach(&survey.steer, &survey.config.defaults, &attached.path, policy)))
         }
-        None if attached.attachment.is_manual() => Fix::command(command::detach(&survey.steer, &attached.path)),
+        None if attached.attachment.is_manual() => Some(Fix::command(command::detach(&survey.steer, &attached.path))),
         _ => survey.converge(),
     }
 }
@@ -153,16 +154,16 @@ fn lost_policies(survey: &Survey) -> impl Iterator<Item = Finding> {
         let (why, fix) = match emptied {
             Some(file) => (
                 format!("{file} has no policy; a daemon keeps the previous policies then, and does not start with them"),
-                Fix::advice(format!(
+                Some(Fix::advice(format!(
                     "add the policies to {file} again, or end steering with `{} off`; a file in policies.d can be removed",
                     survey.steer
-                )),
+                ))),
             ),
             None => ("the files were changed, and no daemon has carried them out".to_owned(), survey.converge()),
         };
         let (id, severity, subject) = (Topic::Policy, Severity::Warning, Subject::Policy(entry.name()));
         let what = "it is in force, but no file has it".to_owned();
-        Finding { id, severity, subject, what, why, fix: Some(fix) }
+        Finding { id, severity, subject, what, why, fix }
     })
 }
 
@@ -192,7 +193,7 @@ fn check_indexes(survey: &Survey, report: &mut Report) {
             subject: Subject::Policy(name),
             what,
             why: why.to_owned(),
-            fix: if is_configured { Some(survey.converge()) } else { user_of(survey, entry).map(attach) },
+            fix: if is_configured { survey.converge() } else { user_of(survey, entry).map(attach) },
         });
     }
     report.conclude(Topic::UplinkIndex, Subject::Host, found, "every policy has the current index of its uplink");

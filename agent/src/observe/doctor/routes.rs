@@ -87,18 +87,18 @@ fn differs(survey: &Survey, difference: &Difference) -> Vec<Finding> {
         why: "packets of these policies may have no route, or an old one; with strict, those that would leave by another link are \
               stopped"
             .to_owned(),
-        fix: Some(repair(survey)),
+        fix: repair(survey),
     }]
 }
 
 /// A running daemon writes them again, as does each command that attaches.
-fn repair(survey: &Survey) -> Fix {
+fn repair(survey: &Survey) -> Option<Fix> {
     let mut manual = survey.attached.iter().filter(|attached| attached.attachment.is_manual() && !survey.daemon);
     let attach = manual.find_map(|attached| {
         let policy = attached.policy.as_ref().filter(|policy| !policy.exempts() && survey.is_here(policy))?;
         Some(command::attach(&survey.steer, &survey.config.defaults, &attached.path, policy))
     });
-    attach.map_or_else(|| survey.converge(), Fix::command)
+    attach.map(Fix::command).or_else(|| survey.converge())
 }
 
 fn in_front(rule: &str) -> Finding {

@@ -161,12 +161,14 @@ impl Held<'_> {
     }
 }
 
-/// Restarts or ends a process, so that it makes new sockets, which are bound.
+/// Restarts a service, so that it makes new sockets, which are bound. Nobody knows how another process is started.
 fn restart(pid: u32, cgroup: &CgroupPath) -> Fix {
     let of_a_user = cgroup.parts().any(|part| part.starts_with("user@"));
     match cgroup.parts().find(|part| part.ends_with(".service")).filter(|_| !of_a_user) {
         Some(unit) => Fix::command(format!("systemctl restart {}", quoted(unit))),
-        None => Fix::command(format!("kill {pid}")),
+        None => Fix::advice(format!(
+            "restart the program of process {pid}; `existing = \"rebind\"` in the policy binds such sockets when the policy begins"
+        )),
     }
 }
 
@@ -175,15 +177,13 @@ mod tests {
     use super::{super::fix::How, restart};
 
     #[test]
-    fn a_unit_is_restarted_and_a_process_killed() {
-        let cases = [
-            (r"/system.slice/a\x2db.service/inner", r#"systemctl restart "a\\x2db.service""#),
-            ("/user.slice/user-1.slice/user@1.service/app.slice/a.service", "kill 7"),
-            ("/steer-exec-1-0", "kill 7"),
-        ];
-        for (path, want) in cases {
-            let fix = restart(7, &path.parse().expect("a path"));
-            assert_eq!(fix.how, How::Command(want.to_owned()), "{path}");
+    fn a_unit_is_restarted_and_a_process_is_not_killed() {
+        let of = |path: &str| restart(7, &path.parse().expect("a path")).how;
+        let command = r#"systemctl restart "a\\x2db.service""#;
+        assert_eq!(of(r"/system.slice/a\x2db.service/inner"), How::Command(command.to_owned()));
+        for path in ["/user.slice/user-1.slice/user@1.service/app.slice/a.service", "/steer-exec-1-0"] {
+            let How::Advice(advice) = of(path) else { panic!("{path}: a command") };
+            assert!(advice.starts_with("restart the program of process 7; "), "{advice}");
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         config::Config,
         quote::quoted,
         spec::{Reach, Resolvers},
+        uplink::health::State,
     },
 };
 
@@ -34,8 +35,8 @@ use crate::{
 pub(super) struct Survey {
     /// The shell command for this instance of steer.
     pub(super) steer: String,
-    /// The command that starts its daemon.
-    pub(super) start: String,
+    /// How to start its daemon.
+    pub(super) start: Option<Fix>,
     /// Whether this process has the capabilities to read programs.
     pub(super) is_privileged: bool,
     /// The pin directory as the user names it.
@@ -89,7 +90,7 @@ impl Survey {
         let is_privileged = missing.is_empty();
         let mut survey = Self {
             steer: options.steer.clone(),
-            start: options.start(),
+            start: Some(options.start()),
             silent: options.silent.clone(),
             store: Some(options.store.clone()),
             is_privileged,
@@ -324,9 +325,23 @@ impl Survey {
         policies.peek().is_some() && policies.all(|entry| entry.group.is_some())
     }
 
+    /// Whether each group with this member has another one that works, of the policies in force here.
+    pub(super) fn others_work(&self, name: &str) -> bool {
+        let here = self.in_force.iter().filter(|entry| !entry.exempts() && self.is_here(entry));
+        let groups = here.filter_map(|entry| Some((entry, entry.group.as_ref()?)));
+        let mut with_it = groups.filter_map(|(entry, group)| {
+            let uplinks = entry.uplinks();
+            let position = uplinks.iter().find(|uplink| uplink.interface == name)?.member;
+            let works =
+                |member: usize| group.health.iter().any(|of| State::from_repr(of[member].state) != Some(State::Down));
+            Some(uplinks.iter().any(|other| other.member != position && other.line.ifindex > 0 && works(other.member)))
+        });
+        with_it.all(|works| works)
+    }
+
     /// Reloads a running daemon, or starts one.
-    pub(super) fn converge(&self) -> Fix {
-        Fix::command(if self.daemon { format!("{} reload", self.steer) } else { self.start.clone() })
+    pub(super) fn converge(&self) -> Option<Fix> {
+        if self.daemon { Some(Fix::command(format!("{} reload", self.steer))) } else { self.start.clone() }
     }
 }
 
@@ -356,15 +371,20 @@ impl Options {
         Subject::File(self.pin_directory.display().to_string())
     }
 
-    fn start(&self) -> String {
+    /// How to start the daemon. Nobody knows which file a daemon had that ran by other options than the usual ones.
+    fn start(&self) -> Fix {
         let units = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
         let has_unit = units.iter().any(|directory| Path::new(directory).join("steer.service").exists());
         if has_unit && Path::new("/run/systemd/system").exists() && self.steer == "steer" && !self.config_is_named {
-            return "systemctl start steer".to_owned();
+            return Fix::command("systemctl start steer");
         }
-        if !self.config_is_named {
-            return format!("{} daemon", self.steer);
+        if self.config_is_named {
+            let file = self.store.file().display().to_string();
+            return Fix::command(format!("{} daemon --config {}", self.steer, quoted(&file)));
         }
-        format!("{} daemon --config {}", self.steer, quoted(&self.store.file().display().to_string()))
+        if self.steer == "steer" && self.store.file().exists() {
+            return Fix::command("steer daemon");
+        }
+        Fix::advice(format!("start the daemon with its configuration file: {} daemon --config FILE", self.steer))
     }
 }

@@ -1,6 +1,6 @@
 //! Checks that uplinks exist, are up, and have addresses and routes.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Finding, Fix, Report, Severity, Subject, Topic, reverse_path, survey::Survey};
 use crate::{
@@ -53,6 +53,8 @@ pub(super) struct Uplink<'a> {
     pub(super) policies: String,
     /// Whether it is only a member of groups, which have others.
     pub(super) is_member: bool,
+    /// Whether another member of each of these groups works.
+    pub(super) others_work: bool,
 }
 
 impl Uplink<'_> {
@@ -69,8 +71,12 @@ pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), Er
     }
     let network = Network::new()?;
     for (name, policies) in &uplinks {
-        let policies = policies.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let uplink = Uplink { name, policies, is_member: survey.is_member(name) };
+        let uplink = Uplink {
+            name,
+            policies: named(policies),
+            is_member: survey.is_member(name),
+            others_work: survey.others_work(name),
+        };
         let index = survey.table.resolve(name).and_then(|index| u32::try_from(index).ok());
         let link = match index {
             Some(index) => Network::link(index)?,
@@ -87,6 +93,15 @@ pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), Er
     reverse_path::check_exceptions(survey, &network, report).await
 }
 
+/// Policies in a sentence.
+fn named(policies: &BTreeSet<String>) -> String {
+    let names: Vec<_> = policies.iter().map(String::as_str).collect();
+    match &names[..] {
+        [rest @ .., last] if !rest.is_empty() => format!("policies {} and {last}", rest.join(", ")),
+        names => format!("policy {}", names.concat()),
+    }
+}
+
 /// Returns the link if it can be used.
 fn check_link(uplink: &Uplink<'_>, link: Option<Link>, report: &mut Report) -> Option<Link> {
     let wrong = |what, why: &str, fix| Finding {
@@ -94,7 +109,12 @@ fn check_link(uplink: &Uplink<'_>, link: Option<Link>, report: &mut Report) -> O
         severity: if uplink.is_member { Severity::Warning } else { Severity::Error },
         subject: uplink.subject(),
         what,
-        why: if uplink.is_member { "the sockets of these policies get the other members" } else { why }.to_owned(),
+        why: match (uplink.is_member, uplink.others_work) {
+            (true, true) => "new sockets of these policies get the other members",
+            (true, false) => "no other member of the group works",
+            (false, _) => why,
+        }
+        .to_owned(),
         fix: Some(fix),
     };
     let found = match link {

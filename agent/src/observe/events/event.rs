@@ -277,14 +277,14 @@ mod tests {
         let change = UplinkChange {
             group: "lines".to_owned(),
             ipv4: Some(Choice { from: vec!["a1".to_owned()], to: vec!["a0".to_owned()] }),
-            why: Some("a1 is down: no carrier".to_owned()),
+            why: Some("a1 is down: its link is down or has no carrier".to_owned()),
             ended: Some(2),
             ..UplinkChange::default()
         };
         let event = Event::of_uplink(change, TIME);
         assert_eq!(
             event.to_string(),
-            "1970-01-01T00:00:00.000000Z uplink_switch uplink=\"lines\" ipv4=\"a1 -> a0\" why=\"a1 is down: no carrier\" ended=2"
+            "1970-01-01T00:00:00.000000Z uplink_switch uplink=\"lines\" ipv4=\"a1 -> a0\" why=\"a1 is down: its link is down or has no carrier\" ended=2"
         );
         let json = serde_json::to_string(&event).expect("JSON");
         assert_eq!(serde_json::from_str::<Event>(&json).expect("an event"), event);

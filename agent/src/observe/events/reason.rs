@@ -54,7 +54,7 @@ impl Reason {
                 "A call to this host was refused, or one to another host by a socket with a loopback address."
             }
             Self::StoppedDns => "A packet to another name server than the policy's resolver was stopped.",
-            Self::StoppedExcept => "A call to a destination that an exception of the policy refuses.",
+            Self::StoppedExcept => "A call was refused: an exception of the policy refuses its destination.",
             Self::StoppedSetsockopt => {
                 "A socket option was refused: it would have let traffic out by another link, or from a source that this host does not have."
             }

@@ -81,8 +81,7 @@ fn decision(facts: &Facts, deciding: Deciding<'_>) -> Option<Decision> {
 }
 
 /// What a policy does not stop that observes.
-const OBSERVED: &str =
-    "what only strict stops passes, for the policy observes: strict would stop this, and `steer events` shows it";
+const OBSERVED: &str = "the policy only reports (enforce = \"observe\"): packets that strict would stop leave, and `steer events` shows them";
 
 /// Traffic that a policy does not stop.
 fn not_covered(facts: &Facts, attached: &Attached) -> Vec<String> {

@@ -94,14 +94,15 @@ impl<'a> Scene<'a> {
                 } else {
                     "; only strict refuses a datagram of an unconnected socket"
                 };
-                let why =
-                    format!("is not sent: the call is refused (EPERM), for the policy does not reach this host{but}");
+                let why = format!(
+                    "is not sent: the call is refused (EPERM), because the policy does not reach this host{but}"
+                );
                 Judgment(Fate::Refused, Some(Errno::EPERM), why)
             }
             Socket::Bound(_) | Socket::Marked(_) | Socket::Closed
                 if is_own && !is_this_host && !self.has(policy_flags::LOCAL_HOST) =>
             {
-                let why = "is not sent: `connect` is refused (EPERM), for the policy does not reach this host, which has the address";
+                let why = "is not sent: `connect` is refused (EPERM), because the policy does not reach this host, which has the address";
                 Judgment(Fate::Refused, Some(Errno::EPERM), why.to_owned())
             }
             Socket::Closed => {

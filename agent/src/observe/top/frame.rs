@@ -69,7 +69,7 @@ pub struct MemberFrame {
     pub interface: String,
     /// Whether new sockets get it.
     pub chosen: bool,
-    /// Its state; that for IPv4 and that for IPv6 if they differ, as in `up/down`.
+    /// Its state; that for IPv4 and that for IPv6 if they differ, as in `IPv4 up, IPv6 down`.
     pub state: String,
 }
 
@@ -198,13 +198,18 @@ fn members(policy: &PolicyStatus, after: &Sample) -> Vec<MemberFrame> {
             && policy.netns_cookie == Some(group.netns_cookie)
             && group.policies.contains(&policy.name)
     };
-    let members = after.uplinks.iter().filter(is_its).take(1).flat_map(|group| &group.members);
+    let Some(group) = after.uplinks.iter().find(is_its) else { return Vec::new() };
+    let families = group.families();
     let frame = |member: &MemberStatus| {
         let (v4, v6) = (&member.ipv4, &member.ipv6);
-        let state = if v4.state == v6.state { v4.state.clone() } else { format!("{}/{}", v4.state, v6.state) };
+        let state = match families[..] {
+            [family] => member.health(family).state.clone(),
+            _ if v4.state == v6.state => v4.state.clone(),
+            _ => format!("IPv4 {}, IPv6 {}", v4.state, v6.state),
+        };
         MemberFrame { interface: member.interface.clone(), chosen: v4.share > 0.0 || v6.share > 0.0, state }
     };
-    members.map(frame).collect()
+    group.members.iter().map(frame).collect()
 }
 
 /// The name of a link. In another network namespace, only the policy's uplink has a known name.

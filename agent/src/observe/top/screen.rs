@@ -13,7 +13,7 @@ use ratatui::{
 use super::{CgroupFrame, Frame, LinkFrame, MemberFrame, PolicyFrame};
 use crate::model::quote::shown;
 
-const HEADER: [&str; 7] = ["POLICY / CGROUP", "UPLINK", "SOCKETS/s", "LINK", "PACKETS/s", "BYTES/s", "BLOCKED/s"];
+const HEADER: [&str; 7] = ["POLICY / CGROUP", "UPLINK", "SOCKETS/s", "LINK", "PACKETS/s", "BYTES/s", "STOPPED/s"];
 const COLUMNS: [Constraint; 7] = [
     Constraint::Fill(3),
     Constraint::Length(20),
@@ -42,7 +42,7 @@ pub enum Sort {
     Bytes,
     /// Most sockets first.
     Sockets,
-    /// Most blocked attempts first.
+    /// Most stopped attempts first.
     Blocked,
 }
 

@@ -243,6 +243,23 @@ impl From<Traffic> for LinkTraffic {
     }
 }
 
+impl HealthStatus {
+    /// Whether it tells that the member has an address of this family.
+    pub fn has_family(&self) -> bool {
+        let others = [Reason::NoInterface, Reason::NoCarrier, Reason::NoAddress, Reason::ByHand];
+        others.iter().all(|reason| self.reason != reason.to_string())
+    }
+}
+
+impl UplinkStatus {
+    /// The address families of this group; both if its members do not tell.
+    pub fn families(&self) -> Vec<Family> {
+        let is_there = |family: &Family| self.members.iter().any(|member| member.health(*family).has_family());
+        let families: Vec<_> = Family::ALL.into_iter().filter(is_there).collect();
+        if families.is_empty() { Family::ALL.to_vec() } else { families }
+    }
+}
+
 impl MemberStatus {
     /// Its health in a family.
     pub const fn health(&self, family: Family) -> &HealthStatus {

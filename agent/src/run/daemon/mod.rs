@@ -86,7 +86,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let lock = pins.create_and_lock()?;
     let Some(daemon_lock) = pins.daemon_lock(&lock)? else {
         let process = pins.running_daemon()?.and_then(|daemon| daemon.pid());
-        let process = process.map_or_else(String::new, |pid| format!(" (process {pid})"));
+        let process = process.map_or_else(String::new, |pid| format!(" (PID {pid})"));
         bail!(
             "another steer daemon{process} is running on {}; stop it first, or use another --bpffs",
             pins.name().display()

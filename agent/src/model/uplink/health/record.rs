@@ -44,7 +44,7 @@ pub enum Reason {
     #[strum(serialize = "the interface does not exist")]
     NoInterface = 5,
     /// Down.
-    #[strum(serialize = "no carrier")]
+    #[strum(serialize = "its link is down or has no carrier")]
     NoCarrier = 6,
     /// Down.
     #[strum(serialize = "no address of this family")]
