@@ -161,13 +161,11 @@ pub fn needs_filter(datapath: &Datapath, cgroup: &Cgroup) -> Result<bool, Error>
 fn configured(datapath: &Datapath, name: &str) -> Result<PolicyEntry, Error> {
     let mut all = datapath.policies()?;
     all.retain(|entry| entry.is_owned_by(Owner::Config));
-    match all.iter().position(|entry| entry.name() == *name) {
-        Some(at) => Ok(all.swap_remove(at)),
-        None => {
-            let perhaps = nearest(name, all.iter().map(PolicyEntry::name));
-            Err(Error::NoPolicy { name: name.to_owned(), perhaps })
-        }
+    if let Some(at) = all.iter().position(|entry| entry.name() == *name) {
+        return Ok(all.swap_remove(at));
     }
+    let perhaps = nearest(name, all.iter().map(PolicyEntry::name));
+    Err(Error::NoPolicy { name: name.to_owned(), perhaps })
 }
 
 /// Detaches a cgroup. The policy that holds it now decides about its sockets, by `existing`.

@@ -21,7 +21,10 @@ use crate::{
         spec::{KEYS, Named, Pattern, PolicySpec},
     },
     run::{
-        api::{Health, InterfaceDocument, PolicyDocument, PolicyRequest, client::Client},
+        api::{
+            Health, InterfaceDocument, PolicyDocument, PolicyRequest,
+            client::{self, Client},
+        },
         instance::{CONFIG, Instance},
     },
 };
@@ -142,10 +145,12 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
             }
             Action::Remove { name } => {
                 let all = keeper.list().await?;
-                if all.iter().all(|policy| policy.name != name) {
-                    return Err(unknown(&name, all.into_iter().map(|policy| policy.name)));
-                }
-                keeper.remove(&name).await?;
+                keeper.remove(&name).await.map_err(|error| {
+                    let is_missing =
+                        matches!(error.downcast_ref(), Some(client::Error::Refused(problem)) if problem.is_missing());
+                    let known = all.iter().map(|policy| policy.name.clone());
+                    if is_missing { unknown(&name, known) } else { error }
+                })?;
                 say!("removed policy {}", shown(&name))?;
                 if keeper.is_daemon() {
                     changes::released(&name, &all, &keeper.list().await?)?;

@@ -76,6 +76,11 @@ impl Problem {
         self.status == StatusCode::UNPROCESSABLE_ENTITY
     }
 
+    /// Whether what was asked for does not exist.
+    pub fn is_missing(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
     /// An internal error.
     pub(crate) fn internal(error: &impl ToString) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())

@@ -26,7 +26,7 @@ pub(super) use worker::describe_emptied;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use sd_notify::NotifyState;
 use steer_common::Owner;
 use thiserror::Error;
@@ -80,17 +80,20 @@ pub struct Options {
 )]
 pub struct Emptied(PathBuf);
 
+/// Another daemon has the pins.
+fn another(pins: &Pins) -> anyhow::Error {
+    let process = pins.running_daemon().ok().flatten().and_then(|daemon| daemon.pid());
+    let process = process.map_or_else(String::new, |pid| format!(" (process {pid})"));
+    let pins = pins.name().display();
+    anyhow::anyhow!("another steer daemon{process} is running on {pins}; stop it first, or use another --bpffs")
+}
+
 /// Runs until SIGTERM, SIGINT or `steer off`.
 pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result<()> {
     let hierarchy = Hierarchy::find()?;
     let lock = pins.create_and_lock()?;
     let Some(daemon_lock) = pins.daemon_lock(&lock)? else {
-        let process = pins.running_daemon()?.and_then(|daemon| daemon.pid());
-        let process = process.map_or_else(String::new, |pid| format!(" (PID {pid})"));
-        bail!(
-            "another steer daemon{process} is running on {}; stop it first, or use another --bpffs",
-            pins.name().display()
-        );
+        return Err(another(&pins));
     };
     let mut object = kernel::load(&pins, &lock, options.kernel_log)?;
     let pins = pins.with_patience(LOCK_TIMEOUT);

@@ -82,12 +82,11 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
 /// Finds the steer binary. Packages install this program in PREFIX/libexec/steer.
 fn steer(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe().context("find the path of this program")?;
-    let places = match named {
-        Some(named) => vec![named.to_owned()],
-        None => {
-            let prefix = this.ancestors().nth(4).map(|prefix| prefix.join("bin/steer"));
-            [Some(this.with_file_name("steer")), prefix, Some("/usr/bin/steer".into())].into_iter().flatten().collect()
-        }
+    let places: Vec<PathBuf> = if let Some(named) = named {
+        vec![named.to_owned()]
+    } else {
+        let prefix = this.ancestors().nth(4).map(|prefix| prefix.join("bin/steer"));
+        [Some(this.with_file_name("steer")), prefix, Some("/usr/bin/steer".into())].into_iter().flatten().collect()
     };
     if let Some(path) = places.iter().find(|path| path.is_file()) {
         return Ok(path.clone());
