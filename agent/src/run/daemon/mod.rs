@@ -80,17 +80,20 @@ pub struct Options {
 )]
 pub struct Emptied(PathBuf);
 
+/// Which daemon is there already.
+fn another(pins: &Pins) -> anyhow::Result<anyhow::Error> {
+    let process = pins.running_daemon()?.and_then(|daemon| daemon.pid());
+    let process = process.map_or_else(String::new, |pid| format!(" (PID {pid})"));
+    let name = pins.name().display();
+    Ok(anyhow::anyhow!("another steer daemon{process} is running on {name}; stop it first, or use another --bpffs"))
+}
+
 /// Runs until SIGTERM, SIGINT or `steer off`.
 pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result<()> {
     let hierarchy = Hierarchy::find()?;
     let lock = pins.create_and_lock()?;
     let Some(daemon_lock) = pins.daemon_lock(&lock)? else {
-        let process = pins.running_daemon()?.and_then(|daemon| daemon.pid());
-        let process = process.map_or_else(String::new, |pid| format!(" (PID {pid})"));
-        bail!(
-            "another steer daemon{process} is running on {}; stop it first, or use another --bpffs",
-            pins.name().display()
-        );
+        return Err(another(&pins)?);
     };
     let mut object = kernel::load(&pins, &lock, options.kernel_log)?;
     let pins = pins.with_patience(LOCK_TIMEOUT);
