@@ -26,7 +26,7 @@ pub(super) use worker::describe_emptied;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use sd_notify::NotifyState;
 use steer_common::Owner;
 use thiserror::Error;
