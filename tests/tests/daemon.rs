@@ -152,13 +152,22 @@ fn a_bad_reload_changes_nothing() -> Outcome {
         bed.write_config(bad)?;
         daemon.wait_for_log(complaint)?;
         bed.check_steered(&one, 1)?;
+        let (status, wrong) = (bed.succeed(&["status"])?, if bad.is_empty() { complaint } else { "has mistakes" });
+        let verdict = status.lines().next().unwrap_or_default();
+        ensure!(verdict.starts_with("1 policy in force; ") && verdict.contains(wrong), "{status}");
+        ensure!(status.contains(complaint), "{status}");
+        let examined = bed.doctor_text(&[])?.stdout;
+        ensure!(!examined.contains("\\n") && examined.contains(complaint), "{examined}");
     }
     ensure!(daemon.log().matches("the previous policies stay in force").count() == bad.len(), "{}", daemon.log());
     // A file that is gone is a bad one.
     fs::remove_file(bed.config_file())?;
     daemon.signal(Signal::SIGHUP)?;
     daemon.wait_for_log("No such file")?;
-    bed.check_steered(&one, 1)
+    bed.check_steered(&one, 1)?;
+    let verdict = bed.status()?["verdict"].as_str().unwrap_or_default().to_owned();
+    ensure!(verdict.ends_with("steer.toml does not exist, and the previous policies stay in force"), "{verdict}");
+    Ok(())
 }
 
 fn a_second_daemon_is_refused() -> Outcome {

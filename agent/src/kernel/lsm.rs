@@ -33,11 +33,8 @@ pub enum Unguarded {
     /// The list of active modules cannot be read.
     #[error("whether `bpf` is among the active security modules cannot be read: {0}")]
     Unknown(io::Error),
-    /// A program of a security hook is not pinned, although a daemon runs, which tries to load it.
-    #[error("this kernel does not accept the programs of steer on its security hooks")]
-    NotAccepted,
-    /// The same, and no daemon runs.
-    #[error("the programs on security hooks are not loaded; a daemon loads them, if this kernel accepts them")]
+    /// A program of a security hook is not pinned. A daemon that runs has tried to load it.
+    #[error("the programs on the kernel's security hooks are not loaded (`steer doctor` says why)")]
     NotLoaded,
 }
 
@@ -59,8 +56,7 @@ pub fn unguarded(pins: &Pins) -> Option<Unguarded> {
         let has_rings = Path::new(IO_URING).exists();
         let programs = [(program::FAMILY, true), (program::COMPAT_OPTION, true), (program::COMPAT_RING, has_rings)];
         let is_missing = programs.into_iter().any(|(name, needed)| needed && !pins.program(name).exists());
-        let daemon_runs = || pins.daemon_runs().unwrap_or_default();
-        is_missing.then(|| if daemon_runs() { Unguarded::NotAccepted } else { Unguarded::NotLoaded })
+        is_missing.then_some(Unguarded::NotLoaded)
     })
 }
 

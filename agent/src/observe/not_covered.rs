@@ -3,7 +3,7 @@
 use crate::kernel::{self, Pins};
 
 /// What only an LSM program can refuse, or a filter of the command.
-const NOT_COVERED: &str = "packet sockets (AF_PACKET, AF_XDP and others), and socket options set by 32 bit system calls, except in `steer exec`";
+const NOT_COVERED: &str = "sockets past the IP stack (AF_PACKET, AF_XDP and others), and socket options set by 32 bit system calls, except in `steer exec`";
 
 /// Traffic that strict enforcement does not stop, and why.
 pub(crate) fn traffic(pins: &Pins) -> Option<String> {

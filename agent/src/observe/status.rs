@@ -339,7 +339,7 @@ pub fn add_unsteered(
     }
     let config = match store.read() {
         Err(error) => {
-            status.configuration = wrong(&error, store, status.is_configured());
+            status.configuration = wrong(&error, store, status.is_configured(), status.daemon);
             return Ok(());
         }
         Ok(config) => config,
@@ -357,12 +357,12 @@ pub fn add_unsteered(
     Ok(())
 }
 
-/// What is wrong with files that cannot be read. Without any file, nothing is, unless a policy is in force that was in one.
-fn wrong(error: &policy_files::Error, store: &Store, is_configured: bool) -> Option<String> {
+/// What is wrong with files that cannot be read. A missing file is wrong only if a daemon runs, whose file it is.
+fn wrong(error: &policy_files::Error, store: &Store, is_configured: bool, daemon: bool) -> Option<String> {
     let stays = if is_configured { ", and the previous policies stay in force" } else { "" };
     match error {
         policy_files::Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            is_configured.then(|| format!("{} does not exist{stays}", store.file().display()))
+            (is_configured && daemon).then(|| format!("{} does not exist{stays}", store.file().display()))
         }
         policy_files::Error::Invalid(problems) => Some(format!("the configuration has mistakes{stays}\n{problems}")),
         error => Some(format!("the configuration cannot be read{stays}\n{error}")),

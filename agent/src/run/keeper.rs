@@ -109,8 +109,8 @@ fn say_what_was_stopped(mut terminal: &fs::File, pins: &Pins, cgroup_id: u64) ->
     let width = width(terminal);
     let lines = lines.into_iter().map(|(_, line)| line).chain([last]);
     // The shell has probably written its prompt.
-    let text: String = lines.map(|line| format!("\r\n{}", wrapped(&line, width, 2).replace('\n', "\r\n"))).collect();
-    Ok(terminal.write_all(format!("{text}\r\n").as_bytes())?)
+    let text: Vec<_> = lines.map(|line| wrapped(&line, width, 2).replace('\n', "\r\n")).collect();
+    Ok(terminal.write_all(format!("\r\n{}\r\n", text.join("\r\n")).as_bytes())?)
 }
 
 /// The columns of a terminal.

@@ -32,6 +32,8 @@ fn no_daemon() -> Outcome {
     let daemon = Daemon::start(&bed)?;
     bed.is_healthy()?;
     daemon.end(Signal::SIGKILL)?;
+    let status = bed.succeed(&["status"])?;
+    ensure!(status.starts_with("1 policy in force; no daemon runs, so "), "{status}");
     let finding = bed.only_finding("daemon")?;
     ensure!(finding.text("why").contains("stay steered") && finding.command()? == start, "{finding:?}");
     let _daemon = Daemon::start(&bed)?;
@@ -103,6 +105,9 @@ fn a_removed_policy() -> Outcome {
     let finding = bed.only_finding("policy")?;
     ensure!(finding.json["subject"]["policy"] == "p", "{finding:?}");
     bed.check_closed(&hand)?;
+    let status = bed.succeed(&["status"])?;
+    let verdict = "1 policy in force; 1 policy is closed: p is not in the configuration any more\n";
+    ensure!(status.starts_with(verdict) && status.lines().nth(3).is_some_and(|row| row.starts_with("p ")), "{status}");
     ensure!(bed.repair(&finding)?);
     wait_until("the daemon to forget the policy", PATIENCE, || bed.is_healthy().is_ok())?;
     bed.check_steered(&hand, 1)

@@ -102,7 +102,7 @@ fn check_security_hooks(survey: &Survey, report: &mut Report) {
             "add `bpf` to the end of the kernel parameter lsm= and reboot; `cat /sys/kernel/security/lsm` shows the active modules"
         }
         Some(Unguarded::Old(_)) => "boot Linux 6.0 or later, with `bpf` among the active security modules",
-        Some(Unguarded::NotAccepted) => {
+        Some(Unguarded::NotLoaded) if survey.daemon => {
             "use `steer exec` or `steer unit`, which have a filter of their own; the log of the daemon says what the kernel lacks"
         }
         Some(Unguarded::NotLoaded) => "start the daemon; if the kernel lacks something, its log says what",
@@ -111,7 +111,13 @@ fn check_security_hooks(survey: &Survey, report: &mut Report) {
         id: Topic::LsmBpf,
         severity,
         subject: Subject::Host,
-        what: unguarded.map_or_else(String::new, |why| why.to_string()),
+        what: match unguarded {
+            Some(Unguarded::NotLoaded) if survey.daemon => {
+                "this kernel does not accept the programs of steer on its security hooks".to_owned()
+            }
+            Some(Unguarded::NotLoaded) => "the programs on the kernel's security hooks are not loaded".to_owned(),
+            why => why.map_or_else(String::new, |why| why.to_string()),
+        },
         why: "outside of `steer exec` and of units that `steer unit` restricts, steer cannot refuse packet and XDP sockets, with which a \
               process with CAP_NET_RAW bypasses its policy, nor the multicast groups that 32 bit system calls join on other links"
             .to_owned(),

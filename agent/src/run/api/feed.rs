@@ -198,6 +198,7 @@ impl Reader {
                 drop(reply.send(answer));
             }
             Question::Kept(reply) => {
+                self.unread = if caught_up.is_ok() { 0 } else { self.unread };
                 drop(reply.send(caught_up.map(|()| self.kept.iter().cloned().collect())));
             }
             Question::Tally(reply) => drop(reply.send(self.tally.clone())),

@@ -80,12 +80,12 @@ pub struct Options {
 )]
 pub struct Emptied(PathBuf);
 
-/// Another daemon has the pins.
-fn another(pins: &Pins) -> anyhow::Error {
-    let process = pins.running_daemon().ok().flatten().and_then(|daemon| daemon.pid());
-    let process = process.map_or_else(String::new, |pid| format!(" (process {pid})"));
-    let pins = pins.name().display();
-    anyhow::anyhow!("another steer daemon{process} is running on {pins}; stop it first, or use another --bpffs")
+/// Which daemon is there already.
+fn another(pins: &Pins) -> anyhow::Result<anyhow::Error> {
+    let process = pins.running_daemon()?.and_then(|daemon| daemon.pid());
+    let process = process.map_or_else(String::new, |pid| format!(" (PID {pid})"));
+    let name = pins.name().display();
+    Ok(anyhow::anyhow!("another steer daemon{process} is running on {name}; stop it first, or use another --bpffs"))
 }
 
 /// Runs until SIGTERM, SIGINT or `steer off`.
@@ -93,7 +93,7 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let hierarchy = Hierarchy::find()?;
     let lock = pins.create_and_lock()?;
     let Some(daemon_lock) = pins.daemon_lock(&lock)? else {
-        return Err(another(&pins));
+        return Err(another(&pins)?);
     };
     let mut object = kernel::load(&pins, &lock, options.kernel_log)?;
     let pins = pins.with_patience(LOCK_TIMEOUT);
