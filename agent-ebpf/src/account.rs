@@ -18,11 +18,11 @@ static ACCOUNT: PerCpuHashMap<AccountKey, AccountRecord, { ENTRIES as usize }, {
 #[inline(always)]
 pub(crate) fn count(ctx: &SkBuffContext, slot: u32, ifindex: u32, incoming: bool) {
     let key = AccountKey { slot, ifindex };
-    let found = ACCOUNT.get_ptr_mut(&key).or_else(|| {
+    let found = ACCOUNT.get_ptr_mut(key).or_else(|| {
         let none = AccountRecord { sent_bytes: 0, sent_packets: 0, received_bytes: 0, received_packets: 0 };
         // Another CPU may have created it.
-        let _made = ACCOUNT.insert(&key, &none, BPF_NOEXIST.into());
-        ACCOUNT.get_ptr_mut(&key)
+        let _made = ACCOUNT.insert(key, none, BPF_NOEXIST.into());
+        ACCOUNT.get_ptr_mut(key)
     });
     let Some(record) = found else { return };
     // SAFETY: this CPU's own element, valid while the program runs. Another program that interrupts on this CPU may lose a count.

@@ -162,7 +162,9 @@ impl Diag {
         let mut sockets = self.dump(Selection { request, attribute: Some(Attribute::Filter(line::filter(lines))) })?;
         if protocol == Protocol::Tcp && sockets.iter().any(|socket| socket.inode() != 0) {
             let of_mptcp = self.inodes_of_mptcp()?;
-            sockets.iter_mut().for_each(|socket| socket.is_mptcp = of_mptcp.contains(&socket.inode()));
+            for socket in &mut sockets {
+                socket.is_mptcp = of_mptcp.contains(&socket.inode());
+            }
         }
         Ok(sockets)
     }

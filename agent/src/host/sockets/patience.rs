@@ -98,7 +98,9 @@ impl Patience {
             let (sender, receiver) = mpsc::channel::<Job>();
             let work = move || {
                 leave_descriptors();
-                receiver.into_iter().for_each(|job| job());
+                for job in receiver {
+                    job();
+                }
             };
             thread::Builder::new().name("sockets".to_owned()).spawn(work)?;
             *jobs = Some(sender);

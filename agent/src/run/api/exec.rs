@@ -32,7 +32,7 @@ pub(super) struct Refusals(Mutex<BTreeMap<u32, Instant>>);
 
 impl Refusals {
     /// How often refusals of one user are logged.
-    const PERIOD: Duration = Duration::from_secs(60);
+    const PERIOD: Duration = Duration::from_mins(1);
     /// How many users are logged in that time. A user may have many ids, by a user namespace.
     const USERS: usize = 64;
 
