@@ -204,6 +204,9 @@ fn status_with_and_without_it() -> Outcome {
     daemon.end(Signal::SIGKILL)?;
     let without = bed.status()?;
     with["daemon"] = false.into();
+    let verdict = without["verdict"].as_str().unwrap_or_default();
+    ensure!(verdict.contains("no daemon"), "{verdict}");
+    with["verdict"] = verdict.into();
     ensure!(with == without, "{with}\n{without}");
     Ok(())
 }

@@ -140,7 +140,7 @@ fn they_are_kept_by_default() -> Outcome {
     ensure!(printed.lines().count() == 1 && bed.policy("a1")?["existing"] == "keep", "{printed:?}");
     is_undisturbed(&mut held)?;
     let refused = bed.run(&["attach", bed.cgroup.path(), "-i", "none", "--existing", "rebind"])?;
-    ensure!(refused.code == 1 && refused.stderr.contains("--existing: an exemption binds no socket"), "{refused:?}");
+    ensure!(refused.code == 2 && refused.stderr.contains("--existing: an exemption binds no socket"), "{refused:?}");
     Ok(())
 }
 

@@ -235,7 +235,8 @@ fn failing_connections_raise_an_alarm() -> Outcome {
         ensure!(ring.bytes() == 0, "local = {local}: an alarm because of one server");
         failures.get(&key(1, Family::V4)).with_context(|| format!("no failures by a1, local = {local}"))?;
         let mut clients = connect(&bed, &[2, 3, 4, 5, 6].map(dead_server))?;
-        wait_until("an alarm", PATIENCE, || ring.bytes() == ALARM_BYTES).with_context(|| format!("local = {local}"))?;
+        wait_until("an alarm", PATIENCE, || ring.bytes() == ALARM_BYTES)
+            .with_context(|| format!("local = {local}: {} bytes in the ring", ring.bytes()))?;
         let is_suspect = || {
             let uplinks: serde_json::Value = serde_json::from_str(&bed.succeed(&["uplinks", "--json"]).ok()?).ok()?;
             let member = &uplinks[0]["members"][1]["ipv4"];
