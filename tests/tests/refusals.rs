@@ -313,7 +313,6 @@ fn a_drop_in_of_somebody_else() -> Outcome {
     std::fs::write(bed.directory.join("x.service"), "[Service]\n")?;
     for (arguments, why) in [
         (&["--interface", "a7"] as &[&str], "no interface \"a7\""),
-        (&["--interface", "lo"], "lo is the loopback interface"),
         (&["--interface", "a0,a1"], "for several interfaces, use --uplink a0+a1"),
         (&["--uplink", "u"], "there is no [[uplink]] \"u\" in /etc/steer/steer.toml"),
         (&["--uplink", "a1"], "a1 is an interface: use --interface a1"),
@@ -323,6 +322,8 @@ fn a_drop_in_of_somebody_else() -> Outcome {
         ensure!(refused.code == 1 && refused.stderr.contains(why), "{arguments:?}: {refused:?}");
     }
     ensure!(!bed.directory.join("x.service.d").exists());
+    let confined = unit(&["--interface", "lo"])?;
+    ensure!(confined.code == 0 && confined.stderr.contains("lo is the loopback interface"), "{confined:?}");
     // It writes and removes its own drop-in any number of times.
     for arguments in [&["--policy", "p", "--force"] as &[&str], &["--interface", "a1"], &["--remove"], &["--remove"]] {
         let done = unit(arguments)?;

@@ -271,15 +271,16 @@ fn as_options(conflict: &Conflict) -> String {
     if problem.starts_with("--") { problem.replace('"', "") } else { format!("--{}: {problem}", conflict.key) }
 }
 
-/// Fails if there is no such interface or group of uplinks, or if it leads nowhere.
+/// Fails if there is no such interface or group of uplinks.
 fn require_uplink(uplink: &Uplink, links: &Table, groups: &[Group]) -> anyhow::Result<()> {
     match uplink {
         Uplink::Interface(name) => match links.require(name) {
-            Ok(ifindex) if cautions::is_loopback(ifindex) => bail!(
-                "{name} is the loopback interface, which leads to this host only; name the interface of a line, and add `--local host` \
-                 to reach this host besides"
-            ),
-            Ok(_) => Ok(()),
+            Ok(ifindex) => {
+                if cautions::is_loopback(ifindex) {
+                    log::warn!("{name} is the loopback interface, so nothing but this host is reached");
+                }
+                Ok(())
+            }
             Err(missing) if name.contains([',', '+']) => {
                 bail!("{missing}; for several interfaces, use --uplink {}", name.replace(',', "+"))
             }
