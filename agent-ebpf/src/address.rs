@@ -184,8 +184,8 @@ impl Acting<'_> {
                 || !reach::passes(self.attachment.policy, LOOPBACK_IFINDEX.cast_unsigned(), &address))
     }
 
-    /// Whether it is a query that was not redirected, because the policy has no resolver of its family. A resolver on this host would ask by
-    /// the host's own routes.
+    /// Whether it is a query that was not redirected, because there is no resolver of its family, or for its member. A resolver on this host
+    /// would ask by the host's own routes.
     #[inline(always)]
     fn asks_past_resolver(&self, policy: &PolicyRecord) -> bool {
         !matches!(self.call, Call::Bind)

@@ -42,10 +42,11 @@ pub(crate) fn is_asked(ctx: &SockAddrContext, policy: Option<&PolicyRecord>) -> 
     policy.is_some_and(has_resolver) && destination::port(ctx) == PORT
 }
 
-/// Whether a call is a query of a family for which the policy has no resolver, while it has one of the other.
+/// Whether a call is a query that goes to no resolver of the policy, which has one of the other family, or for another member.
 #[inline(always)]
 pub(crate) fn is_unanswered(ctx: &SockAddrContext, hook: Hook, policy: &PolicyRecord) -> bool {
-    is_asked(ctx, Some(policy)) && !has_resolver(policy, family(&destination::address(ctx, hook)))
+    let server = destination::address(ctx, hook);
+    is_asked(ctx, Some(policy)) && !is_resolver(policy, uplink::group(Some(policy)), family(&server), &server)
 }
 
 /// Whether a packet to port 53 that leaves by this link goes to another server than the resolver: from a raw socket, by a source route,
@@ -63,10 +64,10 @@ pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord, ifindex: i32,
     if !asks {
         return false;
     }
-    if !by_uplink && !has_resolver(policy, family(&peer.address)) {
+    let group = uplink::group(Some(policy));
+    if !by_uplink && !is_resolver(policy, group, family(&peer.address), &peer.address) {
         return true;
     }
-    let group = uplink::group(Some(policy));
     let by_link = group.map_or(MEMBERS, |group| group.member_of(ifindex));
     // By an exception, a packet leaves on a link that is no member. Its mark is that of its socket.
     // SAFETY: a four byte load of the context.

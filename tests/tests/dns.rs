@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_c_library", the_c_library),
     ("the_other_family_is_not_redirected", the_other_family_is_not_redirected),
     ("no_server_beside_the_uplink_is_asked", no_server_beside_the_uplink_is_asked),
+    ("no_server_of_this_host_is_asked_for_a_member", no_server_of_this_host_is_asked_for_a_member),
     ("queries_that_are_not_redirected_are_stopped", queries_that_are_not_redirected_are_stopped),
     ("without_an_uplink_no_server_is_asked", without_an_uplink_no_server_is_asked),
     ("resolvers_change_by_reload", resolvers_change_by_reload),
@@ -204,6 +205,30 @@ fn no_server_beside_the_uplink_is_asked() -> Outcome {
             ensure!(stopped.is_some_and(|stopped| stopped > 0), "{stopped:?}");
         }
     }
+    Ok(())
+}
+
+/// The same for a member without a resolver, while another one has one.
+fn no_server_of_this_host_is_asked_for_a_member() -> Outcome {
+    let bed = Bed::new("dns-beside-member")?;
+    let members = format!("[\"a1\", {{ interface = \"a0\", tier = 2, dns = [\"{RESOLVER_V4}\"] }}]");
+    let _daemon = bed.daemon(&format!(
+        "[[uplink]]\nname = \"g\"\nmembers = {members}\n\
+         [[policy]]\nname = \"p\"\nuplink = \"g\"\nlocal = [\"host\", \"lan\"]\ncgroups = [\"@\"]\n"
+    ))?;
+    let mut spy = Capture::start_except(&bed.net.client, &["a1"])?;
+    for user in USERS {
+        for server in [IpAddr::from(STUB), client_v4(0).into(), gateway_v4(0).into()] {
+            let (vector, scene, timeout) = (Vector::UdpUnconnected, Scene::Steered, Duration::from_millis(200));
+            let this = Try { vector, user, family: Family::V4, scene, timeout };
+            let mut program = bed.escape_program(this, &bed.cgroup)?;
+            let ran = output(program.args(["--server", &server.to_string(), "--port", "53"]))?;
+            ensure!(ran.stdout.contains("\"EPERM\""), "{server} as {user:?}: {ran:?}");
+        }
+    }
+    let packets = spy.take()?;
+    let asked = packets.iter().find(|packet| packet.dst_port == Some(53));
+    ensure!(asked.is_none(), "{asked:?}");
     Ok(())
 }
 

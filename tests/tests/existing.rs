@@ -385,7 +385,7 @@ fn a_locked_socket_holds_up_nobody() -> Outcome {
     }
     bed.write_config(&config("a1"))?;
     bed.succeed(&["reload"])?;
-    ensure!(daemon.log().contains("its program holds it locked"), "{}", daemon.log());
+    ensure!(daemon.log().contains("a program of its user holds a socket locked"), "{}", daemon.log());
     other.round()?;
     all_by_uplink(&bed, &mut other, 1)?;
     bed.check_steered(&bed.cgroup.child("late")?, 1)?;

@@ -114,8 +114,8 @@ pub enum Why {
     /// Without CAP_SYS_PTRACE, the processes of others cannot be read.
     #[error("its process cannot be read (needs CAP_SYS_PTRACE)")]
     Hidden,
-    /// A call on it did not return in time.
-    #[error("its program holds it locked")]
+    /// A call on it, or on another socket of its user, did not return in time.
+    #[error("a program of its user holds a socket locked")]
     Locked,
     /// A system call failed, with this errno.
     #[error("{}", io::Error::from_raw_os_error(*.0))]

@@ -121,7 +121,7 @@ fn leave_descriptors() {
 }
 
 fn held() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "its program holds it locked")
+    io::Error::new(io::ErrorKind::TimedOut, "a program of its user holds a socket locked")
 }
 
 #[cfg(test)]
