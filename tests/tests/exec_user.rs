@@ -230,18 +230,24 @@ fn a_flood_of_strangers_delays_nobody() -> Outcome {
 fn commands_are_limited() -> Outcome {
     let bed = Bed::new("user-many")?;
     let _daemon = bed.daemon(&allowed())?;
-    // As 64 commands and their keepers.
     let mut sleepers = Vec::new();
-    for number in 0..128 {
-        let cgroup = bed.cgroup.child(&format!("steer-exec-0-{number}"))?;
+    let mut run = |uid: u32, number: u32| {
+        let cgroup = bed.cgroup.child(&format!("steer-exec-user{uid}-0-{number}"))?;
         sleepers.push((cgroup.enter(Command::new("sleep").arg("1000")).spawn()?, cgroup));
-    }
+        anyhow::Ok(())
+    };
+    // Those of others do not count.
+    (0..64).try_for_each(|number| run(1, number))?;
+    (1..64).try_for_each(|number| run(NOBODY.0, number))?;
+    let ran = output(&mut exec(&bed, &["--policy", "second", "--", "true"])?)?;
+    ensure!(ran.code == 0, "{ran:?}");
+    run(NOBODY.0, 0)?;
     let refused = output(&mut exec(&bed, &["--policy", "second", "--", "true"])?)?;
     for (child, _) in &mut sleepers {
         child.kill()?;
         child.wait()?;
     }
-    ensure!(refused.code == 125 && refused.stderr.contains("64 commands run"), "{refused:?}");
+    ensure!(refused.code == 125 && refused.stderr.contains("64 commands of user"), "{refused:?}");
     let ran = output(&mut exec(&bed, &["--policy", "second", "--", "true"])?)?;
     ensure!(ran.code == 0, "{ran:?}");
     Ok(())

@@ -28,7 +28,7 @@ use crate::{
     model::config::{Config, Policy},
 };
 
-/// How many commands may run in one place, so that no user takes all slots of the maps.
+/// How many commands of a user may run in one place, so that no user takes all slots of the maps.
 const COMMANDS: usize = 64;
 
 /// A process that was let in.
@@ -53,8 +53,13 @@ pub enum Error {
     #[error("process {0} is in another network namespace than the daemon")]
     OtherNetwork(u32),
     /// Too many commands run.
-    #[error("{COMMANDS} commands run in {0} already; expected fewer")]
-    TooMany(String),
+    #[error("{COMMANDS} commands of user {uid} run in {place} already; expected fewer")]
+    TooMany {
+        /// The user.
+        uid: u32,
+        /// The cgroup that theirs are in.
+        place: String,
+    },
     /// The cgroups.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
@@ -69,7 +74,7 @@ pub enum Error {
 impl Error {
     /// Whether asking again does not help.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::OtherNetwork(_) | Self::TooMany(_))
+        matches!(self, Self::Refused(_) | Self::OtherNetwork(_) | Self::TooMany { .. })
     }
 }
 
@@ -92,12 +97,11 @@ pub fn admit(
     }
     let place = scope::place(&hierarchy, &path)?;
     scope::clean_up(&hierarchy, &place)?;
-    let running = hierarchy.children(&place)?.iter().filter(|child| scope::is_scope(&child.path)).count();
-    // A command has one, and its keeper has one.
-    if running >= 2 * COMMANDS {
-        return Err(Error::TooMany(place.to_string()));
+    let running = hierarchy.children(&place)?.iter().filter(|child| scope::is_of_user(&child.path, peer.uid)).count();
+    if running >= COMMANDS {
+        return Err(Error::TooMany { uid: peer.uid, place: place.to_string() });
     }
-    let scope = Scope::create(&hierarchy, &place)?;
+    let scope = Scope::create_for(&hierarchy, &place, peer.uid)?;
     // The keeper begins when this descriptor closes, at the end.
     let _keeper = command::start_keeper(&scope, pins, None)?;
     let namespace = Namespace::own(links, kernel::netns_cookie()?, config.route.marks(), &config.uplinks);

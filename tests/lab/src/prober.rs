@@ -49,6 +49,10 @@ pub enum Way {
     Disconnected,
     /// A new UDP socket sends to the port of name servers.
     Dns,
+    /// The same, to the gateway on the first link.
+    DnsNear,
+    /// The same, to the loopback address.
+    DnsHost,
     /// The UDP socket that was kept sends.
     Kept,
     /// The connection that was accepted sends.
@@ -71,12 +75,14 @@ pub enum Way {
 
 impl Way {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Tcp,
         Self::Udp,
         Self::Mptcp,
         Self::Disconnected,
         Self::Dns,
+        Self::DnsNear,
+        Self::DnsHost,
         Self::Kept,
         Self::Accepted,
         Self::Beside,
@@ -90,9 +96,9 @@ impl Way {
 
     fn destination(self, family: Family) -> IpAddr {
         let (v4, v6) = match self {
-            Self::Host | Self::HostTcp => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
+            Self::Host | Self::HostTcp | Self::DnsHost => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
             Self::Own => (client_v4(0), client_v6(0)),
-            Self::NearFirst => (gateway_v4(0), gateway_v6(0)),
+            Self::NearFirst | Self::DnsNear => (gateway_v4(0), gateway_v6(0)),
             Self::NearSecond => (gateway_v4(1), gateway_v6(1)),
             Self::Further => FURTHER,
             Self::Beside => BESIDE_SERVER,
@@ -144,7 +150,7 @@ pub struct Sent {
 }
 
 /// How many ports one `Send` takes.
-pub const PORTS: u16 = 2 * 2 * 14;
+pub const PORTS: u16 = 2 * 2 * 16;
 
 /// Sockets that outlive a request.
 #[derive(Default)]
@@ -216,7 +222,7 @@ fn carry_out(request: Request, user: Who, sockets: &mut Sockets) -> Vec<Sent> {
                 continue;
             }
             let (to, length) = match (way, own) {
-                (Way::Dns, _) => (DNS_PORT, 1 + port % LENGTHS),
+                (Way::Dns | Way::DnsNear | Way::DnsHost, _) => (DNS_PORT, 1 + port % LENGTHS),
                 (Way::Accepted, Some(own)) => (port_of(own.peer_addr()), 1),
                 _ => (port - 1, 1),
             };

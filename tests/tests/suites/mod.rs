@@ -55,6 +55,9 @@ const SUITES: [Suite; 3] = [
     },
 ];
 
+/// Tests with another result inside, and that result. A strict policy makes no MPTCP sockets.
+const LIMITS: [(&str, &str); 1] = [("TestMultiPathTCP", "SKIP")];
+
 /// Each test and its result.
 type Results = BTreeMap<String, String>;
 
@@ -123,6 +126,9 @@ fn check(suite: &Suite, user: User) -> Outcome {
     );
     ROWS.lock().unwrap_or_else(PoisonError::into_inner).push(row);
     ensure!(count(&outside, "PASS") >= suite.least, "only {} tests passed outside", count(&outside, "PASS"));
+    let is_limit =
+        |line: &&String| LIMITS.iter().any(|(name, inside)| **line == format!("{name}: PASS outside, {inside} inside"));
+    let differing: Vec<_> = differing.iter().filter(|line| !is_limit(line)).collect();
     ensure!(differing.is_empty(), "{differing:#?}");
     Ok(())
 }

@@ -25,6 +25,15 @@ pub fn is_scope(path: &CgroupPath) -> bool {
     path.name().starts_with(PREFIX)
 }
 
+/// Whether a cgroup is a scope that the daemon made for a user.
+pub fn is_of_user(path: &CgroupPath, uid: u32) -> bool {
+    path.name().starts_with(&for_user(uid))
+}
+
+fn for_user(uid: u32) -> String {
+    format!("{PREFIX}user{uid}-")
+}
+
 /// A scope, with its lock.
 #[derive(Debug)]
 pub struct Scope {
@@ -37,11 +46,20 @@ impl Scope {
     /// Creates a scope in `parent`, named after this process. It never uses a name again: whoever is responsible for an earlier scope may
     /// still remove it by its path.
     pub fn create(hierarchy: &Hierarchy, parent: &CgroupPath) -> Result<Self, Error> {
+        Self::create_called(hierarchy, parent, PREFIX)
+    }
+
+    /// The same, for a command of a user.
+    pub fn create_for(hierarchy: &Hierarchy, parent: &CgroupPath, uid: u32) -> Result<Self, Error> {
+        Self::create_called(hierarchy, parent, &for_user(uid))
+    }
+
+    fn create_called(hierarchy: &Hierarchy, parent: &CgroupPath, prefix: &str) -> Result<Self, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let pid = std::process::id();
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = parent.child(&format!("{PREFIX}{pid}-{number}"));
+            let path = parent.child(&format!("{prefix}{pid}-{number}"));
             match fs::create_dir(hierarchy.directory(&path)) {
                 // `None`: another process removed it as abandoned before it was locked.
                 Ok(()) => {

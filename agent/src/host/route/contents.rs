@@ -229,7 +229,7 @@ mod tests {
         }
 
         fn state(&mut self) -> State {
-            let link = |flags| Link { name: b"x".to_vec(), flags: flags | libc::IFF_UP, kind: Vec::new() };
+            let link = |flags| Link { name: b"x".to_vec(), flags: flags | libc::IFF_UP, ..Link::default() };
             let links = BTreeMap::from([(1, link(0)), (2, link(0)), (3, link(0)), (4, link(libc::IFF_POINTOPOINT))]);
             let mut state = State { links, families: vec![IPV4], ..State::default() };
             for _ in 0..self.below(10) {

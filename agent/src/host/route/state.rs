@@ -42,6 +42,12 @@ const TUNNELS: [&[u8]; 19] = [
     b"wireguard",
     b"xfrm",
 ];
+/// Kinds of links that send by the link below them.
+const UPPER: [&[u8]; 5] = [b"ipvlan", b"macsec", b"macvlan", b"macvtap", b"vlan"];
+/// A port of this kind is mostly a virtual machine of this host, so its bridge is no tunnel.
+const TUN: &[u8] = b"tun";
+/// How many links may lie on each other.
+const DEPTH: usize = 8;
 
 /// A reading of one network namespace.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +70,10 @@ pub(super) struct Link {
     pub(super) flags: i32,
     /// Its kind, such as `veth`; empty for hardware and loopback.
     pub(super) kind: Vec<u8>,
+    /// The link below it, if that is in the same network namespace.
+    pub(super) below: Option<u32>,
+    /// The bridge or bond that it is a port of.
+    pub(super) bridge: Option<u32>,
 }
 
 impl Link {
@@ -80,17 +90,20 @@ impl Link {
         self.flags & (libc::IFF_POINTOPOINT | libc::IFF_NOARP) != 0
     }
 
-    /// Whether a network of this host is behind it, such as Ethernet, or a bridge for containers.
-    fn is_lan(&self) -> bool {
-        self.is_up() && !self.is_loopback() && !self.needs_no_gateway() && !TUNNELS.contains(&self.kind.as_slice())
+    fn is_tunnel(&self) -> bool {
+        self.needs_no_gateway() || TUNNELS.contains(&self.kind.as_slice())
     }
 
     fn decode(body: &[u8]) -> Option<(u32, Self)> {
         let number = |at| Some(i32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
         let mut link = Self { flags: number(8)?, ..Self::default() };
+        let mut is_elsewhere = false;
         for attribute in Attribute::all(body.get(LINK_HEADER..)?)? {
             match attribute.kind {
                 libc::IFLA_IFNAME => attribute.text().clone_into(&mut link.name),
+                libc::IFLA_LINK => link.below = attribute.as_number(),
+                libc::IFLA_MASTER => link.bridge = attribute.as_number(),
+                libc::IFLA_LINK_NETNSID => is_elsewhere = true,
                 libc::IFLA_LINKINFO => {
                     let info = Attribute::all(&attribute.value)?;
                     let kind = info.into_iter().find(|one| one.kind == libc::IFLA_INFO_KIND);
@@ -99,6 +112,7 @@ impl Link {
                 _ => {}
             }
         }
+        link.below = link.below.filter(|_| !is_elsewhere);
         // Bridges describe their ports in another family.
         (body.first() == Some(&0)).then_some((number(4)?.cast_unsigned(), link))
     }
@@ -228,8 +242,21 @@ impl State {
         all.map(|route| route.prefix).filter(|prefix| is_private(*prefix))
     }
 
-    fn is_lan(&self, link: u32) -> bool {
-        self.links.get(&link).is_some_and(Link::is_lan)
+    /// Whether a network of this host is behind a link, such as Ethernet, or a bridge for containers.
+    fn is_lan(&self, index: u32) -> bool {
+        let is_lan = |link: &Link| link.is_up() && !link.is_loopback();
+        self.links.get(&index).is_some_and(is_lan) && !self.leads_into_tunnel(index, DEPTH)
+    }
+
+    /// Whether a link, the link below it, or a port of it, is a tunnel.
+    fn leads_into_tunnel(&self, index: u32, depth: usize) -> bool {
+        let Some(link) = self.links.get(&index) else { return false };
+        let Some(depth) = depth.checked_sub(1) else { return true };
+        let is_upper = UPPER.contains(&link.kind.as_slice());
+        let below = link.below.filter(|_| is_upper);
+        let ports = self.links.iter().filter(|(_, port)| port.bridge == Some(index) && port.kind != TUN);
+        link.is_tunnel()
+            || below.into_iter().chain(ports.map(|(port, _)| *port)).any(|next| self.leads_into_tunnel(next, depth))
     }
 }
 
@@ -271,7 +298,35 @@ pub(super) fn is_link_local(prefix: Prefix) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_private;
+    use std::collections::BTreeMap;
+
+    use super::{Link, State, is_private};
+
+    #[test]
+    fn links_over_tunnels_are_no_lan() {
+        let link = |kind: &str, below: Option<u32>, bridge: Option<u32>| Link {
+            flags: libc::IFF_UP,
+            kind: kind.into(),
+            below,
+            bridge,
+            ..Link::default()
+        };
+        let links = BTreeMap::from([
+            (1, link("", None, None)),
+            (2, link("vxlan", Some(1), None)),
+            (3, link("macvlan", Some(2), None)),
+            (4, link("vlan", Some(1), None)),
+            (5, link("bridge", None, None)),
+            (6, link("tun", None, Some(5))),
+            (7, link("bridge", None, None)),
+            (8, link("gretap", Some(1), Some(7))),
+            (9, link("vlan", Some(7), None)),
+            (10, link("veth", Some(11), None)),
+            (11, link("veth", Some(10), None)),
+        ]);
+        let state = State { links, ..State::default() };
+        assert_eq!(state.lan_links(None).collect::<Vec<_>>(), [1, 4, 5, 10, 11]);
+    }
 
     #[test]
     fn private_prefixes() {

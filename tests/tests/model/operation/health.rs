@@ -7,7 +7,7 @@ use proptest::{
 };
 use steer_lab::Family;
 
-use super::{AUTO, Act, Done, GROUPS, Operation, files::change, files::changed, right, space};
+use super::{AUTO, Act, Done, GROUPS, Operation, dns, files::change, files::changed, right, space};
 use crate::model::{
     reference::{
         Files, Reference, Space,
@@ -57,12 +57,13 @@ pub(super) fn any() -> BoxedStrategy<Operation> {
 /// A group of two or three members, or the one that finds them.
 fn group(name: &'static str) -> impl Strategy<Value = Group> {
     let members = subsequence(&LINKS[..], 2..=3).prop_shuffle();
-    let places = proptest::collection::vec((1..=2_u8, 1..=3_u8), LINKS.len());
+    let places = proptest::collection::vec((1..=2_u8, 1..=3_u8, dns()), LINKS.len());
     (members, places, anything::<bool>(), anything::<bool>()).prop_map(move |(links, places, probed, by_socket)| {
         if name == AUTO {
             return Group::auto(probed, by_socket);
         }
-        let members = links.into_iter().zip(places).map(|(link, (tier, weight))| Member { link, tier, weight });
+        let members =
+            links.into_iter().zip(places).map(|(link, (tier, weight, dns))| Member { link, tier, weight, dns });
         Group { name, members: members.collect(), probed, by_socket }
     })
 }

@@ -36,7 +36,7 @@ pub(crate) use tools::{Flush, Further, Reroute, Unrule};
 use super::{
     reference::{
         Files, Reference, Space,
-        policy::{Level, Policy, Spec},
+        policy::{Dns, Level, Policy, Spec},
         reach::{By as Except, Reach},
     },
     world::World,
@@ -194,12 +194,22 @@ fn spec() -> impl Strategy<Value = Spec> {
     ];
     let seldom = || prop_oneof![4 => Just(false), 1 => Just(true)];
     let reach = prop_oneof![Just(Reach::NONE), reach()];
-    (uplink, level(), anything::<bool>(), seldom(), seldom(), seldom(), reach).prop_map(
+    (uplink, level(), anything::<bool>(), dns(), seldom(), seldom(), reach).prop_map(
         |(uplink, level, refuses, dns, ingress, rebinds, reach)| {
             let accounts = refuses == (level == Level::Strict);
             Spec { uplink, level, refuses, dns, ingress, rebinds, accounts, reach }.valid()
         },
     )
+}
+
+/// Mostly none; else resolvers of one family or both.
+fn dns() -> impl Strategy<Value = Dns> {
+    prop_oneof![
+        8 => Just(Dns::NONE),
+        1 => Just(Dns { v4: true, v6: true }),
+        1 => Just(Dns { v4: true, v6: false }),
+        1 => Just(Dns { v4: false, v6: true }),
+    ]
 }
 
 /// `local` and `except`.

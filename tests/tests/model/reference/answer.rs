@@ -1,6 +1,10 @@
 //! What is right for whoever sends: by which link its packets leave, or that none do.
 
-use std::{collections::BTreeMap, collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use steer_lab::{Family, prober::Way};
 
@@ -36,18 +40,18 @@ pub(crate) struct Answer {
     pub(crate) must: BTreeSet<Line>,
     /// Packets leave by no other links than these.
     pub(crate) may: BTreeSet<Line>,
-    /// A question for a name goes to the policy's resolver.
-    pub(crate) resolver: bool,
+    /// For a question for a name: the resolver that is asked by a link. `None`: nobody's.
+    pub(crate) resolvers: Option<BTreeMap<Line, Option<IpAddr>>>,
 }
 
 impl Answer {
     pub(super) fn by(line: Option<Line>) -> Self {
         let lines: BTreeSet<Line> = line.into_iter().collect();
-        Self { must: lines.clone(), may: lines, resolver: false }
+        Self { must: lines.clone(), may: lines, resolvers: None }
     }
 
     pub(super) fn within(lines: impl IntoIterator<Item = Line>) -> Self {
-        Self { must: BTreeSet::new(), may: lines.into_iter().collect(), resolver: false }
+        Self { must: BTreeSet::new(), may: lines.into_iter().collect(), resolvers: None }
     }
 }
 
@@ -171,9 +175,18 @@ impl Reference {
         if way == Way::Mptcp && held.spec.level == Level::Strict {
             return Answer::by(None);
         }
-        if held.spec.marks() {
-            return self.answer_marked(&held, way, family);
+        if let Some(answer) = self.answer_query(&held, way, family) {
+            return answer;
         }
+        self.answer_held(&held, way, family)
+    }
+
+    /// What is right for a new socket of a policy, where no resolver of the policy matters.
+    pub(super) fn answer_held(&self, held: &Held, way: Way, family: Family) -> Answer {
+        if held.spec.marks() {
+            return self.answer_marked(held, way, family);
+        }
+        let space = held.space;
         let is_steer = held.spec.level < Level::Strict;
         let uplink = Answer::by_uplink(&held.lines, family);
         let members = || uplink.may.iter().copied();
@@ -182,10 +195,9 @@ impl Reference {
             // Its binding is lost, and only strict puts it back.
             Way::Disconnected if is_steer => Answer::within(members().chain(self.default_line(space))),
             Way::Disconnected => Answer::within(members()),
-            Way::Dns => Answer { resolver: held.spec.dns, ..uplink },
             // A datagram that is not connected is looked at by strict only.
-            Way::Host if is_steer => Answer::within(members().chain([Line::loopback(space)])),
-            Way::Host | Way::HostTcp => Answer::by(None),
+            Way::Host | Way::DnsHost if is_steer => Answer::within(members().chain([Line::loopback(space)])),
+            Way::Host | Way::HostTcp | Way::DnsHost => Answer::by(None),
             // Of the addresses of this host, a bound socket reaches those of its uplink. Closed for good, it may have been marked before.
             Way::Own => match uplink.must.iter().map(|line| line.number).collect::<Vec<_>>().as_slice() {
                 [0] if members().len() == 1 => Answer::by(Some(Line::loopback(space))),
@@ -220,7 +232,7 @@ impl Reference {
     ///
     /// One of a group's cgroup is moved when its member fails.
     fn answer_from_before(&self, place: &str, space: Space, family: Family, bindings: &Bindings) -> Answer {
-        let Answer { mut must, mut may, resolver } = self.answer_of_bindings(place, space, family, bindings);
+        let Answer { mut must, mut may, resolvers } = self.answer_of_bindings(place, space, family, bindings);
         let held = self.holder(place).filter(|held| held.space == space && held.lines.group.is_some());
         if let Some(held) = &held {
             may.extend(held.lines.members.iter().copied());
@@ -228,7 +240,7 @@ impl Reference {
         if place.starts_with(REMOVED) || held.is_some() {
             must.clear();
         }
-        Answer { must, may, resolver }
+        Answer { must, may, resolvers }
     }
 
     fn answer_of_bindings(&self, place: &str, space: Space, family: Family, bindings: &Bindings) -> Answer {
@@ -277,7 +289,7 @@ impl Reference {
                 Answer {
                     must: own.must.into_iter().filter(|must| members.contains(must)).collect(),
                     may: may.filter(|line| is_stale || members.contains(line)).collect(),
-                    resolver: false,
+                    resolvers: None,
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     groups::{Group, Member},
-    policy::{Level, Policy, Spec, real},
+    policy::{Dns, Level, Policy, Spec, real},
     reach::Reach,
 };
 use crate::model::operation::GROUPS;
@@ -35,7 +35,7 @@ fn last() -> Policy {
 impl Files {
     pub(crate) fn new(main: Vec<Policy>) -> Self {
         let main = std::iter::once(last()).chain(main).collect();
-        let member = |link, tier| Member { link, tier, weight: 1 };
+        let member = |link, tier| Member { link, tier, weight: 1, dns: Dns { v4: link == "a2", v6: false } };
         let group = |name, members| Group { name, members, probed: false, by_socket: false };
         let groups = vec![
             group(GROUPS[0], vec![member("a1", 1), member("a2", 2)]),

@@ -5,11 +5,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use steer_lab::Family;
 
-use super::{Answer, Asked, Level, Line, Reference, Space, policy::Spec, reach::By};
+use super::{
+    Answer, Asked, Level, Line, Reference, Space,
+    policy::{Dns, Spec},
+    reach::By,
+};
 use crate::model::operation::{AUTO, GROUPS};
 
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -23,6 +28,26 @@ pub(crate) struct Member {
     pub(crate) link: &'static str,
     pub(crate) tier: u8,
     pub(crate) weight: u8,
+    pub(crate) dns: Dns,
+}
+
+/// The resolver of a member, which nobody has.
+fn resolver_behind(link: &str, family: Family) -> IpAddr {
+    let number = LINKS.into_iter().position(|name| name == link).map_or(0, |number| number as u8);
+    match family {
+        Family::V4 => Ipv4Addr::new(198, 51, 100, 60 + number).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0xffff, 0, 0, 0, 0, 0, 0x60 + u16::from(number)).into(),
+    }
+}
+
+/// Whether an address is a resolver of a policy or a member.
+pub(crate) fn is_resolver(address: &IpAddr) -> bool {
+    let both = Dns { v4: true, v6: true };
+    let of_family = |family| {
+        let of_members = LINKS.map(|link| resolver_behind(link, family));
+        of_members.into_iter().chain(both.resolver(family))
+    };
+    FAMILIES.into_iter().flat_map(of_family).any(|resolver| resolver == *address)
 }
 
 /// A group of uplinks.
@@ -39,13 +64,13 @@ pub(crate) struct Group {
 impl Group {
     /// The group that a list of links names: a tier for each.
     fn listed(name: &'static str) -> Self {
-        let members = (1..).zip(name.split('+')).map(|(tier, link)| Member { link, tier, weight: 1 });
+        let members = (1..).zip(name.split('+')).map(|(tier, link)| Member { link, tier, weight: 1, dns: Dns::NONE });
         Self { name, members: members.collect(), probed: false, by_socket: false }
     }
 
     /// The links that have a name of a link, the one with the best default route first.
     pub(crate) fn auto(probed: bool, by_socket: bool) -> Self {
-        let members = (1..).zip(LINKS).map(|(tier, link)| Member { link, tier, weight: 1 });
+        let members = (1..).zip(LINKS).map(|(tier, link)| Member { link, tier, weight: 1, dns: Dns::NONE });
         Self { name: AUTO, members: members.collect(), probed, by_socket }
     }
 
@@ -60,8 +85,11 @@ impl Group {
 
     /// The table in a file.
     pub(crate) fn text(&self) -> String {
-        let member = |Member { link, tier, weight }: &Member| {
-            format!("{{ interface = \"{link}\", tier = {tier}, weight = {weight} }}")
+        let member = |Member { link, tier, weight, dns }: &Member| {
+            let resolvers: Vec<_> =
+                dns.of(FAMILIES).into_iter().map(|of| resolver_behind(link, of).to_string()).collect();
+            let dns = if dns.is_none() { String::new() } else { format!(", dns = {resolvers:?}") };
+            format!("{{ interface = \"{link}\", tier = {tier}, weight = {weight}{dns} }}")
         };
         let members: Vec<_> = self.members.iter().map(member).collect();
         let probe =
@@ -82,7 +110,10 @@ impl Group {
 
 impl fmt::Debug for Group {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let member = |Member { link, tier, weight }: &Member| format!("{link} {tier}/{weight}");
+        let member = |Member { link, tier, weight, dns }: &Member| {
+            let dns: String = dns.of([" dns4", " dns6"]).concat();
+            format!("{link} {tier}/{weight}{dns}")
+        };
         let members: Vec<_> = self.members.iter().map(member).collect();
         let probed = if self.probed { " probed" } else { "" };
         let by_socket = if self.by_socket { " by socket" } else { "" };
@@ -124,13 +155,15 @@ pub(crate) struct Lines {
     chosen: BTreeMap<Family, BTreeSet<Line>>,
     /// Packets may leave by these.
     pub(crate) members: BTreeSet<Line>,
+    /// The resolvers of members.
+    pub(super) resolvers: BTreeMap<(Line, Family), IpAddr>,
 }
 
 impl Lines {
     fn one(line: Option<Line>) -> Self {
         let members: BTreeSet<Line> = line.into_iter().collect();
         let chosen = FAMILIES.into_iter().map(|family| (family, members.clone())).collect();
-        Self { group: None, chosen, members }
+        Self { group: None, chosen, members, resolvers: BTreeMap::new() }
     }
 
     pub(crate) fn chosen(&self, family: Family) -> BTreeSet<Line> {
@@ -154,7 +187,7 @@ impl Lines {
 impl Answer {
     /// By the uplink of a policy.
     pub(super) fn by_uplink(lines: &Lines, family: Family) -> Self {
-        Self { must: lines.chosen(family), may: lines.members.clone(), resolver: false }
+        Self { must: lines.chosen(family), may: lines.members.clone(), resolvers: None }
     }
 }
 
@@ -170,8 +203,13 @@ impl Reference {
         let Some(group) = group else { return Lines::one(self.line_called(space, spec.uplink)) };
         let line = |member: &Member| self.line_called(space, member.link);
         let members = group.members.iter().filter_map(line).collect();
+        let resolvers = group.members.iter().flat_map(|member| {
+            let of = member.dns.of(FAMILIES).into_iter();
+            of.filter_map(|family| Some(((line(member)?, family), resolver_behind(member.link, family))))
+        });
+        let resolvers = resolvers.collect();
         let chosen = FAMILIES.map(|family| (family, self.choose(space, &group, family)));
-        Lines { chosen: chosen.into(), members, group: Some(group) }
+        Lines { chosen: chosen.into(), members, resolvers, group: Some(group) }
     }
 
     /// The lines that new sockets get. Empty: that depends on what was before, or no member works.
@@ -247,7 +285,7 @@ impl Reference {
         let held = self.holder(&asked.place).filter(|held| !held.spec.exempts() && held.space == asked.space);
         let main = |held: &super::Held| [held.spec.reach.server, held.spec.reach.around].contains(&Some(By::Main));
         let is_unsteered = |held: &super::Held| held.spec.level < Level::Strict || main(held);
-        let Answer { must, mut may, resolver } = answer;
+        let Answer { must, mut may, resolvers } = answer;
         match &held {
             Some(held) if !is_unsteered(held) => may.extend(held.lines.members.iter().copied()),
             // Another namespace than the policy's: left alone, or refused.
@@ -255,7 +293,7 @@ impl Reference {
             _ => may.extend(all().chain([Line::loopback(asked.space)])),
         }
         let is_sure = held.is_some_and(|held| !held.spec.marks()) && !must.iter().any(|line| lacks(*line));
-        Answer { must: if is_sure && asked.is_to_server() { must } else { BTreeSet::new() }, may, resolver }
+        Answer { must: if is_sure && asked.is_to_server() { must } else { BTreeSet::new() }, may, resolvers }
     }
 
     /// The groups that cgroups use for certain, and their lines, with the namespaces that they are in.

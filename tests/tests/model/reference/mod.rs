@@ -7,6 +7,7 @@ mod answer;
 mod files;
 pub(crate) mod groups;
 pub(crate) mod policy;
+mod query;
 pub(crate) mod reach;
 mod routed;
 

@@ -1,6 +1,8 @@
 //! Policies as a person writes them: what they do, and which cgroups they name.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
+
+use steer_lab::Family;
 
 use super::reach::Reach;
 use crate::model::operation::GROUPS;
@@ -33,8 +35,7 @@ pub(crate) struct Spec {
     pub(crate) level: Level,
     /// `other_netns = "refuse"`.
     pub(crate) refuses: bool,
-    /// Whether it has a resolver of each family.
-    pub(crate) dns: bool,
+    pub(crate) dns: Dns,
     /// `ingress = "uplink"`.
     pub(crate) ingress: bool,
     /// `existing = "rebind"`.
@@ -45,13 +46,49 @@ pub(crate) struct Spec {
 }
 
 /// The resolvers that policies name; nobody has these addresses.
-pub(crate) const RESOLVERS: [&str; 2] = ["198.51.100.53", "fd00:ffff::53"];
+const RESOLVERS: [&str; 2] = ["198.51.100.53", "fd00:ffff::53"];
+
+/// The families for which a policy has a resolver, or a member of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dns {
+    pub(crate) v4: bool,
+    pub(crate) v6: bool,
+}
+
+impl Dns {
+    pub(crate) const NONE: Self = Self { v4: false, v6: false };
+
+    pub(crate) fn is_none(self) -> bool {
+        self == Self::NONE
+    }
+
+    pub(crate) fn has(self, family: Family) -> bool {
+        if family == Family::V4 { self.v4 } else { self.v6 }
+    }
+
+    /// Those of these two addresses, of which the first is of IPv4, that are resolvers.
+    pub(crate) fn of<T>(self, [v4, v6]: [T; 2]) -> Vec<T> {
+        let both = [(self.v4, v4), (self.v6, v6)];
+        both.into_iter().filter(|(has, _)| *has).map(|(_, address)| address).collect()
+    }
+
+    fn addresses(self) -> Vec<&'static str> {
+        self.of(RESOLVERS)
+    }
+
+    /// The resolver of a policy.
+    pub(crate) fn resolver(self, family: Family) -> Option<IpAddr> {
+        let [v4, v6] = RESOLVERS;
+        let address = if family == Family::V4 { v4 } else { v6 };
+        self.has(family).then(|| address.parse().ok()).flatten()
+    }
+}
 
 impl Spec {
     /// By this uplink, as the defaults are.
     pub(crate) const fn by(uplink: &'static str) -> Self {
         let (level, reach) = (Level::Strict, Reach::NONE);
-        Self { uplink, level, refuses: false, dns: false, ingress: false, rebinds: false, accounts: false, reach }
+        Self { uplink, level, refuses: false, dns: Dns::NONE, ingress: false, rebinds: false, accounts: false, reach }
     }
 
     /// What `parent` of `[containers]` does: nothing gets out, in no network namespace.
@@ -88,7 +125,7 @@ impl Spec {
     pub(crate) fn valid(self) -> Self {
         let steers = !self.exempts();
         Self {
-            dns: self.dns && steers,
+            dns: if steers { self.dns } else { Dns::NONE },
             rebinds: self.rebinds && steers,
             ingress: self.ingress && self.level > Level::Steer && steers,
             level: if steers { self.level } else { Level::Strict },
@@ -104,14 +141,15 @@ impl Spec {
     pub(crate) fn over(self, old: &Self) -> Option<Self> {
         let merged = Self {
             refuses: self.refuses || old.refuses,
-            dns: self.dns || old.dns,
+            dns: if self.dns.is_none() { old.dns } else { self.dns },
             ingress: self.ingress || old.ingress,
             rebinds: self.rebinds || old.rebinds,
             accounts: self.accounts || old.accounts,
             reach: self.reach.over(&old.reach),
             ..self
         };
-        let exempts = merged.exempts() && (merged.dns || merged.rebinds || merged.accounts || !merged.reach.is_none());
+        let exempts =
+            merged.exempts() && (merged.rebinds || merged.accounts || !merged.dns.is_none() || !merged.reach.is_none());
         let is_lax = merged.ingress && merged.level == Level::Steer;
         (!exempts && !is_lax).then(|| merged.valid())
     }
@@ -127,8 +165,8 @@ impl Spec {
         add(self.ingress, ["--ingress", "uplink"]);
         add(self.rebinds, ["--existing", "rebind"]);
         add(self.accounts, ["--account", "true"]);
-        for resolver in RESOLVERS {
-            add(self.dns, ["--dns", resolver]);
+        for resolver in self.dns.addresses() {
+            add(true, ["--dns", resolver]);
         }
         let (words, except) = (self.reach.words().join(","), self.reach.except());
         add(!words.is_empty(), ["--local", &words]);
@@ -148,7 +186,7 @@ impl Spec {
         add(self.ingress, "ingress = \"uplink\"\n");
         add(self.rebinds, "existing = \"rebind\"\n");
         add(self.accounts, "account = true\n");
-        add(self.dns, &format!("dns = {RESOLVERS:?}\n"));
+        add(!self.dns.is_none(), &format!("dns = {:?}\n", self.dns.addresses()));
         add(!self.reach.is_none(), &self.reach.keys());
         text
     }
@@ -162,7 +200,8 @@ impl fmt::Debug for Spec {
         }
         let words = [
             (self.refuses, "refuse"),
-            (self.dns, "dns"),
+            (self.dns.has(Family::V4), "dns4"),
+            (self.dns.has(Family::V6), "dns6"),
             (self.ingress, "ingress=uplink"),
             (self.rebinds, "rebind"),
             (self.accounts, "account"),

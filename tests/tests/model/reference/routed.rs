@@ -34,9 +34,9 @@ impl To {
     pub(crate) fn of(way: Way) -> Self {
         match way {
             Way::Beside => Self::Beside,
-            Way::Host | Way::HostTcp => Self::Host,
+            Way::Host | Way::HostTcp | Way::DnsHost => Self::Host,
             Way::Own => Self::Own,
-            Way::NearFirst => Self::Near(0),
+            Way::NearFirst | Way::DnsNear => Self::Near(0),
             Way::NearSecond => Self::Near(1),
             Way::Further => Self::Further,
             _ => Self::Server,
@@ -127,12 +127,13 @@ impl Reference {
             Some(By::Main) => Answer::by(followed.lines.iter().copied().find(exists)),
         };
         let answer = match To::of(way) {
-            To::Server if way == Way::Dns && held.spec.dns => Answer { resolver: true, ..uplink() },
             To::Server => excepted(reach.of_server()),
             To::Beside => excepted(reach.around),
             To::Host if reach.host => Answer::by(Some(Line::loopback(space))),
             // A datagram that is not connected is looked at by strict only. The table of own addresses comes before all rules.
-            To::Host if way == Way::Host && held.spec.level < Level::Strict => Answer::within([Line::loopback(space)]),
+            To::Host if matches!(way, Way::Host | Way::DnsHost) && held.spec.level < Level::Strict => {
+                Answer::within([Line::loopback(space)])
+            }
             To::Host => Answer::by(None),
             To::Own if self.line(space, 0).is_some() => Answer::by(Some(Line::loopback(space))),
             To::Own => uplink(),
@@ -149,13 +150,13 @@ impl Reference {
             answer
         } else {
             let may = answer.may.into_iter().chain(uplink().may).collect();
-            Answer { must: BTreeSet::new(), may, resolver: answer.resolver }
+            Answer { must: BTreeSet::new(), may, ..answer }
         };
         self.while_broken(held, way, answer)
     }
 
     /// The same, with steer's rules and routes removed, as long as nobody has put them back: it may be closed.
-    fn while_broken(&self, held: &Held, way: Way, answer: Answer) -> Answer {
+    pub(super) fn while_broken(&self, held: &Held, way: Way, answer: Answer) -> Answer {
         if !self.broken.contains(&held.space) || self.is_of_this_host(held.space, way) {
             return answer;
         }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::model::{
     operation::Act,
-    reference::{Answer, Asked, Line, Reference, SPACES, Space, policy::RESOLVERS},
+    reference::{Answer, Asked, Line, Reference, SPACES, Space, groups::is_resolver},
 };
 
 /// How many differences are shown.
@@ -53,8 +53,8 @@ impl Settles {
 #[derive(Default)]
 struct SeenOf {
     lines: BTreeSet<Line>,
-    /// The servers that were asked.
-    servers: BTreeSet<IpAddr>,
+    /// The servers that were asked, by which link.
+    servers: BTreeSet<(Line, IpAddr)>,
 }
 
 impl World {
@@ -131,7 +131,7 @@ impl World {
                 }
                 let of = seen.entry(tag).or_default();
                 of.lines.insert(line);
-                of.servers.extend(packet.dst);
+                of.servers.extend(packet.dst.map(|server| (line, server)));
             }
         }
         let mut differences = Vec::new();
@@ -177,9 +177,15 @@ impl World {
 }
 
 fn agrees(answer: &Answer, sent: &Sent, seen: &SeenOf) -> bool {
-    let resolvers = RESOLVERS.map(|resolver| resolver.parse::<IpAddr>().ok());
-    let is_resolver = |server: &IpAddr| resolvers.contains(&Some(*server));
-    let servers = !asks_name(sent) || seen.servers.iter().all(|server| is_resolver(server) == answer.resolver);
+    let is_right = |(line, server): &(Line, IpAddr)| match &answer.resolvers {
+        None => !is_resolver(server),
+        Some(resolvers) => match resolvers.get(line) {
+            None => true,
+            Some(None) => !is_resolver(server),
+            Some(Some(resolver)) => resolver == server,
+        },
+    };
+    let servers = !asks_name(sent) || seen.servers.iter().all(is_right);
     let lines = if answer.must.is_empty() {
         seen.lines.is_subset(&answer.may)
     } else {

@@ -86,5 +86,5 @@ pub(super) fn tag(packet: &Packet, space: Space) -> Option<Tag> {
 
 /// The way of an attempt that is a question for a name.
 pub(super) fn asks_name(sent: &Sent) -> bool {
-    sent.way == Way::Dns
+    matches!(sent.way, Way::Dns | Way::DnsNear | Way::DnsHost)
 }

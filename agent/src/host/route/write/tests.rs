@@ -72,7 +72,7 @@ fn way(state: &State, mark: u32, to: IpAddr) -> Way {
 }
 
 fn host() -> State {
-    let link = |name: &str| Link { name: name.into(), flags: libc::IFF_UP, kind: Vec::new() };
+    let link = |name: &str| Link { name: name.into(), flags: libc::IFF_UP, ..Link::default() };
     let links = BTreeMap::from([(2, link("a")), (3, link("b")), (4, link("c"))]);
     let mut main = Rule { table: MAIN, ..Rule::bound(IPV6, b"", 0) };
     (main.preference, main.bound_to) = (32_766, None);
