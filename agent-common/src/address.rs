@@ -24,6 +24,12 @@ pub fn ip_address(words: AddressWords) -> IpAddr {
 /// The third word of a mapped IPv4 address; the two before it are 0.
 pub const MAPPED_WORD: u32 = 0xffff_u32.to_be();
 
+/// Whether an address is one of IPv4.
+#[inline(always)]
+pub const fn is_mapped(address: &AddressWords) -> bool {
+    address[0] | address[1] | (address[2] ^ MAPPED_WORD) == 0
+}
+
 /// Maps an IPv4 address, given as it is in memory.
 pub const fn mapped(address: u32) -> AddressWords {
     [0, 0, MAPPED_WORD, address]

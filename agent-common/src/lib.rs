@@ -23,7 +23,7 @@ pub mod traffic;
 pub mod uplink;
 pub mod verifier;
 
-pub use address::{AddressWords, MAPPED_WORD, mapped};
+pub use address::{AddressWords, MAPPED_WORD, is_mapped, mapped};
 pub use counter::{COUNTERS, Counter, CounterRecord};
 pub use decision::{Mark, Verdict, decide, is_asked, is_settled, is_uplink, observes};
 pub use event::{EventRecord, LimitKey, LimitRecord, Peer};
@@ -45,7 +45,7 @@ pub const PASSES: u32 = 262_144;
 pub const EXCEPTIONS: u32 = 65_536;
 
 /// The version of this crate's interface. Pinned state of another version is never read, only replaced.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;
 
 /// Slots in [`map::POLICIES`]. Slot 0 is never used: an empty [`AttachmentRecord`] names it.
 pub const POLICY_SLOTS: u32 = 4096;

@@ -1,13 +1,13 @@
 //! What a policy lets pass on links other than its uplink.
 
-use crate::address::AddressWords;
+use crate::address::{AddressWords, is_mapped};
 
 /// Key of [`PASSES`](crate::map::PASSES), whose prefixes are [`PASS_KEY_BITS`] longer than those of the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub struct PassKey {
-    /// The policy slot, or [`OWN`].
-    pub slot: u32,
+    /// The policy slot, or [`OWN`], with [`IPV4`] for an IPv4 address: a short IPv6 prefix would hold the mapped ones, too.
+    slot: u32,
     /// Index of the link by which the packet leaves or came in; 0 is any. [`REFUSED`] is none: its entries say which destinations
     /// an exception refuses.
     pub ifindex: u32,
@@ -15,6 +15,21 @@ pub struct PassKey {
     pub address: AddressWords,
 }
 
+impl PassKey {
+    /// A key, with an address or a prefix of one.
+    #[inline(always)]
+    pub fn new(slot: u32, ifindex: u32, address: AddressWords) -> Self {
+        Self { slot: slot ^ u32::from(is_mapped(&address)) << IPV4.trailing_zeros(), ifindex, address }
+    }
+
+    /// The policy slot, or [`OWN`].
+    pub const fn slot(&self) -> u32 {
+        if self.slot | IPV4 == OWN { OWN } else { self.slot & !IPV4 }
+    }
+}
+
+/// Flipped in the slot of a key with an IPv4 address. No policy has a slot with this bit.
+const IPV4: u32 = 1 << 31;
 /// The index of destinations that are refused. No link has it.
 pub const REFUSED: u32 = u32::MAX;
 /// The slot of the addresses of a host. The index is [`namespace`], and the value is the index of the address's link. No policy has this slot.
@@ -47,6 +62,21 @@ pub struct ExceptionKey {
 
 /// The interface of an exception as written, UTF-8, padded with NUL; the words of exceptions without an interface included.
 pub type ExceptionRecord = [u8; crate::record::INTERFACE_BYTES];
+
+#[cfg(test)]
+mod tests {
+    use super::{OWN, PassKey};
+    use crate::address::mapped;
+
+    #[test]
+    fn no_ipv6_prefix_holds_ipv4_addresses() {
+        for slot in [0, 7, OWN] {
+            let [v4, v6] = [mapped(1), [0; 4]].map(|address| PassKey::new(slot, 3, address));
+            assert_ne!(v4.slot, v6.slot);
+            assert_eq!([v4.slot(), v6.slot()], [slot; 2]);
+        }
+    }
+}
 
 const _: () = assert!(size_of::<PassKey>() == 24);
 const _: () = assert!(size_of::<ExceptionKey>() == 24);

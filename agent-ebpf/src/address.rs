@@ -14,8 +14,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use steer_common::{
-    AttachmentRecord, CLOSED_IFINDEX, Counter, EventRecord, PolicyRecord, Verdict, decide, is_asked, is_settled,
-    is_uplink, observes, policy_flags, uplink::Family, verifier::forget,
+    AttachmentRecord, CLOSED_IFINDEX, Counter, EventRecord, PolicyRecord, Verdict, decide, is_asked, is_mapped,
+    is_settled, is_uplink, observes, policy_flags, uplink::Family, verifier::forget,
 };
 
 use crate::{
@@ -243,7 +243,7 @@ impl Acting<'_> {
             match self.call {
                 Call::Bind if wanted.is_marked => {}
                 // Most programs stop if they cannot listen there. The kernel refuses ::1 to a bound socket.
-                Call::Bind if destination::is_mapped(&destination::address(ctx, self.hook)) => {
+                Call::Bind if is_mapped(&destination::address(ctx, self.hook)) => {
                     event = Counter::UnreachableBind as u8;
                 }
                 Call::Bind => return Outcome::refused(Counter::UnreachableBind).with_errno(EADDRNOTAVAIL),
@@ -319,7 +319,7 @@ impl Acting<'_> {
     #[inline(always)]
     fn held(&self) -> Held {
         let family = match self.hook {
-            Hook::V6 if !destination::is_mapped(&destination::address(self.ctx, self.hook)) => Family::V6,
+            Hook::V6 if !is_mapped(&destination::address(self.ctx, self.hook)) => Family::V6,
             Hook::V4 | Hook::V6 => Family::V4,
         };
         Held { bound: self.bound, marked: socket::marked(socket::of(self.ctx)), family }

@@ -3,19 +3,13 @@
 //! **Invariant:** IPv4 addresses are mapped here, whichever hook they come from, so each check exists once.
 
 use aya_ebpf::programs::SockAddrContext;
-use steer_common::{AddressWords, MAPPED_WORD, mapped};
+use steer_common::{AddressWords, is_mapped, mapped};
 
 /// Which of a pair of hooks runs. Each may read only its own part of the context.
 #[derive(Clone, Copy)]
 pub(crate) enum Hook {
     V4,
     V6,
-}
-
-/// Whether it is an IPv4 address.
-#[inline(always)]
-pub(crate) fn is_mapped(address: &AddressWords) -> bool {
-    address[0] | address[1] == 0 && address[2] == MAPPED_WORD
 }
 
 /// 127.0.0.0/8 and ::1.

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use steer_common::{
-    AddressWords, Kind, PolicyRecord, policy_flags,
+    AddressWords, Kind, PolicyRecord, is_mapped, policy_flags,
     resolver::{has_resolver, is_resolver, may_ask, resolver},
     uplink::{Family, MEMBERS},
 };
@@ -32,7 +32,7 @@ const IPPROTO_UDPLITE: u32 = 136;
 /// The family of a server.
 #[inline(always)]
 fn family(server: &AddressWords) -> Family {
-    if destination::is_mapped(server) { Family::V4 } else { Family::V6 }
+    if is_mapped(server) { Family::V4 } else { Family::V6 }
 }
 
 /// Whether the call may be redirected to another server.
@@ -59,8 +59,7 @@ pub(crate) fn is_stray(ctx: &SkBuffContext, policy: &PolicyRecord, ifindex: i32,
     }
     let peer = peer::of_packet(ctx, false);
     // A packet with more extension headers than are read may be a query.
-    let asks =
-        peer.port == u32::from(PORT) || !destination::is_mapped(&peer.address) && peer::is_extension(peer.protocol);
+    let asks = peer.port == u32::from(PORT) || !is_mapped(&peer.address) && peer::is_extension(peer.protocol);
     if !asks {
         return false;
     }
@@ -155,7 +154,7 @@ fn rename(ctx: &SockAddrContext, hook: Hook) -> i32 {
         && is_resolver(policy, uplink::group(Some(policy)), family(&peer), &peer)
         && nesting::decides(&attachment, socket::of(ctx).cast())
         && let Some(asked) = notes::asked(socket::of(ctx).cast())
-        && destination::is_mapped(&asked) == destination::is_mapped(&peer)
+        && is_mapped(&asked) == is_mapped(&peer)
     {
         destination::set_address(ctx, hook, &asked);
     }

@@ -65,6 +65,6 @@ pub(crate) fn is_foreign(netns_cookie: u64, address: &AddressWords) -> bool {
 /// The entry of the longest prefix.
 #[inline(always)]
 fn entry(slot: u32, ifindex: u32, address: &AddressWords) -> Option<&'static u32> {
-    let key = PassKey { slot, ifindex, address: *address };
+    let key = PassKey::new(slot, ifindex, *address);
     PASSES.get(&Key::new(PASS_KEY_BITS + ADDRESS_BITS, key))
 }

@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use steer_common::{
-    AddressWords, Kind, Line, mapped,
+    AddressWords, Kind, Line, is_mapped, mapped,
     traffic::{
         self, ALARMS_BYTES, AlarmRecord, FailuresByPort, FailuresRecord, PORT_CLASSES, TRAFFIC_ENTRIES, TrafficRecord,
     },
@@ -127,7 +127,7 @@ impl Connection {
         if member >= MEMBERS || destination::is_loopback(&peer) || notes::is_noted_left(socket.cast(), policy) {
             return None;
         }
-        let family = if destination::is_mapped(&peer) { Family::V4 } else { Family::V6 };
+        let family = if is_mapped(&peer) { Family::V4 } else { Family::V6 };
         Some(Self { key: traffic::key(policy.uplink, member, family), class: traffic::port_class(port(ctx)), peer })
     }
 

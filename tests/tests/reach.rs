@@ -262,6 +262,12 @@ fn the_longest_prefix_wins() -> Outcome {
     let mut spy = Spy::on(&bed, &[])?;
     let refused = [IpAddr::V6(SERVER_V6), Ipv4Addr::new(198, 51, 7, 7).into()];
     check_refused(&probe(&bed, User::Nobody, &refused, bed.server.port())?)?;
+    spy.saw_nothing()?;
+    // All of IPv6, with the prefix that would hold the mapped IPv4 addresses.
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--except", "::/1=refuse,8000::/1=refuse"])?;
+    check_reached(&probe(&bed, User::Nobody, &[SERVER_V4.into()], bed.server.port())?, client_v4(1).into())?;
+    let mut spy = Spy::on(&bed, &["a1"])?;
+    check_refused(&probe(&bed, User::Nobody, &[SERVER_V6.into()], bed.server.port())?)?;
     spy.saw_nothing()
 }
 

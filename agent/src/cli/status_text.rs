@@ -140,7 +140,7 @@ fn details(policy: &PolicyStatus) -> Vec<String> {
         1 => Some("1 exception".to_owned()),
         count => Some(format!("{count} exceptions")),
     };
-    let left = sum(policy, "left_");
+    let left = sum(policy, "left_netns");
     let level = policy.interface.as_ref().map(|_| format!("{:?}", policy.enforce).to_lowercase());
     let observed = sum(policy, "observed");
     let keys = [

@@ -102,7 +102,8 @@ impl Datapath {
         let mut found: BTreeMap<u32, Passes> = BTreeMap::new();
         for entry in &self.passes {
             let (key, passes) = entry.map_err(|error| map_error("read what passes", map::PASSES, error))?;
-            let (bits, PassKey { slot, ifindex, address }) = (key.prefix_len(), key.data());
+            let (bits, PassKey { ifindex, address, .. }) = (key.prefix_len(), key.data());
+            let slot = key.data().slot();
             if slot == OWN {
                 continue;
             }
@@ -121,7 +122,7 @@ impl Datapath {
     /// Writes which link, or loopback, has which addresses in a network namespace.
     pub fn set_own(&mut self, _lock: &Lock, netns_cookie: u64, own: &BTreeMap<Prefix, u32>) -> Result<(), Error> {
         let ifindex = namespace(netns_cookie);
-        let of = |(address, bits)| (bits, PassKey { slot: OWN, ifindex, address });
+        let of = |(address, bits)| (bits, PassKey::new(OWN, ifindex, address));
         let mut wanted: BTreeMap<(u32, PassKey), u32> =
             own.iter().map(|(prefix, link)| (of(words(prefix)), *link)).collect();
         wanted.insert(of((UNSPECIFIED, ADDRESS_BITS)), 0);
@@ -130,7 +131,7 @@ impl Datapath {
         for entry in &self.passes {
             let (key, link) = entry.map_err(|error| map_error("read the addresses of links", map::PASSES, error))?;
             let (bits, key) = (key.prefix_len().saturating_sub(PASS_KEY_BITS), key.data());
-            if (key.slot, key.ifindex) == (OWN, ifindex) {
+            if (key.slot(), key.ifindex) == (OWN, ifindex) {
                 present.insert((bits, key), link);
             }
         }
@@ -147,7 +148,7 @@ impl Datapath {
     /// Whether the programs know this address as one of this network namespace.
     pub fn is_own(&self, netns_cookie: u64, address: IpAddr) -> Result<bool, Error> {
         let (address, bits) = words(&Prefix::host(address));
-        let key = PassKey { slot: OWN, ifindex: namespace(netns_cookie), address };
+        let key = PassKey::new(OWN, namespace(netns_cookie), address);
         match self.passes.get(&Key::new(PASS_KEY_BITS + bits, key), 0) {
             Ok(link) => Ok(link != 0),
             Err(aya::maps::MapError::KeyNotFound) => Ok(false),
@@ -159,7 +160,7 @@ impl Datapath {
         let key = |pass: &Pass| {
             let (address, bits) = words(&pass.prefix);
             debug_assert!(bits <= ADDRESS_BITS);
-            Key::new(PASS_KEY_BITS + bits, PassKey { slot, ifindex: pass.ifindex, address })
+            Key::new(PASS_KEY_BITS + bits, PassKey::new(slot, pass.ifindex, address))
         };
         let differs = |(pass, passes): &(&Pass, &bool)| present.get(pass) != Some(passes);
         let stale =

@@ -41,7 +41,7 @@ pub(super) fn members(
     let mut replaced = Vec::new();
     let auto = group.and_then(|group| group.auto.as_ref()).filter(|_| before.flags & uplink_flags::AUTO != 0);
     if let Some(selector) = auto.and_then(|auto| Selector::new(auto).ok()) {
-        let read = || route::lines(&|name| selector.includes(name));
+        let read = || route::lines(&|name, kind| selector.includes(name, kind));
         let links = namespace.run(read).flatten();
         let links = links.map_err(|source| Error::Route { action: "read the lines of this host", source })?;
         let orders = PerFamily::from_fn(|family| selector.candidates(&links, family, in_use(before, family)));

@@ -40,8 +40,9 @@ struct Raised {
     has_device: bool,
 }
 
-/// Reads the links of the calling thread's network namespace. `includes`: whether a link counts as a device on a bus, by its name.
-pub fn lines(includes: &dyn Fn(&str) -> bool) -> io::Result<Vec<Link>> {
+/// Reads the links of the calling thread's network namespace. `includes`: whether a link counts as a device on a bus, by its name and
+/// kind.
+pub fn lines(includes: &dyn Fn(&str, &str) -> bool) -> io::Result<Vec<Link>> {
     let mut connection = Connection::open()?;
     let mut body = vec![0; HEADER];
     Attribute::emit_all(&[Attribute::number(libc::IFLA_EXT_MASK, SKIP_STATISTICS)], &mut body);
@@ -67,7 +68,7 @@ pub fn lines(includes: &dyn Fn(&str) -> bool) -> io::Result<Vec<Link>> {
     Ok(lines)
 }
 
-fn decode(body: &[u8], includes: &dyn Fn(&str) -> bool) -> Option<Raised> {
+fn decode(body: &[u8], includes: &dyn Fn(&str, &str) -> bool) -> Option<Raised> {
     let word = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
     let attributes = Attribute::all(body.get(HEADER..)?)?;
     let of = |kind| attributes.iter().find(|one| one.kind == kind);
@@ -96,7 +97,9 @@ fn decode(body: &[u8], includes: &dyn Fn(&str) -> bool) -> Option<Raised> {
     Some(Raised {
         below: below.filter(|below| *below != 0 && *below != link.index),
         master: of(libc::IFLA_MASTER).and_then(Attribute::as_number),
-        has_device: of(IFLA_PARENT_DEV_NAME).is_some() || is_in_sysfs("device") || includes(&link.name),
+        has_device: of(IFLA_PARENT_DEV_NAME).is_some()
+            || is_in_sysfs("device")
+            || link.kind.as_ref().is_some_and(|kind| includes(&link.name, kind)),
         link,
     })
     // Bridges describe their ports in another family.

@@ -56,7 +56,7 @@ fn finding(status: &UplinkStatus, severity: Severity, what: String, why: &str, f
 /// Why no link of this host can be a member of a group of `auto`.
 fn no_line(status: &UplinkStatus, auto: &Auto) -> Option<Finding> {
     let selector = Selector::new(auto).ok()?;
-    let links = route::lines(&|name| selector.includes(name)).unwrap_or_default();
+    let links = route::lines(&|name, kind| selector.includes(name, kind)).unwrap_or_default();
     let why = |link: &auto::Link| {
         let refusal = selector.refusal(link, Family::V4)?;
         Some(format!("{}: {refusal}", link.name))

@@ -218,8 +218,16 @@ fn reach() -> impl Strategy<Value = Reach> {
         let links = ["a0", "a1", "nowhere"].map(Except::Link);
         weighted(0.3, select([&links[..], &[Except::Main, Except::Refuse]].concat()))
     };
-    (anything::<bool>(), anything::<bool>(), weighted(0.2, Just(())), except(), except()).prop_map(
-        |(host, lan, discovery, server, around)| Reach { host, lan, discovery: discovery.is_some(), server, around },
+    let six = prop_oneof![5 => Just(None), 1 => except()];
+    (anything::<bool>(), anything::<bool>(), weighted(0.2, Just(())), except(), except(), six).prop_map(
+        |(host, lan, discovery, server, around, six)| Reach {
+            host,
+            lan,
+            discovery: discovery.is_some(),
+            server,
+            around,
+            six,
+        },
     )
 }
 

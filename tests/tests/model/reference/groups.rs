@@ -13,7 +13,6 @@ use steer_lab::Family;
 use super::{
     Answer, Asked, Level, Line, Reference, Space,
     policy::{Dns, Spec},
-    reach::By,
 };
 use crate::model::operation::{AUTO, GROUPS};
 
@@ -283,8 +282,7 @@ impl Reference {
             return answer;
         }
         let held = self.holder(&asked.place).filter(|held| !held.spec.exempts() && held.space == asked.space);
-        let main = |held: &super::Held| [held.spec.reach.server, held.spec.reach.around].contains(&Some(By::Main));
-        let is_unsteered = |held: &super::Held| held.spec.level < Level::Strict || main(held);
+        let is_unsteered = |held: &super::Held| held.spec.level < Level::Strict || held.spec.reach.is_by_main();
         let Answer { must, mut may, resolvers } = answer;
         match &held {
             Some(held) if !is_unsteered(held) => may.extend(held.lines.members.iter().copied()),

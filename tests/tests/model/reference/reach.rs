@@ -4,6 +4,10 @@
 
 use std::fmt;
 
+use steer_lab::Family;
+
+use super::groups::FAMILIES;
+
 /// Where an exception goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
@@ -33,13 +37,18 @@ pub(crate) struct Reach {
     pub(crate) server: Option<By>,
     /// The exception for the prefixes around them.
     pub(crate) around: Option<By>,
+    /// The exception for all of IPv6.
+    pub(crate) six: Option<By>,
 }
 
 const SERVER: [&str; 2] = ["198.51.100.1", "fd00:ffff::1"];
 const AROUND: [&str; 2] = ["198.51.100.0/24", "fd00:ffff::/64"];
+/// An exception for ::/0 is refused.
+const SIX: [&str; 2] = ["::/1", "8000::/1"];
 
 impl Reach {
-    pub(crate) const NONE: Self = Self { host: false, lan: false, discovery: false, server: None, around: None };
+    pub(crate) const NONE: Self =
+        Self { host: false, lan: false, discovery: false, server: None, around: None, six: None };
     pub(crate) const HOST: Self = Self { host: true, ..Self::NONE };
     pub(crate) const LAN: Self = Self { lan: true, ..Self::NONE };
 
@@ -56,7 +65,7 @@ impl Reach {
         if self.exceptions().is_empty() {
             except = *old;
         }
-        Self { server: except.server, around: except.around, ..words }
+        Self { server: except.server, around: except.around, six: except.six, ..words }
     }
 
     /// The words of `local`.
@@ -69,7 +78,7 @@ impl Reach {
     pub(crate) fn exceptions(&self) -> Vec<(&'static str, &'static str)> {
         let of =
             |to: [&'static str; 2], by: Option<By>| by.into_iter().flat_map(move |by| to.map(|to| (to, by.name())));
-        of(SERVER, self.server).chain(of(AROUND, self.around)).collect()
+        of(SERVER, self.server).chain(of(AROUND, self.around)).chain(of(SIX, self.six)).collect()
     }
 
     /// The exceptions as an option or an annotation.
@@ -86,8 +95,18 @@ impl Reach {
     }
 
     /// The exception that decides about the server's addresses.
-    pub(crate) fn of_server(&self) -> Option<By> {
-        self.server.or(self.around)
+    pub(crate) fn of_server(&self, family: Family) -> Option<By> {
+        self.server.or(self.of_around(family))
+    }
+
+    /// The exception that decides about the addresses around them.
+    pub(crate) fn of_around(&self, family: Family) -> Option<By> {
+        self.around.or(self.six.filter(|_| family == Family::V6))
+    }
+
+    /// Whether an exception leads as if nothing were steered.
+    pub(crate) fn is_by_main(&self) -> bool {
+        [self.server, self.around, self.six].contains(&Some(By::Main))
     }
 
     /// What a container gets that asks for this besides what its policy has, as far as `[containers]` grants it.
@@ -102,13 +121,17 @@ impl Reach {
             (Some(_), Some(_)) => asked == own,
             (Some(_), None) => granted.contains(&asked),
         };
-        let exceptions = exception(asked.server, self.of_server(), &[grants.server, grants.around])
-            && exception(asked.around, self.around, &[grants.around]);
+        let of_family = |family| {
+            exception(asked.server, self.of_server(family), &[grants.server, grants.of_around(family)])
+                && exception(asked.around, self.of_around(family), &[grants.of_around(family)])
+        };
+        let exceptions = FAMILIES.into_iter().all(of_family) && exception(asked.six, self.six, &[grants.six]);
         let asks_word = asked.host || asked.lan || asked.discovery;
         let local = if asks_word { asked } else { self };
         (words && exceptions).then(|| Self {
             server: self.server.or(asked.server),
             around: self.around.or(asked.around),
+            six: self.six.or(asked.six),
             ..*local
         })
     }
@@ -118,7 +141,11 @@ impl fmt::Debug for Reach {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let by = |what: &'static str, by: Option<By>| by.map(|by| format!("{what}={}", by.name()));
         let words = self.words().into_iter().map(str::to_owned);
-        let all: Vec<_> = words.chain(by("server", self.server)).chain(by("around", self.around)).collect();
+        let all: Vec<_> = words
+            .chain(by("server", self.server))
+            .chain(by("around", self.around))
+            .chain(by("six", self.six))
+            .collect();
         write!(formatter, "{}", all.join(" "))
     }
 }

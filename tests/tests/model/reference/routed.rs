@@ -127,8 +127,8 @@ impl Reference {
             Some(By::Main) => Answer::by(followed.lines.iter().copied().find(exists)),
         };
         let answer = match To::of(way) {
-            To::Server => excepted(reach.of_server()),
-            To::Beside => excepted(reach.around),
+            To::Server => excepted(reach.of_server(family)),
+            To::Beside => excepted(reach.of_around(family)),
             To::Host if reach.host => Answer::by(Some(Line::loopback(space))),
             // A datagram that is not connected is looked at by strict only. The table of own addresses comes before all rules.
             To::Host if matches!(way, Way::Host | Way::DnsHost) && held.spec.level < Level::Strict => {
@@ -145,6 +145,14 @@ impl Reference {
             To::Further if followed.further == self.further_line(space) => or_uplink(followed.further.filter(exists)),
             // Nobody has seen yet that it came or went.
             To::Further => Answer::within(followed.further.into_iter().filter(exists).chain(uplink().may)),
+        };
+        // Which of both has the longer prefix is not modelled.
+        let is_covered = reach.six.is_some() && family == Family::V6 && !matches!(To::of(way), To::Server | To::Beside);
+        let answer = if is_covered {
+            let may = answer.may.into_iter().chain(excepted(reach.six).may).chain(uplink().may).collect();
+            Answer { must: BTreeSet::new(), may, ..Answer::by(None) }
+        } else {
+            answer
         };
         let answer = if answer.must.is_disjoint(&followed.lacking) {
             answer
@@ -176,7 +184,7 @@ impl Reference {
     /// pass; by any link if there are no such programs, or what goes as the main table says.
     fn without_rules(&self, held: &Held) -> BTreeSet<Line> {
         let all = || self.lines.values().map(|(line, _)| *line).filter(|line| line.space == held.space);
-        let by_main = [held.spec.reach.server, held.spec.reach.around].contains(&Some(By::Main));
+        let by_main = held.spec.reach.is_by_main();
         let is_open = held.spec.level < Level::Strict || by_main;
         all().filter(|_| is_open).chain(held.lines.members.iter().copied()).collect()
     }

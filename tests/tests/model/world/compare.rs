@@ -49,6 +49,9 @@ impl Settles {
     }
 }
 
+/// The links by which attempts may leave.
+type Allowed<'a> = BTreeMap<&'a Asked, BTreeSet<Line>>;
+
 /// What was seen of one attempt.
 #[derive(Default)]
 struct SeenOf {
@@ -62,22 +65,24 @@ impl World {
     pub(crate) fn compare(&mut self, before: &Reference, now: &Reference, settles: &Settles) -> Outcome {
         let answers = now.answers();
         let earlier = before.answers_for(answers.keys());
-        let allowed: BTreeMap<&Asked, BTreeSet<Line>> = answers
-            .iter()
-            .map(|(asked, answer)| {
-                let mut may = answer.may.clone();
-                if !settles.is_settled(&asked.place) {
-                    may.extend(earlier.get(asked).into_iter().flat_map(|answer| &answer.may));
-                }
-                match settles {
-                    Settles::Removed(space) if *space == asked.space => may.extend(now.may_while_removed(asked)),
-                    Settles::Between(_) | Settles::Removed(_) => {}
-                    Settles::Anyhow => may.extend(self.lines.values()),
-                }
-                (asked, may)
-            })
-            .collect();
+        let allow = |asked: &Asked, is_settled: bool| {
+            let mut may = answers[asked].may.clone();
+            if !is_settled {
+                may.extend(earlier.get(asked).into_iter().flat_map(|answer| &answer.may));
+            }
+            match settles {
+                Settles::Removed(space) if *space == asked.space => may.extend(now.may_while_removed(asked)),
+                Settles::Between(_) | Settles::Removed(_) => {}
+                Settles::Anyhow => may.extend(self.lines.values()),
+            }
+            may
+        };
+        // What was sent again before the operation was over.
+        let until_now: Allowed<'_> = answers.keys().map(|asked| (asked, allow(asked, false))).collect();
+        let allowed: Allowed<'_> =
+            answers.keys().map(|asked| (asked, allow(asked, settles.is_settled(&asked.place)))).collect();
         let probed = before.probed_lines().union(&now.probed_lines()).copied().collect();
+        self.look(&answers, &until_now, &probed)?;
         let (mut differences, mut failed) = (Vec::new(), None);
         let patience = self.patience;
         let settled = wait_until("both to agree", patience, || match self.round(&answers, &allowed, &probed) {
@@ -108,10 +113,34 @@ impl World {
     fn round(
         &mut self,
         answers: &BTreeMap<Asked, Answer>,
-        allowed: &BTreeMap<&Asked, BTreeSet<Line>>,
+        allowed: &Allowed<'_>,
         probed: &BTreeSet<Line>,
     ) -> anyhow::Result<Vec<String>> {
         let attempts = self.send()?;
+        let seen = self.look(answers, allowed, probed)?;
+        let mut differences = Vec::new();
+        for tag in attempts {
+            let (asked, sent) = self.ports.attempt(tag).context("an attempt")?;
+            let Some(answer) = answers.get(asked) else { continue };
+            let nothing = SeenOf::default();
+            let of = seen.get(&tag).unwrap_or(&nothing);
+            if !agrees(answer, sent, of) {
+                differences.push(format!(
+                    "{asked:?} as {:?} {:?}: by {:?}, not {answer:?}; {:?} {:?}",
+                    sent.user, sent.family, of.lines, sent.error, of.servers
+                ));
+            }
+        }
+        Ok(differences)
+    }
+
+    /// What has been captured since, if all of it is allowed.
+    fn look(
+        &mut self,
+        answers: &BTreeMap<Asked, Answer>,
+        allowed: &Allowed<'_>,
+        probed: &BTreeSet<Line>,
+    ) -> anyhow::Result<BTreeMap<Tag, SeenOf>> {
         let mut seen: BTreeMap<Tag, SeenOf> = BTreeMap::new();
         for space in SPACES {
             let packets = self.captures.get_mut(&space).context("no capture")?.take()?;
@@ -134,20 +163,7 @@ impl World {
                 of.servers.extend(packet.dst.map(|server| (line, server)));
             }
         }
-        let mut differences = Vec::new();
-        for tag in attempts {
-            let (asked, sent) = self.ports.attempt(tag).context("an attempt")?;
-            let Some(answer) = answers.get(asked) else { continue };
-            let nothing = SeenOf::default();
-            let of = seen.get(&tag).unwrap_or(&nothing);
-            if !agrees(answer, sent, of) {
-                differences.push(format!(
-                    "{asked:?} as {:?} {:?}: by {:?}, not {answer:?}; {:?} {:?}",
-                    sent.user, sent.family, of.lines, sent.error, of.servers
-                ));
-            }
-        }
-        Ok(differences)
+        Ok(seen)
     }
 
     /// Lets everybody send, all at once.

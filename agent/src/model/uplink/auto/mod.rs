@@ -135,8 +135,8 @@ impl Selector {
     }
 
     /// Whether a link counts as a device on a bus.
-    pub fn includes(&self, name: &str) -> bool {
-        self.include.iter().any(|glob| glob.is_match(name))
+    pub fn includes(&self, name: &str, kind: &str) -> bool {
+        INCLUDED_KINDS.contains(&kind) && self.include.iter().any(|glob| glob.is_match(name))
     }
 
     /// The indexes of the links that can be chosen for a family, now or once they have what they lack; the best first. `current`: the one
@@ -165,7 +165,7 @@ impl Selector {
     pub fn refusal(&self, link: &Link, family: Family) -> Option<Refusal> {
         // Old kernels give a PPP link no kind.
         let kind = link.kind.as_deref().filter(|kind| !kind.is_empty());
-        let is_included = |kind| INCLUDED_KINDS.contains(&kind) && self.includes(&link.name);
+        let is_included = |kind| self.includes(&link.name, kind);
         let is_line = kind.is_none_or(|kind| LINE_KINDS.contains(&kind) || is_included(kind))
             && !ARPHRD_TUNNELS.contains(&link.arphrd);
         let refusals = [
