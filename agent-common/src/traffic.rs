@@ -19,7 +19,7 @@ pub const ALARMS_BYTES: u32 = 64 * 1024;
 pub const PORT_CLASSES: usize = 4;
 /// How many failures raise an alarm.
 pub const MANY: u32 = 5;
-/// A failure this long after the one before begins a new row.
+/// A failure this long after the one before begins a new row, and so long after a success, a row may raise an alarm.
 pub const ROW_NS: u64 = 3_000_000_000;
 /// The same failures raise the next alarm after this time.
 pub const ALARM_PERIOD_NS: u64 = 10_000_000_000;
@@ -109,8 +109,10 @@ impl FailuresRecord {
         self.failure_ns = now_ns;
         self.failures = self.failures.saturating_add(1);
         self.destinations |= bit(destination);
+        // A line that still answers others is not lost.
+        let is_silent = success_ns == 0 || now_ns.wrapping_sub(success_ns) >= ROW_NS;
         let is_new = self.alarm_ns == 0 || now_ns.wrapping_sub(self.alarm_ns) >= ALARM_PERIOD_NS;
-        let raises = is_new && are_many(self.failures, self.destinations);
+        let raises = is_new && is_silent && are_many(self.failures, self.destinations);
         if raises {
             self.alarm_ns = now_ns;
         }
@@ -179,6 +181,13 @@ mod tests {
         // Also one at the same moment as the last failure.
         record.success_ns = record.failure_ns;
         assert_eq!(fail(&mut record, 100 * SECOND, 1, u64::from(MANY) - 1, 2), 0);
+    }
+
+    #[test]
+    fn a_line_that_answers_others_raises_none() {
+        let mut record = FailuresRecord { success_ns: 10 * SECOND, ..FailuresRecord::default() };
+        assert_eq!(fail(&mut record, 10 * SECOND + 1, 1, 1000, 9), 0);
+        assert_eq!(fail(&mut record, 10 * SECOND + ROW_NS, 1, 1, 9), 1);
     }
 
     #[test]

@@ -105,6 +105,10 @@ fn marks_of_others() -> Outcome {
     bed.ip("rule add pref 5000 fwmark 0x6d6f6c65 lookup 1836018789")?;
     bed.ip("rule add pref 5210 fwmark 0x80000/0xff0000 lookup main")?;
     bed.is_healthy()?;
+    bed.net.client.write_sysctl("net/ipv6/fwmark_reflect", "1")?;
+    let finding = bed.only_finding("mark-clash")?;
+    ensure!(finding.command()? == "sysctl -w net.ipv6.fwmark_reflect=0", "{finding:?}");
+    bed.net.client.write_sysctl("net/ipv6/fwmark_reflect", "0")?;
     let mut mask = 0;
     for (rule, shown) in [
         ("fwmark 0x80000001 lookup 7", "IPv4 rule 5001: fwmark 0x80000001/0xffffffff lookup 7"),

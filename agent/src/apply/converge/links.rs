@@ -36,8 +36,8 @@ impl Steering {
         // Groups that cannot be followed do not keep the other policies from being followed.
         let chosen = self.choose(lock);
         let routed = self.follow_routes(lock);
-        let taken = takeover::follow_uplinks(lock, &self.datapath, &self.hierarchy, self.netns_cookie, &changed);
-        chosen.and(routed).and(taken.map(|taken| report(&taken)))
+        self.untreated.extend(takeover::concerned(&self.datapath, &changed)?);
+        chosen.and(routed)
     }
 
     /// Handles changed rules, routes and addresses.

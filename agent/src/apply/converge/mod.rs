@@ -78,6 +78,10 @@ pub(crate) struct Steering {
     groups: Groups,
     /// What the last application of the configuration could not attach, with the error.
     open: Vec<String>,
+    /// The attachments whose sockets `existing` has not been applied to yet.
+    untreated: BTreeSet<u64>,
+    /// Whether links of the daemon's namespace have changed again. They come before the sockets.
+    links_wait: Box<dyn Fn() -> bool + Send>,
 }
 
 /// Policies and the slots they are in.
@@ -96,6 +100,7 @@ impl Steering {
         namespaces: Namespaces,
         released: &Path,
         asks_resolvers: watch::Sender<bool>,
+        links_wait: Box<dyn Fn() -> bool + Send>,
     ) -> anyhow::Result<Self> {
         let netns_cookie = kernel::netns_cookie()?;
         refuse_foreign(&datapath, netns_cookie)?;
@@ -119,6 +124,8 @@ impl Steering {
             asks_resolvers,
             groups: Groups::probing(),
             open: Vec::new(),
+            untreated: BTreeSet::new(),
+            links_wait,
         })
     }
 
@@ -148,8 +155,25 @@ impl Steering {
     }
 
     /// Applies `existing` to the sockets of cgroups that have a new policy.
-    fn take_over_sockets(&self, lock: &Lock, attachments: &BTreeSet<u64>) {
-        report(&takeover::take_over(lock, &self.datapath, &self.hierarchy, self.netns_cookie, attachments));
+    fn take_over_sockets(&mut self, lock: &Lock, attachments: &BTreeSet<u64>) {
+        let (datapath, hierarchy) = (&self.datapath, &self.hierarchy);
+        let (done, is_complete) =
+            takeover::take_over_until(lock, datapath, hierarchy, self.netns_cookie, attachments, &*self.links_wait);
+        report(&done);
+        if !is_complete {
+            self.untreated.extend(attachments);
+        }
+    }
+
+    /// The same for those that were interrupted, and for cgroups whose uplink has changed. A user with many sockets delays it.
+    pub(crate) fn take_over_untreated(&mut self) -> Result<(), Error> {
+        if self.untreated.is_empty() {
+            return Ok(());
+        }
+        let lock = self.datapath.lock()?;
+        let untreated = std::mem::take(&mut self.untreated);
+        self.take_over_sockets(&lock, &untreated);
+        Ok(())
     }
 
     /// Does everything again after a failure.

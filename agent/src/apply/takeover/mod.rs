@@ -81,12 +81,25 @@ struct Claim {
 ///
 /// The caller holds the lock, so no uplink changes between the read of its index and the last socket.
 pub fn take_over(
-    _lock: &Lock,
+    lock: &Lock,
     datapath: &Datapath,
     hierarchy: &Hierarchy,
     netns_cookie: u64,
     attachments: &BTreeSet<u64>,
 ) -> Vec<TakenOver> {
+    take_over_until(lock, datapath, hierarchy, netns_cookie, attachments, &|| false).0
+}
+
+/// The same. False: `stop` was true meanwhile, and some sockets are as they were. A second call goes on, and changes no socket twice.
+pub fn take_over_until(
+    _lock: &Lock,
+    datapath: &Datapath,
+    hierarchy: &Hierarchy,
+    netns_cookie: u64,
+    attachments: &BTreeSet<u64>,
+    stop: &dyn Fn() -> bool,
+) -> (Vec<TakenOver>, bool) {
+    let mut is_complete = true;
     let mut claims = Vec::new();
     for &cgroup_id in attachments {
         match claim(datapath, hierarchy, netns_cookie, cgroup_id) {
@@ -100,11 +113,13 @@ pub fn take_over(
             .enumerate()
             .flat_map(|(index, claim)| claim.cgroups.iter().map(move |cgroup| (cgroup.id, index)))
             .collect();
-        if let Err(error) = carry_out(&mut claims, hierarchy, |socket| claimed.get(&socket.cgroup_id).copied()) {
-            log::warn!("existing sockets were not changed: {error}");
+        match carry_out(&mut claims, hierarchy, |socket| claimed.get(&socket.cgroup_id).copied(), stop) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => is_complete = false,
+            Err(error) => log::warn!("existing sockets were not changed: {error}"),
+            Ok(()) => {}
         }
     }
-    claims.into_iter().map(|claim| claim.done).collect()
+    (claims.into_iter().map(|claim| claim.done).collect(), is_complete)
 }
 
 /// The same as [`take_over`], for the sockets that processes made before they were moved into a cgroup. Returns also how many there are.
@@ -130,7 +145,7 @@ pub fn take_over_moved(
     let mut claims: Vec<_> = claim(datapath, hierarchy, netns_cookie, cgroup_id)?.into_iter().collect();
     if older > 0
         && !claims.is_empty()
-        && let Err(error) = carry_out(&mut claims, hierarchy, |socket| is_older(socket).then_some(0))
+        && let Err(error) = carry_out(&mut claims, hierarchy, |socket| is_older(socket).then_some(0), &|| false)
     {
         log::warn!("existing sockets were not changed: {error}");
     }
@@ -145,12 +160,16 @@ pub fn follow_uplinks(
     netns_cookie: u64,
     changed: &[PolicyEntry],
 ) -> Result<Vec<TakenOver>, kernel::Error> {
+    let concerned = concerned(datapath, changed)?;
+    let is_any = !concerned.is_empty();
+    Ok(if is_any { take_over(lock, datapath, hierarchy, netns_cookie, &concerned) } else { Vec::new() })
+}
+
+/// The attachments to policies that do not keep existing sockets as they are.
+pub fn concerned(datapath: &Datapath, changed: &[PolicyEntry]) -> Result<BTreeSet<u64>, kernel::Error> {
     let concerned = changed.iter().filter(|entry| resolve::existing(entry.record.flags) != Existing::Keep);
     let slots: Vec<u32> = concerned.map(|entry| entry.slot).collect();
-    if slots.is_empty() {
-        return Ok(Vec::new());
-    }
-    Ok(take_over(lock, datapath, hierarchy, netns_cookie, &datapath.attachments_to(&slots)?))
+    if slots.is_empty() { Ok(BTreeSet::new()) } else { datapath.attachments_to(&slots) }
 }
 
 fn claim(
@@ -180,19 +199,25 @@ fn claim(
     Ok(Some(Claim { existing, method, cgroups, done }))
 }
 
-/// Reads all sockets and processes once for all cgroups. `claimed` returns the claim to a socket.
+/// Reads all sockets and processes once for all cgroups. `claimed` returns the claim to a socket. [`io::ErrorKind::Interrupted`]: `stop`
+/// was true meanwhile.
 fn carry_out(
     claims: &mut [Claim],
     hierarchy: &Hierarchy,
     claimed: impl Fn(&Socket) -> Option<usize>,
+    stop: &dyn Fn() -> bool,
 ) -> io::Result<()> {
     let (diag, host) = (Diag::open()?, read_host()?);
     let mut decided = Vec::new();
     for kind in diag::KINDS {
-        let sockets = diag.list(kind).unwrap_or_else(|error| {
-            log::warn!("existing {:?} sockets were not changed: list them by sock_diag: {error}", kind.0);
-            Vec::new()
-        });
+        let sockets = match diag.list_until(kind, stop) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(error) => {
+                log::warn!("existing {:?} sockets were not changed: list them by sock_diag: {error}", kind.0);
+                continue;
+            }
+            Ok(sockets) => sockets,
+        };
         for socket in sockets {
             if let Some(index) = claimed(&socket)
                 && let Some(action) = decision::decide(&socket, claims[index].existing, &claims[index].method, &host)
@@ -204,8 +229,11 @@ fn carry_out(
     let directories: Vec<PathBuf> =
         claims.iter().flat_map(|claim| &claim.cgroups).map(|cgroup| hierarchy.directory(&cgroup.path)).collect();
     let inodes = decided.iter().map(|(_, socket, _)| socket.inode()).filter(|inode| *inode != 0).collect();
-    let holders = holder::find(directories.iter().map(PathBuf::as_path), inodes);
+    let holders = holder::find_until(directories.iter().map(PathBuf::as_path), inodes, stop);
     for (index, socket, action) in decided {
+        if stop() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let claim = &mut claims[index];
         let holder = holders.by_inode.get(&socket.inode());
         let owner = holder.map_or_else(|| "no process".to_owned(), ToString::to_string);

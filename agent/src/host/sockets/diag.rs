@@ -149,9 +149,18 @@ impl Diag {
     }
 
     /// The sockets of one kind in which a program may wait. ENOENT: this kernel has no list of them.
-    pub(crate) fn list(&self, (protocol, family): (Protocol, u8)) -> io::Result<Vec<Socket>> {
+    pub(crate) fn list(&self, kind: (Protocol, u8)) -> io::Result<Vec<Socket>> {
+        self.list_until(kind, &|| false)
+    }
+
+    /// The same. [`io::ErrorKind::Interrupted`]: `stop` was true meanwhile, and nothing can be asked by this connection any more.
+    pub(crate) fn list_until(
+        &self,
+        (protocol, family): (Protocol, u8),
+        stop: &dyn Fn() -> bool,
+    ) -> io::Result<Vec<Socket>> {
         let request = request(protocol, family, any(family), STATES);
-        let mut sockets = self.dump(Selection { request, attribute: None })?;
+        let mut sockets = self.dump_until(Selection { request, attribute: None }, stop)?;
         sockets.retain(|socket| socket.cgroup_id != 0);
         Ok(sockets)
     }
@@ -185,6 +194,10 @@ impl Diag {
     }
 
     fn dump(&self, selection: Selection) -> io::Result<Vec<Socket>> {
+        self.dump_until(selection, &|| false)
+    }
+
+    fn dump_until(&self, selection: Selection, stop: &dyn Fn() -> bool) -> io::Result<Vec<Socket>> {
         let protocol = match selection.request.protocol {
             IPPROTO_TCP => Protocol::Tcp,
             IPPROTO_UDP => Protocol::Udp,
@@ -194,6 +207,9 @@ impl Diag {
         send(netlink, selection, NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut sockets = Vec::new();
         loop {
+            if stop() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             for message in receive::<SockDiagMessage>(netlink)? {
                 match message {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {

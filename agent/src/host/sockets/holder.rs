@@ -59,15 +59,26 @@ pub(crate) struct Holders {
 /// which hold most of them. Then reads all others: a socket stays in its cgroup when its process moves, and can be passed
 /// to another process.
 pub(crate) fn find<'a>(directories: impl Iterator<Item = &'a Path>, inodes: BTreeSet<u32>) -> Holders {
-    let everywhere = std::iter::once_with(|| fs::read_dir("/proc").into_iter().flatten().flatten())
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    find_among(inside(directories).chain(everywhere), inodes)
+    find_until(directories, inodes, &|| false)
+}
+
+/// As [`find`]. Where `stop` is true meanwhile, some holders are missing.
+pub(crate) fn find_until<'a>(
+    directories: impl Iterator<Item = &'a Path>,
+    inodes: BTreeSet<u32>,
+    stop: &dyn Fn() -> bool,
+) -> Holders {
+    find_among(inside(directories).chain(everywhere()), inodes, stop)
 }
 
 /// As [`find`], but only among the processes of the cgroups with these directories.
 pub(crate) fn find_inside<'a>(directories: impl Iterator<Item = &'a Path>, inodes: BTreeSet<u32>) -> Holders {
-    find_among(inside(directories), inodes)
+    find_among(inside(directories), inodes, &|| false)
+}
+
+fn everywhere() -> impl Iterator<Item = i32> {
+    let all = std::iter::once_with(|| fs::read_dir("/proc").into_iter().flatten().flatten()).flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
 }
 
 fn inside<'a>(directories: impl Iterator<Item = &'a Path>) -> impl Iterator<Item = i32> {
@@ -77,13 +88,13 @@ fn inside<'a>(directories: impl Iterator<Item = &'a Path>) -> impl Iterator<Item
     })
 }
 
-fn find_among(processes: impl Iterator<Item = i32>, mut inodes: BTreeSet<u32>) -> Holders {
+fn find_among(processes: impl Iterator<Item = i32>, mut inodes: BTreeSet<u32>, stop: &dyn Fn() -> bool) -> Holders {
     let mut holders = Holders::default();
     for pid in processes {
-        if inodes.is_empty() {
+        if inodes.is_empty() || stop() {
             break;
         }
-        let sockets = match sockets_of(pid) {
+        let sockets = match sockets_until(pid, stop) {
             Ok(sockets) => sockets,
             Err(error) => {
                 // Any other error means that the process has ended.
@@ -103,8 +114,17 @@ fn find_among(processes: impl Iterator<Item = i32>, mut inodes: BTreeSet<u32>) -
 
 /// The sockets that a process has open: descriptor and inode.
 pub(crate) fn sockets_of(pid: i32) -> io::Result<Vec<(i32, u32)>> {
+    sockets_until(pid, &|| false)
+}
+
+fn sockets_until(pid: i32, stop: &dyn Fn() -> bool) -> io::Result<Vec<(i32, u32)>> {
+    /// How many descriptors are read before it is asked again.
+    const AT_ONCE: usize = 256;
     let mut sockets = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+    for (number, entry) in fs::read_dir(format!("/proc/{pid}/fd"))?.enumerate() {
+        if number % AT_ONCE == 0 && stop() {
+            break;
+        }
         let entry = entry?;
         let target = match fs::read_link(entry.path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -123,7 +143,7 @@ mod tests {
 
     use nix::sys::stat::fstat;
 
-    use super::find;
+    use super::{find, find_until};
 
     #[test]
     fn finds_this_process() {
@@ -133,5 +153,6 @@ mod tests {
         let holders = find(std::iter::empty(), BTreeSet::from([0, inode])).by_inode;
         assert_eq!(holders.keys().collect::<Vec<_>>(), [&inode]);
         assert_eq!(u32::try_from(holders[&inode].pid), Ok(std::process::id()));
+        assert!(find_until(std::iter::empty(), BTreeSet::from([inode]), &|| true).by_inode.is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! Checks the rules and routes of policies: whether they are as they should be, and what of others is in their way.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use steer_common::CLOSED_IFINDEX;
 use tokio::time::sleep;
@@ -20,6 +20,8 @@ const NAMED: usize = 4;
 /// For this long, a daemon or a keeper may take to follow a change.
 const FOLLOWS: Duration = Duration::from_millis(500);
 
+/// The directories of families below /proc/sys/net.
+const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 const TOPICS: [Topic; 3] = [Topic::Routes, Topic::ForeignRule, Topic::MarkClash];
 
 pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), kernel::Error> {
@@ -35,7 +37,9 @@ pub(super) async fn check(survey: &Survey, report: &mut Report) -> Result<(), ke
     report.conclude(Topic::Routes, Subject::Host, found, "the rules and routes of the policies are as they should be");
     let found = difference.in_front.iter().map(|rule| in_front(rule)).collect();
     report.conclude(Topic::ForeignRule, Subject::Host, found, "no rule of others stands in front of those for marks");
-    let found = difference.marks.and_then(|marks| clash(&difference, marks)).into_iter().collect();
+    let clash = difference.marks.and_then(|marks| clash(&difference, marks));
+    let reflected = FAMILIES.into_iter().filter(|_| difference.marks.is_some()).filter_map(reflected);
+    let found = clash.into_iter().chain(reflected).collect();
     report.conclude(Topic::MarkClash, Subject::Host, found, "no rule of others uses bits of steer's marks");
     Ok(())
 }
@@ -138,5 +142,20 @@ fn clash(difference: &Difference, marks: MarkMask) -> Option<Finding> {
               they are stopped; packets that it marks may look like those of a policy"
             .to_owned(),
         fix: Some(Fix::advice(advice)),
+    })
+}
+
+/// The kernel gives its last acknowledgement of a closed connection the mark of the segment that it answers, instead of the socket's.
+fn reflected(family: &str) -> Option<Finding> {
+    let value = fs::read_to_string(format!("/proc/sys/net/{family}/fwmark_reflect")).ok()?;
+    (value.trim() != "0").then(|| Finding {
+        id: Topic::MarkClash,
+        severity: Severity::Warning,
+        subject: Subject::Host,
+        what: format!("net.{family}.fwmark_reflect is {}", value.trim()),
+        why: "if another program marks what comes in, the kernel's last acknowledgement of a connection that a steered program closed has \
+              that mark, and leaves by the routing table"
+            .to_owned(),
+        fix: Some(Fix::command(format!("sysctl -w net.{family}.fwmark_reflect=0"))),
     })
 }

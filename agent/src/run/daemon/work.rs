@@ -311,6 +311,12 @@ impl Queue {
         added
     }
 
+    /// Whether links of the daemon's own namespace wait for the next turn, or it is to end.
+    pub(super) fn links_wait(&self) -> bool {
+        let work = self.work();
+        work.links.is_some() || work.stopped
+    }
+
     /// Lets the worker end after its current turn.
     pub(super) fn stop(&self) {
         self.add(|work| work.stopped = true);

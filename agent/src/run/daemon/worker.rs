@@ -164,7 +164,8 @@ impl Worker {
         }
         let looked = if look_at_use { self.steering.look_at_use() } else { Ok(()) };
         let done = item.map_or(Ok(()), |item| self.carry_out(item));
-        followed.and(chosen).and(looked).and(done)
+        let treated = self.steering.take_over_untreated();
+        followed.and(chosen).and(looked).and(done).and(treated)
     }
 
     fn carry_out(&mut self, item: Item) -> Result<(), Error> {
