@@ -87,6 +87,20 @@ pub(crate) fn build_for(args: &[&str], target: &str, prepare: impl FnOnce(&mut C
     Ok(Built { executables: messages.iter().filter_map(|message| executable(message)).collect(), agent_out })
 }
 
+/// Builds the integration tests and the programs that they start for a target of rustup, after `prepare` has set variables.
+pub(crate) fn tested_for(target: &str, prepare: impl FnOnce(&mut Command)) -> Result<Vec<Executable>> {
+    let mut command = cargo(["build", "--target", target, "--test", "steer"]);
+    prepare(command.args(HOST).args(TESTED));
+    Ok(messages(&mut command)?.iter().filter_map(|message| executable(message)).collect())
+}
+
+/// Builds the agent for this machine's tests, and returns the directory with the objects of the kernel side.
+pub(crate) fn kernel_objects() -> Result<PathBuf> {
+    let messages = messages(cargo(["build", "--bin", "steer"]).args(HOST))?;
+    let built = messages.iter().filter_map(|message| build_script_of_agent(message)).next_back();
+    built.context("cargo did not report the agent's build script")
+}
+
 /// Builds these targets in release mode, such as `--bin steer`, and returns the executables.
 pub(crate) fn release(targets: &[&str]) -> Result<Vec<Executable>> {
     build(&[&["build", "--release"], &OPTIMISED[..], targets].concat())

@@ -5,7 +5,6 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -15,29 +14,36 @@ use super::{
     initramfs::Archive,
     kernel::Kernel,
     modules::{Module, Modules},
+    programs::{self, Programs, Source},
 };
-use crate::{cargo, toolchain};
+use crate::dist::arch::Arch;
 
 /// The tests to run.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
     /// The integration tests whose name contains this.
-    pub(super) filter: String,
-    /// Names below /bin, and their files: the tests and the programs that they need.
-    pub(super) programs: Vec<(&'static str, PathBuf)>,
+    filter: String,
+    /// The tests and the programs that they need.
+    programs: Programs,
+    busybox: PathBuf,
+    source: Source,
     /// The image of the root file system for the tests; without it, they run in that of the initramfs.
     pub(super) disk: Option<PathBuf>,
 }
 
 impl Job {
-    /// These tests, with the binaries of the workspace, without a disk.
-    pub(super) fn of(filter: &str) -> Result<Self> {
-        let mut programs = vec![("tests", cargo::integration_tests()?.path)];
-        let built = cargo::programs(&cargo::TESTED)?;
-        for name in ["steer", "steer-probe", "steer-escape", "steer-demo"] {
-            programs.push((name, cargo::binary(&built, name)?));
-        }
-        Ok(Self { filter: filter.to_owned(), programs, disk: None })
+    /// These tests, with the binaries of the workspace, in the initramfs.
+    pub(super) fn of(filter: &str, arch: Arch) -> Result<Self> {
+        let source = Source::of(arch)?;
+        let programs = [programs::own(arch)?, source.tools()?].concat();
+        Ok(Self { filter: filter.to_owned(), programs, busybox: source.busybox()?, source, disk: None })
+    }
+
+    /// These tests, in the root file system of a disk, which has all other programs.
+    pub(super) fn on_disk(filter: &str, arch: Arch, disk: PathBuf) -> Result<Self> {
+        let source = Source::of(arch)?;
+        let (programs, busybox) = (programs::own(arch)?, source.busybox()?);
+        Ok(Self { filter: filter.to_owned(), programs, busybox, source, disk: Some(disk) })
     }
 
     /// The script of the init program, with the names of the programs for the tests' root file system.
@@ -70,6 +76,8 @@ $b mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
 $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
+# What tests start beside the programs above, such as sh.
+$b --install -s /bin
 for module in /modules/*.ko; do
     [ -e $module ] && { $b insmod $module || echo \"insmod $module failed\"; }
 done
@@ -135,17 +143,16 @@ pub(super) fn initramfs(kernel: &Kernel, job: &Job) -> Result<Vec<u8>> {
         archive.directory(directory);
     }
     archive.file("/init", format!("#!/bin/busybox sh\n{}", job.script()).as_bytes());
-    let busybox = toolchain::program("busybox").context("busybox was removed")?;
     let mut libraries = Vec::new();
     let programs = job.programs.iter().map(|(name, program)| (*name, program.as_path()));
-    for (name, program) in programs.chain([("busybox", busybox.as_path())]) {
+    for (name, program) in programs.chain([("busybox", job.busybox.as_path())]) {
         archive.file(&format!("/bin/{name}"), &read(program)?);
-        libraries.extend(shared_libraries(program)?);
+        libraries.extend(job.source.libraries(program)?);
     }
     libraries.sort();
     libraries.dedup();
-    for library in libraries {
-        archive.file(&library, &read(Path::new(&library))?);
+    for (path, library) in libraries {
+        archive.file(&path, &read(&library)?);
     }
     if let Some(directory) = &kernel.modules {
         let names = if job.disk.is_some() { [&MODULES[..], &DISK_MODULES].concat() } else { MODULES.to_vec() };
@@ -160,21 +167,6 @@ pub(super) fn initramfs(kernel: &Kernel, job: &Job) -> Result<Vec<u8>> {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
-}
-
-/// The libraries that a program is started with, including the dynamic linker; none for a static program.
-fn shared_libraries(program: &Path) -> Result<Vec<String>> {
-    let output = Command::new("ldd").arg(program).output().context("start ldd")?;
-    Ok(library_paths(&String::from_utf8_lossy(&output.stdout)))
-}
-
-/// Parses ldd(1): `libc.so.6 => /lib/x/libc.so.6 (0x...)`, a path alone, or a name without a file.
-fn library_paths(listing: &str) -> Vec<String> {
-    let path = |line: &str| {
-        let words = || line.split_whitespace();
-        words().find(|word| word.starts_with('/')).map(str::to_owned)
-    };
-    listing.lines().filter_map(path).collect()
 }
 
 #[cfg(test)]
@@ -194,12 +186,5 @@ mod tests {
             assert_eq!(verdict(console), expected, "{console}");
         }
         assert!(INIT.contains(REPORT));
-    }
-
-    #[test]
-    fn libraries_are_read_from_ldd() {
-        let listing = "\tlinux-vdso.so.1 (0x0007)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x0007)\n\t/lib64/ld.so.2 (0x7)\n";
-        assert_eq!(library_paths(listing), ["/lib/x/libc.so.6", "/lib64/ld.so.2"]);
-        assert!(library_paths("\tnot a dynamic executable\n").is_empty());
     }
 }
