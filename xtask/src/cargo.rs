@@ -80,11 +80,17 @@ pub(crate) struct Built {
 /// Builds these targets of the optimised programs' packages for a target of rustup, with these further arguments, after `prepare` has set
 /// variables.
 pub(crate) fn build_for(args: &[&str], target: &str, prepare: impl FnOnce(&mut Command)) -> Result<Built> {
-    let mut command = cargo(["build", "--target", target]);
-    prepare(command.args(OPTIMISED).args(args));
+    let mut command = command_for(args, target, prepare);
     let messages = messages(&mut command)?;
     let agent_out = messages.iter().filter_map(|message| build_script_of_agent(message)).next_back();
     Ok(Built { executables: messages.iter().filter_map(|message| executable(message)).collect(), agent_out })
+}
+
+/// The command of [`build_for`].
+pub(crate) fn command_for(args: &[&str], target: &str, prepare: impl FnOnce(&mut Command)) -> Command {
+    let mut command = cargo(["build", "--target", target]);
+    prepare(command.args(OPTIMISED).args(args));
+    command
 }
 
 /// Builds the integration tests and the programs that they start for a target of rustup, after `prepare` has set variables.

@@ -3,6 +3,7 @@
 //! **Invariant**: the guest's report is one line of its console that nothing else prints.
 
 use std::{
+    collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -19,14 +20,13 @@ use super::{
 use crate::dist::arch::Arch;
 
 /// The tests to run.
-#[derive(Clone, Debug)]
 pub(super) struct Job {
     /// The integration tests whose name contains this.
     filter: String,
-    /// The tests and the programs that they need.
-    programs: Programs,
-    busybox: PathBuf,
-    source: Source,
+    /// The names of the tests and of the programs that they need, below /bin.
+    programs: Vec<&'static str>,
+    /// These, and busybox, with all libraries. They are read once: every kernel gets the same, whatever is built meanwhile.
+    files: Vec<(String, Vec<u8>)>,
     /// The image of the root file system for the tests; without it, they run in that of the initramfs.
     pub(super) disk: Option<PathBuf>,
 }
@@ -36,21 +36,32 @@ impl Job {
     pub(super) fn of(filter: &str, arch: Arch) -> Result<Self> {
         let source = Source::of(arch)?;
         let programs = [programs::own(arch)?, source.tools()?].concat();
-        Ok(Self { filter: filter.to_owned(), programs, busybox: source.busybox()?, source, disk: None })
+        Self::with(filter, &programs, &source, None)
     }
 
     /// These tests, in the root file system of a disk, which has all other programs.
     pub(super) fn on_disk(filter: &str, arch: Arch, disk: PathBuf) -> Result<Self> {
-        let source = Source::of(arch)?;
-        let (programs, busybox) = (programs::own(arch)?, source.busybox()?);
-        Ok(Self { filter: filter.to_owned(), programs, busybox, source, disk: Some(disk) })
+        Self::with(filter, &programs::own(arch)?, &Source::of(arch)?, Some(disk))
+    }
+
+    fn with(filter: &str, programs: &Programs, source: &Source, disk: Option<PathBuf>) -> Result<Self> {
+        let (mut files, mut libraries) = (Vec::new(), BTreeMap::new());
+        let busybox = ("busybox", source.busybox()?);
+        for (name, program) in programs.iter().chain([&busybox]) {
+            files.push((format!("/bin/{name}"), read(program)?));
+            libraries.extend(source.libraries(program)?);
+        }
+        for (path, library) in libraries {
+            files.push((path, read(&library)?));
+        }
+        let programs = programs.iter().map(|(name, _)| *name).collect();
+        Ok(Self { filter: filter.to_owned(), programs, files, disk })
     }
 
     /// The script of the init program, with the names of the programs for the tests' root file system.
     fn script(&self) -> String {
-        let programs: Vec<_> = self.programs.iter().map(|(name, _)| *name).collect();
         let root = if self.disk.is_some() { "/root" } else { "/" };
-        format!("programs='{}' root={root} filter='{}'\n{INIT}", programs.join(" "), self.filter)
+        format!("programs='{}' root={root} filter='{}'\n{INIT}", self.programs.join(" "), self.filter)
     }
 }
 
@@ -139,20 +150,16 @@ pub(super) fn verdict(console: &str) -> Verdict {
 /// Builds the initramfs of the guest.
 pub(super) fn initramfs(kernel: &Kernel, job: &Job) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for directory in ["/dev", "/proc", "/sys", "/tmp", "/modules", "/root"] {
+    for directory in ["/dev", "/proc", "/sys", "/tmp", "/run", "/modules", "/root"] {
         archive.directory(directory);
     }
-    archive.file("/init", format!("#!/bin/busybox sh\n{}", job.script()).as_bytes());
-    let mut libraries = Vec::new();
-    let programs = job.programs.iter().map(|(name, program)| (*name, program.as_path()));
-    for (name, program) in programs.chain([("busybox", job.busybox.as_path())]) {
-        archive.file(&format!("/bin/{name}"), &read(program)?);
-        libraries.extend(job.source.libraries(program)?);
+    // Tests replace them.
+    for file in ["/etc/resolv.conf", "/etc/nsswitch.conf"] {
+        archive.file(file, b"");
     }
-    libraries.sort();
-    libraries.dedup();
-    for (path, library) in libraries {
-        archive.file(&path, &read(&library)?);
+    archive.file("/init", format!("#!/bin/busybox sh\n{}", job.script()).as_bytes());
+    for (path, contents) in &job.files {
+        archive.file(path, contents);
     }
     if let Some(directory) = &kernel.modules {
         let names = if job.disk.is_some() { [&MODULES[..], &DISK_MODULES].concat() } else { MODULES.to_vec() };

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::table::Row;
+use crate::dist::arch::Arch;
 
 /// The result of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,17 +36,38 @@ pub(super) fn read(console: &str) -> Vec<(String, Result)> {
     console.lines().filter_map(test).collect()
 }
 
-/// The document: a row for each kernel, a column for each test, and the reasons why tests could not run.
-pub(super) fn document(rows: &[Row], date: &str, command: &str) -> String {
+/// The beginning of the document.
+const INTRODUCTION: &str = "\
+# What works on which kernel
+
+`cargo xtask vm` boots each kernel in a virtual machine, with an emulated processor, and runs a test for each column there. \"without BPF LSM\" is \
+a boot with Ubuntu's list of security modules, in which `bpf` is not. \"exec guard\" and \"without LSM guard\" test what steer does where the \
+kernel runs no security programs: the filter of `steer exec`, the lines of `steer unit`, and what `status` and `doctor` say.
+";
+
+/// The document with these sections, by the names of processors. Those of other processors stay as they are in the document before.
+pub(super) fn document(before: &str, sections: &[(&str, String)]) -> String {
+    let kept = |arch: &str| {
+        let section = before.split("\n## ").find_map(|section| section.strip_prefix(&format!("{arch}\n\n")))?;
+        Some(section.trim_end().to_owned() + "\n")
+    };
+    let all = Arch::ALL.into_iter().map(Arch::name).filter_map(|arch| {
+        let new = sections.iter().find(|(name, _)| *name == arch).map(|(_, section)| section.clone());
+        Some(format!("\n## {arch}\n\n{}", new.or_else(|| kept(arch))?))
+    });
+    [INTRODUCTION.to_owned()].into_iter().chain(all).collect()
+}
+
+/// The section of a processor: a row for each kernel, a column for each test, and the reasons why tests could not run.
+pub(super) fn section<'a>(rows: impl Iterator<Item = &'a Row> + Clone, date: &str, command: &str) -> String {
     let mut columns: Vec<&str> = Vec::new();
-    for (name, _) in rows.iter().flat_map(|row| &row.tests) {
+    for (name, _) in rows.clone().flat_map(|row| &row.tests) {
         if !columns.contains(&name.as_str()) {
             columns.push(name);
         }
     }
     let mut text = format!(
-        "# What works on which kernel\n\nMade on {date} by `{command}`, which boots each kernel in a virtual machine and runs a test for each \
-         column there.\n\n| kernel | {} |\n|---|{}\n",
+        "Made on {date} by `{command}`.\n\n| kernel | {} |\n|---|{}\n",
         columns.join(" | "),
         "---|".repeat(columns.len()),
     );
@@ -67,7 +89,9 @@ pub(super) fn document(rows: &[Row], date: &str, command: &str) -> String {
         }
         text.push('\n');
     }
-    text.push('\n');
+    if !reasons.is_empty() {
+        text.push('\n');
+    }
     for (why, cells) in reasons {
         let _ = writeln!(text, "- {}: {why}", cells.join(", "));
     }
@@ -102,7 +126,7 @@ mod tests {
             ..Row::new(String::new())
         };
         let rows = [row("6.1", CONSOLE), row("7.3", "test kernel::bind ... ok\n"), row("-", "")];
-        let text = document(&rows, "2026-01-01", "cargo xtask vm");
+        let text = section(rows.iter(), "2026-01-01", "cargo xtask vm");
         let table = "| kernel | bind | LSM guard | made again |\n\
                      |---|---|---|---|\n\
                      | 6.1 | yes | no | **FAILED** |\n\
@@ -110,5 +134,10 @@ mod tests {
                      | - | **FAILED** | **FAILED** | **FAILED** |\n\n\
                      - LSM guard on 6.1: no hook (see x)\n";
         assert!(text.ends_with(table), "{text}");
+
+        let arm = document("", &[("arm64", "a\n".to_owned())]);
+        let both = document(&arm, &[("amd64", text.clone())]);
+        assert_eq!(both, format!("{INTRODUCTION}\n## amd64\n\n{text}\n## arm64\n\na\n"));
+        assert_eq!(document(&both, &[("arm64", "a\n".to_owned())]), both, "the section of another processor changed");
     }
 }

@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -64,7 +65,7 @@ pub(crate) struct Vm {
     /// Run the integration tests whose name contains this; by default one for each feature that depends on the kernel.
     #[arg(long = "test", value_name = "FILTER", default_value = "kernel::")]
     filter: String,
-    /// Write the features of each kernel to this file, as a table in Markdown.
+    /// Write the features of each kernel to this file, as a table in Markdown. The table of another processor stays there.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Check for newer kernels than those downloaded before.
@@ -84,18 +85,30 @@ impl Vm {
         );
         install(&NEEDS)?;
         Setup::default().run()?;
-        let mut rows = Vec::new();
+        let mut jobs = Vec::new();
         for arch in archs {
-            self.try_kernels(arch, &mut rows)?;
+            jobs.push((arch, self.prepare(arch)?));
         }
+        // A machine has one processor, so one of each kind runs at a time.
+        let rows = thread::scope(|scope| {
+            let running: Vec<_> = jobs.iter().map(|(arch, job)| scope.spawn(|| self.try_kernels(*arch, job))).collect();
+            running.into_iter().flat_map(|thread| thread.join().expect("it does not panic")).collect::<Vec<_>>()
+        });
         print!("{}", table::render(&rows));
         if let Some(report) = &self.report {
-            write(report, matrix::document(&rows, &today()?, &command_line()))?;
+            let (today, command) = (today()?, command_line());
+            let sections = self.arch.archs().into_iter().map(|arch| {
+                let rows = rows.iter().filter(move |row| row.arch == Some(arch));
+                (arch.name(), matrix::section(rows, &today, &command))
+            });
+            let before = fs::read_to_string(report).unwrap_or_default();
+            write(report, matrix::document(&before, &sections.collect::<Vec<_>>()))?;
         }
         Ok(if rows.iter().all(Row::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn try_kernels(&self, arch: Arch, rows: &mut Vec<Row>) -> Result<()> {
+    /// Installs and builds what machines with this processor need.
+    fn prepare(&self, arch: Arch) -> Result<Job> {
         install(&[qemu::program(arch)])?;
         if !arch.is_host() {
             install(&[(arch.c_compiler(), portable::C_COMPILER[0])])?;
@@ -103,23 +116,27 @@ impl Vm {
                 portable::install_targets()?;
             }
         }
-        let job = Job::of(&self.filter, arch)?;
+        Job::of(&self.filter, arch)
+    }
+
+    fn try_kernels(&self, arch: Arch, job: &Job) -> Vec<Row> {
+        let mut rows = Vec::new();
         let own = [arch.name().to_owned()];
         let flavours = if self.flavours.is_empty() { &own[..] } else { &self.flavours[..] };
         for wanted in &self.kernels {
             // The image in a file has a flavour already.
             let flavours = if wanted.is_file() { &flavours[..1] } else { flavours };
             for flavour in flavours {
-                let row = self.try_kernel(wanted, (arch, flavour), &job);
+                let row = self.try_kernel(wanted, (arch, flavour), job);
                 eprintln!("vm: {row}");
                 rows.push(row);
             }
         }
-        Ok(())
+        rows
     }
 
     fn try_kernel(&self, wanted: &Wanted, (arch, flavour): (Arch, &str), job: &Job) -> Row {
-        let mut row = Row::new(format!("{wanted} {}", arch.name()));
+        let mut row = Row { arch: Some(arch), ..Row::new(format!("{wanted} {}", arch.name())) };
         let outcome = place()
             .and_then(|place| wanted.obtain(arch, flavour, &place, self.refresh))
             .and_then(|kernel| {

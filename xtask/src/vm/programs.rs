@@ -11,12 +11,17 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{debian, place};
-use crate::{cargo, dist::arch::Arch, toolchain};
+use crate::{
+    cargo,
+    dist::{arch::Arch, recreate},
+    toolchain,
+};
 
 /// The programs of the workspace.
 const OWN: [&str; 4] = ["steer", "steer-probe", "steer-escape", "steer-demo"];
 /// What the tests start beside them, and Debian's packages of these.
-const TOOLS: [(&str, &str); 3] = [("install", "coreutils"), ("ip", "iproute2"), ("wg", "wireguard-tools")];
+const TOOLS: [(&str, &str); 4] =
+    [("install", "coreutils"), ("ip", "iproute2"), ("setpriv", "util-linux"), ("wg", "wireguard-tools")];
 const BUSYBOX: (&str, &str) = ("busybox", "busybox-static");
 
 /// Names below /bin, and their files.
@@ -37,10 +42,11 @@ impl Source {
             return Ok(Self::Here);
         }
         let unpacked = place()?.join("programs").join(arch.name());
-        if !unpacked.exists() {
+        if TOOLS.iter().any(|(name, _)| program_below(&unpacked, name).is_none()) {
             let packages: Vec<_> = TOOLS.into_iter().chain([BUSYBOX]).map(|(_, package)| package).collect();
             let unfinished = unpacked.with_extension("new");
             debian::unpack_programs(&packages, arch, &place()?.join("apt").join(arch.name()).join("own"), &unfinished)?;
+            recreate(&unpacked)?;
             fs::rename(&unfinished, &unpacked).with_context(|| format!("name {}", unpacked.display()))?;
         }
         Ok(Self::Unpacked(unpacked))
@@ -58,10 +64,7 @@ impl Source {
     fn program(&self, name: &str) -> Result<PathBuf> {
         let found = match self {
             Self::Here => toolchain::program(name),
-            Self::Unpacked(root) => {
-                let places = ["bin", "sbin", "usr/bin", "usr/sbin"];
-                places.into_iter().map(|place| root.join(place).join(name)).find(|path| path.is_file())
-            }
+            Self::Unpacked(root) => program_below(root, name),
         };
         found.with_context(|| format!("{name} was removed"))
     }
@@ -77,6 +80,11 @@ impl Source {
             Self::Unpacked(root) => unpacked_libraries(root, program),
         }
     }
+}
+
+fn program_below(root: &Path, name: &str) -> Option<PathBuf> {
+    let places = ["bin", "sbin", "usr/bin", "usr/sbin"];
+    places.into_iter().map(|place| root.join(place).join(name)).find(|path| path.is_file())
 }
 
 /// The tests, and the programs of the workspace.

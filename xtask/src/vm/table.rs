@@ -8,10 +8,12 @@ use std::{
 };
 
 use super::matrix;
+use crate::dist::arch::Arch;
 
 /// A kernel and its result.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
+    pub(super) arch: Option<Arch>,
     /// The kernel as requested.
     pub(super) kernel: String,
     /// Its release.
@@ -28,6 +30,7 @@ impl Row {
     /// A row of a kernel that was not started.
     pub(super) fn new(kernel: String) -> Self {
         Self {
+            arch: None,
             kernel,
             release: "-".to_owned(),
             result: "not started".to_owned(),
