@@ -11,6 +11,7 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("exec_refuses_what_no_program_sees", exec_refuses_what_no_program_sees),
     ("it_takes_no_privilege_away", it_takes_no_privilege_away),
+    ("compat_calls_are_possible", compat_calls_are_possible),
     ("compat_calls_are_refused_and_reported", compat_calls_are_refused_and_reported),
     ("status_names_what_has_no_filter", status_names_what_has_no_filter),
     ("without_security_programs", without_security_programs),
@@ -39,9 +40,18 @@ fn exec(bed: &Bed, user: User, options: &[&str]) -> std::process::Command {
     command
 }
 
-pub(crate) fn exec_refuses_what_no_program_sees() -> Outcome {
-    for user in USERS {
-        for family in [Family::V4, Family::V6] {
+fn exec_refuses_what_no_program_sees() -> Outcome {
+    exec_refuses(&USERS, &[Family::V4, Family::V6])
+}
+
+/// What depends on the kernel of that.
+pub(crate) fn exec_of_root_refuses_what_no_program_sees() -> Outcome {
+    exec_refuses(&[User::Root], &[Family::V4])
+}
+
+fn exec_refuses(users: &[User], families: &[Family]) -> Outcome {
+    for &user in users {
+        for &family in families {
             let bed = Bed::new("filter-exec")?;
             bed.furnish_for_escapes()?;
             for vector in VECTORS {
@@ -56,6 +66,25 @@ pub(crate) fn exec_refuses_what_no_program_sees() -> Outcome {
                 ensure!(is_refused, "{this:?}: {seen:?}");
             }
         }
+    }
+    Ok(())
+}
+
+/// Without strict enforcement such a call succeeds and its packets leave by another link: the rows about them tell something here.
+pub(crate) fn compat_calls_are_possible() -> Outcome {
+    let bed = Bed::new("filter-possible")?;
+    bed.furnish_for_escapes()?;
+    bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--enforce", "steer"])?;
+    let timeout = Duration::from_millis(400);
+    for vector in [Vector::CompatJoin, Vector::CompatJoinUring] {
+        let this = Try { vector, user: User::Root, family: Family::V4, scene: Scene::Steered, timeout };
+        let seen = bed.attempt(this, Level::Steer)?;
+        // A ring sets socket options since Linux 6.7.
+        if !seen.attempt.is_applicable() && vector == Vector::CompatJoin {
+            return Err(NotHere("neither this kernel nor this processor has 32 bit system calls".to_owned()).into());
+        }
+        let leaks = seen.attempt.is_ok() && !seen.leaked.is_empty();
+        ensure!(leaks || !seen.attempt.is_applicable(), "{this:?}: {seen:?}");
     }
     Ok(())
 }

@@ -40,9 +40,13 @@ pub(super) fn read(console: &str) -> Vec<(String, Result)> {
 const INTRODUCTION: &str = "\
 # What works on which kernel
 
-`cargo xtask vm` boots each kernel in a virtual machine, with an emulated processor, and runs a test for each column there. \"without BPF LSM\" is \
-a boot with Ubuntu's list of security modules, in which `bpf` is not. \"exec guard\" and \"without LSM guard\" test what steer does where the \
-kernel runs no security programs: the filter of `steer exec`, the lines of `steer unit`, and what `status` and `doctor` say.
+`cargo xtask vm` boots each kernel in a virtual machine, with an emulated processor, and runs a test for each column there. \"without BPF \
+LSM\" is a boot with Ubuntu's list of security modules, in which `bpf` is not.
+
+- 32 bit calls: such a call gets past `enforce = \"steer\"`, so that the next column tells something. On arm64 a 32 bit program makes it.
+- 32 bit guard: a strict policy refuses it.
+- exec guard, without LSM guard: what steer does where the kernel runs no security programs: the filter of `steer exec`, the lines of \
+`steer unit`, and what `status` and `doctor` say.
 ";
 
 /// The document with these sections, by the names of processors. Those of other processors stay as they are in the document before.
