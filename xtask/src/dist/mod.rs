@@ -83,11 +83,12 @@ impl Dist {
         for artefact in &artefacts {
             println!("{}", artefact.display());
         }
+        let checked = if self.check { check::all(&directory)? } else { ExitCode::SUCCESS };
         if self.twice {
             let own = all.iter().find(|programs| programs.arch.is_host());
             program::again(own.context("--twice needs --arch of this machine, or all")?, profile)?;
         }
-        if self.check { check::all(&directory) } else { Ok(ExitCode::SUCCESS) }
+        Ok(checked)
     }
 }
 

@@ -22,6 +22,11 @@ const WITHOUT_LSM: &str = "-without-bpf-lsm";
 /// Ubuntu's list of security modules (CONFIG_LSM).
 const UBUNTU_LSM: &str = "lsm=landlock,lockdown,yama,integrity,apparmor";
 
+/// All names, by age.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    NAMED.into_iter().flat_map(|(name, _)| [name.to_owned(), format!("{name}{WITHOUT_LSM}")])
+}
+
 /// A kernel as requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {

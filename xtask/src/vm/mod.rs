@@ -22,6 +22,7 @@ mod modules;
 mod peers;
 mod programs;
 mod qemu;
+mod results;
 mod table;
 
 pub(crate) use self::{
@@ -65,8 +66,9 @@ pub(crate) struct Vm {
     /// Run the integration tests whose name contains this; by default one for each feature that depends on the kernel.
     #[arg(long = "test", value_name = "FILTER", default_value = "kernel::")]
     filter: String,
-    /// Write the features of each kernel to this file, as a table in Markdown. The table of another processor stays there.
-    #[arg(long, value_name = "FILE")]
+    /// Write the features of each kernel to this file, as tables in Markdown, after each kernel. Those of the last run with other
+    /// kernels are in it, too.
+    #[arg(long, value_name = "FILE", conflicts_with = "filter")]
     report: Option<PathBuf>,
     /// Check for newer kernels than those downloaded before.
     #[arg(long)]
@@ -95,15 +97,6 @@ impl Vm {
             running.into_iter().flat_map(|thread| thread.join().expect("it does not panic")).collect::<Vec<_>>()
         });
         print!("{}", table::render(&rows));
-        if let Some(report) = &self.report {
-            let (today, command) = (today()?, command_line());
-            let sections = self.arch.archs().into_iter().map(|arch| {
-                let rows = rows.iter().filter(move |row| row.arch == Some(arch));
-                (arch.name(), matrix::section(rows, &today, &command))
-            });
-            let before = fs::read_to_string(report).unwrap_or_default();
-            write(report, matrix::document(&before, &sections.collect::<Vec<_>>()))?;
-        }
         Ok(if rows.iter().all(Row::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
@@ -129,6 +122,12 @@ impl Vm {
             for flavour in flavours {
                 let row = self.try_kernel(wanted, (arch, flavour), job);
                 eprintln!("vm: {row}");
+                if let Some(report) = &self.report
+                    && let Err(error) =
+                        results::keep(&row).and_then(|()| write(report, matrix::document(&results::all()?)))
+                {
+                    eprintln!("error: {error:#}");
+                }
                 rows.push(row);
             }
         }
@@ -136,7 +135,7 @@ impl Vm {
     }
 
     fn try_kernel(&self, wanted: &Wanted, (arch, flavour): (Arch, &str), job: &Job) -> Row {
-        let mut row = Row { arch: Some(arch), ..Row::new(format!("{wanted} {}", arch.name())) };
+        let mut row = Row::new(arch.name(), wanted.to_string(), today().unwrap_or_default());
         let outcome = place()
             .and_then(|place| wanted.obtain(arch, flavour, &place, self.refresh))
             .and_then(|kernel| {
