@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use steer_lab::{Family, Vector};
 use steer_tests::{Bed, Level, Outcome, Scene, Try, User, binary, output};
 
-use crate::{Test, dns, guards, reach, uplink_groups, uplinks, vrf, wireguard};
+use crate::{Test, dns, filter, guards, reach, uplink_groups, uplinks, vrf, wireguard};
 
 pub(crate) const TESTS: &[Test] = &[
     ("demo", demo),
@@ -15,6 +15,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("strict", strict),
     ("dns", dns::every_way_of_asking),
     ("LSM guard", guards::sockets_past_ip_are_refused),
+    ("32 bit calls", filter::compat_calls_are_possible),
+    ("32 bit guard", filter::compat_calls_are_refused_and_reported),
+    ("exec guard", filter::exec_of_root_refuses_what_no_program_sees),
+    ("without LSM guard", filter::without_security_programs),
     ("last ACK", guards::the_last_acknowledgement_of_a_closed_connection),
     ("local host", reach::this_host),
     ("exceptions", reach::exceptions),

@@ -13,6 +13,7 @@ mod dns;
 mod dns_link;
 mod doctor;
 mod documents;
+mod earlier;
 mod escape;
 mod events;
 mod exec;
@@ -117,6 +118,7 @@ fn main() {
         ("systemd", systemd::TESTS),
         ("package", package::TESTS),
         ("documents", documents::TESTS),
+        ("earlier", earlier::TESTS),
         ("doctor", doctor::TESTS),
         ("doctor::cgroups", doctor::cgroups::TESTS),
         ("doctor::namespaces", doctor::namespaces::TESTS),

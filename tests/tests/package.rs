@@ -125,7 +125,9 @@ fn leaves_nothing_behind() -> Outcome {
     machine.succeed(&["steer", "unit", "other", "--policy", "second", "--force"])?;
     bed.check_steered(&guest, 1)?;
 
-    dpkg(&machine, &["--remove", "steer"])?;
+    let said = dpkg(&machine, &["--remove", "steer"])?;
+    ensure!(said.contains("no longer steered:") && said.contains("/guest (second)"), "{said}");
+    ensure!(!said.contains("steers again at the next boot"), "{said}");
     bed.check_unsteered(Some(&guest))?;
     ensure!(!machine.path("/sys/fs/bpf/steer").exists() && !machine.path("/run/steer").exists());
     // The configuration survives a removal.

@@ -80,11 +80,31 @@ pub(crate) struct Built {
 /// Builds these targets of the optimised programs' packages for a target of rustup, with these further arguments, after `prepare` has set
 /// variables.
 pub(crate) fn build_for(args: &[&str], target: &str, prepare: impl FnOnce(&mut Command)) -> Result<Built> {
-    let mut command = cargo(["build", "--target", target]);
-    prepare(command.args(OPTIMISED).args(args));
+    let mut command = command_for(args, target, prepare);
     let messages = messages(&mut command)?;
     let agent_out = messages.iter().filter_map(|message| build_script_of_agent(message)).next_back();
     Ok(Built { executables: messages.iter().filter_map(|message| executable(message)).collect(), agent_out })
+}
+
+/// The command of [`build_for`].
+pub(crate) fn command_for(args: &[&str], target: &str, prepare: impl FnOnce(&mut Command)) -> Command {
+    let mut command = cargo(["build", "--target", target]);
+    prepare(command.args(OPTIMISED).args(args));
+    command
+}
+
+/// Builds the integration tests and the programs that they start for a target of rustup, after `prepare` has set variables.
+pub(crate) fn tested_for(target: &str, prepare: impl FnOnce(&mut Command)) -> Result<Vec<Executable>> {
+    let mut command = cargo(["build", "--target", target, "--test", "steer"]);
+    prepare(command.args(HOST).args(TESTED));
+    Ok(messages(&mut command)?.iter().filter_map(|message| executable(message)).collect())
+}
+
+/// Builds the agent for this machine's tests, and returns the directory with the objects of the kernel side.
+pub(crate) fn kernel_objects() -> Result<PathBuf> {
+    let messages = messages(cargo(["build", "--bin", "steer"]).args(HOST))?;
+    let built = messages.iter().filter_map(|message| build_script_of_agent(message)).next_back();
+    built.context("cargo did not report the agent's build script")
 }
 
 /// Builds these targets in release mode, such as `--bin steer`, and returns the executables.

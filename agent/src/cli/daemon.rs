@@ -2,11 +2,12 @@
 
 use std::{io::ErrorKind, net::SocketAddr, path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use thiserror::Error;
 
 use super::log_lines;
 use crate::{
-    host::{capability::require_privilege, policy_files},
+    host::{capability::require_privilege, cgroup::namespace, policy_files},
     kernel::LogLevel,
     model::{config::DaemonConfig, spec::Word as _},
     run::{
@@ -35,6 +36,9 @@ pub(super) struct Args {
     /// Log every decision of the kernel programs; for debugging
     #[arg(long, value_name = "LEVEL", default_value = "off")]
     kernel_log: LogLevel,
+    /// Enter the cgroup namespace of process 1; for a container that has the host's processes and is not privileged
+    #[arg(long)]
+    host_cgroups: bool,
 }
 
 /// There is no configuration file. To start again does not help.
@@ -86,6 +90,9 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
         error => anyhow::Error::from(error),
     })?;
     require_privilege("daemon")?;
+    if args.host_cgroups {
+        namespace::enter_that_of_the_host().context("enter the cgroup namespace of process 1")?;
+    }
     let pins = instance.pins.to_change()?;
     let (socket, users_socket) = (instance.socket.clone(), instance.users_socket.clone());
     let DaemonConfig { socket_group, metrics, log } = config.daemon.clone();

@@ -163,9 +163,17 @@ pub(super) struct Mount {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct Capability {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) add: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) drop: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct ContainerSecurity {
-    #[prost(bool, tag = "2")]
-    pub(super) privileged: bool,
+    #[prost(message, optional, tag = "1")]
+    pub(super) capabilities: Option<Capability>,
     #[prost(message, optional, tag = "3")]
     pub(super) namespaces: Option<NamespaceOption>,
 }

@@ -26,9 +26,13 @@ pub struct PodOptions<'a> {
     pub namespace: &'a str,
     /// The cgroup of its containers; if empty, the runtime chooses it.
     pub cgroup_parent: &'a str,
-    /// Whether its containers have full access to the host, its processes and its pins.
+    /// Whether its containers have what those of docs/daemonset.yaml have: capabilities, the host's processes, its cgroups and its pins.
     pub privileged: bool,
 }
+
+/// The capabilities of the plugin in docs/daemonset.yaml.
+const CAPABILITIES: [&str; 7] =
+    ["BPF", "PERFMON", "NET_ADMIN", "SYS_ADMIN", "DAC_READ_SEARCH", "SYS_PTRACE", "NET_RAW"];
 
 /// A pod. On drop, it is removed with its containers.
 #[derive(Debug)]
@@ -85,10 +89,7 @@ impl<'a> Pod<'a> {
             annotations: strings(options.annotations),
             linux: Some(cri::LinuxSandbox {
                 cgroup_parent: options.cgroup_parent.to_owned(),
-                security: Some(cri::SandboxSecurity {
-                    namespaces: Some(namespaces.clone()),
-                    privileged: options.privileged,
-                }),
+                security: Some(cri::SandboxSecurity { namespaces: Some(namespaces.clone()), privileged: false }),
             }),
         };
         let request = cri::RunSandbox { config: Some(config.clone()) };
@@ -147,10 +148,12 @@ impl<'a> Pod<'a> {
         let bed_directory = bed.directory.to_str().context("a path that is not UTF-8")?;
         let mut mounts = vec![mount("/usr", true), mount(bed_directory, false)];
         if self.privileged {
-            mounts.push(mount("/sys/fs/bpf", false));
+            mounts.extend(["/sys/fs/bpf", "/sys/fs/cgroup"].map(|path| mount(path, false)));
         }
-        let security =
-            cri::ContainerSecurity { privileged: self.privileged, namespaces: Some(self.namespaces.clone()) };
+        let capabilities = self
+            .privileged
+            .then(|| cri::Capability { add: CAPABILITIES.map(str::to_owned).to_vec(), drop: vec!["ALL".to_owned()] });
+        let security = cri::ContainerSecurity { capabilities, namespaces: Some(self.namespaces.clone()) };
         let config = cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: name.clone(), attempt: 0 }),
             image: Some(cri::Image { image: image::NAME.to_owned() }),

@@ -51,7 +51,7 @@ impl Service {
         let notify = UnixDatagram::bind(&address)?;
         notify.set_read_timeout(Some(PATIENCE))?;
         let command = format!(
-            "NOTIFY_SOCKET={} exec {} --bpffs {} hook nri --config {} --nri-socket {} 2> {}",
+            "NOTIFY_SOCKET={} exec {} --bpffs {} hook nri --host-cgroups --config {} --nri-socket {} 2> {}",
             address.display(),
             program.display(),
             bed.pins.display(),

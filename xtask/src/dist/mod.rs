@@ -38,6 +38,9 @@ pub(crate) struct Dist {
     /// Pack programs that are not optimised, which are built sooner, to try the packages.
     #[arg(long)]
     dev: bool,
+    /// Then build this machine's programs again, from nothing, at the same path, and compare them. Needs root.
+    #[arg(long)]
+    twice: bool,
     /// Then install and remove each as its users do, in roots of their own. Needs root.
     #[arg(long)]
     check: bool,
@@ -74,20 +77,26 @@ impl Dist {
     pub(crate) fn run(self) -> Result<ExitCode> {
         Setup::for_dist().run()?;
         let directory = cargo::target_directory()?.join("dist");
-        let artefacts = make(&self.arch.archs(), if self.dev { Profile::Dev } else { Profile::Release }, &directory)?;
+        let profile = if self.dev { Profile::Dev } else { Profile::Release };
+        let all = program::build(&self.arch.archs(), profile)?;
+        let artefacts = make(&all, profile, &directory)?;
         for artefact in &artefacts {
             println!("{}", artefact.display());
         }
-        if self.check { check::all(&directory) } else { Ok(ExitCode::SUCCESS) }
+        let checked = if self.check { check::all(&directory)? } else { ExitCode::SUCCESS };
+        if self.twice {
+            let own = all.iter().find(|programs| programs.arch.is_host());
+            program::again(own.context("--twice needs --arch of this machine, or all")?, profile)?;
+        }
+        Ok(checked)
     }
 }
 
-/// Makes everything for these processors.
-fn make(archs: &[arch::Arch], profile: Profile, directory: &Path) -> Result<Vec<PathBuf>> {
-    let all = program::build(archs, profile)?;
+/// Makes everything from these programs.
+fn make(all: &[program::Programs], profile: Profile, directory: &Path) -> Result<Vec<PathBuf>> {
     recreate(directory)?;
     let mut artefacts = Vec::new();
-    for programs in &all {
+    for programs in all {
         let package = deb::of(programs, profile, directory)?;
         let tree = directory.join(".tree");
         deb::unpack(&package, &tree)?;
@@ -100,9 +109,9 @@ fn make(archs: &[arch::Arch], profile: Profile, directory: &Path) -> Result<Vec<
         fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
     }
     artefacts.extend(pkgbuild::write(directory)?);
-    artefacts.push(oci::of(&all, directory)?);
+    artefacts.push(oci::of(all, directory)?);
     artefacts.extend(chart::pack(directory)?);
-    artefacts.push(sbom::write(&all, directory)?);
+    artefacts.push(sbom::write(all, directory)?);
     artefacts.push(sums::write(&artefacts, directory)?);
     Ok(artefacts)
 }

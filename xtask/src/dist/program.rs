@@ -10,9 +10,9 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use super::{Profile, arch::Arch, recreate};
+use super::{Profile, arch::Arch, archive, recreate};
 use crate::{cargo, toolchain};
 
 /// The shells, and the files that the package's metadata name.
@@ -51,6 +51,45 @@ pub(super) fn build(archs: &[Arch], profile: Profile) -> Result<Vec<Programs>> {
         all.push(Programs { arch, directory });
     }
     Ok(all)
+}
+
+/// Builds this machine's static programs again, from nothing, at the same path, and checks that they are the same. Needs root: for the
+/// second build, an empty directory is mounted where cargo's target directory is.
+pub(super) fn again(first: &Programs, profile: Profile) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "building at the same path again needs root");
+    let target = cargo::target_directory()?;
+    let second = target.join("again");
+    recreate(&second)?;
+    let targets = [profile.cargo(), &["--bin", "steer", "--bin", "steer-demo"]].concat();
+    let build = cargo::command_for(&targets, first.arch.target(), |command| {
+        first.arch.prepare(command);
+        first.arch.flags(command, flags());
+    });
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-euc",
+        "mount --bind \"$0\" \"$1\"; shift; exec \"$@\"",
+    ]);
+    command.args([&second, &target]).arg(build.get_program()).args(build.get_args()).current_dir(cargo::root());
+    command.envs(build.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    cargo::check(&mut command)?;
+    let below = first.directory.strip_prefix(&target).context("the programs are not in cargo's target directory")?;
+    for name in ["steer", "steer-demo"] {
+        let sum = |directory: &Path| archive::sha256(&directory.join(name));
+        let (one, two) = (sum(&first.directory)?, sum(&second.join(below))?);
+        ensure!(
+            one == two,
+            "two builds of {name} differ: {} and {}",
+            first.directory.display(),
+            second.join(below).display()
+        );
+        println!("twice: {name} ... the same, {one}");
+    }
+    fs::remove_dir_all(&second).with_context(|| format!("remove {}", second.display()))
 }
 
 /// Builds for this machine, with its libraries, and writes manual pages and completions. Returns the agent.

@@ -11,11 +11,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{cargo, dist::recreate};
+use crate::{
+    cargo,
+    dist::{arch::Arch, recreate},
+};
 
 /// Unpacks the newest kernel of a suite, with its modules, into `unpacked`.
-pub(super) fn unpack_kernel(suite: &str, flavour: &str, state: &Path, unpacked: &Path) -> Result<()> {
-    let apt = Apt::new(suite, state)?;
+pub(super) fn unpack_kernel(suite: &str, arch: Arch, flavour: &str, state: &Path, unpacked: &Path) -> Result<()> {
+    let apt = Apt::new(suite, Some(arch), state)?;
     eprintln!("vm: downloading the newest {flavour} kernel of {suite}");
     cargo::check(apt.command("apt-get").arg("update"))?;
     let image = apt.dependencies(&format!("linux-image-{flavour}"))?;
@@ -35,11 +38,24 @@ pub(super) fn unpack_kernel(suite: &str, flavour: &str, state: &Path, unpacked: 
 
 /// Unpacks a package of a suite into `unpacked`, and keeps the files there.
 pub(crate) fn unpack_package(suite: &str, package: &str, state: &Path, unpacked: &Path) -> Result<()> {
-    let apt = Apt::new(suite, state)?;
+    let apt = Apt::new(suite, None, state)?;
     eprintln!("setup: downloading {package} of {suite}");
     cargo::check(apt.command("apt-get").arg("update"))?;
     fs::create_dir_all(unpacked).with_context(|| format!("create {}", unpacked.display()))?;
     apt.unpack(&[package.to_owned()], &state.join("download").join(package), unpacked)
+}
+
+/// Unpacks packages of this machine's own suite for a processor, with all that they depend on, into an empty directory.
+pub(super) fn unpack_programs(packages: &[&str], arch: Arch, state: &Path, unpacked: &Path) -> Result<()> {
+    let apt = Apt::new(&own_suite()?, Some(arch), state)?;
+    eprintln!("vm: downloading {} for {}", packages.join(", "), arch.name());
+    cargo::check(apt.command("apt-get").arg("update"))?;
+    recreate(&state.join("cache/archives/partial"))?;
+    let mut download = apt.command("apt-get");
+    download.args(["install", "--download-only", "--no-install-recommends", "--yes"]).args(packages);
+    cargo::check(download.stdout(Stdio::null()))?;
+    recreate(unpacked)?;
+    unpack_all(&state.join("cache/archives"), unpacked)
 }
 
 /// Makes a minimal root file system of a suite with these packages, in an empty directory. Needs root, and debootstrap.
@@ -62,16 +78,18 @@ fn mirror() -> Result<String> {
 struct Apt {
     state: PathBuf,
     sources: PathBuf,
+    /// The processor; none: this machine's.
+    arch: Option<Arch>,
 }
 
 impl Apt {
-    fn new(suite: &str, state: &Path) -> Result<Self> {
+    fn new(suite: &str, arch: Option<Arch>, state: &Path) -> Result<Self> {
         let source = own_source()?;
         for directory in ["lists/partial", "cache/archives/partial"] {
             let directory = state.join(directory);
             fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         }
-        let apt = Self { state: state.to_owned(), sources: state.join("debian.sources") };
+        let apt = Self { state: state.to_owned(), sources: state.join("debian.sources"), arch };
         let Source { uris, signed_by, .. } = source;
         let signed_by = signed_by.map_or_else(String::new, |key| format!("Signed-By: {key}\n"));
         let text = format!("Types: deb\nURIs: {uris}\nSuites: {suite}\nComponents: main\n{signed_by}");
@@ -102,6 +120,11 @@ impl Apt {
         ] {
             command.arg("-o").arg(format!("{option}={}", value.display()));
         }
+        if let Some(arch) = self.arch.filter(|arch| !arch.is_host()) {
+            for option in ["APT::Architecture", "APT::Architectures"] {
+                command.arg("-o").arg(format!("{option}={}", arch.name()));
+            }
+        }
         command
     }
 
@@ -109,10 +132,7 @@ impl Apt {
     fn unpack(&self, packages: &[String], downloads: &Path, unpacked: &Path) -> Result<()> {
         recreate(downloads)?;
         cargo::check(self.command("apt-get").arg("download").args(packages).current_dir(downloads))?;
-        for entry in fs::read_dir(downloads).with_context(|| format!("list {}", downloads.display()))? {
-            let package = entry.with_context(|| format!("list {}", downloads.display()))?.path();
-            cargo::check(Command::new("dpkg-deb").arg("--extract").arg(package).arg(unpacked))?;
-        }
+        unpack_all(downloads, unpacked)?;
         recreate(downloads)
     }
 
@@ -123,6 +143,18 @@ impl Apt {
         let record = String::from_utf8_lossy(&output.stdout);
         Ok(record.lines().filter_map(|line| line.strip_prefix("Depends: ")).flat_map(names).collect())
     }
+}
+
+/// Unpacks all packages in a directory.
+fn unpack_all(packages: &Path, unpacked: &Path) -> Result<()> {
+    let list = || format!("list {}", packages.display());
+    for entry in fs::read_dir(packages).with_context(list)? {
+        let package = entry.with_context(list)?.path();
+        if package.extension().is_some_and(|extension| extension == "deb") {
+            cargo::check(Command::new("dpkg-deb").arg("--extract").arg(package).arg(unpacked))?;
+        }
+    }
+    Ok(())
 }
 
 /// Parses `a (>= 1), b | c`.
@@ -147,8 +179,8 @@ struct Source {
     signed_by: Option<String>,
 }
 
-/// The source of this machine's own Debian release.
-fn own_source() -> Result<Source> {
+/// The suite of this machine.
+fn own_suite() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
     let field = |name: &str| release.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_matches('"')));
     ensure!(
@@ -156,7 +188,12 @@ fn own_source() -> Result<Source> {
         "this machine does not run Debian, so it has no source of Debian's packages; for a kernel, give the file \
          of its image, `--kernel FILE`"
     );
-    let codename = field("VERSION_CODENAME=").context("/etc/os-release has no VERSION_CODENAME")?;
+    Ok(field("VERSION_CODENAME=").context("/etc/os-release has no VERSION_CODENAME")?.to_owned())
+}
+
+/// The source of this machine's own Debian release.
+fn own_source() -> Result<Source> {
+    let codename = own_suite()?;
     let mut files = vec![PathBuf::from("/etc/apt/sources.list"), "/etc/apt/sources.list.d/debian.sources".into()];
     let mut others: Vec<_> =
         fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
@@ -170,9 +207,7 @@ fn own_source() -> Result<Source> {
             Some("list") => one_liners(&text),
             _ => Vec::new(),
         })
-        .find(|source| {
-            source.suites.iter().any(|suite| suite == codename) && source.components.contains(&"main".to_owned())
-        })
+        .find(|source| source.suites.contains(&codename) && source.components.contains(&"main".to_owned()))
         .with_context(|| format!("apt has no source of the suite {codename}"))
 }
 

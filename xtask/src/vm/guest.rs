@@ -3,9 +3,9 @@
 //! **Invariant**: the guest's report is one line of its console that nothing else prints.
 
 use std::{
+    collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -15,36 +15,53 @@ use super::{
     initramfs::Archive,
     kernel::Kernel,
     modules::{Module, Modules},
+    programs::{self, Programs, Source},
 };
-use crate::{cargo, toolchain};
+use crate::dist::arch::Arch;
 
 /// The tests to run.
-#[derive(Clone, Debug)]
 pub(super) struct Job {
     /// The integration tests whose name contains this.
-    pub(super) filter: String,
-    /// Names below /bin, and their files: the tests and the programs that they need.
-    pub(super) programs: Vec<(&'static str, PathBuf)>,
+    filter: String,
+    /// The names of the tests and of the programs that they need, below /bin.
+    programs: Vec<&'static str>,
+    /// These, and busybox, with all libraries. They are read once: every kernel gets the same, whatever is built meanwhile.
+    files: Vec<(String, Vec<u8>)>,
     /// The image of the root file system for the tests; without it, they run in that of the initramfs.
     pub(super) disk: Option<PathBuf>,
 }
 
 impl Job {
-    /// These tests, with the binaries of the workspace, without a disk.
-    pub(super) fn of(filter: &str) -> Result<Self> {
-        let mut programs = vec![("tests", cargo::integration_tests()?.path)];
-        let built = cargo::programs(&cargo::TESTED)?;
-        for name in ["steer", "steer-probe", "steer-escape", "steer-demo"] {
-            programs.push((name, cargo::binary(&built, name)?));
+    /// These tests, with the binaries of the workspace, in the initramfs.
+    pub(super) fn of(filter: &str, arch: Arch) -> Result<Self> {
+        let source = Source::of(arch)?;
+        let programs = [programs::own(arch)?, source.tools()?].concat();
+        Self::with(filter, &programs, &source, None)
+    }
+
+    /// These tests, in the root file system of a disk, which has all other programs.
+    pub(super) fn on_disk(filter: &str, arch: Arch, disk: PathBuf) -> Result<Self> {
+        Self::with(filter, &programs::own(arch)?, &Source::of(arch)?, Some(disk))
+    }
+
+    fn with(filter: &str, programs: &Programs, source: &Source, disk: Option<PathBuf>) -> Result<Self> {
+        let (mut files, mut libraries) = (Vec::new(), BTreeMap::new());
+        let busybox = ("busybox", source.busybox()?);
+        for (name, program) in programs.iter().chain([&busybox]) {
+            files.push((format!("/bin/{name}"), read(program)?));
+            libraries.extend(source.libraries(program)?);
         }
-        Ok(Self { filter: filter.to_owned(), programs, disk: None })
+        for (path, library) in libraries {
+            files.push((path, read(&library)?));
+        }
+        let programs = programs.iter().map(|(name, _)| *name).collect();
+        Ok(Self { filter: filter.to_owned(), programs, files, disk })
     }
 
     /// The script of the init program, with the names of the programs for the tests' root file system.
     fn script(&self) -> String {
-        let programs: Vec<_> = self.programs.iter().map(|(name, _)| *name).collect();
         let root = if self.disk.is_some() { "/root" } else { "/" };
-        format!("programs='{}' root={root} filter='{}'\n{INIT}", programs.join(" "), self.filter)
+        format!("programs='{}' root={root} filter='{}'\n{INIT}", self.programs.join(" "), self.filter)
     }
 }
 
@@ -70,6 +87,8 @@ $b mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
 $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
+# What tests start beside the programs above, such as sh.
+$b --install -s /bin
 for module in /modules/*.ko; do
     [ -e $module ] && { $b insmod $module || echo \"insmod $module failed\"; }
 done
@@ -131,21 +150,16 @@ pub(super) fn verdict(console: &str) -> Verdict {
 /// Builds the initramfs of the guest.
 pub(super) fn initramfs(kernel: &Kernel, job: &Job) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for directory in ["/dev", "/proc", "/sys", "/tmp", "/modules", "/root"] {
+    for directory in ["/dev", "/proc", "/sys", "/tmp", "/run", "/modules", "/root"] {
         archive.directory(directory);
     }
-    archive.file("/init", format!("#!/bin/busybox sh\n{}", job.script()).as_bytes());
-    let busybox = toolchain::program("busybox").context("busybox was removed")?;
-    let mut libraries = Vec::new();
-    let programs = job.programs.iter().map(|(name, program)| (*name, program.as_path()));
-    for (name, program) in programs.chain([("busybox", busybox.as_path())]) {
-        archive.file(&format!("/bin/{name}"), &read(program)?);
-        libraries.extend(shared_libraries(program)?);
+    // Tests replace them.
+    for file in ["/etc/resolv.conf", "/etc/nsswitch.conf"] {
+        archive.file(file, b"");
     }
-    libraries.sort();
-    libraries.dedup();
-    for library in libraries {
-        archive.file(&library, &read(Path::new(&library))?);
+    archive.file("/init", format!("#!/bin/busybox sh\n{}", job.script()).as_bytes());
+    for (path, contents) in &job.files {
+        archive.file(path, contents);
     }
     if let Some(directory) = &kernel.modules {
         let names = if job.disk.is_some() { [&MODULES[..], &DISK_MODULES].concat() } else { MODULES.to_vec() };
@@ -160,21 +174,6 @@ pub(super) fn initramfs(kernel: &Kernel, job: &Job) -> Result<Vec<u8>> {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
-}
-
-/// The libraries that a program is started with, including the dynamic linker; none for a static program.
-fn shared_libraries(program: &Path) -> Result<Vec<String>> {
-    let output = Command::new("ldd").arg(program).output().context("start ldd")?;
-    Ok(library_paths(&String::from_utf8_lossy(&output.stdout)))
-}
-
-/// Parses ldd(1): `libc.so.6 => /lib/x/libc.so.6 (0x...)`, a path alone, or a name without a file.
-fn library_paths(listing: &str) -> Vec<String> {
-    let path = |line: &str| {
-        let words = || line.split_whitespace();
-        words().find(|word| word.starts_with('/')).map(str::to_owned)
-    };
-    listing.lines().filter_map(path).collect()
 }
 
 #[cfg(test)]
@@ -194,12 +193,5 @@ mod tests {
             assert_eq!(verdict(console), expected, "{console}");
         }
         assert!(INIT.contains(REPORT));
-    }
-
-    #[test]
-    fn libraries_are_read_from_ldd() {
-        let listing = "\tlinux-vdso.so.1 (0x0007)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x0007)\n\t/lib64/ld.so.2 (0x7)\n";
-        assert_eq!(library_paths(listing), ["/lib/x/libc.so.6", "/lib64/ld.so.2"]);
-        assert!(library_paths("\tnot a dynamic executable\n").is_empty());
     }
 }

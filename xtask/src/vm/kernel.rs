@@ -11,16 +11,27 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::debian;
+use crate::dist::arch::Arch;
 
 /// The kernels that can be chosen by name, and their Debian suites. The last one moves with Debian.
 const NAMED: [(&str, &str); 4] =
     [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie"), ("latest", "trixie-backports")];
 
+/// The end of a name: boot it without BPF among the security modules.
+const WITHOUT_LSM: &str = "-without-bpf-lsm";
+/// Ubuntu's list of security modules (CONFIG_LSM).
+const UBUNTU_LSM: &str = "lsm=landlock,lockdown,yama,integrity,apparmor";
+
+/// All names, by age.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    NAMED.into_iter().flat_map(|(name, _)| [name.to_owned(), format!("{name}{WITHOUT_LSM}")])
+}
+
 /// A kernel as requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     /// The newest kernel of a Debian suite.
-    Debian { name: &'static str, suite: &'static str },
+    Debian { name: &'static str, suite: &'static str, bpf_lsm: bool },
     /// The image in this file.
     File(PathBuf),
 }
@@ -29,21 +40,24 @@ impl FromStr for Wanted {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(&(name, suite)) = NAMED.iter().find(|(name, _)| *name == text) {
-            return Ok(Self::Debian { name, suite });
+        let (plain, bpf_lsm) = text.strip_suffix(WITHOUT_LSM).map_or((text, true), |plain| (plain, false));
+        if let Some(&(name, suite)) = NAMED.iter().find(|(name, _)| *name == plain) {
+            return Ok(Self::Debian { name, suite, bpf_lsm });
         }
         if Path::new(text).is_file() {
             return Ok(Self::File(text.into()));
         }
         let names: Vec<_> = NAMED.iter().map(|(name, _)| *name).collect();
-        Err(format!("neither a file nor one of {}", names.join(", ")))
+        Err(format!("neither a file nor one of {}, also with {WITHOUT_LSM} at the end", names.join(", ")))
     }
 }
 
 impl fmt::Display for Wanted {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Debian { name, .. } => formatter.write_str(name),
+            Self::Debian { name, bpf_lsm, .. } => {
+                write!(formatter, "{name}{}", if *bpf_lsm { "" } else { WITHOUT_LSM })
+            }
             Self::File(path) => write!(formatter, "{}", path.display()),
         }
     }
@@ -55,15 +69,17 @@ impl Wanted {
     }
 
     /// Finds the kernel. Downloads it to below `place` if it is not there yet.
-    pub(super) fn obtain(&self, flavour: &str, place: &Path, refresh: bool) -> Result<Kernel> {
+    pub(super) fn obtain(&self, arch: Arch, flavour: &str, place: &Path, refresh: bool) -> Result<Kernel> {
         match self {
-            Self::File(image) => Kernel::read(image),
-            Self::Debian { suite, .. } => {
+            Self::File(image) => Kernel::read(image, arch),
+            Self::Debian { suite, bpf_lsm, .. } => {
                 let unpacked = place.join("kernels").join(suite).join(flavour);
                 if refresh || image_below(&unpacked).is_err() {
-                    debian::unpack_kernel(suite, flavour, &place.join("apt").join(suite), &unpacked)?;
+                    let state = place.join("apt").join(arch.name()).join(suite);
+                    debian::unpack_kernel(suite, arch, flavour, &state, &unpacked)?;
                 }
-                Kernel::read(&image_below(&unpacked)?)
+                let kernel = Kernel::read(&image_below(&unpacked)?, arch)?;
+                Ok(Kernel { parameters: if *bpf_lsm { "" } else { UBUNTU_LSM }, ..kernel })
             }
         }
     }
@@ -74,13 +90,21 @@ impl Wanted {
 pub(super) struct Kernel {
     /// The output of `uname -r`; "unknown" if the image does not contain it.
     pub(super) release: String,
+    pub(super) arch: Arch,
     pub(super) image: PathBuf,
+    /// Further parameters.
+    pub(super) parameters: &'static str,
     /// Its directory of modules, if it has one.
     pub(super) modules: Option<PathBuf>,
 }
 
 impl Kernel {
-    fn read(image: &Path) -> Result<Self> {
+    /// Its release, and what its parameters change.
+    pub(super) fn name(&self) -> String {
+        format!("{}{}", self.release, if self.parameters == UBUNTU_LSM { ", without BPF LSM" } else { "" })
+    }
+
+    fn read(image: &Path, arch: Arch) -> Result<Self> {
         let image = fs::canonicalize(image).with_context(|| format!("find {}", image.display()))?;
         let bytes = fs::read(&image).with_context(|| format!("read {}", image.display()))?;
         let release = release(&bytes).unwrap_or_else(|| "unknown".to_owned());
@@ -89,7 +113,7 @@ impl Kernel {
         let modules =
             [beside.to_owned(), above.join("lib/modules").join(&release), above.join("usr/lib/modules").join(&release)];
         let modules = modules.into_iter().find(|directory| directory.join("kernel").is_dir());
-        Ok(Self { release, image, modules })
+        Ok(Self { release, arch, image, parameters: "", modules })
     }
 }
 
@@ -110,10 +134,14 @@ fn image_below(unpacked: &Path) -> Result<PathBuf> {
     bail!("there is no kernel image below {}", unpacked.display())
 }
 
-/// Reads the release from a bzImage: the set-up header (boot protocol 2.00) points to it.
+/// Reads the release from a bzImage, whose set-up header (boot protocol 2.00) points to it, or from the banner of an image that is not
+/// compressed, such as that of arm64.
 fn release(image: &[u8]) -> Option<String> {
+    const BANNER: &[u8] = b"Linux version ";
     if image.get(0x202..0x206)? != b"HdrS" {
-        return None;
+        let at = image.windows(BANNER.len()).position(|window| window == BANNER)?;
+        let version = image.get(at + BANNER.len()..)?.split(|&byte| byte == b' ').next()?;
+        return String::from_utf8(version.to_vec()).ok();
     }
     let pointer = usize::from(u16::from_le_bytes([*image.get(0x20e)?, *image.get(0x20f)?]));
     let version = image.get(0x200 + pointer..)?.split(|&byte| byte == 0 || byte == b' ').next()?;
@@ -132,13 +160,19 @@ mod tests {
         image[0x300..0x312].copy_from_slice(b"6.1.0-1-amd64 (d@x");
         assert_eq!(release(&image).as_deref(), Some("6.1.0-1-amd64"));
         assert_eq!(release(b"\x7fELF"), None);
+        image[0x202..0x206].fill(0);
+        image.extend(b"\0Linux version 6.1.0-1-arm64 (d@x");
+        assert_eq!(release(&image).as_deref(), Some("6.1.0-1-arm64"));
+        image[0x202..0x206].copy_from_slice(b"HdrS");
         assert_eq!(release(&image[..0x300]).as_deref(), Some(""), "cut short");
     }
 
     #[test]
     fn names_and_files_are_distinguished() {
         let named: Wanted = "6.1".parse().expect("6.1 is a name");
-        assert_eq!(named, Wanted::Debian { name: "6.1", suite: "bookworm" });
+        assert_eq!(named, Wanted::Debian { name: "6.1", suite: "bookworm", bpf_lsm: true });
+        let ubuntu: Wanted = "6.1-without-bpf-lsm".parse().expect("6.1 is a name");
+        assert_eq!(ubuntu.to_string(), "6.1-without-bpf-lsm");
         let file: Wanted = "/proc/self/exe".parse().expect("this program is a file");
         assert!(file.is_file());
         assert!("6.99".parse::<Wanted>().is_err_and(|error| error.contains("5.10, 6.1, 6.12, latest")));

@@ -6,9 +6,10 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::table::Row;
+use crate::dist::arch::Arch;
 
 /// The result of a test.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) enum Result {
     Works,
     /// The test could not run there, and why.
@@ -35,24 +36,47 @@ pub(super) fn read(console: &str) -> Vec<(String, Result)> {
     console.lines().filter_map(test).collect()
 }
 
-/// The document: a row for each kernel, a column for each test, and the reasons why tests could not run.
-pub(super) fn document(rows: &[Row], date: &str, command: &str) -> String {
+/// The beginning of the document.
+const INTRODUCTION: &str = "\
+# What works on which kernel
+
+`cargo xtask vm` boots each kernel in a virtual machine, with an emulated processor, and runs a test for each column there. `--report` writes \
+what it found, and what its last runs with other kernels found. \"without BPF \
+LSM\" is a boot with Ubuntu's list of security modules, in which `bpf` is not.
+
+- 32 bit calls: such a call gets past `enforce = \"steer\"`, so that the next column tells something. On arm64 a 32 bit program makes it.
+- 32 bit guard: a strict policy refuses it.
+- exec guard, without LSM guard: what steer does where the kernel runs no security programs: the filter of `steer exec`, the lines of \
+`steer unit`, and what `status` and `doctor` say.
+";
+
+/// The document: a section for each processor.
+pub(super) fn document(rows: &[Row]) -> String {
+    let mut text = INTRODUCTION.to_owned();
+    for arch in Arch::ALL {
+        let rows: Vec<_> = rows.iter().filter(|row| row.arch == arch.name()).collect();
+        if !rows.is_empty() {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\n## {}\n\n{}", arch.name(), section(&rows));
+        }
+    }
+    text
+}
+
+/// The section of a processor: a row for each kernel, a column for each test, and the reasons why tests could not run.
+fn section(rows: &[&Row]) -> String {
     let mut columns: Vec<&str> = Vec::new();
     for (name, _) in rows.iter().flat_map(|row| &row.tests) {
         if !columns.contains(&name.as_str()) {
             columns.push(name);
         }
     }
-    let mut text = format!(
-        "# What works on which kernel\n\nMade on {date} by `{command}`, which boots each kernel in a virtual machine and runs a test for each \
-         column there.\n\n| kernel | {} |\n|---|{}\n",
-        columns.join(" | "),
-        "---|".repeat(columns.len()),
-    );
+    let mut text =
+        format!("| kernel | run on | {} |\n|---|---|{}\n", columns.join(" | "), "---|".repeat(columns.len()),);
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     // Writing to a string cannot fail.
     for row in rows {
-        let _ = write!(text, "| {} |", row.release);
+        let _ = write!(text, "| {} | {} |", row.release, row.date);
         for column in &columns {
             let result = row.tests.iter().find(|(name, _)| name == column).map(|(_, result)| result);
             let cell = match result {
@@ -67,7 +91,9 @@ pub(super) fn document(rows: &[Row], date: &str, command: &str) -> String {
         }
         text.push('\n');
     }
-    text.push('\n');
+    if !reasons.is_empty() {
+        text.push('\n');
+    }
     for (why, cells) in reasons {
         let _ = writeln!(text, "- {}: {why}", cells.join(", "));
     }
@@ -99,15 +125,16 @@ mod tests {
         let row = |release: &str, console: &str| Row {
             release: release.to_owned(),
             tests: read(console),
-            ..Row::new(String::new())
+            ..Row::new("arm64", String::new(), "2026-01-01".to_owned())
         };
         let rows = [row("6.1", CONSOLE), row("7.3", "test kernel::bind ... ok\n"), row("-", "")];
-        let text = document(&rows, "2026-01-01", "cargo xtask vm");
-        let table = "| kernel | bind | LSM guard | made again |\n\
-                     |---|---|---|---|\n\
-                     | 6.1 | yes | no | **FAILED** |\n\
-                     | 7.3 | yes | **FAILED** | **FAILED** |\n\
-                     | - | **FAILED** | **FAILED** | **FAILED** |\n\n\
+        let text = document(&rows);
+        let table = "\n## arm64\n\n\
+                     | kernel | run on | bind | LSM guard | made again |\n\
+                     |---|---|---|---|---|\n\
+                     | 6.1 | 2026-01-01 | yes | no | **FAILED** |\n\
+                     | 7.3 | 2026-01-01 | yes | **FAILED** | **FAILED** |\n\
+                     | - | 2026-01-01 | **FAILED** | **FAILED** | **FAILED** |\n\n\
                      - LSM guard on 6.1: no hook (see x)\n";
         assert!(text.ends_with(table), "{text}");
     }

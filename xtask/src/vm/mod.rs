@@ -7,10 +7,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 
 mod debian;
 mod guest;
@@ -19,7 +20,9 @@ mod kernel;
 mod matrix;
 mod modules;
 mod peers;
+mod programs;
 mod qemu;
+mod results;
 mod table;
 
 pub(crate) use self::{
@@ -31,7 +34,13 @@ use self::{
     kernel::{Kernel, Wanted},
     table::Row,
 };
-use crate::{apt, cargo, setup::Setup, toolchain};
+use crate::{
+    apt, cargo,
+    dist::arch::{Arch, Chosen},
+    portable,
+    setup::Setup,
+    toolchain,
+};
 
 /// The required programs, and their Debian packages.
 pub(crate) const NEEDS: [(&str, &str); 4] = [
@@ -44,17 +53,22 @@ pub(crate) const NEEDS: [(&str, &str); 4] = [
 /// Run tests under real kernels, in virtual machines; needs no root once qemu and the like are installed.
 #[derive(clap::Args)]
 pub(crate) struct Vm {
-    /// 5.10, 6.1, 6.12 or latest, as Debian currently ships them; or the file of a kernel image.
-    #[arg(long = "kernel", value_name = "KERNEL", default_values = ["5.10", "6.1"])]
+    /// 5.10, 6.1, 6.12 or latest, as Debian currently ships them, also with -without-bpf-lsm, which boots with Ubuntu's list of security
+    /// modules; or the file of a kernel image.
+    #[arg(long = "kernel", value_name = "KERNEL", default_values = ["5.10", "6.1", "6.1-without-bpf-lsm"])]
     kernels: Vec<Wanted>,
-    /// Flavour of Debian's kernels, such as cloud-amd64.
-    #[arg(long = "flavour", value_name = "FLAVOUR", default_value = "amd64")]
+    /// The processor of the machines. One that this machine does not have takes about as long.
+    #[arg(long, default_value = "amd64")]
+    arch: Chosen,
+    /// Flavour of Debian's kernels, such as cloud-amd64; by default that of the processor's name.
+    #[arg(long = "flavour", value_name = "FLAVOUR")]
     flavours: Vec<String>,
     /// Run the integration tests whose name contains this; by default one for each feature that depends on the kernel.
     #[arg(long = "test", value_name = "FILTER", default_value = "kernel::")]
     filter: String,
-    /// Write the features of each kernel to this file, as a table in Markdown.
-    #[arg(long, value_name = "FILE")]
+    /// Write the features of each kernel to this file, as tables in Markdown, after each kernel. Those of the last run with other
+    /// kernels are in it, too.
+    #[arg(long, value_name = "FILE", conflicts_with = "filter")]
     report: Option<PathBuf>,
     /// Check for newer kernels than those downloaded before.
     #[arg(long)]
@@ -66,40 +80,66 @@ pub(crate) struct Vm {
 
 impl Vm {
     pub(crate) fn run(&self) -> Result<ExitCode> {
-        if cfg!(not(target_arch = "x86_64")) {
-            bail!("virtual machines are set up for x86-64 only");
-        }
+        let archs = self.arch.archs();
+        ensure!(
+            archs.len() == 1 || self.flavours.is_empty() && !self.kernels.iter().any(Wanted::is_file),
+            "a flavour or an image is of one processor: give --arch amd64 or --arch arm64, too"
+        );
         install(&NEEDS)?;
         Setup::default().run()?;
-        let mut job = Job::of(&self.filter)?;
-        for program in ["install", "ip", "wg"] {
-            job.programs
-                .push((program, toolchain::program(program).with_context(|| format!("{program} was removed"))?));
+        let mut jobs = Vec::new();
+        for arch in archs {
+            jobs.push((arch, self.prepare(arch)?));
         }
-
-        let mut rows = Vec::new();
-        for wanted in &self.kernels {
-            // The image in a file has a flavour already.
-            let flavours = if wanted.is_file() { &self.flavours[..1] } else { &self.flavours[..] };
-            for flavour in flavours {
-                let row = self.try_kernel(wanted, flavour, &job);
-                eprintln!("vm: {row}");
-                rows.push(row);
-            }
-        }
+        // A machine has one processor, so one of each kind runs at a time.
+        let rows = thread::scope(|scope| {
+            let running: Vec<_> = jobs.iter().map(|(arch, job)| scope.spawn(|| self.try_kernels(*arch, job))).collect();
+            running.into_iter().flat_map(|thread| thread.join().expect("it does not panic")).collect::<Vec<_>>()
+        });
         print!("{}", table::render(&rows));
-        if let Some(report) = &self.report {
-            write(report, matrix::document(&rows, &today()?, &command_line()))?;
-        }
         Ok(if rows.iter().all(Row::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn try_kernel(&self, wanted: &Wanted, flavour: &str, job: &Job) -> Row {
-        let mut row = Row::new(wanted.to_string());
+    /// Installs and builds what machines with this processor need.
+    fn prepare(&self, arch: Arch) -> Result<Job> {
+        install(&[qemu::program(arch)])?;
+        if !arch.is_host() {
+            install(&[(arch.c_compiler(), portable::C_COMPILER[0])])?;
+            if !portable::has_targets() {
+                portable::install_targets()?;
+            }
+        }
+        Job::of(&self.filter, arch)
+    }
+
+    fn try_kernels(&self, arch: Arch, job: &Job) -> Vec<Row> {
+        let mut rows = Vec::new();
+        let own = [arch.name().to_owned()];
+        let flavours = if self.flavours.is_empty() { &own[..] } else { &self.flavours[..] };
+        for wanted in &self.kernels {
+            // The image in a file has a flavour already.
+            let flavours = if wanted.is_file() { &flavours[..1] } else { flavours };
+            for flavour in flavours {
+                let row = self.try_kernel(wanted, (arch, flavour), job);
+                eprintln!("vm: {row}");
+                if let Some(report) = &self.report
+                    && let Err(error) =
+                        results::keep(&row).and_then(|()| write(report, matrix::document(&results::all()?)))
+                {
+                    eprintln!("error: {error:#}");
+                }
+                rows.push(row);
+            }
+        }
+        rows
+    }
+
+    fn try_kernel(&self, wanted: &Wanted, (arch, flavour): (Arch, &str), job: &Job) -> Row {
+        let mut row = Row::new(arch.name(), wanted.to_string(), today().unwrap_or_default());
         let outcome = place()
-            .and_then(|place| wanted.obtain(flavour, &place, self.refresh))
+            .and_then(|place| wanted.obtain(arch, flavour, &place, self.refresh))
             .and_then(|kernel| {
-                row.release.clone_from(&kernel.release);
+                row.release = kernel.name();
                 boot(&kernel, job, self.verbose)
             })
             .with_context(|| format!("kernel {wanted}"));
@@ -123,13 +163,13 @@ fn boot(kernel: &Kernel, job: &Job, verbose: bool) -> Result<(String, Duration)>
     if kernel.modules.is_none() {
         eprintln!("vm: {} has no modules; all that the tests use must be built in", kernel.release);
     }
-    let archive = place()?.join("initramfs.cpio");
+    let archive = place()?.join(format!("initramfs-{}.cpio", kernel.arch.name()));
     write(&archive, guest::initramfs(kernel, job)?)?;
     let mut attempts = 0;
     loop {
         attempts += 1;
         let start = Instant::now();
-        let console = qemu::boot(&kernel.image, &archive, job.disk.as_deref(), guest::TIMEOUT)?;
+        let console = qemu::boot(kernel, &archive, job.disk.as_deref(), guest::TIMEOUT)?;
         let took = start.elapsed();
         let verdict = guest::verdict(&console);
         if verdict == Verdict::EmulatorTripped && attempts == 1 {

@@ -15,7 +15,11 @@ use super::{
     guest::{self, Job, Verdict},
     install, place, today, write,
 };
-use crate::{cargo, dist::recreate, setup::Setup};
+use crate::{
+    cargo,
+    dist::{arch::Arch, recreate},
+    setup::Setup,
+};
 
 /// The suite whose systemd is used.
 const SUITE: &str = "sid";
@@ -53,8 +57,8 @@ impl Peers {
         install(&[&NEEDS[..2], &ROOT_NEEDS].concat())?;
         Setup::default().run()?;
         let disk = self.disk()?;
-        let kernel = self.kernel.obtain("amd64", &place()?, self.refresh)?;
-        let job = Job { disk: Some(disk.clone()), ..Job::of(&self.filter)? };
+        let kernel = self.kernel.obtain(Arch::Amd64, "amd64", &place()?, self.refresh)?;
+        let job = Job::on_disk(&self.filter, Arch::Amd64, disk.clone())?;
         let (console, took) = boot(&kernel, &job, self.verbose)?;
         let verdict = guest::verdict(&console);
         eprintln!("peers: {}: {verdict}, {:.0} s", kernel.release, took.as_secs_f64());

@@ -10,8 +10,12 @@ use std::{
 use super::matrix;
 
 /// A kernel and its result.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Row {
+    /// The name of the processor.
+    pub(super) arch: String,
+    /// The day of the run.
+    pub(super) date: String,
     /// The kernel as requested.
     pub(super) kernel: String,
     /// Its release.
@@ -26,8 +30,10 @@ pub(super) struct Row {
 
 impl Row {
     /// A row of a kernel that was not started.
-    pub(super) fn new(kernel: String) -> Self {
+    pub(super) fn new(arch: &str, kernel: String, date: String) -> Self {
         Self {
+            arch: arch.to_owned(),
+            date,
             kernel,
             release: "-".to_owned(),
             result: "not started".to_owned(),
@@ -48,14 +54,16 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} ({}): {}, {}", self.kernel, self.release, self.result, self.time())
+        write!(formatter, "{} {} ({}): {}, {}", self.kernel, self.arch, self.release, self.result, self.time())
     }
 }
 
 /// All rows, in columns.
 pub(super) fn render(rows: &[Row]) -> String {
     let head = ["kernel", "release", "result", "time"].map(str::to_owned);
-    let lines = rows.iter().map(|row| [row.kernel.clone(), row.release.clone(), row.result.clone(), row.time()]);
+    let lines = rows
+        .iter()
+        .map(|row| [format!("{} {}", row.kernel, row.arch), row.release.clone(), row.result.clone(), row.time()]);
     let lines: Vec<[String; 4]> = std::iter::once(head).chain(lines).collect();
     let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
     let (first, second, third) = (width(0), width(1), width(2));
@@ -78,14 +86,14 @@ mod tests {
             result: "ok".to_owned(),
             passed: true,
             took: Some(Duration::from_millis(4210)),
-            ..Row::new("5.10".to_owned())
+            ..Row::new("amd64", "5.10".to_owned(), String::new())
         };
-        let text = render(&[passed, Row::new("6.1".to_owned())]);
+        let text = render(&[passed, Row::new("arm64", "6.1".to_owned(), String::new())]);
         assert_eq!(
             text,
-            "kernel  release         result       time\n\
-             5.10    5.10.0-1-amd64  ok           4.2 s\n\
-             6.1     -               not started  -\n"
+            "kernel      release         result       time\n\
+             5.10 amd64  5.10.0-1-amd64  ok           4.2 s\n\
+             6.1 arm64   -               not started  -\n"
         );
     }
 }

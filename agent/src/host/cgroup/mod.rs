@@ -5,6 +5,7 @@
 
 mod hierarchy;
 mod listing;
+pub mod namespace;
 pub mod scope;
 mod watch;
 

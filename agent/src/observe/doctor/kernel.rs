@@ -81,14 +81,15 @@ fn check_security_hooks(survey: &Survey, report: &mut Report) {
         |attached: &Attached| strict.contains(&attached.attachment.record.policy) && !scope::is_scope(&attached.path);
     let severity = if survey.attached.iter().any(is_open) { Severity::Warning } else { Severity::Info };
     let configured = survey.config.policies.iter().any(|policy| policy.target.enforcement.enforce == Enforce::Strict);
-    if !in_force && !configured {
-        report.not_applicable(Topic::LsmBpf, Subject::Host, "no policy is strict");
-        return;
-    }
     let unguarded = match &survey.pins {
         Some(pins) if in_force => kernel::unguarded(pins),
         _ => kernel::unguarded_by_kernel(),
     };
+    // What the kernel alone shows is said before the first strict policy.
+    if !in_force && !configured && !matches!(unguarded, Some(Unguarded::Inactive | Unguarded::Old(_))) {
+        report.not_applicable(Topic::LsmBpf, Subject::Host, "no policy is strict");
+        return;
+    }
     let advice = match &unguarded {
         None => {
             report.ok(Topic::LsmBpf, Subject::Host, "sockets past the IP stack are refused");
@@ -118,8 +119,9 @@ fn check_security_hooks(survey: &Survey, report: &mut Report) {
             Some(Unguarded::NotLoaded) => "the programs on the kernel's security hooks are not loaded".to_owned(),
             why => why.map_or_else(String::new, |why| why.to_string()),
         },
-        why: "outside of `steer exec` and of units that `steer unit` restricts, steer cannot refuse packet and XDP sockets, with which a \
-              process with CAP_NET_RAW bypasses its policy, nor the multicast groups that 32 bit system calls join on other links"
+        why: "a strict policy does not refuse packet and XDP sockets, with which a process with CAP_NET_RAW bypasses it, nor the multicast \
+              groups that 32 bit system calls join on other links. `steer exec` refuses both by a seccomp filter, and `steer unit` by settings \
+              of the unit; other cgroups are not covered"
             .to_owned(),
         fix: Some(Fix::advice(advice)),
     });

@@ -1,18 +1,38 @@
-//! 32 bit system calls of a 64 bit program (`int 0x80`), which take other paths through the kernel.
+//! 32 bit system calls of a 64 bit program, which take other paths through the kernel.
 //!
-//! **Invariant:** what such a call points to is below 4 GiB. Elsewhere than on x86-64 the attempts are not applicable.
+//! **Invariant:** where there are none, the attempts are not applicable.
 
 use super::{At, EscapeArgs, Step, Tried, uring};
 use crate::sys;
 use socket2::{Socket, Type};
-use std::{io, os::fd::AsRawFd};
+use std::{
+    io,
+    os::fd::{AsRawFd as _, RawFd},
+};
 
-/// Numbers of system calls on i386.
-const SOCKETCALL: u32 = 102;
-const SOCKET: u32 = 359;
-const SETSOCKOPT: u32 = 366;
-/// Number of `setsockopt` in `socketcall`.
-const SYS_SETSOCKOPT: u32 = 14;
+#[cfg(target_arch = "aarch64")]
+#[path = "compat/aarch64.rs"]
+mod machine;
+#[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+#[path = "compat/none.rs"]
+mod machine;
+#[cfg(target_arch = "x86_64")]
+#[path = "compat/x86_64.rs"]
+mod machine;
+
+use machine::{SETSOCKOPT, SOCKET};
+
+/// It has the same number on all architectures.
+const IO_URING_SETUP: u32 = 425;
+
+/// An argument of a call.
+pub(super) enum Argument<'a> {
+    Number(u32),
+    /// A descriptor of this process.
+    Descriptor(RawFd),
+    /// Memory that the kernel reads and writes.
+    Memory(&'a mut [u8]),
+}
 
 impl EscapeArgs {
     pub(super) fn compat_bind_to_device(&self) -> Tried {
@@ -39,7 +59,7 @@ impl EscapeArgs {
 
     pub(super) fn compat_packet(&self) -> Tried {
         let arguments = [libc::AF_PACKET, libc::SOCK_RAW, 0].map(i32::cast_unsigned);
-        let socket = call(SOCKET, [arguments[0], arguments[1], arguments[2], 0, 0]).at(Step::Socket)?;
+        let socket = machine::call(SOCKET, &mut arguments.map(Argument::Number)).at(Step::Socket)?;
         let socket = Socket::from(sys::received(socket));
         let to = sys::packet_address(self.other_index()?, self.ethertype(), [0xff; 6]);
         socket.send_to(&self.frame_to_server(), &to).at(Step::Send)?;
@@ -48,63 +68,19 @@ impl EscapeArgs {
 }
 
 fn set_socket_option(socket: &Socket, level: i32, name: i32, value: &[u8], by_socketcall: bool) -> Tried<()> {
-    let arguments = [
-        socket.as_raw_fd().cast_unsigned(),
-        level.cast_unsigned(),
-        name.cast_unsigned(),
-        low_copy(value).at(Step::Place)?,
-        u32::try_from(value.len()).unwrap_or(u32::MAX),
-    ];
+    let fd = socket.as_raw_fd();
     let set = if by_socketcall {
-        let bytes: Vec<u8> = arguments.iter().flat_map(|argument| argument.to_ne_bytes()).collect();
-        call(SOCKETCALL, [SYS_SETSOCKOPT, low_copy(&bytes).at(Step::Place)?, 0, 0, 0])
+        machine::socketcall(fd, level, name, value)
     } else {
-        call(SETSOCKOPT, arguments)
+        let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
+        let [level, name, length] = [level.cast_unsigned(), name.cast_unsigned(), length].map(Argument::Number);
+        let mut value = value.to_vec();
+        machine::call(SETSOCKOPT, &mut [Argument::Descriptor(fd), level, name, Argument::Memory(&mut value), length])
     };
     set.map(drop).at(Step::Option)
 }
 
-/// Copies bytes to memory below 4 GiB that is never freed. Returns its address.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn low_copy(bytes: &[u8]) -> io::Result<u32> {
-    let (protection, flags) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT);
-    // SAFETY: a new mapping, at an address that the kernel chooses.
-    let memory = unsafe { libc::mmap(std::ptr::null_mut(), bytes.len().max(1), protection, flags, -1, 0) };
-    if memory == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the mapping has at least this many bytes, and nothing else uses it.
-    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory.cast(), bytes.len()) };
-    u32::try_from(memory as usize).map_err(io::Error::other)
-}
-
-/// A 32 bit system call.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn call(number: u32, arguments: [u32; 5]) -> io::Result<i32> {
-    let mut result = u64::from(number);
-    // SAFETY: the callers pass addresses of memory that lives long enough. The kernel saves all registers but the named ones.
-    unsafe {
-        std::arch::asm!(
-            "xchg {first}, rbx", "int 0x80", "xchg {first}, rbx",
-            first = inout(reg) u64::from(arguments[0]) => _,
-            inout("rax") result,
-            in("rcx") u64::from(arguments[1]), in("rdx") u64::from(arguments[2]),
-            in("rsi") u64::from(arguments[3]), in("rdi") u64::from(arguments[4]),
-            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
-        );
-    }
-    // The lower half of the register.
-    let result = i32::from_ne_bytes([0, 1, 2, 3].map(|byte| result.to_le_bytes()[byte]));
-    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn low_copy(_: &[u8]) -> io::Result<u32> {
-    Err(io::Error::from_raw_os_error(libc::ENOSYS))
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn call(_: u32, _: [u32; 5]) -> io::Result<i32> {
-    Err(io::Error::from_raw_os_error(libc::ENOSYS))
+/// Makes a ring with these parameters, which the kernel completes.
+pub(super) fn uring_setup(entries: u32, parameters: &mut [u8]) -> io::Result<RawFd> {
+    machine::call(IO_URING_SETUP, &mut [Argument::Number(entries), Argument::Memory(parameters)])
 }

@@ -64,18 +64,16 @@ fn ring(sqpoll: bool) -> Tried<IoUring> {
 
 /// A ring that is set up by a 32 bit system call.
 pub(super) fn compat_ring() -> Tried<IoUring> {
-    const IO_URING_SETUP: u32 = 425;
     const ENTRIES: u32 = 4;
-    let empty = [0; size_of::<Parameters>()];
-    let parameters = compat::low_copy(&empty).at(Step::Place)?;
-    let fd = match compat::call(IO_URING_SETUP, [ENTRIES, parameters, 0, 0, 0]) {
+    let mut bytes = [0; size_of::<Parameters>()];
+    let fd = match compat::uring_setup(ENTRIES, &mut bytes) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
             return Err(Halt::Inapplicable(format!("io_uring is not available ({error})")));
         }
         fd => fd.at(Step::Place)?,
     };
     // SAFETY: the kernel has written the parameters there, and they have no invalid values.
-    let parameters = unsafe { std::ptr::with_exposed_provenance::<Parameters>(parameters as usize).read() };
+    let parameters = unsafe { bytes.as_ptr().cast::<Parameters>().read_unaligned() };
     // SAFETY: a new ring with these parameters.
     unsafe { IoUring::from_fd(fd, parameters) }.at(Step::Place)
 }

@@ -26,7 +26,7 @@ struct Check {
     suite: Option<&'static str>,
 }
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     Check { name: "tarball", script: include_str!("tarball.sh"), needs: &[], suite: None },
     Check { name: "Debian 12", script: include_str!("debian.sh"), needs: &[], suite: Some("bookworm") },
     Check { name: "Debian 13", script: include_str!("debian.sh"), needs: &[], suite: Some("trixie") },
@@ -58,6 +58,18 @@ const CHECKS: [Check; 8] = [
         name: "containerd",
         script: include_str!("containerd.sh"),
         needs: &[("containerd", "containerd"), ("ctr", "containerd")],
+        suite: None,
+    },
+    Check {
+        name: "both processors",
+        script: include_str!("processors.sh"),
+        needs: &[
+            ("readelf", "binutils"),
+            ("rpm", "rpm"),
+            ("makepkg", "makepkg"),
+            ("bsdtar", "libarchive-tools"),
+            ("python3", "python3"),
+        ],
         suite: None,
     },
 ];

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::FilesArgs;
 use crate::{
-    host::capability::require_privilege,
+    host::{capability::require_privilege, cgroup::namespace},
     run::{
         container::{
             nri::{self, End, Identity},
@@ -53,6 +53,9 @@ pub(super) struct Args {
     /// Two digits, which order the plugins
     #[arg(long, default_value = "10", value_parser = index)]
     index: String,
+    /// Enter the cgroup namespace of process 1; for a container that has the host's processes and is not privileged
+    #[arg(long)]
+    host_cgroups: bool,
 }
 
 fn index(text: &str) -> Result<String, String> {
@@ -65,6 +68,9 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let files = args.files.files();
     files.read(instance)?;
     require_privilege("hook nri")?;
+    if args.host_cgroups {
+        namespace::enter_that_of_the_host().context("enter the cgroup namespace of process 1")?;
+    }
     instance.pins.to_change()?;
     let identity = Identity { name: args.name, index: args.index };
     let tools = Arc::new(Tools { instance: instance.clone(), files });
