@@ -109,6 +109,9 @@ enum Command {
     /// The keeper that `exec` starts to clean up after its command
     #[command(hide = true)]
     Keep(keep::Args),
+    /// What `exec` starts to say at its end what was stopped
+    #[command(hide = true)]
+    Tell(keep::TellArgs),
 }
 
 impl Cli {
@@ -122,7 +125,7 @@ impl Cli {
             _ => "warn",
         };
         match &self.command {
-            Command::Keep(_) => log_lines::init_system_log(),
+            Command::Keep(_) | Command::Tell(_) => log_lines::init_system_log(),
             Command::Daemon(_) | Command::Hook(_) => log_lines::init(default_level),
             _ => log_lines::init_command(default_level),
         }
@@ -156,7 +159,8 @@ impl Cli {
             Command::Explain(args) => explain::run(args, &instance),
             Command::Doctor(args) => doctor::run(&args, &instance),
             Command::Hook(args) => hook::run(args, &instance),
-            Command::Keep(args) => keep::run(&args, pins),
+            Command::Keep(args) => keep::run(&args, &instance),
+            Command::Tell(args) => keep::tell(&args, &instance),
         }
     }
 }

@@ -9,14 +9,14 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    io::{self, Read as _},
+    os::fd::{FromRawFd as _, OwnedFd},
+    path::Path,
     pin::pin,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use steer_common::{Counter, LimitKey};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -34,8 +34,9 @@ use crate::{
         link, route,
     },
     kernel::{self, Datapath, Pins},
-    model::{cgroup_path::CgroupPath, config::RouteConfig, lines::wrapped},
-    observe::events::Reason,
+    model::{cgroup_path::CgroupPath, config::RouteConfig},
+    observe::events::{Event, stopped},
+    run::api::{client::Client, exec},
 };
 
 /// How often the cgroup is looked at, in addition to the changes that the kernel reports.
@@ -50,7 +51,7 @@ pub async fn keep(
     path: &CgroupPath,
     wrapper_fd: i32,
     lock_fd: i32,
-    terminal_fd: Option<i32>,
+    (terminal_fd, socket): (Option<i32>, &Path),
     pins: &Pins,
 ) -> anyhow::Result<()> {
     // SAFETY: `steer exec` made this descriptor for its keeper alone.
@@ -76,7 +77,7 @@ pub async fn keep(
         }
     }
     if let Some(terminal) = terminal
-        && let Err(error) = say_what_was_stopped(&terminal, pins, cgroup_id)
+        && let Err(error) = say_what_was_stopped(&terminal, socket, pins, cgroup_id).await
     {
         log::debug!("say on the terminal of {path} what was stopped: {error}");
     }
@@ -89,36 +90,41 @@ pub async fn keep(
 }
 
 /// Says on the terminal of the command what of it was stopped, or would be. If nothing was, it says nothing.
-fn say_what_was_stopped(mut terminal: &fs::File, pins: &Pins, cgroup_id: u64) -> anyhow::Result<()> {
-    let stopped = kernel::stopped_in(pins, cgroup_id)?;
-    let lines = stopped.iter().filter_map(|(reason, count)| {
-        let kind = LimitKey { reason: *reason, ..LimitKey::default() };
-        let reason = Counter::of_index(kind.counter())?.name().parse::<Reason>().ok()?;
-        let (observed, meaning) =
-            if kind.is_observed() { (" observed", "strict would stop this.") } else { ("", reason.meaning()) };
-        let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
-        Some((reason.name(), format!("steer: {}{observed} {times}: {meaning}", reason.name())))
-    });
-    let lines: Vec<_> = lines.collect();
-    let which = match &lines[..] {
-        [] => return Ok(()),
-        [(name, _)] => name,
-        _ => "REASON",
-    };
-    let last = format!("steer: `steer events --explain {which}` says what to change");
-    let width = width(terminal);
-    let lines = lines.into_iter().map(|(_, line)| line).chain([last]);
-    // The shell has probably written its prompt.
-    let text: Vec<_> = lines.map(|line| wrapped(&line, width, 2).replace('\n', "\r\n")).collect();
-    Ok(terminal.write_all(format!("\r\n{}\r\n", text.join("\r\n")).as_bytes())?)
+async fn say_what_was_stopped(terminal: &fs::File, socket: &Path, pins: &Pins, cgroup_id: u64) -> anyhow::Result<()> {
+    if kernel::stopped_in(pins, cgroup_id)?.is_empty() {
+        return Ok(());
+    }
+    let mut events = Vec::new();
+    match Client::find(socket).await {
+        Some(daemon) => {
+            let known = daemon.follow("/v1/events?once=true", |line| {
+                events.extend(serde_json::from_slice::<Event>(line));
+                Ok(())
+            });
+            // Without them, it says less.
+            if let Err(error) = known.await {
+                log::debug!("ask for the events of cgroup {cgroup_id}: {error}");
+            }
+        }
+        None => events = stopped::unread(pins, cgroup_id),
+    }
+    Ok(stopped::say(terminal, &stopped::in_cgroup(pins, cgroup_id, &events)?)?)
 }
 
-/// The columns of a terminal.
-fn width(terminal: &fs::File) -> Option<usize> {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the request writes a `winsize`, which outlives the call.
-    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
-    Some(usize::from(size.ws_col)).filter(|columns| result == 0 && *columns > 0)
+/// Waits until the command has ended that a daemon runs for a user, and says on the terminal what of it was stopped. The first line that
+/// `wrapper` reads is the id of its cgroup; nothing: it was not let in.
+pub async fn tell(wrapper_fd: i32, command_fd: i32, terminal_fd: i32, users_socket: &Path) -> anyhow::Result<()> {
+    // SAFETY: `steer exec` made these descriptors for this process alone.
+    let [wrapper, command, terminal] = [wrapper_fd, command_fd, terminal_fd].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let mut cgroup_id = String::new();
+    fs::File::from(wrapper).read_to_string(&mut cgroup_id).context("wait for the wrapper")?;
+    let Ok(cgroup_id) = cgroup_id.trim().parse() else { return Ok(()) };
+    // SAFETY: the descriptor stays open and the same while the `AsyncFd` owns it.
+    let command = unsafe { AsyncFd::register_with_interest(command, Interest::READABLE) }?;
+    let _ended = command.readable().await?;
+    let Some(daemon) = Client::find(users_socket).await else { return Ok(()) };
+    let stopped: Vec<stopped::Stopped> = daemon.ask(exec::STOPPED_PATH, &exec::AskStopped { cgroup_id }).await?;
+    Ok(stopped::say(&terminal.into(), &stopped)?)
 }
 
 /// A cgroup for the keeper alone. The next command removes that of a killed keeper.
