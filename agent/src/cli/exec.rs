@@ -133,9 +133,10 @@ pub(super) fn run(args: Args, instance: &Instance, callers_umask: Mode) -> anyho
 
 /// Puts this process into a steered cgroup of its own.
 fn prepare(by: By, instance: &Instance) -> anyhow::Result<()> {
-    let by = by.with_defaults(CONFIG.as_ref())?;
+    let mut by = by.with_defaults(CONFIG.as_ref())?;
     let hierarchy = Hierarchy::find()?;
-    let links = links_for(&by)?;
+    let mut links = links_for(&by)?;
+    by.ask_the_link(&mut links)?;
     let groups = groups(CONFIG.as_ref())?;
     let namespace = Namespace::own(&links, kernel::netns_cookie()?, marks(CONFIG.as_ref())?, &groups);
     let wanted = by.wanted(namespace)?;

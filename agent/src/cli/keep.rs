@@ -25,7 +25,13 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let keep = || {
         let pins = instance.pins.to_change()?.with_name(args.name.clone());
-        super::block_on(keeper::keep(&args.cgroup, args.wrapper_fd, args.lock_fd, (args.terminal_fd, &instance.socket), &pins))?
+        super::block_on(keeper::keep(
+            &args.cgroup,
+            args.wrapper_fd,
+            args.lock_fd,
+            (args.terminal_fd, &instance.socket),
+            &pins,
+        ))?
     };
     // It has no standard error.
     let kept = keep();

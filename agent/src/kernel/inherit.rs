@@ -32,17 +32,15 @@ impl Datapath {
     ) -> Result<(), Error> {
         let is_configured = |record: &PolicyRecord| record.owner == Owner::Config as u32;
         for (&heir, record) in records.iter().filter(|(slot, record)| fresh.contains(slot) && is_configured(record)) {
-            let is_its =
-                |(slot, old): &(&u32, &PolicyRecord)| is_configured(old) && old.name == record.name && !kept.contains(slot);
+            let is_its = |(slot, old): &(&u32, &PolicyRecord)| {
+                is_configured(old) && old.name == record.name && !kept.contains(slot)
+            };
             // One that is closed, and waits for its last cgroup, is older.
             let newest = |(slot, old): &(&u32, &PolicyRecord)| (old.interface[0] != 0, **slot);
             let Some((&slot, _)) = former.iter().filter(is_its).max_by_key(newest) else { continue };
             let counters = self.counters_per_cpu(slot)?;
-            let accounts = if record.flags & policy_flags::ACCOUNT == 0 {
-                BTreeMap::new()
-            } else {
-                self.accounts_per_cpu(slot)?
-            };
+            let accounts =
+                if record.flags & policy_flags::ACCOUNT == 0 { BTreeMap::new() } else { self.accounts_per_cpu(slot)? };
             self.set_counters(heir, counters.clone())?;
             for (&ifindex, of_link) in &accounts {
                 self.set_account(AccountKey { slot: heir, ifindex }, of_link.clone())?;

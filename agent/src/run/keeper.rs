@@ -13,11 +13,16 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd},
     path::Path,
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use tokio::io::{Interest, unix::AsyncFd};
+use steer_common::policy_flags;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::{mpsc, watch},
+};
 
 use crate::{
     apply::{
@@ -31,7 +36,7 @@ use crate::{
             self, Hierarchy,
             scope::{self, Scope},
         },
-        link, route,
+        link, resolved, route,
     },
     kernel::{self, Datapath, Pins},
     model::{cgroup_path::CgroupPath, config::RouteConfig},
@@ -68,7 +73,7 @@ pub async fn keep(
     });
     // The wrapper writes nothing. The end of the pipe is the signal.
     fs::File::from(wrapper).read_to_end(&mut Vec::new()).context("wait for the wrapper")?;
-    let mut uplinks = Uplinks::new();
+    let mut uplinks = Follower::new(asks_link(pins, cgroup_id));
     loop {
         wait_until_empty(&mut uplinks, &hierarchy, path, pins).await?;
         // No process can enter a removed cgroup.
@@ -87,6 +92,12 @@ pub async fn keep(
         delay = LONGEST_DELAY.min(delay * 2);
     }
     own.map_or(Ok(()), |own| own.remove(&hierarchy))
+}
+
+/// Whether the policy of the command has the resolvers of its link.
+fn asks_link(pins: &Pins, cgroup_id: u64) -> bool {
+    let policy = Datapath::open(pins).and_then(|datapath| datapath.map_or(Ok(None), |it| it.policy_of(cgroup_id)));
+    policy.is_ok_and(|policy| policy.is_some_and(|policy| policy.flags & policy_flags::DNS_LINK != 0))
 }
 
 /// Says on the terminal of the command what of it was stopped, or would be. If nothing was, it says nothing.
@@ -115,7 +126,8 @@ async fn say_what_was_stopped(terminal: &fs::File, socket: &Path, pins: &Pins, c
 /// `wrapper` reads is the id of its cgroup; nothing: it was not let in.
 pub async fn tell(wrapper_fd: i32, command_fd: i32, terminal_fd: i32, users_socket: &Path) -> anyhow::Result<()> {
     // SAFETY: `steer exec` made these descriptors for this process alone.
-    let [wrapper, command, terminal] = [wrapper_fd, command_fd, terminal_fd].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let [wrapper, command, terminal] =
+        [wrapper_fd, command_fd, terminal_fd].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let mut cgroup_id = String::new();
     fs::File::from(wrapper).read_to_string(&mut cgroup_id).context("wait for the wrapper")?;
     let Ok(cgroup_id) = cgroup_id.trim().parse() else { return Ok(()) };
@@ -157,7 +169,7 @@ impl OwnCgroup {
 
 /// Follows the uplink while any process is in the cgroup.
 async fn wait_until_empty(
-    uplinks: &mut anyhow::Result<Uplinks>,
+    uplinks: &mut Follower,
     hierarchy: &Hierarchy,
     path: &CgroupPath,
     pins: &Pins,
@@ -183,7 +195,7 @@ async fn wait_until_empty(
 
 /// Follows the uplink until `end`. After a failure it reads the links again and retries.
 async fn follow_until<T>(
-    uplinks: &mut anyhow::Result<Uplinks>,
+    uplinks: &mut Follower,
     hierarchy: &Hierarchy,
     pins: &Pins,
     end: impl Future<Output = T>,
@@ -195,10 +207,23 @@ async fn follow_until<T>(
             followed = follow(uplinks, hierarchy, pins) => {
                 if let Err(error) = followed {
                     log::error!("{error:#}");
-                    *uplinks = Uplinks::new();
+                    *uplinks = Follower::new(uplinks.asks_link);
                 }
             }
         }
+    }
+}
+
+/// What follows the uplinks, or why that has failed.
+struct Follower {
+    /// Whether it follows the resolvers of links, too.
+    asks_link: bool,
+    now: anyhow::Result<Uplinks>,
+}
+
+impl Follower {
+    fn new(asks_link: bool) -> Self {
+        Self { asks_link, now: Uplinks::new(asks_link) }
     }
 }
 
@@ -209,28 +234,47 @@ struct Uplinks {
     table: Option<link::Table>,
     routes: route::Notified,
     netns_cookie: u64,
+    /// The resolvers of links as they change, and what keeps them coming; nothing comes if the policy does not ask for them.
+    resolvers: mpsc::Receiver<Arc<resolved::LinkResolvers>>,
+    _asks_resolvers: watch::Sender<bool>,
+    known: Option<Arc<resolved::LinkResolvers>>,
 }
 
 impl Uplinks {
-    fn new() -> Result<Self, anyhow::Error> {
-        let routes = route::Notified::new().context("watch rules and routes")?;
-        Ok(Self { links: link::Watch::new()?, table: None, routes, netns_cookie: kernel::netns_cookie()? })
+    fn new(asks_link: bool) -> Result<Self, anyhow::Error> {
+        let (asks_resolvers, asked) = watch::channel(asks_link);
+        let resolvers = if asks_link {
+            resolved::watch(asked).context("watch the resolvers of links")?
+        } else {
+            mpsc::channel(1).1
+        };
+        Ok(Self {
+            links: link::Watch::new()?,
+            table: None,
+            routes: route::Notified::new().context("watch rules and routes")?,
+            netns_cookie: kernel::netns_cookie()?,
+            resolvers,
+            _asks_resolvers: asks_resolvers,
+            known: None,
+        })
     }
 
     async fn follow(&mut self, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
         tokio::select! {
             links = self.links.next() => self.table = Some(links?.clone()),
             changed = self.routes.changed() => changed?,
+            Some(known) = self.resolvers.recv() => self.known = Some(known),
         }
         // Without a reading of the links, every uplink would appear to be missing.
-        let Some(table) = &self.table else { return Ok(()) };
+        let Some(table) = &mut self.table else { return Ok(()) };
+        table.set_resolvers(self.known.clone());
         Ok(follow_uplinks(hierarchy, pins, table, self.netns_cookie)?)
     }
 }
 
 /// Waits for a change of links and applies it. After a failure it waits before the next attempt.
-async fn follow(uplinks: &mut anyhow::Result<Uplinks>, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
-    let followed = match uplinks {
+async fn follow(uplinks: &mut Follower, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
+    let followed = match &mut uplinks.now {
         Ok(uplinks) => uplinks.follow(hierarchy, pins).await,
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };

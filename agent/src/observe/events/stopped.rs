@@ -112,7 +112,9 @@ mod tests {
         let told = lines(&[stopped.clone(), Stopped { observed: true, count: 1, last: None, ..stopped }]);
         assert!(told[0].starts_with("steer: stopped_local 2 times, last curl (PID 7), to 127.0.0.1:80: A call to "));
         assert_eq!(told[1], "steer: stopped_local observed once: strict would stop this.");
-        assert!(told.len() == 3 && told[2].starts_with("steer: what to change for stopped_local: `local = [\"host\"]`"));
+        assert!(
+            told.len() == 3 && told[2].starts_with("steer: what to change for stopped_local: `local = [\"host\"]`")
+        );
         assert!(lines(&[]).is_empty());
     }
 }

@@ -88,7 +88,9 @@ pub(super) fn router(state: State) -> Router {
     Router::new()
         .route(PATH, post(exec))
         .route(STOPPED_PATH, post(stopped))
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "this socket answers POST /v1/exec and /v1/exec/stopped only") })
+        .fallback(|| async {
+            Problem::new(StatusCode::NOT_FOUND, "this socket answers POST /v1/exec and /v1/exec/stopped only")
+        })
         .with_state(state)
 }
 
