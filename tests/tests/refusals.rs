@@ -232,6 +232,15 @@ fn an_exclusive_program() -> Outcome {
     let reload = bed.run(&["reload"])?;
     ensure!(reload.code == 1 && reload.stderr.contains(&format!("{} is NOT steered", inner.path())), "{reload:?}");
     bed.check_steered(free, 1)?;
+    // A change of another policy is made, and says that.
+    let set = bed.run(&["policy", "set", "q", "-i", "a0", "--cgroup", &format!("{}/q", free.path())])?;
+    let warning = format!("warning: {} is not steered, although policy p names it", inner.path());
+    ensure!(set.code == 0 && set.stderr.contains(&warning), "{set:?}");
+    let removed = bed.run(&["policy", "remove", "q"])?;
+    ensure!(removed.code == 0 && removed.stderr.contains(&warning), "{removed:?}");
+    let below = inner.child("below")?;
+    let set = bed.run(&["policy", "set", "r", "-i", "a0", "--cgroup", below.path()])?;
+    ensure!(set.code == 1 && set.stderr.contains(&format!("{} is NOT steered", below.path())), "{set:?}");
     Ok(())
 }
 

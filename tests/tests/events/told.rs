@@ -81,6 +81,15 @@ pub(super) fn an_address_of_another_link() -> Outcome {
             ensure!(event["hint"].as_str().is_some_and(|hint| hint.contains("another link")), "{event:#}");
         }
         spy.saw_nothing()?;
+        // A listener that this host reaches there is as it is meant.
+        let mut listener = std::process::Command::new("python3");
+        let script = "import socket, sys; s = socket.socket(); s.bind((sys.argv[1], 8765)); s.listen()";
+        listener.args(["-c", script, &client_v4(0).to_string()]);
+        bed.cgroup.enter(&mut listener);
+        let listened = output(bed.net.client.enter(&mut listener))?;
+        ensure!(listened.code == 0, "{listened:?}");
+        let told = backlog(&bed)?.iter().any(|event| event["comm"] == "python3" && event["reason"] == "foreign_source");
+        ensure!(told == (local == "[]"), "local = {local}");
         // A new address is known, too.
         bed.ip("addr add 192.0.2.77/32 dev a0")?;
         wait_until("the address to be known", PATIENCE, || {
@@ -111,13 +120,15 @@ pub(super) fn exec_says_what_was_stopped() -> Outcome {
     let mut terminal = Terminal::start(run(Some(Vector::Bindtodevice))?)?;
     terminal.wait_for("the reason", |screen| {
         let text = screen.contents();
-        text.contains("steer: stopped_setsockopt once: A socket option")
-            && text.contains("`steer events --explain stopped_setsockopt`")
+        text.contains("steer: stopped_setsockopt once, last steer-escape (PID ")
+            && text.contains("steer: what to change for stopped_setsockopt: Take the interface")
     })?;
     terminal.child.wait()?;
     let mut observing = Terminal::start(run_at("observe", Some(Vector::Bindtodevice))?)?;
     observing.wait_for("what was observed", |screen| {
-        screen.contents().contains("steer: stopped_setsockopt observed once: strict would stop this.")
+        let text = screen.contents();
+        text.contains("steer: stopped_setsockopt observed once, last steer-escape")
+            && text.contains("strict would stop this.")
     })?;
     observing.child.wait()?;
     // The one before is not counted again; without a terminal, nothing is said.
