@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::IpAddr,
-    os::unix::net::UnixStream,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -138,19 +138,24 @@ impl RealResolved {
         };
         let run = bed.directory.join("run");
         fs::create_dir_all(run.join("systemd/resolved.conf.d"))?;
+        fs::create_dir_all(run.join("dbus"))?;
+        // It becomes another user, who needs the way to the bus.
+        fs::set_permissions(&bed.directory, fs::Permissions::from_mode(0o755))?;
+        std::os::unix::fs::symlink(bed.directory.join("bus"), run.join("dbus/system_bus_socket"))?;
         let config = "[Resolve]\nDNSStubListener=no\nLLMNR=no\nMulticastDNS=no\n";
         fs::write(run.join("systemd/resolved.conf.d/steer.conf"), config)?;
+        // The bus knows no users but those of this host, so it is user nobody.
         let (passwd, group) = (bed.directory.join("passwd"), bed.directory.join("group"));
         for (file, copy, line) in [
-            ("/etc/passwd", &passwd, "systemd-resolve:x:65533:65533::/:/usr/sbin/nologin\n"),
-            ("/etc/group", &group, "systemd-resolve:x:65533:\n"),
+            ("/etc/passwd", &passwd, "systemd-resolve:x:65534:65534::/:/usr/sbin/nologin\n"),
+            ("/etc/group", &group, "systemd-resolve:x:65534:\n"),
         ] {
             let text = fs::read_to_string(file)?;
             let others = text.lines().filter(|line| !line.starts_with("systemd-resolve:"));
             fs::write(copy, others.map(|line| format!("{line}\n")).chain([line.to_owned()]).collect::<String>())?;
         }
         let mut command = Command::new(program);
-        command.env("DBUS_SYSTEM_BUS_ADDRESS", bus.address()).stdin(Stdio::null());
+        command.stdin(Stdio::null());
         // Its library is of the same version.
         let libraries =
             fs::read_dir(root.join("usr/lib"))?.filter_map(|entry| Some(entry.ok()?.path().join("systemd")));
