@@ -100,7 +100,8 @@ fn a_wrong_configuration() -> Outcome {
     let refused = bed.run(&["policy", "rm", "z", "--config", &nowhere])?;
     ensure!(refused.code == 1 && !bed.directory.join("none").exists(), "{refused:?}");
     // Each is found before anything is done.
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
+        (&["explain"], "Usage: steer explain [OPTIONS] <TARGET>"),
         (&["daemon", "--config", &file, "--metrics", "0.0.0.0:9464"], "expected a loopback address"),
         (&["daemon", "--config", &file, "--socket-group", "steer-none"], "there is no group \"steer-none\""),
         (&["policy", "set", "p", "--dns", "1.2.3"], "Usage: steer policy set "),

@@ -148,6 +148,21 @@ pub(super) fn reasons_are_explained() -> Outcome {
     ensure!(explained.contains("What to change:") && explained.contains("local = [\"host\"]"), "{explained}");
     let all = bed.succeed(&["events", "--explain"])?;
     ensure!(all.contains("\nforeign_source: ") && all.contains("\nuplink_switch: "), "{all}");
+    // A shell completes them, and other names that this host knows.
+    let complete = |line: &str| {
+        let script = "source \"$1\"; COMP_WORDS=($2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _steer_and_values; echo ${COMPREPLY[@]}";
+        let file = bed.directory.join("completions");
+        std::fs::write(&file, bed.succeed(&["completions", "bash"])?)?;
+        let steer = steer_tests::binary("STEER_BIN", "steer");
+        let path = format!("{}:/usr/bin:/bin", steer.parent().context("no directory")?.display());
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["--norc", "-c", script, "bash"]).arg(&file).arg(line).env("PATH", path);
+        Ok::<_, anyhow::Error>(output(bed.net.client.enter(&mut bash))?.stdout)
+    };
+    ensure!(complete("steer events --explain stopped_lo")? == "stopped_local\n");
+    ensure!(complete("steer exec -i a")?.split_whitespace().any(|name| name == "a1"));
+    ensure!(complete("steer exec -i a1 -- bas")?.split_whitespace().any(|name| name == "bash"));
+    ensure!(complete("steer exec --interf")? == "--interface\n");
     let wrong = bed.run(&["events", "--explain", "stoped_local"])?;
     ensure!(wrong.code == 1 && wrong.stderr.contains("did you mean stopped_local?"), "{wrong:?}");
     ensure!(wrong.stderr.contains("the reasons are") && wrong.stdout.is_empty(), "{wrong:?}");
