@@ -45,16 +45,16 @@ pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> 
 #[derive(Debug, clap::Args)]
 pub(super) struct TellArgs {
     /// Descriptor that brings the id of the cgroup, and closes when the wrapper has become its command, or has ended
-    wrapper_fd: i32,
+    wrapper: i32,
     /// Descriptor of the process that is or becomes the command
-    command_fd: i32,
+    command: i32,
     /// Descriptor of the terminal
-    terminal_fd: i32,
+    terminal: i32,
 }
 
 pub(super) fn tell(args: &TellArgs, instance: &Instance) -> anyhow::Result<ExitCode> {
-    let TellArgs { wrapper_fd, command_fd, terminal_fd } = *args;
-    let told = super::block_on(keeper::tell(wrapper_fd, command_fd, terminal_fd, &instance.users_socket))?;
+    let TellArgs { wrapper, command, terminal } = *args;
+    let told = super::block_on(keeper::tell([wrapper, command, terminal], &instance.users_socket))?;
     // The user has learnt less, and that is all.
     if let Err(error) = told {
         log::debug!("{error:#}");

@@ -122,12 +122,11 @@ async fn say_what_was_stopped(terminal: &fs::File, socket: &Path, pins: &Pins, c
     Ok(stopped::say(terminal, &stopped::in_cgroup(pins, cgroup_id, &events)?)?)
 }
 
-/// Waits until the command has ended that a daemon runs for a user, and says on the terminal what of it was stopped. The first line that
-/// `wrapper` reads is the id of its cgroup; nothing: it was not let in.
-pub async fn tell(wrapper_fd: i32, command_fd: i32, terminal_fd: i32, users_socket: &Path) -> anyhow::Result<()> {
+/// Waits until the command has ended that a daemon runs for a user, and says on the terminal what of it was stopped. `descriptors`: the
+/// pipe that brings the id of its cgroup, or nothing if it was not let in; the command; the terminal.
+pub async fn tell(descriptors: [i32; 3], users_socket: &Path) -> anyhow::Result<()> {
     // SAFETY: `steer exec` made these descriptors for this process alone.
-    let [wrapper, command, terminal] =
-        [wrapper_fd, command_fd, terminal_fd].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let [wrapper, command, terminal] = descriptors.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let mut cgroup_id = String::new();
     fs::File::from(wrapper).read_to_string(&mut cgroup_id).context("wait for the wrapper")?;
     let Ok(cgroup_id) = cgroup_id.trim().parse() else { return Ok(()) };

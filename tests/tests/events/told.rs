@@ -86,8 +86,8 @@ pub(super) fn an_address_of_another_link() -> Outcome {
         let script = "import socket, sys; s = socket.socket(); s.bind((sys.argv[1], 8765)); s.listen()";
         listener.args(["-c", script, &client_v4(0).to_string()]);
         bed.cgroup.enter(&mut listener);
-        let listened = output(bed.net.client.enter(&mut listener))?;
-        ensure!(listened.code == 0, "{listened:?}");
+        let ended = output(bed.net.client.enter(&mut listener))?;
+        ensure!(ended.code == 0, "{ended:?}");
         let told = backlog(&bed)?.iter().any(|event| event["comm"] == "python3" && event["reason"] == "foreign_source");
         ensure!(told == (local == "[]"), "local = {local}");
         // A new address is known, too.
@@ -150,7 +150,7 @@ pub(super) fn reasons_are_explained() -> Outcome {
     ensure!(all.contains("\nforeign_source: ") && all.contains("\nuplink_switch: "), "{all}");
     // A shell completes them, and other names that this host knows.
     let complete = |line: &str| {
-        let script = "source \"$1\"; COMP_WORDS=($2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _steer_and_values; echo ${COMPREPLY[@]}";
+        let script = "source \"$1\"; COMP_WORDS=($2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _steer_and_values steer \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD - 1]}\"; echo ${COMPREPLY[@]}";
         let file = bed.directory.join("completions");
         std::fs::write(&file, bed.succeed(&["completions", "bash"])?)?;
         let steer = steer_tests::binary("STEER_BIN", "steer");

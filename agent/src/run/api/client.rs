@@ -137,10 +137,11 @@ struct Silence {
 
 static SILENT: Mutex<Option<Silence>> = Mutex::new(None);
 
-/// Whether the daemon at a socket has just not answered: its process, if it is known.
-fn silent(socket: &Path) -> Option<Option<i32>> {
+/// That the daemon at a socket has just not answered, if it has not.
+fn silent(socket: &Path) -> Option<Error> {
     let known = SILENT.lock().unwrap_or_else(PoisonError::into_inner);
-    known.as_ref().filter(|known| known.socket == socket && known.since.elapsed() < REMEMBERED).map(|known| known.pid)
+    let known = known.as_ref().filter(|known| known.socket == socket && known.since.elapsed() < REMEMBERED)?;
+    Some(Error::Silent { socket: socket.display().to_string(), pid: known.pid })
 }
 
 /// A running daemon.
@@ -167,8 +168,8 @@ impl<'a> Client<'a> {
 
     /// Fails if the daemon does not answer at all, soon.
     pub async fn knock(self) -> Result<(), Error> {
-        if let Some(pid) = silent(self.socket) {
-            return Err(Error::Silent { socket: self.socket.display().to_string(), pid });
+        if let Some(silent) = silent(self.socket) {
+            return Err(silent);
         }
         // Whatever the answer is.
         match tokio::time::timeout(SOON, self.begin(Method::GET, "/", Bytes::new())).await {
