@@ -204,7 +204,9 @@ impl Acting<'_> {
     /// Whether the program binds its socket to an address of a link by which the policy sends nothing.
     #[inline(always)]
     fn has_foreign_source(&self, policy: &PolicyRecord) -> bool {
-        if !matches!(self.call, Call::Bind) {
+        // A TCP socket with a port of its own listens as a rule. `local` reaches it by this address.
+        let is_reached = policy.flags & policy_flags::LOCAL_HOST != 0 && destination::is_listener(self.ctx);
+        if !matches!(self.call, Call::Bind) || is_reached {
             return false;
         }
         let address = destination::address(self.ctx, self.hook);

@@ -64,3 +64,12 @@ pub(crate) fn port(ctx: &SockAddrContext) -> u16 {
     let port = unsafe { (*ctx.sock_addr).user_port };
     u16::from_be_bytes([port.to_ne_bytes()[0], port.to_ne_bytes()[1]])
 }
+
+/// Whether a call of `bind` is that of a TCP socket which is to have a port that others know.
+#[inline(always)]
+pub(crate) fn is_listener(ctx: &SockAddrContext) -> bool {
+    const SOCK_STREAM: u32 = 1;
+    // SAFETY: a four byte load.
+    let kind = unsafe { (*ctx.sock_addr).type_ };
+    kind == SOCK_STREAM && port(ctx) != 0
+}

@@ -9,13 +9,21 @@ use nix::{
 
 /// Makes `command` see `instead` at `path`, in its own mount namespace. Call it before anything that drops privileges.
 pub fn replace_file(command: &mut Command, path: &Path, instead: &Path) {
-    let (path, instead) = (path.to_owned(), instead.to_owned());
+    replace_files(command, &[(path, instead)]);
+}
+
+/// The same for several files or directories.
+pub fn replace_files(command: &mut Command, pairs: &[(&Path, &Path)]) {
+    let pairs: Vec<_> = pairs.iter().map(|(path, instead)| ((*path).to_owned(), (*instead).to_owned())).collect();
     let none = None::<&Path>;
     let replace = move || {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
-        Ok(mount(Some(&instead), &path, none, MsFlags::MS_BIND, none)?)
+        for (path, instead) in &pairs {
+            mount(Some(instead), path, none, MsFlags::MS_BIND, none)?;
+        }
+        Ok(())
     };
-    // SAFETY: between fork and exec the closure makes three system calls, and copies paths to the stack.
+    // SAFETY: between fork and exec the closure makes system calls, and copies paths to the stack.
     unsafe { command.pre_exec(replace) };
 }

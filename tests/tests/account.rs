@@ -59,6 +59,12 @@ fn counts_what_passes() -> Outcome {
             ensure!((packets * 28..packets * 200).contains(&bytes), "{level}: {bytes} bytes in {packets} packets");
         }
         ensure!(counted(&bed, "a0")? == [0; 4], "{level}");
+        // A changed policy goes on from there.
+        let sockets = bed.sockets("p", "bound")?;
+        bed.write_config(&config("account = true\ndns = [\"203.0.113.53\"]\n"))?;
+        bed.succeed(&["reload"])?;
+        let now = counted(&bed, "a1")?;
+        ensure!(now[1] >= sent && now[3] >= received && bed.sockets("p", "bound")? == sockets, "{level}: {now:?}");
         let text = bed.succeed(&["status"])?;
         ensure!(text.contains("a1: sent ") && text.contains(" packets, received "), "{text}");
         bed.write_config(&config(""))?;

@@ -129,8 +129,10 @@ fn a_daemon_steers_again_what_off_has_released() -> Outcome {
     // It can be repeated, and keeps what it has released before.
     bed.succeed(&["off"])?;
     let says_so = |cgroup: &Cgroup| -> anyhow::Result<bool> {
-        let line = format!("error: {} is not steered: `steer off` has released it", cgroup.path());
-        Ok(bed.succeed(&["status"])?.contains(&line))
+        let (status, begin) = (bed.succeed(&["status"])?, format!("warning: {}, policy ", cgroup.path()));
+        let line = status.lines().find(|line| line.starts_with(&begin));
+        Ok(line.is_some_and(|line| line.contains("is not steered since `steer off`"))
+            && status.contains(" not steered since "))
     };
     ensure!(says_so(&bed.cgroup)? && says_so(&other)?);
     let doctor = bed.run(&["doctor"])?;

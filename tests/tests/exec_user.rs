@@ -16,13 +16,14 @@ use nix::sys::{
     signal::Signal,
     socket::{self, AddressFamily, SockFlag, SockType, UnixAddr},
 };
-use steer_lab::{parse_outcomes, wait_until};
-use steer_tests::{Bed, NOBODY, Outcome, PATIENCE, Spy, User, check_outcomes, output};
+use steer_lab::{Family, Vector, parse_outcomes, wait_until};
+use steer_tests::{Bed, NOBODY, Outcome, PATIENCE, Scene, Spy, Try, User, check_outcomes, output};
 
-use crate::Test;
+use crate::{Test, top::Terminal};
 
 pub(crate) const TESTS: &[Test] = &[
     ("an_allowed_user_is_steered", an_allowed_user_is_steered),
+    ("a_user_learns_what_was_stopped", a_user_learns_what_was_stopped),
     ("others_are_refused", others_are_refused),
     ("a_steered_process_does_not_escape", a_steered_process_does_not_escape),
     ("the_user_cannot_leave_by_himself", the_user_cannot_leave_by_himself),
@@ -66,6 +67,36 @@ fn an_allowed_user_is_steered() -> Outcome {
     // Without a daemon nobody can do it.
     let ran = output(&mut exec(&bed, &["--policy", "second", "--", "true"])?)?;
     ensure!(ran.code == 125 && ran.stderr.contains("the daemon has to run the command"), "{ran:?}");
+    Ok(())
+}
+
+/// On the user's terminal, although the keeper is the daemon's; and nobody else learns it.
+fn a_user_learns_what_was_stopped() -> Outcome {
+    let bed = Bed::new("user-told")?;
+    let _daemon = bed.daemon(&allowed())?;
+    let run = |vector: Option<Vector>| {
+        let mut command = exec(&bed, &["--policy", "second", "--"])?;
+        match vector {
+            Some(vector) => {
+                let timeout = std::time::Duration::from_millis(200);
+                let this = Try { vector, user: User::Nobody, family: Family::V4, scene: Scene::Steered, timeout };
+                command.arg(bed.copy_of("STEER_ESCAPE", "steer-escape")?);
+                bed.add_attempt(this, &mut command);
+            }
+            None => drop(command.arg("true")),
+        }
+        anyhow::Ok(command)
+    };
+    let mut terminal = Terminal::start_for(run(Some(Vector::Bindtodevice))?, Some(NOBODY))?;
+    terminal.wait_for("the reason", |screen| {
+        let text = screen.contents();
+        text.contains("steer: stopped_setsockopt once, last steer-escape (PID ") && text.contains("what to change for")
+    })?;
+    terminal.child.wait()?;
+    let mut quiet = Terminal::start_for(run(None)?, Some(NOBODY))?;
+    ensure!(quiet.child.wait()?.success());
+    wait_until("the cgroups of the commands to be removed", PATIENCE, || bed.cgroup.children().is_empty())?;
+    quiet.wait_for("nothing", |screen| screen.contents().trim().is_empty())?;
     Ok(())
 }
 
@@ -163,6 +194,8 @@ fn nothing_else_is_answered() -> Outcome {
         (post("/v1/exec", ""), "422"),
         (post("/v1/exec", "{\"policy\": \"second\", \"pid\": 1}"), "422"),
         (post("/v1/exec", "{\"policy\": 1}"), "422"),
+        (post("/v1/exec/stopped", "{\"cgroup_id\": 1}"), "404"),
+        (post("/v1/exec/stopped", "{\"cgroup_id\": -1}"), "422"),
     ] {
         let answer = send(&request)?;
         ensure!(answer.starts_with(&format!("HTTP/1.1 {expected}")), "{request}: {answer}");

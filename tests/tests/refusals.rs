@@ -100,7 +100,8 @@ fn a_wrong_configuration() -> Outcome {
     let refused = bed.run(&["policy", "rm", "z", "--config", &nowhere])?;
     ensure!(refused.code == 1 && !bed.directory.join("none").exists(), "{refused:?}");
     // Each is found before anything is done.
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
+        (&["explain"], "Usage: steer explain [OPTIONS] <TARGET>"),
         (&["daemon", "--config", &file, "--metrics", "0.0.0.0:9464"], "expected a loopback address"),
         (&["daemon", "--config", &file, "--socket-group", "steer-none"], "there is no group \"steer-none\""),
         (&["policy", "set", "p", "--dns", "1.2.3"], "Usage: steer policy set "),
@@ -232,6 +233,15 @@ fn an_exclusive_program() -> Outcome {
     let reload = bed.run(&["reload"])?;
     ensure!(reload.code == 1 && reload.stderr.contains(&format!("{} is NOT steered", inner.path())), "{reload:?}");
     bed.check_steered(free, 1)?;
+    // A change of another policy is made, and says that.
+    let set = bed.run(&["policy", "set", "q", "-i", "a0", "--cgroup", &format!("{}/q", free.path())])?;
+    let warning = format!("warning: {} is not steered, although policy p names it", inner.path());
+    ensure!(set.code == 0 && set.stderr.contains(&warning), "{set:?}");
+    let removed = bed.run(&["policy", "remove", "q"])?;
+    ensure!(removed.code == 0 && removed.stderr.contains(&warning), "{removed:?}");
+    let below = inner.child("below")?;
+    let set = bed.run(&["policy", "set", "r", "-i", "a0", "--cgroup", below.path()])?;
+    ensure!(set.code == 1 && set.stderr.contains(&format!("{} is NOT steered", below.path())), "{set:?}");
     Ok(())
 }
 

@@ -175,11 +175,19 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    pub(crate) fn start(mut command: Command) -> anyhow::Result<Self> {
+    pub(crate) fn start(command: Command) -> anyhow::Result<Self> {
+        Self::start_for(command, None)
+    }
+
+    /// The terminal belongs to a user.
+    pub(crate) fn start_for(mut command: Command, user: Option<(u32, u32)>) -> anyhow::Result<Self> {
         const ROWS: NonZeroU16 = NonZeroU16::new(16).unwrap();
         const COLUMNS: NonZeroU16 = NonZeroU16::new(140).unwrap();
         let size = Winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 };
         let OpenptyResult { master, slave } = openpty(&size, None)?;
+        if let Some((uid, _)) = user {
+            std::os::unix::fs::fchown(&slave, Some(uid), None)?;
+        }
         let end = |fd: &OwnedFd| fd.try_clone().map(Stdio::from);
         command.stdin(end(&slave)?).stdout(end(&slave)?).stderr(end(&slave)?).env("TERM", "xterm-256color");
         let child = command.spawn()?;

@@ -226,7 +226,9 @@ fn bring_others() {
     {
         eprintln!("setup: Rust's targets for static programs: {error:#}");
     }
-    for (what, outcome) in [("promtool", test::promtool()), ("containerd", containerd::programs())] {
+    for (what, outcome) in
+        [("promtool", test::promtool()), ("containerd", containerd::programs()), ("systemd-resolved", test::resolved())]
+    {
         if let Err(error) = outcome {
             eprintln!("setup: {what}: {error:#}");
         }

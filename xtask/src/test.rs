@@ -74,7 +74,7 @@ impl Test {
         let program = |name| cargo::binary(&built, name);
         let (steer, probe) = (program("steer")?, program("steer-probe")?);
         let (escape, demo) = (program("steer-escape")?, program("steer-demo")?);
-        let (promtool, package, containerd) = (promtool()?, package()?, containerd::programs()?);
+        let (promtool, package, containerd, resolved) = (promtool()?, package()?, containerd::programs()?, resolved()?);
         let is_asked = |module: &str| self.filter.as_deref().is_none_or(|filter| filter.starts_with(module));
         if is_asked("containers") {
             setup::bring(&setup::RUNTIMES);
@@ -89,6 +89,7 @@ impl Test {
             ("STEER_DEMO", demo.as_path()),
             ("STEER_PROMTOOL", promtool.as_path()),
             ("STEER_CONTAINERD", containerd.as_path()),
+            ("STEER_RESOLVED", resolved.as_path()),
         ];
         if self.thorough {
             variables.push(("STEER_THOROUGH", Path::new("1")));
@@ -123,6 +124,20 @@ pub(crate) fn promtool() -> Result<PathBuf> {
         eprintln!("setup: cannot unpack promtool: {error:#}");
     }
     Ok(unpacked)
+}
+
+/// Where systemd-resolved is, with its library: unpacked, because the package would replace this host's resolver. If it is not available, the
+/// test reports that.
+pub(crate) fn resolved() -> Result<PathBuf> {
+    let place = cargo::target_directory()?.join("systemd-resolved");
+    if !["lib", "usr/lib"].iter().any(|lib| place.join(lib).join("systemd/systemd-resolved").exists()) {
+        for package in ["libsystemd-shared", "systemd-resolved"] {
+            if let Err(error) = apt::unpack(package, &place) {
+                eprintln!("setup: cannot unpack {package}: {error:#}");
+            }
+        }
+    }
+    Ok(place)
 }
 
 /// The Debian package under test, if it can be built.

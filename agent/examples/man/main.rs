@@ -74,17 +74,26 @@ fn sections(page: &Page) -> [Roff; 4] {
 fn write(directory: &Path, command: &Command, name: &str) -> io::Result<()> {
     let missing = || io::Error::other(format!("no page for `steer {name}` in sections.rs"));
     let page = PAGES.iter().find(|page| page.command == name).ok_or_else(missing)?;
-    let man =
-        Man::new(command.clone()).section("8").manual("steer").source(concat!("steer ", env!("CARGO_PKG_VERSION")));
+    let about =
+        if name.is_empty() { Some("send the traffic of programs by the network interface you chose") } else { None };
+    let shown = about.map_or_else(|| command.clone(), |about| command.clone().about(about));
+    let man = Man::new(shown).section("8").manual("steer").source(concat!("steer ", env!("CARGO_PKG_VERSION")));
     let mut file = File::create(directory.join(man.get_filename()))?;
-    man.render(&mut file)?;
+    let mut text = Vec::new();
+    man.render(&mut text)?;
+    let text = String::from_utf8(text).map_err(io::Error::other)?;
+    file.write_all(text.replace(".SH EXTRA", ".SH NOTES").as_bytes())?;
     for section in sections(page) {
         section.to_writer(&mut file)?;
     }
     if name == "events" {
         reasons().to_writer(&mut file)?;
     }
-    let see_also = [bold("steer"), roman("(8), "), bold("steer.toml"), roman("(5)")];
+    // All commands have their pages; that of the program itself names them.
+    let others = PAGES.iter().filter(|other| other.command.is_empty() != name.is_empty());
+    let others = others.map(|page| format!("steer {}", page.command).trim_end().replace(' ', "-"));
+    let mut see_also: Vec<_> = others.flat_map(|page| [bold(page), roman("(8), ")]).collect();
+    see_also.extend([bold("steer.toml"), roman("(5)")]);
     Roff::new().control("SH", ["SEE ALSO"]).text(see_also).to_writer(&mut file)?;
     file.flush()?;
     for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {

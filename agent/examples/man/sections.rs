@@ -51,7 +51,7 @@ pub(crate) const PAGES: &[Page] = &[
         examples: &[
             ("steer exec --interface wg0 -- curl https://example.org/", "Runs one command by wg0."),
             ("steer policy set vpn -i wg0 --unit transmission-daemon", "Steers a service from now on."),
-            ("steer status", "Shows whether all policies hold."),
+            ("steer status", "Shows whether all policies are in force."),
         ],
         exit: &[
             ("0", "It is done."),

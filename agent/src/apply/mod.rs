@@ -11,7 +11,7 @@ pub mod permit;
 pub mod plan;
 pub mod released;
 pub mod resolve;
-mod resolvers;
+pub mod resolvers;
 pub mod routes;
 pub mod takeover;
 pub mod uplinks;

@@ -20,6 +20,11 @@ pub(super) fn words(dns: &Resolvers, ifindex: i32, links: &Table) -> [AddressWor
     }
 }
 
+/// Whether a link has a resolver that can be asked.
+pub fn has_some(ifindex: i32, links: &Table) -> bool {
+    links.resolvers(ifindex).is_some_and(|resolvers| of_link(resolvers) != NOWHERE)
+}
+
 /// Gives a policy the resolvers that its link has now, if it asks for them and they are known. Returns its new state.
 pub(super) fn follow(
     datapath: &mut Datapath,

@@ -8,7 +8,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _, process::CommandExt as _},
     process::{Command, ExitCode},
 };
@@ -43,8 +43,8 @@ use crate::{
             client::Client,
             exec::{self, Ask},
         },
-        command::{attach, open_descriptors, start_keeper},
-        instance::{CONFIG, Instance, PinDirectory},
+        command::{attach, open_descriptors, start_keeper, start_teller},
+        instance::{CONFIG, Instance},
     },
 };
 
@@ -54,8 +54,7 @@ use crate::{
     override_usage = "steer exec [OPTIONS] --interface IF|--uplink NAME|--policy NAME -- CMD...",
     after_help = "Exit status: that of the command; 125 if steer failed before it started, 126 if it cannot be executed, \
                         127 if it was not found. If something of the command was stopped and standard error is a terminal, a line for each \
-                        reason appears there when its last process has ended; not where the daemon runs the command for a user \
-                        without privilege."
+                        reason appears there when its last process has ended; for a user without privilege, when the command has ended."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -111,7 +110,7 @@ impl Failed {
 pub(super) fn run(args: Args, instance: &Instance, callers_umask: Mode) -> anyhow::Result<ExitCode> {
     let user = args.user.as_deref().map(Identity::find).transpose().map_err(Failed::Steer)?;
     match (require_privilege("exec"), &args.by, &user) {
-        (Ok(()), ..) => prepare(args.by, &instance.pins),
+        (Ok(()), ..) => prepare(args.by, instance),
         (Err(_), By::Policy(policy), None) => be_let_in(policy, instance),
         (Err(unprivileged), ..) => Err(anyhow::anyhow!(
             "{unprivileged}\nwithout privilege, only `--policy` works, with a policy that allows you: see `allow_users` in steer.toml(5)"
@@ -133,22 +132,23 @@ pub(super) fn run(args: Args, instance: &Instance, callers_umask: Mode) -> anyho
 }
 
 /// Puts this process into a steered cgroup of its own.
-fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
-    let by = by.with_defaults(CONFIG.as_ref())?;
+fn prepare(by: By, instance: &Instance) -> anyhow::Result<()> {
+    let mut by = by.with_defaults(CONFIG.as_ref())?;
     let hierarchy = Hierarchy::find()?;
-    let links = links_for(&by)?;
+    let mut links = links_for(&by)?;
+    by.ask_the_link(&mut links)?;
     let groups = groups(CONFIG.as_ref())?;
     let namespace = Namespace::own(&links, kernel::netns_cookie()?, marks(CONFIG.as_ref())?, &groups);
     let wanted = by.wanted(namespace)?;
     by.warn(&links);
-    let pins = pins.to_change()?;
+    let pins = instance.pins.to_change()?;
     let place = scope::place(&hierarchy, &hierarchy.own()?)?;
     if let Err(error) = scope::clean_up(&hierarchy, &place) {
         log::warn!("clean up after a killed `steer exec`: {error}");
     }
     let scope = Scope::create(&hierarchy, &place)?;
     // From here on, the keeper cleans up, even if this process is killed.
-    let wrapper = start_keeper(&scope, &pins, terminal().as_ref())?;
+    let wrapper = start_keeper(&scope, &pins, terminal().as_ref().map(|terminal| (terminal, &*instance.socket)))?;
     let needs_filter = attach(&hierarchy, &pins, &scope, &wanted, namespace)?;
     cautions::of_uplink(&pins, scope.cgroup.id);
     scope.enter(&hierarchy)?;
@@ -165,6 +165,7 @@ fn prepare(by: By, pins: &PinDirectory) -> anyhow::Result<()> {
 /// Lets the daemon put this process into a steered cgroup of its own.
 fn be_let_in(policy: &str, instance: &Instance) -> anyhow::Result<()> {
     let socket = &instance.users_socket;
+    let teller = terminal().map(|terminal| start_teller(&terminal, &instance.socket)).transpose()?;
     let ask = async {
         let daemon = Client::find(socket).await.with_context(|| {
             format!("without privilege, the daemon has to run the command, and none answers at {}", socket.display())
@@ -175,6 +176,12 @@ fn be_let_in(policy: &str, instance: &Instance) -> anyhow::Result<()> {
     let admitted = super::block_on(ask)??;
     let own = Hierarchy::of_caller()?;
     anyhow::ensure!(own.to_string() == admitted.cgroup, "this process is in {own}, not in {}", admitted.cgroup);
+    if let Some(mut teller) = teller {
+        // It tells nothing if it has ended.
+        let _ = write!(teller, "{}", admitted.cgroup_id);
+        // Closed on exec.
+        std::mem::forget(teller);
+    }
     if admitted.needs_filter {
         nix::sys::prctl::set_no_new_privs().context("give up set-user-ID programs")?;
         seccomp::refuse_unseen_calls().context("refuse sockets past the IP stack by a seccomp filter")?;

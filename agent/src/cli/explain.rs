@@ -89,10 +89,13 @@ fn assumption(text: &str) -> Result<(String, State), String> {
 
 fn print(explanation: &Explanation) -> Result<(), Unwritten> {
     let Explanation { target, decision, sockets, .. } = explanation;
-    say!("{}\n", chain(&explanation.chain))?;
+    paragraph(&shown(&explanation.conclusion).to_string(), 0)?;
+    // The answer to `--to`.
+    explanation.packet.iter().try_for_each(|packet| paragraph(&shown(&packet.conclusion).to_string(), 0))?;
+    say!("\n{}\n", chain(&explanation.chain))?;
     let row = |what: &str, lines: Vec<String>| {
         let names = [what].into_iter().chain(std::iter::repeat(""));
-        names.zip(lines).try_for_each(|(name, line)| paragraph(&format!(" {name:<11}  {}", shown(&line)), 14))
+        names.zip(lines).try_for_each(|(name, line)| paragraph(&format!("{name:<11}  {}", shown(&line)), 13))
     };
     if let Some(process) = &target.process {
         let own = if target.netns.own { "this one" } else { "not this one" };
@@ -107,7 +110,6 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
     row("cgroup", vec![target.cgroup.to_string()])?;
     row("because", explanation.reasons.clone())?;
     if let Some(decision) = decision {
-        row("programs", vec![decision.attached.programs.join(", ")])?;
         row(
             "method",
             decision
@@ -122,7 +124,6 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
         )?;
         row("local", list(&decision.local))?;
         row("except", list(&decision.except))?;
-        row("not covered", decision.not_covered.clone())?;
     }
     row("members", explanation.members.as_ref().map(Members::lines).unwrap_or_default())?;
     row("uplink", explanation.uplink.iter().map(uplink).collect())?;
@@ -151,10 +152,11 @@ fn print(explanation: &Explanation) -> Result<(), Unwritten> {
         let first = problem.unwrap_or(bound);
         row("sockets", [first].into_iter().chain(sockets.elsewhere.iter().cloned()).collect())?;
     }
-    say!("")?;
-    paragraph(&shown(&explanation.conclusion).to_string(), 0)?;
-    // The answer to `--to`, once more where a reader looks for it.
-    explanation.packet.iter().try_for_each(|packet| paragraph(&shown(&packet.conclusion).to_string(), 0))
+    if let Some(decision) = decision {
+        row("not covered", decision.not_covered.clone())?;
+        row("programs", vec![decision.attached.programs.join(", ")])?;
+    }
+    Ok(())
 }
 
 fn chain(cgroups: &[Cgroup]) -> String {

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use crate::{
     model::cgroup_path::CgroupPath,
-    run::{instance::PinDirectory, keeper},
+    run::{instance::Instance, keeper},
 };
 
 /// Arguments of the keeper. It is started by `steer exec` only.
@@ -22,10 +22,16 @@ pub(super) struct Args {
     terminal_fd: Option<i32>,
 }
 
-pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args, instance: &Instance) -> anyhow::Result<ExitCode> {
     let keep = || {
-        let pins = pins.to_change()?.with_name(args.name.clone());
-        super::block_on(keeper::keep(&args.cgroup, args.wrapper_fd, args.lock_fd, args.terminal_fd, &pins))?
+        let pins = instance.pins.to_change()?.with_name(args.name.clone());
+        super::block_on(keeper::keep(
+            &args.cgroup,
+            args.wrapper_fd,
+            args.lock_fd,
+            (args.terminal_fd, &instance.socket),
+            &pins,
+        ))?
     };
     // It has no standard error.
     let kept = keep();
@@ -33,4 +39,25 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
         log::error!("{}: {error:#}", args.cgroup);
     }
     kept.map(|()| ExitCode::SUCCESS)
+}
+
+/// Arguments of the process that tells a user what was stopped. It is started by `steer exec` only.
+#[derive(Debug, clap::Args)]
+pub(super) struct TellArgs {
+    /// Descriptor that brings the id of the cgroup, and closes when the wrapper has become its command, or has ended
+    wrapper: i32,
+    /// Descriptor of the process that is or becomes the command
+    command: i32,
+    /// Descriptor of the terminal
+    terminal: i32,
+}
+
+pub(super) fn tell(args: &TellArgs, instance: &Instance) -> anyhow::Result<ExitCode> {
+    let TellArgs { wrapper, command, terminal } = *args;
+    let told = super::block_on(keeper::tell([wrapper, command, terminal], &instance.users_socket))?;
+    // The user has learnt less, and that is all.
+    if let Err(error) = told {
+        log::debug!("{error:#}");
+    }
+    Ok(ExitCode::SUCCESS)
 }

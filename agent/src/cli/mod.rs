@@ -109,6 +109,12 @@ enum Command {
     /// The keeper that `exec` starts to clean up after its command
     #[command(hide = true)]
     Keep(keep::Args),
+    /// What `exec` starts to say at its end what was stopped
+    #[command(hide = true)]
+    Tell(keep::TellArgs),
+    /// What the completions of a shell ask for
+    #[command(hide = true)]
+    CompleteValues(completions::ValuesArgs),
 }
 
 impl Cli {
@@ -122,7 +128,7 @@ impl Cli {
             _ => "warn",
         };
         match &self.command {
-            Command::Keep(_) => log_lines::init_system_log(),
+            Command::Keep(_) | Command::Tell(_) => log_lines::init_system_log(),
             Command::Daemon(_) | Command::Hook(_) => log_lines::init(default_level),
             _ => log_lines::init_command(default_level),
         }
@@ -156,7 +162,9 @@ impl Cli {
             Command::Explain(args) => explain::run(args, &instance),
             Command::Doctor(args) => doctor::run(&args, &instance),
             Command::Hook(args) => hook::run(args, &instance),
-            Command::Keep(args) => keep::run(&args, pins),
+            Command::Keep(args) => keep::run(&args, &instance),
+            Command::Tell(args) => keep::tell(&args, &instance),
+            Command::CompleteValues(args) => completions::values(&args, &instance),
         }
     }
 }
@@ -167,8 +175,17 @@ const HELP_WIDTH: usize = 80;
 /// Parses the command line, or ends with what is wrong with it, and the usage of the command that it is for.
 pub fn parse() -> Cli {
     let mut command = Cli::command().term_width(output::columns().unwrap_or(HELP_WIDTH));
+    command.build();
+    let mut command = with_whole_usage(command);
     let matches = command.get_matches_mut();
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(innermost(&mut command, &matches)).exit())
+}
+
+/// Usage lines that do not depend on what was given: otherwise they name the options that the environment sets, as if they were required.
+fn with_whole_usage(mut command: clap::Command) -> clap::Command {
+    let usage = command.render_usage().to_string();
+    let usage = usage.strip_prefix("Usage: ").unwrap_or(&usage).to_owned();
+    command.override_usage(usage).mut_subcommands(with_whole_usage)
 }
 
 fn innermost<'c>(command: &'c mut clap::Command, matches: &ArgMatches) -> &'c mut clap::Command {

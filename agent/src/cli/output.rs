@@ -13,6 +13,9 @@ use crate::model::lines::wrapped;
 /// The narrowest terminal that text is fitted to.
 const NARROWEST: usize = 40;
 
+/// The spaces before and after a cell of a table.
+pub(super) const PADDING: (u16, u16) = (0, 2);
+
 /// Standard output takes no more.
 #[derive(Debug, Error)]
 #[error("write to standard output: {0}")]
@@ -62,6 +65,9 @@ fn fitted(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String
     for row in rows {
         table.add_row(row.clone());
     }
+    for column in table.column_iter_mut() {
+        column.set_padding(PADDING);
+    }
     let text = table.trim_fmt();
     let Some(width) = width.filter(|width| text.lines().any(|line| line.chars().count() > *width)) else { return text };
     let mut blocks = Vec::new();
@@ -84,7 +90,7 @@ mod tests {
     fn a_table_that_is_too_wide() {
         let rows = [vec!["vpn".to_owned(), String::new(), "/a\n/b".to_owned()]];
         let header = ["POLICY", "DNS", "APPLIES TO"];
-        assert_eq!(fitted(&header, &rows, None), " POLICY  DNS  APPLIES TO\n vpn          /a\n              /b");
+        assert_eq!(fitted(&header, &rows, None), "POLICY  DNS  APPLIES TO\nvpn          /a\n             /b");
         assert_eq!(fitted(&header, &rows, Some(80)), fitted(&header, &rows, None));
         assert_eq!(fitted(&header, &rows, Some(20)), "POLICY vpn\n  APPLIES TO /a, /b");
     }

@@ -20,6 +20,7 @@ use crate::{
         similar::nearest,
         spec::{KEYS, Named, Pattern, PolicySpec},
     },
+    observe::status::Status,
     run::{
         api::{
             Health, InterfaceDocument, PolicyDocument, PolicyRequest,
@@ -140,8 +141,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
                         changes::released(&set.name, &all, &keeper.list().await?)?;
                     }
                 }
-                keeper.warn_without_daemon();
-                Ok(())
+                keeper.warn().await
             }
             Action::Remove { name } => {
                 let all = keeper.list().await?;
@@ -155,8 +155,7 @@ pub(super) fn run(args: Args, instance: &Instance) -> anyhow::Result<ExitCode> {
                 if keeper.is_daemon() {
                     changes::released(&name, &all, &keeper.list().await?)?;
                 }
-                keeper.warn_without_daemon();
-                Ok(())
+                keeper.warn().await
             }
         }
     })??;
@@ -267,10 +266,20 @@ impl Keeper<'_> {
         matches!(self, Self::Daemon(_))
     }
 
-    fn warn_without_daemon(&self) {
-        if !self.is_daemon() {
+    /// Warns of what is not steered, whichever policy names it.
+    async fn warn(&self) -> anyhow::Result<()> {
+        let Self::Daemon(daemon) = self else {
             note("no daemon answers, so the kernel is not changed yet: start `steer daemon`");
+            return Ok(());
+        };
+        for unsteered in daemon.get::<Status>("/v1/status").await?.unsteered {
+            note(&format!(
+                "warning: {} is not steered, although policy {} names it",
+                unsteered.path,
+                shown(&unsteered.policy)
+            ));
         }
+        Ok(())
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "STATE is that of the uplink: up, no route (it has no default route), no member works (of a group; sockets get one of them \
-                  nonetheless), no carrier, down, missing, or unknown, in another network namespace. SOCKETS were bound or marked. STOPPED counts sockets, calls and packets that were closed, refused or \
+                  nonetheless), no carrier, down, missing, or unknown, in another network namespace. SOCKETS counts those that were bound or marked since the policy is in force, also before it was changed; `steer uplinks` shows how many are open. STOPPED counts sockets, calls and packets that were closed, refused or \
                   stopped, not what a policy with enforce = \"observe\" let pass; `--json` has each counter, and `steer events` shows them as they happen."
 )]
 pub(super) struct Args {

@@ -29,6 +29,11 @@ pub(super) fn print(status: &Status) -> Result<(), Unwritten> {
     for error in errors(status) {
         paragraph(&format!("error: {error}"), 2)?;
     }
+    for released in status.unsteered.iter().filter(|unsteered| unsteered.released) {
+        let (path, policy) = (&released.path, shown(&released.policy));
+        let text = "is not steered since `steer off`; the next daemon steers it again";
+        paragraph(&format!("warning: {path}, policy {policy}, {text} (`steer off --forget` prevents that)"), 2)?;
+    }
     if !status.policies.is_empty() {
         say!("")?;
         table(status, columns()).iter().try_for_each(|line| say!("{line}"))?;
@@ -55,13 +60,8 @@ pub(super) fn print(status: &Status) -> Result<(), Unwritten> {
 }
 
 fn errors(status: &Status) -> Vec<String> {
-    let unsteered = status.unsteered.iter().map(|unsteered| {
-        let (path, policy) = (&unsteered.path, shown(&unsteered.policy));
-        if unsteered.released {
-            format!("{path} is not steered: `steer off` has released it from policy {policy}")
-        } else {
-            format!("{path} is not steered, although policy {policy} names it")
-        }
+    let unsteered = status.unsteered.iter().filter(|unsteered| !unsteered.released).map(|unsteered| {
+        format!("{} is not steered, although policy {} names it", unsteered.path, shown(&unsteered.policy))
     });
     let stale = status
         .policies

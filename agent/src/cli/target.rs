@@ -11,18 +11,22 @@ use crate::{
     apply::{
         manual::Wanted,
         resolve::{self, Namespace},
+        resolvers,
     },
     host::{
         file,
         link::{self, Table},
-        resolved, resolver,
+        resolved,
+        resolver::{self, Detour},
     },
     kernel::{Datapath, Pins},
     model::{
         config::{self, Source},
         mark::MarkMask,
         similar::nearest,
-        spec::{Conflict, Enforce, Exceptions, KEYS, Key, NOTHING, Named, PolicySpec, Uplink, is_of_policy_only},
+        spec::{
+            Conflict, Enforce, Exceptions, KEYS, Key, NOTHING, Named, PolicySpec, Resolvers, Uplink, is_of_policy_only,
+        },
         uplink::group::{self, Group},
     },
     run::instance::CONFIG,
@@ -197,6 +201,30 @@ impl By {
         let Self::Interface(mut spec) = self else { return Ok(self) };
         spec.fill_from_defaults(&table(config, "defaults", config::defaults)?);
         Ok(Self::Interface(spec))
+    }
+
+    /// Where resolv.conf points to this host, uses the resolvers that systemd-resolved has for the link of the uplink, unless `dns` says
+    /// something else. If it has none, nothing changes.
+    pub(super) fn ask_the_link(&mut self, links: &mut Table) -> anyhow::Result<()> {
+        let Self::Interface(spec) = self else { return Ok(()) };
+        let Some(Uplink::Interface(name)) = spec.named_uplink() else { return Ok(()) };
+        let is_strict = spec.enforce.unwrap_or_default() == Enforce::Strict;
+        if spec.dns.is_some() || !is_strict || !resolver::detours().iter().any(Detour::ends_with_dns) {
+            return Ok(());
+        }
+        match block_on(resolved::known())? {
+            Ok(known) => {
+                let mut with = links.clone();
+                with.set_resolvers(Some(Arc::new(known)));
+                let has_some = |ifindex| resolvers::has_some(ifindex, &with);
+                if with.resolve(&name).is_some_and(has_some) {
+                    *links = with;
+                    spec.dns = Some(Resolvers { link: true, ..Resolvers::NONE });
+                }
+            }
+            Err(error) => log::debug!("the resolvers of {name} are not known: {error}"),
+        }
+        Ok(())
     }
 
     /// Whether the policy is strict, as far as it is known: a policy of the configuration has to be in force.

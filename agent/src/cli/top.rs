@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-use super::output::say;
+use super::output::{columns, say};
 use crate::{
     host::capability::require_privilege,
     observe::top::{Frame, Sample, Screen, Sort, Watcher, text},
@@ -35,7 +35,7 @@ pub(super) struct Args {
     #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     interval: Duration,
     /// End after this number of readings, and leave the last one on the terminal
-    #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, short = 'n', value_name = "COUNT", value_parser = at_least_one)]
     count: Option<u64>,
     /// The order of the rows
     #[arg(long, value_enum, default_value_t)]
@@ -43,6 +43,11 @@ pub(super) struct Args {
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
+}
+
+/// Parses a number of readings.
+fn at_least_one(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "expected a number of readings, at least 1".to_owned())
 }
 
 /// Parses a period: a tenth of a second to an hour.
@@ -101,7 +106,7 @@ async fn print(args: &Args, mut interval: Interval, readings: &mut Readings) -> 
         if args.json {
             say!("{}", serde_json::to_string(&frame)?)?;
         } else {
-            say!("{}", text(frame, args.sort))?;
+            say!("{}", text(frame, args.sort, None))?;
         }
         left -= 1;
     }
@@ -116,7 +121,7 @@ async fn on_terminal(args: &Args, mut interval: Interval, readings: &mut Reading
     shown?;
     // What was asked for by number stays.
     if let Some((frame, sort)) = screen.into_frame().filter(|_| args.count.is_some()) {
-        say!("{}", text(frame, sort))?;
+        say!("{}", text(frame, sort, columns()))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use humansize::{DECIMAL, format_size};
 
 use super::{
     block_on,
-    output::{Unwritten, say},
+    output::{PADDING, Unwritten, say},
 };
 use crate::{
     host::capability::require_privilege,
@@ -19,11 +19,20 @@ use crate::{
     run::{api::client::Client, instance::Instance},
 };
 
+/// A cell without a value.
+const NONE: &str = "-";
 /// The width of a terminal.
 const WIDTH: u16 = 80;
 
 /// Arguments of `steer uplinks`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "IPV4 and IPV6 are the states: up, suspect (something failed, and it is tried again), down, or held (it works again, and new \
+                  sockets get it when `hold` in the [[uplink]] has passed). SHARE is the part of new sockets that get the member. SINCE is for \
+                  how long it is in its state. LATENCY is that of the last answer to a probe, LOST the part of the last 32 rounds of probes \
+                  that failed. OPEN counts the TCP and UDP sockets that are on the member now; SOCKETS in `steer status` counts all since the \
+                  policy is in force."
+)]
 pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
@@ -55,9 +64,9 @@ pub(super) async fn of_daemon(socket: &Path) -> Vec<UplinkStatus> {
 }
 
 fn print(groups: &[UplinkStatus]) -> Result<(), Unwritten> {
-    say!("{}", members(groups))?;
+    say!("{}", members(groups).trim_fmt())?;
     if let Some(links) = links(groups) {
-        say!("\ntraffic of the whole link, whoever sends:\n{links}")?;
+        say!("\ntraffic of the whole link, whoever sends:\n{}", links.trim_fmt())?;
     }
     for group in groups {
         for member in &group.members {
@@ -78,13 +87,13 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
     table.set_header(header);
     for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
+        column.set_padding(PADDING);
     }
     table
 }
 
 fn members(groups: &[UplinkStatus]) -> Table {
-    let mut table = table(["UPLINK", "MEMBER", "IPV4", "IPV6", "SHARE", "SINCE", "LATENCY", "LOST", "SOCKETS"]);
+    let mut table = table(["UPLINK", "MEMBER", "IPV4", "IPV6", "SHARE", "SINCE", "LATENCY", "LOST", "OPEN"]);
     for group in groups {
         let families = group.families();
         for member in &group.members {
@@ -92,7 +101,7 @@ fn members(groups: &[UplinkStatus]) -> Table {
             let best = if v4.probes.is_some() || v4.since_s <= v6.since_s { v4 } else { v6 };
             // A family that no member has is none.
             let state = |family| {
-                if families.contains(&family) { member.health(family).state.clone() } else { "-".to_owned() }
+                if families.contains(&family) { member.health(family).state.clone() } else { NONE.to_owned() }
             };
             let latency = both(v4, v6, |health| health.probes.as_ref()?.latency_ms.map(short));
             table.add_row([
@@ -102,9 +111,9 @@ fn members(groups: &[UplinkStatus]) -> Table {
                 state(Family::V6),
                 both(v4, v6, |health| Some(format!("{:.0}%", health.share))),
                 duration(best.since_s),
-                if latency.is_empty() { latency } else { format!("{latency} ms") },
-                both(v4, v6, lost),
-                member.sockets.map_or_else(String::new, |sockets| sockets.to_string()),
+                if latency.is_empty() { NONE.to_owned() } else { format!("{latency} ms") },
+                Some(both(v4, v6, lost)).filter(|lost| !lost.is_empty()).unwrap_or_else(|| NONE.to_owned()),
+                member.sockets.map_or_else(|| NONE.to_owned(), |sockets| sockets.to_string()),
             ]);
         }
     }

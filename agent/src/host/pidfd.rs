@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use nix::{
@@ -17,6 +17,12 @@ pub struct Pidfd(OwnedFd);
 impl From<OwnedFd> for Pidfd {
     fn from(pidfd: OwnedFd) -> Self {
         Self(pidfd)
+    }
+}
+
+impl AsRawFd for Pidfd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

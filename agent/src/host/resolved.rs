@@ -45,21 +45,20 @@ pub fn runs() -> bool {
 
 /// The resolvers now; none if nothing answers.
 pub async fn read() -> LinkResolvers {
+    known().await.unwrap_or_else(|error| {
+        log::warn!("the resolvers of links cannot be read from systemd-resolved: {error}");
+        LinkResolvers::new()
+    })
+}
+
+/// The resolvers now. The error says why they are not known.
+pub async fn known() -> Result<LinkResolvers, String> {
     let read = async {
         let connection = Connection::system().await?;
         ask(&proxy(&connection, PROPERTIES).await?).await
     };
-    match tokio::time::timeout(PATIENCE, read).await {
-        Ok(Ok(resolvers)) => resolvers,
-        Ok(Err(error)) => {
-            log::warn!("the resolvers of links cannot be read from systemd-resolved: {error}");
-            LinkResolvers::new()
-        }
-        Err(_elapsed) => {
-            log::warn!("the resolvers of links cannot be read: systemd-resolved did not answer");
-            LinkResolvers::new()
-        }
-    }
+    let read = tokio::time::timeout(PATIENCE, read).await.map_err(|_elapsed| "it did not answer".to_owned())?;
+    read.map_err(|error| error.to_string())
 }
 
 /// Follows the resolvers on a separate thread, while they are `asked` for. The thread ends when the sender is dropped.

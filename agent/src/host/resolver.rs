@@ -95,6 +95,12 @@ pub fn own_addresses() -> Vec<IpAddr> {
         .collect()
 }
 
+/// The broadcast addresses of this host's networks.
+pub fn broadcasts() -> Vec<IpAddr> {
+    let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| interface.broadcast);
+    addresses.filter_map(|address| Some(IpAddr::V4(address.as_sockaddr_in()?.ip()))).collect()
+}
+
 fn local_servers(resolv_conf: &[u8], own: &[IpAddr]) -> Vec<Detour> {
     let servers: Vec<IpAddr> = resolv_conf::Config::parse(resolv_conf)
         .map(|config| config.nameservers.into_iter().map(IpAddr::from).collect())

@@ -16,6 +16,7 @@ mod bpffs;
 mod btf;
 mod daemon_lock;
 mod events;
+mod inherit;
 pub mod inspect;
 mod lsm;
 mod meter;
@@ -275,6 +276,8 @@ pub struct Datapath {
     traffic: PerCpuHashMap<MapData, u32, TrafficRecord>,
     failures: HashMap<MapData, u32, FailuresByPort>,
     account: PerCpuHashMap<MapData, AccountKey, AccountRecord>,
+    /// The counts that changed policies have got, by the former slot.
+    inherited: BTreeMap<u32, inherit::Inherited>,
     /// The cgroups that could not be written to it, and why.
     unreported: RefCell<BTreeMap<u64, String>>,
     /// The pinned programs, opened when they are first needed.
@@ -303,6 +306,7 @@ impl Datapath {
             attachments: map_data(pins, map::ATTACHMENTS)?,
             deciders: open_map(pins, map::DECIDERS, Map::HashMap)?,
             unreported: RefCell::default(),
+            inherited: BTreeMap::new(),
             steered: map_data(pins, map::STEERED)?,
             passes: open_map(pins, map::PASSES, Map::LpmTrie)?,
             exceptions: open_map(pins, map::EXCEPTIONS, Map::HashMap)?,

@@ -187,6 +187,7 @@ impl Datapath {
 
     fn put(&mut self, lock: &Lock, placement: Placement) -> Result<Vec<u32>, Error> {
         let Placement { slots, records, fresh, groups, .. } = placement;
+        let former = if fresh.is_empty() { BTreeMap::new() } else { self.policy_records()? };
         for (slot, group) in groups {
             self.set_group(lock, slot, &group)?;
         }
@@ -198,6 +199,7 @@ impl Datapath {
             self.clear_reach(slot, records[&slot].flags)?;
             self.put_exceptions(slot, &exceptions)?;
         }
+        self.inherit(&former, (&slots, &begin_anew), &records)?;
         for slot in &slots {
             self.set_policy(*slot, &records[slot])?;
         }
@@ -250,6 +252,7 @@ impl Datapath {
         }
         let named: BTreeSet<u32> = self.records()?.into_iter().filter_map(|(_, record)| Some(record?.policy)).collect();
         for PolicyEntry { slot, record, .. } in retired {
+            self.settle(slot)?;
             if named.contains(&slot) {
                 let netns_cookie = if record.kind == Kind::Exempt as u32 { netns_cookie } else { record.netns_cookie };
                 self.set_policy(slot, &record.closed())?;
@@ -279,15 +282,9 @@ impl Datapath {
     }
 
     fn zero_counters(&mut self, slot: u32) -> Result<(), Error> {
-        let failed = |error| map_error("reset the counters", map::COUNTERS, error);
-        let now = self.counters.get(&slot, 0).map_err(failed)?;
-        let zero = vec![CounterRecord::default(); now.len()];
-        let zero = aya::maps::PerCpuValues::try_from(zero).map_err(|source| Error::Map {
-            action: "reset the counters",
-            name: map::COUNTERS,
-            source,
-        })?;
-        self.counters.set(slot, zero, 0).map_err(failed)
+        let now = self.counters.get(&slot, 0);
+        let cpus = now.map_err(|error| map_error("reset the counters", map::COUNTERS, error))?.len();
+        self.set_counters(slot, vec![CounterRecord::default(); cpus])
     }
 
     /// The counters of a slot, summed over all CPUs, in the order of [`COUNTERS`].

@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** a doubt is no error. What a policy names may be installed later.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use nix::net::if_::if_nametoindex;
 use serde::Serialize;
@@ -13,6 +13,7 @@ use crate::{
         account,
         cgroup::Hierarchy,
         link::Table,
+        resolver,
         units::{self, Manager},
     },
     model::{
@@ -62,7 +63,24 @@ pub fn doubts(config: &Config) -> Vec<Doubt> {
         .chain(config.policies.iter().flat_map(missing_accounts))
         .chain(config.policies.iter().filter_map(|policy| group_as_interface(config, policy)))
         .chain(config.policies.iter().filter_map(observes))
+        .chain(config.policies.iter().flat_map(|policy| no_resolvers(policy, &resolver::broadcasts())))
         .collect()
+}
+
+/// The doubts about resolvers that cannot be any.
+fn no_resolvers(policy: &Policy, broadcasts: &[IpAddr]) -> Vec<Doubt> {
+    let why = |address: &IpAddr| match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some(
+            "is a link-local address, which is valid with a zone only, and `dns` has none: name another address of the resolver, or use `dns = \"link\"`",
+        ),
+        address if broadcasts.contains(address) => Some("is the broadcast address of a network of this host"),
+        _ => None,
+    };
+    let found = policy.target.enforcement.dns.iter().filter_map(|address| {
+        let problem = format!("{address} {}", why(&address)?);
+        Some(Doubt { policy: policy.name.clone(), key: "dns", name: address.to_string(), problem, perhaps: None })
+    });
+    found.collect()
 }
 
 /// The doubts about those who may run commands by a policy.
@@ -230,6 +248,11 @@ pub fn doubt(policy: &str, pattern: &Pattern, cgroups: &[CgroupPath]) -> Option<
             (format!("there is no unit {name} of all users, and none runs"), known_units(Manager::User, cgroups))
         }
         Named::UserUnit => return None,
+        Named::Cgroup if name.split('/').any(|part| part.trim() != part) => {
+            let trimmed = name.split('/').map(str::trim).collect::<Vec<_>>().join("/");
+            let problem = format!("there is no cgroup {name:?}, which has a space before or after a name");
+            return Some(new(policy, pattern, problem, Some(trimmed)));
+        }
         Named::Cgroup => {
             let path = name.parse::<CgroupPath>().ok().filter(|_| pattern.is_literal())?;
             let above: Vec<_> = path.ancestors();
@@ -278,7 +301,7 @@ fn known_units(manager: Manager, cgroups: &[CgroupPath]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::of_policies;
-    use crate::model::{cgroup_path::CgroupPath, config};
+    use crate::model::{cgroup_path::CgroupPath, config, spec::Pattern};
 
     #[test]
     fn what_another_policy_names() {
@@ -302,6 +325,17 @@ mod tests {
                     [[policy]]\nname = \"o\"\ninterface = \"a\"\nenforce = \"observe\"\ncgroups = [\"/y\"]\n\
                     [[policy]]\nname = \"h\"\ninterface = \"a\"\nenforce = \"observe\"\nlocal = [\"host\"]\ncgroups = [\"/z\"]\n";
         let config = config::parse("f.toml", text).expect("valid");
+        let policy = &config.policies[0];
+        let spaced = Pattern::parse("/system.slice/x.service ").expect("a pattern");
+        let spaced = super::doubt("p", &spaced, &[]).expect("it matches nothing").to_string();
+        assert!(spaced.contains("has a space before or after a name; perhaps /system.slice/x.service"), "{spaced}");
+        let mut resolvers = policy.clone();
+        for address in ["fe80::1", "192.0.2.255"] {
+            resolvers.target.enforcement.dns.add(address).expect("an address");
+        }
+        let none = super::no_resolvers(&resolvers, &["192.0.2.255".parse().expect("an address")]);
+        assert!(none[0].to_string().starts_with("policy p: 192.0.2.255 is the broadcast address"), "{none:?}");
+        assert!(none.len() == 2 && none[1].to_string().contains("fe80::1 is a link-local address"), "{none:?}");
         let found: Vec<_> = super::doubts(&config).iter().map(ToString::to_string).collect();
         let want = [
             "policy p: there is no interface internet, but an [[uplink]] of this name; perhaps uplink = \"internet\"",

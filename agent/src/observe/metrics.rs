@@ -84,8 +84,8 @@ pub fn render(
         counter("steer_sockets_total", "New sockets, by what was done with them.", &["policy", "origin", "result"])?;
     let stopped = counter(
         "steer_stopped_total",
-        "Calls and packets that were stopped, by the hook that stopped them.",
-        &["policy", "origin", "hook"],
+        "Calls and packets that were stopped, by the reason, as `steer events --explain` has it.",
+        &["policy", "origin", "reason"],
     )?;
     let mut plain = BTreeMap::new();
     for (name, metric, help) in PLAIN {
@@ -139,8 +139,8 @@ pub fn render(
         for (name, &count) in &shown.counters {
             if SOCKETS.contains(&name.as_str()) {
                 sockets.with_label_values(&[labels[0], origin, name]).inc_by(count);
-            } else if let Some(hook) = name.strip_prefix("stopped_") {
-                stopped.with_label_values(&[labels[0], origin, hook]).inc_by(count);
+            } else if name.starts_with("stopped_") {
+                stopped.with_label_values(&[labels[0], origin, name]).inc_by(count);
             } else if let Some(counter) = plain.get(name.as_str()) {
                 counter.with_label_values(&labels).inc_by(count);
             }
@@ -269,6 +269,8 @@ mod tests {
             text.contains("steer_uplink_present{interface=\"wg0\",origin=\"config\",policy=\"vpn \\\"a\\\"\"} 0"),
             "{text}"
         );
+        let stopped = "steer_stopped_total{origin=\"config\",policy=\"vpn \\\"a\\\"\",reason=\"stopped_egress\"}";
+        assert!(text.contains(stopped), "{text}");
         let traffic = "{direction=\"received\",interface=\"wg0\",origin=\"config\",policy=\"vpn \\\"a\\\"\"}";
         assert!(text.contains(&format!("steer_policy_bytes_total{traffic} 1003")), "{text}");
         assert!(text.contains(&format!("steer_policy_packets_total{traffic} 1004")), "{text}");

@@ -151,10 +151,13 @@ impl Status {
             _ => format!("{number} policies {many}"),
         };
         let mut parts = Vec::new();
-        match self.unsteered.len() {
-            0 => {}
-            1 => parts.push("1 cgroup is not steered".to_owned()),
-            several => parts.push(format!("{several} cgroups are not steered")),
+        let (released, unsteered): (Vec<_>, Vec<_>) = self.unsteered.iter().partition(|unsteered| unsteered.released);
+        for (cgroups, since) in [(unsteered, ""), (released, " since `steer off`")] {
+            match cgroups.len() {
+                0 => {}
+                1 => parts.push(format!("1 cgroup is not steered{since}")),
+                several => parts.push(format!("{several} cgroups are not steered{since}")),
+            }
         }
         let incomplete = with(INCOMPLETE).count();
         if incomplete > 0 {

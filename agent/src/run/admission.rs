@@ -36,6 +36,8 @@ const COMMANDS: usize = 64;
 pub struct Admitted {
     /// Its cgroup.
     pub cgroup: String,
+    /// The cgroup's id.
+    pub cgroup_id: u64,
     /// Whether the kernel cannot stop sockets past the IP stack, so that the process has to refuse them to itself.
     pub needs_filter: bool,
 }
@@ -121,7 +123,7 @@ pub fn admit(
     }
     let cgroup = scope.cgroup.path.to_string();
     log::info!("user {} runs process {pid} by policy {name} in {cgroup}", peer.uid);
-    Ok(Admitted { cgroup, needs_filter })
+    Ok(Admitted { cgroup, cgroup_id: scope.cgroup.id, needs_filter })
 }
 
 fn netns_of(process: &str) -> Result<std::path::PathBuf, Error> {

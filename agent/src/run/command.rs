@@ -3,7 +3,8 @@
 use std::{
     fs::File,
     io,
-    os::{fd::AsRawFd, unix::process::CommandExt as _},
+    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -15,7 +16,10 @@ use crate::{
         permit::Origin,
         resolve::Namespace,
     },
-    host::cgroup::{Hierarchy, scope::Scope},
+    host::{
+        cgroup::{Hierarchy, scope::Scope},
+        pidfd::Pidfd,
+    },
     kernel::{Datapath, Pins},
 };
 
@@ -34,35 +38,56 @@ pub(crate) fn attach(
     Ok(manual::needs_filter(&datapath, &scope.cgroup)?)
 }
 
-/// Starts the keeper in its own session. At the end it says on `terminal` what was stopped. It moves out of the caller's cgroup if that has an owner. Returns the descriptor whose end the keeper waits for.
-pub(crate) fn start_keeper(scope: &Scope, pins: &Pins, terminal: Option<&File>) -> anyhow::Result<io::PipeWriter> {
+/// Starts the keeper in its own session. At the end it says on the terminal what was stopped; a daemon that answers at the socket tells more. It
+/// moves out of the caller's cgroup if that has an owner. Returns the descriptor whose end the keeper waits for.
+pub(crate) fn start_keeper(
+    scope: &Scope,
+    pins: &Pins,
+    terminal: Option<(&File, &Path)>,
+) -> anyhow::Result<io::PipeWriter> {
     let (reader, writer) = io::pipe()?;
     let (reader_fd, lock_fd) = (reader.as_raw_fd(), scope.lock_fd());
-    let terminal_fd = terminal.map(AsRawFd::as_raw_fd);
+    let terminal_fd = terminal.map(|(terminal, _)| terminal.as_raw_fd());
     let inherited = [Some(reader_fd), Some(lock_fd), terminal_fd, pins.anchor()];
-    let others = open_descriptors().context("list the open descriptors")?;
     let mut keeper = Command::new("/proc/self/exe");
+    keeper.arg0("steer-keeper").arg("--bpffs").arg(pins.root());
+    if let Some((_, socket)) = terminal {
+        keeper.arg("--socket").arg(socket);
+    }
     keeper
-        .arg0("steer-keeper")
-        .arg("--bpffs")
-        .arg(pins.root())
         .args(["keep", scope.cgroup.path.as_str(), &reader_fd.to_string(), &lock_fd.to_string()])
         .arg(pins.name())
-        .args(terminal_fd.map(|fd| format!("--terminal-fd={fd}")))
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .args(terminal_fd.map(|fd| format!("--terminal-fd={fd}")));
+    start_apart(keeper, inherited.into_iter().flatten().collect()).context("start the keeper")?;
+    Ok(writer)
+}
+
+/// Starts the process that says on the terminal what was stopped of this one, when this one has ended: the daemon's keeper has no terminal.
+/// The id of the cgroup is to be written to the descriptor.
+pub(crate) fn start_teller(terminal: &File, socket: &Path) -> anyhow::Result<io::PipeWriter> {
+    let (reader, writer) = io::pipe()?;
+    let this = Pidfd::open(std::process::id())?;
+    let inherited = vec![reader.as_raw_fd(), this.as_raw_fd(), terminal.as_raw_fd()];
+    let mut teller = Command::new("/proc/self/exe");
+    teller.arg0("steer-teller").arg("--socket").arg(socket).arg("tell").args(inherited.iter().map(i32::to_string));
+    start_apart(teller, inherited).context("start the process that tells what was stopped")?;
+    Ok(writer)
+}
+
+/// Starts a process in a session of its own that is no child of this one, with these descriptors and no others.
+fn start_apart(mut command: Command, inherited: Vec<i32>) -> anyhow::Result<()> {
+    let others = open_descriptors().context("list the open descriptors")?;
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one closure, one argument")]
     // SAFETY: only async-signal-safe calls between fork and exec: fcntl, setsid, fork, _exit.
     unsafe {
-        keeper.pre_exec(move || {
-            // Other inherited descriptors, such as the other end of a pipe, belong to the command, not to the keeper.
+        command.pre_exec(move || {
+            // Other inherited descriptors, such as the other end of a pipe, belong to the caller.
             for &fd in &others {
                 libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
             }
-            // Inherited by the keeper, not by the command.
-            for fd in inherited.into_iter().flatten() {
+            // Inherited by this process, not by what the caller becomes.
+            for &fd in &inherited {
                 if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
                     return Err(io::Error::last_os_error());
                 }
@@ -70,7 +95,7 @@ pub(crate) fn start_keeper(scope: &Scope, pins: &Pins, terminal: Option<&File>) 
             if libc::setsid() < 0 {
                 return Err(io::Error::last_os_error());
             }
-            // The keeper must not be a child of the command, which may wait for all its children.
+            // Not a child of what the caller becomes, which may wait for all its children.
             match libc::fork() {
                 -1 => Err(io::Error::last_os_error()),
                 0 => Ok(()),
@@ -78,9 +103,9 @@ pub(crate) fn start_keeper(scope: &Scope, pins: &Pins, terminal: Option<&File>) 
             }
         });
     }
-    let status = keeper.status()?;
-    anyhow::ensure!(status.success(), "start the keeper: {status}");
-    Ok(writer)
+    let status = command.status()?;
+    anyhow::ensure!(status.success(), "{status}");
+    Ok(())
 }
 
 /// All descriptors of this process except the standard ones.

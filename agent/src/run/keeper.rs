@@ -9,15 +9,20 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    io::{self, Read as _},
+    os::fd::{FromRawFd as _, OwnedFd},
+    path::Path,
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use steer_common::{Counter, LimitKey};
-use tokio::io::{Interest, unix::AsyncFd};
+use steer_common::policy_flags;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::{mpsc, watch},
+};
 
 use crate::{
     apply::{
@@ -31,11 +36,12 @@ use crate::{
             self, Hierarchy,
             scope::{self, Scope},
         },
-        link, route,
+        link, resolved, route,
     },
     kernel::{self, Datapath, Pins},
-    model::{cgroup_path::CgroupPath, config::RouteConfig, lines::wrapped},
-    observe::events::Reason,
+    model::{cgroup_path::CgroupPath, config::RouteConfig},
+    observe::events::{Event, stopped},
+    run::api::{client::Client, exec},
 };
 
 /// How often the cgroup is looked at, in addition to the changes that the kernel reports.
@@ -50,7 +56,7 @@ pub async fn keep(
     path: &CgroupPath,
     wrapper_fd: i32,
     lock_fd: i32,
-    terminal_fd: Option<i32>,
+    (terminal_fd, socket): (Option<i32>, &Path),
     pins: &Pins,
 ) -> anyhow::Result<()> {
     // SAFETY: `steer exec` made this descriptor for its keeper alone.
@@ -67,7 +73,7 @@ pub async fn keep(
     });
     // The wrapper writes nothing. The end of the pipe is the signal.
     fs::File::from(wrapper).read_to_end(&mut Vec::new()).context("wait for the wrapper")?;
-    let mut uplinks = Uplinks::new();
+    let mut uplinks = Follower::new(asks_link(pins, cgroup_id));
     loop {
         wait_until_empty(&mut uplinks, &hierarchy, path, pins).await?;
         // No process can enter a removed cgroup.
@@ -76,7 +82,7 @@ pub async fn keep(
         }
     }
     if let Some(terminal) = terminal
-        && let Err(error) = say_what_was_stopped(&terminal, pins, cgroup_id)
+        && let Err(error) = say_what_was_stopped(&terminal, socket, pins, cgroup_id).await
     {
         log::debug!("say on the terminal of {path} what was stopped: {error}");
     }
@@ -88,37 +94,48 @@ pub async fn keep(
     own.map_or(Ok(()), |own| own.remove(&hierarchy))
 }
 
-/// Says on the terminal of the command what of it was stopped, or would be. If nothing was, it says nothing.
-fn say_what_was_stopped(mut terminal: &fs::File, pins: &Pins, cgroup_id: u64) -> anyhow::Result<()> {
-    let stopped = kernel::stopped_in(pins, cgroup_id)?;
-    let lines = stopped.iter().filter_map(|(reason, count)| {
-        let kind = LimitKey { reason: *reason, ..LimitKey::default() };
-        let reason = Counter::of_index(kind.counter())?.name().parse::<Reason>().ok()?;
-        let (observed, meaning) =
-            if kind.is_observed() { (" observed", "strict would stop this.") } else { ("", reason.meaning()) };
-        let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
-        Some((reason.name(), format!("steer: {}{observed} {times}: {meaning}", reason.name())))
-    });
-    let lines: Vec<_> = lines.collect();
-    let which = match &lines[..] {
-        [] => return Ok(()),
-        [(name, _)] => name,
-        _ => "REASON",
-    };
-    let last = format!("steer: `steer events --explain {which}` says what to change");
-    let width = width(terminal);
-    let lines = lines.into_iter().map(|(_, line)| line).chain([last]);
-    // The shell has probably written its prompt.
-    let text: Vec<_> = lines.map(|line| wrapped(&line, width, 2).replace('\n', "\r\n")).collect();
-    Ok(terminal.write_all(format!("\r\n{}\r\n", text.join("\r\n")).as_bytes())?)
+/// Whether the policy of the command has the resolvers of its link.
+fn asks_link(pins: &Pins, cgroup_id: u64) -> bool {
+    let policy = Datapath::open(pins).and_then(|datapath| datapath.map_or(Ok(None), |it| it.policy_of(cgroup_id)));
+    policy.is_ok_and(|policy| policy.is_some_and(|policy| policy.flags & policy_flags::DNS_LINK != 0))
 }
 
-/// The columns of a terminal.
-fn width(terminal: &fs::File) -> Option<usize> {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the request writes a `winsize`, which outlives the call.
-    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
-    Some(usize::from(size.ws_col)).filter(|columns| result == 0 && *columns > 0)
+/// Says on the terminal of the command what of it was stopped, or would be. If nothing was, it says nothing.
+async fn say_what_was_stopped(terminal: &fs::File, socket: &Path, pins: &Pins, cgroup_id: u64) -> anyhow::Result<()> {
+    if kernel::stopped_in(pins, cgroup_id)?.is_empty() {
+        return Ok(());
+    }
+    let mut events = Vec::new();
+    match Client::find(socket).await {
+        Some(daemon) => {
+            let known = daemon.follow("/v1/events?once=true", |line| {
+                events.extend(serde_json::from_slice::<Event>(line));
+                Ok(())
+            });
+            // Without them, it says less.
+            if let Err(error) = known.await {
+                log::debug!("ask for the events of cgroup {cgroup_id}: {error}");
+            }
+        }
+        None => events = stopped::unread(pins, cgroup_id),
+    }
+    Ok(stopped::say(terminal, &stopped::in_cgroup(pins, cgroup_id, &events)?)?)
+}
+
+/// Waits until the command has ended that a daemon runs for a user, and says on the terminal what of it was stopped. `descriptors`: the
+/// pipe that brings the id of its cgroup, or nothing if it was not let in; the command; the terminal.
+pub async fn tell(descriptors: [i32; 3], users_socket: &Path) -> anyhow::Result<()> {
+    // SAFETY: `steer exec` made these descriptors for this process alone.
+    let [wrapper, command, terminal] = descriptors.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let mut cgroup_id = String::new();
+    fs::File::from(wrapper).read_to_string(&mut cgroup_id).context("wait for the wrapper")?;
+    let Ok(cgroup_id) = cgroup_id.trim().parse() else { return Ok(()) };
+    // SAFETY: the descriptor stays open and the same while the `AsyncFd` owns it.
+    let command = unsafe { AsyncFd::register_with_interest(command, Interest::READABLE) }?;
+    let _ended = command.readable().await?;
+    let Some(daemon) = Client::find(users_socket).await else { return Ok(()) };
+    let stopped: Vec<stopped::Stopped> = daemon.ask(exec::STOPPED_PATH, &exec::AskStopped { cgroup_id }).await?;
+    Ok(stopped::say(&terminal.into(), &stopped)?)
 }
 
 /// A cgroup for the keeper alone. The next command removes that of a killed keeper.
@@ -151,7 +168,7 @@ impl OwnCgroup {
 
 /// Follows the uplink while any process is in the cgroup.
 async fn wait_until_empty(
-    uplinks: &mut anyhow::Result<Uplinks>,
+    uplinks: &mut Follower,
     hierarchy: &Hierarchy,
     path: &CgroupPath,
     pins: &Pins,
@@ -177,7 +194,7 @@ async fn wait_until_empty(
 
 /// Follows the uplink until `end`. After a failure it reads the links again and retries.
 async fn follow_until<T>(
-    uplinks: &mut anyhow::Result<Uplinks>,
+    uplinks: &mut Follower,
     hierarchy: &Hierarchy,
     pins: &Pins,
     end: impl Future<Output = T>,
@@ -189,10 +206,23 @@ async fn follow_until<T>(
             followed = follow(uplinks, hierarchy, pins) => {
                 if let Err(error) = followed {
                     log::error!("{error:#}");
-                    *uplinks = Uplinks::new();
+                    *uplinks = Follower::new(uplinks.asks_link);
                 }
             }
         }
+    }
+}
+
+/// What follows the uplinks, or why that has failed.
+struct Follower {
+    /// Whether it follows the resolvers of links, too.
+    asks_link: bool,
+    now: anyhow::Result<Uplinks>,
+}
+
+impl Follower {
+    fn new(asks_link: bool) -> Self {
+        Self { asks_link, now: Uplinks::new(asks_link) }
     }
 }
 
@@ -203,28 +233,47 @@ struct Uplinks {
     table: Option<link::Table>,
     routes: route::Notified,
     netns_cookie: u64,
+    /// The resolvers of links as they change, and what keeps them coming; nothing comes if the policy does not ask for them.
+    resolvers: mpsc::Receiver<Arc<resolved::LinkResolvers>>,
+    _asks_resolvers: watch::Sender<bool>,
+    known: Option<Arc<resolved::LinkResolvers>>,
 }
 
 impl Uplinks {
-    fn new() -> Result<Self, anyhow::Error> {
-        let routes = route::Notified::new().context("watch rules and routes")?;
-        Ok(Self { links: link::Watch::new()?, table: None, routes, netns_cookie: kernel::netns_cookie()? })
+    fn new(asks_link: bool) -> Result<Self, anyhow::Error> {
+        let (asks_resolvers, asked) = watch::channel(asks_link);
+        let resolvers = if asks_link {
+            resolved::watch(asked).context("watch the resolvers of links")?
+        } else {
+            mpsc::channel(1).1
+        };
+        Ok(Self {
+            links: link::Watch::new()?,
+            table: None,
+            routes: route::Notified::new().context("watch rules and routes")?,
+            netns_cookie: kernel::netns_cookie()?,
+            resolvers,
+            _asks_resolvers: asks_resolvers,
+            known: None,
+        })
     }
 
     async fn follow(&mut self, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
         tokio::select! {
             links = self.links.next() => self.table = Some(links?.clone()),
             changed = self.routes.changed() => changed?,
+            Some(known) = self.resolvers.recv() => self.known = Some(known),
         }
         // Without a reading of the links, every uplink would appear to be missing.
-        let Some(table) = &self.table else { return Ok(()) };
+        let Some(table) = &mut self.table else { return Ok(()) };
+        table.set_resolvers(self.known.clone());
         Ok(follow_uplinks(hierarchy, pins, table, self.netns_cookie)?)
     }
 }
 
 /// Waits for a change of links and applies it. After a failure it waits before the next attempt.
-async fn follow(uplinks: &mut anyhow::Result<Uplinks>, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
-    let followed = match uplinks {
+async fn follow(uplinks: &mut Follower, hierarchy: &Hierarchy, pins: &Pins) -> anyhow::Result<()> {
+    let followed = match &mut uplinks.now {
         Ok(uplinks) => uplinks.follow(hierarchy, pins).await,
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };

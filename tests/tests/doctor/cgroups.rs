@@ -52,7 +52,14 @@ fn a_daemon_that_has_not_seen_a_cgroup() -> Outcome {
     ensure!(silent.id == "daemon" && silent.text("what").contains("does not answer"), "{silent:?}");
     let wake = format!("`kill -CONT {}`", daemon.pid());
     ensure!(silent.advice()?.contains(&wake), "{silent:?}");
+    // It is asked once.
+    for command in ["status", "doctor"] {
+        let started = std::time::Instant::now();
+        bed.run(&[command])?;
+        ensure!(started.elapsed() < std::time::Duration::from_millis(3500), "{command}: {:?}", started.elapsed());
+    }
     let status = bed.succeed(&["status"])?;
+    ensure!(status.lines().next().is_some_and(|line| line.ends_with("; the daemon does not answer")), "{status}");
     ensure!(status.contains("daemon: running, but") && status.contains(&wake), "{status}");
     let events = bed.run(&["events"])?;
     ensure!(events.code == 1 && events.stderr.contains(&wake), "{events:?}");

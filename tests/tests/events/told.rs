@@ -81,6 +81,15 @@ pub(super) fn an_address_of_another_link() -> Outcome {
             ensure!(event["hint"].as_str().is_some_and(|hint| hint.contains("another link")), "{event:#}");
         }
         spy.saw_nothing()?;
+        // A listener that this host reaches there is as it is meant.
+        let mut listener = std::process::Command::new("python3");
+        let script = "import socket, sys; s = socket.socket(); s.bind((sys.argv[1], 8765)); s.listen()";
+        listener.args(["-c", script, &client_v4(0).to_string()]);
+        bed.cgroup.enter(&mut listener);
+        let ended = output(bed.net.client.enter(&mut listener))?;
+        ensure!(ended.code == 0, "{ended:?}");
+        let told = backlog(&bed)?.iter().any(|event| event["comm"] == "python3" && event["reason"] == "foreign_source");
+        ensure!(told == (local == "[]"), "local = {local}");
         // A new address is known, too.
         bed.ip("addr add 192.0.2.77/32 dev a0")?;
         wait_until("the address to be known", PATIENCE, || {
@@ -111,13 +120,15 @@ pub(super) fn exec_says_what_was_stopped() -> Outcome {
     let mut terminal = Terminal::start(run(Some(Vector::Bindtodevice))?)?;
     terminal.wait_for("the reason", |screen| {
         let text = screen.contents();
-        text.contains("steer: stopped_setsockopt once: A socket option")
-            && text.contains("`steer events --explain stopped_setsockopt`")
+        text.contains("steer: stopped_setsockopt once, last steer-escape (PID ")
+            && text.contains("steer: what to change for stopped_setsockopt: Take the interface")
     })?;
     terminal.child.wait()?;
     let mut observing = Terminal::start(run_at("observe", Some(Vector::Bindtodevice))?)?;
     observing.wait_for("what was observed", |screen| {
-        screen.contents().contains("steer: stopped_setsockopt observed once: strict would stop this.")
+        let text = screen.contents();
+        text.contains("steer: stopped_setsockopt observed once, last steer-escape")
+            && text.contains("strict would stop this.")
     })?;
     observing.child.wait()?;
     // The one before is not counted again; without a terminal, nothing is said.
@@ -137,6 +148,21 @@ pub(super) fn reasons_are_explained() -> Outcome {
     ensure!(explained.contains("What to change:") && explained.contains("local = [\"host\"]"), "{explained}");
     let all = bed.succeed(&["events", "--explain"])?;
     ensure!(all.contains("\nforeign_source: ") && all.contains("\nuplink_switch: "), "{all}");
+    // A shell completes them, and other names that this host knows.
+    let complete = |line: &str| {
+        let script = "source \"$1\"; COMP_WORDS=($2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _steer_and_values steer \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD - 1]}\"; echo ${COMPREPLY[@]}";
+        let file = bed.directory.join("completions");
+        std::fs::write(&file, bed.succeed(&["completions", "bash"])?)?;
+        let steer = steer_tests::binary("STEER_BIN", "steer");
+        let path = format!("{}:/usr/bin:/bin", steer.parent().context("no directory")?.display());
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["--norc", "-c", script, "bash"]).arg(&file).arg(line).env("PATH", path);
+        Ok::<_, anyhow::Error>(output(bed.net.client.enter(&mut bash))?.stdout)
+    };
+    ensure!(complete("steer events --explain stopped_lo")? == "stopped_local\n");
+    ensure!(complete("steer exec -i a")?.split_whitespace().any(|name| name == "a1"));
+    ensure!(complete("steer exec -i a1 -- bas")?.split_whitespace().any(|name| name == "bash"));
+    ensure!(complete("steer exec --interf")? == "--interface\n");
     let wrong = bed.run(&["events", "--explain", "stoped_local"])?;
     ensure!(wrong.code == 1 && wrong.stderr.contains("did you mean stopped_local?"), "{wrong:?}");
     ensure!(wrong.stderr.contains("the reasons are") && wrong.stdout.is_empty(), "{wrong:?}");

@@ -77,11 +77,20 @@ pub(crate) struct Steering {
     asks_resolvers: watch::Sender<bool>,
     groups: Groups,
     /// What the last application of the configuration could not attach, with the error.
-    open: Vec<String>,
+    open: Vec<NotAttached>,
     /// The attachments whose sockets `existing` has not been applied to yet.
     untreated: BTreeSet<u64>,
     /// Whether links of the daemon's namespace have changed again. They come before the sockets.
     links_wait: Box<dyn Fn() -> bool + Send>,
+}
+
+/// A cgroup that could not be attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NotAttached {
+    /// The policy that names the cgroup.
+    pub(crate) policy: String,
+    /// That it is not steered, and why.
+    pub(crate) what: String,
 }
 
 /// Policies and the slots they are in.
@@ -206,7 +215,7 @@ impl Steering {
     }
 
     /// The cgroups that the last [`Self::converge`] could not attach, with the error.
-    pub(crate) fn open(&self) -> &[String] {
+    pub(crate) fn open(&self) -> &[NotAttached] {
         &self.open
     }
 
@@ -373,10 +382,11 @@ impl Steering {
                 Ok(None)
             }
             Err(error) if !matches!(error, Error::SwitchedOff { .. }) => {
-                let open = format!("{} is NOT steered: {error}", desired.path);
-                log::error!("{open}");
+                let what = format!("{} is NOT steered: {error}", desired.path);
+                log::error!("{what}");
                 if self.open.len() < MOST_OPEN {
-                    self.open.push(open);
+                    let policy = self.datapath.policy(desired.slot).map(|record| kernel::text(&record.name));
+                    self.open.push(NotAttached { policy: policy.unwrap_or_default(), what });
                 }
                 Ok(None)
             }

@@ -41,7 +41,9 @@ impl Resolvers {
                 "{text} is this host, which a steered socket cannot reach; use a resolver behind the uplink"
             ));
         }
-        if address.is_unspecified() || address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        // 0.0.0.0/8 is this network, and 240.0.0.0/4 with the broadcast address is for no host.
+        let is_none = matches!(address, IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.octets()[0] >= 240);
+        if is_none || address.is_unspecified() || address.is_multicast() {
             return Err(format!("{text} is not the address of one host"));
         }
         let taken = match address {
@@ -95,6 +97,8 @@ mod tests {
             ("::1", "this host"),
             ("::", "not the address of one host"),
             ("224.0.0.251", "not the address of one host"),
+            ("0.0.0.8", "not the address of one host"),
+            ("255.255.255.255", "not the address of one host"),
         ] {
             let problem = Resolvers::default().add(text).expect_err(text);
             assert!(problem.contains(want), "{text}: {problem}");

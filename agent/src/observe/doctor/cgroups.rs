@@ -195,7 +195,7 @@ fn released(survey: &Survey, hierarchy: &Hierarchy, store: &Store, report: &mut 
     });
     let finding = |unsteered: Unsteered| Finding {
         id: Topic::CgroupSteered,
-        severity: Severity::Error,
+        severity: Severity::Warning,
         subject: Subject::Cgroup(unsteered.path),
         what: format!("`steer off` has released it from policy {}", unsteered.policy),
         why: format!(

@@ -80,7 +80,7 @@ impl Event {
             comm: named(&record.comm),
             interface: named(&record.interface),
             ifindex: (record.ifindex > 0).then_some(record.ifindex),
-            peer: (address != [0; 4]).then(|| ip_address(address)),
+            peer: (address != [0; 4] || port != 0).then(|| ip_address(address)),
             port: u16::try_from(port).ok().filter(|port| *port != 0),
             protocol: (protocol != 0).then(|| protocol_name(protocol)),
             option: (record.option_level != 0 || record.option != 0)
@@ -192,7 +192,9 @@ impl fmt::Display for Described<'_> {
             write!(formatter, " protocol={protocol}")?;
         }
         if let Some(hint) = &event.hint {
-            write!(formatter, " hint={hint:?}")?;
+            // So that what it quotes can be copied.
+            let quote = if hint.contains('\'') { '"' } else { '\'' };
+            write!(formatter, " hint={quote}{hint}{quote}")?;
         }
         if event.summary {
             write!(formatter, " and {} more like it", event.count)?;
@@ -348,7 +350,7 @@ mod tests {
             "{line}"
         );
         let line = Event::of(&local(5432), TIME).to_string();
-        assert!(!line.contains("dns") && line.contains(r#"hint="`local = [\"host\"]` in the policy"#), "{line}");
+        assert!(!line.contains("dns") && line.contains(r#"hint='`local = ["host"]` in the policy"#), "{line}");
     }
 
     #[test]

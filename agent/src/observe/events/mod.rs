@@ -6,6 +6,7 @@
 mod event;
 mod journal;
 mod reason;
+pub mod stopped;
 mod tally;
 
 use std::{collections::VecDeque, fs, time::Duration};

@@ -1,8 +1,9 @@
 //! Shows a frame on a terminal or as text.
 
-use comfy_table::{CellAlignment, presets};
+use comfy_table::{CellAlignment, ContentArrangement, presets};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use humansize::{DECIMAL, format_size};
+use jiff::tz::TimeZone;
 use ratatui::{
     layout::{Alignment, Constraint, Layout},
     style::{Color, Style, Stylize as _},
@@ -43,7 +44,7 @@ pub enum Sort {
     /// Most sockets first.
     Sockets,
     /// Most stopped attempts first.
-    Blocked,
+    Stopped,
 }
 
 impl Sort {
@@ -51,8 +52,8 @@ impl Sort {
         match self {
             Self::Name => Self::Bytes,
             Self::Bytes => Self::Sockets,
-            Self::Sockets => Self::Blocked,
-            Self::Blocked => Self::Name,
+            Self::Sockets => Self::Stopped,
+            Self::Stopped => Self::Name,
         }
     }
 
@@ -61,7 +62,7 @@ impl Sort {
         let bytes = |cgroup: &CgroupFrame| cgroup.links.iter().map(|link| link.bytes).sum::<u64>();
         for policy in &mut frame.policies {
             match self {
-                Self::Name | Self::Blocked => policy.cgroups.sort_by(|a, b| a.path.cmp(&b.path)),
+                Self::Name | Self::Stopped => policy.cgroups.sort_by(|a, b| a.path.cmp(&b.path)),
                 Self::Bytes => policy.cgroups.sort_by_key(|cgroup| Reverse(bytes(cgroup))),
                 Self::Sockets => policy.cgroups.sort_by_key(|cgroup| Reverse(cgroup.sockets)),
             }
@@ -70,7 +71,7 @@ impl Sort {
             Self::Name => frame.policies.sort_by(|a, b| a.name.cmp(&b.name)),
             Self::Bytes => frame.policies.sort_by_key(|policy| Reverse(policy.sent().1)),
             Self::Sockets => frame.policies.sort_by_key(|policy| Reverse(policy.sockets)),
-            Self::Blocked => frame.policies.sort_by_key(|policy| Reverse(policy.blocked())),
+            Self::Stopped => frame.policies.sort_by_key(|policy| Reverse(policy.blocked())),
         }
     }
 }
@@ -95,21 +96,34 @@ impl Kind {
     }
 }
 
-/// A frame as a table of plain text.
-pub fn text(mut frame: Frame, sort: Sort) -> String {
+/// A frame as a table of plain text, with the columns that a terminal of this width has.
+pub fn text(mut frame: Frame, sort: Sort, width: Option<usize>) -> String {
     sort.sort(&mut frame);
     let mut table = comfy_table::Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(HEADER);
+    let columns = width.map_or(SHOWN[0].1, |width| shown_columns(u16::try_from(width).unwrap_or(u16::MAX)));
+    table.set_header(columns.iter().map(|&column| HEADER[column]));
     for (_, cells) in rows(&frame) {
-        table.add_row(cells);
+        let cells = narrowed(columns, cells);
+        table.add_row(columns.iter().map(|&column| &cells[column]));
     }
-    for column in NUMBERS {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
+    for (position, column) in columns.iter().enumerate() {
+        if let Some(shown) = table.column_mut(position) {
+            shown.set_padding((0, 2));
+            if NUMBERS.contains(column) {
+                shown.set_cell_alignment(CellAlignment::Right);
+            }
         }
     }
-    format!("{}\n{table}\n", title(&frame))
+    let fits = |text: &String| width.is_none_or(|width| text.lines().all(|line| line.chars().count() <= width));
+    let text = table.trim_fmt();
+    let text = if fits(&text) {
+        text
+    } else {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(u16::try_from(width.unwrap_or_default()).unwrap_or(u16::MAX)).trim_fmt()
+    };
+    format!("{}\n{text}\n", title(&frame))
 }
 
 /// The state of the terminal's screen.
@@ -171,15 +185,13 @@ impl Screen {
         // Keep the last row visible.
         self.above = self.above.min(rows.len().saturating_sub(1));
         let width = terminal.area().width;
-        let columns = SHOWN.iter().find(|(least, _)| width >= *least).map_or(&[] as &[usize], |(_, columns)| columns);
+        let columns = shown_columns(width);
         let widths: Vec<Constraint> = columns.iter().map(|&column| COLUMNS[column]).collect();
         let first =
             Layout::horizontal(&widths).spacing(1).split(middle).first().map_or(0, |area| usize::from(area.width));
-        let shown = rows.into_iter().skip(self.above).map(|(kind, mut cells)| {
+        let shown = rows.into_iter().skip(self.above).map(|(kind, cells)| {
+            let mut cells = narrowed(columns, cells);
             cells[0] = fitted(&cells[0], first);
-            if !columns.contains(&LINK) && cells[UPLINK].is_empty() {
-                cells[UPLINK] = std::mem::take(&mut cells[LINK]);
-            }
             let cell = |&column: &usize| Cell::from(Text::from(cells[column].clone()).alignment(alignment(column)));
             Row::new(columns.iter().map(cell)).style(kind.style())
         });
@@ -191,6 +203,19 @@ impl Screen {
         let sort = format!("{:?}", self.sort).to_lowercase();
         terminal.render_widget(Line::from(format!("{KEYS}   by {sort}{state}")).dim(), bottom);
     }
+}
+
+/// The columns that a terminal of this width has.
+fn shown_columns(width: u16) -> &'static [usize] {
+    SHOWN.iter().find(|(least, _)| width >= *least).map_or(&[], |(_, columns)| columns)
+}
+
+/// The cells of a row where not all columns are shown.
+fn narrowed(columns: &[usize], mut cells: [String; 7]) -> [String; 7] {
+    if !columns.contains(&LINK) && cells[UPLINK].is_empty() {
+        cells[UPLINK] = std::mem::take(&mut cells[LINK]);
+    }
+    cells
 }
 
 /// A text that ends as a longer one does: the end of a cgroup's path says most.
@@ -213,7 +238,7 @@ fn title(frame: &Frame) -> String {
     let counted = |count: usize, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
     format!(
         "steer  {}  {}, {}",
-        frame.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        frame.time.to_zoned_datetime(TimeZone::system()).strftime("%H:%M:%S"),
         counted(policies.len(), "policy", "policies"),
         counted(cgroups, "cgroup", "cgroups")
     )

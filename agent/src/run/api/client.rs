@@ -4,8 +4,9 @@
 
 use std::{
     io::{self, ErrorKind},
-    path::Path,
-    time::Duration,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use http_body_util::{BodyExt as _, Full};
@@ -26,6 +27,8 @@ const SOON: Duration = Duration::from_secs(2);
 /// The delay before a request is sent again that the daemon had no place for. It doubles up to the longest.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
+/// How long a daemon that has not answered is not asked again: a command that asks several things waits once.
+const REMEMBERED: Duration = Duration::from_secs(5);
 /// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -125,6 +128,22 @@ fn described(problem: &Problem) -> String {
     [problem.detail.clone()].into_iter().chain(fields).collect()
 }
 
+/// A daemon that has not answered this process.
+struct Silence {
+    socket: PathBuf,
+    pid: Option<i32>,
+    since: Instant,
+}
+
+static SILENT: Mutex<Option<Silence>> = Mutex::new(None);
+
+/// That the daemon at a socket has just not answered, if it has not.
+fn silent(socket: &Path) -> Option<Error> {
+    let known = SILENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.as_ref().filter(|known| known.socket == socket && known.since.elapsed() < REMEMBERED)?;
+    Some(Error::Silent { socket: socket.display().to_string(), pid: known.pid })
+}
+
 /// A running daemon.
 #[derive(Clone, Copy, Debug)]
 pub struct Client<'a> {
@@ -149,11 +168,16 @@ impl<'a> Client<'a> {
 
     /// Fails if the daemon does not answer at all, soon.
     pub async fn knock(self) -> Result<(), Error> {
+        if let Some(silent) = silent(self.socket) {
+            return Err(silent);
+        }
         // Whatever the answer is.
         match tokio::time::timeout(SOON, self.begin(Method::GET, "/", Bytes::new())).await {
             Ok(answer) => answer.map(drop),
             Err(_elapsed) => {
                 let pid = UnixStream::connect(self.socket).await.ok().and_then(|stream| stream.peer_cred().ok()?.pid());
+                *SILENT.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(Silence { socket: self.socket.to_owned(), pid, since: Instant::now() });
                 Err(Error::Silent { socket: self.socket.display().to_string(), pid })
             }
         }

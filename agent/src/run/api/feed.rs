@@ -79,8 +79,13 @@ impl Feed {
 
     /// The last events until now, one JSON object a line.
     pub(super) async fn kept(&self) -> Result<Body, Problem> {
-        let kept = self.ask(Question::Kept).await??;
+        let kept = self.known().await?;
         Ok(Body::from_stream(stream::iter(kept).map(|event| Ok::<_, Infallible>(line(&event)))))
+    }
+
+    /// The last events until now.
+    pub(super) async fn known(&self) -> Result<Vec<Event>, Problem> {
+        self.ask(Question::Kept).await?
     }
 
     /// What the events tell of groups of uplinks.

@@ -45,6 +45,7 @@ struct State {
     /// One process is let in at a time.
     admissions: Arc<Semaphore>,
     refusals: Arc<exec::Refusals>,
+    commands: Arc<exec::Commands>,
     feed: feed::Feed,
 }
 
@@ -86,6 +87,7 @@ impl State {
             readers: Arc::new(Semaphore::new(READERS)),
             admissions: Arc::new(Semaphore::new(1)),
             refusals: Arc::default(),
+            commands: Arc::default(),
             feed,
         }
     }

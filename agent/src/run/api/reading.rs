@@ -18,7 +18,11 @@ use super::{Health, InterfaceDocument, Lasting, Problem, State};
 use crate::{
     host::cgroup::Hierarchy,
     kernel,
-    model::{config::Config, policy::Policies},
+    model::{
+        config::{Config, Policy},
+        policy::Policies,
+        uplink::group,
+    },
     observe::{
         events::Event,
         metrics,
@@ -128,14 +132,23 @@ pub(super) async fn counters(Extracted(state): Extracted<State>) -> Result<Json<
 pub(super) async fn interfaces(Extracted(state): Extracted<State>) -> Result<Json<Vec<InterfaceDocument>>, Problem> {
     let view = state.control.view();
     let mut links = InterfaceDocument::all(&view.links, &view.policies, &view.uplinks);
-    // The lines that `auto` has chosen.
+    // Only the lines that `auto` has chosen are in no file.
+    let is_auto = |policy: &Policy| {
+        let group = policy.target.uplink.group().and_then(|name| group::named(&view.uplinks, name));
+        group.is_some_and(|group| group.auto.is_some())
+    };
+    let chooses: Vec<_> =
+        view.policies.iter().filter(|policy| is_auto(policy)).map(|policy| policy.name.clone()).collect();
+    if chooses.is_empty() {
+        return Ok(Json(links));
+    }
     let pins = state.pins.clone();
     let groups = on_a_reader(&state, move || uplinks::read(&pins, &[])).await?;
     for group in groups.map_err(|error| Problem::internal(&error))? {
         for link in &mut links {
             let is_it = |ifindex: i32| u32::try_from(ifindex) == Ok(link.ifindex);
             if group.members.iter().any(|member| member.ifindex.is_some_and(is_it)) {
-                link.policies.extend(group.policies.iter().cloned());
+                link.policies.extend(group.policies.iter().filter(|name| chooses.contains(name)).cloned());
                 link.policies.sort();
                 link.policies.dedup();
             }

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use super::worker::{describe_emptied, show_policies, warn_of_start_only};
 use crate::{
     apply::{
-        converge::Steering,
+        converge::{NotAttached, Steering},
         uplinks::{ByHand, ByHandError},
     },
     host::policy_files::Store,
@@ -52,7 +52,7 @@ impl Answering<'_> {
         self.store.read().map_err(Problem::in_files)?;
         let is_new = self.store.put(name, &text, policy.kept())?;
         log::info!("policy {name} is {}", if is_new { "new" } else { "changed" });
-        self.carry_out()?;
+        self.carry_out(|open| open.policy == name)?;
         let policy = self.steering.policies().configured().iter().find(|policy| policy.name == name);
         let removed = || Problem::new(StatusCode::CONFLICT, format!("policy {name:?} was removed at the same time"));
         let policy = policy.ok_or_else(removed)?;
@@ -63,7 +63,7 @@ impl Answering<'_> {
         self.store.read().map_err(Problem::in_files)?;
         self.store.remove(name)?;
         log::info!("policy {name} is removed");
-        self.carry_out()
+        self.carry_out(|_| false)
     }
 
     /// Returns the sockets that stay on the member.
@@ -82,13 +82,14 @@ impl Answering<'_> {
                 "there is no policy in the files; the previous policies stay in force (`steer off` ends steering)";
             return Err(Problem::new(StatusCode::CONFLICT, detail).into());
         }
-        self.carry_out()?;
+        self.carry_out(|_| true)?;
         log::info!("reloaded {}", self.store.file().display());
         Ok(())
     }
 
     /// Reads the files and applies them. An empty set of policies is allowed: the request asked for it.
-    fn carry_out(&mut self) -> Result<(), Failure> {
+    /// `concerns`: whether the request fails with a cgroup that cannot be attached. The others stay as they are, and `status` shows them.
+    fn carry_out(&mut self, concerns: impl Fn(&NotAttached) -> bool) -> Result<(), Failure> {
         let config = self.store.read().map_err(Problem::in_files)?;
         if let Some(emptied) = self.steering.policies().emptied_by(&config) {
             return Err(Problem::new(StatusCode::CONFLICT, describe_emptied(emptied)).into());
@@ -97,13 +98,12 @@ impl Answering<'_> {
         self.steering.set_policies(Policies::new(config));
         show_policies(self.view, self.steering);
         self.steering.converge().map_err(|error| unfinished("kept, but not carried out yet", error))?;
-        match self.steering.open() {
-            [] => Ok(()),
-            open => {
-                Err(Problem::new(StatusCode::CONFLICT, format!("everything else is in force, but {}", open.join("; ")))
-                    .into())
-            }
+        let open: Vec<_> = self.steering.open().iter().filter(|open| concerns(open)).map(|open| &*open.what).collect();
+        if open.is_empty() {
+            return Ok(());
         }
+        let detail = format!("everything else is in force, but {}", open.join("; "));
+        Err(Problem::new(StatusCode::CONFLICT, detail).into())
     }
 }
 
