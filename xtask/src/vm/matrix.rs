@@ -66,7 +66,9 @@ pub(super) fn document(rows: &[Row]) -> String {
 /// The section of a processor: a row for each kernel, a column for each test, and the reasons why tests could not run.
 fn section(rows: &[&Row]) -> String {
     let mut columns: Vec<&str> = Vec::new();
-    for (name, _) in rows.iter().flat_map(|row| &row.tests) {
+    // The order of the newest tests.
+    let most = rows.iter().max_by_key(|row| row.tests.len());
+    for (name, _) in most.into_iter().chain(rows).flat_map(|row| &row.tests) {
         if !columns.contains(&name.as_str()) {
             columns.push(name);
         }
