@@ -40,9 +40,9 @@ pub(super) fn read(console: &str) -> Vec<(String, Result)> {
 const INTRODUCTION: &str = "\
 # What works on which kernel
 
-`cargo xtask vm` boots each kernel in a virtual machine, with an emulated processor, and runs a test for each column there. `--report` writes \
-what it found, and what its last runs with other kernels found. \"without BPF \
-LSM\" is a boot with Ubuntu's list of security modules, in which `bpf` is not.
+`cargo xtask vm` boots each kernel in a virtual machine, with an emulated processor, and runs a test for each column there. `--report` \
+writes what it found, and what its last runs with other kernels found. \"without BPF LSM\" is a boot with Ubuntu's list of security \
+modules, in which `bpf` is not.
 
 - 32 bit calls: such a call gets past `enforce = \"steer\"`, so that the next column tells something. On arm64 a 32 bit program makes it.
 - 32 bit guard: a strict policy refuses it.
@@ -74,7 +74,7 @@ fn section(rows: &[&Row]) -> String {
         }
     }
     let mut text =
-        format!("| kernel | run on | {} |\n|---|---|{}\n", columns.join(" | "), "---|".repeat(columns.len()),);
+        format!("| kernel | run on | {} |\n|---|---|{}\n", columns.join(" | "), "---|".repeat(columns.len()));
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     // Writing to a string cannot fail.
     for row in rows {
