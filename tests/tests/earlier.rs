@@ -55,7 +55,7 @@ fn contains(now: &Value, then: &Value, place: &str) -> Outcome {
     compare(now, then, place, false)
 }
 
-/// The same for the documents themselves or, if `shapes`, for their shapes, in which a list or value that happened to be empty says nothing.
+/// The same for the documents themselves or, if `shapes`, for their shapes, in which an empty list or value says nothing.
 fn compare(now: &Value, then: &Value, place: &str, shapes: bool) -> Outcome {
     let says_nothing = |value: &Value| value == "nothing" || *value == json!([]);
     if shapes && (says_nothing(now) || says_nothing(then)) {

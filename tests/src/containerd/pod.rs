@@ -30,9 +30,9 @@ pub struct PodOptions<'a> {
     pub privileged: bool,
 }
 
-/// The capabilities of the plugin in docs/daemonset.yaml.
-const CAPABILITIES: [&str; 7] =
-    ["BPF", "PERFMON", "NET_ADMIN", "SYS_ADMIN", "DAC_READ_SEARCH", "SYS_PTRACE", "NET_RAW"];
+/// The capabilities of the daemon in docs/daemonset.yaml.
+const CAPABILITIES: [&str; 8] =
+    ["BPF", "PERFMON", "NET_ADMIN", "SYS_ADMIN", "DAC_READ_SEARCH", "CHOWN", "SYS_PTRACE", "NET_RAW"];
 
 /// A pod. On drop, it is removed with its containers.
 #[derive(Debug)]

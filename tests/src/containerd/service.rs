@@ -45,23 +45,42 @@ impl Service {
 
     /// The plugin in its own container, as on a node of a cluster, once it has registered.
     pub fn plugin_in_pod<'a>(bed: &Bed, pod: &Pod<'a>) -> anyhow::Result<(Container<'a>, UnixDatagram)> {
+        let socket = pod.containerd().nri_socket().display().to_string();
+        Self::in_pod(bed, pod, "pod", &["hook", "nri", "--host-cgroups", "--nri-socket", &socket])
+    }
+
+    /// Starts the daemon in a container of a pod, and waits until it is ready.
+    pub fn daemon_in_pod<'a>(bed: &Bed, pod: &Pod<'a>) -> anyhow::Result<(Container<'a>, UnixDatagram)> {
+        Self::in_pod(bed, pod, "pod-daemon", &["daemon", "--host-cgroups"])
+    }
+
+    fn in_pod<'a>(
+        bed: &Bed,
+        pod: &Pod<'a>,
+        name: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<(Container<'a>, UnixDatagram)> {
         let program = bed.directory.join("steer");
-        copy_program(&binary("STEER_BIN", "steer"), &program)?;
-        let address = bed.directory.join("pod.notify");
+        if !program.exists() {
+            copy_program(&binary("STEER_BIN", "steer"), &program)?;
+        }
+        let address = bed.directory.join(format!("{name}.notify"));
         let notify = UnixDatagram::bind(&address)?;
         notify.set_read_timeout(Some(PATIENCE))?;
+        let log = bed.directory.join(format!("{name}.log"));
         let command = format!(
-            "NOTIFY_SOCKET={} exec {} --bpffs {} hook nri --host-cgroups --config {} --nri-socket {} 2> {}",
+            "NOTIFY_SOCKET={} exec {} --bpffs {} --socket {} {} --config {} 2> {}",
             address.display(),
             program.display(),
             bed.pins.display(),
+            bed.socket().display(),
+            arguments.join(" "),
             bed.config_file().display(),
-            pod.containerd().nri_socket().display(),
-            bed.directory.join("pod.log").display(),
+            log.display(),
         );
         let container = pod.shell(bed, &command)?;
         container.start()?;
-        wait_until_ready(&notify, &bed.directory.join("pod.log"))?;
+        wait_until_ready(&notify, &log)?;
         Ok((container, notify))
     }
 

@@ -40,9 +40,9 @@ pub(super) fn read(console: &str) -> Vec<(String, Result)> {
 const INTRODUCTION: &str = "\
 # What works on which kernel
 
-`cargo xtask vm` boots each kernel in a virtual machine, with an emulated processor, and runs a test for each column there. `--report` writes \
-what it found, and what its last runs with other kernels found. \"without BPF \
-LSM\" is a boot with Ubuntu's list of security modules, in which `bpf` is not.
+`cargo xtask vm` boots each kernel in a virtual machine, with an emulated processor, and runs a test for each column there. `--report` \
+writes what it found, and what its last runs with other kernels found. \"without BPF LSM\" is a boot with Ubuntu's list of security \
+modules, in which `bpf` is not.
 
 - 32 bit calls: such a call gets past `enforce = \"steer\"`, so that the next column tells something. On arm64 a 32 bit program makes it.
 - 32 bit guard: a strict policy refuses it.
@@ -66,13 +66,15 @@ pub(super) fn document(rows: &[Row]) -> String {
 /// The section of a processor: a row for each kernel, a column for each test, and the reasons why tests could not run.
 fn section(rows: &[&Row]) -> String {
     let mut columns: Vec<&str> = Vec::new();
-    for (name, _) in rows.iter().flat_map(|row| &row.tests) {
+    // The order of the newest tests.
+    let most = rows.iter().max_by_key(|row| row.tests.len());
+    for (name, _) in most.into_iter().chain(rows).flat_map(|row| &row.tests) {
         if !columns.contains(&name.as_str()) {
             columns.push(name);
         }
     }
     let mut text =
-        format!("| kernel | run on | {} |\n|---|---|{}\n", columns.join(" | "), "---|".repeat(columns.len()),);
+        format!("| kernel | run on | {} |\n|---|---|{}\n", columns.join(" | "), "---|".repeat(columns.len()));
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     // Writing to a string cannot fail.
     for row in rows {
@@ -85,6 +87,8 @@ fn section(rows: &[&Row]) -> String {
                     reasons.entry(why).or_default().push(format!("{column} on {}", row.release));
                     "no"
                 }
+                // The guest said that all was well, so the test is newer than this run.
+                None if row.passed() => "not run",
                 Some(Result::Failed) | None => "**FAILED**",
             };
             let _ = write!(text, " {cell} |");

@@ -122,11 +122,13 @@ impl Vm {
             for flavour in flavours {
                 let row = self.try_kernel(wanted, (arch, flavour), job);
                 eprintln!("vm: {row}");
-                if let Some(report) = &self.report
-                    && let Err(error) =
-                        results::keep(&row).and_then(|()| write(report, matrix::document(&results::all()?)))
-                {
-                    eprintln!("error: {error:#}");
+                if let Some(report) = &self.report {
+                    // Only a kernel with a name can be found again.
+                    let kept = if wanted.is_file() { Ok(()) } else { results::keep(&row) };
+                    let written = kept.and_then(|()| write(report, matrix::document(&results::all()?)));
+                    if let Err(error) = written {
+                        eprintln!("error: {error:#}");
+                    }
                 }
                 rows.push(row);
             }

@@ -69,7 +69,7 @@ impl Source {
         found.with_context(|| format!("{name} was removed"))
     }
 
-    /// The libraries that a program is started with, including the dynamic linker: paths in the guest, and files. None for a static program.
+    /// The libraries that a program is started with, and the dynamic linker: paths in the guest, and files. None for a static program.
     pub(super) fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
         match self {
             Self::Here => {

@@ -45,7 +45,8 @@ pub(super) fn program(arch: Arch) -> (&'static str, &'static str) {
     }
 }
 
-/// The machine, its processor, and its serial console. That of amd64 has no wide vectors, which are slow to emulate. The processor of arm64 also runs 32 bit programs.
+/// The machine, its processor, and its serial console. That of amd64 has no wide vectors, which are slow to emulate. That of arm64 also
+/// runs 32 bit programs.
 fn machine(arch: Arch) -> ([&'static str; 4], &'static str) {
     match arch {
         Arch::Amd64 => (["-machine", "q35,usb=off,vmport=off,hpet=off", "-cpu", "Nehalem"], "ttyS0"),

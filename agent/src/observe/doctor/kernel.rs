@@ -120,8 +120,8 @@ fn check_security_hooks(survey: &Survey, report: &mut Report) {
             why => why.map_or_else(String::new, |why| why.to_string()),
         },
         why: "a strict policy does not refuse packet and XDP sockets, with which a process with CAP_NET_RAW bypasses it, nor the multicast \
-              groups that 32 bit system calls join on other links. `steer exec` refuses both by a seccomp filter, and `steer unit` by settings \
-              of the unit; other cgroups are not covered"
+              groups that 32 bit system calls join on other links. `steer exec` refuses both by a seccomp filter, and `steer unit` by \
+              settings of the unit; other cgroups are not covered"
             .to_owned(),
         fix: Some(Fix::advice(advice)),
     });

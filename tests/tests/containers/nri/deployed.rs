@@ -17,9 +17,9 @@ fn in_a_pod_of_its_own() -> Outcome {
     let containerd = Containerd::start(&bed)?;
     let _parent = containerd.cgroup("kubepods")?;
     bed.write_config(&CONFIG.replace("[containers]\n", "[containers]\nparent = \"/kubepods\"\n"))?;
-    let _daemon = Service::daemon(&bed, &containerd)?;
     let held = PodOptions { cgroup_parent: "/kubepods", ..PodOptions::default() };
     let pod = Pod::run(&containerd, PodOptions { privileged: true, namespace: "steer", ..held })?;
+    let _daemon = Service::daemon_in_pod(&bed, &pod)?;
     let (_plugin, notify) = Service::plugin_in_pod(&bed, &pod)?;
     let other = Pod::run(&containerd, held)?;
     check_steered(&bed, 1, || other.client(&bed, &[SECOND])?.outcomes())?;

@@ -18,7 +18,7 @@ live() {
 # The files and directories of a root, apart from what packages' own administration keeps.
 listed() {
 	find "$1" -xdev \( -path "$1/var/lib/dpkg" -o -path "$1/var/cache" -o -path "$1/var/log" -o -path "$1/var/lib/rpm" -o -path "$1/usr/lib/sysimage" \
-		-o -path "$1/var/lib/pacman" -o -path "$1/var/lib/apt" -o -path "$1/var/lib/systemd" -o -path "$1/tmp" \) -prune -o -print | sort
+		-o -path "$1/var/lib/pacman" -o -path "$1/var/lib/apt" -o -path "$1/var/lib/systemd" -o -path "$1/tmp" -o -path "$1/dev" \) -prune -o -print | sort
 }
 
 # Nothing may be left of steer.
