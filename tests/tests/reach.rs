@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("exceptions", exceptions),
     ("the_longest_prefix_wins", the_longest_prefix_wins),
     ("while_the_uplink_is_missing", while_the_uplink_is_missing),
+    ("commands_use_the_marks_of_the_daemon", commands_use_the_marks_of_the_daemon),
     ("routes_are_put_back", routes_are_put_back),
     ("addresses_that_come_and_go", addresses_that_come_and_go),
     ("nothing_stays_behind", nothing_stays_behind),
@@ -79,7 +80,14 @@ pub(crate) fn this_host() -> Outcome {
     let server = Server::start(&bed.net.client)?;
     bed.succeed(&["attach", bed.cgroup.path(), "-i", "a1", "--local", "host"])?;
     let mut spy = Spy::on(&bed, &[])?;
-    for user in USERS {
+    for (user, is_moved) in USERS.map(|user| (user, false)).into_iter().chain([(User::Nobody, true)]) {
+        if is_moved {
+            // As the kernel's documentation of VRFs says.
+            for family in ["-4", "-6"] {
+                bed.ip(&format!("{family} rule add pref 32765 lookup local"))?;
+                bed.ip(&format!("{family} rule delete pref 0 lookup local"))?;
+            }
+        }
         let own: [(IpAddr, IpAddr); 6] = [
             (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()),
             (Ipv4Addr::new(127, 0, 0, 53).into(), Ipv4Addr::LOCALHOST.into()),
@@ -90,7 +98,7 @@ pub(crate) fn this_host() -> Outcome {
         ];
         for (target, source) in own {
             check_reached(&probe(&bed, user, &[target], server.port())?, source)
-                .with_context(|| format!("{target} as {user:?}"))?;
+                .with_context(|| format!("{target} as {user:?}, moved: {is_moved}"))?;
         }
     }
     groups_on_loopback(&bed)?;
@@ -288,6 +296,22 @@ fn while_the_uplink_is_missing() -> Outcome {
         wait_until("the routes of the uplink", PATIENCE, || bed.check_steered(&bed.cgroup, 1).is_ok())?;
     }
     Ok(())
+}
+
+/// A command does not know the daemon's file.
+fn commands_use_the_marks_of_the_daemon() -> Outcome {
+    let bed = Bed::new("reach-marks")?;
+    let policy = "[[policy]]\nname = \"p\"\ninterface = \"a1\"\nlocal = [\"host\"]\ncgroups = [\"@\"]\n";
+    let daemon = bed.daemon(&format!("[route]\nmark_mask = \"0xf0000000\"\n{policy}"))?;
+    let rules = || bed.ip("-4 rule");
+    let before = rules()?;
+    ensure!(before.contains("0xf0000000"), "{before}");
+    let ran =
+        bed.run(&["exec", "-i", "a1", "--local", "host", "--except", "198.51.100.0/24=a0", "--", "ip", "rule"])?;
+    let kept = before.lines().all(|rule| ran.stdout.contains(rule.trim()));
+    ensure!(ran.code == 0 && kept && !ran.stderr.contains("mark_mask"), "{ran:?}");
+    ensure!(!daemon.log().contains("another program removed"), "{}", daemon.log());
+    bed.check_steered(&bed.cgroup, 1)
 }
 
 /// Other tools delete rules and routes.

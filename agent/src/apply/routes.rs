@@ -13,7 +13,7 @@ use std::{
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
 };
 
-use steer_common::{Kind, policy_flags};
+use steer_common::{Kind, Owner, policy_flags};
 
 use super::resolve::Namespace;
 use crate::{
@@ -359,6 +359,13 @@ fn reaches(entry: &PolicyEntry) -> bool {
 fn wanted_passes(entry: &PolicyEntry, plan: &Plan, namespace: Namespace<'_>) -> Passes {
     let planned = numbers(entry, namespace).filter_map(|number| plan.passes.get(&number)).flatten();
     planned.map(|pass| (Pass { ifindex: pass.ifindex, prefix: pass.prefix }, pass.allow)).collect()
+}
+
+/// The mask of the policies of the configuration in a network namespace. `None`: none of them has marks, or they have several masks.
+pub fn mask_of_configured(datapath: &Datapath, netns_cookie: u64) -> Result<Option<MarkMask>, Error> {
+    let mut policies = datapath.policies()?;
+    policies.retain(|entry| entry.is_owned_by(Owner::Config) && entry.record.netns_cookie == netns_cookie);
+    Ok(mask_in_use(&policies))
 }
 
 /// The mask of the policies with marks. `None`: there is none, or the configured mask has changed since some were put in force.

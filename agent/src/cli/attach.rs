@@ -72,11 +72,11 @@ pub(super) fn run(args: &Args, pins: &PinDirectory) -> anyhow::Result<ExitCode> 
     let links = links_for(&args.by)?;
     let cookie = kernel::netns_cookie()?;
     let groups = groups(CONFIG.as_ref())?;
-    let namespace = Namespace::own(&links, cookie, marks(CONFIG.as_ref())?, &groups);
+    let pins = pins.to_change()?;
+    let namespace = Namespace::own(&links, cookie, marks(&pins, cookie, CONFIG.as_ref())?, &groups);
     let by = args.by.clone().with_defaults(CONFIG.as_ref())?;
     let wanted = by.wanted(namespace)?;
     by.warn(&links);
-    let pins = pins.to_change()?;
     if let Some(pid) = meant.process {
         say!(
             "process {pid} ({}) is in {}{}",

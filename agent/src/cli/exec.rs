@@ -138,10 +138,10 @@ fn prepare(by: By, instance: &Instance) -> anyhow::Result<()> {
     let mut links = links_for(&by)?;
     by.ask_the_link(&mut links)?;
     let groups = groups(CONFIG.as_ref())?;
-    let namespace = Namespace::own(&links, kernel::netns_cookie()?, marks(CONFIG.as_ref())?, &groups);
+    let (pins, cookie) = (instance.pins.to_change()?, kernel::netns_cookie()?);
+    let namespace = Namespace::own(&links, cookie, marks(&pins, cookie, CONFIG.as_ref())?, &groups);
     let wanted = by.wanted(namespace)?;
     by.warn(&links);
-    let pins = instance.pins.to_change()?;
     let place = scope::place(&hierarchy, &hierarchy.own()?)?;
     if let Err(error) = scope::clean_up(&hierarchy, &place) {
         log::warn!("clean up after a killed `steer exec`: {error}");

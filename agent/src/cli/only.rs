@@ -47,9 +47,9 @@ pub(super) fn run(
     let links = links_for(by)?;
     let cookie = kernel::netns_cookie()?;
     let groups = groups(CONFIG.as_ref())?;
-    let namespace = Namespace::own(&links, cookie, marks(CONFIG.as_ref())?, &groups);
-    let wanted = by.clone().with_defaults(CONFIG.as_ref())?.wanted(namespace)?;
     let pins = pins.to_change()?;
+    let namespace = Namespace::own(&links, cookie, marks(&pins, cookie, CONFIG.as_ref())?, &groups);
+    let wanted = by.clone().with_defaults(CONFIG.as_ref())?.wanted(namespace)?;
     let place = scope::place(hierarchy, old)?;
     let scope = Scope::create(hierarchy, &place)?;
     // The keeper begins when this descriptor closes, at the end.

@@ -11,7 +11,7 @@ use crate::{
     apply::{
         manual::Wanted,
         resolve::{self, Namespace},
-        resolvers,
+        resolvers, routes,
     },
     host::{
         file,
@@ -161,9 +161,16 @@ fn table<T: Default>(
     }
 }
 
-/// The bits of marks that are steer's.
-pub(super) fn marks(config: &Path) -> anyhow::Result<MarkMask> {
-    Ok(table(config, "route", config::route)?.marks())
+/// The bits of marks that are steer's: those of the policies of a daemon, which may have another file, or those of this file.
+pub(super) fn marks(pins: &Pins, netns_cookie: u64, config: &Path) -> anyhow::Result<MarkMask> {
+    let in_use = match Datapath::open(pins)? {
+        Some(datapath) => routes::mask_of_configured(&datapath, netns_cookie)?,
+        None => None,
+    };
+    match in_use {
+        Some(marks) => Ok(marks),
+        None => Ok(table(config, "route", config::route)?.marks()),
+    }
 }
 
 /// The groups of uplinks.

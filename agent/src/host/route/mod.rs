@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! 0       fwmark FLAG/FLAG goto 40000        behind `0: lookup local`
-//! 40000   nop                                without it the goto would be skipped
+//! 40000   lookup local                       where the kernel's rule for it was moved
 //! 40000+n fwmark MARK/MASK lookup TABLE      for policy number n
 //! 40999   fwmark FLAG/FLAG unreachable       whatever no table has a route for
 //! ```

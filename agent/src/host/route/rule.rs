@@ -85,8 +85,9 @@ impl Rule {
         Self { mark: flag, mask: flag, target: Some(TARGET), ..Self::new(family, FRONT, GOTO) }
     }
 
+    /// The kernel's rule for addresses of this host may come later, as VRFs need it, so marked packets meet one here.
     pub(super) fn target(family: u8) -> Self {
-        Self::new(family, TARGET, NOP)
+        Self { table: entry::LOCAL, ..Self::new(family, TARGET, LOOKUP) }
     }
 
     pub(super) fn end(family: u8, flag: u32) -> Self {
@@ -117,7 +118,9 @@ impl Rule {
         match (self.preference, self.action) {
             _ if self.has_more => None,
             (FRONT, GOTO) if is_flag && self.target == Some(TARGET) => Some(Role::Goto(self.mark)),
+            // That of an earlier version.
             (TARGET, NOP) if self.mask == 0 && self.bound_to.is_none() => Some(Role::Target),
+            _ if *self == Self::target(self.family) => Some(Role::Target),
             (END, UNREACHABLE) if is_flag && self.bound_to.is_none() => Some(Role::End(self.mark)),
             (FRONT, LOOKUP) if self.bound_to.is_some() && table::is_bound(self.table) => Some(Role::Bound),
             (preference, LOOKUP) if (TARGET + 1..END).contains(&preference) => {
