@@ -63,6 +63,16 @@ pub struct ExceptionKey {
 /// The interface of an exception as written, UTF-8, padded with NUL; the words of exceptions without an interface included.
 pub type ExceptionRecord = [u8; crate::record::INTERFACE_BYTES];
 
+const _: () = assert!(size_of::<PassKey>() == 24);
+const _: () = assert!(size_of::<ExceptionKey>() == 24);
+
+// SAFETY: `repr(C)`, `Copy`, only integers of one size, so no padding.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for PassKey {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for ExceptionKey {}
+
 #[cfg(test)]
 mod tests {
     use super::{OWN, PassKey};
@@ -77,13 +87,3 @@ mod tests {
         }
     }
 }
-
-const _: () = assert!(size_of::<PassKey>() == 24);
-const _: () = assert!(size_of::<ExceptionKey>() == 24);
-
-// SAFETY: `repr(C)`, `Copy`, only integers of one size, so no padding.
-#[cfg(feature = "user")]
-unsafe impl aya::Pod for PassKey {}
-// SAFETY: as above.
-#[cfg(feature = "user")]
-unsafe impl aya::Pod for ExceptionKey {}

@@ -19,7 +19,7 @@ use crate::{
         resolved,
         resolver::{self, Detour},
     },
-    kernel::{Datapath, Pins},
+    kernel::{self, Datapath, Pins},
     model::{
         config::{self, Source},
         mark::MarkMask,
@@ -163,14 +163,18 @@ fn table<T: Default>(
 
 /// The bits of marks that are steer's: those of the policies of a daemon, which may have another file, or those of this file.
 pub(super) fn marks(pins: &Pins, netns_cookie: u64, config: &Path) -> anyhow::Result<MarkMask> {
-    let in_use = match Datapath::open(pins)? {
-        Some(datapath) => routes::mask_of_configured(&datapath, netns_cookie)?,
-        None => None,
-    };
-    match in_use {
-        Some(marks) => Ok(marks),
-        None => Ok(table(config, "route", config::route)?.marks()),
+    match marks_in_use(pins, netns_cookie) {
+        Ok(Some(marks)) => Ok(marks),
+        Ok(None) | Err(kernel::Error::SwitchedOff { .. }) => Ok(table(config, "route", config::route)?.marks()),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// With the lock, because another command may be making the pins.
+fn marks_in_use(pins: &Pins, netns_cookie: u64) -> Result<Option<MarkMask>, kernel::Error> {
+    let Some(_lock) = pins.lock()? else { return Ok(None) };
+    let Some(datapath) = Datapath::open(pins)? else { return Ok(None) };
+    routes::mask_of_configured(&datapath, netns_cookie)
 }
 
 /// The groups of uplinks.

@@ -70,7 +70,8 @@ fn none_is_left_behind() {
             (moved, took)
         });
         println!("{method:?}: {} of {CLIENTS} ended in {took:?}", moved.tcp_ended);
-        assert!(moved.tcp_ended > 0 && moved.remaining.is_empty() && moved.errors.is_empty(), "{moved:?}");
+        // Clients may all have reconnected between the list and the end of the first one.
+        assert!(moved.remaining.is_empty() && moved.errors.is_empty(), "{moved:?}");
     }
 }
 

@@ -159,7 +159,10 @@ fn removal_leaves_no_trace() {
     let rest = bed.everything();
     assert!(!rest.contains("fwmark 0x81000000") && !rest.contains("fwmark 0x82000000"), "{rest}");
     assert!(rest.contains("fwmark 0x87000000/0xff000000 lookup"), "the other instance's stay: {rest}");
-    assert!(rest.contains("goto 40000") && rest.contains("nop") && rest.contains("unreachable"), "{rest}");
+    assert!(
+        rest.contains("goto 40000") && rest.contains("40000:\tfrom all lookup local") && rest.contains("unreachable"),
+        "{rest}"
+    );
     assert_eq!(shown(bed.send(mark(7), "192.168.3.9")), "eth1");
     bed.write(&wanted);
     let sorted = |text: &str| {
@@ -181,7 +184,7 @@ fn rules_survive_what_networkd_does() {
     bed.write(&Bed::wanted(vec![bed.policy(1, "up0")], vec![bed.index("up0")]));
     let rules = bed.ip("-4 -details rule") + &bed.ip("-6 -details rule");
     let ours =
-        rules.lines().filter(|line| ["goto", "nop", "unreachable", "193109"].iter().any(|word| line.contains(word)));
+        rules.lines().filter(|line| ["goto", "40000:", "unreachable", "193109"].iter().any(|word| line.contains(word)));
     let ours: Vec<_> = ours.collect();
     assert_eq!(ours.len(), 9, "{rules}");
     assert!(ours.iter().all(|line| line.contains("proto kernel")), "{ours:?}");

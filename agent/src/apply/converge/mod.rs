@@ -109,7 +109,6 @@ impl Steering {
         namespaces: Namespaces,
         released: &Path,
         asks_resolvers: watch::Sender<bool>,
-        links_wait: Box<dyn Fn() -> bool + Send>,
     ) -> anyhow::Result<Self> {
         let netns_cookie = kernel::netns_cookie()?;
         refuse_foreign(&datapath, netns_cookie)?;
@@ -134,8 +133,13 @@ impl Steering {
             groups: Groups::probing(),
             open: Vec::new(),
             untreated: BTreeSet::new(),
-            links_wait,
+            links_wait: Box::new(|| false),
         })
+    }
+
+    /// Sets what tells whether links have changed again. The sockets wait then.
+    pub(crate) fn links_come_first(&mut self, wait: impl Fn() -> bool + Send + 'static) {
+        self.links_wait = Box::new(wait);
     }
 
     /// The policies that were read last.

@@ -116,8 +116,6 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
     let (asks_resolvers, asked) = tokio::sync::watch::channel(false);
     let mut sources = Sources::new(&options.store, &pins, cgroups, namespace_links, requests, asked)?;
     let daemon = config.daemon.clone();
-    let queue = Arc::new(Queue::default());
-    let waiting = Arc::clone(&queue);
     let steering = Steering::new(
         datapath,
         hierarchy,
@@ -126,8 +124,8 @@ pub async fn run(options: Options, config: Config, pins: Pins) -> anyhow::Result
         namespaces,
         options.store.released(),
         asks_resolvers,
-        Box::new(move || waiting.links_wait()),
     )?;
+    let queue = Arc::new(Queue::default());
     let worker = Worker {
         steering,
         store: options.store.clone(),

@@ -67,6 +67,8 @@ impl Worker {
     pub(super) fn start(mut self, links: Table) -> std::io::Result<Working> {
         let (is_ready, ready) = oneshot::channel();
         let (has_ended, ended) = oneshot::channel();
+        let queue = Arc::clone(&self.queue);
+        self.steering.links_come_first(move || queue.links_wait());
         let work = move || {
             let worked = self.carry_out_all(links).map(|()| {
                 // The receiver is gone when the loop has ended.

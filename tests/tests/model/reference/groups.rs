@@ -32,7 +32,7 @@ pub(crate) struct Member {
 
 /// The resolver of a member, which nobody has.
 fn resolver_behind(link: &str, family: Family) -> IpAddr {
-    let number = LINKS.into_iter().position(|name| name == link).map_or(0, |number| number as u8);
+    let number = (0..).zip(LINKS).find(|(_, name)| *name == link).map_or(0, |(number, _)| number);
     match family {
         Family::V4 => Ipv4Addr::new(198, 51, 100, 60 + number).into(),
         Family::V6 => Ipv6Addr::new(0xfd00, 0xffff, 0, 0, 0, 0, 0, 0x60 + u16::from(number)).into(),
