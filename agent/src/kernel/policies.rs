@@ -199,7 +199,10 @@ impl Datapath {
             self.clear_reach(slot, records[&slot].flags)?;
             self.put_exceptions(slot, &exceptions)?;
         }
-        self.inherit(&former, (&slots, &begin_anew), &records)?;
+        // Counts are no reason to leave a policy unchanged.
+        if let Err(error) = self.inherit(&former, (&slots, &begin_anew), &records) {
+            log::warn!("changed policies begin their counters anew: {error}");
+        }
         for slot in &slots {
             self.set_policy(*slot, &records[slot])?;
         }
@@ -252,7 +255,9 @@ impl Datapath {
         }
         let named: BTreeSet<u32> = self.records()?.into_iter().filter_map(|(_, record)| Some(record?.policy)).collect();
         for PolicyEntry { slot, record, .. } in retired {
-            self.settle(slot)?;
+            if let Err(error) = self.settle(slot) {
+                log::warn!("what policy {} counted last is lost: {error}", text(&record.name));
+            }
             if named.contains(&slot) {
                 let netns_cookie = if record.kind == Kind::Exempt as u32 { netns_cookie } else { record.netns_cookie };
                 self.set_policy(slot, &record.closed())?;

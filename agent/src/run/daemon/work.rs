@@ -311,10 +311,10 @@ impl Queue {
         added
     }
 
-    /// Whether links of the daemon's own namespace wait for the next turn, or it is to end.
+    /// Whether links of the daemon's own namespace wait for the next turn. At the end there is none.
     pub(super) fn links_wait(&self) -> bool {
         let work = self.work();
-        work.links.is_some() || work.stopped
+        work.links.is_some() && !work.stopped
     }
 
     /// Lets the worker end after its current turn.

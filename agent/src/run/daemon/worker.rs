@@ -92,6 +92,7 @@ impl Worker {
             converged => converged?,
         }
         self.show_policies();
+        self.steering.take_over_untreated()?;
         self.steering.replace_other_versions()
     }
 
@@ -104,7 +105,13 @@ impl Worker {
             let choose = self.steering.next_choice().map(|left| Instant::now() + left);
             let choose = choose.map(|at| patience.map_or(at, |earliest: Instant| at.max(earliest)));
             let timers = Timers { retry, release: self.steering.next_check(), choose, look_at_use };
-            let Some(turn) = self.queue.next(timers) else { return };
+            let Some(turn) = self.queue.next(timers) else {
+                // The next daemon does not know which sockets were left.
+                if let Err(error) = self.steering.take_over_untreated() {
+                    log::warn!("existing sockets were not changed: {error}");
+                }
+                return;
+            };
             if turn.look_at_use {
                 look_at_use = None;
             } else if turn.item.is_some() {
