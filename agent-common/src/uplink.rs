@@ -215,6 +215,24 @@ impl UplinkRecord {
         if member < MEMBERS { member } else { MEMBERS }
     }
 
+    /// The line that a bucket has for a family; none if it has no member.
+    ///
+    /// The verifier knows nothing of the member here, so this needs no [`position`], which takes time.
+    #[inline]
+    pub fn line_of_bucket(&self, policy: &PolicyRecord, family: Family, bucket: usize) -> Line {
+        let picks = match family {
+            Family::V4 => &self.pick[0],
+            Family::V6 => &self.pick[1],
+        };
+        let member = usize::from(picks[bucket & (BUCKETS - 1)]);
+        let ifindex = self.ifindex[member & (MEMBERS - 1)];
+        if member < MEMBERS {
+            Line { ifindex, mark: policy.mark_of(member) }
+        } else {
+            Line { ifindex: CLOSED_IFINDEX, mark: policy.mark_of(0) }
+        }
+    }
+
     /// The line of a member; none if there is no such member.
     #[inline]
     pub fn line(&self, policy: &PolicyRecord, member: usize) -> Line {

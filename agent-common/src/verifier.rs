@@ -5,39 +5,29 @@
 //!
 //! **Invariant:** the value stays the same. Only the knowledge about it is lost.
 
-/// The same byte, of which the compiler and the verifier know nothing: it is written to the stack next to another one, and read with it.
-/// The verifier follows only what is read as it was written (up to Linux 6.18), but it follows zero in any case.
+/// The same byte, of which the compiler and the verifier know nothing: it is written to the stack as the second half of a word, and
+/// read alone. The verifier follows only what is read as it was written, or the first part of it (up to Linux 7.3), and words that are
+/// zero. The CPU need not wait for the stack: it forwards a read that lies within one write.
 #[expect(unsafe_code, reason = "volatile accesses")]
 #[inline(always)]
 pub fn forget(byte: u8) -> u8 {
     let mut pair = 0_u16;
-    let first = (&raw mut pair).cast::<u8>();
-    let second = first.wrapping_add(1);
-    // SAFETY: within the pair.
-    unsafe { first.write_volatile(1) };
-    // SAFETY: within the pair.
-    unsafe { second.write_volatile(byte.wrapping_add(1)) };
-    // SAFETY: it was initialized.
-    let pair = unsafe { (&raw const pair).read_volatile() };
-    pair.to_ne_bytes()[1].wrapping_sub(1)
+    // SAFETY: a local variable.
+    unsafe { (&raw mut pair).write_volatile(u16::from_ne_bytes([1, byte])) };
+    // SAFETY: within the pair, which is initialized.
+    unsafe { (&raw const pair).cast::<u8>().wrapping_add(1).read_volatile() }
 }
 
 /// The same word, likewise.
 #[expect(unsafe_code, reason = "volatile accesses")]
 #[inline(always)]
 pub fn forget_word(word: u32) -> u32 {
-    const NOT_ZERO: u32 = 0x5555_5555;
+    let [a, b, c, d] = word.to_ne_bytes();
     let mut pair = 0_u64;
-    let first = (&raw mut pair).cast::<u32>();
-    let second = first.wrapping_add(1);
-    // SAFETY: within the pair.
-    unsafe { first.write_volatile(1) };
-    // SAFETY: within the pair.
-    unsafe { second.write_volatile(word ^ NOT_ZERO) };
-    // SAFETY: it was initialized.
-    let pair = unsafe { (&raw const pair).read_volatile() };
-    let [a, b, c, d] = pair.to_ne_bytes().as_chunks::<4>().0[1];
-    u32::from_ne_bytes([a, b, c, d]) ^ NOT_ZERO
+    // SAFETY: a local variable.
+    unsafe { (&raw mut pair).write_volatile(u64::from_ne_bytes([1, 0, 0, 0, a, b, c, d])) };
+    // SAFETY: within the pair, which is initialized.
+    unsafe { (&raw const pair).cast::<u32>().wrapping_add(1).read_volatile() }
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ fn guard(ctx: &SkBuffContext, reason: Counter) -> i32 {
     let may_be_forged =
         ifindex == LOOPBACK_IFINDEX && matches!(reason, Counter::StoppedEgress) && local::has_other_source(ctx);
     // A packet on its way out has a socket here. One without would be the kernel's own, which chooses a source of this host.
-    let forged = match socket(ctx).filter(|_| may_be_forged) {
+    let forged = match may_be_forged.then(|| socket(ctx)).flatten() {
         None => Forged::No,
         Some(socket) if local::is_raw(socket) => Forged::Yes,
         Some(_) => Forged::IfForeign,

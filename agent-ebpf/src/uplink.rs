@@ -28,7 +28,7 @@ pub(crate) fn group(policy: Option<&PolicyRecord>) -> Option<&'static UplinkReco
 pub(crate) fn of_new(policy: Option<&PolicyRecord>, attachment: &AttachmentRecord, family: Family) -> Line {
     let Some(policy) = policy else { return Line::CLOSED };
     let Some(group) = group(Some(policy)) else { return Line::of(policy) };
-    group.line(policy, group.picked(family, own_bucket(group, attachment)))
+    group.line_of_bucket(policy, family, own_bucket(group, attachment))
 }
 
 /// What decides about the line of a socket that exists.
